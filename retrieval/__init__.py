@@ -1,0 +1,1 @@
+"""Text-to-audio retrieval: models, losses, training and evaluation."""

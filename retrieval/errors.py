@@ -1,0 +1,17 @@
+"""The one exception for a user's mistake: entry points print it as a single line and exit with code 2."""
+
+import sys
+from collections.abc import Callable
+
+
+class UserError(ValueError):
+    """What was found, what was expected and what to do, in one line."""
+
+
+def run_main(main: Callable[[], int | None]) -> None:
+    """Run `main`; print a UserError as one `error: ...` line on stderr and exit with 2."""
+    try:
+        sys.exit(main())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
