@@ -1,1 +1,30 @@
-"""Text-to-audio retrieval: models, losses, training and evaluation."""
+"""Text-to-audio retrieval: models, losses, training and evaluation.
+
+`import evaluate` means the Hugging Face package, also in processes that have the repository root, with its script
+evaluate.py, first on sys.path. Importing `retrieval` sees to it; nothing is loaded before somebody asks for `evaluate`.
+"""
+
+import sys
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+from types import ModuleType
+
+_ROOT = Path(__file__).resolve().parent.parent
+
+
+class _HuggingFaceEvaluate(MetaPathFinder):
+    """Finds the module `evaluate` on sys.path without the repository root."""
+
+    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        if fullname != "evaluate":
+            return None
+        spec = PathFinder.find_spec(fullname, [entry for entry in sys.path if Path(entry).resolve() != _ROOT], target)
+        if spec is None:
+            raise ModuleNotFoundError("the Hugging Face package evaluate is not installed; pip install -r requirements.txt", name=fullname)
+        return spec
+
+
+if not any(type(finder).__name__ == "_HuggingFaceEvaluate" for finder in sys.meta_path):  # importlib.reload
+    sys.meta_path.insert(0, _HuggingFaceEvaluate())

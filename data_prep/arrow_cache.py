@@ -1,0 +1,288 @@
+"""Builds the Arrow cache: the contract between data_prep and `retrieval`.
+
+A cache is a `datasets.DatasetDict.save_to_disk` folder, one row a clip, plus `cache.json`, which names schema, codec, sample rate, sources
+and skipped files. All work is done in `<output>.partial`; the finished folder is renamed at the end, so a half-built cache is never
+mistaken for a whole one. An interrupted build goes on from its finished shards.
+
+    <output>.partial/cache/<split>/data-*.arrow     becomes <output>
+    <output>.partial/reports/                       one JSON file a finished shard (cache_shards.py)
+"""
+
+import contextlib
+import fcntl
+import importlib.metadata
+import json
+import math
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from cache_shards import Clip, ShardJob, atomic_file, cache_schema, finished_report, run_jobs, shard_digest
+from prep_errors import UserError, disk_errors
+
+SCHEMA = 1
+MAX_LOST = 0.01  # fraction of a split's clips
+# Up to 16 shards a split load without a progress bar of their own; at most 256 clips (360 MB of Clotho) are lost by an interruption.
+MIN_SHARD_CLIPS, MAX_SHARD_CLIPS, TARGET_SHARDS = 8, 256, 16
+MAX_LISTED = 20  # skipped files printed; all of them are in cache.json
+
+
+@dataclass(frozen=True)
+class Skipped:
+    split: str
+    file_name: str
+    reason: str
+
+
+@dataclass
+class SplitPlan:
+    """What a corpus reader found for one split."""
+
+    name: str
+    clips: list[Clip]
+    lost: list[Skipped] = field(default_factory=list)  # clips that should be there and are not
+    unused: list[Skipped] = field(default_factory=list)  # audio files that no caption belongs to
+    notes: list[str] = field(default_factory=list)  # printed after the build
+
+
+@dataclass(frozen=True)
+class CacheSettings:
+    corpus: str
+    codec: str  # a key of audio_codec.CODECS
+    sample_rate: int  # Hz
+    schema: int = SCHEMA
+
+
+def build_cache(
+    output: Path, settings: CacheSettings, plans: list[SplitPlan], num_proc: int, allow_missing: bool, overwrite: bool
+) -> dict[str, Any]:
+    """Build `output`, or find it finished with the same settings and sources; return the content of its cache.json.
+
+    Raises UserError when `output` is something else, when more than 1 % of a split is lost, or when the disk is full.
+    """
+    jobs, sources = _plan_jobs(output, settings, plans)
+    existing = _existing_cache(output)
+    if existing is not None:
+        differences = _differences(existing, settings, sources)
+        if not differences:
+            print(f"{output} is already built with these settings; nothing to do")
+            return existing
+        if not overwrite:
+            raise UserError(f"{output} was built differently ({'; '.join(differences)}): add --overwrite, or choose another --output")
+    _check_losses(plans, [], allow_missing)
+    partial = _partial(output)
+    with disk_errors(partial):
+        partial.mkdir(parents=True, exist_ok=True)
+        with _lock(partial):
+            reports = _write_shards(partial, jobs, num_proc)
+            skipped = [item for report in reports for item in report["skipped"]]
+            _check_losses(plans, skipped, allow_missing)
+            info = _lay_out(partial, settings, plans, jobs, reports, sources)
+            _publish(output, partial)
+    return info
+
+
+def print_report(info: dict[str, Any], plans: list[SplitPlan]) -> None:
+    """Table of splits, then what was left out and why."""
+    print(f"{'split':<14}{'clips':>8}{'hours':>9}{'captions':>10}{'lost':>7}{'unused':>8}{'clipped samples':>17}")
+    for plan in plans:
+        split = info["splits"][plan.name]
+        print(
+            f"{plan.name:<14}{split['num_clips']:>8}{split['hours']:>9.2f}{split['num_captions']:>10}"
+            f"{split['num_lost']:>7}{split['num_unused']:>8}{split['num_clipped_samples']:>17}"
+        )
+    names = [plan.name for plan in plans]
+    _print_skipped([item for item in info["skipped"] if item["split"] in names])
+    for plan in plans:
+        for note in plan.notes:
+            print(f"note: {note}")
+
+
+def _print_skipped(skipped: list[dict[str, str]]) -> None:
+    if skipped:
+        print(f"left out ({len(skipped)}):")
+    for item in skipped[:MAX_LISTED]:
+        print(f"  {item['split']}/{item['file_name']}: {item['reason']}")
+    if len(skipped) > MAX_LISTED:
+        print(f"  ... and {len(skipped) - MAX_LISTED} more")
+
+
+def _partial(output: Path) -> Path:
+    return output.with_name(f"{output.name}.partial")
+
+
+def _plan_jobs(output: Path, settings: CacheSettings, plans: list[SplitPlan]) -> tuple[list[ShardJob], dict[str, str]]:
+    # Shards do not depend on --num-proc, so that an interrupted build can go on with another one.
+    jobs, sources = [], {}
+    for plan in plans:
+        if not plan.clips:
+            raise UserError(_none_usable(plan.name, [asdict(item) for item in plan.lost]))
+        size = min(MAX_SHARD_CLIPS, max(MIN_SHARD_CLIPS, math.ceil(len(plan.clips) / TARGET_SHARDS)))
+        num_shards = math.ceil(len(plan.clips) / size)
+        source = sha256()
+        for index in range(num_shards):
+            clips = tuple(plan.clips[index * size : (index + 1) * size])
+            digest = shard_digest(clips, asdict(settings))
+            source.update(digest.encode())
+            arrow_path = _partial(output) / "cache" / plan.name / f"data-{index:05d}-of-{num_shards:05d}.arrow"
+            report_path = _partial(output) / "reports" / f"{plan.name}-{index:05d}-of-{num_shards:05d}.json"
+            jobs.append(ShardJob(plan.name, clips, settings.codec, settings.sample_rate, arrow_path, report_path, digest))
+        sources[plan.name] = source.hexdigest()[:16]
+    return jobs, sources
+
+
+def _existing_cache(output: Path) -> dict[str, Any] | None:
+    """cache.json of a finished cache; None where nothing is in the way."""
+    try:
+        return json.loads((output / "cache.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if not output.exists() or not any(output.iterdir()):
+            return None
+    except (OSError, ValueError):
+        pass
+    raise UserError(f"{output} exists and is not a finished cache: move it away, or choose another --output")
+
+
+def _differences(existing: dict[str, Any], settings: CacheSettings, sources: dict[str, str]) -> list[str]:
+    wanted = asdict(settings)
+    differences = [f"{key} {existing.get(key)} instead of {wanted[key]}" for key in wanted if existing.get(key) != wanted[key]]
+    for split, source in sources.items():
+        built = existing.get("splits", {}).get(split)
+        if built is None:
+            differences.append(f"split {split} is not in it")
+        elif not differences and built.get("source") != source:  # the digest depends on the settings too
+            differences.append(f"the files or captions of {split} have changed since")
+    return differences
+
+
+def _check_losses(plans: list[SplitPlan], skipped: list[dict[str, str]], allow_missing: bool) -> None:
+    for plan in plans:
+        lost = [asdict(item) for item in plan.lost] + [item for item in skipped if item["split"] == plan.name]
+        num_expected = len(plan.clips) + len(plan.lost)
+        if len(lost) == num_expected:
+            raise UserError(_none_usable(plan.name, lost))
+        if len(lost) > MAX_LOST * num_expected and not allow_missing:
+            _print_skipped(lost)
+            raise UserError(
+                f"split {plan.name}: {len(lost)} of {num_expected} clips are lost, at most {MAX_LOST:.0%} may be; first {_describe(lost[0])}; "
+                "repair or fetch them again, or accept the loss with --allow-missing"
+            )
+
+
+def _none_usable(split: str, lost: list[dict[str, str]]) -> str:
+    return f"split {split}: none of its {len(lost)} clips is usable" + (f"; first {_describe(lost[0])}" if lost else "")
+
+
+def _describe(item: dict[str, str]) -> str:
+    return f"{item['file_name']!r}: {item['reason']}"
+
+
+@contextlib.contextmanager
+def _lock(partial: Path) -> Iterator[None]:
+    # The kernel lets go of it when the process ends, however it ends.
+    with (partial / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another build is at work in {partial}: wait for it to end") from None
+        yield
+
+
+def _write_shards(partial: Path, jobs: list[ShardJob], num_proc: int) -> list[dict[str, Any]]:
+    reports = {job.report_path: report for job in jobs if (report := finished_report(job))}
+    keep = {path for job in jobs if job.report_path in reports for path in (job.report_path, job.arrow_path)} | {partial / "lock"}
+    for path in partial.rglob("*"):
+        if path.is_file() and path not in keep:
+            path.unlink()
+    if reports:
+        print(f"going on with an interrupted build: {len(reports)} of {len(jobs)} shards are ready")
+    todo = [job for job in jobs if job.report_path not in reports]
+    for job in todo:
+        job.arrow_path.parent.mkdir(parents=True, exist_ok=True)
+        job.report_path.parent.mkdir(exist_ok=True)
+    reports.update(zip([job.report_path for job in todo], run_jobs(todo, num_proc)))
+    return [reports[job.report_path] for job in jobs]
+
+
+def _lay_out(
+    partial: Path, settings: CacheSettings, plans: list[SplitPlan], jobs: list[ShardJob], reports: list[dict[str, Any]], sources: dict[str, str]
+) -> dict[str, Any]:
+    """Write the JSON files around the shards, check the result as a reader would, then write cache.json."""
+    import datasets  # here: a second or more, which an error message should not have to wait for
+
+    features = datasets.Features.from_arrow_schema(cache_schema(list(jobs[0].clips[0].metadata)))
+    splits = {}
+    for plan in plans:
+        done = [(job, report) for job, report in zip(jobs, reports) if job.split == plan.name]
+        _write_split_files(partial / "cache" / plan.name, [job.arrow_path.name for job, r in done if r["num_clips"]], sources[plan.name], features)
+        total = {key: sum(report[key] for _, report in done) for key in ("num_clips", "num_captions", "num_samples", "num_clipped_samples")}
+        splits[plan.name] = {
+            "num_clips": total["num_clips"],
+            "num_captions": total["num_captions"],
+            "hours": round(total["num_samples"] / settings.sample_rate / 3600, 6),
+            "num_clipped_samples": total["num_clipped_samples"],
+            "num_lost": len(plan.lost) + sum(len(report["skipped"]) for _, report in done),
+            "num_unused": len(plan.unused),
+            "source": sources[plan.name],
+        }
+    _write_json(partial / "cache" / "dataset_dict.json", {"splits": list(splits)})
+    _verify(partial / "cache", splits)
+    info = {
+        **asdict(settings),
+        "command": shlex.join(sys.argv),
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "library_versions": {name: importlib.metadata.version(name) for name in ("datasets", "pyarrow", "numpy", "soundfile", "soxr")},
+        "splits": splits,
+        "skipped": [asdict(item) for plan in plans for item in plan.lost + plan.unused] + [item for report in reports for item in report["skipped"]],
+    }
+    _write_json(partial / "cache" / "cache.json", info)
+    return info
+
+
+def _write_split_files(folder: Path, shard_names: list[str], source: str, features: Any) -> None:
+    """dataset_info.json and state.json as `Dataset.save_to_disk` writes them, without passing the audio through memory again."""
+    import datasets
+
+    datasets.DatasetInfo(features=features).write_to_directory(str(folder))
+    state = {
+        "_data_files": [{"filename": name} for name in shard_names],
+        "_fingerprint": source,
+        "_format_columns": None,
+        "_format_kwargs": {},
+        "_format_type": None,
+        "_output_all_columns": False,
+        "_split": folder.name,
+    }
+    _write_json(folder / "state.json", state)
+
+
+def _verify(folder: Path, splits: dict[str, dict[str, Any]]) -> None:
+    import datasets
+
+    loaded = datasets.load_from_disk(str(folder))
+    clip_ids = [clip_id for split in loaded.values() for clip_id in split["clip_id"]]
+    found = {name: split.num_rows for name, split in loaded.items()}
+    assert found == {name: split["num_clips"] for name, split in splits.items()}, found
+    assert len(set(clip_ids)) == len(clip_ids), "a clip_id occurs twice"
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    with atomic_file(path) as file:
+        file.write(json.dumps(content, indent=2, ensure_ascii=False).encode())
+
+
+def _publish(output: Path, partial: Path) -> None:
+    replaced = output.with_name(f"{output.name}.replaced")
+    shutil.rmtree(replaced, ignore_errors=True)
+    if output.exists():
+        os.replace(output, replaced)
+    os.replace(partial / "cache", output)
+    shutil.rmtree(replaced, ignore_errors=True)
+    shutil.rmtree(partial)

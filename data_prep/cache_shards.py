@@ -1,0 +1,197 @@
+"""Parallel, resumable writing of Arrow shard files, a few hundred clips each.
+
+A shard is one Arrow IPC stream with one record batch a clip, so that a process holds one clip at a time. It is written under another name,
+synced and renamed; then a small JSON report is written the same way. A report whose digest fits (settings, captions, and size and time
+of every source file) marks a shard that a later run need not write again.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import wait as wait_for_sentinel
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from audio_codec import UnusableAudio, encode_clip
+from prep_errors import UserError
+from tqdm import tqdm
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One row of the cache, before its audio is read."""
+
+    clip_id: str  # unique in the cache
+    file_name: str
+    path: str
+    captions: tuple[str, ...]
+    metadata: dict[str, str]  # column -> value, the same columns for every clip of a cache
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    split: str
+    clips: tuple[Clip, ...]
+    codec: str
+    sample_rate: int
+    arrow_path: Path
+    report_path: Path
+    digest: str
+
+
+def shard_digest(clips: tuple[Clip, ...], settings: dict[str, Any]) -> str:
+    """Changes with a setting, a caption, a metadata field, or the size or modification time of a source file."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for clip in clips:
+        status = os.stat(clip.path)
+        row = [clip.clip_id, clip.file_name, clip.captions, clip.metadata, status.st_size, status.st_mtime_ns]
+        digest.update(json.dumps(row, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def finished_report(job: ShardJob) -> dict[str, Any] | None:
+    """Report of an earlier run whose shard can be used as it is."""
+    try:
+        report = json.loads(job.report_path.read_text(encoding="utf-8"))
+        whole = report["digest"] == job.digest and report["num_bytes"] == job.arrow_path.stat().st_size
+    except (OSError, ValueError, KeyError):
+        return None
+    return report if whole else None
+
+
+def cache_schema(metadata_columns: list[str]) -> pa.Schema:
+    return pa.schema(
+        [
+            ("clip_id", pa.string()),
+            ("file_name", pa.string()),
+            ("audio", pa.large_binary()),
+            ("num_samples", pa.int64()),
+            ("captions", pa.list_(pa.string())),
+            *((column, pa.string()) for column in metadata_columns),
+        ]
+    )
+
+
+def write_shard(job: ShardJob, on_clip: Callable[[], None]) -> dict[str, Any]:
+    """Write the shard and its report; `on_clip` is called after each clip. Unusable clips are listed, not written."""
+    report = {"digest": job.digest, "num_clips": 0, "num_captions": 0, "num_samples": 0, "num_clipped_samples": 0, "skipped": []}
+    schema = cache_schema(list(job.clips[0].metadata))
+    with atomic_file(job.arrow_path) as sink, pa.ipc.new_stream(sink, schema) as stream:
+        for clip in job.clips:
+            try:
+                encoded = encode_clip(clip.path, job.sample_rate, job.codec)
+            except UnusableAudio as reason:
+                report["skipped"].append({"split": job.split, "file_name": clip.file_name, "reason": str(reason)})
+            else:
+                row = {
+                    "clip_id": clip.clip_id,
+                    "file_name": clip.file_name,
+                    "audio": encoded.audio,
+                    "num_samples": encoded.num_samples,
+                    "captions": list(clip.captions),
+                    **clip.metadata,
+                }
+                stream.write_batch(pa.RecordBatch.from_pylist([row], schema=schema))
+                report["num_clips"] += 1
+                report["num_captions"] += len(clip.captions)
+                report["num_samples"] += encoded.num_samples
+                report["num_clipped_samples"] += encoded.num_clipped
+            on_clip()
+    report["num_bytes"] = job.arrow_path.stat().st_size
+    with atomic_file(job.report_path) as sink:
+        sink.write(json.dumps(report).encode())
+    return report
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Any]:
+    """Binary file that appears under `path` only when it is whole and on disk."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def run_jobs(jobs: list[ShardJob], num_proc: int) -> list[dict[str, Any]]:
+    """Write all shards in `num_proc` processes; reports in the order of `jobs`."""
+    with tqdm(total=sum(len(job.clips) for job in jobs), desc="building", unit="clip", disable=None) as bar:
+        if min(num_proc, len(jobs)) <= 1:
+            return [write_shard(job, bar.update) for job in jobs]
+        return _run_parallel(jobs, num_proc, bar)
+
+
+def _run_parallel(jobs: list[ShardJob], num_proc: int, bar: tqdm) -> list[dict[str, Any]]:
+    context = multiprocessing.get_context("spawn")  # a forked copy of a process with threads can hang
+    counter, stop = context.Value("q", 0), context.Event()
+    executor = ProcessPoolExecutor(min(num_proc, len(jobs)), context, _start_worker, (counter, stop))
+    try:
+        with _interrupts_ignored():  # inherited by the workers: Ctrl-C is this process's business alone
+            futures = [executor.submit(_work, job) for job in jobs]
+        _follow(futures, counter, bar)
+        return [future.result() for future in futures]
+    except BrokenProcessPool:
+        raise UserError(
+            "a worker process was killed, perhaps for lack of memory: run the same command again, with a smaller --num-proc; finished parts are kept"
+        ) from None
+    finally:
+        stop.set()
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _follow(futures: list[Future], counter: Any, bar: tqdm) -> None:
+    pending = set(futures)
+    while pending:
+        done, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
+        bar.update(counter.value - bar.n)
+        for future in done:
+            future.result()  # the first failure ends the build
+
+
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+class _Stopped(Exception):
+    """Another shard failed, or the build was interrupted."""
+
+
+def _start_worker(counter: Any, stop: Any) -> None:
+    global _counter, _stop
+    _counter, _stop = counter, stop
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    # A killed parent closes no queue: without this its workers would wait for ever.
+    wait_for_sentinel([multiprocessing.parent_process().sentinel])
+    os._exit(1)
+
+
+def _work(job: ShardJob) -> dict[str, Any]:
+    return write_shard(job, _count_clip)
+
+
+def _count_clip() -> None:
+    if _stop.is_set():
+        raise _Stopped
+    with _counter.get_lock():
+        _counter.value += 1

@@ -1,0 +1,182 @@
+"""Write the sample corpus: synthesised sound scenes with true captions, in exactly the layout of Clotho v2.1.
+
+    python data_prep/make_sample_corpus.py --output data/sample
+
+    data/sample/development/*.wav                    44.1 kHz, mono, 16 bits, 4-20 s
+    data/sample/clotho_captions_development.csv      UTF-8, five captions a clip
+    data/sample/clotho_metadata_development.csv      ISO-8859-1
+    ... the same for validation and evaluation ...
+    data/sample/scenes.json                          what happens when in every clip, and which events each caption names
+
+Same seed and sizes, same bytes, for any number of processes: a clip's random numbers depend only on (seed, split, index). The synthesis
+computes in float64 and rounds to 16 bits at the end, so that other processors and numpy builds give the same files unless numpy
+changes its generators. The corpus appears under its name only when it is complete.
+"""
+
+import csv
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import threading
+import wave
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from prep_errors import OneLineParser, UserError, run
+from sample_corpus.captions import Caption, write_captions
+from sample_corpus.events import EVENTS
+from sample_corpus.file_names import file_name
+from sample_corpus.scenes import Scene, plan_scene, render_scene
+from sample_corpus.signals import SAMPLE_RATE
+from tqdm import tqdm
+
+VERSION = 1  # raise it with every change that changes bytes: an older corpus is then not taken for this one
+SPLITS = ("development", "validation", "evaluation")
+METADATA_COLUMNS = ("file_name", "keywords", "sound_id", "sound_link", "start_end_samples", "manufacturer", "license")
+CC0 = "http://creativecommons.org/publicdomain/zero/1.0/"
+Task = tuple[Path, int, int, int, Scene]  # file, seed, split number, clip number, scene
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = OneLineParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--output", type=Path, default=Path("data/sample"), metavar="DIR")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--sizes", type=int, nargs=3, default=[300, 60, 60], metavar=("DEVELOPMENT", "VALIDATION", "EVALUATION"), help="clips a split")
+    parser.add_argument("--num-proc", type=int, default=os.cpu_count() or 1, metavar="N", help="processes")
+    parser.add_argument("--overwrite", action="store_true", help="replace a sample corpus of another seed, size or version")
+    options = parser.parse_args(arguments)
+    return run(lambda: make_corpus(options.output, options.seed, options.sizes, options.num_proc, options.overwrite))
+
+
+def make_corpus(output: Path, seed: int, sizes: list[int], num_proc: int, overwrite: bool = False) -> None:
+    """Write the corpus to `output`, or reuse an equal one. Raises UserError."""
+    if seed < 0:
+        raise UserError(f"--seed {seed}: must be 0 or more")
+    if min(sizes) < 1:
+        raise UserError(f"--sizes {' '.join(map(str, sizes))}: every split needs at least one clip")
+    if num_proc < 1:
+        raise UserError(f"--num-proc {num_proc}: must be 1 or more")
+    settings = {"version": VERSION, "seed": seed, "sizes": dict(zip(SPLITS, sizes))}
+    if _reusable(output, settings, overwrite):
+        print(f"{output} holds this sample corpus already ({sum(sizes)} clips): reused")
+        return
+    partial = output.with_name(f".{output.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        clips = _write(partial, settings, num_proc)
+        shutil.rmtree(output, ignore_errors=True)  # empty, or a sample corpus that --overwrite gives up
+        partial.rename(output)
+    except OSError as error:
+        raise UserError(f"the corpus could not be written to {output}: {error.strerror or error}") from None
+    except BrokenProcessPool:
+        raise UserError("a process was killed, perhaps for lack of memory; try a smaller --num-proc") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    minutes = sum(clip["seconds"] for clip in clips) / 60
+    print(f"{output}: {len(clips)} clips, {minutes:.0f} minutes, {len(EVENTS)} kinds of event")
+
+
+def _reusable(output: Path, settings: dict[str, Any], overwrite: bool) -> bool:
+    """Is the wanted corpus there? Raises UserError where something else is in the way."""
+    if not output.exists() and not output.is_symlink():
+        return False
+    if not output.is_dir():
+        raise UserError(f"{output} is not a folder; give another --output")
+    if not any(output.iterdir()):
+        return False
+    try:
+        found = json.loads((output / "scenes.json").read_text(encoding="utf-8"))
+        files = [output / clip["split"] / clip["file_name"] for clip in found["clips"]]
+        files += [output / f"clotho_{table}_{split}.csv" for table in ("captions", "metadata") for split in SPLITS]
+        different = [f"{key} {found[key]}" for key in settings if found[key] != settings[key]]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{output} is not empty and holds no sample corpus (no readable scenes.json); give another --output") from None
+    missing = [path.name for path in files if not path.is_file()]
+    if missing and not different:
+        different = [f"{len(missing)} files missing, first {missing[0]!r}"]
+    if different and not overwrite:
+        raise UserError(f"{output} holds another sample corpus ({', '.join(different)}); add --overwrite to replace it, or give another --output")
+    return not different
+
+
+def _write(folder: Path, settings: dict[str, Any], num_proc: int) -> list[dict[str, Any]]:
+    taken: set[str] = set()
+    tasks: list[Task] = []
+    for split_number, (split, size) in enumerate(settings["sizes"].items()):
+        (folder / split).mkdir(parents=True)
+        for index in range(size):
+            rng = _generator(settings["seed"], split_number, index, 0)
+            scene = plan_scene(rng)
+            tasks.append((folder / split / file_name(rng, scene, taken), settings["seed"], split_number, index, scene))
+    clips = _render_all(tasks, num_proc)
+    for split in SPLITS:
+        _write_tables(folder, split, [clip for clip in clips if clip["split"] == split])
+    with open(folder / "scenes.json", "w", encoding="utf-8") as file:
+        json.dump({**settings, "clips": [{key: clip[key] for key in clip if key != "num_samples"} for clip in clips]}, file, ensure_ascii=False, indent=1)
+    return clips
+
+
+def _generator(*key: int) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(key)))
+
+
+def _render_all(tasks: list[Task], num_proc: int) -> list[dict[str, Any]]:
+    show = {"total": len(tasks), "desc": "sound scenes", "unit": "clip", "disable": None}
+    if num_proc == 1:
+        return list(tqdm(map(_render, tasks), **show))
+    with ProcessPoolExecutor(min(num_proc, len(tasks)), multiprocessing.get_context("spawn"), _start_worker) as pool:
+        try:
+            return list(tqdm(pool.map(_render, tasks, chunksize=4), **show))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _start_worker() -> None:
+    """Leave Ctrl-C to the parent, and end with it: a killed parent closes no queue, its workers would wait for ever."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sentinel = multiprocessing.parent_process().sentinel
+    threading.Thread(target=lambda: (wait([sentinel]), os._exit(1)), daemon=True).start()
+
+
+def _render(task: Task) -> dict[str, Any]:
+    """Write one WAV; its entry of scenes.json, and the number of samples."""
+    path, seed, split_number, index, scene = task
+    rng = _generator(seed, split_number, index, 1)
+    mix, _, _ = render_scene(rng, scene)
+    samples = np.round(mix * 32767).astype("<i2")
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, SAMPLE_RATE, len(samples), "NONE", "not compressed"))
+        file.writeframes(samples.tobytes())
+    captions = write_captions(rng, scene)
+    return _entry(path, scene, captions, len(samples))
+
+
+def _entry(path: Path, scene: Scene, captions: list[Caption], num_samples: int) -> dict[str, Any]:
+    events = [{**vars(event), "onset": round(event.onset, 3), "duration": round(event.duration, 3)} for event in scene.events]
+    return {"split": path.parent.name, "file_name": path.name, "seconds": round(num_samples / SAMPLE_RATE, 3), "background": scene.background,
+            "events": events, "captions": [vars(caption) for caption in captions], "num_samples": num_samples}
+
+
+def _write_tables(folder: Path, split: str, clips: list[dict[str, Any]]) -> None:
+    with open(folder / f"clotho_captions_{split}.csv", "w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["file_name", *(f"caption_{number}" for number in range(1, 6))])
+        table.writerows([clip["file_name"], *(caption["text"] for caption in clip["captions"])] for clip in clips)
+    with open(folder / f"clotho_metadata_{split}.csv", "w", encoding="iso-8859-1", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(METADATA_COLUMNS)
+        for clip in clips:
+            keywords = ";".join(EVENTS[event["kind"]].keyword for event in clip["events"])
+            table.writerow([clip["file_name"], keywords, "Not found", "Not found", f"[0, {clip['num_samples']}]", "synthesised", CC0])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

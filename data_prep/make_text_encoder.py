@@ -1,0 +1,138 @@
+"""Write a small RoBERTa without weights for the sample corpus: a configuration, and a tokenizer trained on the corpus's captions.
+
+    python data_prep/make_text_encoder.py --captions data/sample/clotho_captions_development.csv --output data/sample_text_encoder
+
+The folder has the official Hugging Face layout, so that `text_encoder.name: data/sample_text_encoder` with `text_encoder.pretrained: false`
+takes the same way through the code as `roberta-large`. Same captions and settings, same bytes.
+"""
+
+import csv
+import hashlib
+import json
+import os
+import shutil
+import string
+import sys
+from pathlib import Path
+
+from prep_errors import OneLineParser, UserError, run
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a few thousand captions need no threads
+
+SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")  # RoBERTa's; the first four have its numbers 0 to 3
+FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "made_from.json")  # made_from.json: ours, for reuse
+MIN_VOCAB_SIZE = 256 + len(SPECIAL_TOKENS)  # every byte must have a token
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = OneLineParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--captions", type=Path, required=True, metavar="CSV", help="captions table of Clotho: file_name, caption_1, caption_2, ...")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--hidden-size", type=int, default=128)
+    parser.add_argument("--num-layers", type=int, default=2)
+    parser.add_argument("--num-heads", type=int, default=4)
+    parser.add_argument("--vocab-size", type=int, default=1000)
+    parser.add_argument("--max-tokens", type=int, default=40, help="longest caption in tokens, with <s> and </s>")
+    options = parser.parse_args(arguments)
+    sizes = {name: getattr(options, name) for name in ("hidden_size", "num_layers", "num_heads", "vocab_size", "max_tokens")}
+    return run(lambda: make_text_encoder(options.captions, options.output, sizes))
+
+
+def make_text_encoder(captions_csv: Path, output: Path, sizes: dict[str, int]) -> None:
+    """Write the folder `output`, or reuse it where it was made from the same captions and sizes. Raises UserError."""
+    for name, size in sizes.items():
+        if size < 1:
+            raise UserError(f"--{name.replace('_', '-')} {size}: must be 1 or more")
+    if sizes["hidden_size"] % sizes["num_heads"]:
+        raise UserError(f"--hidden-size {sizes['hidden_size']} is not a multiple of --num-heads {sizes['num_heads']}")
+    if sizes["vocab_size"] < MIN_VOCAB_SIZE:
+        raise UserError(f"--vocab-size {sizes['vocab_size']}: must be {MIN_VOCAB_SIZE} or more (256 bytes and {len(SPECIAL_TOKENS)} special tokens)")
+    if sizes["max_tokens"] < 3:
+        raise UserError(f"--max-tokens {sizes['max_tokens']}: must be 3 or more, for <s>, one token and </s>")
+    captions = [normalised(caption) for caption in read_captions(captions_csv)]
+    made_from = {"captions_sha256": hashlib.sha256("\n".join(captions).encode()).hexdigest(), **sizes}
+    if _reusable(output, made_from):
+        print(f"{output} was made from these captions and sizes: reused")
+        return
+    partial = output.with_name(f".{output.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        vocab_size = _write(partial, captions, sizes)
+        (partial / "made_from.json").write_text(json.dumps(made_from, indent=1) + "\n", encoding="utf-8")
+        shutil.rmtree(output, ignore_errors=True)  # empty, or made by this script
+        partial.rename(output)
+    except OSError as error:
+        raise UserError(f"the text encoder could not be written to {output}: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    print(f"{output}: RoBERTa of {sizes['num_layers']} layers of {sizes['hidden_size']}, {vocab_size} tokens from {len(captions)} captions, no weights")
+
+
+def read_captions(path: Path) -> list[str]:
+    """All captions of a Clotho captions table."""
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            rows = csv.DictReader(file)
+            columns = [name for name in rows.fieldnames or [] if name.startswith("caption_")]
+            captions = [row[column] for row in rows for column in columns if row[column]]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"captions {path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if not captions:
+        raise UserError(f"captions {path} holds no caption: expected a table with columns file_name, caption_1, caption_2, ...")
+    return captions
+
+
+def normalised(caption: str) -> str:
+    """As the text encoder gets it: lower case, ASCII punctuation deleted."""
+    return caption.lower().translate(str.maketrans("", "", string.punctuation))
+
+
+def _reusable(output: Path, made_from: dict[str, object]) -> bool:
+    """Does `output` hold the wanted text encoder? Raises UserError where something else is in the way."""
+    if not output.exists():
+        return False
+    if not output.is_dir():
+        raise UserError(f"{output} is not a folder; give another --output")
+    if any(output.iterdir()) and not (output / "made_from.json").is_file():
+        raise UserError(f"{output} is not empty and was not made by this script (no made_from.json); give another --output")
+    try:
+        found = json.loads((output / "made_from.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return found == made_from and all((output / name).is_file() for name in FILES)
+
+
+def _write(folder: Path, captions: list[str], sizes: dict[str, int]) -> int:
+    """Configuration and tokenizer; the number of tokens (fewer than asked for where the captions have too few words)."""
+    from tokenizers import ByteLevelBPETokenizer  # imported here: a user's mistake or a reused folder need not wait for transformers
+    from transformers import RobertaConfig, RobertaTokenizer
+
+    bpe = ByteLevelBPETokenizer(add_prefix_space=True)  # the first word of a caption gets the token that it has elsewhere
+    bpe.train_from_iterator(captions, vocab_size=sizes["vocab_size"], min_frequency=2, special_tokens=list(SPECIAL_TOKENS), show_progress=False)
+    trained = json.loads(bpe.to_str())["model"]
+    tokenizer = RobertaTokenizer(vocab=trained["vocab"], merges=[tuple(merge) for merge in trained["merges"]], add_prefix_space=True,
+                                 model_max_length=sizes["max_tokens"])
+    tokenizer.save_pretrained(folder)
+    (folder / "special_tokens_map.json").write_text(json.dumps(tokenizer.special_tokens_map, indent=1) + "\n", encoding="utf-8")
+    RobertaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=sizes["hidden_size"],
+        num_hidden_layers=sizes["num_layers"],
+        num_attention_heads=sizes["num_heads"],
+        intermediate_size=4 * sizes["hidden_size"],
+        max_position_embeddings=sizes["max_tokens"] + 2,  # RoBERTa counts positions from pad_token_id + 1
+        type_vocab_size=1,
+        layer_norm_eps=1e-5,
+        hidden_dropout_prob=0.1,
+        attention_probs_dropout_prob=0.1,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        architectures=["RobertaModel"],
+    ).save_pretrained(folder)
+    return len(tokenizer)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

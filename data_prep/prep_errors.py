@@ -1,0 +1,54 @@
+"""How a data_prep script ends: exit codes, and one line on stderr for whatever the user can put right.
+
+0 done, 2 user error (`error: ...`), 130 interrupted. data_prep imports nothing from `retrieval`, so this is its own copy of that habit.
+"""
+
+import argparse
+import errno
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+# Full disk, full quota, and the file size limit of the shell (`ulimit -f`).
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class UserError(ValueError):
+    """What was found, what was expected and what to do, in one line."""
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """argparse without the usage text in front of the error."""
+
+    def error(self, message: str) -> None:
+        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+
+
+@contextmanager
+def disk_errors(place: Path) -> Iterator[None]:
+    """Turn an OSError raised while writing in `place` into a UserError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            raise UserError(
+                f"disk full ({error.strerror}) while writing in {place}: free some space and run the same command again; finished parts are kept"
+            ) from None
+        raise UserError(f"cannot write in {place}: {error}") from None
+
+
+def run(body: Callable[[], None]) -> int:
+    """Run `body`; return the exit code."""
+    try:
+        body()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted: run the same command again to go on from here", file=sys.stderr)
+        return 130
+    return 0

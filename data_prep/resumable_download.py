@@ -1,0 +1,155 @@
+"""Fetching large files over bad lines, and unpacking 7z archives, so that what has its final name is whole.
+
+A download grows in `NAME.part` and goes on from there (HTTP Range) after a broken connection or a new start; it gets its name when its md5
+is right. An archive is unpacked beside its target folder, which is renamed at the end.
+"""
+
+import hashlib
+import http.client
+import lzma
+import os
+import shutil
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import py7zr
+import py7zr.callbacks
+from prep_errors import DISK_FULL, UserError, disk_errors
+from tqdm import tqdm
+
+CHUNK_BYTES = 1 << 18
+TIMEOUT = 60  # s without a byte
+MAX_FAILURES = 6  # attempts in a row that brought nothing
+BACKOFF = 1.0  # s after the first failure, doubled by each further one
+TEMPORARY_STATUS = (408, 425, 429, 500, 502, 503, 504)
+
+
+def fetch_file(url: str, path: Path, md5: str) -> None:
+    """Download `url` to `path`, unless a file with this md5 is there. A file with another one is kept as NAME.old."""
+    if path.exists():
+        if file_md5(path) == md5:
+            print(f"{path.name}: already there")
+            return
+        path.replace(path.with_name(f"{path.name}.old"))
+        print(f"{path.name}: not the expected file (md5); kept as {path.name}.old and fetched again")
+    part = path.with_name(f"{path.name}.part")
+    resumed = part.exists()
+    with disk_errors(path.parent):
+        _download(url, part)
+        found = file_md5(part)
+        if found != md5 and resumed:  # the beginning may come from another file
+            part.unlink()
+            _download(url, part)
+            found = file_md5(part)
+        if found != md5:
+            part.unlink()
+            raise UserError(f"{url}: md5 is {found}, expected {md5}; the download is removed: try again, or check --base-url and --checksums")
+        part.replace(path)
+
+
+def file_md5(path: Path) -> str:
+    digest = hashlib.md5()
+    bar = tqdm(total=path.stat().st_size, desc=f"checking {path.name}", unit="B", unit_scale=True, disable=None, delay=2)
+    with path.open("rb") as file, bar:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+            bar.update(len(chunk))
+    return digest.hexdigest()
+
+
+def _download(url: str, part: Path) -> None:
+    failures = 0
+    while True:
+        before = _size(part)
+        pause = 0.0
+        try:
+            if _receive(url, part):
+                return
+            reason = "the connection broke off"
+        except urllib.error.HTTPError as error:
+            if error.code == 416:  # nothing beyond what is there: the md5 decides
+                return
+            if error.code not in TEMPORARY_STATUS:
+                raise UserError(f"{url}: the server answers {error.code} {error.reason}") from None
+            reason = f"{error.code} {error.reason}"
+            retry_after = error.headers.get("Retry-After", "")
+            pause = min(120, int(retry_after)) if retry_after.isdigit() else 0
+        except ValueError as error:
+            raise UserError(f"{url}: {error}") from None
+        except (OSError, http.client.HTTPException) as error:
+            if getattr(error, "errno", None) in DISK_FULL:
+                raise
+            reason = str(getattr(error, "reason", error)) or type(error).__name__
+        failures = 1 if _size(part) > before else failures + 1
+        if failures >= MAX_FAILURES:
+            raise UserError(f"{url}: {reason}, {failures} times in a row; run the same command again to go on from {_size(part)} bytes")
+        time.sleep(max(pause, min(60.0, BACKOFF * 2 ** (failures - 1))))
+
+
+def _receive(url: str, part: Path) -> bool:
+    """Append what the server sends; True when the file is complete."""
+    with part.open("ab") as sink:
+        start = sink.tell()
+        request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+            if start and (response.status != 206 or not response.headers.get("Content-Range", "").startswith(f"bytes {start}-")):
+                start = 0  # the server begins anew
+                sink.truncate(0)
+            length = response.headers.get("Content-Length")
+            total = start + int(length) if length else None
+            name = part.name.removesuffix(".part")
+            with tqdm(total=total, initial=start, desc=name, unit="B", unit_scale=True, disable=None) as bar:
+                while chunk := response.read(CHUNK_BYTES):
+                    sink.write(chunk)
+                    bar.update(len(chunk))
+    return total is None or _size(part) == total
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def extract_wav_folder(archive: Path, folder: Path) -> None:
+    """Unpack the one folder of .wav files that `archive` (7z) holds, whatever its name there, as `folder`."""
+    temporary = folder.with_name(f"{folder.name}.extracting")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        with disk_errors(folder.parent):
+            _extract(archive, temporary)
+            found = {path.parent for path in temporary.rglob("*") if path.suffix.lower() == ".wav" and not path.name.startswith("._")}
+            if len(found) != 1:
+                raise UserError(f"{archive} holds {len(found)} folders with .wav files, expected one")
+            os.replace(found.pop(), folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _extract(archive: Path, target: Path) -> None:
+    try:
+        with py7zr.SevenZipFile(archive) as file, tqdm(
+            total=file.archiveinfo().uncompressed, desc=f"unpacking {archive.name}", unit="B", unit_scale=True, disable=None
+        ) as bar:
+            file.extractall(target, callback=_Progress(bar))
+    except (py7zr.exceptions.ArchiveError, lzma.LZMAError, EOFError) as error:
+        raise UserError(f"{archive} cannot be unpacked: {str(error) or type(error).__name__}; remove it and run again with --download") from None
+
+
+class _Progress(py7zr.callbacks.ExtractCallback):
+    def __init__(self, bar: Any) -> None:
+        self.bar = bar
+
+    def report_end(self, processing_file_path: str, wrote_bytes: str) -> None:
+        self.bar.update(int(wrote_bytes))
+
+    def report_start_preparation(self) -> None: ...
+
+    def report_start(self, processing_file_path: str, processing_bytes: str) -> None: ...
+
+    def report_update(self, decompressed_bytes: str) -> None: ...
+
+    def report_warning(self, message: str) -> None: ...
+
+    def report_postprocess(self) -> None: ...

@@ -1,0 +1,152 @@
+"""Scenes: which events, how, when and over which background; and their sound.
+
+`plan_scene` draws the parameters (cheap), `render_scene` makes the samples and fills in onsets and durations. Captions are written from
+the same Scene, so that they are true.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from sample_corpus.events import EVENTS
+from sample_corpus.signals import SAMPLE_RATE, Rng, band, decay, faded, filtered, level, noise, num_samples, slow_noise, times
+
+MIN_SECONDS, MAX_SECONDS = 4.0, 20.0
+NUM_EVENTS_SHARE = (0.10, 0.25, 0.35, 0.30)  # of scenes with 1, 2, 3, 4 events
+PITCH = {"low": 0.64, "medium": 1.0, "high": 1.55}
+RATE = {"slow": 0.6, "medium": 1.0, "fast": 1.75}
+SECONDS = {"short": 1.7, "medium": 3.4, "long": 6.0}
+LEVEL = {"faint": 0.018, "medium": 0.045, "loud": 0.11}  # RMS of the loud part, full scale 1
+BACKGROUND_LEVEL = 0.0027
+
+
+@dataclass
+class Event:
+    """One event of a scene. `length` is set for lasting sounds, `count` for counted ones; onset and duration (s) by render_scene."""
+
+    kind: str
+    pitch: str = "medium"
+    rate: str = "medium"
+    loudness: str = "medium"
+    length: str | None = None
+    count: int | None = None
+    onset: float = 0.0
+    duration: float = 0.0
+
+
+@dataclass
+class Scene:
+    events: list[Event]
+    background: str
+    seconds: float = 0.0
+    overlaps: list[bool] = field(default_factory=list)  # for every event but the first: does it begin within the one before?
+
+
+def _hum(rng: Rng, seconds: float) -> np.ndarray:
+    t = times(seconds)
+    return sum(np.sin(2 * np.pi * 50 * k * t) / k for k in (2, 4, 6)) + 0.15 * noise(rng, seconds, 100, 4000, 1)
+
+
+def _traffic(rng: Rng, seconds: float) -> np.ndarray:
+    return (0.4 + slow_noise(rng, seconds, 0.4)) * noise(rng, seconds, 60, 500, 1)
+
+
+def _static(rng: Rng, seconds: float) -> np.ndarray:
+    return noise(rng, seconds, 500, 15000, 1)
+
+
+def _hall(rng: Rng, seconds: float) -> np.ndarray:
+    return noise(rng, seconds, 80, 1500, 1)
+
+
+def _fan(rng: Rng, seconds: float) -> np.ndarray:
+    blades = np.sin(2 * np.pi * 23 * times(seconds))
+    return (1 + 0.7 * blades) * noise(rng, seconds, 250, 1200, 2)
+
+
+BACKGROUNDS: dict[str, Callable[[Rng, float], np.ndarray]] = {
+    "room": _hum, "street": _traffic, "static": _static, "hall": _hall, "fan": _fan,
+}
+
+
+def plan_scene(rng: Rng) -> Scene:
+    """Everything about a scene but its sound."""
+    num_events = 1 + int(rng.choice(4, p=NUM_EVENTS_SHARE))
+    kinds = [list(EVENTS)[index] for index in rng.permutation(len(EVENTS))[:num_events]]
+    background = list(BACKGROUNDS)[int(rng.integers(len(BACKGROUNDS)))]
+    overlaps = [bool(rng.random() < 0.25) for _ in kinds[1:]]
+    return Scene([_plan_event(rng, kind) for kind in kinds], background, overlaps=overlaps)
+
+
+def _plan_event(rng: Rng, name: str) -> Event:
+    kind = EVENTS[name]
+    event = Event(name, loudness=_draw(rng, LEVEL))
+    if kind.count is None:
+        event.length = _draw(rng, SECONDS)
+    else:
+        event.count = int(rng.integers(kind.count[0], kind.count[1] + 1))
+    if kind.pitched:
+        event.pitch = _draw(rng, PITCH)
+    if kind.paced and event.count != 1:
+        event.rate = _draw(rng, RATE)
+    return event
+
+
+def _draw(rng: Rng, table: dict[str, float]) -> str:
+    return list(table)[int(rng.integers(len(table)))]
+
+
+def render_event(rng: Rng, event: Event) -> np.ndarray:
+    """Samples of one event at its level; values vary by a few per cent around the nominal ones."""
+    vary = lambda value, width: value * rng.uniform(1 - width, 1 + width)  # noqa: E731
+    size = event.count if event.count is not None else vary(SECONDS[event.length], 0.12)
+    sound = EVENTS[event.kind].synthesise(rng, vary(PITCH[event.pitch], 0.06), vary(RATE[event.rate], 0.06), size)
+    return faded(sound) * (vary(LEVEL[event.loudness], 0.1) / level(sound))
+
+
+def render_scene(rng: Rng, scene: Scene) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
+    """(mix, the events alone in full length, background); sets scene.seconds and every event's onset and duration.
+
+    The mix is scaled down as a whole where it would clip, and so are the parts.
+    """
+    sounds = [render_event(rng, event) for event in scene.events]
+    lead, tail = rng.uniform(0.2, 2.0), rng.uniform(0.3, 2.5)
+    _place(rng, scene, [len(sound) / SAMPLE_RATE for sound in sounds], lead)
+    scene.seconds = min(max(MIN_SECONDS, max(event.onset + event.duration for event in scene.events) + tail), MAX_SECONDS)
+    size = num_samples(scene.seconds)
+    background = BACKGROUNDS[scene.background](rng, scene.seconds)[:size]
+    background *= BACKGROUND_LEVEL * rng.uniform(0.7, 1.3) / np.sqrt(np.mean(background**2))
+    tracks = []
+    for event, sound in zip(scene.events, sounds):
+        start = int(round(event.onset * SAMPLE_RATE))
+        track = np.zeros(size)
+        track[start:start + len(sound)] = sound[:size - start]
+        tracks.append(_echoing(rng, track) if scene.background == "hall" else track)
+    mix = background + sum(tracks)
+    scale = min(1.0, 0.97 / np.abs(mix).max())
+    return scale * mix, [scale * track for track in tracks], scale * background
+
+
+def _place(rng: Rng, scene: Scene, durations: list[float], lead: float) -> None:
+    """One after another with a gap, or beginning within the one before; drawn together where the scene would be too long."""
+    onset = end = lead
+    onsets = [onset]
+    for index, overlap in enumerate(scene.overlaps):
+        onset = onset + durations[index] * rng.uniform(0.2, 0.6) if overlap else end + rng.uniform(0.4, 1.9)
+        onsets.append(onset)
+        end = max(onset + durations[index + 1], end)
+    limit = MAX_SECONDS - 0.3
+    squeeze = min([1.0] + [(limit - duration - lead) / (onset - lead) for onset, duration in zip(onsets[1:], durations[1:])])
+    for event, onset, duration in zip(scene.events, onsets, durations):
+        event.onset = lead + squeeze * (onset - lead)
+        event.duration = duration
+
+
+def _echoing(rng: Rng, x: np.ndarray, seconds: float = 1.6) -> np.ndarray:
+    """Added reverberation: convolution with decaying noise, through the FFT."""
+    response = filtered(2 * rng.random(num_samples(seconds)) - 1, band(100, 5000, 1)) * decay(seconds, 0.35)
+    response /= np.sqrt(np.sum(response**2))
+    size = 1 << (len(x) + len(response)).bit_length()
+    wet = np.fft.irfft(np.fft.rfft(x, size) * np.fft.rfft(response, size), size)[: len(x)]
+    return x + 0.6 * wet

@@ -1,0 +1,189 @@
+"""What a run leaves on disk, so that a kill at any moment loses nothing that was there before.
+
+    RUN/config.yaml        resolved settings
+    RUN/environment.json   command, git commit, library versions, hardware
+    RUN/states/step-N/     newest resumable state (accelerator.save_state: weights, optimizer, RNG, progress)
+    RUN/best/, RUN/last/   models in Hugging Face form
+"""
+
+import json
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import Accelerator
+
+from retrieval.config import Config, config_differences, parse_config
+from retrieval.errors import UserError
+from retrieval.models.dual_encoder import DualEncoder
+
+logger = logging.getLogger(__name__)
+
+# Settings that may change between a run and its resumption: they do not touch what is computed in training.
+HARMLESS = ("data.cache", "data.num_workers", "train.output", "train.max_steps", "train.save_every_steps", "train.log_every_steps", "evaluation.")
+LIBRARIES = ("torch", "torchaudio", "accelerate", "transformers", "datasets", "evaluate", "numpy")
+
+
+@dataclass
+class Progress:
+    """Where a run stands: `step` optimizer steps of `epoch` are done; `global_step` counts over all epochs."""
+
+    epoch: int = 0
+    step: int = 0
+    global_step: int = 0
+    best_map: float = -1.0
+    best_epoch: int = -1
+
+    def state_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            setattr(self, name, value)
+
+
+def check_run(run: Path, config: Config, resume: bool, overwrite: bool) -> None:
+    """Whether a run may start or go on here; reads only. Raises UserError rather than letting another run's files be touched."""
+    if not resume:
+        if (run / "config.yaml").exists() and not overwrite:
+            raise UserError(f"{run} holds a run already; continue it with --resume, replace it with --overwrite, or set train.output")
+        return
+    if latest_state(run) is None:
+        raise UserError(f"--resume: {run} holds no saved state ({run}/states/step-*); start without --resume")
+    changed = [line for line in config_differences(read_config(run), config) if not line.startswith(HARMLESS)]
+    if changed:
+        raise UserError(f"--resume with a changed configuration: {'; '.join(changed)}; undo that, or start a new run with train.output=...")
+
+
+def open_run(run: Path, config: Config, resume: bool) -> None:
+    """Make the run folder, without what an earlier run left there, or make one whole again that was killed. Main process only."""
+    if resume:
+        _recover_models(run)
+        return
+    try:
+        if (run / "config.yaml").exists():
+            shutil.rmtree(run)
+        run.mkdir(parents=True, exist_ok=True)
+        write_text(run / "environment.json", json.dumps(environment(), indent=2) + "\n")
+        write_text(run / "config.yaml", yaml.safe_dump(config.model_dump(), sort_keys=False))
+    except OSError as error:
+        raise UserError(f"run folder {run} cannot be written ({error.strerror}); set train.output") from None
+
+
+def read_config(run: Path) -> Config:
+    """The resolved settings of a run folder."""
+    path = run / "config.yaml"
+    try:
+        return parse_config(yaml.safe_load(path.read_text(encoding="utf-8")), source=str(path))
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"{path} cannot be read ({' '.join(str(error).split())}); it is written when a run starts") from None
+
+
+def save_state(accelerator: Accelerator, run: Path, progress: Progress) -> None:
+    """A resumable state; it replaces the one before only when it is complete."""
+    folder = run / "states" / f"step-{progress.global_step:08d}"
+    partial = folder.with_suffix(".partial")
+    if accelerator.is_main_process:
+        shutil.rmtree(partial, ignore_errors=True)
+    accelerator.wait_for_everyone()
+    accelerator.save_state(str(partial))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        shutil.rmtree(folder, ignore_errors=True)
+        _flush(partial)
+        partial.rename(folder)
+        for other in folder.parent.iterdir():
+            if other != folder:
+                shutil.rmtree(other)
+    accelerator.wait_for_everyone()
+
+
+def load_state(accelerator: Accelerator, run: Path) -> None:
+    """Weights, optimizer, RNG and the registered Progress of the newest state."""
+    folder = latest_state(run)
+    num_saved = len(list(folder.glob("random_states_*.pkl")))
+    if num_saved != accelerator.num_processes:
+        # Accelerate would go on without the random state, and the run would not be the same one.
+        raise UserError(f"state {folder} was saved by {num_saved} process(es), this run has {accelerator.num_processes}; launch as many as before")
+    try:
+        accelerator.load_state(str(folder))
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(f"saved state {folder} does not load ({reason}); start again with --overwrite") from None
+
+
+def latest_state(run: Path) -> Path | None:
+    """The newest complete state folder of `run`."""
+    states = [path for path in (run / "states").glob("step-*") if path.suffix != ".partial"]
+    return max(states, default=None)
+
+
+def save_model(model: DualEncoder, folder: Path, results: str) -> None:
+    """Write `folder` in Hugging Face form; a reader finds the old model or the new one, never half of one.
+
+    `results` is a line of Markdown for the model card.
+    """
+    new, old = folder.with_suffix(".new"), folder.with_suffix(".old")
+    shutil.rmtree(new, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+    model.save_pretrained(new, model_card_kwargs={"results": results})
+    _flush(new)
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _recover_models(run: Path) -> None:
+    """Finish a save_model that was killed between its two renames."""
+    for name in ("best", "last"):
+        folder = run / name
+        if not folder.exists() and folder.with_suffix(".old").exists():
+            folder.with_suffix(".new").rename(folder)
+
+
+def environment() -> dict[str, Any]:
+    """What a result depends on beside the settings."""
+    return {
+        "command": [sys.executable, *sys.argv],
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "git_commit": git_commit(),
+        "python": platform.python_version(),
+        "libraries": {name: version(name) for name in LIBRARIES},
+        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] or [f"CPU, {os.cpu_count()} cores"],
+    }
+
+
+def git_commit() -> str | None:
+    """Commit of the source tree, with `-dirty` when it has changes; None outside git."""
+    root = Path(__file__).resolve().parents[1]
+    try:
+        command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace `path` in one step."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def _flush(folder: Path) -> None:
+    """To disk before the rename, so that a power cut does not leave empty files under the final name."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())

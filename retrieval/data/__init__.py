@@ -1,0 +1,15 @@
+"""From the Arrow cache to batches: clips, (clip, caption) pairs, collation."""
+
+from retrieval.data.cache import Cache, ClipSplit, open_cache
+from retrieval.data.pairs import EpochBatches, PairDataset, collate_clips, collate_pairs, num_steps_per_epoch
+
+__all__ = [
+    "Cache",
+    "ClipSplit",
+    "EpochBatches",
+    "PairDataset",
+    "collate_clips",
+    "collate_pairs",
+    "num_steps_per_epoch",
+    "open_cache",
+]

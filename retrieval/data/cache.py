@@ -1,0 +1,108 @@
+"""Read the Arrow cache that data_prep/build_*.py writes: one row a clip, audio as bytes in a memory map.
+
+PCM is read by slicing the memory map: only the samples asked for are touched and converted.
+"""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+
+from retrieval.errors import UserError
+
+SCHEMA = 1
+CODECS = ("pcm_s16le", "flac")
+SPLITS = ("development", "validation", "evaluation")
+REBUILD = "build it with: python data_prep/build_clotho.py --root DIR --output"
+
+
+class ClipSplit:
+    """The clips of one split. `captions[i]` are the captions of clip i; audio is read on demand."""
+
+    def __init__(self, name: str, table: datasets.Dataset, codec: str, sample_rate: int):
+        self.name = name
+        self.codec = codec
+        self.sample_rate = sample_rate
+        self.clip_ids: list[str] = list(table["clip_id"])
+        self.file_names: list[str] = list(table["file_name"])
+        self.captions: list[list[str]] = list(table["captions"])
+        self.num_samples = np.asarray(table["num_samples"], dtype=np.int64)  # (len,)
+        self._audio = table.data.column("audio")
+
+    def __len__(self) -> int:
+        return len(self.clip_ids)
+
+    def read(self, index: int, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Samples start..stop of clip `index` as float32 in [-1, 1), shape (stop - start,)."""
+        buffer = self._audio[index].as_buffer()
+        if self.codec == "flac":
+            import soundfile
+
+            return soundfile.read(io.BytesIO(buffer), start=start, stop=stop, dtype="float32")[0]
+        samples = np.frombuffer(buffer, dtype="<i2")[start:stop]
+        return samples.astype(np.float32) / np.float32(32768)
+
+
+class Cache:
+    """An opened cache: `.info` is the content of its cache.json, `.split(name)` a ClipSplit."""
+
+    def __init__(self, path: Path, info: dict[str, Any]):
+        self.path = path
+        self.info = info
+
+    @property
+    def sample_rate(self) -> int:
+        return self.info["sample_rate"]
+
+    @property
+    def split_names(self) -> list[str]:
+        return list(self.info["splits"])
+
+    def split(self, name: str) -> ClipSplit:
+        """Raises UserError when the split is absent, empty, without captions or damaged."""
+        if name not in self.info["splits"]:
+            raise UserError(f"cache {self.path} has no split {name!r}, only: {', '.join(self.split_names)}")
+        try:
+            table = datasets.load_from_disk(str(self.path / name))
+            clips = ClipSplit(name, table, self.info["codec"], self.sample_rate)
+        except Exception as error:  # pyarrow and datasets raise many kinds for a damaged file
+            raise UserError(f"split {name!r} of cache {self.path} is damaged ({_one_line(error)}); {REBUILD} {self.path} --overwrite") from None
+        if not len(clips):
+            raise UserError(f"split {name!r} of cache {self.path} holds no clips; check the corpus and build the cache again")
+        if not any(clips.captions):
+            raise UserError(f"split {name!r} of cache {self.path} has no captions, so there is nothing to train on or to score")
+        return clips
+
+
+def open_cache(path: str | Path, sample_rate: int | None = None) -> Cache:
+    """Open the cache folder; `sample_rate` (Hz), if given, must be the cache's.
+
+    Raises UserError for an absent or half-built folder, another schema, codec or sample rate.
+    """
+    path = Path(path)
+    if not (path / "cache.json").is_file():
+        if path.with_name(path.name + ".partial").exists() or path.is_dir():
+            raise UserError(f"{path} is not a complete cache (no cache.json): the build did not finish or this is another folder; {REBUILD} {path}")
+        raise UserError(f"cache {path} does not exist; {REBUILD} {path}, or set data.cache")
+    try:
+        info = json.loads((path / "cache.json").read_text(encoding="utf-8"))
+        schema, codec, rate, _ = info["schema"], info["codec"], info["sample_rate"], info["splits"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path / 'cache.json'} cannot be understood ({_one_line(error)}); {REBUILD} {path} --overwrite") from None
+    if schema != SCHEMA:
+        raise UserError(f"cache {path} has schema {schema}, this version reads schema {SCHEMA}; {REBUILD} {path} --overwrite")
+    if codec not in CODECS:
+        raise UserError(f"cache {path} codes audio as {codec!r}, this version reads {', '.join(CODECS)}; {REBUILD} {path} --overwrite")
+    if sample_rate is not None and rate != sample_rate:
+        raise UserError(
+            f"cache {path} is sampled at {rate} Hz, data.sample_rate is {sample_rate}; "
+            f"set data.sample_rate={rate}, or build again with --sample-rate {sample_rate} --overwrite"
+        )
+    return Cache(path, info)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]

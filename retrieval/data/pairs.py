@@ -1,0 +1,91 @@
+"""Training items: one (clip, caption) pair each, shuffled anew every epoch, batched the same way at any number of processes.
+
+Order and crops depend on (seed, epoch, item) alone, never on worker processes or on where a run was resumed.
+
+Letters: B clips of a batch, S samples.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from retrieval.data.cache import ClipSplit
+
+
+class PairDataset(Dataset):
+    """All (clip, caption) pairs of a split; an item is asked for as (epoch, index)."""
+
+    def __init__(self, split: ClipSplit, max_samples: int, seed: int):
+        self.split = split
+        self.max_samples = max_samples
+        self.seed = seed
+        self.pairs = [(clip, caption) for clip, captions in enumerate(split.captions) for caption in range(len(captions))]
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, item: tuple[int, int]) -> dict[str, Any]:
+        """A clip longer than max_samples is cut at a random place."""
+        epoch, index = item
+        clip, caption = self.pairs[index]
+        spare = int(self.split.num_samples[clip]) - self.max_samples
+        start = int(np.random.default_rng([self.seed, epoch, index]).integers(spare + 1)) if spare > 0 else 0
+        return {
+            "waveform": self.split.read(clip, start, start + self.max_samples),  # (S,)
+            "caption": self.split.captions[clip][caption],
+            "clip": clip,
+        }
+
+
+class EpochBatches(Sampler):
+    """Batches of (epoch, index) for this process; `start(epoch, step)` says where the next iteration begins.
+
+    A batch of `batch_size` pairs is dealt out over the processes, so an epoch has as many steps at any number of
+    processes. The last, partial batch is kept.
+    """
+
+    def __init__(self, num_pairs: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1):
+        self.num_pairs, self.batch_size, self.seed = num_pairs, batch_size, seed
+        self.rank, self.world_size = rank, world_size
+        self.epoch = self.first_step = 0
+
+    def start(self, epoch: int, step: int = 0) -> None:
+        self.epoch, self.first_step = epoch, step
+
+    def __len__(self) -> int:
+        return num_steps_per_epoch(self.num_pairs, self.batch_size) - self.first_step
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num_pairs)
+        for first in range(self.first_step * self.batch_size, self.num_pairs, self.batch_size):
+            batch = order[first : first + self.batch_size]
+            yield [(self.epoch, int(index)) for index in batch[self.rank :: self.world_size]]
+
+
+def num_steps_per_epoch(num_pairs: int, batch_size: int) -> int:
+    """Optimizer steps of one epoch; `batch_size` is that of all processes together."""
+    return math.ceil(num_pairs / batch_size)
+
+
+def collate_clips(waveforms: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Zero-pad at the end: float32 (B, S) with S the longest clip's samples, and the valid samples int64 (B,)."""
+    lengths = torch.tensor([len(waveform) for waveform in waveforms], dtype=torch.int64)  # (B,)
+    padded = torch.zeros(len(waveforms), int(lengths.max()))  # (B, S)
+    for row, waveform in zip(padded, waveforms, strict=True):
+        row[: len(waveform)] = torch.from_numpy(waveform)
+    return padded, lengths
+
+
+def collate_pairs(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """waveform (B, S), lengths (B,), captions list of B, clips int64 (B,): which clip each pair belongs to."""
+    waveform, lengths = collate_clips([item["waveform"] for item in items])
+    return {
+        "waveform": waveform,
+        "lengths": lengths,
+        "captions": [item["caption"] for item in items],
+        "clips": torch.tensor([item["clip"] for item in items]),
+    }

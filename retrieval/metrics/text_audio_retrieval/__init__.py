@@ -1,0 +1,1 @@
+"""mAP@k and R@k of text-to-audio and audio-to-text retrieval."""

@@ -1,0 +1,212 @@
+"""ATST-Frame: a transformer over the log-mel spectrogram that gives one feature vector every 40 ms.
+
+Li, Shao, Li: Self-supervised Audio Teacher-Student Transformer for Both Clip-level and Frame-level Tasks (2023), arXiv:2306.04186.
+Names of the parameters are those of the official checkpoints (Audio-WestlakeU/audiossl), so that these load strictly.
+
+Letters: W windows, S samples, C mel columns, T frames (patches of 4 columns), E = embed_dim.
+"""
+
+import argparse
+import re
+from pathlib import Path
+
+import torch
+import torchaudio.functional
+from torch import Tensor, nn
+
+from retrieval.errors import UserError
+
+NUM_FFT = 1024  # samples, 64 ms; also the length of the Hann window
+HOP = 160  # samples, 10 ms
+PATCH_COLUMNS = 4
+MAX_FRAMES = 250  # 10 s; the position table has one more row, number 0, which belonged to a class token
+TABLE_ROWS = MAX_FRAMES + 1
+LOWEST_DB, HIGHEST_DB = -79.6482, 50.6842  # mapped to -1 and 1
+PREFIXES = (  # of the encoder's keys in official checkpoints; a longer one before the one it begins with
+    "model.teacher.encoder.",  # self-supervised
+    "encoder.encoder.frame_encoder.",  # distilled from a clip and a frame teacher, fine-tuned
+    "encoder.encoder.",  # fine-tuned on AudioSet: atstframe_base_as2M.ckpt
+)
+
+
+class AtstFrame(nn.Module):
+    """ATST-Frame of any size; the defaults are the base model, 85,419,264 parameters.
+
+    Windows do not see each other: the 80 dB range of the mel is taken below the maximum of each window alone.
+    """
+
+    sample_rate = 16_000  # Hz
+    num_mel_bins = 64
+
+    def __init__(self, embed_dim: int = 768, depth: int = 12, num_heads: int = 12):
+        super().__init__()
+        if embed_dim % num_heads:
+            raise UserError(f"embed_dim {embed_dim} is not a multiple of num_heads {num_heads}")
+        self.feature_dim = embed_dim
+        with torch.device("cpu"):  # torchaudio inspects the values, which fails where the model is built on the meta device
+            window = torch.hann_window(NUM_FFT)
+            mel_bank = torchaudio.functional.melscale_fbanks(NUM_FFT // 2 + 1, 60.0, 7800.0, self.num_mel_bins, self.sample_rate)
+        self.register_buffer("window", window, persistent=False)  # (1024,)
+        self.register_buffer("mel_bank", mel_bank, persistent=False)  # (513, 64)
+        # Only self-supervised training masks patches. Kept for the strict key list; DistributedDataParallel would miss its gradient.
+        self.mask_embed = nn.Parameter(torch.zeros(1, 1, embed_dim), requires_grad=False)
+        self.pos_embed = nn.Parameter(torch.zeros(1, TABLE_ROWS, embed_dim))
+        self.patch_embed = PatchEmbedding(self.num_mel_bins, embed_dim)
+        self.blocks = nn.ModuleList(Block(embed_dim, num_heads) for _ in range(depth))
+        self.norm_frame = nn.LayerNorm(embed_dim, eps=1e-6)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for table in (self.mask_embed, self.pos_embed):
+            nn.init.trunc_normal_(table, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def num_frames(self, num_samples: int) -> int:
+        """Frames of a window of `num_samples`. Raises UserError for windows that are too short or longer than the position table."""
+        num_frames = (num_samples // HOP + 1) // PATCH_COLUMNS
+        if num_samples <= NUM_FFT // 2 or num_frames > MAX_FRAMES:
+            most = (MAX_FRAMES + 1) * PATCH_COLUMNS * HOP - HOP - 1
+            raise UserError(
+                f"a window of {num_samples} samples ({num_samples / self.sample_rate:.3f} s at {self.sample_rate} Hz) does not fit ATST-Frame, which takes "
+                f"{NUM_FFT // 2 + 1} to {most} samples; set audio_encoder.window_seconds to 0.04 to 10"
+            )
+        return num_frames
+
+    def log_mel(self, waveform: Tensor) -> Tensor:
+        """Log-mel spectrogram (W, 64, C) as the encoder reads it: -1 is -79.6 dB, 1 is 50.7 dB. waveform (W, S), 16 kHz.
+
+        In float32 also under autocast: a power spectrum spans more than half precision holds.
+        """
+        with torch.autocast(waveform.device.type, enabled=False):
+            power = torchaudio.functional.spectrogram(
+                waveform.float(), pad=0, window=self.window, n_fft=NUM_FFT, hop_length=HOP, win_length=NUM_FFT, power=2.0, normalized=False
+            )  # (W, 513, C)
+            mel = (power.transpose(1, 2) @ self.mel_bank).transpose(1, 2)  # (W, 64, C)
+            # The channel axis makes every window its own item; without it top_db would count from the loudest of the batch.
+            decibel = torchaudio.functional.amplitude_to_DB(mel.unsqueeze(1), 10.0, amin=1e-10, db_multiplier=0.0, top_db=80.0).squeeze(1)
+            return (decibel.clamp(-50.0, 80.0) - LOWEST_DB) / (HIGHEST_DB - LOWEST_DB) * 2.0 - 1.0
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        """waveform (W, S) at 16 kHz in [-1, 1] -> frames (W, T, E), T = num_frames(S), 40 ms each."""
+        self.num_frames(waveform.shape[-1])
+        return self.encode_mel(self.log_mel(waveform))
+
+    def encode_mel(self, log_mel: Tensor) -> Tensor:
+        """(W, 64, C) as log_mel gives it -> (W, T, E)."""
+        x = self.patch_embed(log_mel)  # (W, T, E)
+        x = x + self.pos_embed[:, 1 : x.shape[1] + 1]
+        for block in self.blocks:
+            x = block(x)
+        return self.norm_frame(x)
+
+    def load_official(self, path: str | Path) -> None:
+        """Load an official checkpoint in any of its three layouts. Raises UserError, and changes nothing, where it does not fit."""
+        state = _encoder_state(_read_checkpoint(Path(path)), path)
+        own = self.state_dict()
+        self._check_fit(state, own, path)
+        self.load_state_dict({key: state[key] for key in own})
+
+    def _check_fit(self, state: dict[str, Tensor], own: dict[str, Tensor], path: str | Path) -> None:
+        size = f"embed_dim {self.feature_dim}, depth {len(self.blocks)}"
+        if missing := [key for key in own if key not in state]:
+            raise UserError(f"{path} lacks {_some(missing)} of ATST-Frame with {size}; use an official frame checkpoint, or set audio_encoder.depth")
+        # Heads and leftovers are ignored; more of the blocks themselves is another architecture.
+        if extra := [key for key in state if key not in own and key.startswith(("blocks.", "patch_embed."))]:
+            raise UserError(f"{path} has {_some(extra)}, which ATST-Frame with {size} has not; set audio_encoder.depth to the checkpoint's")
+        differing = [f"{key} {list(state[key].shape)} for {list(own[key].shape)}" for key in own if state[key].shape != own[key].shape]
+        if differing:
+            raise UserError(f"{path} is of another size than ATST-Frame with {size}: {_some(differing)}; set audio_encoder.embed_dim to the checkpoint's")
+
+
+class PatchEmbedding(nn.Module):
+    """Patches of all mel bins by 4 columns, flattened bin by bin; columns that do not fill a patch are dropped."""
+
+    def __init__(self, num_mel_bins: int, embed_dim: int):
+        super().__init__()
+        self.patch_embed = nn.Linear(num_mel_bins * PATCH_COLUMNS, embed_dim)
+
+    def patches(self, log_mel: Tensor) -> Tensor:
+        """(W, 64, C) -> (W, T, 256)."""
+        return log_mel.unfold(2, PATCH_COLUMNS, PATCH_COLUMNS).transpose(1, 2).flatten(2)
+
+    def forward(self, log_mel: Tensor) -> Tensor:
+        return self.patch_embed(self.patches(log_mel))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block of a ViT, without qkv bias and dropout."""
+
+    def __init__(self, embed_dim: int, num_heads: int):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(embed_dim, eps=1e-6)
+        self.attn = Attention(embed_dim, num_heads)
+        self.norm2 = nn.LayerNorm(embed_dim, eps=1e-6)
+        self.mlp = Mlp(embed_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class Attention(nn.Module):
+    def __init__(self, embed_dim: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(embed_dim, 3 * embed_dim, bias=False)
+        self.proj = nn.Linear(embed_dim, embed_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # each (W, heads, T, E / heads)
+        attended = nn.functional.scaled_dot_product_attention(query, key, value)
+        return self.proj(attended.transpose(1, 2).flatten(2))
+
+
+class Mlp(nn.Module):
+    def __init__(self, embed_dim: int):
+        super().__init__()
+        self.fc1 = nn.Linear(embed_dim, 4 * embed_dim)
+        self.fc2 = nn.Linear(4 * embed_dim, embed_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(nn.functional.gelu(self.fc1(x)))
+
+
+def _read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """All tensors of the file's "state_dict". Nothing but tensors, plain containers and argparse.Namespace is unpickled."""
+    remedy = "download the official checkpoint again"
+    if not path.is_file():
+        raise UserError(f"audio weights {path} do not exist; set audio_encoder.checkpoint to an official ATST-Frame checkpoint (README says where it comes from)")
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):  # Lightning puts the hyperparameters of the training into the file
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle can raise nearly anything
+        if unsafe := re.search(r"GLOBAL (\S+)", str(error)):
+            raise UserError(
+                f"{path} holds a Python object ({unsafe[1]}), which could run code and is not loaded; if you trust the file, keep only its weights: "
+                f"python -c \"import torch; torch.save({{'state_dict': torch.load('{path}', weights_only=False)['state_dict']}}, 'weights.ckpt')\""
+            ) from None
+        raise UserError(f"{path} is truncated or no PyTorch checkpoint ({type(error).__name__}); {remedy}") from None
+    state = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
+    if not isinstance(state, dict):
+        raise UserError(f'{path} has no "state_dict"; an official ATST-Frame checkpoint has one: {remedy}')
+    return {key: value for key, value in state.items() if isinstance(value, Tensor)}
+
+
+def _encoder_state(state: dict[str, Tensor], path: str | Path) -> dict[str, Tensor]:
+    """The encoder's tensors under our names."""
+    prefix = next((prefix for prefix in PREFIXES if any(key.startswith(prefix) for key in state)), None)
+    if prefix is None:
+        raise UserError(f"{path} has no key that begins with {', '.join(PREFIXES)} (found {_some(list(state))}); use an official ATST-Frame checkpoint")
+    encoder = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    if "norm_frame.weight" not in encoder:
+        encoder = {f"norm_frame.{key.removeprefix('norm.')}" if key.startswith("norm.") else key: value for key, value in encoder.items()}
+    return encoder
+
+
+def _some(names: list[str]) -> str:
+    """The first three of `names`, and how many there are."""
+    return ", ".join(names[:3]) + (f", ... ({len(names)} in all)" if len(names) > 3 else "")

@@ -1,0 +1,202 @@
+"""The one class that training, evaluation and search see: audio and text into one space, compared by cosine.
+
+Letters: B clips, S samples, W windows, M windows with valid frames, T frames, N captions, D = dim.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchaudio
+from huggingface_hub import PyTorchModelHubMixin, snapshot_download
+from torch import nn
+
+from retrieval.errors import UserError
+from retrieval.models.audio import AUDIO_ENCODERS
+from retrieval.models.pooling import MeanPooling, TextAwareAttentionPooling
+from retrieval.models.text import TextEncoder, load_tokenizer
+from retrieval.models.windows import window_grid
+
+MODEL_CARD = """---
+{{ card_data }}
+---
+
+# Text-to-audio retrieval model
+
+Finds the recording that a sentence describes: audio encoder `{{ audio_encoder }}`, text encoder `{{ text_encoder }}`, pooling `{{ pooling }}`.
+
+{{ results | default("Not evaluated.", true) }}
+
+```python
+from retrieval.models.dual_encoder import DualEncoder
+model = DualEncoder.from_pretrained("DIRECTORY_OR_HUB_ID")
+```
+"""
+
+
+class DualEncoder(
+    nn.Module,
+    PyTorchModelHubMixin,
+    tags=["text-to-audio-retrieval", "audio", "clotho"],
+    model_card_template=MODEL_CARD,
+):
+    """Audio encoder, text encoder, two projections and a pooling. The arguments are config.json of a saved model.
+
+    audio_encoder: {"name": key of AUDIO_ENCODERS, **its arguments}; text_encoder: a Hugging Face config;
+    pooling: {"name": "mean" or "tap", **its arguments}; sample_rate in Hz, of the waveforms that encode_audio takes;
+    clip_seconds: longest clip. `tokenizer` is saved beside the weights; without it text cannot be encoded.
+    """
+
+    def __init__(
+        self,
+        audio_encoder: dict[str, Any],
+        text_encoder: dict[str, Any],
+        pooling: dict[str, Any],
+        dim: int,
+        sample_rate: int,
+        clip_seconds: float,
+        window_seconds: float,
+        hop_seconds: float,
+        max_tokens: int,
+        temperature: float,
+        learnable_temperature: bool = False,
+        tokenizer: Any = None,
+    ):
+        super().__init__()
+        self.sample_rate = sample_rate
+        self.clip_seconds = clip_seconds
+        self.audio_encoder = _build_audio_encoder(**audio_encoder)
+        self.text_encoder = TextEncoder(text_encoder, tokenizer, max_tokens)
+        self.audio_projection = nn.Linear(self.audio_encoder.feature_dim, dim)
+        self.text_projection = nn.Linear(self.text_encoder.feature_dim, dim)
+        self.pooling = _build_pooling(dim, **pooling)
+        self.temperature = nn.Parameter(torch.tensor(temperature), requires_grad=learnable_temperature)
+        window_samples = round(min(window_seconds, clip_seconds) * sample_rate)
+        self.windows = window_grid(
+            clip_samples=round(clip_seconds * sample_rate),
+            window_samples=window_samples,
+            hop_samples=round(hop_seconds * sample_rate),
+            frames_per_window=self.audio_encoder.num_frames(self._resampled(window_samples)),
+        )
+
+    def _resampled(self, num_samples: int) -> int:
+        return -(-num_samples * self.audio_encoder.sample_rate // self.sample_rate)
+
+    def encode_audio(self, waveform: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Frames in the shared space.
+
+        waveform float32 (B, S) in [-1, 1] at `sample_rate` Hz, lengths int64 (B,) valid samples (best left on the CPU).
+        Returns frames (B, T, D) and mask bool (B, T), True = valid; with mean pooling T is 1.
+        Raises ValueError for clips that are empty or longer than clip_seconds.
+        """
+        features, mask = self._encode_windows(waveform, lengths)
+        if isinstance(self.pooling, MeanPooling):
+            features, mask = self.pooling(features, mask).unsqueeze(1), mask[:, :1]  # (B, 1, feature_dim), (B, 1)
+        return self.audio_projection(features), mask
+
+    def _encode_windows(self, waveform: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, T, feature_dim) and mask (B, T). Windows without valid frames are not encoded: they would be masked out."""
+        grid = self.windows
+        lengths = lengths.cpu()
+        if lengths.min() < 1 or lengths.max() > grid.clip_samples:
+            raise ValueError(f"lengths must be 1 to {grid.clip_samples} samples ({self.clip_seconds} s), found {lengths.min()} to {lengths.max()}")
+        num_valid = grid.num_valid_frames(lengths)  # (B,)
+        num_windows = -(-num_valid // grid.frames_per_window)  # (B,)
+        most = int(num_windows.max())
+        used = torch.arange(most) < num_windows[:, None]  # (B, W)
+        index = used.flatten().nonzero().squeeze(1).to(waveform.device)  # (M,)
+        windows = grid.split(waveform, most).flatten(0, 1)[index]  # (M, window_samples)
+        if self.sample_rate != self.audio_encoder.sample_rate:
+            # Each window alone, as the encoder sees it: a window does not hear its neighbours through the filter.
+            windows = torchaudio.functional.resample(windows, self.sample_rate, self.audio_encoder.sample_rate)
+        encoded = self.audio_encoder(windows)  # (M, frames_per_window, feature_dim)
+        features = encoded.new_zeros(used.numel(), *encoded.shape[1:]).index_copy(0, index, encoded)
+        features = features.view(len(lengths), -1, encoded.shape[-1])  # (B, T, feature_dim)
+        mask = (torch.arange(features.shape[1]) < num_valid[:, None]).to(waveform.device)  # (B, T)
+        return features, mask
+
+    def encode_text(self, captions: list[str]) -> torch.Tensor:
+        """(N, D), not normalised."""
+        return self.text_projection(self.text_encoder(captions))
+
+    def score(self, text: torch.Tensor, frames: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Cosine similarities float32 (N, B) of text (N, D) with audio frames (B, T, D): rows are texts, columns audios."""
+        return self.pooling.score(text, frames, mask)
+
+    def attention(self, text: torch.Tensor, frames: torch.Tensor, mask: torch.Tensor) -> torch.Tensor | None:
+        """How much each caption listens to each frame: float32 (N, B, T), rows sum to 1; None with mean pooling."""
+        return None if isinstance(self.pooling, MeanPooling) else self.pooling.attention(text, frames, mask)
+
+    def forward(self, waveform: torch.Tensor, lengths: torch.Tensor, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """text (N, D), frames (B, T, D), mask (B, T); what one process computes before texts are exchanged."""
+        frames, mask = self.encode_audio(waveform, lengths)
+        return self.encode_text(captions), frames, mask
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        super()._save_pretrained(save_directory)
+        if self.text_encoder.tokenizer is not None:
+            self.text_encoder.tokenizer.save_pretrained(str(save_directory / "tokenizer"))
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> Any:
+        config = self._hub_mixin_config
+        names = {"audio_encoder": config["audio_encoder"]["name"], "text_encoder": config["text_encoder"]["model_type"], "pooling": config["pooling"]["name"]}
+        return super().generate_model_card(*args, **names, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, directory_or_hub_id: str | Path, **kwargs: Any) -> "DualEncoder":
+        """A saved model, in eval mode. Raises UserError for a folder that is absent, damaged or of another architecture."""
+        name = str(directory_or_hub_id)
+        if os.path.isdir(name):
+            _check_folder(Path(name))
+        try:
+            return super().from_pretrained(name, **kwargs)
+        except UserError:
+            raise
+        except Exception as error:  # safetensors, torch, huggingface_hub and transformers each raise their own kinds
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            if os.path.isdir(name):
+                raise UserError(f"checkpoint {name} does not load ({reason}): it is damaged or of another architecture; train or copy it again") from None
+            raise UserError(f"checkpoint {name} is no folder here and the Hugging Face hub did not give it ({reason})") from None
+
+    @classmethod
+    def _from_pretrained(
+        cls,
+        *,
+        model_id: str,
+        revision: str | None,
+        cache_dir: str | Path | None,
+        force_download: bool,
+        local_files_only: bool,
+        token: str | bool | None,
+        **architecture: Any,
+    ) -> "DualEncoder":
+        if not os.path.isdir(model_id):
+            model_id = snapshot_download(
+                model_id, revision=revision, cache_dir=cache_dir, force_download=force_download, local_files_only=local_files_only, token=token
+            )
+        model = cls(**architecture, tokenizer=load_tokenizer(Path(model_id) / "tokenizer"))
+        return cls._load_as_safetensor(model, os.path.join(model_id, "model.safetensors"), map_location="cpu", strict=True)
+
+
+def _build_audio_encoder(name: str, **arguments: Any) -> nn.Module:
+    return AUDIO_ENCODERS[name](**arguments)
+
+
+def _build_pooling(dim: int, name: str, **arguments: Any) -> nn.Module:
+    return TextAwareAttentionPooling(dim, **arguments) if name == "tap" else MeanPooling()
+
+
+def _check_folder(directory: Path) -> None:
+    for file in ("config.json", "model.safetensors", "tokenizer"):
+        if not (directory / file).exists():
+            inside = [f"{directory}/{name}" for name in ("best", "last") if (directory / name / "config.json").exists()]
+            hint = f"did you mean {' or '.join(inside)}?" if inside else "a model folder is written by train.py as RUN/best and RUN/last"
+            raise UserError(f"checkpoint {directory} has no {file}; {hint}")
+    try:
+        missing = {"audio_encoder", "text_encoder", "pooling"} - set(json.loads((directory / "config.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{directory / 'config.json'} cannot be read ({error}); train or copy the checkpoint again") from None
+    if missing:
+        raise UserError(f"checkpoint {directory} is of another architecture: its config.json has no {', '.join(sorted(missing))}")

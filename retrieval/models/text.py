@@ -1,0 +1,119 @@
+"""Any Hugging Face text encoder: captions in, one vector a caption out (token 0 of the last layer)."""
+
+import logging
+import string
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+
+from retrieval.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+# Names of the dropout settings in Hugging Face configs: RoBERTa, BERT, MPNet | DistilBERT | CLIP, Whisper | GPT-2.
+DROPOUT_SETTINGS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout", "embd_pdrop", "attn_pdrop", "resid_pdrop")
+
+# Stands in for the hub's config.json where the hub is out of reach and only shapes are wanted (--dry-run, benchmarks).
+KNOWN_ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "roberta-large": {
+        "model_type": "roberta",
+        "vocab_size": 50265,
+        "hidden_size": 1024,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "intermediate_size": 4096,
+        "max_position_embeddings": 514,
+        "type_vocab_size": 1,
+        "layer_norm_eps": 1e-5,
+        "bos_token_id": 0,
+        "pad_token_id": 1,
+        "eos_token_id": 2,
+    },
+}
+
+_DELETE_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def normalise_caption(caption: str) -> str:
+    """Lower case, ASCII punctuation deleted and nothing put in its place (recipe of the published runs)."""
+    return caption.lower().translate(_DELETE_PUNCTUATION)
+
+
+class TextEncoder(nn.Module):
+    """Architecture from a Hugging Face config as a dict; `tokenizer` turns normalised captions into tokens."""
+
+    def __init__(self, architecture: dict[str, Any], tokenizer: PreTrainedTokenizerBase | None, max_tokens: int):
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.max_tokens = max_tokens
+        config = AutoConfig.for_model(**architecture)
+        self.model = AutoModel.from_config(config, attn_implementation="sdpa")
+        self.model.pooler = None  # its parameters would never receive a gradient
+        self.feature_dim: int = config.hidden_size
+
+    def load_pretrained(self, name: str) -> None:
+        """Weights of hub model or folder `name`, which must have this architecture."""
+        try:
+            source = AutoModel.from_pretrained(name, dtype=torch.float32)
+        except Exception as error:
+            raise _unreachable(name, error) from None
+        missing = set(self.model.state_dict()) - set(source.state_dict())
+        if missing:
+            raise UserError(f"text encoder {name!r} lacks {len(missing)} weights, first: {sorted(missing)[0]}")
+        self.model.load_state_dict({key: value for key, value in source.state_dict().items() if not key.startswith("pooler.")})
+
+    def forward(self, captions: list[str]) -> torch.Tensor:
+        """(N, feature_dim)"""
+        tokens = self.tokenizer(
+            [normalise_caption(caption) for caption in captions],
+            padding=True,
+            truncation=True,
+            max_length=self.max_tokens,
+            return_tensors="pt",
+        ).to(self.model.device, non_blocking=True)
+        hidden = self.model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).last_hidden_state
+        return hidden[:, 0]  # (N, feature_dim)
+
+
+def text_architecture(name: str, dropout: float, allow_known: bool = False) -> dict[str, Any]:
+    """The Hugging Face config of hub model or folder `name` as a dict, with its dropouts set.
+
+    `allow_known`: where the hub is out of reach, take the shapes from KNOWN_ARCHITECTURES and say so.
+    """
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except Exception as error:
+        if not (allow_known and name in KNOWN_ARCHITECTURES):
+            raise _unreachable(name, error) from None
+        logger.warning("%s is out of reach: its shapes are taken from retrieval/models/text.py", name)
+        config = AutoConfig.for_model(**KNOWN_ARCHITECTURES[name])
+    return architecture_of(config, dropout)
+
+
+def architecture_of(config: PreTrainedConfig, dropout: float) -> dict[str, Any]:
+    """`config` as a dict, with every dropout it has set to `dropout`."""
+    architecture = config.to_dict()
+    return architecture | {setting: dropout for setting in DROPOUT_SETTINGS if setting in architecture}
+
+
+def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of hub model or folder `name`."""
+    try:
+        return AutoTokenizer.from_pretrained(str(name))
+    except Exception as error:
+        raise _unreachable(str(name), error) from None
+
+
+def _unreachable(name: str, error: Exception) -> UserError:
+    # transformers raises OSError, ValueError and others, with texts of many lines, for one and the same absence.
+    reason = " ".join(str(error).split())[:160] or type(error).__name__
+    if Path(name).is_dir():
+        return UserError(f"text encoder folder {name} cannot be loaded ({reason}); it needs config.json, tokenizer files and model.safetensors")
+    return UserError(
+        f"text encoder {name!r} is no folder here and the Hugging Face hub did not give it ({reason}); "
+        f"download it where there is internet (hf download {name} --local-dir weights/{Path(name).name}) "
+        f"and set text_encoder.name=weights/{Path(name).name}"
+    )

@@ -1,0 +1,46 @@
+"""Cut clips into the encoder's windows, and say which frames of the joined windows are valid.
+
+The window grid is that of a clip of full length (`clip_samples`, 30 s for Clotho), so that a clip's frames do not
+depend on what else is in its batch. Letters: B clips, S samples, W windows, T frames.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class WindowGrid:
+    """All in samples at the waveform's rate, but `frames_per_window`."""
+
+    clip_samples: int
+    window_samples: int
+    hop_samples: int
+    frames_per_window: int
+
+    @property
+    def num_windows(self) -> int:
+        """Windows of a clip of full length; a rest shorter than a hop is dropped, as the reference does."""
+        return 1 + (self.clip_samples - self.window_samples) // self.hop_samples
+
+    @property
+    def num_frames(self) -> int:
+        return self.num_windows * self.frames_per_window
+
+    def num_valid_frames(self, lengths: torch.Tensor) -> torch.Tensor:
+        """int64 (B,): the first ceil(length / clip_samples * T) frames of a clip with `length` valid samples."""
+        lengths = lengths.clamp(max=self.clip_samples)
+        return (lengths * self.num_frames + self.clip_samples - 1) // self.clip_samples
+
+    def split(self, waveform: torch.Tensor, num_windows: int) -> torch.Tensor:
+        """(B, S) -> (B, num_windows, window_samples), zero-padded at the end where S is too short."""
+        needed = (num_windows - 1) * self.hop_samples + self.window_samples
+        if waveform.shape[1] < needed:
+            waveform = nn.functional.pad(waveform, (0, needed - waveform.shape[1]))
+        return waveform[:, :needed].unfold(1, self.window_samples, self.hop_samples)
+
+
+def window_grid(clip_samples: int, window_samples: int, hop_samples: int, frames_per_window: int) -> WindowGrid:
+    """A window longer than a clip of full length is cut to the clip."""
+    return WindowGrid(clip_samples, min(window_samples, clip_samples), hop_samples, frames_per_window)

@@ -1,0 +1,357 @@
+"""The training loop, readable top to bottom: prepare, epochs of steps, validation after each, test split at the end.
+
+Letters: n captions and b clips of this process, N and B of all processes together, S samples, T frames, D dimensions.
+"""
+
+import ctypes
+import json
+import logging
+import math
+import os
+import resource
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from retrieval import checkpoint
+from retrieval.checkpoint import Progress
+from retrieval.config import Config, flatten
+from retrieval.data import ClipSplit, EpochBatches, PairDataset, collate_pairs, num_steps_per_epoch, open_cache
+from retrieval.distributed import any_process, gather_columns, gather_rows, gather_texts, rank, replicated, world_size
+from retrieval.errors import UserError
+from retrieval.evaluation import EvaluationResult, evaluate_split, format_table
+from retrieval.losses import LOSSES
+from retrieval.models import DualEncoder, build_model
+from retrieval.optim import parameter_groups, set_learning_rates
+from retrieval.tracking import Tracker
+
+logger = logging.getLogger(__name__)
+
+VALIDATION, TEST = "validation", "evaluation"
+
+
+class Interrupted(Exception):
+    """SIGINT or SIGTERM arrived; what had been trained is in the newest state on disk."""
+
+    def __init__(self, signum: int):
+        self.signum = signum
+
+
+@dataclass
+class StopRequest:
+    """While `at_once` is set a signal interrupts right away. Else the first asks the loop to stop after its step, a second does not wait."""
+
+    signum: int = 0
+    at_once: bool = True
+
+    def __call__(self, signum: int, _frame: Any) -> None:
+        if self.at_once or self.signum:
+            raise Interrupted(signum)
+        self.signum = signum
+
+
+@dataclass
+class Run:
+    """The parts of one training run on this process."""
+
+    config: Config
+    folder: Path
+    accelerator: Accelerator
+    model: DualEncoder
+    wrapped: torch.nn.Module  # the model as Accelerate wraps it: autocast, gradients averaged over processes
+    optimizer: torch.optim.Optimizer
+    batches: EpochBatches
+    loader: DataLoader
+    validation: ClipSplit
+    test: ClipSplit | None
+    steps_per_epoch: int
+    tracker: Tracker
+    progress: Progress = field(default_factory=Progress)
+
+    @property
+    def out_of_steps(self) -> bool:
+        limit = self.config.train.max_steps
+        return limit is not None and self.progress.global_step >= limit
+
+
+def train(config: Config, resume: bool = False, overwrite: bool = False) -> None:
+    """Train as `config` says and leave RUN/best, RUN/last, RUN/metrics.json. Raises UserError, and Interrupted after SIGINT or SIGTERM."""
+    folder = Path(config.train.output)
+    if resume and (folder / "metrics.json").exists():
+        print(f"{folder} is finished: see {folder / 'metrics.json'}")
+        return
+    with stop_on_signals() as stop:
+        run = prepare(config, folder, resume, overwrite)
+        try:
+            while run.progress.epoch < config.train.epochs:
+                stop.at_once = False
+                train_epoch(run, stop)
+                save_state(run)
+                stop.at_once = True  # nothing is lost from here to the next step
+                if stop.signum:
+                    raise Interrupted(stop.signum)
+                validate(run)
+                run.progress.epoch, run.progress.step = run.progress.epoch + 1, 0
+                if run.out_of_steps:
+                    break
+            score_test_split(run)
+        finally:
+            run.tracker.close()
+
+
+def prepare(config: Config, folder: Path, resume: bool, overwrite: bool) -> Run:
+    """Everything that can go wrong for a reason of the user's goes wrong here, before the run folder is touched."""
+    accelerator = Accelerator(mixed_precision=choose_precision(config.train.mixed_precision))
+    checkpoint.check_run(folder, config, resume, overwrite)
+    set_seed(config.seed)
+    cache = open_cache(config.data.cache, config.data.sample_rate)
+    pairs = PairDataset(cache.split("development"), round(config.data.max_seconds * config.data.sample_rate), config.seed)
+    _check_batch_size(len(pairs), config.train.batch_size)
+    validation = cache.split(VALIDATION)
+    test = cache.split(TEST) if TEST in cache.split_names else None
+    if config.loss.name not in LOSSES:
+        raise UserError(f"loss.name={config.loss.name!r} is unknown; there is: {', '.join(LOSSES)}")
+    model = build_model(config)
+    settings = config.optimizer
+    groups = parameter_groups(model, settings.lr.model_dump())
+    optimizer = torch.optim.AdamW(groups, betas=(settings.beta1, settings.beta2), eps=settings.eps, weight_decay=settings.weight_decay)
+    wrapped, optimizer = accelerator.prepare(model, optimizer)
+
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        checkpoint.open_run(folder, config, resume)
+    accelerator.wait_for_everyone()
+    progress = Progress()
+    accelerator.register_for_checkpointing(progress)
+    if resume:
+        checkpoint.load_state(accelerator, folder)
+    batches = EpochBatches(len(pairs), config.train.batch_size, config.seed, rank(), world_size())
+    steps_per_epoch = num_steps_per_epoch(len(pairs), config.train.batch_size)
+    accelerator.print(
+        f"{folder}: {len(pairs)} pairs, {steps_per_epoch} steps an epoch, {accelerator.num_processes} process(es) on {accelerator.device}, "
+        f"mixed precision {accelerator.mixed_precision}" + (f", resumed at epoch {progress.epoch} step {progress.step}" if resume else "")
+    )
+    return Run(
+        config=config,
+        folder=folder,
+        accelerator=accelerator,
+        model=accelerator.unwrap_model(wrapped),
+        wrapped=wrapped,
+        optimizer=optimizer,
+        batches=batches,
+        loader=make_loader(pairs, batches, config.data.num_workers),
+        validation=validation,
+        test=test,
+        steps_per_epoch=steps_per_epoch,
+        tracker=Tracker(folder, resume_step=progress.global_step + 1 if resume else None, enabled=accelerator.is_main_process),
+        progress=progress,
+    )
+
+
+def choose_precision(setting: str) -> str:
+    """`auto` is bf16 where the GPU computes it, fp16 on older GPUs, float32 on CPU."""
+    has_gpu = torch.cuda.is_available()
+    if setting == "fp16" and not has_gpu:
+        raise UserError("train.mixed_precision=fp16 needs a GPU, and none is visible here; use auto, bf16 or no")
+    if setting != "auto":
+        return setting
+    if not has_gpu:
+        return "no"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+def _check_batch_size(num_pairs: int, batch_size: int) -> None:
+    if batch_size > num_pairs:
+        raise UserError(f"train.batch_size {batch_size} is larger than the corpus: {num_pairs} (clip, caption) pairs; lower train.batch_size")
+    if (num_pairs % batch_size or batch_size) < world_size():
+        raise UserError(
+            f"the last batch of an epoch has {num_pairs % batch_size or batch_size} pairs for {world_size()} processes; choose another train.batch_size"
+        )
+
+
+def make_loader(pairs: PairDataset, batches: EpochBatches, num_workers: int) -> DataLoader:
+    """Its own generator: the loader's draw of worker seeds must not move the random state that dropout uses."""
+    return DataLoader(
+        pairs,
+        batch_sampler=batches,
+        collate_fn=collate_pairs,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),
+        worker_init_fn=_ignore_interrupt,
+    )
+
+
+def _ignore_interrupt(_worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the main process decides
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def train_epoch(run: Run, stop: StopRequest) -> None:
+    """The rest of the current epoch, from progress.step on."""
+    progress, settings = run.progress, run.config.train
+    run.wrapped.train()
+    run.batches.start(progress.epoch, progress.step)
+    bar = tqdm(
+        total=run.steps_per_epoch,
+        initial=progress.step,
+        desc=f"epoch {progress.epoch + 1}/{settings.epochs}",
+        unit="step",
+        disable=not run.accelerator.is_main_process,
+    )
+    clock, num_clips = time.perf_counter(), 0
+    for batch in run.loader if not run.out_of_steps else ():
+        loss, grad_norms = train_step(run, batch)
+        progress.step += 1
+        progress.global_step += 1
+        num_clips += len(batch["captions"]) * run.accelerator.num_processes
+        bar.update()
+        bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+        if progress.global_step % settings.log_every_steps == 0:
+            log_step(run, loss, grad_norms, num_clips / (time.perf_counter() - clock))
+            clock, num_clips = time.perf_counter(), 0
+        if any_process(bool(stop.signum), run.accelerator.device):
+            save_state(run)
+            bar.close()
+            raise Interrupted(stop.signum or signal.SIGTERM)
+        if run.out_of_steps:
+            break
+        if progress.step % settings.save_every_steps == 0 and progress.step < run.steps_per_epoch:
+            save_state(run)
+    bar.close()
+
+
+def train_step(run: Run, batch: dict[str, Any]) -> tuple[float, dict[str, float]]:
+    """One optimizer step on the batch of all processes. Returns its loss and the gradient norm of each parameter group."""
+    accelerator, settings = run.accelerator, run.config.optimizer
+    set_learning_rates(run.optimizer, run.progress.epoch + run.progress.step / run.steps_per_epoch, settings.schedule.model_dump())
+    run.optimizer.zero_grad()
+    waveform = batch["waveform"].to(accelerator.device, non_blocking=True)  # (b, S)
+    text, frames, mask = run.wrapped(waveform, batch["lengths"], batch["captions"])  # (n, D), (b, T, D), (b, T)
+    with accelerator.autocast():
+        block = run.model.score(gather_texts(text), frames, mask)  # (N, b)
+    scores = gather_columns(block)  # (N, B)
+    clips = gather_rows(batch["clips"].to(accelerator.device))  # (N,)
+    positives = clips[:, None] == clips[None, :]  # (N, B)
+    loss = LOSSES[run.config.loss.name](scores, positives, temperature=replicated(run.model.temperature))
+    accelerator.backward(loss * world_size())  # distributed.py says why
+    accelerator.unscale_gradients(run.optimizer)
+    norms = {group["name"]: _grad_norm(group["params"]) for group in run.optimizer.param_groups}
+    loss_value, *norm_values = torch.stack([loss.detach(), *norms.values()]).tolist()
+    grad_norms = dict(zip(norms, norm_values, strict=True))
+    _check_finite(run, loss_value, grad_norms)
+    if settings.max_grad_norm is not None:
+        accelerator.clip_grad_norm_(run.model.parameters(), settings.max_grad_norm)
+    run.optimizer.step()
+    return loss_value, grad_norms
+
+
+def _grad_norm(parameters: list[torch.nn.Parameter]) -> torch.Tensor:
+    return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]).float()
+
+
+def _check_finite(run: Run, loss: float, grad_norms: dict[str, float]) -> None:
+    """Before the optimizer's step, so that no weights are spoilt. With fp16 the gradient scaler skips steps of infinite gradients."""
+    wrong = [] if math.isfinite(loss) else [f"loss is {loss}"]
+    if run.accelerator.scaler is None:
+        wrong += [f"gradient norm of {name} is {norm}" for name, norm in grad_norms.items() if not math.isfinite(norm)]
+    if wrong:
+        state = checkpoint.latest_state(run.folder)
+        kept = f"{run.folder / 'best'} of epoch {run.progress.best_epoch + 1}" if run.progress.best_epoch >= 0 else "no best model yet"
+        raise UserError(
+            f"training stopped at epoch {run.progress.epoch + 1}, step {run.progress.step + 1}: {wrong[0]}; kept: {kept}, state {state}; "
+            f"try a lower learning rate, optimizer.max_grad_norm=1 or train.mixed_precision=no"
+        )
+
+
+def log_step(run: Run, loss: float, grad_norms: dict[str, float], clips_per_second: float) -> None:
+    gpu = run.accelerator.device.type == "cuda"
+    peak = torch.cuda.max_memory_allocated() if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    scalars = {"train/loss": loss, "train/temperature": run.model.temperature.item(), "train/clips_per_second": clips_per_second}
+    scalars["train/memory_gib"] = peak / 2**30
+    scalars |= {f"lr/{group['name']}": group["lr"] for group in run.optimizer.param_groups}
+    scalars |= {f"grad_norm/{name}": norm for name, norm in grad_norms.items()}
+    run.tracker.scalars(run.progress.global_step, scalars)
+
+
+def evaluate_model(run: Run, model: DualEncoder, split: ClipSplit) -> EvaluationResult:
+    """Scores of the whole split on every process."""
+    settings = run.config.evaluation
+    return evaluate_split(
+        model,
+        split,
+        audio_batch_size=settings.audio_batch_size,
+        text_batch_size=settings.text_batch_size,
+        num_workers=run.config.data.num_workers,
+        device=run.accelerator.device,
+        autocast=run.accelerator.autocast,
+    )
+
+
+def validate(run: Run) -> None:
+    """Score the validation split; write RUN/last, and RUN/best when mAP@10 is the highest so far."""
+    result = evaluate_model(run, run.model, run.validation)
+    metrics = result.metrics["text_to_audio"]
+    epoch, progress = run.progress.epoch, run.progress
+    run.accelerator.print(f"epoch {epoch + 1}: validation " + ", ".join(f"{name} {100 * value:.2f} %" for name, value in metrics.items()))
+    run.tracker.validation(progress.global_step, result)
+    run.tracker.attention_examples(progress.global_step, run.model, run.validation, run.config.evaluation.num_pictures)
+    is_best = metrics["mAP@10"] > progress.best_map
+    if is_best:
+        progress.best_map, progress.best_epoch = metrics["mAP@10"], epoch
+    if run.accelerator.is_main_process:
+        card = f"Validation mAP@10 after epoch {epoch + 1}: {metrics['mAP@10']:.4f}."
+        for name in ("best", "last") if is_best else ("last",):
+            checkpoint.save_model(run.model, run.folder / name, card)
+    run.accelerator.wait_for_everyone()
+
+
+def score_test_split(run: Run) -> None:
+    """Once, at the end, for best and last; RUN/metrics.json marks the run as finished, and its state is deleted."""
+    if not (run.folder / "last").exists():
+        validate(run)
+    final: dict[str, Any] = {"best_epoch": run.progress.best_epoch + 1, "validation_mAP@10": run.progress.best_map}
+    if run.test is not None:
+        for name in ("best", "last"):
+            model = DualEncoder.from_pretrained(run.folder / name).to(run.accelerator.device)
+            result = evaluate_model(run, model, run.test)
+            final[name] = result.metrics
+            run.accelerator.print(f"{run.folder / name}, {TEST} split\n{format_table(result)}")
+    run.tracker.hparams(flatten(run.config.model_dump()), final)
+    if run.accelerator.is_main_process:
+        checkpoint.write_text(run.folder / "metrics.json", json.dumps(final, indent=2) + "\n")
+        shutil.rmtree(run.folder / "states", ignore_errors=True)
+    run.accelerator.wait_for_everyone()
+
+
+def save_state(run: Run) -> None:
+    checkpoint.save_state(run.accelerator, run.folder, run.progress)
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[StopRequest]:
+    """Ctrl-C and SIGTERM set the request instead of ending the process; so does the death of `accelerate launch`."""
+    stop = StopRequest()
+    before = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
+    if "ACCELERATE_MIXED_PRECISION" in os.environ and sys.platform == "linux":
+        # The launcher does not pass SIGTERM on; without this, killing it would leave the training running unseen.
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+    try:
+        yield stop
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)

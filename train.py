@@ -1,0 +1,50 @@
+"""Train a text-to-audio retrieval model.
+
+    accelerate launch train.py --config configs/tap.yaml [section.key=value ...] [--resume | --overwrite]
+    python train.py --config configs/tap.yaml --dry-run
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from retrieval.config import load_config
+from retrieval.errors import run_main
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, help="YAML file with what differs from the defaults of retrieval/config.py")
+    parser.add_argument("--resume", action="store_true", help="continue the run in train.output from its newest state")
+    parser.add_argument("--overwrite", action="store_true", help="delete the run in train.output and start anew")
+    parser.add_argument("--dry-run", action="store_true", help="print settings, parameters, steps and memory; load no weights")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that win over the YAML file")
+    arguments = parser.parse_intermixed_args(argv)
+    if arguments.resume and arguments.overwrite:
+        parser.error("--resume continues a run, --overwrite deletes it: give one of them")
+    config = load_config(arguments.config, arguments.overrides)
+
+    # torch and transformers take seconds to import: a mistake in the settings should not.
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    if arguments.dry_run:
+        from retrieval.dry_run import describe
+
+        print(describe(config))
+        return 0
+    from retrieval.checkpoint import latest_state
+    from retrieval.training import Interrupted, train
+
+    try:
+        train(config, resume=arguments.resume, overwrite=arguments.overwrite)
+    except Interrupted as interruption:
+        state = latest_state(Path(config.train.output))
+        print(f"interrupted; {f'continue from {state} with --resume' if state else 'no step was saved yet'}", file=sys.stderr)
+        return 128 + interruption.signum
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)
