@@ -69,13 +69,12 @@ def build_cache(
     """
     jobs, sources = _plan_jobs(output, settings, plans)
     existing = _existing_cache(output)
-    if existing is not None:
+    if existing is not None and not overwrite:
         differences = _differences(existing, settings, sources)
-        if not differences:
-            print(f"{output} is already built with these settings; nothing to do")
-            return existing
-        if not overwrite:
-            raise UserError(f"{output} was built differently ({'; '.join(differences)}): add --overwrite, or choose another --output")
+        if differences:
+            raise UserError(f"{output} exists, but {'; '.join(differences)}: add --overwrite, or choose another --output")
+        print(f"{output} is already built with these settings; nothing to do")
+        return existing
     _check_losses(plans, [], allow_missing)
     partial = _partial(output)
     with disk_errors(partial):
@@ -139,26 +138,29 @@ def _plan_jobs(output: Path, settings: CacheSettings, plans: list[SplitPlan]) ->
 
 
 def _existing_cache(output: Path) -> dict[str, Any] | None:
-    """cache.json of a finished cache; None where nothing is in the way."""
+    """cache.json of a finished cache, empty if damaged; None where nothing is in the way."""
+    if not output.exists() or output.is_dir() and not any(output.iterdir()):
+        return None
+    if not (output / "cache.json").is_file():
+        raise UserError(f"{output} exists and is not a finished cache: move it away, or choose another --output")
     try:
-        return json.loads((output / "cache.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        if not output.exists() or not any(output.iterdir()):
-            return None
-    except (OSError, ValueError):
-        pass
-    raise UserError(f"{output} exists and is not a finished cache: move it away, or choose another --output")
+        info = json.loads((output / "cache.json").read_text(encoding="utf-8"))
+    except ValueError:
+        return {}
+    return info if isinstance(info, dict) and isinstance(info.get("splits"), dict) else {}
 
 
 def _differences(existing: dict[str, Any], settings: CacheSettings, sources: dict[str, str]) -> list[str]:
+    if not existing:
+        return ["its cache.json is damaged"]
     wanted = asdict(settings)
-    differences = [f"{key} {existing.get(key)} instead of {wanted[key]}" for key in wanted if existing.get(key) != wanted[key]]
+    differences = [f"its {key} is {existing.get(key)}, not {wanted[key]}" for key in wanted if existing.get(key) != wanted[key]]
     for split, source in sources.items():
-        built = existing.get("splits", {}).get(split)
+        built = existing["splits"].get(split)
         if built is None:
-            differences.append(f"split {split} is not in it")
+            differences.append(f"it has no split {split}")
         elif not differences and built.get("source") != source:  # the digest depends on the settings too
-            differences.append(f"the files or captions of {split} have changed since")
+            differences.append(f"the files or captions of {split} have changed since it was built")
     return differences
 
 

@@ -37,7 +37,8 @@ def encode_clip(path: str, sample_rate: int, codec: str) -> EncodedClip:
         with soundfile.SoundFile(path) as file:
             blocks = [_quantise(block) for block in _resampled_blocks(file, sample_rate)]
     except soundfile.LibsndfileError as error:
-        raise UnusableAudio(f"cannot be decoded: {error.error_string or f'damaged data (libsndfile error {error.code})'}") from None
+        reason = error.error_string.removeprefix("Error : ").rstrip(".") or f"libsndfile error {error.code}"
+        raise UnusableAudio(f"cannot be decoded: {reason}") from None
     except OSError as error:
         raise UnusableAudio(f"cannot be read: {error.strerror}") from None
     samples = np.concatenate([samples for samples, _ in blocks]) if blocks else np.zeros(0, np.int16)  # (S,)

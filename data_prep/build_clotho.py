@@ -32,7 +32,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--codec", choices=CODECS, default="pcm", help="pcm: fastest to read (default); flac: about half the size")
     parser.add_argument("--num-proc", type=int, default=min(8, len(os.sched_getaffinity(0))), help="processes (default: one a core, at most 8)")
     parser.add_argument("--allow-missing", action="store_true", help="go on when more than 1 %% of a split's clips are lost")
-    parser.add_argument("--overwrite", action="store_true", help="replace a cache that was built with other settings or files")
+    parser.add_argument("--overwrite", action="store_true", help="build anew and replace the cache that is there")
     parser.add_argument("--download", action="store_true", help="fetch missing files first, and unpack them")
     parser.add_argument("--base-url", help=f"with --download: a mirror (default: {ZENODO_URL})")
     parser.add_argument("--checksums", type=Path, help="with --download: md5sum file for a mirror whose files differ from Zenodo's")

@@ -48,7 +48,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = OneLineParser(description=__doc__.split("\n")[0])
     parser.add_argument("--output", type=Path, default=Path("data/sample"), metavar="DIR")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--sizes", type=int, nargs=3, default=[300, 60, 60], metavar=("DEVELOPMENT", "VALIDATION", "EVALUATION"), help="clips a split")
+    parser.add_argument(
+        "--sizes", type=int, nargs=3, default=[300, 60, 60], metavar=("DEVELOPMENT", "VALIDATION", "EVALUATION"), help="clips a split"
+    )
     parser.add_argument("--num-proc", type=int, default=os.cpu_count() or 1, metavar="N", help="processes")
     parser.add_argument("--overwrite", action="store_true", help="replace a sample corpus of another seed, size or version")
     options = parser.parse_args(arguments)
@@ -79,7 +81,7 @@ def make_corpus(output: Path, seed: int, sizes: list[int], num_proc: int, overwr
         raise UserError("a process was killed, perhaps for lack of memory; try a smaller --num-proc") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    minutes = sum(clip["seconds"] for clip in clips) / 60
+    minutes = sum(clip["num_samples"] for clip in clips) / SAMPLE_RATE / 60
     print(f"{output}: {len(clips)} clips, {minutes:.0f} minutes, {len(EVENTS)} kinds of event")
 
 
@@ -102,7 +104,8 @@ def _reusable(output: Path, settings: dict[str, Any], overwrite: bool) -> bool:
     if missing and not different:
         different = [f"{len(missing)} files missing, first {missing[0]!r}"]
     if different and not overwrite:
-        raise UserError(f"{output} holds another sample corpus ({', '.join(different)}); add --overwrite to replace it, or give another --output")
+        found_there = ", ".join(different)
+        raise UserError(f"{output} holds another sample corpus ({found_there}); add --overwrite to replace it, or give another --output")
     return not different
 
 
@@ -118,8 +121,8 @@ def _write(folder: Path, settings: dict[str, Any], num_proc: int) -> list[dict[s
     clips = _render_all(tasks, num_proc)
     for split in SPLITS:
         _write_tables(folder, split, [clip for clip in clips if clip["split"] == split])
-    with open(folder / "scenes.json", "w", encoding="utf-8") as file:
-        json.dump({**settings, "clips": [{key: clip[key] for key in clip if key != "num_samples"} for clip in clips]}, file, ensure_ascii=False, indent=1)
+    text = json.dumps({**settings, "clips": clips}, ensure_ascii=False, indent=1)
+    (folder / "scenes.json").write_text(text + "\n", encoding="utf-8")
     return clips
 
 
@@ -147,7 +150,7 @@ def _start_worker() -> None:
 
 
 def _render(task: Task) -> dict[str, Any]:
-    """Write one WAV; its entry of scenes.json, and the number of samples."""
+    """Write one WAV; its entry of scenes.json."""
     path, seed, split_number, index, scene = task
     rng = _generator(seed, split_number, index, 1)
     mix, _, _ = render_scene(rng, scene)
@@ -161,8 +164,14 @@ def _render(task: Task) -> dict[str, Any]:
 
 def _entry(path: Path, scene: Scene, captions: list[Caption], num_samples: int) -> dict[str, Any]:
     events = [{**vars(event), "onset": round(event.onset, 3), "duration": round(event.duration, 3)} for event in scene.events]
-    return {"split": path.parent.name, "file_name": path.name, "seconds": round(num_samples / SAMPLE_RATE, 3), "background": scene.background,
-            "events": events, "captions": [vars(caption) for caption in captions], "num_samples": num_samples}
+    return {
+        "split": path.parent.name,
+        "file_name": path.name,
+        "num_samples": num_samples,
+        "background": scene.background,
+        "events": events,
+        "captions": [vars(caption) for caption in captions],
+    }
 
 
 def _write_tables(folder: Path, split: str, clips: list[dict[str, Any]]) -> None:

@@ -20,13 +20,15 @@ from prep_errors import OneLineParser, UserError, run
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a few thousand captions need no threads
 
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")  # RoBERTa's; the first four have its numbers 0 to 3
-FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "made_from.json")  # made_from.json: ours, for reuse
+FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "made_from.json")
 MIN_VOCAB_SIZE = 256 + len(SPECIAL_TOKENS)  # every byte must have a token
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = OneLineParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--captions", type=Path, required=True, metavar="CSV", help="captions table of Clotho: file_name, caption_1, caption_2, ...")
+    parser.add_argument(
+        "--captions", type=Path, required=True, metavar="CSV", help="captions table of Clotho: file_name, caption_1, caption_2, ..."
+    )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
     parser.add_argument("--hidden-size", type=int, default=128)
     parser.add_argument("--num-layers", type=int, default=2)
@@ -46,7 +48,9 @@ def make_text_encoder(captions_csv: Path, output: Path, sizes: dict[str, int]) -
     if sizes["hidden_size"] % sizes["num_heads"]:
         raise UserError(f"--hidden-size {sizes['hidden_size']} is not a multiple of --num-heads {sizes['num_heads']}")
     if sizes["vocab_size"] < MIN_VOCAB_SIZE:
-        raise UserError(f"--vocab-size {sizes['vocab_size']}: must be {MIN_VOCAB_SIZE} or more (256 bytes and {len(SPECIAL_TOKENS)} special tokens)")
+        raise UserError(
+            f"--vocab-size {sizes['vocab_size']}: must be {MIN_VOCAB_SIZE} or more (every byte and {len(SPECIAL_TOKENS)} special tokens)"
+        )
     if sizes["max_tokens"] < 3:
         raise UserError(f"--max-tokens {sizes['max_tokens']}: must be 3 or more, for <s>, one token and </s>")
     captions = [normalised(caption) for caption in read_captions(captions_csv)]
@@ -66,7 +70,8 @@ def make_text_encoder(captions_csv: Path, output: Path, sizes: dict[str, int]) -
         raise UserError(f"the text encoder could not be written to {output}: {error.strerror or error}") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    print(f"{output}: RoBERTa of {sizes['num_layers']} layers of {sizes['hidden_size']}, {vocab_size} tokens from {len(captions)} captions, no weights")
+    architecture = f"RoBERTa of {sizes['num_layers']} layers of {sizes['hidden_size']}, without weights"
+    print(f"{output}: {architecture}; {vocab_size} tokens from {len(captions)} captions")
 
 
 def read_captions(path: Path) -> list[str]:
@@ -109,10 +114,16 @@ def _write(folder: Path, captions: list[str], sizes: dict[str, int]) -> int:
     from transformers import RobertaConfig, RobertaTokenizer
 
     bpe = ByteLevelBPETokenizer(add_prefix_space=True)  # the first word of a caption gets the token that it has elsewhere
-    bpe.train_from_iterator(captions, vocab_size=sizes["vocab_size"], min_frequency=2, special_tokens=list(SPECIAL_TOKENS), show_progress=False)
+    bpe.train_from_iterator(
+        captions, vocab_size=sizes["vocab_size"], min_frequency=2, special_tokens=list(SPECIAL_TOKENS), show_progress=False
+    )
     trained = json.loads(bpe.to_str())["model"]
-    tokenizer = RobertaTokenizer(vocab=trained["vocab"], merges=[tuple(merge) for merge in trained["merges"]], add_prefix_space=True,
-                                 model_max_length=sizes["max_tokens"])
+    tokenizer = RobertaTokenizer(
+        vocab=trained["vocab"],
+        merges=[tuple(merge) for merge in trained["merges"]],
+        add_prefix_space=True,
+        model_max_length=sizes["max_tokens"],
+    )
     tokenizer.save_pretrained(folder)
     (folder / "special_tokens_map.json").write_text(json.dumps(tokenizer.special_tokens_map, indent=1) + "\n", encoding="utf-8")
     RobertaConfig(

@@ -296,7 +296,6 @@ def evaluate_model(run: Run, model: DualEncoder, split: ClipSplit) -> Evaluation
         audio_batch_size=settings.audio_batch_size,
         text_batch_size=settings.text_batch_size,
         num_workers=run.config.data.num_workers,
-        device=run.accelerator.device,
         autocast=run.accelerator.autocast,
     )
 

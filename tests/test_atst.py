@@ -209,7 +209,7 @@ def without(state: dict, *parts: str) -> dict:
         (lambda path, state: torch.save([1, 2], path), 'no "state_dict"'),
         (lambda path, state: write_checkpoint(path, state, ""), r"no key that begins with model.teacher.encoder., .*found mask_embed, pos_embed, .*in all"),
         (lambda path, state: write_checkpoint(path, without(state, "mask_embed"), PREFIXES[2]), "lacks mask_embed of ATST-Frame with embed_dim 48, depth 2"),
-        (lambda path, state: write_checkpoint(path, without(state, "blocks.1."), PREFIXES[2]), r"lacks blocks.1.norm1.weight, .*\(10 in all\)"),
+        (lambda path, state: write_checkpoint(path, without(state, "blocks.1."), PREFIXES[2]), r"lacks blocks.1.norm1.weight, .*\(11 in all\)"),
         (lambda path, state: write_checkpoint(path, AtstFrame(48, 3, 4).state_dict(), PREFIXES[2]), r"has blocks.2.norm1.weight, .*set audio_encoder.depth"),
         (lambda path, state: write_checkpoint(path, AtstFrame(32, 2, 4).state_dict(), PREFIXES[0]), r"mask_embed \[1, 1, 32\] for \[1, 1, 48\], .*set audio_encoder.embed_dim"),
         (lambda path, state: write_checkpoint(path, state, PREFIXES[2], callbacks=NotAllowed()), r"Python object \(.*NotAllowed\), .*if you trust the file"),

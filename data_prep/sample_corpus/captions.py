@@ -16,8 +16,8 @@ MIN_WORDS, MAX_WORDS = 8, 20
 NUMBERS = {1: ("once",), 2: ("twice", "two times"), 3: ("three times",), 4: ("four times",), 5: ("five times",), 6: ("six times",)}
 NUMBER_WORDS = {2: "two", 3: "three", 4: "four"}
 ORDINALS = ("first", "second", "third", "fourth")
-LOUDNESS = {"faint": ("faintly", "quietly", "softly"), "loud": ("loudly", "very loudly", "at full volume")}
-LOUDNESS_ADJECTIVES = {"faint": ("faint", "quiet"), "loud": ("loud", "very loud")}
+LOUDNESS = {"faint": ("faintly", "quietly", "softly"), "loud": ("loudly", "very loudly")}
+LOUDNESS_ADJECTIVES = {"faint": ("quiet", "barely audible"), "loud": ("loud", "very loud")}
 PITCH = {"low": ("at a low pitch", "in a deep tone"), "high": ("at a high pitch", "in a high tone")}
 PACE = {"slow": ("slowly", "at a slow pace"), "fast": ("quickly", "rapidly", "at a fast pace")}
 PACE_COUNTED = {"slow": ("with long pauses", "with pauses in between"), "fast": ("in quick succession", "in rapid succession")}
@@ -50,7 +50,7 @@ class Caption:
 
 
 def write_captions(rng: Rng, scene: Scene, number: int = 5) -> list[Caption]:
-    """`number` different captions in random order: two of the whole scene, the others of one event (with three events or more, one of two)."""
+    """`number` different captions in random order: two name the whole scene, one a pair (from three events on), the others one event."""
     order = [int(index) for index in rng.permutation(len(scene.events))]
     plan: list[tuple[str, tuple[int, ...]]] = []
     if len(scene.events) > 1:
@@ -80,13 +80,16 @@ def _alone(rng: Rng, scene: Scene, events: tuple[int, ...], details: int) -> str
     """The only event of its scene."""
     event, setting = scene.events[0], _pick(rng, SETTINGS[scene.background])
     clause, description = _clause(rng, event, details), _description(rng, event, details)
-    return _pick(rng, (
-        f"{clause} {setting}",
-        f"{clause} {setting} and nothing else is heard",
-        f"only {description} can be heard {setting}",
-        f"{setting}, {clause}",
-        f"there is nothing but {description} {setting}",
-    ))
+    return _pick(
+        rng,
+        (
+            f"{clause} {setting}",
+            f"{clause} {setting} and nothing else is heard",
+            f"only {description} can be heard {setting}",
+            f"{setting}, {clause}",
+            f"there is nothing but {description} {setting}",
+        ),
+    )
 
 
 def _all(rng: Rng, scene: Scene, events: tuple[int, ...], details: int) -> str:
@@ -113,13 +116,17 @@ def _pair(rng: Rng, scene: Scene, events: tuple[int, ...], details: int) -> str:
     if _simultaneous(first, second):
         text = f"{_clause(rng, first, details)} {_pick(rng, ('while', 'as'))} {_clause(rng, second, min(details, 1))}"
     elif events[1] - events[0] > 1:
-        text = f"{_clause(rng, first, details)} {_pick(rng, ('some time before', 'a while before'))} {_clause(rng, second, min(details, 1))}"
+        order = _pick(rng, ("some time before", "a while before"))
+        text = f"{_clause(rng, first, details)} {order} {_clause(rng, second, min(details, 1))}"
     else:
-        text = _pick(rng, (
-            f"{_clause(rng, first, details)} before {_clause(rng, second, min(details, 1))}",
-            f"after {_clause(rng, first, min(details, 1))}, {_clause(rng, second, details)}",
-            f"{_description(rng, first, details)} is followed by {_description(rng, second, min(details, 1))}",
-        ))
+        text = _pick(
+            rng,
+            (
+                f"{_clause(rng, first, details)} before {_clause(rng, second, min(details, 1))}",
+                f"after {_clause(rng, first, min(details, 1))}, {_clause(rng, second, details)}",
+                f"{_description(rng, first, details)} is followed by {_description(rng, second, min(details, 1))}",
+            ),
+        )
     return f"{text} {_pick(rng, SETTINGS[scene.background])}" if rng.random() < 0.3 else text
 
 
@@ -139,7 +146,11 @@ def _one(rng: Rng, scene: Scene, events: tuple[int, ...], details: int) -> str:
         f"{setting}, {clause} at some point",
     ]
     if index == 0:
-        choices += [f"at first {clause}, then something else follows", f"the recording begins with {description} {setting}", f"{clause} before anything else is heard"]
+        choices += [
+            f"at first {clause}, then something else follows",
+            f"the recording begins with {description} {setting}",
+            f"{clause} before anything else is heard",
+        ]
     elif index == len(scene.events) - 1:
         choices += [f"last of all {clause} {setting}", f"the last sound to begin is {description}", f"{clause} as the last sound to begin"]
     else:

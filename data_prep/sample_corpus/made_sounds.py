@@ -2,8 +2,26 @@
 
 import numpy as np
 
-from sample_corpus.signals import (Rng, band, buzz, decay, faded, filtered, formants, glide, modes, noise, num_samples, paced, repeated,
-                                   scatter, slow_noise, times, tone)
+from sample_corpus.signals import (
+    SAMPLE_RATE,
+    Rng,
+    band,
+    buzz,
+    decay,
+    faded,
+    filtered,
+    formants,
+    glide,
+    modes,
+    noise,
+    num_samples,
+    paced,
+    repeated,
+    scatter,
+    slow_noise,
+    times,
+    tone,
+)
 
 
 def footsteps(rng: Rng, pitch: float, rate: float, size: float) -> np.ndarray:
@@ -42,8 +60,10 @@ def bell(rng: Rng, pitch: float, rate: float, size: int) -> np.ndarray:
 
 def phone(rng: Rng, pitch: float, rate: float, size: int) -> np.ndarray:
     def ring() -> np.ndarray:
-        strokes = [modes(0.1, (1450 * pitch, 1.0, 0.06), (2150 * pitch, 0.8, 0.05), (3700 * pitch, 0.3, 0.03)),
-                   modes(0.1, (1700 * pitch, 1.0, 0.06), (2500 * pitch, 0.8, 0.05))]
+        strokes = [
+            modes(0.1, (1450 * pitch, 1.0, 0.06), (2150 * pitch, 0.8, 0.05), (3700 * pitch, 0.3, 0.03)),
+            modes(0.1, (1700 * pitch, 1.0, 0.06), (2500 * pitch, 0.8, 0.05)),
+        ]
         return faded(scatter([strokes[i % 2] for i in range(22)], 0.045 * np.arange(22)), 0.01, 0.08)
 
     return repeated(rng, ring, size, 1.7 / rate, jitter=0.0)
@@ -90,21 +110,21 @@ def train(rng: Rng, pitch: float, rate: float, size: float) -> np.ndarray:
         return scatter([clack, 0.8 * clack], [0.0, 0.13])
 
     wheels = paced(rng, joint, size, 0.62 / rate)
-    rumble = 0.16 * noise(rng, len(wheels) / 44100, 60, 350, order=2)
+    rumble = 0.16 * noise(rng, len(wheels) / SAMPLE_RATE, 60, 350, order=2)
     return faded(1.4 * wheels + rumble[: len(wheels)], 0.3, 0.3)
 
 
 def engine(rng: Rng, pitch: float, rate: float, size: float) -> np.ndarray:
     frequency = pitch * (48 + 4 * slow_noise(rng, size, 2.0))
-    strokes = buzz(frequency) * (1 + 0.5 * np.sin(np.cumsum(frequency) / 44100 * np.pi))
-    shake = 0.15 * noise(rng, size, 300, 1500)
-    return faded(filtered(strokes, formants((110 * pitch, 60, 1.0), (330 * pitch, 120, 0.5), (800, 400, 0.25))) + shake * 0.3, 0.3, 0.3)
+    strokes = buzz(frequency) * (1 + 0.5 * np.sin(np.cumsum(frequency) / SAMPLE_RATE * np.pi))
+    body = formants((110 * pitch, 60, 1.0), (330 * pitch, 120, 0.5), (800, 400, 0.25))
+    return faded(filtered(strokes, body) + 0.045 * noise(rng, size, 300, 1500), 0.3, 0.3)
 
 
 def saw(rng: Rng, pitch: float, rate: float, size: float) -> np.ndarray:
     def stroke() -> np.ndarray:
         seconds = 0.3 / rate
-        teeth = 1 + 0.8 * np.sin(2 * np.pi * np.cumsum(glide(seconds, 70, 120, 70)) / 44100)
+        teeth = 1 + 0.8 * np.sin(2 * np.pi * np.cumsum(glide(seconds, 70, 120, 70)) / SAMPLE_RATE)
         push = noise(rng, seconds, 1300, 3200) * teeth
         pull = 0.5 * noise(rng, seconds, 2800, 6000) * teeth
         return scatter([faded(push, 0.08 / rate, 0.1 / rate), faded(pull, 0.08 / rate, 0.1 / rate)], [0.0, 0.36 / rate])
@@ -133,8 +153,9 @@ def glass(rng: Rng, pitch: float, rate: float, size: int) -> np.ndarray:
     def shatter() -> np.ndarray:
         count = 45
         onsets = np.minimum(rng.exponential(0.22, count), 1.1)
-        shards = [rng.uniform(0.2, 1.0) * modes(0.25, (rng.uniform(2800, 7600), 1.0, 0.05), (rng.uniform(4500, 9500), 0.7, 0.03))
-                  for _ in onsets]
+        shards = [
+            rng.uniform(0.2, 1.0) * modes(0.25, (rng.uniform(2800, 7600), 1.0, 0.05), (rng.uniform(4500, 9500), 0.7, 0.03)) for _ in onsets
+        ]
         crash = 3.0 * noise(rng, 0.2, 1500, 12000) * decay(0.2, 0.04)
         return faded(scatter([crash, *shards], [0.0, *onsets]), 0.001, 0.1)
 

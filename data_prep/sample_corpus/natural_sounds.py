@@ -5,8 +5,25 @@
 
 import numpy as np
 
-from sample_corpus.signals import (Rng, band, buzz, decay, faded, filtered, formants, glide, modes, noise, num_samples, paced, repeated,
-                                   scatter, slow_noise, times, tone)
+from sample_corpus.signals import (
+    Rng,
+    band,
+    buzz,
+    decay,
+    faded,
+    filtered,
+    formants,
+    glide,
+    modes,
+    noise,
+    num_samples,
+    paced,
+    repeated,
+    scatter,
+    slow_noise,
+    times,
+    tone,
+)
 
 
 def dog(rng: Rng, pitch: float, rate: float, size: int) -> np.ndarray:

@@ -10,7 +10,21 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from sample_corpus.events import EVENTS
-from sample_corpus.signals import SAMPLE_RATE, Rng, band, decay, faded, filtered, level, noise, num_samples, slow_noise, times
+from sample_corpus.signals import (
+    SAMPLE_RATE,
+    Rng,
+    band,
+    decay,
+    faded,
+    fft_size,
+    filtered,
+    level,
+    noise,
+    num_samples,
+    scatter,
+    slow_noise,
+    times,
+)
 
 MIN_SECONDS, MAX_SECONDS = 4.0, 20.0
 NUM_EVENTS_SHARE = (0.10, 0.25, 0.35, 0.30)  # of scenes with 1, 2, 3, 4 events
@@ -18,7 +32,8 @@ PITCH = {"low": 0.64, "medium": 1.0, "high": 1.55}
 RATE = {"slow": 0.6, "medium": 1.0, "fast": 1.75}
 SECONDS = {"short": 1.7, "medium": 3.4, "long": 6.0}
 LEVEL = {"faint": 0.018, "medium": 0.045, "loud": 0.11}  # RMS of the loud part, full scale 1
-BACKGROUND_LEVEL = 0.0027
+PEAK_KNEE, PEAK = 0.35, 0.6  # an event's peaks above the knee are bent so that they stay under PEAK
+BACKGROUND_LEVEL = 0.0027  # RMS: 16 dB below a faint event
 
 
 @dataclass
@@ -66,7 +81,11 @@ def _fan(rng: Rng, seconds: float) -> np.ndarray:
 
 
 BACKGROUNDS: dict[str, Callable[[Rng, float], np.ndarray]] = {
-    "room": _hum, "street": _traffic, "static": _static, "hall": _hall, "fan": _fan,
+    "room": _hum,
+    "street": _traffic,
+    "static": _static,
+    "hall": _hall,
+    "fan": _fan,
 }
 
 
@@ -99,10 +118,16 @@ def _draw(rng: Rng, table: dict[str, float]) -> str:
 
 def render_event(rng: Rng, event: Event) -> np.ndarray:
     """Samples of one event at its level; values vary by a few per cent around the nominal ones."""
-    vary = lambda value, width: value * rng.uniform(1 - width, 1 + width)  # noqa: E731
-    size = event.count if event.count is not None else vary(SECONDS[event.length], 0.12)
-    sound = EVENTS[event.kind].synthesise(rng, vary(PITCH[event.pitch], 0.06), vary(RATE[event.rate], 0.06), size)
-    return faded(sound) * (vary(LEVEL[event.loudness], 0.1) / level(sound))
+    size = event.count if event.count is not None else _vary(rng, SECONDS[event.length], 0.12)
+    sound = EVENTS[event.kind].synthesise(rng, _vary(rng, PITCH[event.pitch], 0.06), _vary(rng, RATE[event.rate], 0.06), size)
+    sound = faded(sound) * (_vary(rng, LEVEL[event.loudness], 0.1) / level(sound))
+    # Crackles and clicks are all peak: round those off, so that a loud fire does not push down the rest of its scene.
+    over = np.maximum(np.abs(sound) - PEAK_KNEE, 0) / (PEAK - PEAK_KNEE)
+    return np.where(over > 0, np.sign(sound) * (PEAK_KNEE + (PEAK - PEAK_KNEE) * np.tanh(over)), sound)
+
+
+def _vary(rng: Rng, value: float, width: float) -> float:
+    return value * rng.uniform(1 - width, 1 + width)
 
 
 def render_scene(rng: Rng, scene: Scene) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
@@ -110,19 +135,14 @@ def render_scene(rng: Rng, scene: Scene) -> tuple[np.ndarray, list[np.ndarray], 
 
     The mix is scaled down as a whole where it would clip, and so are the parts.
     """
-    sounds = [render_event(rng, event) for event in scene.events]
+    dry = [render_event(rng, event) for event in scene.events]
     lead, tail = rng.uniform(0.2, 2.0), rng.uniform(0.3, 2.5)
-    _place(rng, scene, [len(sound) / SAMPLE_RATE for sound in sounds], lead)
+    _place(rng, scene, [len(sound) / SAMPLE_RATE for sound in dry], lead)
     scene.seconds = min(max(MIN_SECONDS, max(event.onset + event.duration for event in scene.events) + tail), MAX_SECONDS)
-    size = num_samples(scene.seconds)
-    background = BACKGROUNDS[scene.background](rng, scene.seconds)[:size]
+    background = BACKGROUNDS[scene.background](rng, scene.seconds)
     background *= BACKGROUND_LEVEL * rng.uniform(0.7, 1.3) / np.sqrt(np.mean(background**2))
-    tracks = []
-    for event, sound in zip(scene.events, sounds):
-        start = int(round(event.onset * SAMPLE_RATE))
-        track = np.zeros(size)
-        track[start:start + len(sound)] = sound[:size - start]
-        tracks.append(_echoing(rng, track) if scene.background == "hall" else track)
+    sounds = [_echoing(rng, sound) if scene.background == "hall" else sound for sound in dry]
+    tracks = [scatter([sound], [event.onset], scene.seconds) for sound, event in zip(sounds, scene.events)]
     mix = background + sum(tracks)
     scale = min(1.0, 0.97 / np.abs(mix).max())
     return scale * mix, [scale * track for track in tracks], scale * background
@@ -144,9 +164,9 @@ def _place(rng: Rng, scene: Scene, durations: list[float], lead: float) -> None:
 
 
 def _echoing(rng: Rng, x: np.ndarray, seconds: float = 1.6) -> np.ndarray:
-    """Added reverberation: convolution with decaying noise, through the FFT."""
+    """With its reverberation: convolution with decaying noise, through the FFT. Longer by `seconds`."""
     response = filtered(2 * rng.random(num_samples(seconds)) - 1, band(100, 5000, 1)) * decay(seconds, 0.35)
     response /= np.sqrt(np.sum(response**2))
-    size = 1 << (len(x) + len(response)).bit_length()
-    wet = np.fft.irfft(np.fft.rfft(x, size) * np.fft.rfft(response, size), size)[: len(x)]
-    return x + 0.6 * wet
+    size = fft_size(len(x) + len(response))
+    wet = np.fft.irfft(np.fft.rfft(x, size) * np.fft.rfft(response, size), size)[: len(x) + len(response)]
+    return 0.6 * wet + np.pad(x, (0, len(response)))

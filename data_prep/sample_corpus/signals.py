@@ -21,9 +21,15 @@ def times(seconds: float) -> np.ndarray:
     return np.arange(num_samples(seconds)) / SAMPLE_RATE
 
 
+def fft_size(smallest: int) -> int:
+    """The next length of the form 2^k, 3 2^k or 5 2^k: quick to transform."""
+    power = 1 << (smallest - 1).bit_length()
+    return next(size for size in (power * 5 // 8, power * 3 // 4, power) if size >= smallest)
+
+
 def filtered(x: np.ndarray, gain: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     """Zero-phase filter: `gain` maps frequencies in Hz to amplitudes."""
-    size = 1 << (len(x) + SAMPLE_RATE // 10).bit_length()  # a power of two is fastest; the padding keeps the ends from meeting
+    size = fft_size(len(x) + SAMPLE_RATE // 10)  # the padding keeps the ends from meeting
     spectrum = np.fft.rfft(x, size)
     return np.fft.irfft(spectrum * gain(np.fft.rfftfreq(size, 1 / SAMPLE_RATE)), size)[: len(x)]
 

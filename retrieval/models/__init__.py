@@ -14,7 +14,8 @@ __all__ = ["DualEncoder", "build_model", "build_model_without_weights"]
 def build_model(config: Config) -> DualEncoder:
     """The model of `config` with its pretrained weights. Raises UserError for absent or unfitting weights."""
     text = config.text_encoder
-    model = DualEncoder(**_architecture(config, allow_known=False), tokenizer=load_tokenizer(text.name))
+    model = DualEncoder(**_architecture(config, allow_known=False))
+    model.text_encoder.tokenizer = load_tokenizer(text.name)
     if config.audio_encoder.checkpoint is not None:
         model.audio_encoder.load_official(config.audio_encoder.checkpoint)
     if text.pretrained:

@@ -46,7 +46,7 @@ class DualEncoder(
 
     audio_encoder: {"name": key of AUDIO_ENCODERS, **its arguments}; text_encoder: a Hugging Face config;
     pooling: {"name": "mean" or "tap", **its arguments}; sample_rate in Hz, of the waveforms that encode_audio takes;
-    clip_seconds: longest clip. `tokenizer` is saved beside the weights; without it text cannot be encoded.
+    clip_seconds: longest clip. Text can be encoded once text_encoder.tokenizer is set, as build_model and from_pretrained do.
     """
 
     def __init__(
@@ -62,13 +62,12 @@ class DualEncoder(
         max_tokens: int,
         temperature: float,
         learnable_temperature: bool = False,
-        tokenizer: Any = None,
     ):
         super().__init__()
         self.sample_rate = sample_rate
         self.clip_seconds = clip_seconds
         self.audio_encoder = _build_audio_encoder(**audio_encoder)
-        self.text_encoder = TextEncoder(text_encoder, tokenizer, max_tokens)
+        self.text_encoder = TextEncoder(text_encoder, max_tokens)
         self.audio_projection = nn.Linear(self.audio_encoder.feature_dim, dim)
         self.text_projection = nn.Linear(self.text_encoder.feature_dim, dim)
         self.pooling = _build_pooling(dim, **pooling)
@@ -136,8 +135,7 @@ class DualEncoder(
 
     def _save_pretrained(self, save_directory: Path) -> None:
         super()._save_pretrained(save_directory)
-        if self.text_encoder.tokenizer is not None:
-            self.text_encoder.tokenizer.save_pretrained(str(save_directory / "tokenizer"))
+        self.text_encoder.tokenizer.save_pretrained(str(save_directory / "tokenizer"))
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> Any:
         config = self._hub_mixin_config
@@ -176,7 +174,8 @@ class DualEncoder(
             model_id = snapshot_download(
                 model_id, revision=revision, cache_dir=cache_dir, force_download=force_download, local_files_only=local_files_only, token=token
             )
-        model = cls(**architecture, tokenizer=load_tokenizer(Path(model_id) / "tokenizer"))
+        model = cls(**architecture)
+        model.text_encoder.tokenizer = load_tokenizer(Path(model_id) / "tokenizer")
         return cls._load_as_safetensor(model, os.path.join(model_id, "model.safetensors"), map_location="cpu", strict=True)
 
 

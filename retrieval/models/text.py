@@ -43,11 +43,11 @@ def normalise_caption(caption: str) -> str:
 
 
 class TextEncoder(nn.Module):
-    """Architecture from a Hugging Face config as a dict; `tokenizer` turns normalised captions into tokens."""
+    """Architecture from a Hugging Face config as a dict; set `tokenizer` before captions are encoded."""
 
-    def __init__(self, architecture: dict[str, Any], tokenizer: PreTrainedTokenizerBase | None, max_tokens: int):
+    def __init__(self, architecture: dict[str, Any], max_tokens: int):
         super().__init__()
-        self.tokenizer = tokenizer
+        self.tokenizer: PreTrainedTokenizerBase | None = None
         self.max_tokens = max_tokens
         config = AutoConfig.for_model(**architecture)
         self.model = AutoModel.from_config(config, attn_implementation="sdpa")

@@ -1,0 +1,107 @@
+"""Shared fixtures: a tiny cache, a tiny text encoder folder and a config that trains on them in seconds.
+
+`retrieval` is imported before anything else, so that `import evaluate` gives the Hugging Face package (retrieval/__init__.py).
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import retrieval  # noqa: F401
+import datasets
+import numpy as np
+import pytest
+import torch
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+GOLDEN = Path(__file__).parent / "golden"
+sys.path.insert(0, str(ROOT / "data_prep"))  # as `python data_prep/build_clotho.py` does
+
+SAMPLE_RATE = 16_000
+NOTES = ("low", "middle", "high", "shrill")
+RHYTHMS = ("steady", "pulsing", "rising")
+
+torch.set_num_threads(2)
+datasets.disable_progress_bars()
+
+
+def pytest_collection_modifyitems(items):
+    """Files run in order of name, tests marked slow at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+
+
+def tone(note: int, rhythm: int, seconds: float, rng: np.random.Generator) -> np.ndarray:
+    """A sound that its caption describes, float32 (S,)."""
+    time = np.arange(int(seconds * SAMPLE_RATE)) / SAMPLE_RATE
+    frequency = 200.0 * 2.0 ** (note * 1.2) * (1 + (0.15 * time if rhythm == 2 else 0 * time))
+    wave = 0.3 * np.sin(2 * np.pi * np.cumsum(frequency) / SAMPLE_RATE)
+    if rhythm == 1:
+        wave *= np.sin(2 * np.pi * 3 * time) > 0
+    return (wave + 0.01 * rng.standard_normal(len(time))).astype(np.float32)
+
+
+def write_cache(path: Path, splits: dict[str, int], seed: int = 0, seconds: tuple[float, float] = (0.6, 2.6), **info) -> Path:
+    """An Arrow cache of tones in the layout that data_prep writes."""
+    rng = np.random.default_rng(seed)
+    tables, counts = {}, {}
+    for split, num_clips in splits.items():
+        rows = []
+        for i in range(num_clips):
+            note, rhythm = i % len(NOTES), (i // len(NOTES)) % len(RHYTHMS)
+            pcm = np.round(tone(note, rhythm, rng.uniform(*seconds), rng) * 32767).astype("<i2")
+            captions = [f"A {RHYTHMS[rhythm]} {NOTES[note]} tone.", f"Someone plays a {NOTES[note]}, {RHYTHMS[rhythm]} note."]
+            rows.append({"clip_id": f"{split}/{i}.wav", "file_name": f"{i}.wav", "audio": pcm.tobytes(), "num_samples": len(pcm), "captions": captions})
+        features = datasets.Features(
+            clip_id=datasets.Value("string"),
+            file_name=datasets.Value("string"),
+            audio=datasets.Value("large_binary"),
+            num_samples=datasets.Value("int64"),
+            captions=datasets.List(datasets.Value("string")),
+        )
+        tables[split] = datasets.Dataset.from_list(rows, features=features)
+        counts[split] = {"num_clips": num_clips, "num_captions": 2 * num_clips, "hours": 0.0}
+    datasets.DatasetDict(tables).save_to_disk(str(path))
+    content = {"schema": 1, "corpus": "tones", "codec": "pcm_s16le", "sample_rate": SAMPLE_RATE, "splits": counts, "skipped": []} | info
+    (path / "cache.json").write_text(json.dumps(content))
+    return path
+
+
+def write_text_encoder(path: Path) -> Path:
+    """A tiny RoBERTa folder (config and tokenizer, no weights)."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast, RobertaConfig
+
+    words = [*NOTES, *RHYTHMS, "a", "tone", "someone", "plays", "note"]
+    vocabulary = {token: i for i, token in enumerate(["<s>", "<pad>", "</s>", "<unk>", *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>")
+    fast.save_pretrained(path)
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64, "max_position_embeddings": 40}
+    RobertaConfig(vocab_size=len(vocabulary), **shape).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> Path:
+    """Folder with `cache/`, `text_encoder/` and `tiny.yaml`: 12 + 8 + 8 clips, 24 pairs, 6 steps an epoch."""
+    root = tmp_path_factory.mktemp("tiny")
+    write_cache(root / "cache", {"development": 12, "validation": 8, "evaluation": 8})
+    write_text_encoder(root / "text_encoder")
+    settings = {
+        "dim": 32,
+        "data": {"cache": str(root / "cache"), "sample_rate": SAMPLE_RATE, "max_seconds": 2.0, "num_workers": 0},
+        "audio_encoder": {"embed_dim": 32, "depth": 1, "num_heads": 2, "window_seconds": 1.0, "hop_seconds": 1.0},
+        "text_encoder": {"name": str(root / "text_encoder"), "pretrained": False, "dropout": 0.1},
+        "pooling": {"name": "tap", "attention_dim": 48, "attention_dropout": 0.1, "init": "identity"},
+        "optimizer": {
+            "lr": {name: 2e-3 for name in ("audio_encoder", "text_encoder", "audio_projection", "text_projection", "pooling")},
+            "schedule": {"rampdown_stop": 20.0, "warmup_epochs": 0.5},
+        },
+        "train": {"epochs": 2, "batch_size": 4, "log_every_steps": 1, "save_every_steps": 2},
+        "evaluation": {"num_pictures": 1},
+    }
+    (root / "tiny.yaml").write_text(yaml.safe_dump(settings))
+    return root
