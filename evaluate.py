@@ -54,7 +54,8 @@ def main(argv: list[str] | None = None) -> int:
 
     config = config or Config()
     accelerator = Accelerator(mixed_precision=choose_precision(arguments.mixed_precision or config.train.mixed_precision))
-    accelerator.print(f"scoring {checkpoint} on {split.name} of {cache.path}, {accelerator.device}, mixed precision {accelerator.mixed_precision}")
+    precision = accelerator.mixed_precision
+    accelerator.print(f"scoring {checkpoint} on {split.name} of {cache.path}, {accelerator.device}, mixed precision {precision}")
     result = evaluate_split(
         model.to(accelerator.device),
         split,
@@ -64,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
         autocast=accelerator.autocast,
     )
     if accelerator.is_main_process:
-        settings = {"checkpoint": str(checkpoint), "cache": str(cache.path), "mixed_precision": accelerator.mixed_precision}
+        settings = {"checkpoint": str(checkpoint), "cache": str(cache.path), "mixed_precision": precision}
         report(result, arguments.output or checkpoint / "results" / split.name, settings)
     return 0
 
@@ -97,7 +98,8 @@ def report(result: "EvaluationResult", output: Path, settings: dict[str, Any]) -
     if warning := few_clips_warning(num_clips):
         print(f"warning: {warning}", file=sys.stderr)
     with tempfile.TemporaryDirectory() as folder:
-        metrics = TextAudioRetrieval(keep_in_memory=True, cache_dir=folder).compute(predictions=result.scores.numpy(), references=result.relevant)
+        metric = TextAudioRetrieval(keep_in_memory=True, cache_dir=folder)
+        metrics = metric.compute(predictions=result.scores.numpy(), references=result.relevant)
     settings |= {"split": result.split, "num_clips": num_clips, "num_captions": len(result.captions), "chance": result.chance}
     write_metrics(output / "metrics.json", metrics | settings, environment())
     write_ranks(output / "ranks.csv", result)

@@ -145,7 +145,8 @@ def _run_parallel(jobs: list[ShardJob], num_proc: int, bar: tqdm) -> list[dict[s
         return [future.result() for future in futures]
     except BrokenProcessPool:
         raise UserError(
-            "a worker process was killed, perhaps for lack of memory: run the same command again, with a smaller --num-proc; finished parts are kept"
+            "a worker process was killed, perhaps for lack of memory: run the same command again with a smaller --num-proc; "
+            "finished parts are kept"
         ) from None
     finally:
         stop.set()

@@ -68,7 +68,8 @@ def _read_split(root: Path, split: str) -> SplitPlan:
             path = files[name]
             fields = {column: metadata.get(name, {}).get(column, "").strip() for column in METADATA_COLUMNS}
             plan.clips.append(Clip(f"{split}/{name}", _readable(path.name), str(path), texts, fields))
-    plan.unused += [Skipped(split, _readable(path.name), "no row in the captions CSV") for name, path in files.items() if name not in captions]
+    unused = [path for name, path in files.items() if name not in captions]
+    plan.unused += [Skipped(split, _readable(path.name), "no row in the captions CSV") for path in unused]
     num_bare = sum(name not in metadata for name in captions)
     if num_bare:
         plan.notes.append(f"{split}: {num_bare} of {len(captions)} clips have no row in {metadata_csv.name}; their metadata is empty")
@@ -91,7 +92,7 @@ def _audio_files(folder: Path) -> dict[str, Path]:
             continue
         name = normalise_name(_readable(path.name))
         if name in files:
-            raise UserError(f"{folder}: {files[name].name!r} and {path.name!r} are the same name but for blanks, case of the ending or spelling")
+            raise UserError(f"{folder}: {files[name].name!r} and {path.name!r} are one name in two spellings: remove one of them")
         files[name] = path
     if not files:
         raise UserError(f"{folder} holds no .wav file: remove the folder and fetch it with --download")
@@ -142,9 +143,10 @@ def _read_csv(path: Path, columns: tuple[str, ...], encodings: list[str]) -> lis
         rows = []
         for row in reader:
             if len(row) not in (0, len(header)):
-                raise UserError(f"{path}, line {reader.line_num}: {len(row)} fields, expected {len(header)}; is a quote missing or the file cut off?")
+                found = f"{len(row)} fields, expected {len(header)}"
+                raise UserError(f"{path}, line {reader.line_num}: {found}; is a quote missing or the file cut off?")
             if row:
-                rows.append(dict(zip(header, row)))
+                rows.append(dict(zip(header, row, strict=True)))
         return rows
     except csv.Error as error:
         raise UserError(f"{path}, line {reader.line_num}: {error}") from None

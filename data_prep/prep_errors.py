@@ -33,7 +33,8 @@ def disk_errors(place: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in DISK_FULL:
             raise UserError(
-                f"disk full ({error.strerror}) while writing in {place}: free some space and run the same command again; finished parts are kept"
+                f"disk full ({error.strerror}) while writing in {place}: free some space and run the same command again; "
+                "finished parts are kept"
             ) from None
         raise UserError(f"cannot write in {place}: {error}") from None
 

@@ -46,7 +46,8 @@ def fetch_file(url: str, path: Path, md5: str) -> None:
             found = file_md5(part)
         if found != md5:
             part.unlink()
-            raise UserError(f"{url}: md5 is {found}, expected {md5}; the download is removed: try again, or check --base-url and --checksums")
+            found = f"md5 is {found}, expected {md5}; the download is removed"
+            raise UserError(f"{url}: {found}: try again, or check --base-url and --checksums")
         part.replace(path)
 
 
@@ -129,12 +130,14 @@ def extract_wav_folder(archive: Path, folder: Path) -> None:
 
 def _extract(archive: Path, target: Path) -> None:
     try:
-        with py7zr.SevenZipFile(archive) as file, tqdm(
-            total=file.archiveinfo().uncompressed, desc=f"unpacking {archive.name}", unit="B", unit_scale=True, disable=None
-        ) as bar:
+        with (
+            py7zr.SevenZipFile(archive) as file,
+            tqdm(total=file.archiveinfo().uncompressed, desc=f"unpacking {archive.name}", unit="B", unit_scale=True, disable=None) as bar,
+        ):
             file.extractall(target, callback=_Progress(bar))
     except (py7zr.exceptions.ArchiveError, lzma.LZMAError, EOFError) as error:
-        raise UserError(f"{archive} cannot be unpacked: {str(error) or type(error).__name__}; remove it and run again with --download") from None
+        reason = str(error) or type(error).__name__
+        raise UserError(f"{archive} cannot be unpacked: {reason}; remove it and run again with --download") from None
 
 
 class _Progress(py7zr.callbacks.ExtractCallback):

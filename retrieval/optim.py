@@ -69,7 +69,7 @@ def parameter_groups(model: nn.Module, learning_rates: dict[str, float]) -> list
             raise ValueError(f"parameter {name} is in group {group}, which has no learning rate; there is: {', '.join(learning_rates)}")
         other_name, other_group = group_of.setdefault(parameter, (name, group))
         if other_group != group:
-            raise ValueError(f"parameter {name} is in two groups, {other_group} (as {other_name}) and {group}; share no weights between them")
+            raise ValueError(f"parameter {name} is in two groups, {other_group} (as {other_name}) and {group}; share no weights among them")
         if other_name == name:
             members[group].append(parameter)
     return [{"name": group, "params": members[group], "lr": lr, "base_lr": lr} for group, lr in learning_rates.items() if members[group]]

@@ -24,7 +24,7 @@ CONTENT = bytes(range(256)) * 400
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves `files`. `faults[name]` is used up one a request: an int breaks off after so many bytes, a str is `NNN` for a status, or `no range`."""
+    """Serves `files`. `faults[name]` is used up one a request: an int breaks off after so many bytes, a str is a status or `no range`."""
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
@@ -186,8 +186,8 @@ def mirror(tmp_path, server):
     checksums = tmp_path / "md5.txt"
     checksums.write_text("# mirror\n" + "".join(f"{md5(content)}  {name}\n" for name, content in server.files.items()))
     root = tmp_path / "root"
-    arguments = ["--root", str(root), "--splits", "evaluation", "--num-proc", "1", "--download", "--base-url", server.url, "--checksums", str(checksums)]
-    return root, arguments
+    download = ["--download", "--base-url", server.url, "--checksums", str(checksums)]
+    return root, ["--root", str(root), "--splits", "evaluation", "--num-proc", "1", *download]
 
 
 def test_download_unpack_build(mirror, server, capsys):
@@ -209,7 +209,7 @@ def test_bad_mirrors_are_one_line(mirror, server, capsys, tmp_path):
     assert build_clotho.main(arguments) == 2
     assert "clotho_metadata_evaluation.csv?download=1: md5 is" in error_line(capsys)
     server.files["clotho_metadata_evaluation.csv"] = good
-    for content, expected in (("d41d8\n", "expected lines of md5 and name"), ("# nothing\n", "has no line for clotho_captions_evaluation.csv")):
+    for content, expected in (("d41d8\n", "expected lines of md5 and name"), ("# nothing\n", "has no line for clotho_captions")):
         (tmp_path / "md5.txt").write_text(content)
         assert build_clotho.main(arguments) == 2
         assert expected in error_line(capsys)
@@ -226,4 +226,5 @@ def test_file_md5(tmp_path):
 @pytest.mark.skipif(not PUBLISHED.is_file(), reason="the list of published md5 values is not here")
 def test_md5_values_are_the_published_ones():
     lines = [line.split() for line in PUBLISHED.read_text().splitlines() if not line.startswith("#")]
-    assert MD5 == {name: value for value, name in lines}
+    published = {name: value for value, name in lines}
+    assert published == MD5

@@ -108,7 +108,7 @@ def test_chance_is_the_mean_over_all_orders(num_candidates, num_relevant):
     orders = list(permutations(range(num_candidates)))
     ranks = ranking.all_ranks(np.array(orders), [list(range(num_relevant))] * len(orders))
     expected = ranking.metrics_of_ranks(ranks, map_at=4, recall_at=(1, 2, 10))
-    assert ranking.chance_metrics(num_candidates, [num_relevant], k=4, recall_at=(1, 2, 10)) == pytest.approx(expected)
+    assert ranking.chance_metrics(num_candidates, [num_relevant], map_at=4, recall_at=(1, 2, 10)) == pytest.approx(expected)
 
 
 def test_evaluate_module_loads_by_path_and_agrees(tmp_path, monkeypatch):

@@ -116,7 +116,7 @@ def test_parameter_in_no_group_is_named():
 def test_parameter_in_two_groups_is_named():
     model = Model()
     model.text_projection.weight = model.audio_projection.weight
-    with pytest.raises(ValueError, match=r"parameter text_projection.weight is in two groups, audio_projection \(as audio_projection.weight\) and text_projection"):
+    with pytest.raises(ValueError, match=r"text_projection.weight is in two groups, audio_projection \(as audio_projection.weight\) and"):
         parameter_groups(model, RATES)
 
 

@@ -93,10 +93,12 @@ def test_gradients_equal_the_reference(case: str, score):
     module, (text, frames, mask) = golden_module(case), golden_inputs()
     text.requires_grad_(), frames.requires_grad_()
     # As the reference has it: raw text for the first audio, normalised text for the others.
-    scores = torch.cat([score(module, text, frames[:1], mask[:1]), score(module, functional.normalize(text, dim=1), frames[1:], mask[1:])], dim=1)
+    first = score(module, text, frames[:1], mask[:1])
+    scores = torch.cat([first, score(module, functional.normalize(text, dim=1), frames[1:], mask[1:])], dim=1)
     assert np.abs(scores.detach().numpy() - GOLDEN[f"{case}_C_ref"]).max() < 1e-6
     (scores * torch.from_numpy(GOLDEN["G"])).sum().backward()
-    found = {name: module.get_parameter(our_name(name)).grad for name in REFERENCE_SHAPES} | {"audio": frames.grad, "text": text.grad[:, None]}
+    found = {name: module.get_parameter(our_name(name)).grad for name in REFERENCE_SHAPES}
+    found |= {"audio": frames.grad, "text": text.grad[:, None]}
     assert found.pop("w_k.bias").abs().max() < 1e-6  # zero; the reference holds rounding noise
     for name, gradient in found.items():
         golden = GOLDEN[f"{case}_grad.{name}"]
@@ -172,7 +174,7 @@ def test_blocks_change_neither_scores_nor_gradients(block_elements: int):
     blocked = module.score(*inputs)
     torch.testing.assert_close(blocked, whole, rtol=0, atol=1e-6)
     torch.testing.assert_close(gradients(module, blocked.square().sum()), expected, rtol=1e-5, atol=1e-6)
-    with torch.no_grad():
+    with torch.no_grad():  # works in other blocks: by audios too, and without their padding
         torch.testing.assert_close(module.score(*inputs), whole, rtol=0, atol=1e-6)
 
 

@@ -37,7 +37,7 @@ def test_a_run_is_readable(parts, tmp_path):
     tracker.scalars(3, {"train/loss": 1.5, "lr/text_encoder": 2e-5})
     for step in (3, 6):
         tracker.validation(step, evaluate_split(model, split))
-        tracker.attention_examples(step, model, split, num_pictures=3)
+        tracker.attention_examples(step, model, split, num_pictures=2)
     assert model.training
     tracker.hparams(flatten(config.model_dump()), {"best_epoch": 2, "best": {"text_to_audio": {"mAP@10": 0.5}}})
     tracker.close()
@@ -48,7 +48,7 @@ def test_a_run_is_readable(parts, tmp_path):
     for direction in ("text_to_audio", "audio_to_text"):
         for name in ("mAP@10", "R@1", "R@5", "R@10"):
             assert [point.step for point in read.Scalars(f"validation/{direction}/{name}")] == [3, 6]
-    examples = {f"validation_examples/{split.file_names[clip]}" for clip in (0, 2, 5)}
+    examples = {f"validation_examples/{split.file_names[clip]}" for clip in (0, 4)}
     assert set(read.Tags()["images"]) == {"validation/scores", "validation/ranks"} | examples
     assert set(read.Tags()["audio"]) == examples
     for name in examples:

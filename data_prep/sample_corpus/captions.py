@@ -21,7 +21,7 @@ LOUDNESS_ADJECTIVES = {"faint": ("quiet", "barely audible"), "loud": ("loud", "v
 PITCH = {"low": ("at a low pitch", "in a deep tone"), "high": ("at a high pitch", "in a high tone")}
 PACE = {"slow": ("slowly", "at a slow pace"), "fast": ("quickly", "rapidly", "at a fast pace")}
 PACE_COUNTED = {"slow": ("with long pauses", "with pauses in between"), "fast": ("in quick succession", "in rapid succession")}
-LENGTH = {"short": ("briefly", "for a short moment"), "long": ("for a while", "for several seconds")}
+LENGTH = {"short": ("for a moment", "for a short moment"), "long": ("for a while", "for several seconds")}
 SETTINGS = {
     "room": ("over a low electric hum", "in a room with a humming appliance", "over the hum of electricity"),
     "street": ("over distant traffic", "with traffic in the background", "near a distant road"),
@@ -33,7 +33,7 @@ SETTINGS = {
 JOINTS = {
     (True, "overlap"): (" while ", " as "),
     (True, "between"): (", ", ", then "),
-    (True, "last"): (" and then ", ", and finally ", " before ", ", and after that "),
+    (True, "last"): (" and then ", ", and finally ", ", and after that "),
     (False, "overlap"): (" together with ", " over the sound of "),
     (False, "between"): (", ", ", followed by "),
     (False, "last"): (" and then ", ", followed by ", " and finally "),

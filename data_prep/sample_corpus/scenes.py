@@ -30,7 +30,7 @@ MIN_SECONDS, MAX_SECONDS = 4.0, 20.0
 NUM_EVENTS_SHARE = (0.10, 0.25, 0.35, 0.30)  # of scenes with 1, 2, 3, 4 events
 PITCH = {"low": 0.64, "medium": 1.0, "high": 1.55}
 RATE = {"slow": 0.6, "medium": 1.0, "fast": 1.75}
-SECONDS = {"short": 1.7, "medium": 3.4, "long": 6.0}
+SECONDS = {"short": 1.7, "medium": 3.4, "long": 5.6}
 LEVEL = {"faint": 0.018, "medium": 0.045, "loud": 0.11}  # RMS of the loud part, full scale 1
 PEAK_KNEE, PEAK = 0.35, 0.6  # an event's peaks above the knee are bent so that they stay under PEAK
 BACKGROUND_LEVEL = 0.0027  # RMS: 16 dB below a faint event
@@ -150,10 +150,10 @@ def render_scene(rng: Rng, scene: Scene) -> tuple[np.ndarray, list[np.ndarray], 
 
 def _place(rng: Rng, scene: Scene, durations: list[float], lead: float) -> None:
     """One after another with a gap, or beginning within the one before; drawn together where the scene would be too long."""
-    onset = end = lead
+    onset, end = lead, lead + durations[0]
     onsets = [onset]
     for index, overlap in enumerate(scene.overlaps):
-        onset = onset + durations[index] * rng.uniform(0.2, 0.6) if overlap else end + rng.uniform(0.4, 1.9)
+        onset = onset + max(0.5, durations[index] * rng.uniform(0.2, 0.6)) if overlap else end + rng.uniform(0.3, 1.4)
         onsets.append(onset)
         end = max(onset + durations[index + 1], end)
     limit = MAX_SECONDS - 0.3

@@ -4,6 +4,7 @@ Letters: N texts, B audios, T frames, D = dim, D_p = attention_dim; n and b are 
 """
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,10 @@ from retrieval.errors import UserError
 
 
 def cosine(text: Tensor, pooled: Tensor) -> Tensor:
-    """Cosine similarities (N, B) of text (N, D) and pooled, (B, D) or one vector a pair (B, N, D); at least float32, also under autocast."""
+    """Cosine similarities (N, B) of text (N, D) and pooled, (B, D) or one vector a pair (B, N, D).
+
+    At least float32, also under autocast. A vector of zeros has cosine 0.
+    """
     with torch.autocast(text.device.type, enabled=False):
         text, pooled = _at_least_float32(text), _at_least_float32(pooled)
         dots = torch.einsum("nd,bd->nb" if pooled.dim() == 2 else "nd,bnd->nb", text, pooled)
@@ -60,7 +64,7 @@ class TextAwareAttentionPooling(nn.Module):
     block_elements = 2**22
 
     def __init__(self, dim: int, attention_dim: int, attention_dropout: float = 0.0, output_dropout: float = 0.0, init: str = "default"):
-        """init: "default" is PyTorch's; "identity" starts as an average of frames weighted by their similarity with the text (as X-Pool)."""
+        """init: "default" is PyTorch's; "identity" starts as an average of the frames, weighted by similarity with the text (as X-Pool)."""
         super().__init__()
         self.query = nn.Linear(dim, attention_dim)
         self.key = nn.Linear(dim, attention_dim)
@@ -78,7 +82,7 @@ class TextAwareAttentionPooling(nn.Module):
     def _initialise_identity(self) -> None:
         attention_dim, dim = self.query.weight.shape
         if attention_dim < dim:
-            raise UserError(f"init=identity needs attention_dim >= dim, found {attention_dim} < {dim}; use init=default or a larger attention_dim")
+            raise UserError(f"init=identity needs attention_dim >= dim, found {attention_dim} < {dim}; use init=default or a larger one")
         eye = torch.eye(dim)
         for linear in (self.query, self.key, self.value, self.output):
             linear.bias.zero_()
@@ -100,21 +104,31 @@ class TextAwareAttentionPooling(nn.Module):
         computed again in the backward pass, so that training is bounded as well.
         """
         queries, value_maps = self._folded_queries(text), self._value_maps(frames)
-        num_frames, dim = frames.shape[1:]
-        with_gradient = torch.is_grad_enabled()
-        # Keys and values of all audios stay for the backward pass anyway.
-        num_audios = len(frames) if with_gradient else max(1, self.block_elements // (2 * num_frames * dim))
-        num_texts = max(1, self.block_elements // ((num_frames + dim) * min(num_audios, len(frames))))
         columns = []
-        for frames_part, mask_part in zip(frames.split(num_audios), mask.split(num_audios)):
+        for frames_part, mask_part in self._audio_blocks(frames, mask):
             keys, values = self._keys_and_values(frames_part, value_maps)  # (b, T, D)
+            num_texts = max(1, self.block_elements // (keys.shape[0] * (keys.shape[1] + keys.shape[2])))
+            recompute = torch.is_grad_enabled() and num_texts < len(text)
             rows = []
             for text_part, queries_part in zip(text.split(num_texts), queries.split(num_texts)):
                 block = (text_part, queries_part, keys, values, mask_part)
-                recompute = with_gradient and num_texts < len(text)
                 rows.append(checkpoint(self._score_block, *block, use_reentrant=False) if recompute else self._score_block(*block))
             columns.append(torch.cat(rows))
         return torch.cat(columns, dim=1)
+
+    def _audio_blocks(self, frames: Tensor, mask: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Parts of frames and mask, (b, T, D) and (b, T), without the frames at the end that are padding for all audios of the part."""
+        if torch.is_grad_enabled():
+            # One block: keys and values of all audios are held for the backward pass anyway. Finding the padding would hold up the GPU.
+            yield frames, mask
+            return
+        num_frames, dim = frames.shape[1:]
+        num_audios = max(1, self.block_elements // (2 * num_frames * dim))
+        ends = (mask * torch.arange(1, num_frames + 1, device=mask.device)).amax(dim=1).tolist()
+        for start in range(0, len(frames), num_audios):
+            audios = slice(start, start + num_audios)
+            end = max(1, max(ends[audios]))
+            yield frames[audios, :end], mask[audios, :end]
 
     def attention(self, text: Tensor, frames: Tensor, mask: Tensor) -> Tensor:
         """Weights (N, B, T) that each text gives to the frames, at least float32, without dropout; rows sum to 1."""

@@ -29,7 +29,7 @@ def all_ranks(scores: np.ndarray, relevant: Sequence[Sequence[int]]) -> list[np.
     """
     scores = np.asarray(scores)
     if scores.ndim != 2 or len(scores) != len(relevant) or not len(scores):
-        raise ValueError(f"scores must be (N, B) with one list of relevant candidates a row, found {scores.shape} and {len(relevant)} lists")
+        raise ValueError(f"scores must be (N, B) with a list of relevant candidates a row, found {scores.shape} and {len(relevant)} lists")
     if np.isnan(scores).any():
         raise ValueError(f"{int(np.isnan(scores).sum())} of {scores.size} scores are NaN, so there is no ranking")
     unique = [sorted(set(indices)) for indices in relevant]
@@ -86,16 +86,20 @@ def ranks_of_both_directions(scores: np.ndarray, relevant: Sequence[Sequence[int
     return {"text_to_audio": text_to_audio, "audio_to_text": all_ranks(scores.T[asked], [captions[clip] for clip in asked])}
 
 
-def chance_metrics(num_candidates: int, num_relevant: Sequence[int], k: int = 10, recall_at: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
+def chance_metrics(
+    num_candidates: int, num_relevant: Sequence[int], map_at: int = 10, recall_at: Sequence[int] = (1, 5, 10)
+) -> dict[str, float]:
     """Expected metrics of a random order; num_relevant[n] of the candidates are relevant to query n.
 
     A candidate at rank r is relevant with probability R / B, and then each of the r - 1 before it with (R - 1) / (B - 1).
     """
     others = max(num_candidates - 1, 1)
-    depths = range(1, min(k, num_candidates) + 1)
+    depths = range(1, min(map_at, num_candidates) + 1)
     precision = [sum((1 + (r - 1) * (number - 1) / others) / r for r in depths) / num_candidates for number in num_relevant]
-    chance = {f"mAP@{k}": float(np.mean(precision))}
+    chance = {f"mAP@{map_at}": float(np.mean(precision))}
     for depth in recall_at:
-        missed = [math.comb(num_candidates - number, depth) / math.comb(num_candidates, min(depth, num_candidates)) for number in num_relevant]
+        depth_reached = min(depth, num_candidates)
+        orders = math.comb(num_candidates, depth_reached)
+        missed = [math.comb(num_candidates - number, depth_reached) / orders for number in num_relevant]
         chance[f"R@{depth}"] = 1 - float(np.mean(missed))
     return chance

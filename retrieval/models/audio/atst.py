@@ -71,8 +71,8 @@ class AtstFrame(nn.Module):
         if num_samples <= NUM_FFT // 2 or num_frames > MAX_FRAMES:
             most = (MAX_FRAMES + 1) * PATCH_COLUMNS * HOP - HOP - 1
             raise UserError(
-                f"a window of {num_samples} samples ({num_samples / self.sample_rate:.3f} s at {self.sample_rate} Hz) does not fit ATST-Frame, which takes "
-                f"{NUM_FFT // 2 + 1} to {most} samples; set audio_encoder.window_seconds to 0.04 to 10"
+                f"a window of {num_samples} samples ({num_samples / self.sample_rate:.3f} s at {self.sample_rate} Hz) does not fit "
+                f"ATST-Frame, which takes {NUM_FFT // 2 + 1} to {most} samples; set audio_encoder.window_seconds to 0.04 to 10"
             )
         return num_frames
 
@@ -111,15 +111,15 @@ class AtstFrame(nn.Module):
         self.load_state_dict({key: state[key] for key in own})
 
     def _check_fit(self, state: dict[str, Tensor], own: dict[str, Tensor], path: str | Path) -> None:
-        size = f"embed_dim {self.feature_dim}, depth {len(self.blocks)}"
+        size = f"ATST-Frame with embed_dim {self.feature_dim}, depth {len(self.blocks)}"
         if missing := [key for key in own if key not in state]:
-            raise UserError(f"{path} lacks {_some(missing)} of ATST-Frame with {size}; use an official frame checkpoint, or set audio_encoder.depth")
+            raise UserError(f"{path} lacks {_some(missing)} of {size}; use an official frame checkpoint, or set audio_encoder.depth")
         # Heads and leftovers are ignored; more of the blocks themselves is another architecture.
         if extra := [key for key in state if key not in own and key.startswith(("blocks.", "patch_embed."))]:
-            raise UserError(f"{path} has {_some(extra)}, which ATST-Frame with {size} has not; set audio_encoder.depth to the checkpoint's")
+            raise UserError(f"{path} has {_some(extra)}, which {size} has not; set audio_encoder.depth to the checkpoint's")
         differing = [f"{key} {list(state[key].shape)} for {list(own[key].shape)}" for key in own if state[key].shape != own[key].shape]
         if differing:
-            raise UserError(f"{path} is of another size than ATST-Frame with {size}: {_some(differing)}; set audio_encoder.embed_dim to the checkpoint's")
+            raise UserError(f"{path} is of another size than {size}: {_some(differing)}; set audio_encoder.embed_dim to the checkpoint's")
 
 
 class PatchEmbedding(nn.Module):
@@ -179,15 +179,16 @@ def _read_checkpoint(path: Path) -> dict[str, Tensor]:
     """All tensors of the file's "state_dict". Nothing but tensors, plain containers and argparse.Namespace is unpickled."""
     remedy = "download the official checkpoint again"
     if not path.is_file():
-        raise UserError(f"audio weights {path} do not exist; set audio_encoder.checkpoint to an official ATST-Frame checkpoint (README says where it comes from)")
+        raise UserError(f"audio weights {path} do not exist; set audio_encoder.checkpoint to an official checkpoint (see README)")
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):  # Lightning puts the hyperparameters of the training into the file
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise nearly anything
         if unsafe := re.search(r"GLOBAL (\S+)", str(error)):
+            keep = f"torch.save({{'state_dict': torch.load('{path}', weights_only=False)['state_dict']}}, 'weights.ckpt')"
             raise UserError(
-                f"{path} holds a Python object ({unsafe[1]}), which could run code and is not loaded; if you trust the file, keep only its weights: "
-                f"python -c \"import torch; torch.save({{'state_dict': torch.load('{path}', weights_only=False)['state_dict']}}, 'weights.ckpt')\""
+                f"{path} holds a Python object ({unsafe[1]}), which could run code and is not loaded; if you trust the file, keep only its "
+                f'weights: python -c "import torch; {keep}"'
             ) from None
         raise UserError(f"{path} is truncated or no PyTorch checkpoint ({type(error).__name__}); {remedy}") from None
     state = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
@@ -200,7 +201,8 @@ def _encoder_state(state: dict[str, Tensor], path: str | Path) -> dict[str, Tens
     """The encoder's tensors under our names."""
     prefix = next((prefix for prefix in PREFIXES if any(key.startswith(prefix) for key in state)), None)
     if prefix is None:
-        raise UserError(f"{path} has no key that begins with {', '.join(PREFIXES)} (found {_some(list(state))}); use an official ATST-Frame checkpoint")
+        found = _some(list(state)) or "no tensor"
+        raise UserError(f"{path} has no key that begins with {', '.join(PREFIXES)} (found {found}); use an official ATST-Frame checkpoint")
     encoder = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     if "norm_frame.weight" not in encoder:
         encoder = {f"norm_frame.{key.removeprefix('norm.')}" if key.startswith("norm.") else key: value for key, value in encoder.items()}
