@@ -42,8 +42,9 @@ class ClipSplit:
             import soundfile
 
             return soundfile.read(io.BytesIO(buffer), start=start, stop=stop, dtype="float32")[0]
-        samples = np.frombuffer(buffer, dtype="<i2")[start:stop]
-        return samples.astype(np.float32) / np.float32(32768)
+        samples = np.frombuffer(buffer, dtype="<i2")[start:stop].astype(np.float32)
+        samples *= np.float32(1 / 32768)  # exact, and twice as fast as dividing
+        return samples
 
 
 class Cache:
