@@ -12,3 +12,33 @@ $(VENV)/.installed: requirements.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "error: could not create $(VENV); on Debian/Ubuntu: sudo apt install python3-venv"; exit 1; }
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt
 	@touch $@
+
+SAMPLE := data/sample
+LAUNCH := $(BIN)/accelerate launch --config_file configs/accelerate/one_gpu.yaml train.py
+
+# A finished run is kept, an interrupted one goes on, anything else starts anew.
+define train_and_score
+	@test -f runs/$(1)/metrics.json || $(LAUNCH) --config configs/$(1).yaml \
+	    $$(ls -d runs/$(1)/states/step-*[0-9] >/dev/null 2>&1 && echo --resume || echo --overwrite)
+	@test -f runs/$(1)/best/results/evaluation/metrics.json || $(BIN)/python evaluate.py --checkpoint runs/$(1)/best
+endef
+
+demo: install
+	@echo "--- sample corpus"
+	@$(BIN)/python data_prep/make_sample_corpus.py --output $(SAMPLE)
+	@echo "--- Arrow cache and text encoder"
+	@$(BIN)/python data_prep/build_clotho.py --root $(SAMPLE) --sample-rate 16000
+	@$(BIN)/python data_prep/make_text_encoder.py --captions $(SAMPLE)/clotho_captions_development.csv --output $(SAMPLE)/text_encoder
+	@echo "--- mean pooling"
+	$(call train_and_score,sample_mean)
+	@echo "--- text-aware attention pooling (TAP)"
+	$(call train_and_score,sample_tap)
+	@echo "--- text to audio, evaluation split of the sample corpus"
+	@$(BIN)/python -m benchmarks.compare_runs mean=runs/sample_mean/best TAP=runs/sample_tap/best
+	@echo "see the curves, attention pictures and sounds: $(BIN)/tensorboard --logdir runs"
+
+test: install
+	$(BIN)/python -m pytest -q
+
+clean:
+	rm -rf data/sample runs/sample_mean runs/sample_tap

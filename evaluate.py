@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     from accelerate import Accelerator
 
     from retrieval.checkpoint import read_config
-    from retrieval.data import open_cache
+    from retrieval.data import open_cache, usable_workers
     from retrieval.evaluation import evaluate_split
     from retrieval.models import DualEncoder
     from retrieval.training import choose_precision
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
         split,
         audio_batch_size=arguments.audio_batch_size or config.evaluation.audio_batch_size,
         text_batch_size=arguments.text_batch_size or config.evaluation.text_batch_size,
-        num_workers=config.data.num_workers,
+        num_workers=usable_workers(config.data.num_workers),
         autocast=accelerator.autocast,
     )
     if accelerator.is_main_process:

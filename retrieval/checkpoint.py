@@ -7,12 +7,13 @@
 """
 
 import json
-import logging
 import os
 import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -22,12 +23,11 @@ from typing import Any
 import torch
 import yaml
 from accelerate import Accelerator
+from safetensors import SafetensorError
 
 from retrieval.config import Config, config_differences, parse_config
 from retrieval.errors import UserError
 from retrieval.models.dual_encoder import DualEncoder
-
-logger = logging.getLogger(__name__)
 
 # Settings that may change between a run and its resumption: they do not touch what is computed in training.
 HARMLESS = ("data.cache", "data.num_workers", "train.output", "train.max_steps", "train.save_every_steps", "train.log_every_steps", "evaluation.")
@@ -96,7 +96,8 @@ def save_state(accelerator: Accelerator, run: Path, progress: Progress) -> None:
     if accelerator.is_main_process:
         shutil.rmtree(partial, ignore_errors=True)
     accelerator.wait_for_everyone()
-    accelerator.save_state(str(partial))
+    with _explained(f"state {folder}"):
+        accelerator.save_state(str(partial))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         shutil.rmtree(folder, ignore_errors=True)
@@ -136,7 +137,8 @@ def save_model(model: DualEncoder, folder: Path, results: str) -> None:
     new, old = folder.with_suffix(".new"), folder.with_suffix(".old")
     shutil.rmtree(new, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
-    model.save_pretrained(new, model_card_kwargs={"results": results})
+    with _explained(f"model {folder}"):
+        model.save_pretrained(new, model_card_kwargs={"results": results})
     _flush(new)
     if folder.exists():
         folder.rename(old)
@@ -179,6 +181,16 @@ def write_text(path: Path, text: str) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text, encoding="utf-8")
     partial.replace(path)
+
+
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """A full disk speaks as OSError, RuntimeError or SafetensorError, depending on who was writing."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(f"{what} could not be written ({reason}); make room and continue with --resume: what was saved before is kept") from None
 
 
 def _flush(folder: Path) -> None:

@@ -21,6 +21,11 @@ class Section(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
+    def _empty_section_is_absent(cls, values: Any) -> Any:
+        return {} if values is None else values  # a section whose lines are all commented out
+
+    @model_validator(mode="before")
+    @classmethod
     def _booleans_are_not_numbers(cls, values: Any) -> Any:
         # YAML 1.1 reads `yes`, `on`, `no`, `off` as booleans, and pydantic would take True for 1.
         if isinstance(values, dict):
@@ -38,7 +43,7 @@ class DataConfig(Section):
     cache: str = Field("data/clotho_v2/cache", description="folder of the Arrow cache, written by data_prep/build_*.py")
     sample_rate: int = Field(32_000, ge=8_000, le=192_000, description="Hz; must be the cache's")
     max_seconds: float = Field(30.0, gt=0, le=600, description="s; longer clips are cut (training: random place, evaluation: start)")
-    num_workers: int = Field(4, ge=0, le=128, description="loader processes; 0 loads in the training process")
+    num_workers: int = Field(4, ge=0, le=128, description="loader processes, at most one a core; 0 loads in the training process")
 
 
 class AudioEncoderConfig(Section):
@@ -90,9 +95,9 @@ class ScheduleConfig(Section):
     shape: Literal["cosine", "linear", "step"] = Field("cosine", description="how the learning rate falls after the warm-up")
     warmup_epochs: float = Field(1.0, ge=0, description="linear from 0")
     rampdown_start: float = Field(1.0, ge=0, description="epoch at which cosine or linear begins to fall")
-    rampdown_stop: float = Field(15.0, gt=0, description="epoch at which cosine or linear reaches min_lr")
+    rampdown_stop: float = Field(15.0, gt=0, description="epoch from which the learning rate is min_lr")
     min_lr: float = Field(1e-7, ge=0, le=1)
-    step_epochs: float = Field(5.0, gt=0, description="step: epochs between two falls")
+    step_epochs: float = Field(5.0, gt=0, description="step: epochs between two falls, counted from epoch 0")
     step_factor: float = Field(0.5, gt=0, le=1, description="step: factor at each fall")
 
     @model_validator(mode="after")
@@ -159,9 +164,10 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         raise UserError(f"config {path} must be a mapping of sections, found {type(settings).__name__}")
     for override in overrides:
         _apply_override(settings, override)
-    train = settings.setdefault("train", {})
-    if isinstance(train, dict):
-        train.setdefault("output", f"runs/{path.stem}")
+    if settings.get("train") is None:
+        settings["train"] = {}
+    if isinstance(settings["train"], dict):
+        settings["train"].setdefault("output", f"runs/{path.stem}")
     return parse_config(settings, source=f"config {path}")
 
 
@@ -210,6 +216,8 @@ def _explain(error: Any) -> str:
     name = ".".join(location) or "config"
     if error["type"] == "extra_forbidden":
         return f"{name} is not a setting; " + _suggest(location)
+    if error["type"] == "model_type":
+        return f"{name}={error['input']!r}: {name} is a section with settings of its own, not a value"
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error":
         return f"{name}: {message}"
@@ -220,13 +228,13 @@ def _suggest(location: list[str]) -> str:
     section: type[BaseModel] = Config
     for part in location[:-1]:
         section = section.model_fields[part].annotation
-    prefix = "".join(f"{part}." for part in location[:-1])
+    parent = ".".join(location[:-1])
     matches = difflib.get_close_matches(location[-1], section.model_fields, n=1, cutoff=0.5)
     if matches:
-        return f"did you mean {prefix}{matches[0]}?"
+        return f"did you mean {'.'.join([*location[:-1], matches[0]])}?"
     everywhere = difflib.get_close_matches(location[-1], _all_names(), n=1, cutoff=0.75)
     full = _all_names()[everywhere[0]] if everywhere else None
-    return f"did you mean {full}?" if full else f"{prefix or 'the top level '}holds: {', '.join(section.model_fields)}"
+    return f"did you mean {full}?" if full else f"{parent or 'the top level'} holds: {', '.join(section.model_fields)}"
 
 
 def _all_names() -> dict[str, str]:

@@ -5,7 +5,6 @@ Letters: n captions and b clips of this process, N and B of all processes togeth
 
 import ctypes
 import json
-import logging
 import math
 import os
 import resource
@@ -28,16 +27,14 @@ from tqdm import tqdm
 from retrieval import checkpoint
 from retrieval.checkpoint import Progress
 from retrieval.config import Config, flatten
-from retrieval.data import ClipSplit, EpochBatches, PairDataset, collate_pairs, num_steps_per_epoch, open_cache
+from retrieval.data import ClipSplit, EpochBatches, PairDataset, collate_pairs, num_steps_per_epoch, open_cache, usable_workers
 from retrieval.distributed import any_process, gather_columns, gather_rows, gather_texts, rank, replicated, world_size
 from retrieval.errors import UserError
-from retrieval.evaluation import EvaluationResult, evaluate_split, format_table
+from retrieval.evaluation import EvaluationResult, evaluate_split, few_clips_warning, format_table
 from retrieval.losses import LOSSES
 from retrieval.models import DualEncoder, build_model
 from retrieval.optim import parameter_groups, set_learning_rates
 from retrieval.tracking import Tracker
-
-logger = logging.getLogger(__name__)
 
 VALIDATION, TEST = "validation", "evaluation"
 
@@ -121,6 +118,9 @@ def prepare(config: Config, folder: Path, resume: bool, overwrite: bool) -> Run:
     _check_batch_size(len(pairs), config.train.batch_size)
     validation = cache.split(VALIDATION)
     test = cache.split(TEST) if TEST in cache.split_names else None
+    for split in filter(None, (validation, test)):
+        if warning := few_clips_warning(len(split)):
+            accelerator.print(f"warning: {split.name} has {warning}")
     if config.loss.name not in LOSSES:
         raise UserError(f"loss.name={config.loss.name!r} is unknown; there is: {', '.join(LOSSES)}")
     model = build_model(config)
@@ -151,7 +151,7 @@ def prepare(config: Config, folder: Path, resume: bool, overwrite: bool) -> Run:
         wrapped=wrapped,
         optimizer=optimizer,
         batches=batches,
-        loader=make_loader(pairs, batches, config.data.num_workers),
+        loader=make_loader(pairs, batches, usable_workers(config.data.num_workers)),
         validation=validation,
         test=test,
         steps_per_epoch=steps_per_epoch,
@@ -295,7 +295,7 @@ def evaluate_model(run: Run, model: DualEncoder, split: ClipSplit) -> Evaluation
         split,
         audio_batch_size=settings.audio_batch_size,
         text_batch_size=settings.text_batch_size,
-        num_workers=run.config.data.num_workers,
+        num_workers=usable_workers(run.config.data.num_workers),
         autocast=run.accelerator.autocast,
     )
 
@@ -327,7 +327,7 @@ def score_test_split(run: Run) -> None:
         for name in ("best", "last"):
             model = DualEncoder.from_pretrained(run.folder / name).to(run.accelerator.device)
             result = evaluate_model(run, model, run.test)
-            final[name] = result.metrics
+            final[name], final["chance"] = result.metrics, result.chance
             run.accelerator.print(f"{run.folder / name}, {TEST} split\n{format_table(result)}")
     run.tracker.hparams(flatten(run.config.model_dump()), final)
     if run.accelerator.is_main_process:

@@ -105,3 +105,13 @@ def tiny(tmp_path_factory) -> Path:
     }
     (root / "tiny.yaml").write_text(yaml.safe_dump(settings))
     return root
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    """Accelerate keeps the first Accelerator's settings for the life of the process."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)

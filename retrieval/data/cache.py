@@ -30,7 +30,12 @@ class ClipSplit:
         self.file_names: list[str] = list(table["file_name"])
         self.captions: list[list[str]] = list(table["captions"])
         self.num_samples = np.asarray(table["num_samples"], dtype=np.int64)  # (len,)
+        self._table = table
         self._audio = table.data.column("audio")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # For loader processes that are not forked (Python 3.14): a table travels as the path of its files, a column as all its bytes.
+        return ClipSplit, (self.name, self._table, self.codec, self.sample_rate)
 
     def __len__(self) -> int:
         return len(self.clip_ids)
@@ -85,7 +90,7 @@ def open_cache(path: str | Path, sample_rate: int | None = None) -> Cache:
     """
     path = Path(path)
     if not (path / "cache.json").is_file():
-        if path.with_name(path.name + ".partial").exists() or path.is_dir():
+        if path.is_dir() or Path(f"{path}.partial").exists():
             raise UserError(f"{path} is not a complete cache (no cache.json): the build did not finish or this is another folder; {REBUILD} {path}")
         raise UserError(f"cache {path} does not exist; {REBUILD} {path}, or set data.cache")
     try:

@@ -6,6 +6,7 @@ Letters: B clips of a batch, S samples.
 """
 
 import math
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -89,3 +90,8 @@ def collate_pairs(items: list[dict[str, Any]]) -> dict[str, Any]:
         "captions": [item["caption"] for item in items],
         "clips": torch.tensor([item["clip"] for item in items]),
     }
+
+
+def usable_workers(num_workers: int) -> int:
+    """At most one loader process a core this process may use: more of them only take turns, and torch warns."""
+    return min(num_workers, len(os.sched_getaffinity(0)))

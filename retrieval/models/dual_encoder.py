@@ -15,6 +15,7 @@ from torch import nn
 
 from retrieval.errors import UserError
 from retrieval.models.audio import AUDIO_ENCODERS
+from retrieval.models.hub import local_files_only
 from retrieval.models.pooling import MeanPooling, TextAwareAttentionPooling
 from retrieval.models.text import TextEncoder, load_tokenizer
 from retrieval.models.windows import window_grid
@@ -149,7 +150,7 @@ class DualEncoder(
         if os.path.isdir(name):
             _check_folder(Path(name))
         try:
-            return super().from_pretrained(name, **kwargs)
+            return super().from_pretrained(name, **{"local_files_only": local_files_only(name)} | kwargs)
         except UserError:
             raise
         except Exception as error:  # safetensors, torch, huggingface_hub and transformers each raise their own kinds

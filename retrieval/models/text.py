@@ -10,6 +10,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from retrieval.errors import UserError
+from retrieval.models.hub import local_files_only
 
 logger = logging.getLogger(__name__)
 
@@ -56,13 +57,15 @@ class TextEncoder(nn.Module):
 
     def load_pretrained(self, name: str) -> None:
         """Weights of hub model or folder `name`, which must have this architecture."""
+        settings = {"dtype": torch.float32, "local_files_only": local_files_only(name), "output_loading_info": True}
         try:
-            source = AutoModel.from_pretrained(name, dtype=torch.float32)
+            source, report = AutoModel.from_pretrained(name, **settings)
         except Exception as error:
             raise _unreachable(name, error) from None
-        missing = set(self.model.state_dict()) - set(source.state_dict())
+        # transformers fills what the file lacks with random numbers.
+        missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
         if missing:
-            raise UserError(f"text encoder {name!r} lacks {len(missing)} weights, first: {sorted(missing)[0]}")
+            raise UserError(f"text encoder {name!r} lacks {len(missing)} weights, first: {missing[0]}; download it again")
         self.model.load_state_dict({key: value for key, value in source.state_dict().items() if not key.startswith("pooler.")})
 
     def forward(self, captions: list[str]) -> torch.Tensor:
@@ -84,7 +87,7 @@ def text_architecture(name: str, dropout: float, allow_known: bool = False) -> d
     `allow_known`: where the hub is out of reach, take the shapes from KNOWN_ARCHITECTURES and say so.
     """
     try:
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name, local_files_only=local_files_only(name))
     except Exception as error:
         if not (allow_known and name in KNOWN_ARCHITECTURES):
             raise _unreachable(name, error) from None
@@ -102,7 +105,7 @@ def architecture_of(config: PreTrainedConfig, dropout: float) -> dict[str, Any]:
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of hub model or folder `name`."""
     try:
-        return AutoTokenizer.from_pretrained(str(name))
+        return AutoTokenizer.from_pretrained(str(name), local_files_only=local_files_only(name))
     except Exception as error:
         raise _unreachable(str(name), error) from None
 
@@ -112,6 +115,8 @@ def _unreachable(name: str, error: Exception) -> UserError:
     reason = " ".join(str(error).split())[:160] or type(error).__name__
     if Path(name).is_dir():
         return UserError(f"text encoder folder {name} cannot be loaded ({reason}); it needs config.json, tokenizer files and model.safetensors")
+    if name.count("/") > 1:
+        return UserError(f"text encoder folder {name} does not exist; set text_encoder.name to a folder, or to a hub name such as roberta-large")
     return UserError(
         f"text encoder {name!r} is no folder here and the Hugging Face hub did not give it ({reason}); "
         f"download it where there is internet (hf download {name} --local-dir weights/{Path(name).name}) "

@@ -1,0 +1,109 @@
+"""Kill a tiny training run with SIGKILL at many places, resume it, and report whether anything differs from an undisturbed run.
+
+    python tests/killed_runs.py CONFIG FOLDER
+
+Every run is a forked child of this process, so that a place costs a second and not the import of torch. One thread: a
+fork after threads have worked would hang. Prints one JSON line a place: {"place", "killed", "same_losses", "same_weights"}.
+"""
+
+import json
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+from retrieval import checkpoint, training
+from retrieval.config import load_config
+
+
+def main(config_path: str, folder: Path) -> None:
+    torch.set_num_threads(1)
+    reference = folder / "reference"
+    assert run(config_path, reference) == 0
+    losses, weights = read_losses(reference), read_weights(reference)
+    assert sorted(losses) == list(range(1, 13))
+    places = [f"step {step}" for step in (1, 2, 3, 6, 7, 11, 12)] + ["state 8", "state 6", "model 1", "model 4", "validation 1", "test split"]
+    for place in places:
+        disturbed = folder / place.replace(" ", "-")
+        killed = run(config_path, disturbed, place) == signal.SIGKILL
+        if killed and checkpoint.latest_state(disturbed) is None:
+            resumed = run(config_path, disturbed, overwrite=True)  # died before the first state
+        else:
+            # Other workers than before: neither order, crops nor dropout may depend on them.
+            resumed = run(config_path, disturbed, resume=True, overrides=["data.num_workers=1"] if place == "step 3" else [])
+        assert resumed == 0, place
+        same_losses, same_weights = read_losses(disturbed) == losses, read_weights(disturbed) == weights
+        print(json.dumps({"place": place, "killed": killed, "same_losses": same_losses, "same_weights": same_weights}), flush=True)
+        shutil.rmtree(disturbed)
+
+
+def run(config_path: str, output: Path, place: str = "", resume: bool = False, overwrite: bool = False, overrides: list[str] = []) -> int:
+    """Train in a child; its exit code, or the signal that ended it."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            with open(output.with_suffix(".log"), "a") as log:
+                os.dup2(log.fileno(), 1)
+                os.dup2(log.fileno(), 2)
+            kill_at(place)
+            training.train(load_config(config_path, [f"train.output={output}", "evaluation.num_pictures=0", *overrides]), resume=resume, overwrite=overwrite)
+            code = 0
+        finally:
+            os._exit(code)
+    status = os.waitpid(child, 0)[1]
+    return os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+
+
+def kill_at(place: str) -> None:
+    """Arrange for this process to kill itself there: after an optimizer step, or half way through something on disk."""
+    kind, _, number = place.rpartition(" ")
+    if kind == "step":
+        after(training, "train_step", int(number))
+    elif kind == "state":  # the state is written under its temporary name
+        after_name(checkpoint, "_flush", f"step-{int(number):08d}.partial")
+    elif kind == "model":  # the new model is complete, the old one not yet replaced, or moved away
+        after(Path, "rename", int(number), only=lambda path, *_: path.name in ("best", "best.new", "last", "last.new"))
+    elif kind == "validation":
+        after(training, "evaluate_split", int(number))
+    elif place == "test split":
+        after(training, "evaluate_split", 3)
+
+
+def after(owner, name: str, count: int, only=lambda *_: True) -> None:
+    original, calls = getattr(owner, name), [0]
+
+    def replacement(*args, **kwargs):
+        result = original(*args, **kwargs)
+        calls[0] += bool(only(*args))
+        if calls[0] == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    setattr(owner, name, replacement)
+
+
+def after_name(owner, name: str, folder_name: str) -> None:
+    after(owner, name, 1, only=lambda path: path.name == folder_name)
+
+
+def read_losses(run_folder: Path) -> dict[int, float]:
+    """Loss of each step; where a step was run twice TensorBoard shows the later one."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run_folder), size_guidance={"scalars": 0})
+    events.Reload()
+    return {point.step: point.value for point in events.Scalars("train/loss")}
+
+
+def read_weights(run_folder: Path) -> bytes:
+    return (run_folder / "last" / "model.safetensors").read_bytes() + (run_folder / "best" / "model.safetensors").read_bytes()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))

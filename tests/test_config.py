@@ -1,0 +1,273 @@
+"""Settings: defaults <- YAML <- overrides, one-line errors, and the experiments in configs/ as the README states them."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from retrieval.config import Config, config_differences, flatten, load_config, parse_config
+from retrieval.errors import UserError
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+EXPERIMENTS = sorted(CONFIGS.glob("*.yaml"))
+LEARNING_RATES = ("audio_encoder", "text_encoder", "audio_projection", "text_projection", "pooling")
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "experiment.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def error_of(path: Path, *overrides: str) -> str:
+    with pytest.raises(UserError) as caught:
+        load_config(path, overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "pydantic" not in message and "https://" not in message
+    return message
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> Path:
+    return write(tmp_path, "")
+
+
+# --- order of precedence ---
+
+
+def test_an_empty_file_gives_the_defaults_and_its_own_run_folder(empty: Path):
+    assert load_config(empty) == parse_config({"train": {"output": "runs/experiment"}}, "test")
+    assert config_differences(Config(), load_config(empty)) == ["train.output:  -> runs/experiment"]
+
+
+def test_yaml_wins_over_defaults_and_overrides_over_both(tmp_path: Path):
+    path = write(tmp_path, "seed: 7\ntrain:\n  epochs: 3\n  batch_size: 8\n")
+    config = load_config(path, ["train.epochs=5", "optimizer.lr.audio_encoder=4e-6", "train.output=elsewhere"])
+    assert (config.seed, config.train.epochs, config.train.batch_size) == (7, 5, 8)
+    assert config.optimizer.lr.audio_encoder == 4e-6
+    assert config.optimizer.lr.text_encoder == Config().optimizer.lr.text_encoder
+    assert config.train.output == "elsewhere"
+
+
+def test_the_last_override_wins(empty: Path):
+    assert load_config(empty, ["seed=1", "seed=2"]).seed == 2
+
+
+def test_sections_without_content_count_as_absent(tmp_path: Path):
+    path = write(tmp_path, "train:\noptimizer:\n  # everything commented out\nseed: 5\n")
+    assert config_differences(Config(), load_config(path)) == ["seed: 123 -> 5", "train.output:  -> runs/experiment"]
+
+
+def test_a_config_cannot_be_changed():
+    with pytest.raises(ValueError, match="frozen"):
+        Config().seed = 3
+    with pytest.raises(ValueError, match="frozen"):
+        Config().train.epochs = 3
+
+
+# --- what YAML 1.1 makes of numbers and words ---
+
+
+@pytest.mark.parametrize("written", ["3e-4", "3.0e-4", "0.0003", "'3e-4'"])
+def test_learning_rates_are_numbers_however_they_are_written(tmp_path: Path, written: str):
+    path = write(tmp_path, f"optimizer:\n  lr:\n    pooling: {written}\n")
+    assert load_config(path).optimizer.lr.pooling == 3e-4
+    assert load_config(path, [f"optimizer.eps={written}"]).optimizer.eps == 3e-4
+
+
+@pytest.mark.parametrize("written", ["no", "'no'", "No", "off"])
+def test_mixed_precision_no_is_the_word(tmp_path: Path, written: str):
+    assert load_config(write(tmp_path, f"train:\n  mixed_precision: {written}\n")).train.mixed_precision == "no"
+    assert load_config(write(tmp_path, ""), [f"train.mixed_precision={written}"]).train.mixed_precision == "no"
+
+
+@pytest.mark.parametrize("override", ["train.epochs=yes", "optimizer.lr.pooling=no", "text_encoder.name=no", "train.mixed_precision=yes", "data.num_workers=true"])
+def test_a_boolean_is_no_number_and_no_name(empty: Path, override: str):
+    message = error_of(empty, override)
+    assert override.split("=")[0].split(".")[-1] in message and "boolean" in message
+
+
+def test_booleans_are_read_where_they_belong(empty: Path):
+    assert load_config(empty, ["text_encoder.pretrained=no", "loss.learnable_temperature=yes"]).text_encoder.pretrained is False
+
+
+@pytest.mark.parametrize("name", ["optimizer.max_grad_norm", "train.max_steps", "audio_encoder.checkpoint"])
+def test_null_takes_an_optional_setting_back(empty: Path, name: str):
+    assert flatten(load_config(empty, [f"{name}=null"]).model_dump())[name] is None
+
+
+# --- mistakes ---
+
+
+@pytest.mark.parametrize(
+    ("override", "nearest"),
+    [
+        ("optimizer.lr.audio_encodr=1e-5", "did you mean optimizer.lr.audio_encoder?"),
+        ("train.batchsize=4", "did you mean train.batch_size?"),
+        ("sed=4", "did you mean seed?"),
+        ("poolin.name=tap", "did you mean pooling?"),
+        ("batch_size=4", "did you mean train.batch_size?"),
+        ("train.rampdown_stop=4", "did you mean optimizer.schedule.rampdown_stop?"),
+        ("evaluation.zzz=1", "evaluation holds: audio_batch_size, text_batch_size, num_pictures"),
+        ("zzz=1", "the top level holds: seed, dim, data"),
+    ],
+)
+def test_an_unknown_setting_names_the_nearest(empty: Path, override: str, nearest: str):
+    message = error_of(empty, override)
+    assert f"{override.split('=')[0].split('.')[0]}" in message
+    assert "is not a setting" in message and nearest in message
+
+
+def test_an_unknown_setting_in_the_file_names_the_file(tmp_path: Path):
+    path = write(tmp_path, "audio_encoder:\n  window_secs: 5\n")
+    assert error_of(path) == f"config {path}: audio_encoder.window_secs is not a setting; did you mean audio_encoder.window_seconds?"
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("train.epochs=many", "train.epochs='many': input should be a valid integer"),
+        ("train.epochs=2.5", "train.epochs=2.5: input should be a valid integer"),
+        ("train.epochs=0", "train.epochs=0: input should be greater than or equal to 1"),
+        ("train.epochs=", "train.epochs='': input should be a valid integer"),
+        ("train.epochs=null", "train.epochs=None: input should be a valid integer"),
+        ("train.epochs=[1]", "train.epochs=[1]: input should be a valid integer"),
+        ("train.batch_size=1", "train.batch_size=1: input should be greater than or equal to 2"),
+        ("seed=-1", "seed=-1: input should be greater than or equal to 0"),
+        ("seed=4294967296", "seed=4294967296: input should be less than 4294967296"),
+        ("text_encoder.dropout=1", "text_encoder.dropout=1: input should be less than 1"),
+        ("optimizer.lr.pooling=-1e-3", "optimizer.lr.pooling='-1e-3': input should be greater than or equal to 0"),
+        ("optimizer.lr.pooling=.nan", "optimizer.lr.pooling=nan: input should be a finite number"),
+        ("optimizer.lr.pooling=.inf", "optimizer.lr.pooling=inf: input should be"),
+        ("loss.temperature=0", "loss.temperature=0: input should be greater than 0"),
+        ("pooling.name=max", "pooling.name='max': input should be 'mean' or 'tap'"),
+        ("pooling.name=Tap", "pooling.name='Tap': input should be 'mean' or 'tap'"),
+        ("train.mixed_precision=fp8", "train.mixed_precision='fp8': input should be 'auto', 'no', 'bf16' or 'fp16'"),
+        ("optimizer.lr=3e-4", "optimizer.lr='3e-4': optimizer.lr is a section with settings of its own"),
+        ("seed.x=1", "seed={'x': 1}: input should be a valid integer"),
+        ("audio_encoder.num_heads=7", "audio_encoder: embed_dim 768 is not a multiple of num_heads 7"),
+        ("optimizer.schedule.rampdown_stop=1", "optimizer.schedule: rampdown_stop 1.0 must be above rampdown_start 1.0"),
+    ],
+)
+def test_a_mistyped_or_out_of_range_value_is_named(empty: Path, override: str, expected: str):
+    assert error_of(empty, override).startswith(f"config {empty}: {expected}")
+
+
+def test_all_mistakes_are_told_at_once(empty: Path):
+    message = error_of(empty, "train.epochs=0", "sed=1", "pooling.name=max")
+    assert "train.epochs=0" in message and "did you mean seed?" in message and "pooling.name='max'" in message
+
+
+@pytest.mark.parametrize("override", ["seed", "=3", "--seed"])
+def test_an_override_without_name_or_value(empty: Path, override: str):
+    assert error_of(empty, override) == f"override {override!r} is not of the form section.key=value, for example train.epochs=5"
+
+
+def test_an_override_beneath_a_setting_of_the_file(tmp_path: Path):
+    assert "seed is a setting, not a section" in error_of(write(tmp_path, "seed: 1\n"), "seed.x=1")
+
+
+@pytest.mark.parametrize("text", ["seed: [1", "a: b: c", "\tseed: 1", "seed: 1\n  dim: 2"])
+def test_invalid_yaml(tmp_path: Path, text: str):
+    path = write(tmp_path, text)
+    assert error_of(path).startswith(f"config {path} is not valid YAML: ")
+
+
+@pytest.mark.parametrize(("text", "found"), [("- seed", "list"), ("seed", "str"), ("3", "int")])
+def test_yaml_that_is_no_mapping(tmp_path: Path, text: str, found: str):
+    path = write(tmp_path, text)
+    assert error_of(path) == f"config {path} must be a mapping of sections, found {found}"
+
+
+@pytest.mark.parametrize("text", ["1: 2", "no: 3", "train:\n  yes: 3", "? [a, b]\n: 3"])
+def test_keys_that_are_no_names(tmp_path: Path, text: str):
+    path = write(tmp_path, text)
+    assert error_of(path).startswith(f"config {path}")
+
+
+def test_files_that_cannot_be_read(tmp_path: Path):
+    assert error_of(tmp_path / "absent.yaml") == f"config {tmp_path / 'absent.yaml'} does not exist; the experiments are in configs/"
+    assert error_of(tmp_path).startswith(f"config {tmp_path} cannot be read: ")
+    (tmp_path / "latin.yaml").write_bytes("# \xe9\n".encode("latin-1"))
+    assert error_of(tmp_path / "latin.yaml").startswith(f"config {tmp_path / 'latin.yaml'} cannot be read: ")
+
+
+# --- differences ---
+
+
+def test_differences_name_setting_old_and_new(empty: Path):
+    new = load_config(empty, ["optimizer.lr.pooling=1e-3", "seed=5", "train.output="])
+    assert config_differences(Config(), new) == ["seed: 123 -> 5", "optimizer.lr.pooling: 2e-05 -> 0.001"]
+    assert config_differences(new, new) == []
+
+
+# --- the experiments ---
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_every_yaml_loads_and_survives_being_written(path: Path):
+    config = load_config(path)
+    assert config.train.output == f"runs/{path.stem}"
+    assert parse_config(yaml.safe_load(yaml.safe_dump(config.model_dump())), "written") == config
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_every_yaml_opens_with_its_command(path: Path):
+    assert f"#   accelerate launch train.py --config configs/{path.name}\n" in path.read_text(encoding="utf-8")
+
+
+# recipe of the published runs: what differs between the three.
+PUBLISHED = {
+    "baseline": {"seed": 123, "audio_lr": 2e-5, "pooling": "mean"},
+    "low_lr": {"seed": 327, "audio_lr": 4e-6, "pooling": "mean"},
+    "tap": {"seed": 124, "audio_lr": 4e-6, "pooling": "tap"},
+}
+SCORES = {"baseline": ("27.685", "16.861", "41.780", "56.612"), "low_lr": ("30.103", "18.526", "46.010", "59.694"), "tap": ("31.041", "19.368", "46.775", "60.976")}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_experiments_are_exact(name: str):
+    published, config = PUBLISHED[name], load_config(CONFIGS / f"{name}.yaml")
+    assert config.seed == published["seed"]
+    assert config.pooling.name == published["pooling"]
+    lr = config.optimizer.lr.model_dump()
+    assert lr.pop("audio_encoder") == published["audio_lr"]
+    assert lr == dict.fromkeys(LEARNING_RATES[1:], 2e-5)
+    if name == "tap":
+        assert config.pooling.model_dump() == {
+            "name": "tap",
+            "attention_dim": 2048,
+            "attention_dropout": 0.1,
+            "output_dropout": 0.0,
+            "init": "default",
+        }
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_experiments_share_the_recipe(name: str):
+    config = load_config(CONFIGS / f"{name}.yaml")
+    audio, text, schedule = config.audio_encoder, config.text_encoder, config.optimizer.schedule
+    assert (config.dim, config.data.sample_rate, config.data.max_seconds) == (1024, 32_000, 30.0)
+    assert (audio.name, audio.embed_dim, audio.depth, audio.num_heads, audio.window_seconds, audio.hop_seconds) == ("atst_frame", 768, 12, 12, 10.0, 10.0)
+    assert audio.checkpoint == "weights/atstframe_base_as2M.ckpt"
+    assert (text.name, text.pretrained, text.dropout, text.max_tokens) == ("roberta-large", True, 0.2, 32)
+    assert (config.loss.name, config.loss.temperature, config.loss.learnable_temperature) == ("nt_xent", 0.05, False)
+    assert (schedule.shape, schedule.warmup_epochs, schedule.rampdown_start, schedule.rampdown_stop, schedule.min_lr) == ("cosine", 1, 1, 15, 1e-7)
+    optimizer = config.optimizer
+    assert (optimizer.beta1, optimizer.beta2, optimizer.eps, optimizer.weight_decay, optimizer.max_grad_norm) == (0.9, 0.999, 1e-8, 0.0, None)
+    assert (config.train.epochs, config.train.batch_size, config.train.max_steps) == (20, 16, None)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_headers_of_published_experiments_give_the_published_scores(name: str):
+    header = (CONFIGS / f"{name}.yaml").read_text(encoding="utf-8")
+    map_10, *recall = SCORES[name]
+    assert f"mAP@10 {map_10}, R@1 {recall[0]}, R@5 {recall[1]}, R@10 {recall[2]}" in header
+    assert "Measured here:" in header
+
+
+@pytest.mark.parametrize("changed", ["seed=124", "optimizer.lr.audio_encoder=4e-6", "train.batch_size=32"])
+def test_negative_control_a_changed_experiment_differs(changed: str):
+    path = CONFIGS / "baseline.yaml"
+    assert len(config_differences(load_config(path), load_config(path, [changed]))) == 1

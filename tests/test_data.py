@@ -1,0 +1,360 @@
+"""The Arrow cache's reader, training items, the order of batches, collation.
+
+Letters: B clips, S samples.
+"""
+
+import io
+import json
+import pickle
+import tracemalloc
+from collections import Counter
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow
+import pytest
+import soundfile
+import torch
+from conftest import SAMPLE_RATE, write_cache
+
+from retrieval.data import ClipSplit, EpochBatches, PairDataset, collate_clips, collate_pairs, num_steps_per_epoch, open_cache, usable_workers
+from retrieval.errors import UserError
+
+RNG = np.random.default_rng(0)
+PCM = [RNG.integers(-32768, 32768, size, dtype=np.int16) for size in (5_000, 800, 1, 20_000)]
+CAPTIONS = [["one", "two"], ["three"], [], ["four", "five", "six"]]
+FEATURES = datasets.Features(
+    clip_id=datasets.Value("string"),
+    file_name=datasets.Value("string"),
+    audio=datasets.Value("large_binary"),
+    num_samples=datasets.Value("int64"),
+    captions=datasets.List(datasets.Value("string")),
+)
+
+
+def encode(pcm: np.ndarray, codec: str) -> bytes:
+    if codec == "pcm_s16le":
+        return pcm.astype("<i2").tobytes()
+    file = io.BytesIO()
+    soundfile.write(file, pcm, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+    return file.getvalue()
+
+
+def write_clips(path: Path, codec: str = "pcm_s16le", captions: list[list[str]] = CAPTIONS, num_clips: int = len(PCM)) -> Path:
+    """A cache whose one split, development, holds PCM."""
+    rows = [
+        {"clip_id": f"development/{i}", "file_name": f"{i}.wav", "audio": encode(PCM[i], codec), "num_samples": len(PCM[i]), "captions": captions[i]}
+        for i in range(num_clips)
+    ]
+    table = datasets.Dataset.from_dict({name: [row[name] for row in rows] for name in FEATURES}, features=FEATURES)
+    datasets.DatasetDict({"development": table}).save_to_disk(str(path))
+    counts = {"development": {"num_clips": num_clips, "num_captions": sum(map(len, captions)), "hours": 0.0}}
+    info = {"schema": 1, "corpus": "test", "codec": codec, "sample_rate": SAMPLE_RATE, "splits": counts, "skipped": []}
+    (path / "cache.json").write_text(json.dumps(info))
+    return path
+
+
+@pytest.fixture(scope="module", params=["pcm_s16le", "flac"])
+def clips(request, tmp_path_factory) -> ClipSplit:
+    return open_cache(write_clips(tmp_path_factory.mktemp("clips") / "cache", request.param), SAMPLE_RATE).split("development")
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return write_clips(tmp_path / "cache")
+
+
+def error_of(path: Path, split: str | None = None, sample_rate: int | None = SAMPLE_RATE) -> str:
+    with pytest.raises(UserError) as caught:
+        opened = open_cache(path, sample_rate)
+        assert split is not None
+        opened.split(split)
+    message = str(caught.value)
+    assert "\n" not in message and str(path) in message and len(message) < 500
+    return message
+
+
+def change_info(cache: Path, **changes) -> None:
+    info = json.loads((cache / "cache.json").read_text())
+    (cache / "cache.json").write_text(json.dumps(info | changes))
+
+
+# --- an opened cache ---
+
+
+def test_a_split_knows_its_clips(clips: ClipSplit):
+    assert len(clips) == 4 and clips.name == "development"
+    assert clips.clip_ids == [f"development/{i}" for i in range(4)]
+    assert clips.file_names == [f"{i}.wav" for i in range(4)]
+    assert clips.captions == CAPTIONS
+    assert clips.num_samples.tolist() == [len(pcm) for pcm in PCM] and clips.num_samples.dtype == np.int64
+
+
+def test_info_is_the_content_of_cache_json(cache: Path):
+    opened = open_cache(cache)
+    assert opened.info == json.loads((cache / "cache.json").read_text())
+    assert (opened.sample_rate, opened.split_names) == (SAMPLE_RATE, ["development"])
+
+
+def test_samples_are_exact(clips: ClipSplit):
+    for i, pcm in enumerate(PCM):
+        found = clips.read(i)
+        assert found.dtype == np.float32
+        assert np.array_equal(found.astype(np.float64) * 32768, pcm)
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 10), (100, 4_000), (4_990, None), (4_990, 9_000), (0, None), (17, 17)])
+def test_a_part_of_a_clip_is_exact(clips: ClipSplit, start: int, stop: int | None):
+    found = clips.read(0, start, stop)
+    assert np.array_equal(found.astype(np.float64) * 32768, PCM[0][start:stop])
+
+
+def test_what_is_read_may_be_changed_without_changing_the_cache(clips: ClipSplit):
+    clips.read(1)[:] = 7
+    assert np.abs(clips.read(1)).max() <= 1
+
+
+def test_pcm_is_read_from_the_memory_map_without_a_copy(tmp_path: Path):
+    write_cache(tmp_path / "cache", {"development": 2}, seconds=(30.0, 30.0))
+    before = pyarrow.total_allocated_bytes()
+    split = open_cache(tmp_path / "cache").split("development")
+    split.read(1, 1_000, 2_000)
+    assert pyarrow.total_allocated_bytes() - before < 10_000  # captions and names; a clip is 960,000 bytes
+
+    maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if str(tmp_path) in line]
+    address = split._audio[1].as_buffer().address
+    assert any(int(first, 16) <= address < int(last, 16) for first, last in (entry[0].split("-") for entry in maps))
+
+    tracemalloc.start()
+    split.read(1, 1_000, 2_000)
+    part = tracemalloc.get_traced_memory()[1]
+    split.read(1)
+    whole = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert part < 20_000 < 480_000 * 4 < whole  # bytes; the whole clip is the negative control
+
+
+def test_a_split_travels_to_another_process_as_a_path(tmp_path: Path):
+    write_cache(tmp_path / "cache", {"development": 3}, seconds=(10.0, 10.0))
+    split = open_cache(tmp_path / "cache").split("development")
+    message = pickle.dumps(split)
+    assert len(message) < 20_000 < 10 * SAMPLE_RATE * 2
+    copy = pickle.loads(message)
+    assert np.array_equal(copy.read(2), split.read(2)) and copy.captions == split.captions
+
+
+# --- caches that cannot be read ---
+
+
+def test_absent(tmp_path: Path):
+    path = tmp_path / "absent"
+    assert error_of(path) == f"cache {path} does not exist; build it with: python data_prep/build_clotho.py --root DIR --output {path}, or set data.cache"
+
+
+def test_half_built(tmp_path: Path):
+    (tmp_path / "cache.partial").mkdir()
+    message = error_of(tmp_path / "cache")
+    assert "is not a complete cache (no cache.json): the build did not finish" in message and "build it with" in message
+
+
+@pytest.mark.parametrize("folder", ["cache", ""])
+def test_a_folder_without_cache_json(tmp_path: Path, folder: str):
+    (tmp_path / folder).mkdir(exist_ok=True)
+    assert "is not a complete cache (no cache.json)" in error_of(tmp_path / folder)
+
+
+def test_an_empty_path_is_the_current_folder(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="is not a complete cache"):
+        open_cache("")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "3", '{"schema": 1}', '"text"'])
+def test_cache_json_that_makes_no_sense(cache: Path, content: str):
+    (cache / "cache.json").write_text(content)
+    assert "cache.json cannot be understood" in error_of(cache)
+
+
+def test_another_schema(cache: Path):
+    change_info(cache, schema=2)
+    assert f"cache {cache} has schema 2, this version reads schema 1; build it with" in error_of(cache)
+
+
+def test_another_codec(cache: Path):
+    change_info(cache, codec="mp3")
+    assert "codes audio as 'mp3', this version reads pcm_s16le, flac" in error_of(cache)
+
+
+def test_another_sample_rate(cache: Path):
+    message = error_of(cache, sample_rate=32_000)
+    assert f"is sampled at {SAMPLE_RATE} Hz, data.sample_rate is 32000; set data.sample_rate={SAMPLE_RATE}, or build again" in message
+    assert open_cache(cache).sample_rate == SAMPLE_RATE  # asked for without a rate, any will do
+
+
+def test_a_split_that_was_not_built(cache: Path):
+    assert error_of(cache, "evaluation") == f"cache {cache} has no split 'evaluation', only: development"
+
+
+def damage_cut(file: Path) -> None:
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2])
+
+
+def damage_zero(file: Path) -> None:
+    file.write_bytes(bytes(file.stat().st_size))
+
+
+@pytest.mark.parametrize("damage", [damage_cut, damage_zero, Path.unlink])
+def test_a_damaged_arrow_file(cache: Path, damage):
+    (arrow,) = (cache / "development").glob("*.arrow")
+    damage(arrow)
+    message = error_of(cache, "development")
+    assert "split 'development'" in message and "is damaged" in message and "--overwrite" in message
+
+
+def test_a_split_whose_folder_is_gone(cache: Path):
+    change_info(cache, splits={"development": {}, "evaluation": {}})
+    assert "split 'evaluation'" in error_of(cache, "evaluation")
+
+
+def test_a_split_without_captions(tmp_path: Path):
+    message = error_of(write_clips(tmp_path / "cache", captions=[[]] * 4), "development")
+    assert "has no captions, so there is nothing to train on or to score" in message
+
+
+def test_an_empty_split(tmp_path: Path):
+    assert "holds no clips" in error_of(write_clips(tmp_path / "cache", num_clips=0), "development")
+
+
+# --- training items ---
+
+
+@pytest.fixture(scope="module")
+def split(tmp_path_factory) -> ClipSplit:
+    return open_cache(write_clips(tmp_path_factory.mktemp("pairs") / "cache"), SAMPLE_RATE).split("development")
+
+
+def test_an_item_is_one_caption_of_a_clip(split: ClipSplit):
+    pairs = PairDataset(split, max_samples=30_000, seed=1)
+    assert [(item["clip"], item["caption"]) for item in (pairs[0, i] for i in range(len(pairs)))] == [
+        (clip, caption) for clip, captions in enumerate(CAPTIONS) for caption in captions
+    ]
+    assert all(np.array_equal(item["waveform"], split.read(item["clip"])) for item in (pairs[3, i] for i in range(len(pairs))))
+
+
+def start_of(pairs: PairDataset, epoch: int, index: int) -> int:
+    """Where the crop of an item of clip 0 begins."""
+    crop = pairs[epoch, index]["waveform"] * 32768
+    (starts,) = np.nonzero(PCM[0] == crop[0])
+    return next(int(start) for start in starts if np.array_equal(PCM[0][start : start + len(crop)], crop))
+
+
+def test_crops_depend_on_seed_epoch_and_item_alone(split: ClipSplit):
+    pairs, again = PairDataset(split, max_samples=400, seed=1), PairDataset(split, max_samples=400, seed=1)
+    forwards = [start_of(pairs, epoch, index) for epoch in range(6) for index in (0, 1)]
+    np.random.seed(99)  # neither numpy's global state nor the order of asking matters
+    backwards = [start_of(again, epoch, index) for epoch in reversed(range(6)) for index in (1, 0)]
+    assert forwards == backwards[::-1]
+    assert len(set(forwards)) > 9
+    assert forwards != [start_of(PairDataset(split, max_samples=400, seed=2), epoch, index) for epoch in range(6) for index in (0, 1)]
+
+
+def test_crops_reach_both_ends_and_not_beyond(split: ClipSplit):
+    """As in the reference, whose 125 samples are cut to 120 at an offset of 0 to 5, both included."""
+    golden = np.load(Path(__file__).parent / "golden" / "window.npz")["fixed.crop_offsets_possible"].tolist()
+    pairs = PairDataset(split, max_samples=len(PCM[0]) - 5, seed=0)
+    counts = Counter(start_of(pairs, epoch, 0) for epoch in range(200))
+    assert sorted(counts) == golden
+    assert min(counts.values()) > 15  # 33 each are expected
+
+
+def test_clips_that_fit_are_not_cropped(split: ClipSplit):
+    assert len(PairDataset(split, max_samples=len(PCM[0]), seed=0)[5, 0]["waveform"]) == len(PCM[0])
+
+
+# --- the order of batches ---
+
+
+def batches_of(epoch: int, step: int = 0, num_pairs: int = 23, batch_size: int = 5, seed: int = 3, **share) -> list[list[tuple[int, int]]]:
+    batches = EpochBatches(num_pairs, batch_size, seed, **share)
+    batches.start(epoch, step)
+    found = list(batches)
+    assert len(found) == len(batches)
+    return found
+
+
+def test_every_pair_comes_once_an_epoch_and_the_last_batch_is_partial():
+    batches = batches_of(epoch=2)
+    assert [len(batch) for batch in batches] == [5, 5, 5, 5, 3]
+    assert len(batches) == num_steps_per_epoch(23, 5)
+    assert sorted(index for batch in batches for _, index in batch) == list(range(23))
+    assert {epoch for batch in batches for epoch, _ in batch} == {2}
+
+
+def test_the_order_differs_between_epochs_and_seeds_and_comes_back():
+    def order(batches):
+        return [index for batch in batches for _, index in batch]
+
+    assert order(batches_of(0)) == order(batches_of(0))
+    orders = {tuple(order(batches_of(epoch, seed=seed))) for epoch in range(4) for seed in range(4)}
+    assert len(orders) == 16
+    assert tuple(range(23)) not in orders
+
+
+@pytest.mark.parametrize("step", range(6))
+def test_resuming_at_a_step_gives_the_rest_of_the_same_order(step: int):
+    assert batches_of(epoch=1, step=step) == batches_of(epoch=1)[step:]
+
+
+def test_one_sampler_serves_all_epochs():
+    batches = EpochBatches(23, 5, seed=3)
+    batches.start(4, 2)
+    assert list(batches) == batches_of(4, 2)
+    batches.start(5)
+    assert list(batches) == batches_of(5)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("num_pairs", [23, 20])
+def test_processes_share_the_same_batches(world_size: int, num_pairs: int):
+    whole = batches_of(epoch=1, num_pairs=num_pairs)
+    shares = [batches_of(epoch=1, num_pairs=num_pairs, rank=rank, world_size=world_size) for rank in range(world_size)]
+    assert {len(share) for share in shares} == {len(whole)}
+    for step, batch in enumerate(whole):
+        together = [pair for share in shares for pair in share[step]]
+        assert sorted(together) == sorted(batch)
+        sizes = [len(share[step]) for share in shares]
+        assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize(("num_pairs", "batch_size", "num_steps"), [(19_195, 16, 1_200), (32, 16, 2), (33, 16, 3), (2, 16, 1)])
+def test_steps_of_an_epoch(num_pairs: int, batch_size: int, num_steps: int):
+    assert num_steps_per_epoch(num_pairs, batch_size) == num_steps == len(EpochBatches(num_pairs, batch_size, seed=0))
+
+
+# --- collation ---
+
+
+def test_clips_are_padded_with_zeros_to_the_longest():
+    clips = [np.array([1, 2, 3], np.float32), np.array([4], np.float32), np.array([5, 6], np.float32)]
+    waveform, lengths = collate_clips(clips)
+    assert waveform.tolist() == [[1, 2, 3], [4, 0, 0], [5, 6, 0]] and waveform.dtype == torch.float32
+    assert lengths.tolist() == [3, 1, 2] and lengths.dtype == torch.int64
+
+
+def test_a_batch_of_pairs(split: ClipSplit):
+    pairs = PairDataset(split, max_samples=1_000, seed=0)
+    items = [pairs[0, i] for i in (5, 0, 2, 1)]
+    batch = collate_pairs(items)
+    assert batch["waveform"].shape == (4, 1_000) and batch["lengths"].tolist() == [1_000, 1_000, 800, 1_000]
+    assert batch["captions"] == ["six", "one", "three", "two"]
+    assert batch["clips"].tolist() == [3, 0, 1, 0]  # the same clip twice: its captions are each other's positives
+    for row, item in zip(batch["waveform"], items, strict=True):
+        assert np.array_equal(row[: len(item["waveform"])], item["waveform"])
+
+
+def test_no_more_loader_processes_than_cores():
+    assert usable_workers(0) == 0
+    assert usable_workers(1) == 1
+    assert usable_workers(10**6) < 10**6

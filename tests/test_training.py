@@ -1,0 +1,309 @@
+"""The loop: what it logs, saves and refuses, and that a killed run goes on as if nothing had happened."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from retrieval import checkpoint, training
+from retrieval.config import load_config
+from retrieval.errors import UserError
+from retrieval.models import DualEncoder
+from retrieval.optim import learning_rate
+
+ROOT = Path(__file__).resolve().parents[1]
+FAST = ["evaluation.num_pictures=0"]
+
+
+def configure(tiny: Path, output: Path, *overrides: str):
+    return load_config(tiny / "tiny.yaml", [f"train.output={output}", *FAST, *overrides])
+
+
+def read_events(folder: Path) -> EventAccumulator:
+    return EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0, "audio": 0}).Reload()
+
+
+def losses_of(folder: Path) -> dict[int, float]:
+    return {point.step: point.value for point in read_events(folder).Scalars("train/loss")}
+
+
+@pytest.fixture(scope="module")
+def finished(tiny, tmp_path_factory) -> Path:
+    """A run of two epochs with everything that is logged."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    training.train(load_config(tiny / "tiny.yaml", [f"train.output={folder}"]))
+    return folder
+
+
+def test_a_run_leaves_config_models_and_metrics_and_no_state(finished):
+    assert {path.name for path in finished.iterdir() if "tfevents" not in path.name} == {"config.yaml", "environment.json", "metrics.json", "best", "last"}
+    final = json.loads((finished / "metrics.json").read_text())
+    assert set(final) == {"best_epoch", "validation_mAP@10", "best", "last", "chance"}
+    assert set(final["best"]["text_to_audio"]) == {"mAP@10", "R@1", "R@5", "R@10"}
+    assert checkpoint.read_config(finished).train.output == str(finished)
+    assert set(json.loads((finished / "environment.json").read_text())) >= {"command", "git_commit", "libraries", "devices"}
+
+
+def test_tensorboard_holds_what_the_readme_promises(finished):
+    events = read_events(finished)
+    groups = ("audio_encoder", "text_encoder", "audio_projection", "text_projection", "pooling")
+    expected = {"train/loss", "train/temperature", "train/clips_per_second", "train/memory_gib"}
+    expected |= {f"{kind}/{group}" for kind in ("lr", "grad_norm") for group in groups}
+    expected |= {f"validation/{direction}/{name}" for direction in ("text_to_audio", "audio_to_text") for name in ("mAP@10", "R@1", "R@5", "R@10")}
+    assert expected <= set(events.Tags()["scalars"])
+    assert {"validation/scores", "validation/ranks"} <= set(events.Tags()["images"])
+    assert len(events.Tags()["audio"]) == 1  # evaluation.num_pictures of tiny.yaml
+    assert [point.step for point in events.Scalars("train/loss")] == list(range(1, 13))
+    assert [point.step for point in events.Scalars("validation/text_to_audio/mAP@10")] == [6, 12]
+
+
+def test_learning_rates_follow_the_schedule_at_every_step(finished):
+    settings = checkpoint.read_config(finished).optimizer
+    for step, point in enumerate(read_events(finished).Scalars("lr/pooling")):
+        assert point.value == pytest.approx(learning_rate(step / 6, settings.lr.pooling, **settings.schedule.model_dump()), rel=1e-6)
+
+
+def test_the_loss_falls(tiny, tmp_path):
+    training.train(configure(tiny, tmp_path / "run", "train.epochs=12", "optimizer.schedule.rampdown_stop=12"))
+    losses = losses_of(tmp_path / "run")
+    first, last = [losses[step] for step in range(1, 7)], [losses[step] for step in range(67, 73)]
+    assert sum(last) < 0.5 * sum(first)
+
+
+def test_best_is_the_epoch_of_highest_validation_map(tiny, tmp_path, monkeypatch):
+    maps, weights = iter([0.3, 0.6, 0.5]), []
+    original = training.evaluate_split
+
+    def scripted(model, split, **settings):
+        result = original(model, split, **settings)
+        if split.name == "validation":
+            result.metrics["text_to_audio"]["mAP@10"] = next(maps)
+            weights.append(model.audio_projection.weight.detach().clone())
+        return result
+
+    monkeypatch.setattr(training, "evaluate_split", scripted)
+    training.train(configure(tiny, tmp_path / "run", "train.epochs=3"))
+    final = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert (final["best_epoch"], final["validation_mAP@10"]) == (2, 0.6)
+    for name, epoch in (("best", 1), ("last", 2)):
+        assert torch.equal(load_file(tmp_path / "run" / name / "model.safetensors")["audio_projection.weight"], weights[epoch])
+
+
+def test_two_captions_of_one_clip_are_not_negatives(tiny, tmp_path, monkeypatch):
+    seen = []
+    original = training.LOSSES["nt_xent"]
+    monkeypatch.setitem(training.LOSSES, "nt_xent", lambda scores, positives, **kw: seen.append(positives) or original(scores, positives, **kw))
+    training.train(configure(tiny, tmp_path / "run", "train.epochs=1", "train.batch_size=24"))
+    (positives,) = seen  # all 24 pairs of 12 clips in one batch: each caption has its own clip twice
+    assert positives.shape == (24, 24) and (positives.sum(dim=1) == 2).all() and torch.equal(positives, positives.T)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "tap"])
+def test_every_parameter_is_trained(tiny, tmp_path, pooling):
+    """Also the learnable temperature, in bf16 and with clipped gradients."""
+    settings = [f"pooling.name={pooling}", "loss.learnable_temperature=true", "train.mixed_precision=bf16", "optimizer.max_grad_norm=1"]
+    training.train(configure(tiny, tmp_path / "start", *settings, "train.max_steps=1"))  # the first step has learning rate 0
+    training.train(configure(tiny, tmp_path / "run", *settings, "train.max_steps=4"))
+    before, after = (load_file(tmp_path / name / "last" / "model.safetensors") for name in ("start", "run"))
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    # The key bias drops out of the softmax; masked patches belong to self-supervised training; the padding row stays zero.
+    assert same <= {"pooling.key.bias", "audio_encoder.mask_embed"}, same
+
+
+def test_max_steps_ends_a_run_early(tiny, tmp_path):
+    training.train(configure(tiny, tmp_path / "run", "train.max_steps=8"))
+    assert max(losses_of(tmp_path / "run")) == 8
+    assert (tmp_path / "run" / "metrics.json").exists()
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_a_non_finite_step_stops_the_run_and_spoils_nothing(tiny, tmp_path, monkeypatch, where):
+    calls = []
+    original = training.LOSSES["nt_xent"]
+
+    def breaks_at_step_9(scores, positives, **settings):
+        calls.append(1)
+        loss = original(scores, positives, **settings)
+        if len(calls) != 9:
+            return loss
+        # sqrt at 0 has a finite value and an infinite gradient
+        return loss * float("nan") if where == "loss" else loss + (loss - loss.detach()).abs().sqrt()
+
+    monkeypatch.setitem(training.LOSSES, "nt_xent", breaks_at_step_9)
+    run = tmp_path / "run"
+    with pytest.raises(UserError) as caught:
+        training.train(configure(tiny, run))
+    text = str(caught.value)
+    assert "epoch 2, step 3" in text and "best" in text and "step-00000008" in text and "\n" not in text
+    assert all(tensor.isfinite().all() for tensor in load_file(run / "states" / "step-00000008" / "model.safetensors").values())
+    DualEncoder.from_pretrained(run / "best")
+
+
+@pytest.mark.slow
+def test_sigkill_anywhere_and_resume_equals_an_undisturbed_run_bit_for_bit(tiny, tmp_path):
+    command = [sys.executable, str(ROOT / "tests" / "killed_runs.py"), str(tiny / "tiny.yaml"), str(tmp_path)]
+    output = subprocess.run(command, capture_output=True, text=True, timeout=400, cwd=ROOT)
+    assert output.returncode == 0, output.stderr[-2000:]
+    reports = [json.loads(line) for line in output.stdout.splitlines()]
+    assert len(reports) == 13
+    assert all(report["killed"] and report["same_losses"] and report["same_weights"] for report in reports), reports
+
+
+def test_another_seed_gives_other_losses(tiny, tmp_path, finished):
+    """The negative control of the comparison above."""
+    training.train(configure(tiny, tmp_path / "run", "seed=7"))
+    assert losses_of(tmp_path / "run") != losses_of(finished)
+
+
+@pytest.mark.slow
+def test_sigterm_to_the_launcher_saves_and_resume_goes_on(tiny, tmp_path):
+    """The launcher does not pass the signal on; the training must notice that it is gone."""
+    run = tmp_path / "run"
+    launch = [str(Path(sys.executable).with_name("accelerate")), "launch", "--config_file", "configs/accelerate/cpu.yaml", "train.py"]
+    command = [*launch, "--config", str(tiny / "tiny.yaml"), f"train.output={run}", "train.epochs=400", "train.save_every_steps=100000", *FAST]
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+        wait_for(lambda: (run / "last").exists(), process)
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+        wait_for(lambda: "interrupted" in (tmp_path / "log").read_text())
+    state = checkpoint.latest_state(run)
+    assert state is not None and "with --resume" in (tmp_path / "log").read_text()
+    steps = int(state.name.removeprefix("step-"))
+    resumed = subprocess.run([*command, "--resume", f"train.max_steps={steps + 3}"], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert resumed.returncode == 0, resumed.stderr[-2000:]
+    assert f"resumed at epoch {steps // 6} step {steps % 6}" in resumed.stdout or steps % 6 == 0
+    assert max(losses_of(run)) == steps + 3
+
+
+def wait_for(condition, process=None, seconds: float = 90) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "nothing happened in time"
+        assert process is None or process.poll() is None, "the run ended early"
+        time.sleep(0.1)
+
+
+def test_ctrl_c_saves_after_the_step_and_exits_with_130(tiny, tmp_path, monkeypatch, capsys):
+    import train as script
+
+    original = training.train_step
+
+    def interrupted_at_step_4(run, batch):
+        if run.progress.global_step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(run, batch)
+
+    monkeypatch.setattr(training, "train_step", interrupted_at_step_4)
+    code = script.main(["--config", str(tiny / "tiny.yaml"), f"train.output={tmp_path / 'run'}", *FAST])
+    assert code == 130
+    assert "step-00000004" in capsys.readouterr().err
+    assert checkpoint.latest_state(tmp_path / "run").name == "step-00000004"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def user_error(call, *arguments, **settings) -> str:
+    with pytest.raises(UserError) as caught:
+        call(*arguments, **settings)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_an_existing_run_is_neither_overwritten_nor_resumed_by_accident(tiny, finished):
+    before = sorted((path, path.stat().st_mtime_ns) for path in finished.rglob("*"))
+    assert "--resume" in user_error(training.train, configure(tiny, finished))
+    assert sorted((path, path.stat().st_mtime_ns) for path in finished.rglob("*")) == before
+
+
+def test_overwrite_starts_anew(tiny, tmp_path):
+    training.train(configure(tiny, tmp_path / "run", "train.max_steps=2"))
+    (tmp_path / "run" / "leftover").touch()
+    training.train(configure(tiny, tmp_path / "run", "train.max_steps=1"), overwrite=True)
+    assert max(losses_of(tmp_path / "run")) == 1 and not (tmp_path / "run" / "leftover").exists()
+
+
+def test_resume_without_a_state(tiny, tmp_path):
+    assert "no saved state" in user_error(training.train, configure(tiny, tmp_path / "absent"), resume=True)
+    assert not (tmp_path / "absent").exists()
+
+
+def test_resume_of_a_finished_run_says_so(tiny, finished, capsys):
+    training.train(configure(tiny, finished), resume=True)
+    assert "is finished" in capsys.readouterr().out
+
+
+@pytest.fixture
+def interrupted(tiny, tmp_path, monkeypatch) -> Path:
+    """A run stopped after 3 of 12 steps."""
+    original = training.train_step
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "train_step", lambda run, batch: os.kill(os.getpid(), signal.SIGTERM) or original(run, batch))
+        with pytest.raises(training.Interrupted):
+            training.train(configure(tiny, tmp_path / "run"))
+    return tmp_path / "run"
+
+
+def test_resume_with_changed_settings_names_them(tiny, interrupted):
+    text = user_error(training.train, configure(tiny, interrupted, "optimizer.lr.pooling=0.5", "seed=9"), resume=True)
+    assert "optimizer.lr.pooling: 0.002 -> 0.5" in text and "seed: 123 -> 9" in text
+
+
+def test_resume_with_changed_harmless_settings(tiny, interrupted):
+    training.train(configure(tiny, interrupted, "train.save_every_steps=1", "evaluation.audio_batch_size=3"), resume=True)
+    assert (interrupted / "metrics.json").exists()
+
+
+def test_resume_from_a_damaged_state(tiny, interrupted):
+    state = checkpoint.latest_state(interrupted)
+    (state / "optimizer.bin").write_bytes(b"damaged")
+    assert "does not load" in user_error(training.train, configure(tiny, interrupted), resume=True)
+    (state / "random_states_0.pkl").unlink()
+    assert "saved by 0 process" in user_error(training.train, configure(tiny, interrupted), resume=True)
+
+
+def test_a_full_disk_keeps_the_state_before(tiny, interrupted, monkeypatch):
+    from accelerate import Accelerator
+
+    def full(self, folder):
+        Path(folder).mkdir()
+        raise OSError(28, "No space left on device")
+
+    state = checkpoint.latest_state(interrupted)
+    monkeypatch.setattr(Accelerator, "save_state", full)
+    assert "No space left" in user_error(training.train, configure(tiny, interrupted), resume=True)
+    assert checkpoint.latest_state(interrupted) == state
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("train.batch_size=25", "larger than the corpus: 24"),
+        ("loss.name=nt_xnet", "there is: nt_xent"),
+        ("audio_encoder.name=atst", "there is: atst_frame"),
+        ("audio_encoder.checkpoint=weights/absent.ckpt", "weights/absent.ckpt"),
+        ("text_encoder.pretrained=true", "text encoder"),
+        ("data.cache=absent", "does not exist"),
+        ("data.sample_rate=32000", "16000 Hz"),
+        ("pooling.attention_dim=16", "attention_dim"),
+        pytest.param("train.mixed_precision=fp16", "needs a GPU", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")),
+    ],
+)
+def test_mistakes_are_found_before_the_run_folder_is_made(tiny, tmp_path, override, expected):
+    assert expected in user_error(training.train, configure(tiny, tmp_path / "run", override))
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_run_folder_may_be_impossible(tiny, tmp_path):
+    (tmp_path / "file").touch()
+    assert "cannot be written" in user_error(training.train, configure(tiny, tmp_path / "file" / "run"))
