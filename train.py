@@ -35,7 +35,8 @@ def main(argv: list[str] | None = None) -> int:
         print(describe(config))
         return 0
     from retrieval.checkpoint import latest_state
-    from retrieval.training import Interrupted, train
+    from retrieval.interruption import Interrupted
+    from retrieval.training import train
 
     try:
         train(config, resume=arguments.resume, overwrite=arguments.overwrite)

@@ -3,17 +3,12 @@
 Letters: n captions and b clips of this process, N and B of all processes together, S samples, T frames, D dimensions.
 """
 
-import ctypes
 import json
 import math
-import os
 import resource
 import shutil
 import signal
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,32 +26,13 @@ from retrieval.data import ClipSplit, EpochBatches, PairDataset, collate_pairs, 
 from retrieval.distributed import any_process, gather_columns, gather_rows, gather_texts, rank, replicated, world_size
 from retrieval.errors import UserError
 from retrieval.evaluation import EvaluationResult, evaluate_split, few_clips_warning, format_table
+from retrieval.interruption import Interrupted, StopRequest, leave_signals_to_main_process, stop_on_signals
 from retrieval.losses import LOSSES
 from retrieval.models import DualEncoder, build_model
 from retrieval.optim import parameter_groups, set_learning_rates
 from retrieval.tracking import Tracker
 
 VALIDATION, TEST = "validation", "evaluation"
-
-
-class Interrupted(Exception):
-    """SIGINT or SIGTERM arrived; what had been trained is in the newest state on disk."""
-
-    def __init__(self, signum: int):
-        self.signum = signum
-
-
-@dataclass
-class StopRequest:
-    """While `at_once` is set a signal interrupts right away. Else the first asks the loop to stop after its step, a second does not wait."""
-
-    signum: int = 0
-    at_once: bool = True
-
-    def __call__(self, signum: int, _frame: Any) -> None:
-        if self.at_once or self.signum:
-            raise Interrupted(signum)
-        self.signum = signum
 
 
 @dataclass
@@ -191,13 +167,8 @@ def make_loader(pairs: PairDataset, batches: EpochBatches, num_workers: int) -> 
         persistent_workers=num_workers > 0,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),
-        worker_init_fn=_ignore_interrupt,
+        worker_init_fn=leave_signals_to_main_process,
     )
-
-
-def _ignore_interrupt(_worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the main process decides
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def train_epoch(run: Run, stop: StopRequest) -> None:
@@ -338,19 +309,3 @@ def score_test_split(run: Run) -> None:
 
 def save_state(run: Run) -> None:
     checkpoint.save_state(run.accelerator, run.folder, run.progress)
-
-
-@contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
-    """Ctrl-C and SIGTERM set the request instead of ending the process; so does the death of `accelerate launch`."""
-    stop = StopRequest()
-    before = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
-    if "ACCELERATE_MIXED_PRECISION" in os.environ and sys.platform == "linux":
-        # The launcher does not pass SIGTERM on; without this, killing it would leave the training running unseen.
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
-    try:
-        yield stop
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)

