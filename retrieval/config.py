@@ -122,7 +122,9 @@ class TrainConfig(Section):
     epochs: int = Field(20, ge=1)
     batch_size: int = Field(16, ge=2, description="(clip, caption) pairs a step, over all processes together")
     max_steps: int | None = Field(None, ge=1, description="stop after so many optimizer steps; for smoke runs")
-    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = Field("auto", description="auto: bf16 where the GPU has it, fp16 on older GPUs, no on CPU")
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = Field(
+        "auto", description="auto: bf16 where the GPU has it, fp16 on older GPUs, no on CPU"
+    )
     save_every_steps: int = Field(500, ge=1, description="steps between two resumable states within an epoch")
     log_every_steps: int = Field(10, ge=1, description="steps between two points in TensorBoard")
 

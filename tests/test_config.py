@@ -82,7 +82,9 @@ def test_mixed_precision_no_is_the_word(tmp_path: Path, written: str):
     assert load_config(write(tmp_path, ""), [f"train.mixed_precision={written}"]).train.mixed_precision == "no"
 
 
-@pytest.mark.parametrize("override", ["train.epochs=yes", "optimizer.lr.pooling=no", "text_encoder.name=no", "train.mixed_precision=yes", "data.num_workers=true"])
+@pytest.mark.parametrize(
+    "override", ["train.epochs=yes", "optimizer.lr.pooling=no", "text_encoder.name=no", "train.mixed_precision=yes", "data.num_workers=true"]
+)
 def test_a_boolean_is_no_number_and_no_name(empty: Path, override: str):
     message = error_of(empty, override)
     assert override.split("=")[0].split(".")[-1] in message and "boolean" in message
@@ -223,7 +225,11 @@ PUBLISHED = {
     "low_lr": {"seed": 327, "audio_lr": 4e-6, "pooling": "mean"},
     "tap": {"seed": 124, "audio_lr": 4e-6, "pooling": "tap"},
 }
-SCORES = {"baseline": ("27.685", "16.861", "41.780", "56.612"), "low_lr": ("30.103", "18.526", "46.010", "59.694"), "tap": ("31.041", "19.368", "46.775", "60.976")}
+SCORES = {
+    "baseline": ("27.685", "16.861", "41.780", "56.612"),
+    "low_lr": ("30.103", "18.526", "46.010", "59.694"),
+    "tap": ("31.041", "19.368", "46.775", "60.976"),
+}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -249,13 +255,16 @@ def test_published_experiments_share_the_recipe(name: str):
     config = load_config(CONFIGS / f"{name}.yaml")
     audio, text, schedule = config.audio_encoder, config.text_encoder, config.optimizer.schedule
     assert (config.dim, config.data.sample_rate, config.data.max_seconds) == (1024, 32_000, 30.0)
-    assert (audio.name, audio.embed_dim, audio.depth, audio.num_heads, audio.window_seconds, audio.hop_seconds) == ("atst_frame", 768, 12, 12, 10.0, 10.0)
+    assert (audio.name, audio.embed_dim, audio.depth, audio.num_heads) == ("atst_frame", 768, 12, 12)
+    assert (audio.window_seconds, audio.hop_seconds) == (10.0, 10.0)
     assert audio.checkpoint == "weights/atstframe_base_as2M.ckpt"
     assert (text.name, text.pretrained, text.dropout, text.max_tokens) == ("roberta-large", True, 0.2, 32)
     assert (config.loss.name, config.loss.temperature, config.loss.learnable_temperature) == ("nt_xent", 0.05, False)
-    assert (schedule.shape, schedule.warmup_epochs, schedule.rampdown_start, schedule.rampdown_stop, schedule.min_lr) == ("cosine", 1, 1, 15, 1e-7)
+    assert (schedule.shape, schedule.warmup_epochs, schedule.min_lr) == ("cosine", 1, 1e-7)
+    assert (schedule.rampdown_start, schedule.rampdown_stop) == (1, 15)
     optimizer = config.optimizer
-    assert (optimizer.beta1, optimizer.beta2, optimizer.eps, optimizer.weight_decay, optimizer.max_grad_norm) == (0.9, 0.999, 1e-8, 0.0, None)
+    assert (optimizer.beta1, optimizer.beta2, optimizer.eps) == (0.9, 0.999, 1e-8)
+    assert (optimizer.weight_decay, optimizer.max_grad_norm) == (0.0, None)
     assert (config.train.epochs, config.train.batch_size, config.train.max_steps) == (20, 16, None)
 
 

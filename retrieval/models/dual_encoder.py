@@ -15,7 +15,7 @@ from torch import nn
 
 from retrieval.errors import UserError
 from retrieval.models.audio import AUDIO_ENCODERS
-from retrieval.models.hub import local_files_only
+from retrieval.models.hub import hub_answers, local_files_only
 from retrieval.models.pooling import MeanPooling, TextAwareAttentionPooling
 from retrieval.models.text import TextEncoder, load_tokenizer
 from retrieval.models.windows import window_grid
@@ -110,7 +110,9 @@ class DualEncoder(
         windows = grid.split(waveform, most).flatten(0, 1)[index]  # (M, window_samples)
         if self.sample_rate != self.audio_encoder.sample_rate:
             # Each window alone, as the encoder sees it: a window does not hear its neighbours through the filter.
-            windows = torchaudio.functional.resample(windows, self.sample_rate, self.audio_encoder.sample_rate)
+            # In float32: autocast would filter in half precision, whose noise at -50 dB drowns the quiet bins of the log-mel.
+            with torch.autocast(windows.device.type, enabled=False):
+                windows = torchaudio.functional.resample(windows, self.sample_rate, self.audio_encoder.sample_rate)
         encoded = self.audio_encoder(windows)  # (M, frames_per_window, feature_dim)
         features = encoded.new_zeros(used.numel(), *encoded.shape[1:]).index_copy(0, index, encoded)
         features = features.view(len(lengths), -1, encoded.shape[-1])  # (B, T, feature_dim)
@@ -140,8 +142,8 @@ class DualEncoder(
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> Any:
         config = self._hub_mixin_config
-        names = {"audio_encoder": config["audio_encoder"]["name"], "text_encoder": config["text_encoder"]["model_type"], "pooling": config["pooling"]["name"]}
-        return super().generate_model_card(*args, **names, **kwargs)
+        kwargs |= {"audio_encoder": config["audio_encoder"]["name"], "text_encoder": config["text_encoder"]["model_type"]}
+        return super().generate_model_card(*args, pooling=config["pooling"]["name"], **kwargs)
 
     @classmethod
     def from_pretrained(cls, directory_or_hub_id: str | Path, **kwargs: Any) -> "DualEncoder":
@@ -156,7 +158,9 @@ class DualEncoder(
         except Exception as error:  # safetensors, torch, huggingface_hub and transformers each raise their own kinds
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             if os.path.isdir(name):
-                raise UserError(f"checkpoint {name} does not load ({reason}): it is damaged or of another architecture; train or copy it again") from None
+                advice = "it is damaged or of another architecture; train or copy it again"
+                raise UserError(f"checkpoint {name} does not load ({reason}): {advice}") from None
+            reason = reason if hub_answers() else "it is out of reach, and nothing was downloaded from it before"
             raise UserError(f"checkpoint {name} is no folder here and the Hugging Face hub did not give it ({reason})") from None
 
     @classmethod

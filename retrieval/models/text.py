@@ -51,7 +51,8 @@ class TextEncoder(nn.Module):
         self.tokenizer: PreTrainedTokenizerBase | None = None
         self.max_tokens = max_tokens
         config = AutoConfig.for_model(**architecture)
-        self.model = AutoModel.from_config(config, attn_implementation="sdpa")
+        # float32 also where the files are in half precision: autocast takes what it needs.
+        self.model = AutoModel.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
         self.model.pooler = None  # its parameters would never receive a gradient
         self.feature_dim: int = config.hidden_size
 

@@ -1,0 +1,137 @@
+"""Seven real Clotho clips through the real commands: built, trained on, interrupted, resumed, found and scored.
+
+Skipped where the shared folder's data/clotho_excerpt is absent. The excerpt has one split; here its clips stand in for all three, so that
+a model that has learnt them by heart must find every one of them.
+"""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+ROOT = Path(__file__).resolve().parents[1]
+EXCERPT = ROOT.parent / "shared" / "data" / "clotho_excerpt"
+NUM_CLIPS, NUM_CAPTIONS = 7, 35
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not EXCERPT.is_dir(), reason=f"{EXCERPT} is absent")]
+
+# A small TAP model without dropout: it is to learn seven clips by heart. With batches this small and weights from scratch
+# the clipping of gradients decides whether it does.
+SETTINGS = {
+    "seed": 1,
+    "dim": 64,
+    "data": {"num_workers": 0},
+    "audio_encoder": {"embed_dim": 64, "depth": 1, "num_heads": 2},
+    "text_encoder": {"pretrained": False, "dropout": 0.0},
+    "pooling": {"name": "tap", "attention_dim": 64, "attention_dropout": 0.0, "init": "identity"},
+    "optimizer": {
+        "lr": {"audio_encoder": 1e-3, "text_encoder": 2e-3, "audio_projection": 1e-3, "text_projection": 1e-3, "pooling": 1e-3},
+        "schedule": {"rampdown_stop": 24.0},
+        "max_grad_norm": 1.0,
+    },
+    "train": {"epochs": 24, "batch_size": 7, "log_every_steps": 1},
+    "evaluation": {"num_pictures": 0},
+}
+
+
+def run(*command: str | Path) -> str:
+    """Standard output of a script of the repository, which must succeed."""
+    ended = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    return ended.stdout
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    """The excerpt three times over, in Clotho's layout; built, with a text encoder of its captions and a config beside it."""
+    folder = tmp_path_factory.mktemp("clotho_excerpt")
+    root = folder / "clotho"
+    root.mkdir()
+    for split in ("development", "validation", "evaluation"):
+        (root / split).symlink_to(EXCERPT / "evaluation", target_is_directory=True)
+        for kind in ("captions", "metadata"):
+            shutil.copy(EXCERPT / f"clotho_{kind}_evaluation.csv", root / f"clotho_{kind}_{split}.csv")
+    run("data_prep/build_clotho.py", "--root", root)
+    run("data_prep/make_text_encoder.py", "--captions", root / "clotho_captions_development.csv", "--output", folder / "text_encoder")
+    paths = {"data": {"cache": str(root / "cache")}, "text_encoder": {"name": str(folder / "text_encoder")}, "train": {"output": str(folder / "run")}}
+    settings = {name: value | paths.get(name, {}) if isinstance(value, dict) else value for name, value in SETTINGS.items()}
+    (folder / "excerpt.yaml").write_text(yaml.safe_dump(settings))
+    return folder
+
+
+def test_the_cache_holds_the_clips_as_they_are(corpus):
+    import soundfile
+
+    from retrieval.data import open_cache
+
+    split = open_cache(corpus / "clotho" / "cache", 32_000).split("development")
+    assert len(split) == NUM_CLIPS and [len(captions) for captions in split.captions] == [5] * NUM_CLIPS
+    for index, file_name in enumerate(split.file_names):
+        assert split.clip_ids[index] == f"development/{file_name}"
+        original, rate = soundfile.read(EXCERPT / "evaluation" / file_name)
+        mono = original if original.ndim == 1 else original.mean(axis=1)
+        built = split.read(index)
+        assert abs(len(built) / 32_000 - len(mono) / rate) < 1e-3
+        assert abs((built**2).mean() / (mono**2).mean() - 1) < 0.1  # what lies above 16 kHz is gone
+
+
+def test_all_seven_are_found_after_an_interruption(corpus):
+    run_folder = corpus / "run"
+    launch = ["-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", "configs/accelerate/cpu.yaml"]
+    launch += ["train.py", "--config", corpus / "excerpt.yaml"]
+    saved = interrupt_after_first_epoch([sys.executable, *map(str, launch)], run_folder)
+    assert 5 <= saved < 24 * 5 / 2
+    assert "resumed at epoch" in run(*launch, "--resume")
+    final = json.loads((run_folder / "metrics.json").read_text())
+    assert not (run_folder / "states").exists()
+    events = EventAccumulator(str(run_folder), size_guidance={"scalars": 0}).Reload()
+    assert [point.step for point in events.Scalars("train/loss")] == list(range(1, 24 * 5 + 1))
+    assert events.Scalars("validation/text_to_audio/R@1")[0].value < 0.5  # what it knows it learnt after the interruption
+
+    output = run("evaluate.py", "--checkpoint", run_folder / "best", "--split", "evaluation")
+    assert "text to audio" in output
+    results = run_folder / "best" / "results" / "evaluation"
+    metrics = json.loads((results / "metrics.json").read_text())
+    assert metrics["num_clips"] == NUM_CLIPS and metrics["num_captions"] == NUM_CAPTIONS
+    assert metrics["text_to_audio"] == pytest.approx(final["best"]["text_to_audio"])
+    assert metrics["text_to_audio"]["R@1"] >= 0.9  # chance: 0.14
+    check_ranks(results / "ranks.csv", metrics["text_to_audio"])
+
+
+def interrupt_after_first_epoch(command: list[str], run_folder: Path) -> int:
+    """Ctrl-C, as the terminal sends it; the number of steps in the state that was saved."""
+    log_path = run_folder.with_name("train.log")
+    with open(log_path, "w") as log:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+        wait_for(lambda: (run_folder / "last").exists() or process.poll() is not None)
+        os.killpg(process.pid, signal.SIGINT)
+        process.wait(60)
+        wait_for(lambda: "with --resume" in log_path.read_text())  # the training outlives its launcher until it has saved
+    (state,) = (run_folder / "states").iterdir()
+    return int(state.name.removeprefix("step-"))
+
+
+def wait_for(condition, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "nothing happened in time"
+        time.sleep(0.1)
+
+
+def check_ranks(path: Path, metrics: dict[str, float]) -> None:
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == NUM_CAPTIONS
+    first = [row for row in rows if row["rank"] == "1"]
+    assert len(first) / NUM_CAPTIONS == pytest.approx(metrics["R@1"])
+    assert all(row["top_1"] == row["clip"] for row in first)
+    assert {row["clip"] for row in first} == {path.name for path in (EXCERPT / "evaluation").iterdir()}  # every clip is found

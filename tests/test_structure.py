@@ -1,0 +1,243 @@
+"""The house rules: which way imports flow, no setting that nobody reads, sizes of files, a docstring in each, no paths of one machine."""
+
+import ast
+import inspect
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from retrieval.config import AudioEncoderConfig, Config, LearningRates, PoolingConfig, ScheduleConfig, flatten
+from retrieval.models.audio import AUDIO_ENCODERS
+from retrieval.models.pooling import TextAwareAttentionPooling
+from retrieval.optim import GROUPS, learning_rate
+
+ROOT = Path(__file__).resolve().parents[1]
+GENERATED = [ROOT / "data", ROOT / "runs", ROOT / "weights"]
+
+
+def is_project_folder(folder: Path) -> bool:
+    if folder.name.startswith("."):
+        return folder == ROOT / ".ci"
+    return folder.name != "__pycache__" and folder not in GENERATED
+
+
+def project_files() -> Iterator[Path]:
+    """Files that belong to the project: nothing hidden or generated."""
+    for folder, subfolders, names in os.walk(ROOT):
+        subfolders[:] = [name for name in subfolders if is_project_folder(Path(folder, name))]
+        yield from (Path(folder, name) for name in names)
+
+
+FILES = sorted(project_files())
+PYTHON = [path for path in FILES if path.suffix == ".py"]
+TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in PYTHON}
+CODE = [path for path in PYTHON if not path.is_relative_to(ROOT / "tests")]
+RETRIEVAL = [path for path in CODE if path.is_relative_to(ROOT / "retrieval")]
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def module_of(path: Path) -> str:
+    """`retrieval.models.text` of retrieval/models/text.py."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports_of(path: Path, tree: ast.Module | None = None) -> set[str]:
+    """Full names of all that a file imports, also within functions: `retrieval.data` and `retrieval.data.open_cache`."""
+    names = set()
+    for node in ast.walk(tree or TREES[path]):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            package = [*path.relative_to(ROOT).parts[:-1]] if node.level else []
+            base = ".".join([*package[: len(package) - node.level + 1], *([node.module] if node.module else [])])
+            names |= {base} | {f"{base}.{alias.name}" for alias in node.names}
+    return names
+
+
+# --- imports ---
+
+# What each part of `retrieval` may import from it, beside itself and retrieval.errors. Data flows one way, and so do imports:
+# data_prep -> (Arrow cache) -> data -> models -> losses -> training -> evaluation -> search.
+MAY_IMPORT = {
+    "errors": set(),
+    "config": set(),
+    "data": {"config"},
+    "models": {"config"},
+    "models.audio": {"config"},
+    "models.dual_encoder": {"config", "models"},
+    "models.hub": set(),
+    "models.pooling": set(),
+    "models.text": {"config", "models.hub"},
+    "models.windows": set(),
+    "losses": set(),
+    "distributed": set(),
+    "optim": {"config"},
+    "metrics": set(),
+    "tracking": set(),
+    "interruption": set(),
+    "checkpoint": {"config", "models"},
+    "evaluation": {"models", "metrics", "distributed"},
+    "dry_run": {"config", "data", "models", "optim"},
+    "training": {"config", "data", "models", "losses", "distributed", "optim", "checkpoint", "evaluation", "tracking", "interruption"},
+}
+
+
+def is_within(name: str, part: str) -> bool:
+    return name == part or name.startswith(f"{part}.")
+
+
+def forbidden_imports(path: Path, tree: ast.Module | None = None) -> list[str]:
+    module = module_of(path).removeprefix("retrieval").lstrip(".")
+    part = max((part for part in MAY_IMPORT if is_within(module, part)), key=len, default=None)
+    assert part is not None, f"{name_of(path)} has no row in MAY_IMPORT: say what it may import"
+    allowed = {part} | MAY_IMPORT[part] | (set() if part == "metrics" else {"errors"})
+    within = {name.removeprefix("retrieval.") for name in imports_of(path, tree) if name.startswith("retrieval.")}
+    return sorted(name for name in within if not any(is_within(name, other) for other in allowed))
+
+
+@pytest.mark.parametrize("path", [path for path in RETRIEVAL if path != ROOT / "retrieval" / "__init__.py"], ids=name_of)
+def test_imports_flow_one_way(path: Path):
+    assert forbidden_imports(path) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "statement", "found"),
+    [
+        ("retrieval/data/cache.py", "from retrieval.models import build_model", ["models", "models.build_model"]),
+        ("retrieval/losses.py", "def f():\n    import retrieval.config", ["config"]),
+        ("retrieval/models/pooling.py", "from .text import TextEncoder", ["models.text", "models.text.TextEncoder"]),
+        ("retrieval/metrics/text_audio_retrieval/ranking.py", "from retrieval.errors import UserError", ["errors", "errors.UserError"]),
+        ("retrieval/models/text.py", "from retrieval.models.hub import local_files_only", []),
+    ],
+)
+def test_negative_control_a_wrong_import_is_seen(file: str, statement: str, found: list[str]):
+    assert forbidden_imports(ROOT / file, ast.parse(statement)) == found
+
+
+def test_data_prep_is_self_contained():
+    files = [path for path in CODE if path.is_relative_to(ROOT / "data_prep")]
+    assert files
+    assert [name_of(path) for path in files if any(is_within(name, "retrieval") for name in imports_of(path))] == []
+
+
+def test_nobody_imports_the_scripts():
+    assert [name_of(path) for path in CODE if "train" in imports_of(path)] == []
+    # `import evaluate` is the Hugging Face package, which the metric alone needs.
+    users = [name_of(path) for path in CODE if any(is_within(name, "evaluate") for name in imports_of(path))]
+    assert users == ["retrieval/metrics/text_audio_retrieval/text_audio_retrieval.py"]
+
+
+def test_one_file_touches_torch_distributed():
+    mention = "torch." + "distributed"
+    users = [name_of(path) for path in CODE if mention in path.read_text(encoding="utf-8") or "torch.distributed" in imports_of(path)]
+    assert users == ["retrieval/distributed.py"]
+
+
+def test_configuration_stays_out_of_models_and_losses():
+    models = [path for path in RETRIEVAL if name_of(path).startswith(("retrieval/losses", "retrieval/models/"))]
+    users = [name_of(path) for path in models if any(is_within(name, "retrieval.config") for name in imports_of(path))]
+    assert users == ["retrieval/models/__init__.py"]  # build_model, which unpacks it
+
+
+# --- settings ---
+
+# Sections that are handed on whole, `**section.model_dump()`: their fields are compared with what takes them.
+HANDED_ON = ("optimizer.lr", "optimizer.schedule", "pooling")
+
+
+def attributes_read() -> set[str]:
+    """Names read as attributes (`config.train.epochs`) anywhere but in config.py, and those picked by `model_dump(include={...})`."""
+    names = set()
+    for path in CODE:
+        if path == ROOT / "retrieval" / "config.py" or path.is_relative_to(ROOT / "data_prep"):
+            continue
+        for node in ast.walk(TREES[path]):
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+                names.add(node.attr)
+            elif isinstance(node, ast.keyword) and node.arg == "include":
+                names |= {constant.value for constant in ast.walk(node.value) if isinstance(constant, ast.Constant)}
+    return names
+
+
+SETTINGS = list(flatten(Config().model_dump()))
+
+
+@pytest.mark.parametrize("setting", [setting for setting in SETTINGS if not setting.startswith(HANDED_ON)])
+def test_every_setting_is_read(setting: str):
+    *sections, field = setting.split(".")
+    assert {*sections, field} <= attributes_read()
+
+
+def test_negative_control_a_setting_that_nobody_reads_is_seen():
+    assert "num_unused_layers" not in attributes_read()
+
+
+def keyword_arguments(function) -> set[str]:
+    return set(inspect.signature(function).parameters)
+
+
+def test_sections_that_are_handed_on_fit_what_takes_them():
+    assert set(ScheduleConfig.model_fields) == keyword_arguments(learning_rate) - {"epoch", "base_lr"}
+    assert set(LearningRates.model_fields) == set(GROUPS.values())
+    assert set(PoolingConfig.model_fields) - {"name"} == keyword_arguments(TextAwareAttentionPooling) - {"dim"}
+    for encoder in AUDIO_ENCODERS.values():
+        assert keyword_arguments(encoder) < set(AudioEncoderConfig.model_fields)
+
+
+def test_every_setting_is_described_or_named_like_its_use():
+    """Units and bounds: a number without a description says all in its name."""
+    self_explaining = {"seed", "epochs", "min_lr", "beta1", "beta2", "eps", "weight_decay", *LearningRates.model_fields}
+
+    def undescribed(section) -> Iterator[str]:
+        for name, field in section.model_fields.items():
+            if hasattr(field.annotation, "model_fields"):
+                yield from undescribed(field.annotation)
+            elif not field.description and name not in self_explaining:
+                yield name
+
+    assert list(undescribed(Config)) == []
+
+
+# --- files ---
+
+
+@pytest.mark.parametrize("path", PYTHON, ids=name_of)
+def test_every_file_says_what_it_is(path: Path):
+    assert ast.get_docstring(TREES[path])
+
+
+@pytest.mark.parametrize("path", [path for path in CODE if "__main__" in path.read_text(encoding="utf-8")], ids=name_of)
+def test_a_file_that_runs_says_how(path: Path):
+    docstring = ast.get_docstring(TREES[path])
+    assert path.name in docstring or f"-m {module_of(path)}" in docstring
+
+
+@pytest.mark.parametrize("path", [path for path in CODE if not path.is_relative_to(ROOT / "benchmarks")], ids=name_of)
+def test_files_and_functions_are_short(path: Path):
+    num_lines = len(path.read_text(encoding="utf-8").splitlines())
+    assert num_lines < (120 if path.parent == ROOT else 300)
+    functions = [node for node in ast.walk(TREES[path]) if isinstance(node, ast.FunctionDef)]
+    assert [f"{node.name}: {node.end_lineno - node.lineno + 1} lines" for node in functions if node.end_lineno - node.lineno >= 60] == []
+
+
+@pytest.mark.parametrize("path", PYTHON, ids=name_of)
+def test_lines_fit_on_a_screen(path: Path):
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert [f"line {number}: {len(line)}" for number, line in enumerate(lines, 1) if len(line) > 150] == []
+
+
+def test_no_file_mentions_the_paths_of_one_machine():
+    machine = ["/" + folder + "/" for folder in ("work", "tmp", "root", "home", "Users")]
+    mentions = []
+    for path in FILES:
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue  # pictures and golden numbers
+        mentions += [f"{name_of(path)}: {prefix}" for prefix in machine if prefix in text]
+    assert mentions == []

@@ -1,0 +1,160 @@
+"""train.py from the command line's side: --dry-run, arguments, one-line errors. Training itself: test_training.py."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import train
+from retrieval.config import load_config, parse_config
+from retrieval.errors import UserError, run_main
+from retrieval.models import hub
+
+ROOT = Path(__file__).resolve().parents[1]
+TAP = str(ROOT / "configs" / "tap.yaml")
+
+
+@pytest.fixture(autouse=True)
+def no_hub(monkeypatch, tmp_path: Path):
+    """The hub refuses every connection, at once; the working folder is empty."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "https://127.0.0.1:9")
+    monkeypatch.chdir(tmp_path)
+    hub.hub_answers.cache_clear()
+    yield
+    hub.hub_answers.cache_clear()
+
+
+def dry_run(capsys, *arguments: str) -> str:
+    assert train.main([*arguments, "--dry-run"]) == 0
+    return capsys.readouterr().out
+
+
+def table_of(text: str) -> dict[str, list[str]]:
+    """The rows of the table of parameter groups."""
+    lines = text.splitlines()
+    first = next(number for number, line in enumerate(lines) if line.startswith("group "))
+    rows = [line.split() for line in lines[first + 1 : lines.index("", first)]]
+    return {name: values for name, *values in rows}
+
+
+# --- --dry-run ---
+
+
+def test_dry_run_of_the_published_tap_experiment(capsys):
+    """Counts by hand: what is trained of ATST-Frame, roberta-large without pooler, two projections, TAP."""
+    text = dry_run(capsys, "--config", TAP)
+    counts = {
+        "audio_encoder": 85_419_264 - 768,  # without the mask token, which nothing trains
+        "text_encoder": 355_359_744 - 1_049_600,
+        "audio_projection": 768 * 1024 + 1024,
+        "text_projection": 1024 * 1024 + 1024,
+        "pooling": 3 * (1024 * 2048 + 2048) + 2048 * 1024 + 1024 + 2 * 1024,
+    }
+    assert counts["audio_encoder"] == 85_418_496
+    rates = dict.fromkeys(counts, "2.0e-05") | {"audio_encoder": "4.0e-06"}
+    assert table_of(text) == {name: [f"{count:,}", rates[name]] for name, count in counts.items()} | {"all": [f"{sum(counts.values()):,}"]}
+    assert "steps per epoch: 1,200, in all 24,000 (19,195 pairs of Clotho, since here: cache data/clotho_v2/cache does not exist" in text
+    assert f"{sum(counts.values()) * 16 / 2**30:.1f} GiB weights, gradients and AdamW" in text and "at batch 16 (16 bit)" in text
+
+
+def test_dry_run_prints_the_resolved_settings(capsys):
+    text = dry_run(capsys, "--config", TAP, "train.epochs=3", "optimizer.lr.pooling=1e-3")
+    printed = yaml.safe_load(text[: text.index("group ")])
+    assert parse_config(printed, "printed") == load_config(TAP, ["train.epochs=3", "optimizer.lr.pooling=1e-3"])
+    assert "in all 3,600" in text and table_of(text)["pooling"][1] == "1.0e-03"
+
+
+def test_dry_run_with_mean_pooling_has_four_groups(capsys):
+    text = dry_run(capsys, "--config", str(ROOT / "configs" / "baseline.yaml"), "train.mixed_precision=no", "train.max_steps=10")
+    assert list(table_of(text)) == ["audio_encoder", "text_encoder", "audio_projection", "text_projection", "all"]
+    assert "in all 10 (" in text and "(32 bit)" in text
+
+
+def test_dry_run_counts_the_temperature_where_it_is_learnt(capsys):
+    fixed, learnt = (table_of(dry_run(capsys, "--config", TAP, f"loss.learnable_temperature={yes}")) for yes in ("no", "yes"))
+    assert int(learnt["audio_projection"][0].replace(",", "")) == int(fixed["audio_projection"][0].replace(",", "")) + 1
+
+
+def test_dry_run_reads_the_corpus_that_is_there_and_writes_nothing(capsys, tiny: Path, tmp_path: Path):
+    text = dry_run(capsys, "--config", str(tiny / "tiny.yaml"))
+    assert f"steps per epoch: 6, in all 12 (24 pairs of {tiny / 'cache'})" in text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dry_run_loads_no_weights(capsys, monkeypatch):
+    """Neither from files nor as random numbers: 450 million would take seconds and 1.8 GB."""
+
+    def refuse(*_arguments, **_settings):
+        raise AssertionError("weights were loaded")
+
+    for loader in ("torch.load", "safetensors.torch.load_file", "retrieval.models.text.TextEncoder.load_pretrained"):
+        monkeypatch.setattr(loader, refuse)
+    allocated = []
+    monkeypatch.setattr(torch.Tensor, "normal_", lambda self, *_arguments, **_settings: allocated.append(self.is_meta) or self)
+    assert "449,963,520" in dry_run(capsys, "--config", TAP)
+    assert all(allocated)
+
+
+# --- mistakes ---
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["--config"], ["--config", TAP, "--unknown"], ["--config", TAP, "--resume", "--overwrite"], ["--config", TAP, "--dry-run=yes"]],
+)
+def test_wrong_arguments_exit_with_2(capsys, arguments: list[str]):
+    with pytest.raises(SystemExit) as caught:
+        train.main(arguments)
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("usage: ") and "error: " in error.splitlines()[-1]
+
+
+def test_overrides_may_stand_before_and_after_the_options(capsys):
+    text = dry_run(capsys, "seed=7", "--config", TAP, "train.epochs=2")
+    assert "seed: 7" in text and "epochs: 2" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config", "absent.yaml"], "config absent.yaml does not exist; the experiments are in configs/"),
+        (["--config", TAP, "train.epoch=3"], f"config {TAP}: train.epoch is not a setting; did you mean train.epochs?"),
+        (["--config", TAP, "seed"], "override 'seed' is not of the form section.key=value, for example train.epochs=5"),
+        (["--config", TAP, "audio_encoder.name=atst", "--dry-run"], "audio_encoder.name='atst' is unknown; there is: atst_frame"),
+        (["--config", TAP, "--resume"], "--resume: runs/tap holds no saved state (runs/tap/states/step-*); start without --resume"),
+        (["--config", TAP], "cache data/clotho_v2/cache does not exist; build it with: "),
+        (["--config", TAP, "text_encoder.name=robrta", "--dry-run"], "text encoder 'robrta' is no folder here and the Hugging Face hub"),
+    ],
+)
+def test_a_user_s_mistake_is_one_line_and_exit_code_2(capsys, tmp_path: Path, arguments: list[str], message: str):
+    with pytest.raises(SystemExit) as caught:
+        run_main(lambda: train.main(arguments))
+    assert caught.value.code == 2
+    output = capsys.readouterr()
+    (line,) = output.err.splitlines()
+    assert line.startswith(f"error: {message}") and output.out == ""
+    assert list(tmp_path.iterdir()) == []  # nothing half-written
+
+
+def test_other_exceptions_are_not_hidden():
+    def broken() -> int:
+        raise ValueError("a fault of the program")
+
+    with pytest.raises(ValueError, match="a fault of the program") as caught:
+        run_main(broken)
+    assert not isinstance(caught.value, UserError)
+
+
+def test_the_command_itself(tmp_path: Path):
+    """As a process, where nothing was imported before: a mistake in the settings does not wait for torch."""
+    done = subprocess.run([sys.executable, ROOT / "train.py", "--config", TAP, "sed=1"], capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"error: config {TAP}: sed is not a setting; did you mean seed?\n"
+    code = f"import sys, train; train.main(['--config', {TAP!r}, 'sed=1'])"
+    done = subprocess.run([sys.executable, "-X", "importtime", "-c", code], capture_output=True, text=True, cwd=ROOT)
+    imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert {"yaml", "pydantic", "retrieval.config"} < imported and not {"torch", "transformers", "datasets"} & imported
