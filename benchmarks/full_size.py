@@ -114,7 +114,8 @@ def run_script(name: str, *arguments: Any) -> None:
 def train(folder: Path, batch_size: int, steps: int, threads: int, overrides: tuple[str, ...]) -> Path:
     """The real command, on the CPU also where there is a GPU; the run folder."""
     run = folder / "run"
-    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--quiet", "--config_file", "configs/accelerate/cpu.yaml", "train.py"]
+    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--quiet"]
+    launch += ["--config_file", "configs/accelerate/cpu.yaml", "train.py"]
     settings = {
         "data.cache": folder / "corpus" / "cache",
         "text_encoder.name": folder / "text_model",

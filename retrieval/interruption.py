@@ -52,9 +52,3 @@ def stop_on_signals() -> Iterator[StopRequest]:
             signal.signal(signum, handler)
         if stop.signum:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher's death must not cut off the last words
-
-
-def leave_signals_to_main_process(_worker: int) -> None:
-    """For loader processes: Ctrl-C reaches the whole process group, and the main process decides."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -22,11 +22,11 @@ from tqdm import tqdm
 from retrieval import checkpoint
 from retrieval.checkpoint import Progress
 from retrieval.config import Config, flatten
-from retrieval.data import ClipSplit, EpochBatches, PairDataset, collate_pairs, num_steps_per_epoch, open_cache, usable_workers
+from retrieval.data import ClipSplit, EpochBatches, PairDataset, make_loader, num_steps_per_epoch, open_cache, usable_workers
 from retrieval.distributed import any_process, gather_columns, gather_rows, gather_texts, rank, replicated, world_size
 from retrieval.errors import UserError
 from retrieval.evaluation import EvaluationResult, evaluate_split, few_clips_warning, format_table
-from retrieval.interruption import Interrupted, StopRequest, leave_signals_to_main_process, stop_on_signals
+from retrieval.interruption import Interrupted, StopRequest, stop_on_signals
 from retrieval.losses import LOSSES
 from retrieval.models import DualEncoder, build_model
 from retrieval.optim import parameter_groups, set_learning_rates
@@ -116,8 +116,9 @@ def prepare(config: Config, folder: Path, resume: bool, overwrite: bool) -> Run:
     batches = EpochBatches(len(pairs), config.train.batch_size, config.seed, rank(), world_size())
     steps_per_epoch = num_steps_per_epoch(len(pairs), config.train.batch_size)
     accelerator.print(
-        f"{folder}: {len(pairs)} pairs, {steps_per_epoch} steps an epoch, {accelerator.num_processes} process(es) on {accelerator.device}, "
-        f"mixed precision {accelerator.mixed_precision}" + (f", resumed at epoch {progress.epoch} step {progress.step}" if resume else "")
+        f"{folder}: {len(pairs)} pairs, {steps_per_epoch} steps an epoch, "
+        f"{accelerator.num_processes} process(es) on {accelerator.device}, mixed precision {accelerator.mixed_precision}"
+        + (f", resumed at epoch {progress.epoch} step {progress.step}" if resume else "")
     )
     return Run(
         config=config,
@@ -127,7 +128,7 @@ def prepare(config: Config, folder: Path, resume: bool, overwrite: bool) -> Run:
         wrapped=wrapped,
         optimizer=optimizer,
         batches=batches,
-        loader=make_loader(pairs, batches, usable_workers(config.data.num_workers)),
+        loader=make_loader(pairs, batches, config.data.num_workers),
         validation=validation,
         test=test,
         steps_per_epoch=steps_per_epoch,
@@ -151,24 +152,9 @@ def choose_precision(setting: str) -> str:
 def _check_batch_size(num_pairs: int, batch_size: int) -> None:
     if batch_size > num_pairs:
         raise UserError(f"train.batch_size {batch_size} is larger than the corpus: {num_pairs} (clip, caption) pairs; lower train.batch_size")
-    if (num_pairs % batch_size or batch_size) < world_size():
-        raise UserError(
-            f"the last batch of an epoch has {num_pairs % batch_size or batch_size} pairs for {world_size()} processes; choose another train.batch_size"
-        )
-
-
-def make_loader(pairs: PairDataset, batches: EpochBatches, num_workers: int) -> DataLoader:
-    """Its own generator: the loader's draw of worker seeds must not move the random state that dropout uses."""
-    return DataLoader(
-        pairs,
-        batch_sampler=batches,
-        collate_fn=collate_pairs,
-        num_workers=num_workers,
-        persistent_workers=num_workers > 0,
-        pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),
-        worker_init_fn=leave_signals_to_main_process,
-    )
+    num_last = num_pairs % batch_size or batch_size
+    if num_last < world_size():
+        raise UserError(f"the last batch of an epoch has {num_last} pairs for {world_size()} processes; choose another train.batch_size")
 
 
 def train_epoch(run: Run, stop: StopRequest) -> None:

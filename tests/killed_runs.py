@@ -35,14 +35,16 @@ def main(config_path: str, folder: Path) -> None:
             resumed = run(config_path, disturbed, overwrite=True)  # died before the first state
         else:
             # Other workers than before: neither order, crops nor dropout may depend on them.
-            resumed = run(config_path, disturbed, resume=True, overrides=["data.num_workers=1"] if place == "step 3" else [])
+            resumed = run(config_path, disturbed, resume=True, overrides=("data.num_workers=1",) if place == "step 3" else ())
         assert resumed == 0, place
         same_losses, same_weights = read_losses(disturbed) == losses, read_weights(disturbed) == weights
         print(json.dumps({"place": place, "killed": killed, "same_losses": same_losses, "same_weights": same_weights}), flush=True)
         shutil.rmtree(disturbed)
 
 
-def run(config_path: str, output: Path, place: str = "", resume: bool = False, overwrite: bool = False, overrides: list[str] = []) -> int:
+def run(
+    config_path: str, output: Path, place: str = "", resume: bool = False, overwrite: bool = False, overrides: tuple[str, ...] = ()
+) -> int:
     """Train in a child; its exit code, or the signal that ended it."""
     child = os.fork()
     if child == 0:
@@ -52,7 +54,8 @@ def run(config_path: str, output: Path, place: str = "", resume: bool = False, o
                 os.dup2(log.fileno(), 1)
                 os.dup2(log.fileno(), 2)
             kill_at(place)
-            training.train(load_config(config_path, [f"train.output={output}", "evaluation.num_pictures=0", *overrides]), resume=resume, overwrite=overwrite)
+            config = load_config(config_path, [f"train.output={output}", "evaluation.num_pictures=0", *overrides])
+            training.train(config, resume=resume, overwrite=overwrite)
             code = 0
         finally:
             os._exit(code)

@@ -47,7 +47,8 @@ def finished(tiny, tmp_path_factory) -> Path:
 
 
 def test_a_run_leaves_config_models_and_metrics_and_no_state(finished):
-    assert {path.name for path in finished.iterdir() if "tfevents" not in path.name} == {"config.yaml", "environment.json", "metrics.json", "best", "last"}
+    names = {path.name for path in finished.iterdir() if "tfevents" not in path.name}
+    assert names == {"config.yaml", "environment.json", "metrics.json", "best", "last"}
     final = json.loads((finished / "metrics.json").read_text())
     assert set(final) == {"best_epoch", "validation_mAP@10", "best", "last", "chance"}
     assert set(final["best"]["text_to_audio"]) == {"mAP@10", "R@1", "R@5", "R@10"}
@@ -75,12 +76,12 @@ def test_learning_rates_follow_the_schedule_at_every_step(finished):
 
 
 def test_the_loss_falls(tiny, tmp_path):
-    """Milder temperature than in the experiments: with 0.05 so small a model spends its first hundreds of steps at a constant score."""
-    settings = ["pooling.name=mean", "loss.temperature=0.2", "train.epochs=12", "optimizer.schedule.rampdown_stop=12"]
+    """Without dropout, at a milder temperature than in the experiments and with a slow audio encoder: so small a model learns in 60 steps."""
+    settings = ["pooling.name=mean", "loss.temperature=0.2", "text_encoder.dropout=0", "optimizer.lr.audio_encoder=2e-4", "train.epochs=10"]
     training.train(configure(tiny, tmp_path / "run", *settings))
     losses = losses_of(tmp_path / "run")
-    first, last = [losses[step] for step in range(1, 7)], [losses[step] for step in range(67, 73)]
-    assert sum(last) < 0.8 * sum(first)
+    first, last = [losses[step] for step in range(1, 7)], [losses[step] for step in range(55, 61)]
+    assert sum(last) < 0.6 * sum(first)
 
 
 def test_best_is_the_epoch_of_highest_validation_map(tiny, tmp_path, monkeypatch):

@@ -1,7 +1,7 @@
 """From the Arrow cache to batches: clips, (clip, caption) pairs, collation."""
 
 from retrieval.data.cache import Cache, ClipSplit, open_cache
-from retrieval.data.pairs import EpochBatches, PairDataset, collate_clips, collate_pairs, num_steps_per_epoch, usable_workers
+from retrieval.data.pairs import EpochBatches, PairDataset, collate_clips, collate_pairs, make_loader, num_steps_per_epoch, usable_workers
 
 __all__ = [
     "Cache",
@@ -10,6 +10,7 @@ __all__ = [
     "PairDataset",
     "collate_clips",
     "collate_pairs",
+    "make_loader",
     "num_steps_per_epoch",
     "open_cache",
     "usable_workers",

@@ -7,12 +7,13 @@ Letters: B clips of a batch, S samples.
 
 import math
 import os
+import signal
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from retrieval.data.cache import ClipSplit
 
@@ -90,6 +91,30 @@ def collate_pairs(items: list[dict[str, Any]]) -> dict[str, Any]:
         "captions": [item["caption"] for item in items],
         "clips": torch.tensor([item["clip"] for item in items]),
     }
+
+
+def make_loader(pairs: PairDataset, batches: EpochBatches, num_workers: int) -> DataLoader:
+    """Batches of `collate_pairs`; one loader serves all epochs, its processes stay.
+
+    Its own generator: the loader's draw of worker seeds must not move the random state that dropout uses.
+    """
+    num_workers = usable_workers(num_workers)
+    return DataLoader(
+        pairs,
+        batch_sampler=batches,
+        collate_fn=collate_pairs,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),
+        worker_init_fn=_leave_signals_to_main_process,
+    )
+
+
+def _leave_signals_to_main_process(_worker: int) -> None:
+    """For loader processes: Ctrl-C reaches the whole process group, and the main process decides."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def usable_workers(num_workers: int) -> int:
