@@ -23,9 +23,10 @@ from typing import Any
 import torch
 import yaml
 from accelerate import Accelerator
+from accelerate.utils import load
 from safetensors import SafetensorError
 
-from retrieval.config import Config, config_differences, parse_config
+from retrieval.config import Config, config_differences, parse_config, read_yaml
 from retrieval.errors import UserError
 from retrieval.models.dual_encoder import DualEncoder
 
@@ -43,11 +44,14 @@ class Progress:
     global_step: int = 0
     best_map: float = -1.0
     best_epoch: int = -1
+    corpus: str = ""  # PairDataset.fingerprint()
 
     def state_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        if self.corpus and state.get("corpus", self.corpus) != self.corpus:
+            raise UserError("--resume with another corpus: the cache's development clips or captions have changed; set data.cache to the run's own")
         for name, value in state.items():
             setattr(self, name, value)
 
@@ -57,9 +61,18 @@ def check_run(run: Path, config: Config, resume: bool, overwrite: bool) -> None:
     if not resume:
         if (run / "config.yaml").exists() and not overwrite:
             raise UserError(f"{run} holds a run already; continue it with --resume, replace it with --overwrite, or set train.output")
+        if (run / "config.yaml").exists() and not (run / "environment.json").exists():
+            raise UserError(f"{run} has a config.yaml, but no environment.json: not a run, so --overwrite does not delete it; set train.output")
+        if Path.cwd().is_relative_to(run.resolve()):
+            raise UserError(f"run folder {run} is the current folder or above it; set train.output")
         return
     if latest_state(run) is None:
         raise UserError(f"--resume: {run} holds no saved state ({run}/states/step-*); start without --resume")
+    check_unchanged(run, config)
+
+
+def check_unchanged(run: Path, config: Config) -> None:
+    """Raises UserError that names every setting with which `run` was not made."""
     changed = [line for line in config_differences(read_config(run), config) if not line.startswith(HARMLESS)]
     if changed:
         raise UserError(f"--resume with a changed configuration: {'; '.join(changed)}; undo that, or start a new run with train.output=...")
@@ -84,9 +97,10 @@ def read_config(run: Path) -> Config:
     """The resolved settings of a run folder."""
     path = run / "config.yaml"
     try:
-        return parse_config(yaml.safe_load(path.read_text(encoding="utf-8")), source=str(path))
-    except (OSError, yaml.YAMLError) as error:
+        settings = read_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"{path} cannot be read ({' '.join(str(error).split())}); it is written when a run starts") from None
+    return parse_config(settings, source=str(path))
 
 
 def save_state(accelerator: Accelerator, run: Path, progress: Progress) -> None:
@@ -117,7 +131,10 @@ def load_state(accelerator: Accelerator, run: Path) -> None:
         # Accelerate would go on without the random state, and the run would not be the same one.
         raise UserError(f"state {folder} was saved by {num_saved} process(es), this run has {accelerator.num_processes}; launch as many as before")
     try:
+        load(folder / f"random_states_{accelerator.process_index}.pkl")  # from a damaged one Accelerate would go on without a word
         accelerator.load_state(str(folder))
+    except UserError:
+        raise
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise UserError(f"saved state {folder} does not load ({reason}); start again with --overwrite") from None

@@ -53,12 +53,18 @@ class AudioEncoderConfig(Section):
     depth: int = Field(12, ge=1, description="number of transformer blocks")
     num_heads: int = Field(12, ge=1, description="attention heads; must divide embed_dim")
     window_seconds: float = Field(10.0, gt=0, description="s; the encoder sees one window at a time")
-    hop_seconds: float = Field(10.0, gt=0, description="s between the starts of two windows")
+    hop_seconds: float = Field(10.0, ge=0.01, description="s between the starts of two windows, at most window_seconds")
 
     @model_validator(mode="after")
     def _heads_divide_embed_dim(self) -> "AudioEncoderConfig":
         if self.embed_dim % self.num_heads:
             raise ValueError(f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}")
+        return self
+
+    @model_validator(mode="after")
+    def _windows_leave_no_gap(self) -> "AudioEncoderConfig":
+        if self.hop_seconds > self.window_seconds:
+            raise ValueError(f"hop_seconds {self.hop_seconds} is above window_seconds {self.window_seconds}: the sound between would not be heard")
         return self
 
 
@@ -155,12 +161,12 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     """
     path = Path(path)
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        settings = read_yaml(path.read_text(encoding="utf-8")) or {}
     except FileNotFoundError:
         raise UserError(f"config {path} does not exist; the experiments are in configs/") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"config {path} cannot be read: {error}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"config {path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(settings, dict):
         raise UserError(f"config {path} must be a mapping of sections, found {type(settings).__name__}")
@@ -169,8 +175,26 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     if settings.get("train") is None:
         settings["train"] = {}
     if isinstance(settings["train"], dict):
-        settings["train"].setdefault("output", f"runs/{path.stem}")
+        settings["train"]["output"] = settings["train"].get("output") or f"runs/{path.stem}"
     return parse_config(settings, source=f"config {path}")
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which a key that occurs twice is an error: PyYAML would let the last one win without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[tuple[str, str]] = set()
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if isinstance(key, yaml.ScalarNode):
+                if (key.tag, key.value) in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"{key.value} is set twice", key.start_mark)
+                seen.add((key.tag, key.value))
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(text: str) -> Any:
+    """Raises yaml.YAMLError, and ValueError for a date that does not exist."""
+    return yaml.load(text, Loader=_Loader)
 
 
 def parse_config(settings: dict[str, Any], source: str) -> Config:
@@ -200,8 +224,8 @@ def _apply_override(settings: dict[str, Any], override: str) -> None:
     if not equals or not name:
         raise UserError(f"override {override!r} is not of the form section.key=value, for example train.epochs=5")
     try:
-        value = yaml.safe_load(text) if text else ""
-    except yaml.YAMLError:
+        value = read_yaml(text) if text else ""
+    except (yaml.YAMLError, ValueError):
         value = text
     *sections, key = name.split(".")
     for section in sections:

@@ -99,7 +99,9 @@ def attention_figure(model: torch.nn.Module, waveform: torch.Tensor, *captions: 
     waveform = waveform[None, : round(model.clip_seconds * model.sample_rate)].to(device)  # (1, S)
     seconds = waveform.shape[1] / model.sample_rate
     encoder = model.audio_encoder
-    log_mel = encoder.log_mel(torchaudio.functional.resample(waveform, model.sample_rate, encoder.sample_rate))[0]  # (mels, columns)
+    missing = max(0, SHORTEST_DRAWN * model.sample_rate // 1000 - waveform.shape[1])  # a spectrogram needs a window's length
+    heard = torchaudio.functional.resample(torch.nn.functional.pad(waveform, (0, missing)), model.sample_rate, encoder.sample_rate)
+    log_mel = encoder.log_mel(heard)[0]  # (mels, columns)
     frames, mask = model.encode_audio(waveform, torch.tensor([waveform.shape[1]]))  # (1, T, D), (1, T)
     weights = model.attention(model.encode_text(list(captions)), frames, mask)  # (N, 1, T)
     model.train(was_training)

@@ -63,6 +63,7 @@ def train(config: Config, resume: bool = False, overwrite: bool = False) -> None
     """Train as `config` says and leave RUN/best, RUN/last, RUN/metrics.json. Raises UserError, and Interrupted after SIGINT or SIGTERM."""
     folder = Path(config.train.output)
     if resume and (folder / "metrics.json").exists():
+        checkpoint.check_unchanged(folder, config)
         print(f"{folder} is finished: see {folder / 'metrics.json'}")
         return
     with stop_on_signals() as stop:
@@ -109,7 +110,7 @@ def prepare(config: Config, folder: Path, resume: bool, overwrite: bool) -> Run:
     if accelerator.is_main_process:
         checkpoint.open_run(folder, config, resume)
     accelerator.wait_for_everyone()
-    progress = Progress()
+    progress = Progress(corpus=pairs.fingerprint())
     accelerator.register_for_checkpointing(progress)
     if resume:
         checkpoint.load_state(accelerator, folder)

@@ -82,6 +82,9 @@ class Cache:
             raise UserError(f"split {name!r} of cache {self.path} is damaged ({_one_line(error)}); {REBUILD} {self.path} --overwrite") from None
         if not any(clips.captions):
             raise UserError(f"split {name!r} of cache {self.path} has no captions, so there is nothing to train on or to score")
+        if clips.num_samples.min() < 1:
+            empty = clips.file_names[int(clips.num_samples.argmin())]
+            raise UserError(f"clip {empty!r} in split {name!r} of cache {self.path} has no samples; {REBUILD} {self.path} --overwrite")
         return clips
 
 

@@ -200,7 +200,7 @@ def _check_folder(directory: Path) -> None:
             raise UserError(f"checkpoint {directory} has no {file}; {hint}")
     try:
         missing = {"audio_encoder", "text_encoder", "pooling"} - set(json.loads((directory / "config.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{directory / 'config.json'} cannot be read ({error}); train or copy the checkpoint again") from None
     if missing:
         raise UserError(f"checkpoint {directory} is of another architecture: its config.json has no {', '.join(sorted(missing))}")

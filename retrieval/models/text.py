@@ -55,6 +55,16 @@ class TextEncoder(nn.Module):
         self.model = AutoModel.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
         self.model.pooler = None  # its parameters would never receive a gradient
         self.feature_dim: int = config.hidden_size
+        longest = self._longest_text()
+        if longest is not None and max_tokens > longest:
+            raise UserError(f"text_encoder.max_tokens={max_tokens}: the text encoder has positions for {longest} tokens; set it to that or less")
+
+    def _longest_text(self) -> int | None:
+        """Tokens that the position table holds; None where there is no table. RoBERTa and its kin count from padding_idx + 1."""
+        for name, module in self.model.named_modules():
+            if name.endswith("embeddings.position_embeddings") and isinstance(module, nn.Embedding):
+                return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+        return getattr(self.model.config, "max_position_embeddings", None)
 
     def load_pretrained(self, name: str) -> None:
         """Weights of hub model or folder `name`, which must have this architecture."""

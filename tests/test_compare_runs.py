@@ -1,0 +1,39 @@
+"""The table of runs, against figures worked out by hand."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import compare_runs
+from retrieval.errors import UserError
+
+CHANCE = {"mAP@10": 0.05, "R@1": 0.02, "R@5": 0.08, "R@10": 0.17}
+
+
+def write_run(folder: Path, value: float, chance: dict = CHANCE) -> Path:
+    path = folder / "results" / "evaluation" / "metrics.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"text_to_audio": {name: value for name in CHANCE}, "chance": {"text_to_audio": chance}}))
+    return folder
+
+
+def test_mean_and_standard_deviation_over_the_runs_of_a_group(tmp_path, capsys):
+    runs = [write_run(tmp_path / name, value) for name, value in (("a", 0.1), ("b", 0.2), ("c", 0.6))]
+    assert compare_runs.main([f"mean={runs[0]}", f"TAP={','.join(map(str, runs))}"]) == 0
+    header, chance, mean, tap = capsys.readouterr().out.splitlines()
+    assert header.split() == ["%", "runs", "mAP@10", "R@1", "R@5", "R@10"]
+    assert chance.split() == ["chance", "5.00", "2.00", "8.00", "17.00"]
+    assert mean.split() == ["mean", "1"] + ["10.00"] * 4
+    assert tap.split() == ["TAP", "3"] + ["30.00", "±", "26.46"] * 4  # sqrt(((20^2 + 10^2 + 30^2) / 2)
+
+
+def test_a_run_that_was_not_scored_says_how_to_score_it(tmp_path):
+    with pytest.raises(UserError, match="evaluate.py --checkpoint"):
+        compare_runs.main([f"mean={tmp_path}"])
+
+
+def test_runs_of_different_corpora_are_not_compared(tmp_path):
+    runs = [write_run(tmp_path / "a", 0.1), write_run(tmp_path / "b", 0.2, CHANCE | {"R@1": 0.5})]
+    with pytest.raises(UserError, match="chance levels differ"):
+        compare_runs.main([f"a={runs[0]}", f"b={runs[1]}"])
