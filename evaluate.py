@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retrieval.config import Config
-from retrieval.errors import UserError, run_main
+from retrieval.errors import OneLineParser, UserError, run_main
 
 if TYPE_CHECKING:
     from retrieval.evaluation import EvaluationResult
@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, required=True, help="model folder, for example runs/tap/best")
     parser.add_argument("--split", default="evaluation", help="default: evaluation")
     parser.add_argument("--cache", type=Path, help="Arrow cache; default: data.cache in the config.yaml beside the model folder")

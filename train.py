@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 
 from retrieval.config import load_config
-from retrieval.errors import run_main
+from retrieval.errors import OneLineParser, run_main
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="YAML file with what differs from the defaults of retrieval/config.py")
     parser.add_argument("--resume", action="store_true", help="continue the run in train.output from its newest state")
     parser.add_argument("--overwrite", action="store_true", help="delete the run in train.output and start anew")

@@ -11,13 +11,13 @@ import json
 import statistics
 from pathlib import Path
 
-from retrieval.errors import UserError, run_main
+from retrieval.errors import OneLineParser, UserError, run_main
 
 NAMES = ("mAP@10", "R@1", "R@5", "R@10")
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("groups", nargs="+", metavar="name=MODEL[,MODEL...]")
     parser.add_argument("--split", default="evaluation")
     arguments = parser.parse_args(argv)

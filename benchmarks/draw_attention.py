@@ -7,11 +7,11 @@
 import argparse
 from pathlib import Path
 
-from retrieval.errors import UserError, run_main
+from retrieval.errors import OneLineParser, UserError, run_main
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--split", default="evaluation")
@@ -34,8 +34,11 @@ def main(argv: list[str] | None = None) -> int:
     if not all(0 <= number < len(captions) for number in arguments.captions):
         raise UserError(f"--captions: clip {arguments.clip} has captions 0 to {len(captions) - 1}")
     figure = attention_figure(model, torch.from_numpy(split.read(arguments.clip)), *(captions[number] for number in arguments.captions))
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(arguments.output)
+    try:
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(arguments.output)
+    except (OSError, ValueError) as error:  # ValueError: a suffix that is no kind of picture
+        raise UserError(f"--output {arguments.output} cannot be written ({' '.join(str(error).split())})") from None
     print(f"{split.file_names[arguments.clip]}: {arguments.output}")
     return 0
 

@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from retrieval.errors import UserError, run_main
+from retrieval.errors import OneLineParser, UserError, run_main
 
 ROOT = Path(__file__).resolve().parent.parent
 WAV_RATE = 44_100  # Hz, as in Clotho
@@ -160,7 +160,7 @@ def hardware() -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch-size", type=int, default=2, help="(clip, caption) pairs a step (default: 2)")
     parser.add_argument("--steps", type=int, default=3, help="optimizer steps (default: 3)")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of the training process (default: all cores)")

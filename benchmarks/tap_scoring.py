@@ -9,7 +9,6 @@ long as Clotho's, 15 to 30 s, and padded to 30 s; folded does not compute what i
 for clips that fill all 750 frames. The ratio of the first is judged.
 """
 
-import argparse
 import math
 import statistics
 import sys
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from retrieval.errors import OneLineParser
 from retrieval.models.pooling import TextAwareAttentionPooling
 
 LEAST_RATIO = 3.0
@@ -67,10 +67,12 @@ def compare(module: TextAwareAttentionPooling, text: Tensor, frames: Tensor, mas
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = OneLineParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="small sizes; the ratio is not judged")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
+    if arguments.threads < 1:
+        parser.error(f"--threads {arguments.threads}: must be 1 or more")
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     sizes = (50, 3, 75, 64, 128, 1) if arguments.quick else (1000, 8, 750, 1024, 2048, 7)

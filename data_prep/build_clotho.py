@@ -17,7 +17,7 @@ from pathlib import Path
 from arrow_cache import CacheSettings, build_cache, print_report
 from clotho_download import ZENODO_URL, download_clotho
 from clotho_files import SPLITS, read_clotho
-from prep_errors import OneLineParser, UserError, run
+from prep_errors import OneLineParser, UserError, check_has_name, run
 
 CODECS = {"pcm": "pcm_s16le", "flac": "flac"}
 MIN_RATE, MAX_RATE = 8_000, 192_000  # Hz, as in the training configuration
@@ -52,6 +52,7 @@ def build(arguments: argparse.Namespace) -> None:
     if arguments.download:
         download_clotho(arguments.root, splits, arguments.base_url or ZENODO_URL, arguments.checksums)
     output = arguments.output or arguments.root / "cache"
+    check_has_name(output)
     if arguments.root.resolve().is_relative_to(output.resolve()):
         raise UserError(f"--output {output} would replace --root {arguments.root}: choose another folder")
     plans = read_clotho(arguments.root, splits)

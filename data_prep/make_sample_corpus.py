@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from prep_errors import OneLineParser, UserError, run
+from prep_errors import OneLineParser, UserError, check_has_name, run
 from sample_corpus.captions import Caption, write_captions
 from sample_corpus.events import EVENTS
 from sample_corpus.file_names import file_name
@@ -69,6 +69,7 @@ def make_corpus(output: Path, seed: int, sizes: list[int], num_proc: int, overwr
     if _reusable(output, settings, overwrite):
         print(f"{output} holds this sample corpus already ({sum(sizes)} clips): reused")
         return
+    check_has_name(output)
     partial = output.with_name(f".{output.name}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)

@@ -15,7 +15,7 @@ import string
 import sys
 from pathlib import Path
 
-from prep_errors import OneLineParser, UserError, run
+from prep_errors import OneLineParser, UserError, check_has_name, run
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a few thousand captions need no threads
 
@@ -58,6 +58,7 @@ def make_text_encoder(captions_csv: Path, output: Path, sizes: dict[str, int]) -
     if _reusable(output, made_from):
         print(f"{output} was made from these captions and sizes: reused")
         return
+    check_has_name(output)
     partial = output.with_name(f".{output.name}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)

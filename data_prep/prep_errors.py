@@ -25,6 +25,12 @@ class OneLineParser(argparse.ArgumentParser):
         self.exit(2, f"error: {message} (see {self.prog} --help)\n")
 
 
+def check_has_name(output: Path) -> None:
+    """The scripts write beside `output` and rename at the end, which the current folder does not allow. Raises UserError."""
+    if output.name in ("", ".."):
+        raise UserError(f"--output {output}: give the folder by its own name; it is written beside that name and renamed when it is complete")
+
+
 @contextmanager
 def disk_errors(place: Path) -> Iterator[None]:
     """Turn an OSError raised while writing in `place` into a UserError."""

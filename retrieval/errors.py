@@ -1,11 +1,19 @@
 """The one exception for a user's mistake: entry points print it as a single line and exit with code 2."""
 
+import argparse
 import sys
 from collections.abc import Callable
 
 
 class UserError(ValueError):
     """What was found, what was expected and what to do, in one line."""
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """argparse without the usage text in front of the error."""
+
+    def error(self, message: str) -> None:
+        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
 
 
 def run_main(main: Callable[[], int | None]) -> None:

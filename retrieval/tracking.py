@@ -21,6 +21,7 @@ from torch.utils.tensorboard.summary import hparams
 BLUE, ORANGE, GREY = "#2a6f97", "#e07a3f", "#8a8f98"
 RANK_EDGES = np.array([1, 2, 3, 6, 11, 21, 51, 101, 201, 501])  # first rank of each bar
 MAX_CLIPS_DRAWN = 200
+SHORTEST_DRAWN = 40  # ms
 DIRECTIONS = {"text_to_audio": "text to audio", "audio_to_text": "audio to text"}
 
 
@@ -60,7 +61,7 @@ class Tracker:
             waveform = torch.from_numpy(split.read(clip, 0, round(model.clip_seconds * model.sample_rate)))  # (S,)
             name = f"{split.name}_examples/{split.file_names[clip]}"
             self._figure(name, attention_figure(model, waveform, split.captions[clip][0]), step)
-            if clip not in self.clips_written:
+            if clip not in self.clips_written and len(waveform) > 1:  # a single sample is no sound to add_audio
                 self.writer.add_audio(name, waveform[None], step, sample_rate=model.sample_rate)
                 self.clips_written.add(clip)
         self.writer.flush()

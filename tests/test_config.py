@@ -199,8 +199,8 @@ def test_files_that_cannot_be_read(tmp_path: Path):
 
 
 def test_differences_name_setting_old_and_new(empty: Path):
-    new = load_config(empty, ["optimizer.lr.pooling=1e-3", "seed=5", "train.output="])
-    assert config_differences(Config(), new) == ["seed: 123 -> 5", "optimizer.lr.pooling: 2e-05 -> 0.001"]
+    new = load_config(empty, ["optimizer.lr.pooling=1e-3", "seed=5"])
+    assert config_differences(load_config(empty), new) == ["seed: 123 -> 5", "optimizer.lr.pooling: 2e-05 -> 0.001"]
     assert config_differences(new, new) == []
 
 
@@ -280,3 +280,25 @@ def test_headers_of_published_experiments_give_the_published_scores(name: str):
 def test_negative_control_a_changed_experiment_differs(changed: str):
     path = CONFIGS / "baseline.yaml"
     assert len(config_differences(load_config(path), load_config(path, [changed]))) == 1
+
+
+# --- YAML ---
+
+
+def test_a_key_that_occurs_twice_is_an_error(tmp_path: Path):
+    assert "epochs is set twice" in error_of(write(tmp_path, "train:\n  epochs: 1\n  epochs: 2\n"))
+
+
+def test_a_date_that_does_not_exist(tmp_path: Path, empty: Path):
+    assert load_config(empty, ["train.output=2026-13-01"]).train.output == "2026-13-01"
+    assert "is not valid YAML" in error_of(write(tmp_path, "seed: 2026-13-01\n"))
+
+
+@pytest.mark.parametrize("override", ["train.output=", "train.output=null"])
+def test_an_empty_run_folder_is_the_default_one(empty: Path, override: str):
+    assert load_config(empty, [override]).train.output == "runs/experiment"
+
+
+def test_windows_leave_no_gap_and_a_hop_is_some_time(empty: Path):
+    assert "would not be heard" in error_of(empty, "audio_encoder.hop_seconds=11")
+    assert "greater than or equal to 0.01" in error_of(empty, "audio_encoder.hop_seconds=0.000001")

@@ -238,6 +238,11 @@ def test_a_split_without_captions(tmp_path: Path):
     assert "has no captions, so there is nothing to train on or to score" in message
 
 
+def test_a_clip_without_samples(tmp_path: Path):
+    path = write_cache(tmp_path / "cache", {"development": 2}, seconds=(0.0, 0.00001))
+    assert "clip '0.wav' in split 'development'" in error_of(path, "development") and "has no samples" in error_of(path, "development")
+
+
 def test_an_empty_split(tmp_path: Path):
     assert "holds no clips" in error_of(write_clips(tmp_path / "cache", num_clips=0), "development")
 

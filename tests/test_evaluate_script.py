@@ -87,6 +87,8 @@ def _not_finite(copy):
         (None, ["--checkpoint", "{copy}/absent"], "absent is no folder; train.py writes"),
         (None, ["--checkpoint", "{copy}"], "did you mean .*best"),
         (_truncated, [], "best does not load"),
+        (lambda copy: (copy / "best" / "config.json").write_text("3"), [], "config.json cannot be read"),
+        (lambda copy: (copy / "config.yaml").write_bytes(b"\xff"), [], "config.yaml cannot be read"),
         (_other_architecture, [], "best does not load"),
         (_not_finite, [], "scores on split 'evaluation' are NaN"),
         (lambda copy: (copy / "config.yaml").unlink(), [], "add --cache DIR"),

@@ -356,3 +356,9 @@ def test_an_interrupted_run_leaves_no_corpus(tmp_path):
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130
     assert not os.listdir(tmp_path)
+
+
+def test_the_current_folder_cannot_be_the_output(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert make(".") == 2
+    assert "give the folder by its own name" in error_line(capsys)

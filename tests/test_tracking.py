@@ -140,3 +140,13 @@ def test_rank_figure_counts_every_query():
     for container, queries in zip(bars, ranks.values()):
         assert sum(bar.get_height() for bar in container) == pytest.approx(1)
         assert container[0].get_height() == pytest.approx(np.mean([query[0] == 1 for query in queries]))
+
+
+@pytest.mark.parametrize("num_samples", [1, 300])
+def test_a_clip_shorter_than_a_spectrogram_is_drawn(parts, tmp_path, monkeypatch, num_samples):
+    _, model, split = parts
+    monkeypatch.setattr(split, "read", lambda clip, start=0, stop=None: np.full(num_samples, 0.1, dtype=np.float32))
+    tracker = Tracker(tmp_path, resume_step=None, enabled=True)
+    tracker.attention_examples(1, model, split, 1)
+    tracker.close()
+    assert len(events(tmp_path).Tags()["images"]) == 1

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import write_cache
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -264,6 +266,17 @@ def test_resume_without_a_state(tiny, tmp_path):
 def test_resume_of_a_finished_run_says_so(tiny, finished, capsys):
     training.train(configure(tiny, finished), resume=True)
     assert "is finished" in capsys.readouterr().out
+    assert "train.epochs: 2 -> 3" in user_error(training.train, configure(tiny, finished, "train.epochs=3"), resume=True)
+
+
+def test_overwrite_deletes_nothing_but_a_run(tiny, tmp_path, monkeypatch):
+    (tmp_path / "config.yaml").write_text("mine: 1")
+    assert "not a run" in user_error(training.train, configure(tiny, tmp_path), overwrite=True)
+    (tmp_path / "environment.json").touch()
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    assert "current folder" in user_error(training.train, configure(tiny, tmp_path), overwrite=True)
+    assert (tmp_path / "config.yaml").read_text() == "mine: 1"
 
 
 @pytest.fixture
@@ -287,8 +300,20 @@ def test_resume_with_changed_harmless_settings(tiny, interrupted):
     assert (interrupted / "metrics.json").exists()
 
 
+def test_resume_with_a_moved_cache_and_with_another_one(tiny, interrupted, tmp_path):
+    other = write_cache(tmp_path / "other", {"development": 12, "validation": 8, "evaluation": 8}, seed=1)
+    assert "another corpus" in user_error(training.train, configure(tiny, interrupted, f"data.cache={other}"), resume=True)
+    shutil.copytree(tiny / "cache", tmp_path / "moved")
+    training.train(configure(tiny, interrupted, f"data.cache={tmp_path}/moved"), resume=True)
+    assert (interrupted / "metrics.json").exists()
+
+
 def test_resume_from_a_damaged_state(tiny, interrupted):
     state = checkpoint.latest_state(interrupted)
+    random = (state / "random_states_0.pkl").read_bytes()
+    (state / "random_states_0.pkl").write_bytes(random[: len(random) // 2])
+    assert "does not load" in user_error(training.train, configure(tiny, interrupted), resume=True)
+    (state / "random_states_0.pkl").write_bytes(random)
     (state / "optimizer.bin").write_bytes(b"damaged")
     assert "does not load" in user_error(training.train, configure(tiny, interrupted), resume=True)
     (state / "random_states_0.pkl").unlink()
@@ -319,6 +344,7 @@ def test_a_full_disk_keeps_the_state_before(tiny, interrupted, monkeypatch):
         ("data.cache=absent", "does not exist"),
         ("data.sample_rate=32000", "16000 Hz"),
         ("pooling.attention_dim=16", "attention_dim"),
+        ("text_encoder.max_tokens=39", "positions for 38 tokens"),
         pytest.param("train.mixed_precision=fp16", "needs a GPU", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")),
     ],
 )

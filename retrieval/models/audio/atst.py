@@ -72,7 +72,8 @@ class AtstFrame(nn.Module):
             most = (MAX_FRAMES + 1) * PATCH_COLUMNS * HOP - HOP - 1
             raise UserError(
                 f"a window of {num_samples} samples ({num_samples / self.sample_rate:.3f} s at {self.sample_rate} Hz) does not fit "
-                f"ATST-Frame, which takes {NUM_FFT // 2 + 1} to {most} samples; set audio_encoder.window_seconds (and data.max_seconds, which bounds it) to 0.04 to 10"
+                f"ATST-Frame, which takes {NUM_FFT // 2 + 1} to {most} samples; "
+                "set audio_encoder.window_seconds (and data.max_seconds, which bounds it) to 0.04 to 10"
             )
         return num_frames
 
