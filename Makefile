@@ -14,7 +14,8 @@ $(VENV)/.installed: requirements.txt
 	@touch $@
 
 SAMPLE := data/sample
-LAUNCH := $(BIN)/accelerate launch --config_file configs/accelerate/one_gpu.yaml train.py
+# On a CPU the launcher gives a process one thread unless it is told otherwise.
+LAUNCH := OMP_NUM_THREADS=$$(nproc) $(BIN)/accelerate launch --config_file configs/accelerate/one_gpu.yaml train.py
 
 # A finished run is kept, an interrupted one goes on, anything else starts anew.
 define train_and_score
