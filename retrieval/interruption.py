@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 
+LAUNCHERS = {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"}  # what accelerate launch and torchrun set for the processes they start
+
+
 class Interrupted(Exception):
     """SIGINT or SIGTERM arrived; what had been trained is in the newest state on disk."""
 
@@ -38,10 +41,10 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Ctrl-C and SIGTERM set the request instead of ending the process; so does the death of `accelerate launch`."""
+    """Ctrl-C and SIGTERM set the request instead of ending the process; so does the death of the launcher."""
     stop = StopRequest()
     before = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
-    if "ACCELERATE_MIXED_PRECISION" in os.environ and sys.platform == "linux":
+    if LAUNCHERS & os.environ.keys() and sys.platform == "linux":
         # The launcher does not pass SIGTERM on; without this, killing it would leave the training running unseen.
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)

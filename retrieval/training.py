@@ -118,7 +118,8 @@ def prepare(config: Config, folder: Path, resume: bool, overwrite: bool) -> Run:
     steps_per_epoch = num_steps_per_epoch(len(pairs), config.train.batch_size)
     accelerator.print(
         f"{folder}: {len(pairs)} pairs, {steps_per_epoch} steps an epoch, "
-        f"{accelerator.num_processes} process(es) on {_device_name(accelerator)}, mixed precision {accelerator.mixed_precision}"
+        f"{accelerator.num_processes} process(es) of {torch.get_num_threads()} thread(s) on {accelerator.device}, "
+        f"mixed precision {accelerator.mixed_precision}"
         + (f", resumed at epoch {progress.epoch} step {progress.step}" if resume else "")
     )
     return Run(
@@ -136,10 +137,6 @@ def prepare(config: Config, folder: Path, resume: bool, overwrite: bool) -> Run:
         tracker=Tracker(folder, resume_step=progress.global_step + 1 if resume else None, enabled=accelerator.is_main_process),
         progress=progress,
     )
-
-
-def _device_name(accelerator: Accelerator) -> str:
-    return f"cpu, {torch.get_num_threads()} thread(s) each" if accelerator.device.type == "cpu" else str(accelerator.device)
 
 
 def choose_precision(setting: str) -> str:
