@@ -7,11 +7,13 @@ a model that has learnt them by heart must find every one of them.
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,7 +27,8 @@ NUM_CLIPS, NUM_CAPTIONS = 7, 35
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not EXCERPT.is_dir(), reason=f"{EXCERPT} is absent")]
 
 # A small TAP model without dropout: it is to learn seven clips by heart. With batches this small and weights from scratch
-# the clipping of gradients decides whether it does.
+# the clipping of gradients decides whether it does. Of eight seeds the slowest needed about 35 epochs, the quickest 14, so the test
+# does not train for a fixed time but until the clips are found.
 SETTINGS = {
     "seed": 1,
     "dim": 64,
@@ -34,13 +37,14 @@ SETTINGS = {
     "text_encoder": {"pretrained": False, "dropout": 0.0},
     "pooling": {"name": "tap", "attention_dim": 64, "attention_dropout": 0.0, "init": "identity"},
     "optimizer": {
-        "lr": {"audio_encoder": 1e-3, "text_encoder": 2e-3, "audio_projection": 1e-3, "text_projection": 1e-3, "pooling": 1e-3},
-        "schedule": {"rampdown_stop": 24.0},
+        "lr": {name: 1e-3 for name in ("audio_encoder", "text_encoder", "audio_projection", "text_projection", "pooling")},
+        "schedule": {"rampdown_stop": 40.0},
         "max_grad_norm": 1.0,
     },
-    "train": {"epochs": 24, "batch_size": 7, "log_every_steps": 1},
+    "train": {"epochs": 40, "batch_size": 7, "log_every_steps": 1},
     "evaluation": {"num_pictures": 0},
 }
+ENOUGH = 0.94  # R@1 of 33 of the 35 captions: each clip is then found by at least three of its five. Chance: 0.14
 
 
 def run(*command: str | Path) -> str:
@@ -84,43 +88,54 @@ def test_the_cache_holds_the_clips_as_they_are(corpus):
         assert abs((built**2).mean() / (mono**2).mean() - 1) < 0.1  # what lies above 16 kHz is gone
 
 
-def test_all_seven_are_found_after_an_interruption(corpus):
+def test_all_seven_are_found_after_interruptions(corpus):
     run_folder = corpus / "run"
     launch = ["-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", "configs/accelerate/cpu.yaml"]
     launch += ["train.py", "--config", corpus / "excerpt.yaml"]
-    saved = interrupt_after_first_epoch([sys.executable, *map(str, launch)], run_folder)
-    assert 5 <= saved < 24 * 5 / 2
-    assert "resumed at epoch" in run(*launch, "--resume")
-    final = json.loads((run_folder / "metrics.json").read_text())
+    early, first = train_until(lambda values: len(values) == 1, launch, run_folder)
+    assert first[0] < 0.5  # what it knows it learns after the interruption
+    found, _ = train_until(lambda values: values[-1:] >= [ENOUGH], [*launch, "--resume"], run_folder)
+    assert 5 <= early < found
+    assert "resumed at epoch" in run(*launch, "--resume", f"train.max_steps={found}")  # scores the test split and ends
     assert not (run_folder / "states").exists()
-    events = EventAccumulator(str(run_folder), size_guidance={"scalars": 0}).Reload()
-    assert [point.step for point in events.Scalars("train/loss")] == list(range(1, 24 * 5 + 1))
-    assert events.Scalars("validation/text_to_audio/R@1")[0].value < 0.5  # what it knows it learnt after the interruption
+    losses = EventAccumulator(str(run_folder), size_guidance={"scalars": 0}).Reload().Scalars("train/loss")
+    assert [point.step for point in losses] == list(range(1, found + 1))
 
     output = run("evaluate.py", "--checkpoint", run_folder / "best", "--split", "evaluation")
     assert "text to audio" in output
     results = run_folder / "best" / "results" / "evaluation"
     metrics = json.loads((results / "metrics.json").read_text())
     assert metrics["num_clips"] == NUM_CLIPS and metrics["num_captions"] == NUM_CAPTIONS
+    final = json.loads((run_folder / "metrics.json").read_text())
     assert metrics["text_to_audio"] == pytest.approx(final["best"]["text_to_audio"])
-    assert metrics["text_to_audio"]["R@1"] >= 0.9  # chance: 0.14
+    assert metrics["text_to_audio"]["R@1"] >= 0.9
     check_ranks(results / "ranks.csv", metrics["text_to_audio"])
 
 
-def interrupt_after_first_epoch(command: list[str], run_folder: Path) -> int:
-    """Ctrl-C, as the terminal sends it; the number of steps in the state that was saved."""
+def train_until(reached: Callable[[list[float]], bool], arguments: list, run_folder: Path) -> tuple[int, list[float]]:
+    """Train, and send Ctrl-C as the terminal does once `reached` holds of the validations' R@1; steps saved, and the R@1."""
     log_path = run_folder.with_name("train.log")
+
+    def validations() -> list[float]:
+        return [float(value) / 100 for value in re.findall(r"validation mAP.* R@1 ([\d.]+) %", log_path.read_text())]
+
     with open(log_path, "w") as log:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
-        wait_for(lambda: (run_folder / "last").exists() or process.poll() is not None)
-        os.killpg(process.pid, signal.SIGINT)
-        process.wait(60)
-        wait_for(lambda: "with --resume" in log_path.read_text())  # the training outlives its launcher until it has saved
+        process = subprocess.Popen([sys.executable, *map(str, arguments)], cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+        try:
+            wait_for(lambda: reached(validations()) or process.poll() is not None)
+            assert process.poll() is None, log_path.read_text()[-2000:]
+            os.killpg(process.pid, signal.SIGINT)
+            wait_for(lambda: "with --resume" in log_path.read_text())  # the training outlives its launcher until it has saved
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+        finally:
+            process.wait(60)
     (state,) = (run_folder / "states").iterdir()
-    return int(state.name.removeprefix("step-"))
+    return int(state.name.removeprefix("step-")), validations()
 
 
-def wait_for(condition, seconds: float = 120) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 400) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "nothing happened in time"
