@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from retrieval.config import Config
 from retrieval.errors import OneLineParser, UserError, run_main
+from retrieval.files import check_writable
 
 if TYPE_CHECKING:
     from retrieval.evaluation import EvaluationResult
@@ -27,6 +28,8 @@ def main(argv: list[str] | None = None) -> int:
             f"checkpoint {checkpoint} is no folder; train.py writes RUN/best and RUN/last, "
             "and a model of the Hugging Face hub is fetched by: hf download NAME --local-dir DIR"
         )
+    output: Path = arguments.output or checkpoint / "results" / arguments.split
+    check_writable(output)
     # Below the checks, because these take seconds to import.
     import transformers
     from accelerate import Accelerator
@@ -66,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     if accelerator.is_main_process:
         settings = {"checkpoint": str(checkpoint), "cache": str(cache.path), "mixed_precision": precision}
-        report(result, arguments.output or checkpoint / "results" / split.name, settings)
+        report(result, output, settings)
     return 0
 
 

@@ -29,6 +29,7 @@ sys.path.append(str(ROOT))  # behind the installed packages: the root holds a sc
 
 from retrieval.data import open_cache  # noqa: E402
 from retrieval.data.cache import ClipSplit  # noqa: E402
+from retrieval.errors import OneLineParser, UserError, run_main  # noqa: E402
 
 SOURCE_RATE, CACHE_RATE = 44_100, 32_000  # Hz
 WINDOW = 10 * CACHE_RATE  # samples
@@ -59,7 +60,7 @@ def build(root: Path, num_proc: int) -> tuple[float, float]:
         peaks.update(_peaks_of_tree(process.pid))
         time.sleep(0.02)
     if process.returncode:
-        raise SystemExit(f"the build failed with exit code {process.returncode}")
+        raise UserError(f"build_clotho.py ended with exit code {process.returncode}; its own message stands above")
     return time.perf_counter() - start, sum(peaks.values()) / 1024
 
 
@@ -114,10 +115,12 @@ def time_reads(folder: Path, split: ClipSplit, hdf5: h5py.File, num_reads: int) 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="10 and 20 clips, 50 reads")
     parser.add_argument("--num-proc", type=int, default=2, help="processes of a build (default: 2)")
     arguments = parser.parse_args()
+    if arguments.num_proc < 1:
+        raise UserError(f"--num-proc {arguments.num_proc}: must be 1 or more")
     sizes, num_reads = ((10, 20), 50) if arguments.quick else ((100, 400), 1000)
     with tempfile.TemporaryDirectory() as folder:
         peaks = []
@@ -140,4 +143,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -17,7 +17,6 @@ import csv
 import json
 import multiprocessing
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -29,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from prep_errors import OneLineParser, UserError, check_has_name, run
+from prep_errors import OneLineParser, UserError, run, whole_folder
 from sample_corpus.captions import Caption, write_captions
 from sample_corpus.events import EVENTS
 from sample_corpus.file_names import file_name
@@ -69,19 +68,11 @@ def make_corpus(output: Path, seed: int, sizes: list[int], num_proc: int, overwr
     if _reusable(output, settings, overwrite):
         print(f"{output} holds this sample corpus already ({sum(sizes)} clips): reused")
         return
-    check_has_name(output)
-    partial = output.with_name(f".{output.name}.partial")
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        clips = _write(partial, settings, num_proc)
-        shutil.rmtree(output, ignore_errors=True)  # empty, or a sample corpus that --overwrite gives up
-        partial.rename(output)
-    except OSError as error:
-        raise UserError(f"the corpus could not be written to {output}: {error.strerror or error}") from None
+        with whole_folder(output, "the corpus") as folder:  # replaces an empty folder, or a sample corpus that --overwrite gives up
+            clips = _write(folder, settings, num_proc)
     except BrokenProcessPool:
         raise UserError("a process was killed, perhaps for lack of memory; try a smaller --num-proc") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     minutes = sum(clip["num_samples"] for clip in clips) / SAMPLE_RATE / 60
     print(f"{output}: {len(clips)} clips, {minutes:.0f} minutes, {len(EVENTS)} kinds of event")
 

@@ -10,12 +10,11 @@ import csv
 import hashlib
 import json
 import os
-import shutil
 import string
 import sys
 from pathlib import Path
 
-from prep_errors import OneLineParser, UserError, check_has_name, run
+from prep_errors import OneLineParser, UserError, run, whole_folder
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a few thousand captions need no threads
 
@@ -58,19 +57,9 @@ def make_text_encoder(captions_csv: Path, output: Path, sizes: dict[str, int]) -
     if _reusable(output, made_from):
         print(f"{output} was made from these captions and sizes: reused")
         return
-    check_has_name(output)
-    partial = output.with_name(f".{output.name}.partial")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        vocab_size = _write(partial, captions, sizes)
-        (partial / "made_from.json").write_text(json.dumps(made_from, indent=1) + "\n", encoding="utf-8")
-        shutil.rmtree(output, ignore_errors=True)  # empty, or made by this script
-        partial.rename(output)
-    except OSError as error:
-        raise UserError(f"the text encoder could not be written to {output}: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with whole_folder(output, "the text encoder") as folder:  # replaces an empty folder, or one made by this script
+        vocab_size = _write(folder, captions, sizes)
+        (folder / "made_from.json").write_text(json.dumps(made_from, indent=1) + "\n", encoding="utf-8")
     architecture = f"RoBERTa of {sizes['num_layers']} layers of {sizes['hidden_size']}, without weights"
     print(f"{output}: {architecture}; {vocab_size} tokens from {len(captions)} captions")
 

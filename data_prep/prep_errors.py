@@ -1,10 +1,11 @@
-"""How a data_prep script ends: exit codes, and one line on stderr for whatever the user can put right.
+"""How a data_prep script ends: exit codes, output that is whole or absent, and one line on stderr for whatever the user can put right.
 
 0 done, 2 user error (`error: ...`), 130 interrupted. data_prep imports nothing from `retrieval`, so this is its own copy of that habit.
 """
 
 import argparse
 import errno
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,6 +30,23 @@ def check_has_name(output: Path) -> None:
     """The scripts write beside `output` and rename at the end, which the current folder does not allow. Raises UserError."""
     if output.name in ("", ".."):
         raise UserError(f"--output {output}: give the folder by its own name; it is written beside that name and renamed when it is complete")
+
+
+@contextmanager
+def whole_folder(output: Path, what: str) -> Iterator[Path]:
+    """A new folder to write in; it takes the place of `output` at the end, and only if nothing went wrong. Raises UserError naming `what`."""
+    check_has_name(output)
+    partial = output.with_name(f".{output.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        yield partial
+        shutil.rmtree(output, ignore_errors=True)  # the caller has seen that it may go
+        partial.rename(output)
+    except OSError as error:
+        raise UserError(f"{what} could not be written to {output}: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextmanager

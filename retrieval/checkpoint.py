@@ -27,7 +27,8 @@ from accelerate.utils import load
 from safetensors import SafetensorError
 
 from retrieval.config import Config, config_differences, parse_config, read_yaml
-from retrieval.errors import UserError
+from retrieval.errors import UserError, one_line
+from retrieval.files import atomic_writer
 from retrieval.models.dual_encoder import DualEncoder
 
 # Settings that may change between a run and its resumption: they do not touch what is computed in training.
@@ -87,10 +88,11 @@ def open_run(run: Path, config: Config, resume: bool) -> None:
         if (run / "config.yaml").exists():
             shutil.rmtree(run)
         run.mkdir(parents=True, exist_ok=True)
-        write_text(run / "environment.json", json.dumps(environment(), indent=2) + "\n")
-        write_text(run / "config.yaml", yaml.safe_dump(config.model_dump(), sort_keys=False))
     except OSError as error:
         raise UserError(f"run folder {run} cannot be written ({error.strerror}); set train.output") from None
+    write_json(run / "environment.json", environment())
+    with atomic_writer(run / "config.yaml") as file:
+        yaml.safe_dump(config.model_dump(), file, sort_keys=False)
 
 
 def read_config(run: Path) -> Config:
@@ -98,8 +100,11 @@ def read_config(run: Path) -> Config:
     path = run / "config.yaml"
     try:
         settings = read_yaml(path.read_text(encoding="utf-8"))
+        if not settings:
+            raise ValueError("it holds no settings")
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{path} cannot be read ({' '.join(str(error).split())}); it is written when a run starts") from None
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} cannot be read ({reason}); it is written when a run starts: put back what that run wrote, or train again") from None
     return parse_config(settings, source=str(path))
 
 
@@ -123,8 +128,8 @@ def save_state(accelerator: Accelerator, run: Path, progress: Progress) -> None:
     accelerator.wait_for_everyone()
 
 
-def load_state(accelerator: Accelerator, run: Path) -> None:
-    """Weights, optimizer, RNG and the registered Progress of the newest state."""
+def load_state(accelerator: Accelerator, run: Path, progress: Progress) -> None:
+    """Weights, optimizer, RNG and the registered `progress` of the newest state."""
     folder = latest_state(run)
     num_saved = len(list(folder.glob("random_states_*.pkl")))
     if num_saved != accelerator.num_processes:
@@ -136,8 +141,12 @@ def load_state(accelerator: Accelerator, run: Path) -> None:
     except UserError:
         raise
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise UserError(f"saved state {folder} does not load ({reason}); start again with --overwrite") from None
+        raise UserError(f"saved state {folder} does not load ({one_line(error)}); start again with --overwrite") from None
+    best = run / "best" / "model.safetensors"
+    if progress.best_epoch >= 0 and not best.is_file():
+        # No later epoch need be better, and then the end of the run would have nothing to score.
+        what = f"the best model so far (epoch {progress.best_epoch + 1})"
+        raise UserError(f"--resume: {best}, {what}, is missing; put it back from a copy, or start again with --overwrite")
 
 
 def latest_state(run: Path) -> Path | None:
@@ -193,11 +202,9 @@ def git_commit() -> str | None:
         return None
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace `path` in one step."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    with atomic_writer(path) as file:
+        file.write(json.dumps(content, indent=2) + "\n")
 
 
 @contextmanager
@@ -206,7 +213,7 @@ def _explained(what: str) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        reason = one_line(error)
         raise UserError(f"{what} could not be written ({reason}); make room and continue with --resume: what was saved before is kept") from None
 
 

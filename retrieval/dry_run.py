@@ -3,8 +3,9 @@
 import yaml
 
 from retrieval.config import Config
-from retrieval.data import num_steps_per_epoch, open_cache
+from retrieval.data import check_batch_size, num_steps_per_epoch, open_cache
 from retrieval.errors import UserError
+from retrieval.losses import check_loss
 from retrieval.models import DualEncoder, build_model_without_weights
 from retrieval.optim import parameter_groups
 
@@ -13,7 +14,8 @@ GIB = 2**30
 
 
 def describe(config: Config) -> str:
-    """The text that `train.py --dry-run` prints."""
+    """The text that `train.py --dry-run` prints. Raises the UserError that the run itself would end in, as far as no weights are needed."""
+    check_loss(config.loss.name)
     model = build_model_without_weights(config)
     groups = parameter_groups(model, config.optimizer.lr.model_dump())
     lines = [yaml.safe_dump(config.model_dump(), sort_keys=False), f"{'group':<18} {'parameters':>13} {'learning rate':>14}"]
@@ -32,6 +34,8 @@ def _steps(config: Config) -> str:
         num_pairs, source = sum(map(len, split.captions)), config.data.cache
     except UserError as error:
         num_pairs, source = CLOTHO_PAIRS, f"Clotho, since here: {error}"
+    else:
+        check_batch_size(num_pairs, config.train.batch_size)
     steps = num_steps_per_epoch(num_pairs, config.train.batch_size)
     total = min(steps * config.train.epochs, config.train.max_steps or steps * config.train.epochs)
     return f"steps per epoch: {steps:,}, in all {total:,} ({num_pairs:,} pairs of {source})"

@@ -16,6 +16,11 @@ class OneLineParser(argparse.ArgumentParser):
         self.exit(2, f"error: {message} (see {self.prog} --help)\n")
 
 
+def one_line(error: Exception, longest: int = 200) -> str:
+    """Kind and text of any exception, without line breaks."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:longest]
+
+
 def run_main(main: Callable[[], int | None]) -> None:
     """Run `main`; print a UserError as one `error: ...` line on stderr and exit with 2."""
     try:

@@ -8,7 +8,6 @@ Letters: N captions, B clips, T frames, D dimensions, S samples.
 
 import csv
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -19,12 +18,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from retrieval.data import collate_clips
 from retrieval.distributed import gather_columns, rank, world_size
 from retrieval.errors import UserError
+from retrieval.files import atomic_writer
 from retrieval.metrics.text_audio_retrieval.ranking import all_ranks, chance_metrics, metrics_of_ranks, ranks_of_both_directions
 
 NUM_TOP = 10  # file names listed for each query in ranks.csv
@@ -116,7 +116,7 @@ def similarity_matrix(
         clips,
         batch_size=audio_batch_size,
         num_workers=num_workers,
-        collate_fn=_pad,
+        collate_fn=collate_clips,
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),  # the loader draws a seed for its workers: not from the training's random state
     )
@@ -164,7 +164,7 @@ def write_metrics(path: str | Path, results: dict[str, Any], environment: dict[s
         "_python_version": sys.version,
         "_interpreter_path": sys.executable,
     }
-    with _atomic_writer(Path(path)) as file:
+    with atomic_writer(Path(path)) as file:
         json.dump(results | {"environment": environment} | provenance, file, indent=2, ensure_ascii=False)
         file.write("\n")
 
@@ -175,7 +175,7 @@ def write_ranks(path: str | Path, result: EvaluationResult) -> None:
     As in the metrics, tied clips stand before the right one.
     """
     scores, relevant = _to_numpy(result.scores), result.relevant
-    with _atomic_writer(Path(path)) as file:
+    with atomic_writer(Path(path)) as file:
         writer = csv.writer(file)
         writer.writerow(["query", "clip", "rank", "score", *(f"top_{place}" for place in range(1, NUM_TOP + 1))])
         for row, (query, clip) in enumerate(zip(result.captions, result.clips, strict=True)):
@@ -195,14 +195,9 @@ class _Clips(Dataset):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, item: int) -> torch.Tensor:
+    def __getitem__(self, item: int) -> np.ndarray:
         index = self.indices[item]
-        return torch.from_numpy(self.split.read(index, 0, min(self.max_samples, int(self.split.num_samples[index]))))  # (S,)
-
-
-def _pad(waveforms: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Zero-padded to the longest: (b, S), and int64 (b,) valid samples."""
-    return pad_sequence(waveforms, batch_first=True), torch.tensor([len(waveform) for waveform in waveforms])
+        return self.split.read(index, 0, min(self.max_samples, int(self.split.num_samples[index])))  # (S,)
 
 
 @contextmanager
@@ -214,22 +209,6 @@ def _eval_mode(model: torch.nn.Module) -> Iterator[None]:
     finally:
         for module in was_training:
             module.training = True
-
-
-@contextmanager
-def _atomic_writer(path: Path) -> Iterator[Any]:
-    """A text file that appears under its name only when it is whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "w", encoding="utf-8", newline="") as file:
-                yield file
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}); choose another output folder or make room") from None
 
 
 def _to_numpy(scores: torch.Tensor | np.ndarray) -> np.ndarray:

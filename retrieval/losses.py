@@ -7,6 +7,8 @@ whatever autocast says. Letters: N texts, B audios.
 import torch
 from torch import Tensor
 
+from retrieval.errors import UserError
+
 
 def nt_xent(scores: Tensor, positives: Tensor, temperature: float | Tensor) -> Tensor:
     """Normalised temperature-scaled cross-entropy over both directions (recipe of SimCLR, several positives allowed).
@@ -24,3 +26,9 @@ def nt_xent(scores: Tensor, positives: Tensor, temperature: float | Tensor) -> T
 
 
 LOSSES = {"nt_xent": nt_xent}
+
+
+def check_loss(name: str) -> None:
+    """Raises UserError for a loss.name that is no key of LOSSES."""
+    if name not in LOSSES:
+        raise UserError(f"loss.name={name!r} is unknown; there is: {', '.join(LOSSES)}")

@@ -3,7 +3,6 @@
 Letters: n captions and b clips of this process, N and B of all processes together, S samples, T frames, D dimensions.
 """
 
-import json
 import math
 import resource
 import shutil
@@ -22,12 +21,12 @@ from tqdm import tqdm
 from retrieval import checkpoint
 from retrieval.checkpoint import Progress
 from retrieval.config import Config, flatten
-from retrieval.data import ClipSplit, EpochBatches, PairDataset, make_loader, num_steps_per_epoch, open_cache, usable_workers
+from retrieval.data import ClipSplit, EpochBatches, PairDataset, check_batch_size, make_loader, num_steps_per_epoch, open_cache, usable_workers
 from retrieval.distributed import any_process, gather_columns, gather_rows, gather_texts, rank, replicated, world_size
 from retrieval.errors import UserError
 from retrieval.evaluation import EvaluationResult, evaluate_split, few_clips_warning, format_table
 from retrieval.interruption import Interrupted, StopRequest, stop_on_signals
-from retrieval.losses import LOSSES
+from retrieval.losses import LOSSES, check_loss
 from retrieval.models import DualEncoder, build_model
 from retrieval.optim import parameter_groups, set_learning_rates
 from retrieval.tracking import Tracker
@@ -92,14 +91,13 @@ def prepare(config: Config, folder: Path, resume: bool, overwrite: bool) -> Run:
     set_seed(config.seed)
     cache = open_cache(config.data.cache, config.data.sample_rate)
     pairs = PairDataset(cache.split("development"), round(config.data.max_seconds * config.data.sample_rate), config.seed)
-    _check_batch_size(len(pairs), config.train.batch_size)
+    check_batch_size(len(pairs), config.train.batch_size, world_size())
     validation = cache.split(VALIDATION)
     test = cache.split(TEST) if TEST in cache.split_names else None
     for split in filter(None, (validation, test)):
         if warning := few_clips_warning(len(split)):
             accelerator.print(f"warning: {split.name} has {warning}")
-    if config.loss.name not in LOSSES:
-        raise UserError(f"loss.name={config.loss.name!r} is unknown; there is: {', '.join(LOSSES)}")
+    check_loss(config.loss.name)
     model = build_model(config)
     settings = config.optimizer
     groups = parameter_groups(model, settings.lr.model_dump())
@@ -113,7 +111,7 @@ def prepare(config: Config, folder: Path, resume: bool, overwrite: bool) -> Run:
     progress = Progress(corpus=pairs.fingerprint())
     accelerator.register_for_checkpointing(progress)
     if resume:
-        checkpoint.load_state(accelerator, folder)
+        checkpoint.load_state(accelerator, folder, progress)
     batches = EpochBatches(len(pairs), config.train.batch_size, config.seed, rank(), world_size())
     steps_per_epoch = num_steps_per_epoch(len(pairs), config.train.batch_size)
     accelerator.print(
@@ -149,14 +147,6 @@ def choose_precision(setting: str) -> str:
     if not has_gpu:
         return "no"
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-
-
-def _check_batch_size(num_pairs: int, batch_size: int) -> None:
-    if batch_size > num_pairs:
-        raise UserError(f"train.batch_size {batch_size} is larger than the corpus: {num_pairs} (clip, caption) pairs; lower train.batch_size")
-    num_last = num_pairs % batch_size or batch_size
-    if num_last < world_size():
-        raise UserError(f"the last batch of an epoch has {num_last} pairs for {world_size()} processes; choose another train.batch_size")
 
 
 def train_epoch(run: Run, stop: StopRequest) -> None:
@@ -290,7 +280,7 @@ def score_test_split(run: Run) -> None:
             run.accelerator.print(f"{run.folder / name}, {TEST} split\n{format_table(result)}")
     run.tracker.hparams(flatten(run.config.model_dump()), final)
     if run.accelerator.is_main_process:
-        checkpoint.write_text(run.folder / "metrics.json", json.dumps(final, indent=2) + "\n")
+        checkpoint.write_json(run.folder / "metrics.json", final)
         shutil.rmtree(run.folder / "states", ignore_errors=True)
     run.accelerator.wait_for_everyone()
 

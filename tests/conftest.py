@@ -41,31 +41,39 @@ def tone(note: int, rhythm: int, seconds: float, rng: np.random.Generator) -> np
     return (wave + 0.01 * rng.standard_normal(len(time))).astype(np.float32)
 
 
-def write_cache(path: Path, splits: dict[str, int], seed: int = 0, seconds: tuple[float, float] = (0.6, 2.6), **info) -> Path:
-    """An Arrow cache of tones in the layout that data_prep writes."""
-    rng = np.random.default_rng(seed)
+def write_rows(path: Path, rows_of_split: dict[str, list[dict]], **info) -> Path:
+    """An Arrow cache in the layout that data_prep writes; `info` wins over what its cache.json says."""
+    features = datasets.Features(
+        clip_id=datasets.Value("string"),
+        file_name=datasets.Value("string"),
+        audio=datasets.Value("large_binary"),
+        num_samples=datasets.Value("int64"),
+        captions=datasets.List(datasets.Value("string")),
+    )
     tables, counts = {}, {}
+    for split, rows in rows_of_split.items():
+        columns = {name: [row[name] for row in rows] for name in features}
+        tables[split] = datasets.Dataset.from_dict(columns, features=features)
+        counts[split] = {"num_clips": len(rows), "num_captions": sum(map(len, columns["captions"])), "hours": 0.0}
+    datasets.DatasetDict(tables).save_to_disk(str(path))
+    content = {"schema": 1, "corpus": "test", "codec": "pcm_s16le", "sample_rate": SAMPLE_RATE, "splits": counts, "skipped": []}
+    (path / "cache.json").write_text(json.dumps(content | info))
+    return path
+
+
+def write_cache(path: Path, splits: dict[str, int], seed: int = 0, seconds: tuple[float, float] = (0.6, 2.6), **info) -> Path:
+    """A cache of tones, two captions a clip."""
+    rng = np.random.default_rng(seed)
+    rows_of_split = {}
     for split, num_clips in splits.items():
-        rows = []
+        rows = rows_of_split[split] = []
         for i in range(num_clips):
             note, rhythm = i % len(NOTES), (i // len(NOTES)) % len(RHYTHMS)
             pcm = np.round(tone(note, rhythm, rng.uniform(*seconds), rng) * 32767).astype("<i2")
             captions = [f"A {RHYTHMS[rhythm]} {NOTES[note]} tone.", f"Someone plays a {NOTES[note]}, {RHYTHMS[rhythm]} note."]
             names = {"clip_id": f"{split}/{i}.wav", "file_name": f"{i}.wav"}
             rows.append(names | {"audio": pcm.tobytes(), "num_samples": len(pcm), "captions": captions})
-        features = datasets.Features(
-            clip_id=datasets.Value("string"),
-            file_name=datasets.Value("string"),
-            audio=datasets.Value("large_binary"),
-            num_samples=datasets.Value("int64"),
-            captions=datasets.List(datasets.Value("string")),
-        )
-        tables[split] = datasets.Dataset.from_list(rows, features=features)
-        counts[split] = {"num_clips": num_clips, "num_captions": 2 * num_clips, "hours": 0.0}
-    datasets.DatasetDict(tables).save_to_disk(str(path))
-    content = {"schema": 1, "corpus": "tones", "codec": "pcm_s16le", "sample_rate": SAMPLE_RATE, "splits": counts, "skipped": []} | info
-    (path / "cache.json").write_text(json.dumps(content))
-    return path
+    return write_rows(path, rows_of_split, **info)
 
 
 def write_text_encoder(path: Path) -> Path:

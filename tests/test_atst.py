@@ -209,6 +209,7 @@ FINE_TUNED = PREFIXES[2]
     ("make", "message"),
     [
         (lambda p, state: None, "do not exist; set audio_encoder.checkpoint"),
+        (lambda p, state: p.mkdir(), "is a folder, expected a file; set audio_encoder.checkpoint"),
         (lambda p, state: p.write_bytes(b""), "truncated or no PyTorch checkpoint"),
         (lambda p, state: p.write_text("<html>404</html>"), "truncated or no PyTorch checkpoint"),
         (lambda p, state: truncate(write_checkpoint(p, state, FINE_TUNED)), "truncated or no PyTorch checkpoint"),
@@ -220,7 +221,7 @@ FINE_TUNED = PREFIXES[2]
         (lambda p, state: write_checkpoint(p, AtstFrame(32, 2, 4).state_dict(), FINE_TUNED), r"mask_embed \[1, 1, 32\] for \[1, 1, 48\], "),
         (lambda p, state: write_checkpoint(p, state, FINE_TUNED, callbacks=NotAllowed()), "Python object .*NotAllowed.*if you trust"),
     ],
-    ids="absent empty html truncated no_state_dict no_prefix missing_key shallower deeper other_size unsafe".split(),
+    ids="absent folder empty html truncated no_state_dict no_prefix missing_key shallower deeper other_size unsafe".split(),
 )
 def test_checkpoints_that_do_not_fit_end_in_one_line_and_change_nothing(tmp_path: Path, make, message: str):
     path = tmp_path / "weights.ckpt"

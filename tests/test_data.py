@@ -10,13 +10,12 @@ import tracemalloc
 from collections import Counter
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pyarrow
 import pytest
 import soundfile
 import torch
-from conftest import SAMPLE_RATE, write_cache
+from conftest import SAMPLE_RATE, write_cache, write_rows
 
 from retrieval.data import (
     ClipSplit,
@@ -33,13 +32,6 @@ from retrieval.errors import UserError
 RNG = np.random.default_rng(0)
 PCM = [RNG.integers(-32768, 32768, size, dtype=np.int16) for size in (5_000, 800, 1, 20_000)]
 CAPTIONS = [["one", "two"], ["three"], [], ["four", "five", "six"]]
-FEATURES = datasets.Features(
-    clip_id=datasets.Value("string"),
-    file_name=datasets.Value("string"),
-    audio=datasets.Value("large_binary"),
-    num_samples=datasets.Value("int64"),
-    captions=datasets.List(datasets.Value("string")),
-)
 
 
 def encode(pcm: np.ndarray, codec: str) -> bytes:
@@ -52,19 +44,11 @@ def encode(pcm: np.ndarray, codec: str) -> bytes:
 
 def write_clips(path: Path, codec: str = "pcm_s16le", captions: list[list[str]] = CAPTIONS, num_clips: int = len(PCM)) -> Path:
     """A cache whose one split, development, holds PCM."""
-    columns = {
-        "clip_id": [f"development/{i}" for i in range(num_clips)],
-        "file_name": [f"{i}.wav" for i in range(num_clips)],
-        "audio": [encode(pcm, codec) for pcm in PCM[:num_clips]],
-        "num_samples": [len(pcm) for pcm in PCM[:num_clips]],
-        "captions": captions[:num_clips],
-    }
-    table = datasets.Dataset.from_dict(columns, features=FEATURES)
-    datasets.DatasetDict({"development": table}).save_to_disk(str(path))
-    counts = {"development": {"num_clips": num_clips, "num_captions": sum(map(len, captions)), "hours": 0.0}}
-    info = {"schema": 1, "corpus": "test", "codec": codec, "sample_rate": SAMPLE_RATE, "splits": counts, "skipped": []}
-    (path / "cache.json").write_text(json.dumps(info))
-    return path
+    rows = [
+        {"clip_id": f"development/{i}", "file_name": f"{i}.wav", "audio": encode(PCM[i], codec), "num_samples": len(PCM[i]), "captions": captions[i]}
+        for i in range(num_clips)
+    ]
+    return write_rows(path, {"development": rows}, codec=codec)
 
 
 @pytest.fixture(scope="module", params=["pcm_s16le", "flac"])

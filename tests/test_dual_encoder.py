@@ -439,6 +439,11 @@ def test_build_model_loads_pretrained_weights(tiny: Path, tmp_path: Path):
     assert model.encode_text(["tone"]).shape == (1, 32)
 
 
+def test_a_window_longer_than_a_clip_is_cut_to_the_clip(text_folder: str):
+    cut, fitting = (make_model(text_folder, clip_seconds=1.0, window_seconds=seconds).windows for seconds in (4.0, 1.0))
+    assert cut == fitting and (cut.num_windows, cut.window_samples, cut.num_frames) == (1, RATE, 25)
+
+
 def test_build_model_unpacks_the_configuration(tiny: Path):
     config = load_config(tiny / "tiny.yaml", ["loss.temperature=0.1", "loss.learnable_temperature=yes", "text_encoder.max_tokens=7"])
     model = build_model(config)

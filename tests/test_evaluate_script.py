@@ -93,6 +93,7 @@ def _not_finite(copy):
         (_not_finite, [], "scores on split 'evaluation' are NaN"),
         (lambda copy: (copy / "config.yaml").unlink(), [], "add --cache DIR"),
         (lambda copy: (copy / "config.yaml").write_text("data: ["), [], "config.yaml cannot be read"),
+        (lambda copy: (copy / "config.yaml").write_text(""), [], r"config.yaml cannot be read \(it holds no settings\); .* put back"),
         (None, ["--cache", "{copy}/absent"], "absent does not exist"),
         (None, ["--split", "test"], "no split 'test'"),
         (lambda copy: write_cache(copy / "cache", {"evaluation": 2}, sample_rate=32_000), ["--cache", "{copy}/cache"], "needs 16000 Hz"),
@@ -110,6 +111,16 @@ def test_mistakes_are_one_line(checkpoint, tmp_path, spoil, arguments, message):
     with pytest.raises(UserError, match=message) as error:
         script.main(arguments)
     assert "\n" not in str(error.value) and not (copy / "best" / "results").exists()
+
+
+def test_an_impossible_output_is_noticed_before_the_model_is_loaded(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(DualEncoder, "from_pretrained", lambda *_: 1 / 0)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file/below cannot be written \(Not a directory\); choose another output folder"):
+        script.main(["--checkpoint", str(checkpoint), "--output", str(tmp_path / "file" / "below")])
+    with pytest.raises(ZeroDivisionError):  # negative control
+        script.main(["--checkpoint", str(checkpoint), "--output", str(tmp_path / "new" / "below")])
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_process_ends_with_one_line_and_code_2(tmp_path):

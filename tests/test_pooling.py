@@ -310,7 +310,7 @@ def test_identity_lets_the_extra_coordinates_learn():
 
 
 def test_unknown_or_impossible_initialisation_is_refused():
-    with pytest.raises(UserError, match="attention_dim >= dim, found 8 < 16"):
+    with pytest.raises(UserError, match="pooling.init=identity needs pooling.attention_dim >= dim, found 8 < 16; .*pooling.init=default"):
         TextAwareAttentionPooling(16, 8, init="identity")
     with pytest.raises(UserError, match='"default" or "identity", found \'eye\''):
         TextAwareAttentionPooling(16, 16, init="eye")

@@ -65,6 +65,7 @@ def imports_of(path: Path, tree: ast.Module | None = None) -> set[str]:
 # data_prep -> (Arrow cache) -> data -> models -> losses -> training -> evaluation -> search.
 MAY_IMPORT = {
     "errors": set(),
+    "files": set(),
     "config": set(),
     "data": {"config"},
     "models": {"config"},
@@ -80,9 +81,10 @@ MAY_IMPORT = {
     "metrics": set(),
     "tracking": set(),
     "interruption": set(),
-    "checkpoint": {"config", "models"},
-    "evaluation": {"models", "metrics", "distributed"},
-    "dry_run": {"config", "data", "models", "optim"},
+    "checkpoint": {"config", "files", "models"},
+    "evaluation": {"data", "models", "metrics", "distributed", "files"},
+    "dry_run": {"config", "data", "losses", "models", "optim"},
+    "pretraining": {"data", "models"},
     "training": {"config", "data", "models", "losses", "distributed", "optim", "checkpoint", "evaluation", "tracking", "interruption"},
 }
 

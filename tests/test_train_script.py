@@ -12,6 +12,7 @@ import train
 from retrieval.config import load_config, parse_config
 from retrieval.errors import UserError, run_main
 from retrieval.models import hub
+from retrieval.training import train as run_training
 
 ROOT = Path(__file__).resolve().parents[1]
 TAP = str(ROOT / "configs" / "tap.yaml")
@@ -138,6 +139,16 @@ def test_a_user_s_mistake_is_one_line_and_exit_code_2(capsys, tmp_path: Path, ar
     (line,) = output.err.splitlines()
     assert line.startswith(f"error: {message}") and output.out == ""
     assert list(tmp_path.iterdir()) == []  # nothing half-written
+
+
+@pytest.mark.parametrize("override", ["train.batch_size=25", "loss.name=nt_xnet", "audio_encoder.name=atst", "pooling.attention_dim=16"])
+def test_dry_run_ends_in_the_error_of_the_run(tiny: Path, override: str):
+    arguments = ["--config", str(tiny / "tiny.yaml"), override]
+    with pytest.raises(UserError) as of_dry_run:
+        train.main([*arguments, "--dry-run"])
+    with pytest.raises(UserError) as of_run:
+        run_training(load_config(arguments[1], [override]))
+    assert str(of_dry_run.value) == str(of_run.value)
 
 
 def test_other_exceptions_are_not_hidden():

@@ -320,6 +320,32 @@ def test_resume_from_a_damaged_state(tiny, interrupted):
     assert "saved by 0 process" in user_error(training.train, configure(tiny, interrupted), resume=True)
 
 
+def test_resume_without_the_best_model_says_so_before_the_next_step(tiny, tmp_path, monkeypatch):
+    original, run = training.train_step, tmp_path / "run"
+
+    def interrupted_in_the_second_epoch(run, batch):
+        if run.progress.global_step == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(run, batch)
+
+    monkeypatch.setattr(training, "train_step", interrupted_in_the_second_epoch)
+    with pytest.raises(interruption.Interrupted):
+        training.train(configure(tiny, run))
+    (run / "best").rename(tmp_path / "best")
+    monkeypatch.setattr(training, "train_step", lambda *_: 1 / 0)
+    text = user_error(training.train, configure(tiny, run), resume=True)
+    assert f"{run / 'best' / 'model.safetensors'}, the best model so far (epoch 1), is missing; put it back" in text
+    (tmp_path / "best").rename(run / "best")
+    with pytest.raises(ZeroDivisionError):  # negative control: put back, it goes on
+        training.train(configure(tiny, run), resume=True)
+
+
+@pytest.mark.parametrize("content", ["", "# nothing\n", "{}"])
+def test_resume_with_an_empty_config(tiny, interrupted, content):
+    (interrupted / "config.yaml").write_text(content)
+    assert "config.yaml cannot be read (it holds no settings)" in user_error(training.train, configure(tiny, interrupted), resume=True)
+
+
 def test_a_full_disk_keeps_the_state_before(tiny, interrupted, monkeypatch):
     from accelerate import Accelerator
 

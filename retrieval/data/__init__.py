@@ -1,13 +1,23 @@
 """From the Arrow cache to batches: clips, (clip, caption) pairs, collation."""
 
 from retrieval.data.cache import Cache, ClipSplit, open_cache
-from retrieval.data.pairs import EpochBatches, PairDataset, collate_clips, collate_pairs, make_loader, num_steps_per_epoch, usable_workers
+from retrieval.data.pairs import (
+    EpochBatches,
+    PairDataset,
+    check_batch_size,
+    collate_clips,
+    collate_pairs,
+    make_loader,
+    num_steps_per_epoch,
+    usable_workers,
+)
 
 __all__ = [
     "Cache",
     "ClipSplit",
     "EpochBatches",
     "PairDataset",
+    "check_batch_size",
     "collate_clips",
     "collate_pairs",
     "make_loader",

@@ -13,7 +13,7 @@ import datasets
 import numpy as np
 import pyarrow
 
-from retrieval.errors import UserError
+from retrieval.errors import UserError, one_line
 
 SCHEMA = 1
 CODECS = ("pcm_s16le", "flac")
@@ -79,7 +79,7 @@ class Cache:
             table = datasets.load_from_disk(str(self.path / name))
             clips = ClipSplit(name, table, self.info["codec"], self.sample_rate)
         except Exception as error:  # pyarrow and datasets raise many kinds for a damaged file
-            raise UserError(f"split {name!r} of cache {self.path} is damaged ({_one_line(error)}); {REBUILD} {self.path} --overwrite") from None
+            raise UserError(f"split {name!r} of cache {self.path} is damaged ({one_line(error)}); {REBUILD} {self.path} --overwrite") from None
         if not any(clips.captions):
             raise UserError(f"split {name!r} of cache {self.path} has no captions, so there is nothing to train on or to score")
         if clips.num_samples.min() < 1:
@@ -103,7 +103,7 @@ def open_cache(path: str | Path, sample_rate: int | None = None) -> Cache:
         schema, codec, rate = info["schema"], info["codec"], info["sample_rate"]
         _ = [split["num_clips"] for split in info["splits"].values()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path / 'cache.json'} cannot be understood ({_one_line(error)}); {REBUILD} {path} --overwrite") from None
+        raise UserError(f"{path / 'cache.json'} cannot be understood ({one_line(error)}); {REBUILD} {path} --overwrite") from None
     if schema != SCHEMA:
         raise UserError(f"cache {path} has schema {schema}, this version reads schema {SCHEMA}; {REBUILD} {path} --overwrite")
     if codec not in CODECS:
@@ -124,7 +124,3 @@ def _clip_buffers(column: pyarrow.ChunkedArray) -> list[pyarrow.Buffer]:
         bounds = np.frombuffer(offsets, dtype=np.int64)[chunk.offset : chunk.offset + len(chunk) + 1].tolist()
         buffers += [data.slice(start, stop - start) for start, stop in pairwise(bounds)]
     return buffers
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]

@@ -17,6 +17,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from retrieval.data.cache import ClipSplit
+from retrieval.errors import UserError
 
 
 class PairDataset(Dataset):
@@ -76,6 +77,15 @@ class EpochBatches(Sampler):
 def num_steps_per_epoch(num_pairs: int, batch_size: int) -> int:
     """Optimizer steps of one epoch; `batch_size` is that of all processes together."""
     return math.ceil(num_pairs / batch_size)
+
+
+def check_batch_size(num_pairs: int, batch_size: int, world_size: int = 1) -> None:
+    """Raises UserError where an epoch has no full batch, or a last one with nothing for some process."""
+    if batch_size > num_pairs:
+        raise UserError(f"train.batch_size {batch_size} is larger than the corpus: {num_pairs} (clip, caption) pairs; lower train.batch_size")
+    num_last = num_pairs % batch_size or batch_size
+    if num_last < world_size:
+        raise UserError(f"the last batch of an epoch has {num_last} pairs for {world_size} processes; choose another train.batch_size")
 
 
 def collate_clips(waveforms: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:

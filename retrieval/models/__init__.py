@@ -31,15 +31,13 @@ def build_model_without_weights(config: Config) -> DualEncoder:
 
 
 def _architecture(config: Config, allow_known: bool) -> dict:
-    audio, text, pooling = config.audio_encoder, config.text_encoder, config.pooling
+    audio, text = config.audio_encoder, config.text_encoder
     if audio.name not in AUDIO_ENCODERS:
         raise UserError(f"audio_encoder.name={audio.name!r} is unknown; there is: {', '.join(AUDIO_ENCODERS)}")
-    if pooling.name == "tap" and pooling.init == "identity" and pooling.attention_dim < config.dim:
-        raise UserError(f"pooling.init=identity needs pooling.attention_dim >= dim, found {pooling.attention_dim} < {config.dim}")
     return {
         "audio_encoder": audio.model_dump(include={"name", "embed_dim", "depth", "num_heads"}),
         "text_encoder": text_architecture(text.name, text.dropout, allow_known),
-        "pooling": pooling.model_dump(),
+        "pooling": config.pooling.model_dump(),
         "dim": config.dim,
         "sample_rate": config.data.sample_rate,
         "clip_seconds": config.data.max_seconds,

@@ -13,12 +13,12 @@ import torchaudio
 from huggingface_hub import PyTorchModelHubMixin, snapshot_download
 from torch import nn
 
-from retrieval.errors import UserError
+from retrieval.errors import UserError, one_line
 from retrieval.models.audio import AUDIO_ENCODERS
 from retrieval.models.hub import hub_answers, local_files_only
 from retrieval.models.pooling import MeanPooling, TextAwareAttentionPooling
 from retrieval.models.text import TextEncoder, load_tokenizer
-from retrieval.models.windows import window_grid
+from retrieval.models.windows import WindowGrid
 
 MODEL_CARD = """---
 {{ card_data }}
@@ -74,7 +74,7 @@ class DualEncoder(
         self.pooling = _build_pooling(dim, **pooling)
         self.temperature = nn.Parameter(torch.tensor(temperature), requires_grad=learnable_temperature)
         window_samples = round(min(window_seconds, clip_seconds) * sample_rate)
-        self.windows = window_grid(
+        self.windows = WindowGrid(
             clip_samples=round(clip_seconds * sample_rate),
             window_samples=window_samples,
             hop_samples=round(hop_seconds * sample_rate),
@@ -156,7 +156,7 @@ class DualEncoder(
         except UserError:
             raise
         except Exception as error:  # safetensors, torch, huggingface_hub and transformers each raise their own kinds
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            reason = one_line(error, longest=300)
             if os.path.isdir(name):
                 advice = "it is damaged or of another architecture; train or copy it again"
                 raise UserError(f"checkpoint {name} does not load ({reason}): {advice}") from None

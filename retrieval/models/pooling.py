@@ -82,7 +82,8 @@ class TextAwareAttentionPooling(nn.Module):
     def _initialise_identity(self) -> None:
         attention_dim, dim = self.query.weight.shape
         if attention_dim < dim:
-            raise UserError(f"init=identity needs attention_dim >= dim, found {attention_dim} < {dim}; use init=default or a larger one")
+            found = f"found {attention_dim} < {dim}"
+            raise UserError(f"pooling.init=identity needs pooling.attention_dim >= dim, {found}; raise it, or use pooling.init=default")
         eye = torch.eye(dim)
         for linear in (self.query, self.key, self.value, self.output):
             linear.bias.zero_()

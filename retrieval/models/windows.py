@@ -12,7 +12,7 @@ from torch import nn
 
 @dataclass(frozen=True)
 class WindowGrid:
-    """All in samples at the waveform's rate, but `frames_per_window`."""
+    """All in samples at the waveform's rate, but `frames_per_window`. A window is at most as long as a clip."""
 
     clip_samples: int
     window_samples: int
@@ -39,8 +39,3 @@ class WindowGrid:
         if waveform.shape[1] < needed:
             waveform = nn.functional.pad(waveform, (0, needed - waveform.shape[1]))
         return waveform[:, :needed].unfold(1, self.window_samples, self.hop_samples)
-
-
-def window_grid(clip_samples: int, window_samples: int, hop_samples: int, frames_per_window: int) -> WindowGrid:
-    """A window longer than a clip of full length is cut to the clip."""
-    return WindowGrid(clip_samples, min(window_samples, clip_samples), hop_samples, frames_per_window)

@@ -183,6 +183,8 @@ class Mlp(nn.Module):
 def _read_checkpoint(path: Path) -> dict[str, Tensor]:
     """All tensors of the file's "state_dict". Nothing but tensors, plain containers and argparse.Namespace is unpickled."""
     remedy = "download the official checkpoint again"
+    if path.is_dir():
+        raise UserError(f"audio weights {path} is a folder, expected a file; set audio_encoder.checkpoint to the checkpoint file itself")
     if not path.is_file():
         raise UserError(f"audio weights {path} do not exist; set audio_encoder.checkpoint to an official checkpoint (see README)")
     try:
