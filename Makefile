@@ -30,12 +30,16 @@ demo: install
 	@echo "--- Arrow cache and text encoder"
 	@$(BIN)/python data_prep/build_clotho.py --root $(SAMPLE) --sample-rate 16000
 	@$(BIN)/python data_prep/make_text_encoder.py --captions $(SAMPLE)/clotho_captions_development.csv --output $(SAMPLE)/text_encoder
+	@echo "--- encoders' weights"
+	@$(BIN)/python -m retrieval.pretraining --cache $(SAMPLE)/cache --text-encoder $(SAMPLE)/text_encoder --output $(SAMPLE)/weights
 	@echo "--- mean pooling"
 	$(call train_and_score,sample_mean)
 	@echo "--- text-aware attention pooling (TAP)"
 	$(call train_and_score,sample_tap)
 	@echo "--- text to audio, evaluation split of the sample corpus"
 	@$(BIN)/python -m benchmarks.compare_runs mean=runs/sample_mean/best TAP=runs/sample_tap/best
+	@echo "--- the same, captions that name one event of a longer scene"
+	@$(BIN)/python -m benchmarks.compare_runs mean=runs/sample_mean/best TAP=runs/sample_tap/best --scenes $(SAMPLE)/scenes.json
 	@echo "see the curves, attention pictures and sounds: $(BIN)/tensorboard --logdir runs"
 
 test: install
