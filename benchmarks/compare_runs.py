@@ -2,15 +2,19 @@
 
     python -m benchmarks.compare_runs mean=runs/sample_mean/best TAP=runs/sample_tap/best
     python -m benchmarks.compare_runs mean=runs/mean_1/best,runs/mean_2/best,runs/mean_3/best
+    python -m benchmarks.compare_runs mean=runs/sample_mean/best TAP=runs/sample_tap/best --scenes data/sample/scenes.json
 
-Reads what evaluate.py wrote: MODEL/results/SPLIT/metrics.json. Figures are in percent, text to audio.
+Reads what evaluate.py wrote: metrics.json of MODEL/results/SPLIT, and with --scenes its ranks.csv, of which only the captions count that
+name one event of a scene with three or more. Figures are in percent, text to audio.
 """
 
 import argparse
+import csv
 import json
 import statistics
 from pathlib import Path
 
+from benchmarks.scenes import single_event_captions
 from retrieval.errors import OneLineParser, UserError, run_main
 
 NAMES = ("mAP@10", "R@1", "R@5", "R@10")
@@ -20,22 +24,38 @@ def main(argv: list[str] | None = None) -> int:
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("groups", nargs="+", metavar="name=MODEL[,MODEL...]")
     parser.add_argument("--split", default="evaluation")
+    parser.add_argument("--scenes", type=Path, metavar="FILE", help="scenes.json: only captions that name one event of three or more")
     arguments = parser.parse_args(argv)
+    wanted = set(single_event_captions(arguments.scenes, arguments.split)) if arguments.scenes else None
     groups = {}
     for group in arguments.groups:
         name, _, models = group.partition("=")
-        groups[name] = [read_metrics(Path(model), arguments.split) for model in models.split(",")]
+        groups[name] = [read_metrics(Path(model), arguments.split, wanted) for model in models.split(",")]
+    if wanted:
+        print(f"{len(wanted)} captions")
     print(format_groups(groups))
     return 0
 
 
-def read_metrics(model: Path, split: str) -> dict:
-    """The metrics.json of a model folder. Raises UserError that says how to make it."""
-    path = model / "results" / split / "metrics.json"
+def read_metrics(model: Path, split: str, wanted: set[tuple[str, str]] | None = None) -> dict:
+    """The metrics.json of a model folder, for the `wanted` (file name, caption) alone where given. Raises UserError that says how to make it."""
+    folder = model / "results" / split
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); write it with: python evaluate.py --checkpoint {model} --split {split}") from None
+        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        if wanted is not None:
+            with open(folder / "ranks.csv", encoding="utf-8", newline="") as file:
+                ranks = [int(row["rank"]) for row in csv.DictReader(file) if (row["clip"], row["query"]) in wanted]
+            if len(ranks) != len(wanted):
+                raise UserError(f"{folder / 'ranks.csv'} has {len(ranks)} of the {len(wanted)} captions of --scenes: it was made from another corpus")
+            metrics["text_to_audio"] = _metrics_of(ranks)
+        return metrics
+    except (OSError, KeyError, csv.Error, json.JSONDecodeError) as error:
+        raise UserError(f"{folder} cannot be read ({error}); write it with: python evaluate.py --checkpoint {model} --split {split}") from None
+
+
+def _metrics_of(ranks: list[int]) -> dict[str, float]:
+    hit_rates = {f"R@{k}": sum(rank <= k for rank in ranks) / len(ranks) for k in (1, 5, 10)}
+    return {"mAP@10": sum(1 / rank for rank in ranks if rank <= 10) / len(ranks), **hit_rates}
 
 
 def format_groups(groups: dict[str, list[dict]]) -> str:

@@ -1,13 +1,22 @@
 """Draw what captions of one clip listen to: the spectrogram, and under it TAP's attention over time for each caption.
 
     python -m benchmarks.draw_attention --checkpoint runs/sample_tap/best --cache data/sample/cache \
-        [--split evaluation] [--clip 0] [--captions 0 1] [--output docs/attention.png]
+        [--split evaluation] [--clip 0] [--captions 0 1] [--output docs/attention.png] [--scenes data/sample/scenes.json]
+
+With --scenes it also prints how much weight TAP gives to an event that a caption names alone among three or more, 1 being an equal share:
+the average over all such captions of the split, and the clips where it is highest.
 """
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from benchmarks.scenes import single_event_captions
 from retrieval.errors import OneLineParser, UserError, run_main
+
+if TYPE_CHECKING:
+    from retrieval.data import ClipSplit
+    from retrieval.models import DualEncoder
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -18,6 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--clip", type=int, default=0, help="number of the clip in the split")
     parser.add_argument("--captions", type=int, nargs="+", default=[0, 1], help="numbers of its captions")
     parser.add_argument("--output", type=Path, default=Path("docs/attention.png"))
+    parser.add_argument("--scenes", type=Path, metavar="FILE", help="scenes.json of the sample corpus")
     arguments = parser.parse_args(argv)
 
     import torch
@@ -26,6 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     from retrieval.models import DualEncoder
     from retrieval.tracking import attention_figure
 
+    spans = single_event_captions(arguments.scenes, arguments.split) if arguments.scenes else {}
     model = DualEncoder.from_pretrained(arguments.checkpoint)
     split = open_cache(arguments.cache, model.sample_rate).split(arguments.split)
     if not 0 <= arguments.clip < len(split):
@@ -40,7 +51,38 @@ def main(argv: list[str] | None = None) -> int:
     except (OSError, ValueError) as error:  # ValueError: a suffix that is no kind of picture
         raise UserError(f"--output {arguments.output} cannot be written ({' '.join(str(error).split())})") from None
     print(f"{split.file_names[arguments.clip]}: {arguments.output}")
+    if spans:
+        report_focus(focus(model, split, spans))
     return 0
+
+
+def focus(model: "DualEncoder", split: "ClipSplit", spans: dict[tuple[str, str], tuple[float, float]]) -> list[tuple[float, int, int]]:
+    """(mean weight of the frames within the event over that of all frames, clip, caption) for the captions in `spans`."""
+    import torch
+
+    found = []
+    for clip, (file_name, captions) in enumerate(zip(split.file_names, split.captions)):
+        numbers = [number for number, caption in enumerate(captions) if (file_name, caption) in spans]
+        if not numbers:
+            continue
+        waveform = torch.from_numpy(split.read(clip))[None]  # (1, S)
+        with torch.inference_mode():
+            frames, mask = model.encode_audio(waveform, torch.tensor([waveform.shape[1]]))
+            weights = model.attention(model.encode_text([captions[number] for number in numbers]), frames, mask)  # (n, 1, T)
+        if weights is None:
+            raise UserError("--scenes: the model pools by the mean and has no attention; give a TAP model")
+        weights = weights[:, 0, mask[0]]
+        middles = (torch.arange(weights.shape[1]) + 0.5) * waveform.shape[1] / model.sample_rate / weights.shape[1]  # s
+        for number, row in zip(numbers, weights):
+            onset, end = spans[file_name, captions[number]]
+            found.append((float(row[(middles >= onset) & (middles < end)].mean() / row.mean()), clip, number))
+    return found
+
+
+def report_focus(found: list[tuple[float, int, int]]) -> None:
+    print(f"weight within the named event, 1 is an equal share: {sum(ratio for ratio, _, _ in found) / len(found):.2f} over {len(found)} captions")
+    for ratio, clip, number in sorted(found, reverse=True)[:5]:
+        print(f"    {ratio:.2f}  --clip {clip} --captions {number}")
 
 
 if __name__ == "__main__":
