@@ -1,9 +1,9 @@
 """Write a small RoBERTa without weights for the sample corpus: a configuration, and a tokenizer trained on the corpus's captions.
 
-    python data_prep/make_text_encoder.py --captions data/sample/clotho_captions_development.csv --output data/sample_text_encoder
+    python data_prep/make_text_encoder.py --captions data/sample/clotho_captions_development.csv --output data/sample/text_encoder
 
-The folder has the official Hugging Face layout, so that `text_encoder.name: data/sample_text_encoder` with `text_encoder.pretrained: false`
-takes the same way through the code as `roberta-large`. Same captions and settings, same bytes.
+The folder has the official Hugging Face layout, so that `text_encoder.name: data/sample/text_encoder` with `text_encoder.pretrained: false`
+takes the same way through the code as `roberta-large`; `python -m retrieval.pretraining` gives it weights. Same captions and settings, same bytes.
 """
 
 import csv
