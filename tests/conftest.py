@@ -4,6 +4,7 @@
 """
 
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -22,6 +23,8 @@ SAMPLE_RATE = 16_000
 NOTES = ("low", "middle", "high", "shrill")
 RHYTHMS = ("steady", "pulsing", "rising")
 
+# A shell starts background jobs with SIGINT ignored, and the commands that these tests interrupt would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # beside other work on the cores, waiting threads cost more than they bring
 datasets.disable_progress_bars()
 
