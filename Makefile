@@ -17,9 +17,9 @@ SAMPLE := data/sample
 # On a CPU the launcher gives a process one thread unless it is told otherwise.
 LAUNCH := OMP_NUM_THREADS=$$(nproc) $(BIN)/accelerate launch --config_file configs/accelerate/one_gpu.yaml train.py
 
-# A finished run is kept, an interrupted one goes on, anything else starts anew.
+# A finished run is kept unless its configuration or its start is newer, an interrupted one goes on, anything else starts anew.
 define train_and_score
-	@test -f runs/$(1)/metrics.json || $(LAUNCH) --config configs/$(1).yaml \
+	@test runs/$(1)/metrics.json -nt configs/$(1).yaml -a runs/$(1)/metrics.json -nt $(SAMPLE)/weights/made_from.json || $(LAUNCH) --config configs/$(1).yaml \
 	    $$(ls -d runs/$(1)/states/step-*[0-9] >/dev/null 2>&1 && echo --resume || echo --overwrite)
 	@test -f runs/$(1)/best/results/evaluation/metrics.json || $(BIN)/python evaluate.py --checkpoint runs/$(1)/best
 endef

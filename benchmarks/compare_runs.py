@@ -15,7 +15,7 @@ import statistics
 from pathlib import Path
 
 from benchmarks.scenes import single_event_captions
-from retrieval.errors import OneLineParser, UserError, run_main
+from retrieval.errors import OneLineParser, UserError, one_line, run_main
 
 NAMES = ("mAP@10", "R@1", "R@5", "R@10")
 
@@ -30,6 +30,8 @@ def main(argv: list[str] | None = None) -> int:
     groups = {}
     for group in arguments.groups:
         name, _, models = group.partition("=")
+        if name in groups:
+            raise UserError(f"{name} is given twice; list the models of one group with commas: {name}=MODEL,MODEL")
         groups[name] = [read_metrics(Path(model), arguments.split, wanted) for model in models.split(",")]
     if wanted:
         print(f"{len(wanted)} captions")
@@ -46,11 +48,16 @@ def read_metrics(model: Path, split: str, wanted: set[tuple[str, str]] | None = 
             with open(folder / "ranks.csv", encoding="utf-8", newline="") as file:
                 ranks = [int(row["rank"]) for row in csv.DictReader(file) if (row["clip"], row["query"]) in wanted]
             if len(ranks) != len(wanted):
-                raise UserError(f"{folder / 'ranks.csv'} has {len(ranks)} of the {len(wanted)} captions of --scenes: it was made from another corpus")
+                found = f"{folder / 'ranks.csv'} has {len(ranks)} of the {len(wanted)} captions of --scenes"
+                raise UserError(f"{found}: it was made from another corpus; give that one's scenes.json")
             metrics["text_to_audio"] = _metrics_of(ranks)
+        _ = [table[name] + 0.0 for table in (metrics["text_to_audio"], metrics["chance"]["text_to_audio"]) for name in NAMES]
         return metrics
-    except (OSError, KeyError, csv.Error, json.JSONDecodeError) as error:
-        raise UserError(f"{folder} cannot be read ({error}); write it with: python evaluate.py --checkpoint {model} --split {split}") from None
+    except UserError:
+        raise
+    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
+        remedy = f"write it with: python evaluate.py --checkpoint {model} --split {split}"
+        raise UserError(f"{folder} cannot be read ({one_line(error)}); {remedy}") from None
 
 
 def _metrics_of(ranks: list[int]) -> dict[str, float]:

@@ -44,6 +44,9 @@ def main(argv: list[str] | None = None) -> int:
     captions = split.captions[arguments.clip]
     if not all(0 <= number < len(captions) for number in arguments.captions):
         raise UserError(f"--captions: clip {arguments.clip} has captions 0 to {len(captions) - 1}")
+    if arguments.output.is_dir() or not arguments.output.suffix:
+        raise UserError(f"--output {arguments.output}: give a file with the suffix of a picture, such as docs/attention.png")
+    found = focus(model, split, spans) if spans else []
     figure = attention_figure(model, torch.from_numpy(split.read(arguments.clip)), *(captions[number] for number in arguments.captions))
     try:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
@@ -51,8 +54,8 @@ def main(argv: list[str] | None = None) -> int:
     except (OSError, ValueError) as error:  # ValueError: a suffix that is no kind of picture
         raise UserError(f"--output {arguments.output} cannot be written ({' '.join(str(error).split())})") from None
     print(f"{split.file_names[arguments.clip]}: {arguments.output}")
-    if spans:
-        report_focus(focus(model, split, spans))
+    if found:
+        report_focus(found)
     return 0
 
 
@@ -76,6 +79,8 @@ def focus(model: "DualEncoder", split: "ClipSplit", spans: dict[tuple[str, str],
         for number, row in zip(numbers, weights):
             onset, end = spans[file_name, captions[number]]
             found.append((float(row[(middles >= onset) & (middles < end)].mean() / row.mean()), clip, number))
+    if not found:
+        raise UserError(f"--scenes: none of its captions is in split {split.name} of the cache; give the scenes.json of that corpus")
     return found
 
 

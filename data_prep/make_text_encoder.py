@@ -89,11 +89,14 @@ def _reusable(output: Path, made_from: dict[str, object]) -> bool:
         return False
     if not output.is_dir():
         raise UserError(f"{output} is not a folder; give another --output")
-    if any(output.iterdir()) and not (output / "made_from.json").is_file():
-        raise UserError(f"{output} is not empty and was not made by this script (no made_from.json); give another --output")
     try:
         found = json.loads((output / "made_from.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        ours = "captions_sha256" in found
+    except (OSError, ValueError, TypeError):
+        ours = False
+    if not ours:
+        if any(output.iterdir()):
+            raise UserError(f"{output} is not empty and was not made by this script (no made_from.json of it); give another --output")
         return False
     return found == made_from and all((output / name).is_file() for name in FILES)
 

@@ -36,13 +36,21 @@ def check_has_name(output: Path) -> None:
 def whole_folder(output: Path, what: str) -> Iterator[Path]:
     """A new folder to write in; it takes the place of `output` at the end, and only if nothing went wrong. Raises UserError naming `what`."""
     check_has_name(output)
-    partial = output.with_name(f".{output.name}.partial")
+    output = output.resolve()  # a link stays, what it points to is replaced
+    partial, old = output.with_name(f".{output.name}.partial"), output.with_name(f".{output.name}.old")
     try:
-        shutil.rmtree(partial, ignore_errors=True)
+        for leftover in (partial, old):
+            shutil.rmtree(leftover, ignore_errors=True)
         partial.mkdir(parents=True)
         yield partial
-        shutil.rmtree(output, ignore_errors=True)  # the caller has seen that it may go
-        partial.rename(output)
+        if output.exists():
+            output.rename(old)
+        try:
+            partial.rename(output)
+        except OSError:
+            old.rename(output)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise UserError(f"{what} could not be written to {output}: {error.strerror or error}") from None
     finally:

@@ -151,7 +151,7 @@ def load_state(accelerator: Accelerator, run: Path, progress: Progress) -> None:
 
 def latest_state(run: Path) -> Path | None:
     """The newest complete state folder of `run`."""
-    states = [path for path in (run / "states").glob("step-*") if path.suffix != ".partial"]
+    states = [path for path in (run / "states").glob("step-*") if path.suffix != ".partial" and path.is_dir()]
     return max(states, default=None)
 
 

@@ -22,9 +22,12 @@ def one_line(error: Exception, longest: int = 200) -> str:
 
 
 def run_main(main: Callable[[], int | None]) -> None:
-    """Run `main`; print a UserError as one `error: ...` line on stderr and exit with 2."""
+    """Run `main`; print a UserError as one `error: ...` line on stderr and exit with 2; after Ctrl-C with 130."""
     try:
         sys.exit(main())
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

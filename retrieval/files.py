@@ -1,6 +1,7 @@
-"""Files that appear under their name only when they are whole."""
+"""Files and folders that appear under their name only when they are whole."""
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,32 @@ def atomic_writer(path: Path) -> Iterator[TextIO]:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(output: Path, what: str) -> Iterator[Path]:
+    """A new folder to write in; it takes the place of `output` at the end, and only if nothing went wrong. Raises UserError naming `what`."""
+    if output.name in ("", ".."):
+        raise UserError(f"--output {output}: give the folder by its own name; it is written beside that name and renamed when it is complete")
+    output = output.resolve()  # a link stays, what it points to is replaced
+    partial, old = output.with_name(f".{output.name}.partial"), output.with_name(f".{output.name}.old")
+    try:
+        for leftover in (partial, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+        partial.mkdir(parents=True)
+        yield partial
+        if output.exists():
+            output.rename(old)
+        try:
+            partial.rename(output)
+        except OSError:
+            old.rename(output)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise UserError(f"{what} could not be written to {output}: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def check_writable(folder: Path) -> None:

@@ -12,10 +12,10 @@ caption, all texts lie in one point, and text-aware attention, which asks with t
 belongs to which clip.
 """
 
+import hashlib
 import json
 import math
 import os
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -23,18 +23,21 @@ import torch
 import torchaudio
 import transformers
 from accelerate.utils import set_seed
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
 from retrieval.data import ClipSplit, open_cache
 from retrieval.data.pairs import PairDataset
-from retrieval.errors import OneLineParser, UserError, run_main
+from retrieval.errors import OneLineParser, UserError, one_line, run_main
+from retrieval.files import whole_folder
 from retrieval.models.audio.atst import PREFIXES, AtstFrame
 from retrieval.models.text import TextEncoder, load_tokenizer, normalise_caption, text_architecture
 
 VERSION = 1  # raise it with every change that changes the weights
 SECONDS = 10.0  # of each clip that the whitening is measured on
+LARGEST_SIZE = 2**16
 EVERY_FRAME = 3  # neighbouring frames resemble each other
 VARIANCE_FLOOR = 1e-3  # of the largest variance, added to all: weak components are mostly noise
 MAX_TOKENS, DROPOUT, BATCH_SIZE, LEARNING_RATE, WARMUP_STEPS = 32, 0.1, 64, 1e-3, 30
@@ -52,8 +55,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     for name in ("embed_dim", "depth", "num_heads", "steps"):
-        if getattr(options, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(options, name)}: must be 1 or more")
+        if not 1 <= getattr(options, name) <= LARGEST_SIZE:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(options, name)}: must be 1 to {LARGEST_SIZE}")
+    if not 0 <= options.seed < 2**32:
+        raise UserError(f"--seed {options.seed}: must be 0 to {2**32 - 1}")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     sizes = {name: getattr(options, name) for name in ("embed_dim", "depth", "num_heads")}
@@ -65,32 +70,30 @@ def pretrain(cache: Path, text_folder: Path, output: Path, sizes: dict[str, int]
     """Write both encoders' weights to the folder `output`, or reuse equal ones. Raises UserError."""
     if not (text_folder / "config.json").is_file():
         raise UserError(f"--text-encoder {text_folder} has no config.json; make one with data_prep/make_text_encoder.py")
+    for source in (cache.resolve(), text_folder.resolve()):
+        if source.is_relative_to(output.resolve()) or output.resolve().is_relative_to(source):
+            raise UserError(f"--output {output} would replace or change {source}, from which it is made; give another --output")
     clips = open_cache(cache).split("development")
     corpus = PairDataset(clips, max_samples=1, seed=0).fingerprint()
-    text_config = json.loads((text_folder / "config.json").read_text(encoding="utf-8"))
-    made_from = {"version": VERSION, "corpus": corpus, "text_encoder": text_config, **sizes, "steps": steps, "seed": seed}
-    if _reusable(output, made_from):
+    sources = {path.name: _sha256(path) for path in sorted(text_folder.iterdir()) if path.suffix in (".json", ".txt")}
+    settings = {"version": VERSION, "corpus": corpus, "sample_rate": clips.sample_rate, "text_encoder": sources}
+    settings |= sizes | {"steps": steps, "seed": seed}
+    if _reusable(output, settings):
         print(f"{output} was made from this cache and these settings: reused")
         return
-    if output.name in ("", ".."):
-        raise UserError(f"--output {output}: give the folder by its own name; it is written beside that name and renamed when it is complete")
-    partial = output.with_name(f".{output.name}.partial")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+    with whole_folder(output, "the weights") as folder:  # replaces an empty folder, or one made by this command
         set_seed(seed)
-        audio = whitened_audio_encoder(clips, sizes)
-        torch.save({"state_dict": {PREFIXES[-1] + name: value for name, value in audio.state_dict().items()}}, partial / "audio_encoder.ckpt")
-        text = trained_text_encoder(clips, text_folder, steps, seed)
-        text.model.save_pretrained(partial / "text_encoder")
-        text.tokenizer.save_pretrained(partial / "text_encoder")
-        (partial / "made_from.json").write_text(json.dumps(made_from, indent=1) + "\n", encoding="utf-8")
-        shutil.rmtree(output, ignore_errors=True)  # empty, or made by this module
-        partial.rename(output)
-    except OSError as error:
-        raise UserError(f"the weights could not be written to {output}: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        text = untrained_text_encoder(text_folder)
+        try:
+            audio = whitened_audio_encoder(clips, sizes)
+            train_text_encoder(text, clips, steps, seed)
+            torch.save({"state_dict": {PREFIXES[-1] + name: value for name, value in audio.state_dict().items()}}, folder / "audio_encoder.ckpt")
+            text.model.save_pretrained(folder / "text_encoder")
+            text.tokenizer.save_pretrained(folder / "text_encoder")
+        except (RuntimeError, MemoryError, SafetensorError) as error:  # torch and safetensors raise these where the disk or the memory is full
+            raise UserError(f"no weights were written to {output} ({one_line(error)}); make room, or choose a smaller encoder") from None
+        made = {str(path.relative_to(folder)): _sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+        (folder / "made_from.json").write_text(json.dumps({"settings": settings, "files": made}, indent=1) + "\n", encoding="utf-8")
     print(f"{output}: audio_encoder.ckpt and text_encoder/, from {len(clips)} clips and {sum(map(len, clips.captions))} captions")
 
 
@@ -115,15 +118,25 @@ def _whitening(patches: Tensor, size: int) -> tuple[Tensor, Tensor]:
     mean = patches.mean(dim=0)
     variances, directions = torch.linalg.eigh(torch.cov((patches - mean).T))  # ascending
     variances, directions = variances.flip(0)[:size], directions.flip(1)[:, :size]
+    if not variances[0] > 1e-9:
+        raise UserError("the development clips all sound alike, or are silent: nothing to start an audio encoder from; check the cache")
     return (directions / torch.sqrt(variances + VARIANCE_FLOOR * variances[0])).T, mean
 
 
-def trained_text_encoder(clips: ClipSplit, folder: Path, steps: int, seed: int) -> TextEncoder:
-    """The text encoder of `folder` from random weights, trained to predict a caption's tokens from its token 0."""
-    encoder = TextEncoder(text_architecture(str(folder), DROPOUT), MAX_TOKENS)
-    encoder.tokenizer = load_tokenizer(folder)
+def untrained_text_encoder(folder: Path) -> TextEncoder:
+    """The text encoder of `folder` with random weights."""
+    architecture = text_architecture(str(folder), DROPOUT)
+    encoder = TextEncoder(architecture, MAX_TOKENS)
+    encoder.tokenizer = load_tokenizer(folder, encoder.model.config.vocab_size)
+    return encoder
+
+
+def train_text_encoder(encoder: TextEncoder, clips: ClipSplit, steps: int, seed: int) -> None:
+    """Train `encoder` to predict a caption's tokens from its token 0."""
     captions = [caption for captions in clips.captions for caption in captions]
     targets = token_shares(encoder, captions)  # (N, V)
+    if not targets.any():
+        raise UserError("the development captions have no words that tell them apart: nothing to start a text encoder from; check the cache")
     head = nn.Linear(encoder.feature_dim, targets.shape[1])
     optimizer = torch.optim.AdamW([*encoder.parameters(), *head.parameters()], weight_decay=0.0)
     rng = np.random.default_rng(seed)
@@ -139,9 +152,8 @@ def trained_text_encoder(clips: ClipSplit, folder: Path, steps: int, seed: int) 
         loss.backward()
         optimizer.step()
         if not math.isfinite(value := loss.item()):
-            raise UserError(f"text encoder {folder}: the loss is {value} at step {step + 1}; try a smaller one, or another --seed")
+            raise UserError(f"the text encoder's loss is {value} at step {step + 1}; try a smaller one, or another --seed")
         progress.set_postfix(loss=f"{value:.2f}", refresh=False)
-    return encoder
 
 
 def token_shares(encoder: TextEncoder, captions: list[str]) -> Tensor:
@@ -153,20 +165,24 @@ def token_shares(encoder: TextEncoder, captions: list[str]) -> Tensor:
     return shares / shares.sum(dim=1, keepdim=True).clamp_min(1e-12)
 
 
-def _reusable(output: Path, made_from: dict) -> bool:
-    """Does `output` hold the wanted weights? Raises UserError where something else is in the way."""
+def _reusable(output: Path, settings: dict) -> bool:
+    """Does `output` hold the wanted weights, unharmed? Raises UserError where something else is in the way."""
     if not output.exists():
         return False
     if not output.is_dir():
         raise UserError(f"{output} is not a folder; give another --output")
-    if any(output.iterdir()) and not (output / "made_from.json").is_file():
-        raise UserError(f"{output} is not empty and was not made by this command (no made_from.json); give another --output")
     try:
         found = json.loads((output / "made_from.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        same, files = found["settings"] == settings, found["files"].items()
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        if any(output.iterdir()):
+            raise UserError(f"{output} is not empty and was not made by this command (no made_from.json of it); give another --output") from None
         return False
-    weights = (output / "audio_encoder.ckpt", output / "text_encoder" / "model.safetensors", output / "text_encoder" / "tokenizer.json")
-    return found == made_from and all(path.is_file() for path in weights)
+    return same and all((output / name).is_file() and _sha256(output / name) == digest for name, digest in files)
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 if __name__ == "__main__":

@@ -69,3 +69,13 @@ def test_with_scenes_only_captions_of_one_event_of_three_count(tmp_path, capsys)
     scenes.write_text("{}")
     with pytest.raises(UserError, match="cannot be read"):
         compare_runs.main([f"TAP={run}", "--scenes", str(scenes)])
+
+
+def test_a_group_given_twice_and_unusable_files(tmp_path):
+    run = write_run(tmp_path / "a", 0.1)
+    with pytest.raises(UserError, match="TAP is given twice"):
+        compare_runs.main([f"TAP={run}", f"TAP={run}"])
+    for content in (b"[]", b"{}", b"\xff\xfe", b'{"text_to_audio": {"mAP@10": "x"}}'):
+        (run / "results" / "evaluation" / "metrics.json").write_bytes(content)
+        with pytest.raises(UserError, match="cannot be read"):
+            compare_runs.main([f"TAP={run}"])

@@ -51,3 +51,15 @@ def test_mean_pooling_has_no_focus(tiny, tmp_path):
     arguments = ["--checkpoint", str(tmp_path / "model"), "--cache", str(tiny / "cache"), "--output", str(tmp_path / "a.png")]
     with pytest.raises(UserError, match="give a TAP model"):
         draw_attention.main([*arguments, "--scenes", str(write_scenes(tmp_path / "scenes.json"))])
+
+
+def test_nothing_is_drawn_for_the_scenes_of_another_corpus_or_without_a_suffix(tiny, tmp_path):
+    build_model(load_config(tiny / "tiny.yaml")).save_pretrained(tmp_path / "model")
+    scenes = write_scenes(tmp_path / "scenes.json")
+    scenes.write_text(scenes.read_text().replace("0.wav", "other.wav"))
+    arguments = ["--checkpoint", str(tmp_path / "model"), "--cache", str(tiny / "cache"), "--scenes", str(scenes)]
+    with pytest.raises(UserError, match="none of its captions is in split evaluation"):
+        draw_attention.main([*arguments, "--output", str(tmp_path / "a.png")])
+    with pytest.raises(UserError, match="give a file with the suffix"):
+        draw_attention.main([*arguments, "--output", str(tmp_path / "a")])
+    assert not list(tmp_path.glob("a*"))

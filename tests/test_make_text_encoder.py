@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -163,3 +164,25 @@ def test_foreign_folders_are_left_alone(table, tmp_path, capsys):
     (tmp_path / "mine/letter.txt").write_text("keep")
     assert make(table, tmp_path / "mine") == 2
     assert "mine" in error_line(capsys) and os.listdir(tmp_path / "mine") == ["letter.txt"]
+
+
+def test_a_failed_replacement_keeps_the_old_folder(table, folder, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "text_encoder"
+    shutil.copytree(folder, output)
+    rename = Path.rename
+
+    def failing(self, target):
+        if self.name.endswith(".partial"):
+            raise OSError(39, "Directory not empty")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    assert make(table, output, "--hidden-size", 64) == 2
+    assert "Directory not empty" in error_line(capsys)
+    assert digests(output) == digests(folder) and os.listdir(tmp_path) == ["text_encoder"]
+
+
+def test_the_folder_of_pretrained_weights_is_left_alone(table, tmp_path, capsys):
+    (tmp_path / "made_from.json").write_text('{"settings": {}, "files": {}}')
+    assert make(table, tmp_path) == 2
+    assert "was not made by this script" in error_line(capsys) and os.listdir(tmp_path) == ["made_from.json"]

@@ -3,10 +3,11 @@
 import hashlib
 import math
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import write_cache, write_text_encoder
+from conftest import write_cache, write_rows, write_text_encoder
 from torch.nn import functional
 
 from retrieval import pretraining
@@ -79,7 +80,8 @@ def test_token_0_tells_captions_apart(tiny):
 
     untrained = TextEncoder(text_architecture(f"{tiny}/text_encoder", 0.0), 32)
     untrained.tokenizer = load_tokenizer(tiny / "text_encoder")
-    trained = pretraining.trained_text_encoder(cache.split("development"), tiny / "text_encoder", steps=250, seed=0)
+    trained = pretraining.untrained_text_encoder(tiny / "text_encoder")
+    pretraining.train_text_encoder(trained, cache.split("development"), steps=250, seed=0)
     assert mean_cosine(untrained) > 0.99 > 0.7 > mean_cosine(trained)
 
 
@@ -120,10 +122,94 @@ def test_very_short_clips_of_another_sample_rate(tiny, tmp_path):
     assert all(parameter.isfinite().all() for parameter in encoder.parameters())
 
 
+def test_weights_cut_short_or_of_another_tokenizer_are_made_again(tiny, weights, tmp_path):
+    shutil.copytree(weights, tmp_path / "weights")
+    with open(tmp_path / "weights" / "audio_encoder.ckpt", "r+b") as file:
+        file.truncate(1000)
+    assert pretrain(tiny, tmp_path / "weights") == 0
+    assert digests(tmp_path / "weights") == digests(weights)
+    shutil.copytree(tiny / "text_encoder", tmp_path / "text")
+    path = tmp_path / "text" / "tokenizer.json"
+    path.write_text(path.read_text().replace("note", "tune"))
+    assert pretrain(tiny, tmp_path / "weights", "--text-encoder", str(tmp_path / "text")) == 0
+    assert digests(tmp_path / "weights") != digests(weights)
+
+
+def test_what_it_is_made_from_is_never_replaced(tiny, tmp_path):
+    text = str(write_text_encoder(tmp_path / "text"))
+    for output in (tmp_path / "text", tmp_path / "text" / "weights", tmp_path, tiny / "cache" / "weights"):
+        with pytest.raises(UserError, match="from which it is made"):
+            pretrain(tiny, output, "--text-encoder", text)
+    assert (tmp_path / "text" / "tokenizer.json").is_file()
+
+
+def test_another_command_s_folder_is_left_alone(tiny, tmp_path):
+    (tmp_path / "made_from.json").write_text('{"captions_sha256": "0"}')
+    with pytest.raises(UserError, match="was not made by this command"):
+        pretrain(tiny, tmp_path)
+
+
+def test_a_link_keeps_pointing_to_the_weights(tiny, weights, tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    assert pretrain(tiny, tmp_path / "link") == 0
+    assert (tmp_path / "link").is_symlink() and digests(tmp_path / "real") == digests(weights)
+
+
+def test_a_failed_replacement_keeps_the_old_weights(tiny, weights, tmp_path, monkeypatch):
+    shutil.copytree(weights, tmp_path / "weights")
+    rename = Path.rename
+
+    def failing(self, target):
+        if self.name.endswith(".partial"):
+            raise OSError(39, "Directory not empty")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(UserError, match="could not be written"):
+        pretrain(tiny, tmp_path / "weights", "--seed", "1")
+    assert digests(tmp_path / "weights") == digests(weights)
+    assert [path.name for path in tmp_path.iterdir()] == ["weights"]
+
+
+def test_a_full_disk_is_one_line(tiny, tmp_path, monkeypatch):
+    def full(*_):
+        raise RuntimeError("unexpected pos 64\nvs 0")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(UserError, match="no weights were written to .*unexpected pos 64 vs 0"):
+        pretrain(tiny, tmp_path / "weights")
+    assert list(tmp_path.iterdir()) == []
+
+
+def silence(row):
+    return row | {"audio": bytes(len(row["audio"]))}
+
+
+def wordless(row):
+    return row | {"captions": ["!", "..."]}
+
+
+@pytest.mark.parametrize(("change", "message"), [(silence, "all sound alike, or are silent"), (wordless, "no words that tell them apart")])
+def test_a_corpus_with_nothing_to_learn(tiny, tmp_path, change, message):
+    clips = open_cache(tiny / "cache").split("development")
+    rows = []
+    for index in range(len(clips)):
+        pcm = (clips.read(index) * 32768).astype("<i2").tobytes()
+        names = {"clip_id": clips.clip_ids[index], "file_name": clips.file_names[index], "captions": clips.captions[index]}
+        rows.append(change(names | {"audio": pcm, "num_samples": len(pcm) // 2}))
+    write_rows(tmp_path / "cache", {"development": rows})
+    with pytest.raises(UserError, match=message):
+        pretrain(tiny, tmp_path / "weights", "--cache", str(tmp_path / "cache"))
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--steps", "0"], "--steps 0: must be 1 or more"),
+        (["--seed", "-1"], "--seed -1: must be 0 to"),
+        (["--embed-dim", "1000000000000"], "must be 1 to"),
+        (["--steps", "0"], "--steps 0: must be 1 to"),
         (["--embed-dim", "33"], "embed_dim 33 is not a multiple of num_heads 2"),
         (["--cache", "absent"], "absent"),
         (["--text-encoder", "absent"], "--text-encoder absent has no config.json"),

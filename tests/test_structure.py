@@ -84,7 +84,7 @@ MAY_IMPORT = {
     "checkpoint": {"config", "files", "models"},
     "evaluation": {"data", "models", "metrics", "distributed", "files"},
     "dry_run": {"config", "data", "losses", "models", "optim"},
-    "pretraining": {"data", "models"},
+    "pretraining": {"data", "files", "models"},
     "training": {"config", "data", "models", "losses", "distributed", "optim", "checkpoint", "evaluation", "tracking", "interruption"},
 }
 

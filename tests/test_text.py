@@ -212,6 +212,27 @@ def test_a_folder_name_that_does_not_exist(tmp_path: Path):
     assert error_of(load_tokenizer, name) == message
 
 
+def test_a_tokenizer_that_knows_no_word_or_does_not_fit(tmp_path: Path):
+    folder = write_text_encoder(tmp_path)
+    assert len(load_tokenizer(folder, 16)) == 16
+    assert "its tokenizer has 16 tokens, its config.json says vocab_size 15" in error_of(load_tokenizer, folder, 15)
+    for path in folder.glob("*token*"):
+        path.unlink()
+    assert "knows no word" in error_of(load_tokenizer, folder)
+
+
+def test_a_tokenizer_without_padding(tmp_path: Path):
+    path = write_text_encoder(tmp_path) / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps({name: value for name, value in settings.items() if name != "pad_token"}))
+    assert "has no padding token" in error_of(load_tokenizer, tmp_path)
+
+
+def test_a_config_that_describes_no_model(tmp_path: Path):
+    architecture = text_architecture(str(write_text_encoder(tmp_path)), 0.1)
+    assert "not a multiple of" in error_of(TextEncoder, architecture | {"num_attention_heads": 3}, 32)
+
+
 @pytest.fixture
 def no_hub(monkeypatch):
     """The hub refuses every connection, at once."""

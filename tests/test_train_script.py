@@ -169,3 +169,12 @@ def test_the_command_itself(tmp_path: Path):
     done = subprocess.run([sys.executable, "-X", "importtime", "-c", code], capture_output=True, text=True, cwd=ROOT)
     imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
     assert {"yaml", "pydantic", "retrieval.config"} < imported and not {"torch", "transformers", "datasets"} & imported
+
+
+def test_ctrl_c_is_one_line_and_130(capsys):
+    def interrupted() -> int:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit, match="130"):
+        run_main(interrupted)
+    assert capsys.readouterr().err == "interrupted\n"

@@ -15,7 +15,7 @@ def build_model(config: Config) -> DualEncoder:
     """The model of `config` with its pretrained weights. Raises UserError for absent or unfitting weights."""
     text = config.text_encoder
     model = DualEncoder(**_architecture(config, allow_known=False))
-    model.text_encoder.tokenizer = load_tokenizer(text.name)
+    model.text_encoder.tokenizer = load_tokenizer(text.name, model.text_encoder.model.config.vocab_size)
     if config.audio_encoder.checkpoint is not None:
         model.audio_encoder.load_official(config.audio_encoder.checkpoint)
     if text.pretrained:

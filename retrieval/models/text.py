@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
-from retrieval.errors import UserError
+from retrieval.errors import UserError, one_line
 from retrieval.models.hub import local_files_only
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,10 @@ class TextEncoder(nn.Module):
         self.max_tokens = max_tokens
         config = AutoConfig.for_model(**architecture)
         # float32 also where the files are in half precision: autocast takes what it needs.
-        self.model = AutoModel.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+        try:
+            self.model = AutoModel.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+        except (ValueError, TypeError, ZeroDivisionError) as error:
+            raise UserError(f"the text encoder's config.json describes no model ({one_line(error)}); copy it again") from None
         self.model.pooler = None  # its parameters would never receive a gradient
         self.feature_dim: int = config.hidden_size
         longest = self._longest_text()
@@ -113,12 +116,21 @@ def architecture_of(config: PreTrainedConfig, dropout: float) -> dict[str, Any]:
     return architecture | {setting: dropout for setting in DROPOUT_SETTINGS if setting in architecture}
 
 
-def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of hub model or folder `name`."""
+def load_tokenizer(name: str | Path, vocab_size: int | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of hub model or folder `name`; it must fit a model of `vocab_size` tokens, where given."""
     try:
-        return AutoTokenizer.from_pretrained(str(name), local_files_only=local_files_only(name))
+        tokenizer = AutoTokenizer.from_pretrained(str(name), local_files_only=local_files_only(name))
     except Exception as error:
         raise _unreachable(str(name), error) from None
+    # Where a folder has no tokenizer files, transformers makes a tokenizer that knows no word.
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise UserError(f"text encoder {name}: its tokenizer knows no word; the tokenizer files are missing, copy them there again")
+    if tokenizer.pad_token is None:
+        raise UserError(f"text encoder {name}: its tokenizer has no padding token; set pad_token in its tokenizer_config.json")
+    if vocab_size is not None and len(tokenizer) > vocab_size:
+        found = f"its tokenizer has {len(tokenizer)} tokens, its config.json says vocab_size {vocab_size}"
+        raise UserError(f"text encoder {name}: {found}; copy both again")
+    return tokenizer
 
 
 def _unreachable(name: str, error: Exception) -> UserError:
