@@ -59,6 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise UserError(f"--{name.replace('_', '-')} {getattr(options, name)}: must be 1 to {LARGEST_SIZE}")
     if not 0 <= options.seed < 2**32:
         raise UserError(f"--seed {options.seed}: must be 0 to {2**32 - 1}")
+    torch.set_num_threads(1)  # the same weights at any number of cores; more hardly help encoders this small
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     sizes = {name: getattr(options, name) for name in ("embed_dim", "depth", "num_heads")}
