@@ -19,6 +19,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from retrieval.data.cache import ClipSplit
 from retrieval.errors import UserError
 
+GRACE_SECONDS = 60  # that a loader process outlives a SIGTERM
+
 
 class PairDataset(Dataset):
     """All (clip, caption) pairs of a split; an item is asked for as (epoch, index)."""
@@ -127,9 +129,13 @@ def make_loader(pairs: PairDataset, batches: EpochBatches, num_workers: int) -> 
 
 
 def _leave_signals_to_main_process(_worker: int) -> None:
-    """For loader processes: Ctrl-C reaches the whole process group, and the main process decides."""
+    """For loader processes: Ctrl-C, and the SIGTERM of many schedulers, reach the whole process group, and the main process decides.
+
+    After a SIGTERM a loader process goes on until the main process has had time to finish its step and to save.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_SECONDS))
 
 
 def usable_workers(num_workers: int) -> int:

@@ -1,0 +1,37 @@
+"""A scheduler's SIGTERM to all processes of a run, loader processes included."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.slow
+def test_sigterm_to_the_whole_group_saves_a_state(tiny, tmp_path):
+    run = tmp_path / "run"
+    command = [sys.executable, str(ROOT / "train.py"), "--config", str(tiny / "tiny.yaml"), f"train.output={run}", "data.num_workers=1"]
+    settings = os.environ | {"OMP_NUM_THREADS": "1"}
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen(
+            [*command, "train.epochs=2000"], cwd=tmp_path, env=settings, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        deadline = time.monotonic() + 120
+        while not (run / "best").exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        time.sleep(0.5)
+        os.killpg(process.pid, signal.SIGTERM)
+        begin = time.monotonic()
+        code = process.wait(60)
+    finally:
+        process.kill()
+    output = (tmp_path / "log").read_text()
+    assert "interrupted; continue from" in output and "Traceback" not in output, output[-2000:]
+    assert code != 0 and list((run / "states").glob("step-*"))
+    assert time.monotonic() - begin < 30  # s; nobody waits for the loader process to time out
