@@ -14,8 +14,11 @@ import json
 import statistics
 from pathlib import Path
 
+import numpy as np
+
 from benchmarks.scenes import single_event_captions
 from retrieval.errors import OneLineParser, UserError, one_line, run_main
+from retrieval.metrics.text_audio_retrieval.ranking import metrics_of_ranks
 
 NAMES = ("mAP@10", "R@1", "R@5", "R@10")
 
@@ -46,11 +49,11 @@ def read_metrics(model: Path, split: str, wanted: set[tuple[str, str]] | None = 
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         if wanted is not None:
             with open(folder / "ranks.csv", encoding="utf-8", newline="") as file:
-                ranks = [int(row["rank"]) for row in csv.DictReader(file) if (row["clip"], row["query"]) in wanted]
+                ranks = [np.array([int(row["rank"])]) for row in csv.DictReader(file) if (row["clip"], row["query"]) in wanted]
             if len(ranks) != len(wanted):
                 found = f"{folder / 'ranks.csv'} has {len(ranks)} of the {len(wanted)} captions of --scenes"
                 raise UserError(f"{found}: it was made from another corpus; give that one's scenes.json")
-            metrics["text_to_audio"] = _metrics_of(ranks)
+            metrics["text_to_audio"] = metrics_of_ranks(ranks)
         _ = [table[name] + 0.0 for table in (metrics["text_to_audio"], metrics["chance"]["text_to_audio"]) for name in NAMES]
         return metrics
     except UserError:
@@ -58,11 +61,6 @@ def read_metrics(model: Path, split: str, wanted: set[tuple[str, str]] | None = 
     except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
         remedy = f"write it with: python evaluate.py --checkpoint {model} --split {split}"
         raise UserError(f"{folder} cannot be read ({one_line(error)}); {remedy}") from None
-
-
-def _metrics_of(ranks: list[int]) -> dict[str, float]:
-    hit_rates = {f"R@{k}": sum(rank <= k for rank in ranks) / len(ranks) for k in (1, 5, 10)}
-    return {"mAP@10": sum(1 / rank for rank in ranks if rank <= 10) / len(ranks), **hit_rates}
 
 
 def format_groups(groups: dict[str, list[dict]]) -> str:

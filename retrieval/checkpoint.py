@@ -45,7 +45,7 @@ class Progress:
     global_step: int = 0
     best_map: float = -1.0
     best_epoch: int = -1
-    corpus: str = ""  # PairDataset.fingerprint()
+    corpus: str = ""  # ClipSplit.fingerprint() of the development split
 
     def state_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -42,7 +42,8 @@ def whole_folder(output: Path, what: str) -> Iterator[Path]:
         try:
             partial.rename(output)
         except OSError:
-            old.rename(output)
+            if old.exists():
+                old.rename(output)
             raise
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:

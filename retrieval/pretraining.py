@@ -29,7 +29,6 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from retrieval.data import ClipSplit, open_cache
-from retrieval.data.pairs import PairDataset
 from retrieval.errors import OneLineParser, UserError, one_line, run_main
 from retrieval.files import whole_folder
 from retrieval.models.audio.atst import PREFIXES, AtstFrame
@@ -75,9 +74,8 @@ def pretrain(cache: Path, text_folder: Path, output: Path, sizes: dict[str, int]
         if source.is_relative_to(output.resolve()) or output.resolve().is_relative_to(source):
             raise UserError(f"--output {output} would replace or change {source}, from which it is made; give another --output")
     clips = open_cache(cache).split("development")
-    corpus = PairDataset(clips, max_samples=1, seed=0).fingerprint()
     sources = {path.name: _sha256(path) for path in sorted(text_folder.iterdir()) if path.suffix in (".json", ".txt")}
-    settings = {"version": VERSION, "corpus": corpus, "sample_rate": clips.sample_rate, "text_encoder": sources}
+    settings = {"version": VERSION, "corpus": clips.fingerprint(), "sample_rate": clips.sample_rate, "text_encoder": sources}
     settings |= sizes | {"steps": steps, "seed": seed}
     if _reusable(output, settings):
         print(f"{output} was made from this cache and these settings: reused")
@@ -126,8 +124,7 @@ def _whitening(patches: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
 def untrained_text_encoder(folder: Path) -> TextEncoder:
     """The text encoder of `folder` with random weights."""
-    architecture = text_architecture(str(folder), DROPOUT)
-    encoder = TextEncoder(architecture, MAX_TOKENS)
+    encoder = TextEncoder(text_architecture(str(folder), DROPOUT), MAX_TOKENS)
     encoder.tokenizer = load_tokenizer(folder, encoder.model.config.vocab_size)
     return encoder
 

@@ -108,7 +108,7 @@ def prepare(config: Config, folder: Path, resume: bool, overwrite: bool) -> Run:
     if accelerator.is_main_process:
         checkpoint.open_run(folder, config, resume)
     accelerator.wait_for_everyone()
-    progress = Progress(corpus=pairs.fingerprint())
+    progress = Progress(corpus=pairs.split.fingerprint())
     accelerator.register_for_checkpointing(progress)
     if resume:
         checkpoint.load_state(accelerator, folder, progress)

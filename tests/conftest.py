@@ -3,6 +3,7 @@
 `retrieval` is imported before anything else, so that `import evaluate` gives the Hugging Face package (retrieval/__init__.py).
 """
 
+import hashlib
 import json
 import signal
 import sys
@@ -77,6 +78,24 @@ def write_cache(path: Path, splits: dict[str, int], seed: int = 0, seconds: tupl
             names = {"clip_id": f"{split}/{i}.wav", "file_name": f"{i}.wav"}
             rows.append(names | {"audio": pcm.tobytes(), "num_samples": len(pcm), "captions": captions})
     return write_rows(path, rows_of_split, **info)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """sha256 of every file under `folder`, by its path in there."""
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture
+def no_finished_folder(monkeypatch):
+    """The rename at the end of a new folder fails, as it does where another program holds the old one."""
+    rename = Path.rename
+
+    def failing(self, target):
+        if self.name.endswith(".partial"):
+            raise OSError(39, "Directory not empty")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
 
 
 def write_text_encoder(path: Path) -> Path:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import digests
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "data_prep"))
@@ -29,12 +30,6 @@ SIZE_ARGUMENTS = ["--sizes", *map(str, SIZES.values())]
 
 def make(output, *arguments):
     return make_sample_corpus.main(["--output", str(output), *map(str, arguments)])
-
-
-def digests(folder):
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.rglob("*")) if path.is_file()
-    }
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 PCM is read by slicing the memory map: only the samples asked for are touched and converted.
 """
 
+import hashlib
 import io
 import json
 from itertools import pairwise
@@ -41,6 +42,10 @@ class ClipSplit:
 
     def __len__(self) -> int:
         return len(self.clip_ids)
+
+    def fingerprint(self) -> str:
+        """The same for the same clips, lengths and captions in the same order, wherever the cache lies."""
+        return hashlib.sha256(repr([self.clip_ids, self.num_samples.tolist(), self.captions]).encode()).hexdigest()
 
     def read(self, index: int, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Samples start..stop of clip `index` as float32 in [-1, 1), shape (stop - start,)."""

@@ -5,7 +5,6 @@ Order and crops depend on (seed, epoch, item) alone, never on worker processes o
 Letters: B clips of a batch, S samples.
 """
 
-import hashlib
 import math
 import os
 import signal
@@ -33,10 +32,6 @@ class PairDataset(Dataset):
 
     def __len__(self) -> int:
         return len(self.pairs)
-
-    def fingerprint(self) -> str:
-        """The same for the same clips, lengths and captions in the same order, wherever the cache lies."""
-        return hashlib.sha256(repr([self.split.clip_ids, self.split.num_samples.tolist(), self.split.captions]).encode()).hexdigest()
 
     def __getitem__(self, item: tuple[int, int]) -> dict[str, Any]:
         """A clip longer than max_samples is cut at a random place."""
