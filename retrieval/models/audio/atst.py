@@ -8,6 +8,7 @@ Letters: W windows, S samples, C mel columns, T frames (patches of 4 columns), E
 
 import argparse
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ import torchaudio.functional
 from torch import Tensor, nn
 
 from retrieval.errors import UserError
+from retrieval.models.audio.official import load_strictly, read_official, some
 
 NUM_FFT = 1024  # samples, 64 ms; also the length of the Hann window
 HOP = 160  # samples, 10 ms
@@ -95,10 +97,11 @@ class AtstFrame(nn.Module):
         decibel = torchaudio.functional.amplitude_to_DB(mel.unsqueeze(1), 10.0, amin=1e-10, db_multiplier=0.0, top_db=80.0).squeeze(1)
         return (decibel.clamp(-50.0, 80.0) - LOWEST_DB) / (HIGHEST_DB - LOWEST_DB) * 2.0 - 1.0
 
-    def forward(self, waveform: Tensor) -> Tensor:
-        """waveform (W, S) at 16 kHz in [-1, 1] -> frames (W, T, E), T = num_frames(S), 40 ms each."""
+    def forward(self, waveform: Tensor, augment: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """waveform (W, S) at 16 kHz in [-1, 1] -> frames (W, T, E), T = num_frames(S), 40 ms each. augment: of the log-mel, shape kept."""
         self.num_frames(waveform.shape[-1])
-        return self.encode_mel(self.log_mel(waveform))
+        log_mel = self.log_mel(waveform)
+        return self.encode_mel(log_mel if augment is None else augment(log_mel))
 
     def encode_mel(self, log_mel: Tensor) -> Tensor:
         """(W, 64, C) as log_mel gives it -> (W, T, E)."""
@@ -110,21 +113,13 @@ class AtstFrame(nn.Module):
 
     def load_official(self, path: str | Path) -> None:
         """Load an official checkpoint in any of its three layouts. Raises UserError, and changes nothing, where it does not fit."""
-        state = _encoder_state(_read_checkpoint(Path(path)), path)
         own = self.state_dict()
-        self._check_fit(state, own, path)
-        self.load_state_dict({key: state[key] for key in own})
-
-    def _check_fit(self, state: dict[str, Tensor], own: dict[str, Tensor], path: str | Path) -> None:
-        size = f"ATST-Frame with embed_dim {self.feature_dim}, depth {len(self.blocks)}"
-        if missing := [key for key in own if key not in state]:
-            raise UserError(f"{path} lacks {_some(missing)} of {size}; use an official frame checkpoint, or set audio_encoder.depth")
         # Heads and leftovers are ignored; more of the blocks themselves is another architecture.
-        if extra := [key for key in state if key not in own and key.startswith(("blocks.", "patch_embed."))]:
-            raise UserError(f"{path} has {_some(extra)}, which {size} has not; set audio_encoder.depth to the checkpoint's")
-        differing = [f"{key} {list(state[key].shape)} for {list(own[key].shape)}" for key in own if state[key].shape != own[key].shape]
-        if differing:
-            raise UserError(f"{path} is of another size than {size}: {_some(differing)}; set audio_encoder.embed_dim to the checkpoint's")
+        state = _encoder_state(read_official(path), path)
+        state = {key: value for key, value in state.items() if key in own or key.startswith(("blocks.", "patch_embed."))}
+        size = f"ATST-Frame with embed_dim {self.feature_dim}, depth {len(self.blocks)}"
+        remedy = "use an official frame checkpoint, or set audio_encoder.embed_dim and audio_encoder.depth to the checkpoint's"
+        load_strictly(self, state, path, size, remedy)
 
 
 class PatchEmbedding(nn.Module):
@@ -143,12 +138,12 @@ class PatchEmbedding(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block of a ViT, without qkv bias and dropout."""
+    """Pre-norm transformer block of a ViT, without dropout. (W, T, E) -> the same shape."""
 
-    def __init__(self, embed_dim: int, num_heads: int):
+    def __init__(self, embed_dim: int, num_heads: int, qkv_bias: bool = False):
         super().__init__()
         self.norm1 = nn.LayerNorm(embed_dim, eps=1e-6)
-        self.attn = Attention(embed_dim, num_heads)
+        self.attn = Attention(embed_dim, num_heads, qkv_bias)
         self.norm2 = nn.LayerNorm(embed_dim, eps=1e-6)
         self.mlp = Mlp(embed_dim)
 
@@ -158,10 +153,10 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    def __init__(self, embed_dim: int, num_heads: int):
+    def __init__(self, embed_dim: int, num_heads: int, qkv_bias: bool):
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = nn.Linear(embed_dim, 3 * embed_dim, bias=False)
+        self.qkv = nn.Linear(embed_dim, 3 * embed_dim, bias=qkv_bias)
         self.proj = nn.Linear(embed_dim, embed_dim)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -180,42 +175,13 @@ class Mlp(nn.Module):
         return self.fc2(nn.functional.gelu(self.fc1(x)))
 
 
-def _read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """All tensors of the file's "state_dict". Nothing but tensors, plain containers and argparse.Namespace is unpickled."""
-    remedy = "download the official checkpoint again"
-    if path.is_dir():
-        raise UserError(f"audio weights {path} is a folder, expected a file; set audio_encoder.checkpoint to the checkpoint file itself")
-    if not path.is_file():
-        raise UserError(f"audio weights {path} do not exist; set audio_encoder.checkpoint to an official checkpoint (see README)")
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # Lightning puts the hyperparameters of the training into the file
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle can raise nearly anything
-        if unsafe := re.search(r"GLOBAL (\S+)", str(error)):
-            keep = f"torch.save({{'state_dict': torch.load('{path}', weights_only=False)['state_dict']}}, 'weights.ckpt')"
-            raise UserError(
-                f"{path} holds a Python object ({unsafe[1]}), which could run code and is not loaded; if you trust the file, keep only its "
-                f'weights: python -c "import torch; {keep}"'
-            ) from None
-        raise UserError(f"{path} is truncated or no PyTorch checkpoint ({type(error).__name__}); {remedy}") from None
-    state = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
-    if not isinstance(state, dict):
-        raise UserError(f'{path} has no "state_dict"; an official ATST-Frame checkpoint has one: {remedy}')
-    return {key: value for key, value in state.items() if isinstance(value, Tensor)}
-
-
 def _encoder_state(state: dict[str, Tensor], path: str | Path) -> dict[str, Tensor]:
     """The encoder's tensors under our names."""
     prefix = next((prefix for prefix in PREFIXES if any(key.startswith(prefix) for key in state)), None)
     if prefix is None:
-        found = _some(list(state)) or "no tensor"
+        found = some(list(state))
         raise UserError(f"{path} has no key that begins with {', '.join(PREFIXES)} (found {found}); use an official ATST-Frame checkpoint")
     encoder = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     if "norm_frame.weight" not in encoder:
         encoder = {f"norm_frame.{key.removeprefix('norm.')}" if key.startswith("norm.") else key: value for key, value in encoder.items()}
     return encoder
-
-
-def _some(names: list[str]) -> str:
-    """The first three of `names`, and how many there are."""
-    return ", ".join(names[:3]) + (f", ... ({len(names)} in all)" if len(names) > 3 else "")
