@@ -1,21 +1,49 @@
-"""Any Hugging Face text encoder: captions in, one vector a caption out (token 0 of the last layer)."""
+"""Any Hugging Face text encoder: captions in, one vector a caption out: the first token of the last layer, the mean of the tokens, or the last.
 
+Letters: N captions, L tokens of the longest.
+"""
+
+import copy
+import json
 import logging
 import string
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+from tokenizers import processors
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForTextEncoding,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from retrieval.errors import UserError, one_line
 from retrieval.models.hub import local_files_only
 
 logger = logging.getLogger(__name__)
 
-# Names of the dropout settings in Hugging Face configs: RoBERTa, BERT, MPNet | DistilBERT | CLIP, Whisper | GPT-2.
-DROPOUT_SETTINGS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout", "embd_pdrop", "attn_pdrop", "resid_pdrop")
+READOUTS = ("first", "mean", "last")
+
+# Names of the dropout settings in Hugging Face configs, other than those of heads that are not used here.
+DROPOUT_SETTINGS = (
+    *("hidden_dropout_prob", "attention_probs_dropout_prob"),  # BERT, RoBERTa, MPNet, ALBERT, DeBERTa
+    *("dropout", "attention_dropout"),  # DistilBERT, OPT | these and CLIP, Llama, Qwen
+    *("embd_pdrop", "attn_pdrop", "resid_pdrop"),  # GPT-2
+    *("embedding_dropout", "mlp_dropout"),  # ModernBERT
+    *("embed_dropout", "resid_dropout", "hidden_dropout"),  # GPT-Neo | GPT-NeoX, Falcon
+    "dropout_rate",  # T5
+)
+
+# How sentence-transformers calls what READOUTS holds.
+SENTENCE_POOLINGS = {"cls": "first", "mean": "mean", "lasttoken": "last"}
 
 # Stands in for the hub's config.json where the hub is out of reach and only shapes are wanted (--dry-run, benchmarks).
 KNOWN_ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -44,18 +72,21 @@ def normalise_caption(caption: str) -> str:
 
 
 class TextEncoder(nn.Module):
-    """Architecture from a Hugging Face config as a dict; set `tokenizer` before captions are encoded."""
+    """Architecture from a Hugging Face config as a dict; set `tokenizer` before captions are encoded.
 
-    def __init__(self, architecture: dict[str, Any], max_tokens: int):
+    readout, of the last layer: "first", token 0; "mean" of the valid tokens; "last" valid token, the end of the text.
+    """
+
+    def __init__(self, architecture: dict[str, Any], max_tokens: int, readout: str = "first"):
         super().__init__()
+        if readout not in READOUTS:
+            raise UserError(f"the readout of the text encoder must be one of {', '.join(READOUTS)}, found {readout!r}")
         self.tokenizer: PreTrainedTokenizerBase | None = None
         self.max_tokens = max_tokens
+        self.readout = readout
         config = AutoConfig.for_model(**architecture)
-        # float32 also where the files are in half precision: autocast takes what it needs.
-        try:
-            self.model = AutoModel.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
-        except (ValueError, TypeError, ZeroDivisionError) as error:
-            raise UserError(f"the text encoder's config.json describes no model ({one_line(error)}); copy it again") from None
+        config.use_cache = False  # a decoder would keep keys and values for tokens to come
+        self.model = _build(config)
         self.model.pooler = None  # its parameters would never receive a gradient
         self.feature_dim: int = config.hidden_size
         longest = self._longest_text()
@@ -67,13 +98,15 @@ class TextEncoder(nn.Module):
         for name, module in self.model.named_modules():
             if name.endswith("embeddings.position_embeddings") and isinstance(module, nn.Embedding):
                 return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
-        return getattr(self.model.config, "max_position_embeddings", None)
+        longest = getattr(self.model.config, "max_position_embeddings", None)
+        return None if longest == -1 else longest  # XLNet's -1 stands for no limit
 
     def load_pretrained(self, name: str) -> None:
         """Weights of hub model or folder `name`, which must have this architecture."""
         settings = {"dtype": torch.float32, "local_files_only": local_files_only(name), "output_loading_info": True}
         try:
-            source, report = AutoModel.from_pretrained(name, **settings)
+            # With the class and config of this model, the text tower of a folder that holds more (CLIP, T5) is all that is read.
+            source, report = type(self.model).from_pretrained(name, config=self.model.config, **settings)
         except Exception as error:
             raise _unreachable(name, error) from None
         # transformers fills what the file lacks with random numbers.
@@ -87,27 +120,52 @@ class TextEncoder(nn.Module):
         tokens = self.tokenizer(
             [normalise_caption(caption) for caption in captions],
             padding=True,
+            padding_side="right",  # positions of CLIP and GPT-2 count padding on the left
             truncation=True,
             max_length=self.max_tokens,
+            return_attention_mask=True,
             return_tensors="pt",
         ).to(self.model.device, non_blocking=True)
-        hidden = self.model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).last_hidden_state
-        return hidden[:, 0]  # (N, feature_dim)
+        mask = tokens["attention_mask"]  # (N, L)
+        hidden = self.model(input_ids=tokens["input_ids"], attention_mask=mask).last_hidden_state  # (N, L, feature_dim)
+        if self.readout == "first":
+            return hidden[:, 0]
+        if self.readout == "mean":
+            return (hidden * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
+        # The mask, not the token: where the end of text is also the padding (CLIP, GPT-2), ids do not tell them apart.
+        return hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(dim=1) - 1]
+
+
+def _build(config: PreTrainedConfig) -> PreTrainedModel:
+    """Random weights, without head; of an encoder-decoder such as T5 the encoder alone."""
+    auto = AutoModelForTextEncoding if config.is_encoder_decoder else AutoModel
+    try:
+        return auto.from_config(config, dtype=torch.float32)  # also where the files are in half precision: autocast takes what it needs
+    except (ValueError, TypeError, ZeroDivisionError) as error:
+        found = f"the text encoder's config.json describes no model that can be built ({one_line(error)})"
+        raise UserError(f"{found}; copy it again, or take another text encoder") from None
 
 
 def text_architecture(name: str, dropout: float, allow_known: bool = False) -> dict[str, Any]:
-    """The Hugging Face config of hub model or folder `name` as a dict, with its dropouts set.
+    """The Hugging Face config of hub model or folder `name` as a dict, with its dropouts set; of CLIP and the like that of the text tower.
 
     `allow_known`: where the hub is out of reach, take the shapes from KNOWN_ARCHITECTURES and say so.
     """
     try:
-        config = AutoConfig.from_pretrained(name, local_files_only=local_files_only(name))
-    except Exception as error:
+        config = _text_config(name)
+    except UserError:
         if not (allow_known and name in KNOWN_ARCHITECTURES):
-            raise _unreachable(name, error) from None
+            raise
         logger.warning("%s is out of reach: its shapes are taken from retrieval/models/text.py", name)
         config = AutoConfig.for_model(**KNOWN_ARCHITECTURES[name])
     return architecture_of(config, dropout)
+
+
+def _text_config(name: str) -> PreTrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(name, local_files_only=local_files_only(name)).get_text_config()
+    except Exception as error:
+        raise _unreachable(name, error) from None
 
 
 def architecture_of(config: PreTrainedConfig, dropout: float) -> dict[str, Any]:
@@ -116,8 +174,80 @@ def architecture_of(config: PreTrainedConfig, dropout: float) -> dict[str, Any]:
     return architecture | {setting: dropout for setting in DROPOUT_SETTINGS if setting in architecture}
 
 
+def text_readout(name: str) -> str:
+    """What hub model or folder `name` was made for, one of READOUTS, from its own files.
+
+    A sentence-transformers model says how it pools. A model in which no token sees later ones (GPT-2, the text tower of CLIP) has read
+    all of the text only at the "last". The encoder of an encoder-decoder (T5) has no token that stands for the text: "mean", as
+    Sentence-T5 (arXiv 2108.08877). All others: "first". Raises UserError for a model that is absent or pools in another way.
+    """
+    config = AutoConfig.for_model(**KNOWN_ARCHITECTURES[name]) if name in KNOWN_ARCHITECTURES else _text_config(name)
+    pooling = _sentence_pooling(name)
+    if pooling is not None:
+        return pooling
+    if config.is_encoder_decoder:
+        return "mean"
+    try:
+        return "last" if _is_causal(config) else "first"
+    except UserError:
+        raise
+    except Exception as error:  # each architecture has its own
+        raise UserError(f"text encoder {name} does not run on tokens and their mask ({one_line(error)}); take another text encoder") from None
+
+
+def _sentence_pooling(name: str) -> str | None:
+    """What a sentence-transformers model does with its tokens; None for another model. Its later modules (Dense, Normalize) are left out."""
+    modules = _read_json(name, "modules.json")
+    if modules is None:
+        return None
+    try:
+        folder = next(module["path"] for module in modules if module["type"].endswith(".Pooling"))
+        settings = _read_json(name, f"{folder}/config.json")
+        # A name or a list of names; of older versions a switch for each.
+        modes = settings.get("pooling_mode") or [key for key, value in settings.items() if key.startswith("pooling_mode_") and value is True]
+    except (StopIteration, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"text encoder {name}: modules.json names no pooling that can be read ({one_line(error)}); copy the folder again") from None
+    modes = [modes] if isinstance(modes, str) else modes
+    found = [mode.removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token") for mode in modes] or ["mean"]
+    if len(found) > 1 or found[0] not in SENTENCE_POOLINGS:
+        raise UserError(f"text encoder {name} was made for the pooling {'+'.join(found)}; set text_encoder.readout to {', '.join(READOUTS)}")
+    return SENTENCE_POOLINGS[found[0]]
+
+
+def _read_json(name: str, file: str) -> Any:
+    """Content of a file of hub model or folder `name`; None where it has no such file."""
+    path = Path(name, file)
+    try:
+        if not Path(name).is_dir():
+            path = Path(hf_hub_download(name, file, local_files_only=local_files_only(name)))
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, EntryNotFoundError):
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"text encoder {name}: {file} cannot be read ({one_line(error)}); copy it again") from None
+
+
+def _is_causal(config: PreTrainedConfig) -> bool:
+    """Whether the first token is blind to the last: asked of one layer with random weights, with two texts that differ in their last token.
+
+    No name says so: the table of causal language models holds BERT and RoBERTa too, `architectures` may be absent or that of the bare
+    model, and `is_causal` of the attention modules is False in CLIP, which passes it at the call.
+    """
+    config = copy.deepcopy(config)
+    config.num_hidden_layers, config.vocab_size = 1, max(config.pad_token_id or 0, 0) + 3
+    tokens = torch.full((2, 3), config.vocab_size - 2)
+    tokens[1, 2] += 1
+    with torch.random.fork_rng(devices=[]), torch.no_grad():  # the run's random numbers stay as they are
+        first, other = _build(config).eval()(input_ids=tokens, attention_mask=torch.ones_like(tokens)).last_hidden_state[:, 0]
+    return torch.allclose(first, other, atol=1e-6)
+
+
 def load_tokenizer(name: str | Path, vocab_size: int | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of hub model or folder `name`; it must fit a model of `vocab_size` tokens, where given."""
+    """The tokenizer of hub model or folder `name`; it must fit a model of `vocab_size` tokens, where given.
+
+    Where it marks no end of a text (GPT-2), its end-of-text token is appended: the last token is then the same in all captions,
+    as in CLIP, and a caption without a word is still one token. Where it has no padding, the end-of-text token is that as well.
+    """
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(name), local_files_only=local_files_only(name))
     except Exception as error:
@@ -126,11 +256,27 @@ def load_tokenizer(name: str | Path, vocab_size: int | None = None) -> PreTraine
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise UserError(f"text encoder {name}: its tokenizer knows no word; the tokenizer files are missing, copy them there again")
     if tokenizer.pad_token is None:
-        raise UserError(f"text encoder {name}: its tokenizer has no padding token; set pad_token in its tokenizer_config.json")
+        if tokenizer.eos_token is None:
+            raise UserError(f"text encoder {name}: its tokenizer has no padding token; set pad_token in its tokenizer_config.json")
+        tokenizer.pad_token = tokenizer.eos_token  # in the vocabulary already: the table of embeddings stays as it is
     if vocab_size is not None and len(tokenizer) > vocab_size:
         found = f"its tokenizer has {len(tokenizer)} tokens, its config.json says vocab_size {vocab_size}"
         raise UserError(f"text encoder {name}: {found}; copy both again")
+    empty, word = tokenizer(["", "a"])["input_ids"]
+    if not empty or empty[-1] != word[-1]:
+        _append_end(tokenizer, empty, name)
     return tokenizer
+
+
+def _append_end(tokenizer: PreTrainedTokenizerBase, begin: list[int], name: str | Path) -> None:
+    """A text becomes `begin`, as before, its tokens and the end-of-text token."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)  # not in tokenizers that are written in Python
+    if tokenizer.eos_token is None or backend is None:
+        found = "its tokenizer marks no end of a text, and has no token, or no way, to do so"
+        raise UserError(f"text encoder {name}: {found}; set eos_token in its tokenizer_config.json, or take another text encoder")
+    around = {token: tokenizer.convert_tokens_to_ids(token) for token in (*tokenizer.convert_ids_to_tokens(begin), tokenizer.eos_token)}
+    single = [*tokenizer.convert_ids_to_tokens(begin), "$A", tokenizer.eos_token]
+    backend.post_processor = processors.TemplateProcessing(single=single, special_tokens=list(around.items()))
 
 
 def _unreachable(name: str, error: Exception) -> UserError:
