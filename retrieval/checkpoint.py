@@ -30,9 +30,13 @@ from retrieval.config import Config, config_differences, parse_config, read_yaml
 from retrieval.errors import UserError, one_line
 from retrieval.files import atomic_writer
 from retrieval.models.dual_encoder import DualEncoder
+from retrieval.salsa import load_salsa_checkpoint  # noqa: F401 - part of this module
 
 # Settings that may change between a run and its resumption: they do not touch what is computed in training.
-HARMLESS = ("data.cache", "data.num_workers", "train.output", "train.max_steps", "train.save_every_steps", "train.log_every_steps", "evaluation.")
+HARMLESS = (
+    *("data.cache", "data.frame_cache", "data.num_workers"),
+    *("train.output", "train.max_steps", "train.save_every_steps", "train.log_every_steps", "evaluation."),
+)
 LIBRARIES = ("torch", "torchaudio", "accelerate", "transformers", "datasets", "evaluate", "numpy")
 
 

@@ -4,13 +4,13 @@ A YAML file holds only what differs from these defaults; `section.key=value` on 
 The defaults are the thesis's baseline (README, "Results"). Nothing here knows about models: builders unpack a Config.
 """
 
-import difflib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from retrieval.config_text import apply_override, explain, flatten, read_yaml
 from retrieval.errors import UserError
 
 
@@ -31,7 +31,7 @@ class Section(BaseModel):
         if isinstance(values, dict):
             for key, value in values.items():
                 field = cls.model_fields.get(key)
-                if isinstance(value, bool) and field is not None and field.annotation is not bool:
+                if isinstance(value, bool) and field is not None and bool not in (field.annotation, *get_args(field.annotation)):
                     if key == "mixed_precision" and value is False:
                         values = {**values, key: "no"}
                     else:
@@ -43,21 +43,55 @@ class DataConfig(Section):
     cache: str = Field("data/clotho_v2/cache", description="folder of the Arrow cache, written by data_prep/build_*.py")
     sample_rate: int = Field(32_000, ge=8_000, le=192_000, description="Hz; must be the cache's")
     max_seconds: float = Field(30.0, gt=0, le=600, description="s; longer clips are cut (training: random place, evaluation: start)")
+    frame_cache: str | None = Field(None, description="folder for the frames of a frozen audio encoder, which is then run once a clip")
     num_workers: int = Field(4, ge=0, le=128, description="loader processes, at most one a core; 0 loads in the training process")
 
 
+class AugmentationConfig(Section):
+    """In training only; everything is off by default."""
+
+    probability: float = Field(0.5, ge=0, le=1, description="of each change of the waveform, for each clip")
+    gain_db: float = Field(0.0, ge=0, le=60, description="dB; louder or softer by up to this")
+    noise_snr_db: float | None = Field(None, ge=-20, le=100, description="dB; white noise at a signal-to-noise ratio from this to 30 dB above")
+    shift_seconds: float = Field(0.0, ge=0, description="s; the clip is rotated by up to this")
+    pitch_semitones: float = Field(0.0, ge=0, le=24, description="semitones up or down, at most")
+    stretch: float = Field(0.0, ge=0, lt=0.9, description="faster or slower by up to this fraction")
+    mask_mels: int = Field(0, ge=0, description="mel bands that SpecAugment hides at most")
+    mask_columns: int = Field(0, ge=0, description="spectrogram columns that SpecAugment hides at most in a window")
+    warp_mels: float = Field(0.0, ge=0, le=0.5, description="frequency axis bent by up to this fraction of its length")
+    mix_probability: float = Field(0.0, ge=0, le=1, description="of mixing a clip with another one, their captions joined")
+
+    @property
+    def waveform(self) -> dict[str, Any]:
+        """Settings that change waveforms."""
+        return self.model_dump(include={"probability", "gain_db", "noise_snr_db", "shift_seconds", "pitch_semitones", "stretch"})
+
+    @property
+    def mel(self) -> dict[str, Any]:
+        """Settings that change spectrograms."""
+        return self.model_dump(include={"mask_mels", "mask_columns", "warp_mels"})
+
+
 class AudioEncoderConfig(Section):
+    """Settings that are none by default are the encoder's own; one that the named encoder does not have is an error."""
+
     name: str = Field("atst_frame", description="a key of retrieval.models.audio.AUDIO_ENCODERS")
-    checkpoint: str | None = Field(None, description="official weight file; none starts from random weights")
-    embed_dim: int = Field(768, ge=1, description="size of a frame feature")
-    depth: int = Field(12, ge=1, description="number of transformer blocks")
-    num_heads: int = Field(12, ge=1, description="attention heads; must divide embed_dim")
+    checkpoint: str | None = Field(None, description="official weight file (huggingface: hub name or folder); none starts from random weights")
+    frozen: bool = Field(False, description="keep the weights: eval mode, no gradient, no optimizer state")
     window_seconds: float = Field(10.0, gt=0, description="s; the encoder sees one window at a time")
     hop_seconds: float = Field(10.0, ge=0.01, description="s between the starts of two windows, at most window_seconds")
+    embed_dim: int | None = Field(None, ge=1, description="ATST, PaSST: size of a frame feature")
+    depth: int | None = Field(None, ge=1, description="ATST, PaSST: number of transformer blocks")
+    num_heads: int | None = Field(None, ge=1, description="ATST, PaSST: attention heads; must divide embed_dim")
+    width: float | None = Field(None, gt=0, le=8, description="EfficientAT: width multiplier")
+    sequence: bool | None = Field(None, description="PaSST, EfficientAT: frames, or one vector a window")
+    patchout_time: int | None = Field(None, ge=0, description="PaSST: columns of patches dropped in training")
+    patchout_frequency: int | None = Field(None, ge=0, description="PaSST: rows of patches dropped in training")
+    mel_jitter: bool | None = Field(None, description="PaSST, EfficientAT: draw the mel bank's borders anew in training")
 
     @model_validator(mode="after")
     def _heads_divide_embed_dim(self) -> "AudioEncoderConfig":
-        if self.embed_dim % self.num_heads:
+        if self.embed_dim and self.num_heads and self.embed_dim % self.num_heads:
             raise ValueError(f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}")
         return self
 
@@ -73,20 +107,48 @@ class TextEncoderConfig(Section):
     pretrained: bool = Field(True, description="false: the architecture of `name` with random weights")
     dropout: float = Field(0.2, ge=0, lt=1, description="hidden and attention dropout")
     max_tokens: int = Field(32, ge=3, description="longer captions are cut")
+    readout: Literal["first", "mean", "last"] | None = Field(None, description="token 0, mean, or last token; none: what the model was made for")
+    frozen: bool = Field(False, description="keep the weights: eval mode, no gradient, no optimizer state")
 
 
 class PoolingConfig(Section):
-    name: Literal["mean", "tap"] = Field("mean", description="mean of the valid frames, or text-aware attention pooling")
+    name: Literal["mean", "tap", "transformer"] = Field("mean", description="mean of the valid frames, text-aware attention pooling, transformer")
     attention_dim: int = Field(2048, ge=1, description="TAP: size of query, key and value")
     attention_dropout: float = Field(0.1, ge=0, lt=1, description="TAP: dropout on the attention weights")
     output_dropout: float = Field(0.0, ge=0, lt=1, description="TAP: dropout on the pooled vector")
     init: Literal["default", "identity"] = Field("default", description="TAP: PyTorch's initialisation, or identity")
+    num_layers: int = Field(1, ge=1, description="transformer: number of layers")
+    num_heads: int = Field(8, ge=1, description="transformer: attention heads; must divide the size of a frame feature")
+    readout: Literal["first", "mean"] = Field("first", description="transformer: the learned token, or the mean of the frames")
+    dropout: float = Field(0.1, ge=0, lt=1, description="transformer: dropout within the layers")
 
 
 class LossConfig(Section):
     name: str = Field("nt_xent", description="a key of retrieval.losses.LOSSES")
     temperature: float = Field(0.05, gt=0, le=10, description="cosines are divided by it")
     learnable_temperature: bool = Field(False, description="trained in the audio projection's parameter group")
+    margin: float = Field(1.0, gt=0, description="triplet: in units of cosine / temperature")
+    omega: float = Field(10.0, ge=0, description="pmr: sharpness of the prior, on cosines")
+    prior_axis: Literal["cross", "same"] = Field("cross", description="pmr: the prior of the other direction, as in dual softmax, or of the same")
+    scale: float = Field(1.0, ge=-10, le=10, description="sigmoid: start of t; logits are cosine / temperature * exp(t) + bias")
+    bias: float = Field(-10.0, description="sigmoid: start of the bias")
+    sentence_encoder: str = Field("sentence-transformers/all-mpnet-base-v2", description="listnet: hub name or folder; compares captions")
+    teachers: list[str] = Field([], description="distillation: folders that evaluate.py --split development --save-scores wrote")
+    supervised: str = Field("nt_xent", description="distillation: the loss that is added with loss_weight")
+    loss_weight: float = Field(0.0, ge=0, description="distillation: weight of the supervised loss")
+    distill_weight: float = Field(1.0, ge=0, description="distillation: weight of the distillation loss")
+
+    @model_validator(mode="after")
+    def _distillation_has_teachers(self) -> "LossConfig":
+        if self.name == "distillation" and not self.teachers:
+            raise ValueError("distillation needs teachers: list the folders that evaluate.py --split development --save-scores wrote")
+        if self.supervised == "distillation":
+            raise ValueError("supervised is the loss beside the distillation, so not distillation itself")
+        if self.teachers and self.name != "distillation":
+            raise ValueError(f"teachers have no effect with {self.name}; set loss.name=distillation")
+        if self.name == "distillation" and not self.loss_weight + self.distill_weight:
+            raise ValueError("loss_weight and distill_weight are both 0: nothing would be learnt")
+        return self
 
 
 class LearningRates(Section):
@@ -94,7 +156,8 @@ class LearningRates(Section):
     text_encoder: float = Field(2e-5, ge=0, le=1)
     audio_projection: float = Field(2e-5, ge=0, le=1, description="also the learnable temperature's")
     text_projection: float = Field(2e-5, ge=0, le=1)
-    pooling: float = Field(2e-5, ge=0, le=1, description="TAP")
+    pooling: float = Field(2e-5, ge=0, le=1, description="TAP, transformer")
+    loss: float = Field(1e-1, ge=0, le=1, description="learnable scale and bias of the sigmoid loss")
 
 
 class ScheduleConfig(Section):
@@ -125,6 +188,9 @@ class OptimizerConfig(Section):
 
 class TrainConfig(Section):
     output: str = Field("", description="run folder; default: runs/<name of the YAML file>")
+    init_from: str | None = Field(None, description="model folder whose weights a run starts from, such as runs/stage1/best")
+    caches: list[str] = Field([], description="train on the development splits of these; data.cache then gives validation and evaluation alone")
+    cache_weights: list[float] = Field([], description="how often an epoch goes through the pairs of each cache; none: once")
     epochs: int = Field(20, ge=1)
     batch_size: int = Field(16, ge=2, description="(clip, caption) pairs a step, over all processes together")
     max_steps: int | None = Field(None, ge=1, description="stop after so many optimizer steps; for smoke runs")
@@ -133,6 +199,14 @@ class TrainConfig(Section):
     )
     save_every_steps: int = Field(500, ge=1, description="steps between two resumable states within an epoch")
     log_every_steps: int = Field(10, ge=1, description="steps between two points in TensorBoard")
+
+    @model_validator(mode="after")
+    def _a_weight_for_each_cache(self) -> "TrainConfig":
+        if self.cache_weights and len(self.cache_weights) != len(self.caches):
+            raise ValueError(f"cache_weights has {len(self.cache_weights)} numbers for {len(self.caches)} caches; give one each")
+        if any(weight <= 0 for weight in self.cache_weights):
+            raise ValueError("cache_weights must be above 0; leave a cache out of train.caches instead")
+        return self
 
 
 class EvaluationConfig(Section):
@@ -145,6 +219,7 @@ class Config(Section):
     seed: int = Field(123, ge=0, lt=2**32)
     dim: int = Field(1024, ge=1, description="size of the shared space")
     data: DataConfig = DataConfig()
+    augmentation: AugmentationConfig = AugmentationConfig()
     audio_encoder: AudioEncoderConfig = AudioEncoderConfig()
     text_encoder: TextEncoderConfig = TextEncoderConfig()
     pooling: PoolingConfig = PoolingConfig()
@@ -152,6 +227,17 @@ class Config(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _cached_frames_do_not_change(self) -> "Config":
+        if self.data.frame_cache is None:
+            return self
+        if not self.audio_encoder.frozen:
+            raise ValueError("data.frame_cache holds the frames of an encoder that does not learn; set audio_encoder.frozen=true, or no frame_cache")
+        neutral = AugmentationConfig(probability=self.augmentation.probability)
+        if self.augmentation != neutral:
+            raise ValueError("data.frame_cache holds the frames of unchanged sounds; switch augmentation off, or set no frame_cache")
+        return self
 
 
 def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
@@ -171,7 +257,7 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     if not isinstance(settings, dict):
         raise UserError(f"config {path} must be a mapping of sections, found {type(settings).__name__}")
     for override in overrides:
-        _apply_override(settings, override)
+        apply_override(settings, override)
     if settings.get("train") is None:
         settings["train"] = {}
     if isinstance(settings["train"], dict):
@@ -179,89 +265,15 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     return parse_config(settings, source=f"config {path}")
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe YAML in which a key that occurs twice is an error: PyYAML would let the last one win without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[tuple[str, str]] = set()
-        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
-            if isinstance(key, yaml.ScalarNode):
-                if (key.tag, key.value) in seen:
-                    raise yaml.constructor.ConstructorError(None, None, f"{key.value} is set twice", key.start_mark)
-                seen.add((key.tag, key.value))
-        return super().construct_mapping(node, deep)
-
-
-def read_yaml(text: str) -> Any:
-    """Raises yaml.YAMLError, and ValueError for a date that does not exist."""
-    return yaml.load(text, Loader=_Loader)
-
-
 def parse_config(settings: dict[str, Any], source: str) -> Config:
     """Validate nested `settings`; `source` names their origin in the UserError."""
     try:
         return Config.model_validate(settings)
     except ValidationError as error:
-        raise UserError(f"{source}: " + "; ".join(_explain(e) for e in error.errors())) from None
+        raise UserError(f"{source}: " + "; ".join(explain(e, Config) for e in error.errors())) from None
 
 
 def config_differences(old: Config, new: Config) -> list[str]:
     """`section.key: old -> new` for every setting that differs."""
     before, after = flatten(old.model_dump()), flatten(new.model_dump())
     return [f"{key}: {before[key]} -> {after[key]}" for key in before if before[key] != after[key]]
-
-
-def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as one level of `section.key` names."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
-    return flat
-
-
-def _apply_override(settings: dict[str, Any], override: str) -> None:
-    name, equals, text = override.partition("=")
-    if not equals or not name:
-        raise UserError(f"override {override!r} is not of the form section.key=value, for example train.epochs=5")
-    try:
-        value = read_yaml(text) if text else ""
-    except (yaml.YAMLError, ValueError):
-        value = text
-    *sections, key = name.split(".")
-    for section in sections:
-        if settings.get(section) is None:
-            settings[section] = {}
-        settings = settings[section]
-        if not isinstance(settings, dict):
-            raise UserError(f"override {override!r}: {section} is a setting, not a section")
-    settings[key] = value
-
-
-def _explain(error: Any) -> str:
-    location = [str(part) for part in error["loc"]]
-    name = ".".join(location) or "config"
-    if error["type"] == "extra_forbidden":
-        return f"{name} is not a setting; " + _suggest(location)
-    if error["type"] == "model_type":
-        return f"{name}={error['input']!r}: {name} is a section with settings of its own, not a value"
-    message = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "value_error":
-        return f"{name}: {message}"
-    return f"{name}={error['input']!r}: {message[0].lower()}{message[1:]}"
-
-
-def _suggest(location: list[str]) -> str:
-    section: type[BaseModel] = Config
-    for part in location[:-1]:
-        section = section.model_fields[part].annotation
-    parent = ".".join(location[:-1])
-    matches = difflib.get_close_matches(location[-1], section.model_fields, n=1, cutoff=0.5)
-    if matches:
-        return f"did you mean {'.'.join([*location[:-1], matches[0]])}?"
-    everywhere = difflib.get_close_matches(location[-1], _all_names(), n=1, cutoff=0.75)
-    full = _all_names()[everywhere[0]] if everywhere else None
-    return f"did you mean {full}?" if full else f"{parent or 'the top level'} holds: {', '.join(section.model_fields)}"
-
-
-def _all_names() -> dict[str, str]:
-    return {name.split(".")[-1]: name for name in reversed(list(flatten(Config().model_dump())))}

@@ -3,11 +3,11 @@
 import yaml
 
 from retrieval.config import Config
-from retrieval.data import check_batch_size, num_steps_per_epoch, open_cache
+from retrieval.data import EpochBatches, check_batch_size, num_steps_per_epoch
 from retrieval.errors import UserError
-from retrieval.losses import check_loss
 from retrieval.models import DualEncoder, build_model_without_weights
 from retrieval.optim import parameter_groups
+from retrieval.preparation import open_splits
 
 CLOTHO_PAIRS = 19_195  # 3,839 development clips, five captions each
 GIB = 2**30
@@ -15,7 +15,6 @@ GIB = 2**30
 
 def describe(config: Config) -> str:
     """The text that `train.py --dry-run` prints. Raises the UserError that the run itself would end in, as far as no weights are needed."""
-    check_loss(config.loss.name)
     model = build_model_without_weights(config)
     groups = parameter_groups(model, config.optimizer.lr.model_dump())
     lines = [yaml.safe_dump(config.model_dump(), sort_keys=False), f"{'group':<18} {'parameters':>13} {'learning rate':>14}"]
@@ -24,17 +23,20 @@ def describe(config: Config) -> str:
         count = sum(parameter.numel() for parameter in group["params"])
         total += count
         lines.append(f"{group['name']:<18} {count:>13,} {group['base_lr']:>14.1e}")
+    num_fixed = sum(parameter.numel() for parameter in model.parameters()) - total
+    total += num_fixed
+    lines += [f"{'fixed':<18} {num_fixed:>13,}"] if num_fixed else []
     lines += [f"{'all':<18} {total:>13,}", "", _steps(config), _memory(config, model, total)]
     return "\n".join(lines)
 
 
 def _steps(config: Config) -> str:
     try:
-        split = open_cache(config.data.cache, config.data.sample_rate).split("development")
-        num_pairs, source = sum(map(len, split.captions)), config.data.cache
+        sizes, source = open_splits(config).sizes, ", ".join(config.train.caches) or config.data.cache
     except UserError as error:
         num_pairs, source = CLOTHO_PAIRS, f"Clotho, since here: {error}"
     else:
+        num_pairs = EpochBatches(sizes, config.train.batch_size, config.seed, weights=config.train.cache_weights).num_pairs
         check_batch_size(num_pairs, config.train.batch_size)
     steps = num_steps_per_epoch(num_pairs, config.train.batch_size)
     total = min(steps * config.train.epochs, config.train.max_steps or steps * config.train.epochs)
@@ -46,14 +48,17 @@ def _memory(config: Config, model: DualEncoder, num_parameters: int) -> str:
 
     34 bytes a token, channel and block at 16 bits with fused attention (Korthikanti et al., 2022, arXiv 2205.05198), twice that at 32 bits.
     """
-    fixed = num_parameters * 4 * 4
+    num_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    fixed = num_parameters * 4 + num_trained * 4 * 3
     per_channel = 68 if config.train.mixed_precision == "no" else 34
-    audio, text, batch = config.audio_encoder, model.text_encoder.model.config, config.train.batch_size
-    num_frames = model.windows.num_frames
-    activations = batch * num_frames * audio.embed_dim * audio.depth * per_channel
-    activations += batch * config.text_encoder.max_tokens * text.hidden_size * text.num_hidden_layers * per_channel
-    activations += batch * num_frames * config.dim * 4 * (4 if config.pooling.name == "tap" else 1)
+    text, batch, num_frames = model.text_encoder.model.config, config.train.batch_size, model.windows.num_frames
+    blocks = getattr(model.audio_encoder, "blocks", ())
+    channels = num_frames * model.audio_encoder.feature_dim * len(blocks) * (not config.audio_encoder.frozen)
+    channels += config.text_encoder.max_tokens * text.hidden_size * text.num_hidden_layers * (not config.text_encoder.frozen)
+    activations = batch * channels * per_channel + batch * num_frames * config.dim * 4 * (4 if config.pooling.name == "tap" else 1)
+    unknown = "" if blocks or config.audio_encoder.frozen else f", those of {config.audio_encoder.name} not counted,"
     return (
-        f"memory, estimated, one process: {fixed / GIB:.1f} GiB weights, gradients and AdamW + about {activations / GIB:.1f} GiB activations "
+        f"memory, estimated, one process: {fixed / GIB:.1f} GiB weights, gradients and AdamW "
+        f"+ about {activations / GIB:.1f} GiB activations{unknown} "
         f"at batch {batch} ({'32' if per_channel == 68 else '16'} bit); the measured peak is train/memory_gib in TensorBoard"
     )

@@ -15,6 +15,7 @@ GROUPS = {
     "temperature": "audio_projection",
     "text_projection": "text_projection",
     "pooling": "pooling",
+    "loss_parameters": "loss",
 }
 
 

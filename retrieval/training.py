@@ -8,54 +8,22 @@ import resource
 import shutil
 import signal
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import set_seed
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from retrieval import checkpoint
-from retrieval.checkpoint import Progress
 from retrieval.config import Config, flatten
-from retrieval.data import ClipSplit, EpochBatches, PairDataset, check_batch_size, make_loader, num_steps_per_epoch, open_cache, usable_workers
-from retrieval.distributed import any_process, gather_columns, gather_rows, gather_texts, rank, replicated, world_size
+from retrieval.data import ClipSplit, usable_workers
+from retrieval.distributed import any_process, gather_columns, gather_rows, gather_texts, world_size
 from retrieval.errors import UserError
-from retrieval.evaluation import EvaluationResult, evaluate_split, few_clips_warning, format_table
+from retrieval.evaluation import EvaluationResult, evaluate_split, format_table
 from retrieval.interruption import Interrupted, StopRequest, stop_on_signals
-from retrieval.losses import LOSSES, check_loss
-from retrieval.models import DualEncoder, build_model
-from retrieval.optim import parameter_groups, set_learning_rates
-from retrieval.tracking import Tracker
-
-VALIDATION, TEST = "validation", "evaluation"
-
-
-@dataclass
-class Run:
-    """The parts of one training run on this process."""
-
-    config: Config
-    folder: Path
-    accelerator: Accelerator
-    model: DualEncoder
-    wrapped: torch.nn.Module  # the model as Accelerate wraps it: autocast, gradients averaged over processes
-    optimizer: torch.optim.Optimizer
-    batches: EpochBatches
-    loader: DataLoader
-    validation: ClipSplit
-    test: ClipSplit | None
-    steps_per_epoch: int
-    tracker: Tracker
-    progress: Progress = field(default_factory=Progress)
-
-    @property
-    def out_of_steps(self) -> bool:
-        limit = self.config.train.max_steps
-        return limit is not None and self.progress.global_step >= limit
+from retrieval.models import DualEncoder
+from retrieval.optim import set_learning_rates
+from retrieval.preparation import TEST, Run, prepare
 
 
 def train(config: Config, resume: bool = False, overwrite: bool = False) -> None:
@@ -82,71 +50,6 @@ def train(config: Config, resume: bool = False, overwrite: bool = False) -> None
             score_test_split(run)
         finally:
             run.tracker.close()
-
-
-def prepare(config: Config, folder: Path, resume: bool, overwrite: bool) -> Run:
-    """Everything that can go wrong for a reason of the user's goes wrong here, before the run folder is touched."""
-    accelerator = Accelerator(mixed_precision=choose_precision(config.train.mixed_precision))
-    checkpoint.check_run(folder, config, resume, overwrite)
-    set_seed(config.seed)
-    cache = open_cache(config.data.cache, config.data.sample_rate)
-    pairs = PairDataset(cache.split("development"), round(config.data.max_seconds * config.data.sample_rate), config.seed)
-    check_batch_size(len(pairs), config.train.batch_size, world_size())
-    validation = cache.split(VALIDATION)
-    test = cache.split(TEST) if TEST in cache.split_names else None
-    for split in filter(None, (validation, test)):
-        if warning := few_clips_warning(len(split)):
-            accelerator.print(f"warning: {split.name} has {warning}")
-    check_loss(config.loss.name)
-    model = build_model(config)
-    settings = config.optimizer
-    groups = parameter_groups(model, settings.lr.model_dump())
-    optimizer = torch.optim.AdamW(groups, betas=(settings.beta1, settings.beta2), eps=settings.eps, weight_decay=settings.weight_decay)
-    wrapped, optimizer = accelerator.prepare(model, optimizer)
-
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        checkpoint.open_run(folder, config, resume)
-    accelerator.wait_for_everyone()
-    progress = Progress(corpus=pairs.split.fingerprint())
-    accelerator.register_for_checkpointing(progress)
-    if resume:
-        checkpoint.load_state(accelerator, folder, progress)
-    batches = EpochBatches(len(pairs), config.train.batch_size, config.seed, rank(), world_size())
-    steps_per_epoch = num_steps_per_epoch(len(pairs), config.train.batch_size)
-    accelerator.print(
-        f"{folder}: {len(pairs)} pairs, {steps_per_epoch} steps an epoch, "
-        f"{accelerator.num_processes} process(es) of {torch.get_num_threads()} thread(s) on {accelerator.device}, "
-        f"mixed precision {accelerator.mixed_precision}"
-        + (f", resumed at epoch {progress.epoch} step {progress.step}" if resume else "")
-    )
-    return Run(
-        config=config,
-        folder=folder,
-        accelerator=accelerator,
-        model=accelerator.unwrap_model(wrapped),
-        wrapped=wrapped,
-        optimizer=optimizer,
-        batches=batches,
-        loader=make_loader(pairs, batches, config.data.num_workers),
-        validation=validation,
-        test=test,
-        steps_per_epoch=steps_per_epoch,
-        tracker=Tracker(folder, resume_step=progress.global_step + 1 if resume else None, enabled=accelerator.is_main_process),
-        progress=progress,
-    )
-
-
-def choose_precision(setting: str) -> str:
-    """`auto` is bf16 where the GPU computes it, fp16 on older GPUs, float32 on CPU."""
-    has_gpu = torch.cuda.is_available()
-    if setting == "fp16" and not has_gpu:
-        raise UserError("train.mixed_precision=fp16 needs a GPU, and none is visible here; use auto, bf16 or no")
-    if setting != "auto":
-        return setting
-    if not has_gpu:
-        return "no"
-    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
 def train_epoch(run: Run, stop: StopRequest) -> None:
@@ -193,9 +96,8 @@ def train_step(run: Run, batch: dict[str, Any]) -> tuple[float, dict[str, float]
     with accelerator.autocast():
         block = run.model.score(gather_texts(text), frames, mask)  # (N, b)
     scores = gather_columns(block)  # (N, B)
-    clips = gather_rows(batch["clips"].to(accelerator.device))  # (N,)
-    positives = clips[:, None] == clips[None, :]  # (N, B)
-    loss = LOSSES[run.config.loss.name](scores, positives, temperature=replicated(run.model.temperature))
+    clips, pairs = gather_rows(torch.stack([batch["clips"], batch["pairs"]], dim=1).to(accelerator.device)).unbind(dim=1)  # (N,) each
+    loss = run.objective(run.model, scores, clips, pairs)
     accelerator.backward(loss * world_size())  # distributed.py says why
     accelerator.unscale_gradients(run.optimizer)
     norms = {group["name"]: _grad_norm(group["params"]) for group in run.optimizer.param_groups}
@@ -256,7 +158,7 @@ def validate(run: Run) -> None:
     epoch, progress = run.progress.epoch, run.progress
     run.accelerator.print(f"epoch {epoch + 1}: validation " + ", ".join(f"{name} {100 * value:.2f} %" for name, value in metrics.items()))
     run.tracker.validation(progress.global_step, result)
-    run.tracker.attention_examples(progress.global_step, run.model, run.validation, run.config.evaluation.num_pictures)
+    run.tracker.attention_examples(progress.global_step, run.model, run.pictured, run.config.evaluation.num_pictures)
     is_best = metrics["mAP@10"] > progress.best_map
     if is_best:
         progress.best_map, progress.best_epoch = metrics["mAP@10"], epoch

@@ -143,12 +143,12 @@ def test_an_unknown_setting_in_the_file_names_the_file(tmp_path: Path):
         ("optimizer.lr.pooling=.nan", "optimizer.lr.pooling=nan: input should be a finite number"),
         ("optimizer.lr.pooling=.inf", "optimizer.lr.pooling=inf: input should be"),
         ("loss.temperature=0", "loss.temperature=0: input should be greater than 0"),
-        ("pooling.name=max", "pooling.name='max': input should be 'mean' or 'tap'"),
-        ("pooling.name=Tap", "pooling.name='Tap': input should be 'mean' or 'tap'"),
+        ("pooling.name=max", "pooling.name='max': input should be 'mean', 'tap' or 'transformer'"),
+        ("pooling.name=Tap", "pooling.name='Tap': input should be 'mean', 'tap' or 'transformer'"),
         ("train.mixed_precision=fp8", "train.mixed_precision='fp8': input should be 'auto', 'no', 'bf16' or 'fp16'"),
         ("optimizer.lr=3e-4", "optimizer.lr='3e-4': optimizer.lr is a section with settings of its own"),
         ("seed.x=1", "seed={'x': 1}: input should be a valid integer"),
-        ("audio_encoder.num_heads=7", "audio_encoder: embed_dim 768 is not a multiple of num_heads 7"),
+        ("audio_encoder={embed_dim: 768, num_heads: 7}", "audio_encoder: embed_dim 768 is not a multiple of num_heads 7"),
         ("optimizer.schedule.rampdown_stop=1", "optimizer.schedule: rampdown_stop 1.0 must be above rampdown_start 1.0"),
     ],
 )
@@ -224,11 +224,23 @@ PUBLISHED = {
     "baseline": {"seed": 123, "audio_lr": 2e-5, "pooling": "mean"},
     "low_lr": {"seed": 327, "audio_lr": 4e-6, "pooling": "mean"},
     "tap": {"seed": 124, "audio_lr": 4e-6, "pooling": "tap"},
+    "passt_stage1": {"seed": 409194, "audio_lr": 2e-5, "pooling": "mean", "batch_size": 64},
+    "passt_stage2": {"seed": 523528930, "audio_lr": 2e-5, "pooling": "mean", "batch_size": 64, "loss": "distillation"},
+    "passt": {"seed": 409194, "audio_lr": 2e-5, "pooling": "mean"},
+    "passt_tap": {"seed": 409194, "audio_lr": 2e-5, "pooling": "tap", "window_seconds": 5.0},
+    "passt_tap_captions": {"seed": 409194, "audio_lr": 2e-5, "pooling": "tap", "window_seconds": 5.0},
+    "all_stage1": {"seed": 409194, "audio_lr": 2e-5, "pooling": "mean", "batch_size": 64},
 }
 SCORES = {
     "baseline": ("27.685", "16.861", "41.780", "56.612"),
     "low_lr": ("30.103", "18.526", "46.010", "59.694"),
     "tap": ("31.041", "19.368", "46.775", "60.976"),
+    "passt_stage1": ("28.20", "17.24", "42.31", "56.47"),
+    "passt_stage2": ("29.94", "18.48", "45.58", "60.40"),
+    "passt": ("30.16", "18.96", "44.93", "59.44"),
+    "passt_tap": ("31.91", "20.53", "47.46", "60.65"),
+    "passt_tap_captions": ("32.45", "20.84", "48.51", "61.56"),
+    "all_stage1": ("40.11", "27.69", "57.05", "70.50"),
 }
 
 
@@ -239,15 +251,10 @@ def test_published_experiments_are_exact(name: str):
     assert config.pooling.name == published["pooling"]
     lr = config.optimizer.lr.model_dump()
     assert lr.pop("audio_encoder") == published["audio_lr"]
-    assert lr == dict.fromkeys(LEARNING_RATES[1:], 2e-5)
-    if name == "tap":
-        assert config.pooling.model_dump() == {
-            "name": "tap",
-            "attention_dim": 2048,
-            "attention_dropout": 0.1,
-            "output_dropout": 0.0,
-            "init": "default",
-        }
+    assert lr == dict.fromkeys(LEARNING_RATES[1:], 2e-5) | {"loss": 0.1}
+    if config.pooling.name == "tap":
+        pooling, expected = config.pooling, (2048, 0.1, 0.0) if name == "tap" else (1024, 0.1, 0.1)
+        assert (pooling.attention_dim, pooling.attention_dropout, pooling.output_dropout) == expected and pooling.init == "default"
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -255,17 +262,19 @@ def test_published_experiments_share_the_recipe(name: str):
     config = load_config(CONFIGS / f"{name}.yaml")
     audio, text, schedule = config.audio_encoder, config.text_encoder, config.optimizer.schedule
     assert (config.dim, config.data.sample_rate, config.data.max_seconds) == (1024, 32_000, 30.0)
-    assert (audio.name, audio.embed_dim, audio.depth, audio.num_heads) == ("atst_frame", 768, 12, 12)
-    assert (audio.window_seconds, audio.hop_seconds) == (10.0, 10.0)
-    assert audio.checkpoint == "weights/atstframe_base_as2M.ckpt"
+    published = PUBLISHED[name]
+    assert (audio.embed_dim, audio.depth, audio.num_heads, audio.frozen) == (None, None, None, False)  # the encoder's own
+    weights = {"atst_frame": "weights/atstframe_base_as2M.ckpt", "passt": "weights/passt-s-f128-p16-s16-ap.468.pt"}
+    assert audio.checkpoint == weights[audio.name] and audio.name == ("passt" if name.startswith(("passt", "all")) else "atst_frame")
+    assert audio.window_seconds == audio.hop_seconds == published.get("window_seconds", 10.0)
     assert (text.name, text.pretrained, text.dropout, text.max_tokens) == ("roberta-large", True, 0.2, 32)
-    assert (config.loss.name, config.loss.temperature, config.loss.learnable_temperature) == ("nt_xent", 0.05, False)
+    assert (config.loss.name, config.loss.temperature) == (published.get("loss", "nt_xent"), 0.05) and not config.loss.learnable_temperature
     assert (schedule.shape, schedule.warmup_epochs, schedule.min_lr) == ("cosine", 1, 1e-7)
     assert (schedule.rampdown_start, schedule.rampdown_stop) == (1, 15)
     optimizer = config.optimizer
     assert (optimizer.beta1, optimizer.beta2, optimizer.eps) == (0.9, 0.999, 1e-8)
     assert (optimizer.weight_decay, optimizer.max_grad_norm) == (0.0, None)
-    assert (config.train.epochs, config.train.batch_size, config.train.max_steps) == (20, 16, None)
+    assert (config.train.epochs, config.train.batch_size, config.train.max_steps) == (20, published.get("batch_size", 16), None)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

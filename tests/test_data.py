@@ -181,8 +181,8 @@ def test_another_schema(cache: Path):
 
 
 def test_another_codec(cache: Path):
-    change_info(cache, codec="mp3")
-    assert "codes audio as 'mp3', this version reads pcm_s16le, flac" in error_of(cache)
+    change_info(cache, codec="opus")
+    assert "codes audio as 'opus', this version reads pcm_s16le, flac, mp3" in error_of(cache)
 
 
 def test_another_sample_rate(cache: Path):

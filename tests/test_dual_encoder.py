@@ -121,7 +121,7 @@ def test_frames_of_a_32_khz_clip_equal_the_reference(text_folder: str, case: str
 @torch.no_grad()
 def test_the_encoder_gets_the_reference_s_16_khz_samples(text_folder: str):
     model, seen = golden_model(text_folder, "S"), []
-    model.audio_encoder.forward = lambda windows: seen.append(windows) or torch.zeros(len(windows), 250, DIM)
+    model.audio_encoder.forward = lambda windows, augment: seen.append(windows) or torch.zeros(len(windows), 250, DIM)
     model.encode_audio(torch.from_numpy(formulas.waveform(32_000))[None], torch.tensor([320_000]))
     golden, found = np.load(GOLDEN / "resample.npz"), seen[0].numpy()
     assert found.shape == tuple(golden["out_shape"])
@@ -137,7 +137,7 @@ def test_mask_of_the_published_size(text_folder: str, monkeypatch):
     fits = golden["mask750.samples"] <= 960_000
     lengths, valid = torch.from_numpy(golden["mask750.samples"][fits]), torch.from_numpy(golden["mask750.valid"][fits])
     model = make_model(text_folder, sample_rate=32_000, clip_seconds=30.0, window_seconds=10.0, hop_seconds=10.0)
-    model.audio_encoder.forward = lambda windows: torch.ones(len(windows), 250, DIM)
+    model.audio_encoder.forward = lambda windows, augment: torch.ones(len(windows), 250, DIM)
     _, mask = model.encode_audio(torch.zeros(len(lengths), 960_000), lengths)
     assert mask.shape == (len(lengths), 750) and mask.dtype == torch.bool
     assert torch.equal(mask.sum(dim=1), valid)
@@ -377,7 +377,7 @@ def test_a_model_of_another_project(saved: Path):
     [
         ({"dim": 40}, "size mismatch"),
         ({"audio_encoder": {"name": "atst_frame", "embed_dim": DIM, "depth": 3, "num_heads": 4}}, "Missing key"),
-        ({"audio_encoder": {"name": "passt"}}, "passt"),
+        ({"audio_encoder": {"name": "passt_xl"}}, "passt"),
         ({"audio_encoder": {"name": "atst_frame", "layers": 3}}, "layers"),
         ({"pooling": {"name": "mean"}}, "Unexpected key"),
         ({"max_tokens": None, "dim": "wide"}, "TypeError"),

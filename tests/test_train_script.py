@@ -56,7 +56,9 @@ def test_dry_run_of_the_published_tap_experiment(capsys):
     }
     assert counts["audio_encoder"] == 85_418_496
     rates = dict.fromkeys(counts, "2.0e-05") | {"audio_encoder": "4.0e-06"}
-    assert table_of(text) == {name: [f"{count:,}", rates[name]] for name, count in counts.items()} | {"all": [f"{sum(counts.values()):,}"]}
+    fixed = 768 + 1  # the mask token and the temperature
+    sums = {"fixed": [f"{fixed:,}"], "all": [f"{sum(counts.values()) + fixed:,}"]}
+    assert table_of(text) == {name: [f"{count:,}", rates[name]] for name, count in counts.items()} | sums
     assert "steps per epoch: 1,200, in all 24,000 (19,195 pairs of Clotho, since here: cache data/clotho_v2/cache does not exist" in text
     assert f"{sum(counts.values()) * 16 / 2**30:.1f} GiB weights, gradients and AdamW" in text and "at batch 16 (16 bit)" in text
 
@@ -70,7 +72,7 @@ def test_dry_run_prints_the_resolved_settings(capsys):
 
 def test_dry_run_with_mean_pooling_has_four_groups(capsys):
     text = dry_run(capsys, "--config", str(ROOT / "configs" / "baseline.yaml"), "train.mixed_precision=no", "train.max_steps=10")
-    assert list(table_of(text)) == ["audio_encoder", "text_encoder", "audio_projection", "text_projection", "all"]
+    assert list(table_of(text)) == ["audio_encoder", "text_encoder", "audio_projection", "text_projection", "fixed", "all"]
     assert "in all 10 (" in text and "(32 bit)" in text
 
 
@@ -95,7 +97,7 @@ def test_dry_run_loads_no_weights(capsys, monkeypatch):
         monkeypatch.setattr(loader, refuse)
     allocated = []
     monkeypatch.setattr(torch.Tensor, "normal_", lambda self, *_arguments, **_settings: allocated.append(self.is_meta) or self)
-    assert "449,963,520" in dry_run(capsys, "--config", TAP)
+    assert "449,964,289" in dry_run(capsys, "--config", TAP)
     assert all(allocated)
 
 

@@ -15,7 +15,7 @@ from conftest import write_cache
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from retrieval import checkpoint, interruption, training
+from retrieval import checkpoint, interruption, losses, training
 from retrieval.config import load_config
 from retrieval.errors import UserError
 from retrieval.models import DualEncoder
@@ -107,8 +107,13 @@ def test_best_is_the_epoch_of_highest_validation_map(tiny, tmp_path, monkeypatch
 
 def test_two_captions_of_one_clip_are_not_negatives(tiny, tmp_path, monkeypatch):
     seen = []
-    original = training.LOSSES["nt_xent"]
-    monkeypatch.setitem(training.LOSSES, "nt_xent", lambda scores, positives, **kw: seen.append(positives) or original(scores, positives, **kw))
+    original = losses.LOSSES["nt_xent"]
+
+    def spy(scores, positives, temperature):
+        seen.append(positives)
+        return original(scores, positives, temperature)
+
+    monkeypatch.setitem(losses.LOSSES, "nt_xent", spy)
     training.train(configure(tiny, tmp_path / "run", "train.epochs=1", "train.batch_size=24"))
     (positives,) = seen  # all 24 pairs of 12 clips in one batch: each caption has its own clip twice
     assert positives.shape == (24, 24) and (positives.sum(dim=1) == 2).all() and torch.equal(positives, positives.T)
@@ -135,17 +140,17 @@ def test_max_steps_ends_a_run_early(tiny, tmp_path):
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 def test_a_non_finite_step_stops_the_run_and_spoils_nothing(tiny, tmp_path, monkeypatch, where):
     calls = []
-    original = training.LOSSES["nt_xent"]
+    original = losses.LOSSES["nt_xent"]
 
-    def breaks_at_step_9(scores, positives, **settings):
+    def breaks_at_step_9(scores, positives, temperature):
         calls.append(1)
-        loss = original(scores, positives, **settings)
+        loss = original(scores, positives, temperature)
         if len(calls) != 9:
             return loss
         # sqrt at 0 has a finite value and an infinite gradient
         return loss * float("nan") if where == "loss" else loss + (loss - loss.detach()).abs().sqrt()
 
-    monkeypatch.setitem(training.LOSSES, "nt_xent", breaks_at_step_9)
+    monkeypatch.setitem(losses.LOSSES, "nt_xent", breaks_at_step_9)
     run = tmp_path / "run"
     with pytest.raises(UserError) as caught:
         training.train(configure(tiny, run))

@@ -1,7 +1,9 @@
 """From the Arrow cache to batches: clips, (clip, caption) pairs, collation."""
 
 from retrieval.data.cache import Cache, ClipSplit, open_cache
+from retrieval.data.joined import JoinedSplit
 from retrieval.data.pairs import (
+    ClipsFromStart,
     EpochBatches,
     PairDataset,
     check_batch_size,
@@ -15,7 +17,9 @@ from retrieval.data.pairs import (
 __all__ = [
     "Cache",
     "ClipSplit",
+    "ClipsFromStart",
     "EpochBatches",
+    "JoinedSplit",
     "PairDataset",
     "check_batch_size",
     "collate_clips",

@@ -2,13 +2,13 @@
 
 Order and crops depend on (seed, epoch, item) alone, never on worker processes or on where a run was resumed.
 
-Letters: B clips of a batch, S samples.
+Letters: B clips of a batch, S samples, T frames of F numbers where a frame cache stands in for the audio.
 """
 
 import math
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,47 +16,93 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from retrieval.data.cache import ClipSplit
+from retrieval.data.joined import JoinedSplit
 from retrieval.errors import UserError
 
 GRACE_SECONDS = 60  # that a loader process outlives a SIGTERM
 
 
-class PairDataset(Dataset):
-    """All (clip, caption) pairs of a split; an item is asked for as (epoch, index)."""
+Augment = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
-    def __init__(self, split: ClipSplit, max_samples: int, seed: int):
+
+class PairDataset(Dataset):
+    """All (clip, caption) pairs of a split, clip by clip; an item is asked for as (epoch, index).
+
+    augment: changes a waveform (S,) by what a generator draws; the length may change.
+    mix_probability: how often an item is mixed with another one, and their captions joined (Kim et al., 2022: a new clip of its own).
+    """
+
+    def __init__(self, split: ClipSplit | JoinedSplit, max_samples: int, seed: int, augment: Augment | None = None, mix_probability: float = 0.0):
         self.split = split
         self.max_samples = max_samples
         self.seed = seed
+        self.augment = augment
+        self.mix_probability = mix_probability
         self.pairs = [(clip, caption) for clip, captions in enumerate(split.captions) for caption in range(len(captions))]
 
     def __len__(self) -> int:
         return len(self.pairs)
 
+    @property
+    def captions(self) -> list[str]:
+        """The caption of each pair."""
+        return [self.split.captions[clip][caption] for clip, caption in self.pairs]
+
     def __getitem__(self, item: tuple[int, int]) -> dict[str, Any]:
         """A clip longer than max_samples is cut at a random place."""
         epoch, index = item
+        rng = np.random.default_rng([self.seed, epoch, index])
+        waveform, caption, clip = self._pair(index, rng)
+        if self.mix_probability and rng.random() < self.mix_probability:
+            other, other_caption, _ = self._pair(int(rng.integers(len(self))), rng)
+            waveform, caption = _mix(waveform, other), _join(caption, other_caption)
+            clip = len(self.split) + index  # neither of the two clips: their other captions do not say all that is heard
+        return {"waveform": waveform, "caption": caption, "clip": clip, "pair": index}
+
+    def _pair(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, str, int]:
         clip, caption = self.pairs[index]
         spare = int(self.split.num_samples[clip]) - self.max_samples
-        start = int(np.random.default_rng([self.seed, epoch, index]).integers(spare + 1)) if spare > 0 else 0
-        return {
-            "waveform": self.split.read(clip, start, start + self.max_samples),  # (S,)
-            "caption": self.split.captions[clip][caption],
-            "clip": clip,
-        }
+        start = int(rng.integers(spare + 1)) if spare > 0 else 0
+        waveform = self.split.read(clip, start, start + self.max_samples)  # (S,), or frames (T, F)
+        if self.augment is not None:
+            waveform = self.augment(waveform, rng)[: self.max_samples]
+        return waveform, self.split.captions[clip][caption], clip
+
+
+def _mix(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Both at equal power, (S,), S the longer one's; turned down where the sum would leave [-1, 1]."""
+    mixed = np.zeros(max(len(first), len(second)), np.float32)
+    for waveform in (first, second):
+        power = float(np.sqrt(np.mean(np.square(waveform))))
+        mixed[: len(waveform)] += waveform * np.float32(0.1 / max(power, 1e-4))
+    return mixed / max(1.0, float(np.abs(mixed).max()))
+
+
+def _join(first: str, second: str) -> str:
+    return f"{first.strip().rstrip('.!')} and {second.strip()}"
 
 
 class EpochBatches(Sampler):
     """Batches of (epoch, index) for this process; `start(epoch, step)` says where the next iteration begins.
 
     A batch of `batch_size` pairs is dealt out over the processes, so an epoch has as many steps at any number of
-    processes. The last, partial batch is kept.
+    processes. The last, partial batch is kept. num_pairs may be the sizes of several corpora that follow each other; `weights` then
+    say how often an epoch goes through each, a fraction taking that share, drawn anew every epoch.
     """
 
-    def __init__(self, num_pairs: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1):
-        self.num_pairs, self.batch_size, self.seed = num_pairs, batch_size, seed
+    def __init__(
+        self, num_pairs: int | Sequence[int], batch_size: int, seed: int, rank: int = 0, world_size: int = 1, weights: Sequence[float] = ()
+    ):
+        self.sizes = [num_pairs] if isinstance(num_pairs, int) else list(num_pairs)
+        self.num_drawn = [max(1, round(weight * size)) for weight, size in zip(weights or [1.0] * len(self.sizes), self.sizes, strict=True)]
+        self.batch_size, self.seed = batch_size, seed
         self.rank, self.world_size = rank, world_size
         self.epoch = self.first_step = 0
+
+    @property
+    def num_pairs(self) -> int:
+        """Pairs of one epoch."""
+        return sum(self.num_drawn)
 
     def start(self, epoch: int, step: int = 0) -> None:
         self.epoch, self.first_step = epoch, step
@@ -65,10 +111,18 @@ class EpochBatches(Sampler):
         return num_steps_per_epoch(self.num_pairs, self.batch_size) - self.first_step
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num_pairs)
-        for first in range(self.first_step * self.batch_size, self.num_pairs, self.batch_size):
+        order = self._order(np.random.default_rng([self.seed, self.epoch]))
+        for first in range(self.first_step * self.batch_size, len(order), self.batch_size):
             batch = order[first : first + self.batch_size]
             yield [(self.epoch, int(index)) for index in batch[self.rank :: self.world_size]]
+
+    def _order(self, rng: np.random.Generator) -> np.ndarray:
+        drawn, first = [], 0
+        for size, num_drawn in zip(self.sizes, self.num_drawn, strict=True):
+            rest = rng.permutation(size)[: num_drawn % size] if num_drawn % size else []
+            drawn += [first + np.arange(num_drawn // size * size) % size, first + np.asarray(rest, dtype=np.int64)]
+            first += size
+        return rng.permutation(np.concatenate(drawn))
 
 
 def num_steps_per_epoch(num_pairs: int, batch_size: int) -> int:
@@ -85,23 +139,38 @@ def check_batch_size(num_pairs: int, batch_size: int, world_size: int = 1) -> No
         raise UserError(f"the last batch of an epoch has {num_last} pairs for {world_size} processes; choose another train.batch_size")
 
 
+class ClipsFromStart(Dataset):
+    """Waveforms of some clips of a split, each from its start and at most max_samples long."""
+
+    def __init__(self, split: Any, indices: range, max_samples: int):
+        self.split, self.indices, self.max_samples = split, indices, max_samples
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, item: int) -> np.ndarray:
+        index = self.indices[item]
+        return self.split.read(index, 0, min(self.max_samples, int(self.split.num_samples[index])))  # (S,)
+
+
 def collate_clips(waveforms: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Zero-pad at the end: float32 (B, S) with S the longest clip's samples, and the valid samples int64 (B,)."""
+    """Zero-pad at the end: float32 (B, S) with S the longest clip's samples, and the valid samples int64 (B,). Frames (T, F): (B, T, F)."""
     lengths = torch.tensor([len(waveform) for waveform in waveforms], dtype=torch.int64)  # (B,)
-    padded = torch.zeros(len(waveforms), int(lengths.max()))  # (B, S)
+    padded = torch.zeros(len(waveforms), int(lengths.max()), *waveforms[0].shape[1:])  # (B, S)
     for row, waveform in zip(padded, waveforms, strict=True):
         row[: len(waveform)] = torch.from_numpy(waveform)
     return padded, lengths
 
 
 def collate_pairs(items: list[dict[str, Any]]) -> dict[str, Any]:
-    """waveform (B, S), lengths (B,), captions list of B, clips int64 (B,): which clip each pair belongs to."""
+    """waveform (B, S), lengths (B,), captions list of B, clips int64 (B,): the clip of each pair, pairs int64 (B,): its number in PairDataset."""
     waveform, lengths = collate_clips([item["waveform"] for item in items])
     return {
         "waveform": waveform,
         "lengths": lengths,
         "captions": [item["caption"] for item in items],
         "clips": torch.tensor([item["clip"] for item in items]),
+        "pairs": torch.tensor([item["pair"] for item in items]),
     }
 
 

@@ -1,25 +1,35 @@
 """`build_model(config)` makes the DualEncoder that training, evaluation and search see."""
 
+import inspect
+from collections.abc import Callable
+
 import torch
 
-from retrieval.config import Config
+from retrieval.config import AudioEncoderConfig, Config, LossConfig
 from retrieval.errors import UserError
+from retrieval.losses import LEARNABLE, arguments_of, check_loss
 from retrieval.models.audio import AUDIO_ENCODERS
-from retrieval.models.dual_encoder import DualEncoder
-from retrieval.models.text import load_tokenizer, text_architecture
+from retrieval.models.audio.huggingface import HuggingFaceAudioEncoder, huggingface_arguments
+from retrieval.models.dual_encoder import POOLINGS, DualEncoder
+from retrieval.models.text import load_tokenizer, text_architecture, text_readout
 
 __all__ = ["DualEncoder", "build_model", "build_model_without_weights"]
 
 
 def build_model(config: Config) -> DualEncoder:
-    """The model of `config` with its pretrained weights. Raises UserError for absent or unfitting weights."""
+    """The model of `config` with its pretrained weights, or those of train.init_from. Raises UserError for absent or unfitting weights."""
     text = config.text_encoder
     model = DualEncoder(**_architecture(config, allow_known=False))
     model.text_encoder.tokenizer = load_tokenizer(text.name, model.text_encoder.model.config.vocab_size)
-    if config.audio_encoder.checkpoint is not None:
-        model.audio_encoder.load_official(config.audio_encoder.checkpoint)
-    if text.pretrained:
-        model.text_encoder.load_pretrained(text.name)
+    if config.train.init_from is not None:
+        _start_from(model, config.train.init_from)
+    else:
+        if config.audio_encoder.checkpoint is not None:
+            model.audio_encoder.load_official(config.audio_encoder.checkpoint)
+        if text.pretrained:
+            model.text_encoder.load_pretrained(text.name)
+    for part in _frozen_parts(config):
+        model.freeze(part)
     return model
 
 
@@ -27,17 +37,42 @@ def build_model_without_weights(config: Config) -> DualEncoder:
     """Names and shapes only, on the meta device: for --dry-run. Works without weights, tokenizer and, for known names, the hub."""
     architecture = _architecture(config, allow_known=True)
     with torch.device("meta"):
-        return DualEncoder(**architecture)
+        model = DualEncoder(**architecture)
+    for part in _frozen_parts(config):
+        model.freeze(part)
+    return model
+
+
+def _frozen_parts(config: Config) -> list[str]:
+    return [part for part in ("audio_encoder", "text_encoder") if getattr(config, part).frozen]
+
+
+def _start_from(model: DualEncoder, folder: str) -> None:
+    """The weights of another model of one architecture; what the loss learns starts anew where the other has none."""
+    state, own = DualEncoder.from_pretrained(folder).state_dict(), model.state_dict()
+    shapes = {key: tuple(value.shape) for key, value in state.items()}
+    wrong = [key for key in own if shapes.get(key) != tuple(own[key].shape) and not key.startswith("loss_parameters.")]
+    wrong += [key for key in state if key not in own and not key.startswith("loss_parameters.")]
+    if wrong:
+        raise UserError(
+            f"train.init_from={folder} is of another architecture than this configuration: {len(wrong)} weights do not fit, first {wrong[0]}; "
+            "take audio_encoder, text_encoder, pooling and dim from its config.yaml"
+        )
+    model.load_state_dict(own | {key: value for key, value in state.items() if key in own and key != "temperature"})
 
 
 def _architecture(config: Config, allow_known: bool) -> dict:
     audio, text = config.audio_encoder, config.text_encoder
     if audio.name not in AUDIO_ENCODERS:
         raise UserError(f"audio_encoder.name={audio.name!r} is unknown; there is: {', '.join(AUDIO_ENCODERS)}")
+    for setting, name in (("loss.name", config.loss.name), ("loss.supervised", config.loss.supervised)):
+        check_loss(name, setting)
     return {
-        "audio_encoder": audio.model_dump(include={"name", "embed_dim", "depth", "num_heads"}),
+        "audio_encoder": {"name": audio.name} | _audio_arguments(audio),
         "text_encoder": text_architecture(text.name, text.dropout, allow_known),
-        "pooling": config.pooling.model_dump(),
+        # No shape depends on it, and finding it out runs a layer of the model.
+        "text_readout": text.readout or ("first" if allow_known else text_readout(text.name)),
+        "pooling": {"name": config.pooling.name} | _accepted(POOLINGS[config.pooling.name], config.pooling.model_dump()),
         "dim": config.dim,
         "sample_rate": config.data.sample_rate,
         "clip_seconds": config.data.max_seconds,
@@ -46,4 +81,29 @@ def _architecture(config: Config, allow_known: bool) -> dict:
         "max_tokens": text.max_tokens,
         "temperature": config.loss.temperature,
         "learnable_temperature": config.loss.learnable_temperature,
+        "loss_parameters": _loss_parameters(config.loss),
     }
+
+
+def _audio_arguments(settings: AudioEncoderConfig) -> dict:
+    """What the YAML says of the encoder itself. Raises UserError for a setting that the encoder does not have."""
+    encoder = AUDIO_ENCODERS[settings.name]
+    general = ("name", "checkpoint", "frozen", "window_seconds", "hop_seconds")
+    own = {key: value for key, value in settings.model_dump(exclude=set(general)).items() if value is not None}
+    if unknown := own.keys() - _accepted(encoder, own).keys():
+        takes = ", ".join(name for name in inspect.signature(encoder).parameters if name in AudioEncoderConfig.model_fields)
+        raise UserError(f"audio_encoder.{min(unknown)} is no setting of {settings.name}, which has: {takes or 'none'}")
+    if encoder is not HuggingFaceAudioEncoder:
+        return own
+    if settings.checkpoint is None:
+        raise UserError("audio_encoder.checkpoint must name a hub model or folder with audio_encoder.name=huggingface")
+    return huggingface_arguments(settings.checkpoint)
+
+
+def _accepted(function: Callable, arguments: dict) -> dict:
+    return {name: value for name, value in arguments.items() if name in inspect.signature(function).parameters}
+
+
+def _loss_parameters(settings: LossConfig) -> dict[str, float]:
+    used = [settings.name] + ([settings.supervised] if settings.name == "distillation" and settings.loss_weight else [])
+    return {name: getattr(settings, name) for name in LEARNABLE if any(name in arguments_of(loss) for loss in used)}

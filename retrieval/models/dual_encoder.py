@@ -5,6 +5,7 @@ Letters: B clips, S samples, W windows, M windows with valid frames, T frames, N
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,10 @@ from retrieval.models.audio import AUDIO_ENCODERS
 from retrieval.models.hub import hub_answers, local_files_only
 from retrieval.models.pooling import MeanPooling, TextAwareAttentionPooling
 from retrieval.models.text import TextEncoder, load_tokenizer
+from retrieval.models.transformer_pooling import TransformerPooling
 from retrieval.models.windows import WindowGrid
+
+POOLINGS = {"mean": MeanPooling, "tap": TextAwareAttentionPooling, "transformer": TransformerPooling}
 
 MODEL_CARD = """---
 {{ card_data }}
@@ -46,8 +50,9 @@ class DualEncoder(
     """Audio encoder, text encoder, two projections and a pooling. The arguments are config.json of a saved model.
 
     audio_encoder: {"name": key of AUDIO_ENCODERS, **its arguments}; text_encoder: a Hugging Face config;
-    pooling: {"name": "mean" or "tap", **its arguments}; sample_rate in Hz, of the waveforms that encode_audio takes;
-    clip_seconds: longest clip. Text can be encoded once text_encoder.tokenizer is set, as build_model and from_pretrained do.
+    text_readout: "first", "mean" or "last" token; pooling: {"name": "mean", "tap" or "transformer", **its arguments};
+    sample_rate in Hz, of the waveforms that encode_audio takes; clip_seconds: longest clip; loss_parameters: start values of what the
+    loss learns beside the temperature. Text can be encoded once text_encoder.tokenizer is set, as build_model and from_pretrained do.
     """
 
     def __init__(
@@ -63,16 +68,20 @@ class DualEncoder(
         max_tokens: int,
         temperature: float,
         learnable_temperature: bool = False,
+        text_readout: str = "first",
+        loss_parameters: dict[str, float] | None = None,
     ):
         super().__init__()
+        self.frozen: list[str] = []
+        self.augment_mel: Callable[[torch.Tensor], torch.Tensor] | None = None  # in training only; see retrieval.augmentation
         self.sample_rate = sample_rate
         self.clip_seconds = clip_seconds
         self.audio_encoder = _build_audio_encoder(**audio_encoder)
-        self.text_encoder = TextEncoder(text_encoder, max_tokens)
+        self.text_encoder = TextEncoder(text_encoder, max_tokens, text_readout)
         self.audio_projection = nn.Linear(self.audio_encoder.feature_dim, dim)
         self.text_projection = nn.Linear(self.text_encoder.feature_dim, dim)
-        self.pooling = _build_pooling(dim, **pooling)
         self.temperature = nn.Parameter(torch.tensor(temperature), requires_grad=learnable_temperature)
+        self.loss_parameters = nn.ParameterDict({name: nn.Parameter(torch.tensor(start)) for name, start in (loss_parameters or {}).items()})
         window_samples = round(min(window_seconds, clip_seconds) * sample_rate)
         self.windows = WindowGrid(
             clip_samples=round(clip_seconds * sample_rate),
@@ -80,6 +89,23 @@ class DualEncoder(
             hop_samples=round(hop_seconds * sample_rate),
             frames_per_window=self.audio_encoder.num_frames(self._resampled(window_samples)),
         )
+        self.pooling = self._build_pooling(dim, **pooling)
+
+    def _build_pooling(self, dim: int, name: str, **arguments: Any) -> nn.Module:
+        if name == "transformer":
+            return TransformerPooling(self.audio_encoder.feature_dim, self.windows.num_frames, **arguments)
+        return TextAwareAttentionPooling(dim, **arguments) if name == "tap" else MeanPooling()
+
+    def freeze(self, part: str) -> None:
+        """Keep the weights of "audio_encoder" or "text_encoder" as they are: no gradient, and eval mode also in training."""
+        self.frozen.append(part)
+        getattr(self, part).requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> "DualEncoder":
+        super().train(mode)
+        for part in self.frozen:
+            getattr(self, part).eval()
+        return self
 
     def _resampled(self, num_samples: int) -> int:
         return -(-num_samples * self.audio_encoder.sample_rate // self.sample_rate)
@@ -87,17 +113,25 @@ class DualEncoder(
     def encode_audio(self, waveform: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Frames in the shared space.
 
-        waveform float32 (B, S) in [-1, 1] at `sample_rate` Hz, lengths int64 (B,) valid samples (best left on the CPU).
-        Returns frames (B, T, D) and mask bool (B, T), True = valid; with mean pooling T is 1.
+        waveform float32 (B, S) in [-1, 1] at `sample_rate` Hz, lengths int64 (B,) valid samples (best left on the CPU);
+        or what `audio_features` gave before, (B, T, feature_dim), and lengths its valid frames.
+        Returns frames (B, T, D) and mask bool (B, T), True = valid; where the pooling does not look at the text T is 1.
         Raises ValueError for clips that are empty or longer than clip_seconds.
         """
-        features, mask = self._encode_windows(waveform, lengths)
-        if isinstance(self.pooling, MeanPooling):
+        if waveform.dim() == 3:
+            features = waveform
+            mask = torch.arange(features.shape[1], device=features.device) < lengths.to(features.device)[:, None]  # (B, T)
+        else:
+            features, mask = self.audio_features(waveform, lengths)
+        if not isinstance(self.pooling, TextAwareAttentionPooling):
             features, mask = self.pooling(features, mask).unsqueeze(1), mask[:, :1]  # (B, 1, feature_dim), (B, 1)
         return self.audio_projection(features), mask
 
-    def _encode_windows(self, waveform: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, T, feature_dim) and mask (B, T). Windows without valid frames are not encoded: they would be masked out."""
+    def audio_features(self, waveform: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the audio encoder says, (B, T, feature_dim), and mask (B, T). Arguments and errors as in `encode_audio`.
+
+        Windows without valid frames are not encoded: they would be masked out.
+        """
         grid = self.windows
         lengths = lengths.cpu()
         if lengths.min() < 1 or lengths.max() > grid.clip_samples:
@@ -113,7 +147,7 @@ class DualEncoder(
             # In float32: autocast would filter in half precision, whose noise at -50 dB drowns the quiet bins of the log-mel.
             with torch.autocast(windows.device.type, enabled=False):
                 windows = torchaudio.functional.resample(windows, self.sample_rate, self.audio_encoder.sample_rate)
-        encoded = self.audio_encoder(windows)  # (M, frames_per_window, feature_dim)
+        encoded = self.audio_encoder(windows, self.augment_mel if self.training else None)  # (M, frames_per_window, feature_dim)
         features = encoded.new_zeros(used.numel(), *encoded.shape[1:]).index_copy(0, index, encoded)
         features = features.view(len(lengths), -1, encoded.shape[-1])  # (B, T, feature_dim)
         mask = (torch.arange(features.shape[1]) < num_valid[:, None]).to(waveform.device)  # (B, T)
@@ -128,8 +162,8 @@ class DualEncoder(
         return self.pooling.score(text, frames, mask)
 
     def attention(self, text: torch.Tensor, frames: torch.Tensor, mask: torch.Tensor) -> torch.Tensor | None:
-        """How much each caption listens to each frame: float32 (N, B, T), rows sum to 1; None with mean pooling."""
-        return None if isinstance(self.pooling, MeanPooling) else self.pooling.attention(text, frames, mask)
+        """How much each caption listens to each frame: float32 (N, B, T), rows sum to 1; None where the pooling does not look at the text."""
+        return self.pooling.attention(text, frames, mask) if isinstance(self.pooling, TextAwareAttentionPooling) else None
 
     def forward(self, waveform: torch.Tensor, lengths: torch.Tensor, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """text (N, D), frames (B, T, D), mask (B, T); what one process computes before texts are exchanged."""
@@ -186,10 +220,6 @@ class DualEncoder(
 
 def _build_audio_encoder(name: str, **arguments: Any) -> nn.Module:
     return AUDIO_ENCODERS[name](**arguments)
-
-
-def _build_pooling(dim: int, name: str, **arguments: Any) -> nn.Module:
-    return TextAwareAttentionPooling(dim, **arguments) if name == "tap" else MeanPooling()
 
 
 def _check_folder(directory: Path) -> None:

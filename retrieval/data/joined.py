@@ -1,0 +1,31 @@
+"""Several corpora as one split to train on."""
+
+import hashlib
+from bisect import bisect_right
+from itertools import accumulate
+
+import numpy as np
+
+from retrieval.data.cache import ClipSplit
+
+
+class JoinedSplit:
+    """The clips of `splits` one after the other, with what training asks of a ClipSplit. Clip numbers run on from split to split."""
+
+    def __init__(self, splits: list[ClipSplit]):
+        self.splits = splits
+        self.captions: list[list[str]] = [captions for split in splits for captions in split.captions]
+        self.num_samples = np.concatenate([split.num_samples for split in splits])  # (len,)
+        self._ends = list(accumulate(len(split) for split in splits))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def fingerprint(self) -> str:
+        """The same for the same splits in the same order."""
+        return hashlib.sha256(repr([split.fingerprint() for split in self.splits]).encode()).hexdigest()
+
+    def read(self, index: int, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """As ClipSplit.read."""
+        part = bisect_right(self._ends, index)
+        return self.splits[part].read(index - (self._ends[part - 1] if part else 0), start, stop)

@@ -1,0 +1,85 @@
+"""The loss of a run: functions of retrieval.losses with their settings, the model's learnable parameters, and the targets of each batch.
+
+Letters: N texts and B audios of a batch, over all processes; P pairs of the corpus, D numbers of a sentence embedding.
+"""
+
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from retrieval.config import LossConfig
+from retrieval.data import PairDataset
+from retrieval.distributed import rank, replicated
+from retrieval.errors import UserError
+from retrieval.losses import LEARNABLE, TARGETS, apply_loss, arguments_of
+from retrieval.models import DualEncoder
+from retrieval.models.text import TextEncoder, load_tokenizer, text_architecture, text_readout
+from retrieval.score_files import open_scores
+
+SENTENCE_BATCH = 256
+MAX_SENTENCE_TOKENS = 64
+
+
+class TeacherScores:
+    """Mean of the score matrices that teachers left on disk; only what a batch needs is read."""
+
+    def __init__(self, folders: list[str], pairs: PairDataset):
+        self.files = [open_scores(folder) for folder in folders]
+        for file in self.files:
+            file.check(pairs.split)
+
+    def block(self, pairs: torch.Tensor, clips: torch.Tensor) -> torch.Tensor:
+        """float32 (N, B): the captions of `pairs` (N,) with `clips` (B,)."""
+        rows, columns = pairs.cpu().numpy()[:, None], clips.cpu().numpy()[None, :]
+        return torch.stack([torch.from_numpy(file.scores[rows, columns]) for file in self.files]).mean(dim=0)
+
+
+class CaptionSimilarity:
+    """Cosines of the training captions by a pretrained sentence encoder, which reads each caption once and is then let go."""
+
+    def __init__(self, name: str, captions: list[str], device: torch.device):
+        encoder = TextEncoder(text_architecture(name, dropout=0.0), MAX_SENTENCE_TOKENS, readout=text_readout(name))
+        encoder.tokenizer = load_tokenizer(name, encoder.model.config.vocab_size)
+        encoder.load_pretrained(name)
+        self.embeddings = _embed(encoder.to(device).eval(), captions)  # (P, D), on the CPU
+
+    def block(self, pairs: torch.Tensor) -> torch.Tensor:
+        """float32 (N, N): each caption of `pairs` (N,) with the caption of each audio, which came with it."""
+        embeddings = self.embeddings[pairs.cpu()]
+        return embeddings @ embeddings.T
+
+
+@torch.no_grad()
+def _embed(encoder: TextEncoder, captions: list[str]) -> torch.Tensor:
+    parts = []
+    for first in tqdm(range(0, len(captions), SENTENCE_BATCH), desc="sentence embeddings", delay=3, leave=False, disable=rank() != 0):
+        parts.append(torch.nn.functional.normalize(encoder(captions[first : first + SENTENCE_BATCH]).float()).cpu())
+    return torch.cat(parts)
+
+
+class Objective:
+    """Scores of a batch in, loss out. Raises UserError for teachers or a sentence encoder that are absent or do not fit the corpus."""
+
+    def __init__(self, settings: LossConfig, pairs: PairDataset, device: torch.device):
+        self.settings = settings
+        self.weights = {settings.name: 1.0}
+        if settings.name == "distillation":
+            weights = {"distillation": settings.distill_weight, settings.supervised: settings.loss_weight}
+            self.weights = {name: weight for name, weight in weights.items() if weight}
+        needed = {argument for name in self.weights for argument in arguments_of(name)}
+        if pairs.mix_probability and needed & set(TARGETS):
+            raise UserError(f"loss.name={settings.name} has no target for mixed clips; set augmentation.mix_probability=0")
+        self.teachers = TeacherScores(settings.teachers, pairs) if "teacher_scores" in needed else None
+        self.captions = CaptionSimilarity(settings.sentence_encoder, pairs.captions, device) if "caption_similarity" in needed else None
+
+    def __call__(self, model: DualEncoder, scores: torch.Tensor, clips: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
+        """scores (N, B) of texts and audios in one order, their clips (N,) and pairs (N,) in PairDataset -> scalar."""
+        values: dict[str, Any] = self.settings.model_dump() | {"temperature": replicated(model.temperature)}
+        values |= {name: replicated(model.loss_parameters[name]) for name in LEARNABLE if name in model.loss_parameters}
+        if self.teachers is not None:
+            values["teacher_scores"] = self.teachers.block(pairs, clips)
+        if self.captions is not None:
+            values["caption_similarity"] = self.captions.block(pairs)
+        positives = clips[:, None] == clips[None, :]  # (N, B)
+        return sum(weight * apply_loss(name, scores, positives, values) for name, weight in self.weights.items())

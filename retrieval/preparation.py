@@ -1,0 +1,181 @@
+"""From a configuration to the parts of a training run.
+
+What can go wrong for a reason of the user's goes wrong here, before the run folder is touched.
+"""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch.utils.data import DataLoader
+
+from retrieval import checkpoint
+from retrieval.checkpoint import Progress
+from retrieval.config import Config
+from retrieval.data import (
+    ClipSplit,
+    EpochBatches,
+    JoinedSplit,
+    PairDataset,
+    check_batch_size,
+    make_loader,
+    num_steps_per_epoch,
+    open_cache,
+    usable_workers,
+)
+from retrieval.data.augmentation import waveform_augmentation
+from retrieval.distributed import rank, world_size
+from retrieval.errors import UserError
+from retrieval.evaluation import few_clips_warning
+from retrieval.frame_cache import FrameSplit, cached_frames
+from retrieval.models import DualEncoder, build_model
+from retrieval.models.mel_augmentation import mel_augmentation
+from retrieval.objective import Objective
+from retrieval.optim import parameter_groups
+from retrieval.tracking import Tracker
+
+TRAINING, VALIDATION, TEST = "development", "validation", "evaluation"
+
+
+@dataclass
+class Run:
+    """The parts of one training run on this process."""
+
+    config: Config
+    folder: Path
+    accelerator: Accelerator
+    model: DualEncoder
+    wrapped: torch.nn.Module  # the model as Accelerate wraps it: autocast, gradients averaged over processes
+    optimizer: torch.optim.Optimizer
+    batches: EpochBatches
+    loader: DataLoader
+    objective: Objective
+    validation: ClipSplit | FrameSplit
+    pictured: ClipSplit  # the validation split with its sounds
+    test: ClipSplit | FrameSplit | None
+    steps_per_epoch: int
+    tracker: Tracker
+    progress: Progress = field(default_factory=Progress)
+
+    @property
+    def out_of_steps(self) -> bool:
+        limit = self.config.train.max_steps
+        return limit is not None and self.progress.global_step >= limit
+
+
+@dataclass(frozen=True)
+class Splits:
+    """What a run trains on and what it is scored on."""
+
+    training: list[ClipSplit | FrameSplit]
+    validation: ClipSplit | FrameSplit
+    test: ClipSplit | FrameSplit | None
+
+    @property
+    def sizes(self) -> list[int]:
+        """(clip, caption) pairs of each training corpus."""
+        return [sum(map(len, split.captions)) for split in self.training]
+
+    @property
+    def scored(self) -> list[ClipSplit | FrameSplit]:
+        return [split for split in (self.validation, self.test) if split is not None]
+
+    def of_frames(self, model: DualEncoder, config: Config, accelerator: Accelerator) -> "Splits":
+        """The same with the frames of the frozen audio encoder in place of the sounds."""
+        settings = {"batch_size": config.evaluation.audio_batch_size, "num_workers": usable_workers(config.data.num_workers)}
+
+        def frames(split: ClipSplit) -> FrameSplit:
+            return cached_frames(model, split, Path(config.data.frame_cache), accelerator, **settings)
+
+        test = None if self.test is None else frames(self.test)
+        return replace(self, training=[frames(split) for split in self.training], validation=frames(self.validation), test=test)
+
+
+def open_splits(config: Config) -> Splits:
+    """Raises UserError for caches that are absent, damaged or of another sample rate."""
+    cache = open_cache(config.data.cache, config.data.sample_rate)
+    sources = [open_cache(path, config.data.sample_rate) for path in config.train.caches] or [cache]
+    test = cache.split(TEST) if TEST in cache.split_names else None
+    return Splits([source.split(TRAINING) for source in sources], cache.split(VALIDATION), test)
+
+
+def make_pairs(splits: Splits, config: Config) -> PairDataset:
+    """The training items, with the augmentation of waveforms."""
+    joined = splits.training[0] if len(splits.training) == 1 else JoinedSplit(splits.training)
+    settings = config.augmentation
+    max_samples = round(config.data.max_seconds * config.data.sample_rate)
+    augment = waveform_augmentation(config.data.sample_rate, **settings.waveform)
+    return PairDataset(joined, max_samples, config.seed, augment, settings.mix_probability)
+
+
+def prepare(config: Config, folder: Path, resume: bool, overwrite: bool) -> Run:
+    """Everything that can go wrong for a reason of the user's goes wrong here, before the run folder is touched."""
+    accelerator = Accelerator(mixed_precision=choose_precision(config.train.mixed_precision))
+    checkpoint.check_run(folder, config, resume, overwrite)
+    set_seed(config.seed)
+    splits = open_splits(config)
+    for split in splits.scored:
+        if warning := few_clips_warning(len(split)):
+            accelerator.print(f"warning: {split.name} has {warning}")
+    batches = EpochBatches(splits.sizes, config.train.batch_size, config.seed, rank(), world_size(), config.train.cache_weights)
+    check_batch_size(batches.num_pairs, config.train.batch_size, world_size())
+    model = build_model(config).to(accelerator.device)
+    model.augment_mel = mel_augmentation(**config.augmentation.mel)
+    if model.augment_mel is not None and not model.audio_encoder.num_mel_bins:
+        raise UserError(f"augmentation of spectrograms has no effect, since {config.audio_encoder.checkpoint} hears waveforms; switch it off")
+    pictured = splits.validation
+    if config.data.frame_cache is not None:
+        splits = splits.of_frames(model, config, accelerator)
+    pairs = make_pairs(splits, config)
+    objective = Objective(config.loss, pairs, accelerator.device)
+    settings = config.optimizer
+    groups = parameter_groups(model, settings.lr.model_dump())
+    optimizer = torch.optim.AdamW(groups, betas=(settings.beta1, settings.beta2), eps=settings.eps, weight_decay=settings.weight_decay)
+    wrapped, optimizer = accelerator.prepare(model, optimizer)
+
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        checkpoint.open_run(folder, config, resume)
+    accelerator.wait_for_everyone()
+    progress = Progress(corpus=pairs.split.fingerprint())
+    accelerator.register_for_checkpointing(progress)
+    if resume:
+        checkpoint.load_state(accelerator, folder, progress)
+    steps_per_epoch = num_steps_per_epoch(batches.num_pairs, config.train.batch_size)
+    accelerator.print(
+        f"{folder}: {batches.num_pairs} pairs, {steps_per_epoch} steps an epoch, "
+        f"{accelerator.num_processes} process(es) of {torch.get_num_threads()} thread(s) on {accelerator.device}, "
+        f"mixed precision {accelerator.mixed_precision}"
+        + (f", resumed at epoch {progress.epoch} step {progress.step}" if resume else "")
+    )
+    return Run(
+        config=config,
+        folder=folder,
+        accelerator=accelerator,
+        model=accelerator.unwrap_model(wrapped),
+        wrapped=wrapped,
+        optimizer=optimizer,
+        batches=batches,
+        loader=make_loader(pairs, batches, config.data.num_workers),
+        objective=objective,
+        validation=splits.validation,
+        pictured=pictured,
+        test=splits.test,
+        steps_per_epoch=steps_per_epoch,
+        tracker=Tracker(folder, resume_step=progress.global_step + 1 if resume else None, enabled=accelerator.is_main_process),
+        progress=progress,
+    )
+
+
+def choose_precision(setting: str) -> str:
+    """`auto` is bf16 where the GPU computes it, fp16 on older GPUs, float32 on CPU."""
+    has_gpu = torch.cuda.is_available()
+    if setting == "fp16" and not has_gpu:
+        raise UserError("train.mixed_precision=fp16 needs a GPU, and none is visible here; use auto, bf16 or no")
+    if setting != "auto":
+        return setting
+    if not has_gpu:
+        return "no"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"

@@ -1,0 +1,176 @@
+"""Frozen encoders, and the frames of a frozen audio encoder on disk: the same numbers, encoded once, whole or absent."""
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+
+from retrieval import checkpoint, frame_cache, training
+from retrieval.config import load_config
+from retrieval.data import open_cache
+from retrieval.errors import UserError
+from retrieval.evaluation import similarity_matrix
+from retrieval.models import DualEncoder, build_model
+
+SETTINGS = {"batch_size": 3, "num_workers": 0}
+FROZEN = ["audio_encoder.frozen=true", "evaluation.num_pictures=0"]
+
+
+@pytest.fixture
+def model(tiny) -> DualEncoder:
+    torch.manual_seed(0)
+    return build_model(load_config(tiny / "tiny.yaml", FROZEN)).eval()
+
+
+@pytest.fixture
+def split(tiny):
+    return open_cache(tiny / "cache").split("development")
+
+
+def test_frames_are_those_of_the_encoder(model, split, tmp_path):
+    frames = frame_cache.cached_frames(model, split, tmp_path, Accelerator(), **SETTINGS)
+    longest = 2 * 16_000
+    for clip in range(len(split)):
+        waveform = torch.from_numpy(split.read(clip)[:longest])[None]
+        features, mask = model.audio_features(waveform, torch.tensor([waveform.shape[1]]))
+        expected = features[mask].detach().numpy()
+        found = frames.read(clip)
+        assert found.shape == expected.shape == (frames.num_samples[clip], 32) and found.dtype == np.float32
+        assert np.abs(found - expected).max() < 1e-3 * np.abs(expected).max()  # half precision on disk
+    assert np.array_equal(frames.read(2, 1, 3), frames.read(2)[1:3])
+    assert frames.captions == split.captions and frames.fingerprint() == split.fingerprint()
+
+
+@pytest.mark.parametrize("pooling", ["tap", "mean"])
+def test_scores_from_frames_are_those_from_sounds(tiny, split, tmp_path, pooling):
+    model = build_model(load_config(tiny / "tiny.yaml", [*FROZEN, f"pooling.name={pooling}"])).eval()
+    frames = frame_cache.cached_frames(model, split, tmp_path, Accelerator(), **SETTINGS)
+    captions = [captions[0] for captions in split.captions]
+    expected, found = (similarity_matrix(model, captions, source, audio_batch_size=4) for source in (split, frames))
+    assert (found - expected).abs().max() < 1e-3
+    assert (found - expected.flip(1)).abs().max() > 1e-2  # negative control: other clips
+
+
+def test_a_finished_cache_is_read_and_not_made_again(model, split, tmp_path, monkeypatch):
+    first = frame_cache.cached_frames(model, split, tmp_path, Accelerator(), **SETTINGS)
+    monkeypatch.setattr(DualEncoder, "audio_features", lambda *_: pytest.fail("encoded again"))
+    again = frame_cache.cached_frames(model, split, tmp_path, Accelerator(), **SETTINGS)
+    assert again.path == first.path and np.array_equal(again.read(5), first.read(5))
+
+
+def test_other_weights_windows_or_clips_are_another_cache(model, tiny, split, tmp_path):
+    folder = frame_cache.cached_frames(model, split, tmp_path, Accelerator(), **SETTINGS).path.parent
+    other = frame_cache.cached_frames(model, open_cache(tiny / "cache").split("validation"), tmp_path, Accelerator(), **SETTINGS).path.parent
+    with torch.no_grad():
+        model.audio_encoder.norm_frame.bias[0] += 1
+    changed = frame_cache.cached_frames(model, split, tmp_path, Accelerator(), **SETTINGS).path.parent
+    assert len({folder, other, changed}) == 3
+    assert json.loads((changed / "made_from.json").read_text())["clips"] == json.loads((folder / "made_from.json").read_text())["clips"]
+
+
+def test_an_interrupted_build_goes_on(model, split, tmp_path, monkeypatch):
+    whole = frame_cache.cached_frames(model, split, tmp_path / "whole", Accelerator(), **SETTINGS)
+    original, calls = DualEncoder.audio_features, []
+
+    def breaks_at_third_batch(self, waveform, lengths):
+        calls.append(len(lengths))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return original(self, waveform, lengths)
+
+    monkeypatch.setattr(DualEncoder, "audio_features", breaks_at_third_batch)
+    with pytest.raises(KeyboardInterrupt):
+        frame_cache.cached_frames(model, split, tmp_path, Accelerator(), **SETTINGS)
+    assert [path.name for path in tmp_path.glob("development-*")] == [f"{whole.path.parent.name}.partial"]
+    found = frame_cache.cached_frames(model, split, tmp_path, Accelerator(), **SETTINGS)
+    assert calls == [3, 3, 3, 3, 3]  # twelve clips, of which the third batch was asked for twice
+    assert found.path.read_bytes() == whole.path.read_bytes()
+
+
+def test_a_full_disk_is_told_before_anything_is_written(model, split, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: shutil._ntuple_diskusage(10**9, 10**9, 1000))
+    with pytest.raises(UserError, match="take 0.0 GiB, .* has 0.0 GiB left; set data.frame_cache to another disk"):
+        frame_cache.cached_frames(model, split, tmp_path / "frames", Accelerator(), **SETTINGS)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_frames_travel_to_loader_processes_as_a_path(model, split, tmp_path):
+    frames = frame_cache.cached_frames(model, split, tmp_path, Accelerator(), **SETTINGS)
+    blob = pickle.dumps(frames)
+    assert len(blob) < 20_000 and np.array_equal(pickle.loads(blob).read(3), frames.read(3))
+
+
+# --- in training ---
+
+
+def train(tiny: Path, output: Path, *overrides: str) -> dict[str, torch.Tensor]:
+    training.train(load_config(tiny / "tiny.yaml", [f"train.output={output}", "train.epochs=1", *FROZEN, *overrides]))
+    return load_file(output / "last" / "model.safetensors")
+
+
+def test_training_on_frames_is_training_on_sounds(tiny, tmp_path, monkeypatch):
+    """No dropout: the encoder's own random numbers would be others."""
+    plain = ["text_encoder.dropout=0", "pooling.attention_dropout=0", "data.max_seconds=3"]
+    from_sounds = train(tiny, tmp_path / "sounds", *plain)
+    from_frames = train(tiny, tmp_path / "frames", *plain, f"data.frame_cache={tmp_path}/cache")
+    assert {path.name.split("-")[0] for path in (tmp_path / "cache").iterdir()} == {"development", "validation", "evaluation"}
+    for name, value in from_sounds.items():
+        assert (from_frames[name] - value).abs().max() < 2e-3, name
+    monkeypatch.setattr(DualEncoder, "audio_features", lambda *_: pytest.fail("the encoder ran"))
+    train(tiny, tmp_path / "again", *plain, f"data.frame_cache={tmp_path}/cache")
+
+
+def test_frozen_parts_keep_their_weights_and_have_no_optimizer_state(tiny, tmp_path):
+    overrides = ["text_encoder.frozen=true", "train.save_every_steps=2", "train.max_steps=3"]
+    config = load_config(tiny / "tiny.yaml", [f"train.output={tmp_path}/run", *FROZEN, *overrides])
+    training.train(config)
+    torch.manual_seed(config.seed)
+    start = build_model(config).state_dict()
+    after = load_file(tmp_path / "run" / "last" / "model.safetensors")
+    changed = {name.split(".")[0] for name in after if not torch.equal(after[name], start[name])}
+    assert changed == {"audio_projection", "text_projection", "pooling"}
+
+
+def test_frozen_parts_stay_in_eval_mode_in_training(model):
+    model.train()
+    modes = {name.split(".")[0]: module.training for name, module in model.named_modules() if name}
+    assert not modes["audio_encoder"] and modes["text_encoder"] and modes["pooling"]
+    assert not any(parameter.requires_grad for parameter in model.audio_encoder.parameters())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.frame_cache=x"], "set audio_encoder.frozen=true, or no frame_cache"),
+        (["data.frame_cache=x", "audio_encoder.frozen=true", "augmentation.gain_db=3"], "switch augmentation off, or set no frame_cache"),
+    ],
+)
+def test_frames_that_would_change_are_refused(tiny, overrides, message):
+    with pytest.raises(UserError, match=message):
+        load_config(tiny / "tiny.yaml", overrides)
+
+
+# --- a start from another run ---
+
+
+def test_a_run_starts_from_the_weights_of_another(tiny, tmp_path):
+    first = train(tiny, tmp_path / "first")
+    second = train(tiny, tmp_path / "second", f"train.init_from={tmp_path}/first/last", *[f"optimizer.lr.{part}=0" for part in LR])
+    assert all(torch.equal(second[name], value) for name, value in first.items())
+    assert checkpoint.read_config(tmp_path / "second").train.init_from == f"{tmp_path}/first/last"
+
+
+def test_a_start_of_another_architecture_is_refused(tiny, tmp_path):
+    train(tiny, tmp_path / "first", "train.max_steps=1")
+    with pytest.raises(UserError, match=r"train.init_from=.*first/last is of another architecture than this configuration: \d+ weights do not fit"):
+        train(tiny, tmp_path / "second", f"train.init_from={tmp_path}/first/last", "dim=48")
+    assert not (tmp_path / "second").exists()
+
+
+LR = ("audio_encoder", "text_encoder", "audio_projection", "text_projection", "pooling")
