@@ -1,84 +1,81 @@
-"""Score a trained model on a split of an Arrow cache: both directions, metrics.json and ranks.csv.
+"""Score a trained model, or the mean of several, on a split of an Arrow cache: both directions, metrics.json and ranks.csv.
 
     python evaluate.py --checkpoint runs/tap/best [--split evaluation] [--cache DIR] [--output DIR]
+    python evaluate.py --checkpoint runs/a/best --checkpoint runs/b/best --output DIR     # the mean of their score matrices
+    python evaluate.py --checkpoint runs/tap/best --relevance FILE                        # several right clips a query (DCASE 2025)
+    python evaluate.py --checkpoint runs/tap/best --split development --save-scores       # scores.npy as well, for distillation
+    python evaluate.py --checkpoint runs/tap/best --submission dcase2025 FILE [--queries FILE]
 
-Cache, batch sizes and precision are those of the run (RUN/config.yaml) unless given here.
+Cache, batch sizes and precision are those of the run (RUN/config.yaml), with several checkpoints of the first, unless given here.
 `import evaluate` is the Hugging Face package and never this script: see retrieval/__init__.py.
 """
 
 import argparse
-import sys
-import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from retrieval.config import Config
 from retrieval.errors import OneLineParser, UserError, run_main
-from retrieval.files import check_writable
-
-if TYPE_CHECKING:
-    from retrieval.evaluation import EvaluationResult
+from retrieval.relevance import MAP_AT, read_relevance, relevant_columns
+from retrieval.reporting import METRICS, RANKS, check_checkpoints, check_outputs, default_output, report
+from retrieval.score_files import ABOUT, ARRAY, write_scores
+from retrieval.submission import FORMATS, check_format, read_queries, write_submission
 
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
-    checkpoint: Path = arguments.checkpoint
-    if not checkpoint.is_dir():
-        raise UserError(
-            f"checkpoint {checkpoint} is no folder; train.py writes RUN/best and RUN/last, "
-            "and a model of the Hugging Face hub is fetched by: hf download NAME --local-dir DIR"
-        )
-    output: Path = arguments.output or checkpoint / "results" / arguments.split
-    check_writable(output)
+    relevance = read_relevance(arguments.relevance) if arguments.relevance else None
+    queries = read_queries(arguments.queries) if arguments.queries else None
     # Below the checks, because these take seconds to import.
+    import torch
     import transformers
-    from accelerate import Accelerator
 
-    from retrieval.checkpoint import read_config
-    from retrieval.data import open_cache, usable_workers
-    from retrieval.evaluation import evaluate_split
-    from retrieval.models import DualEncoder
-    from retrieval.training import choose_precision
+    from retrieval.checkpoint import git_commit
+    from retrieval.evaluation import EvaluationResult, captions_of
+    from retrieval.scoring import Scorer
 
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    run = checkpoint.resolve().parent
-    config = read_config(run) if (run / "config.yaml").is_file() else None
-    model = DualEncoder.from_pretrained(checkpoint)
-    if config is None and arguments.cache is None:
-        raise UserError(f"{run} has no config.yaml that says which cache to score: add --cache DIR")
-    cache = open_cache(arguments.cache or config.data.cache)
-    if cache.sample_rate != model.sample_rate:
-        raise UserError(
-            f"cache {cache.path} is sampled at {cache.sample_rate} Hz, checkpoint {checkpoint} needs {model.sample_rate} Hz; "
-            f"give another --cache, or build one with --sample-rate {model.sample_rate}"
-        )
-    split = cache.split(arguments.split)
-
-    config = config or Config()
-    accelerator = Accelerator(mixed_precision=choose_precision(arguments.mixed_precision or config.train.mixed_precision))
-    precision = accelerator.mixed_precision
-    accelerator.print(f"scoring {checkpoint} on {split.name} of {cache.path}, {accelerator.device}, mixed precision {precision}")
-    result = evaluate_split(
-        model.to(accelerator.device),
-        split,
-        audio_batch_size=arguments.audio_batch_size or config.evaluation.audio_batch_size,
-        text_batch_size=arguments.text_batch_size or config.evaluation.text_batch_size,
-        num_workers=usable_workers(config.data.num_workers),
-        autocast=accelerator.autocast,
+    given = {name: getattr(arguments, name) for name in ("cache", "text_encoder", "mixed_precision", "audio_batch_size", "text_batch_size")}
+    scorer = Scorer(arguments.checkpoint, **given)
+    split, accelerator = scorer.cache.split(arguments.split), scorer.accelerator
+    names = [str(checkpoint) for checkpoint in arguments.checkpoint]
+    about = {"checkpoint": names[0] if len(names) == 1 else names, "cache": str(scorer.cache.path)}
+    about["mixed_precision"] = accelerator.mixed_precision
+    captions, clips = captions_of(split)
+    relevant, map_at = None, (10,)
+    if relevance is not None:
+        relevant, map_at = relevant_columns(relevance, split), MAP_AT
+        captions, clips = list(relevance), [columns[0] for columns in relevant]
+        about["relevance"] = str(arguments.relevance)
+    captions = queries or captions
+    accelerator.print(
+        f"scoring {', '.join(names)} on {split.name} of {scorer.cache.path}, {accelerator.device}, mixed precision {accelerator.mixed_precision}"
     )
+    if arguments.save_scores and accelerator.is_main_process:
+        file = write_scores(arguments.output, scorer.columns(captions, split), split, about | {"git_commit": git_commit()})
+        scores = torch.from_numpy(file.scores)
+    else:
+        scores = scorer.matrix(captions, split)
     if accelerator.is_main_process:
-        settings = {"checkpoint": str(checkpoint), "cache": str(cache.path), "mixed_precision": precision}
-        report(result, output, settings)
+        if arguments.submission:
+            write_submission(*arguments.submission, captions, split.file_names, scores.numpy())
+            print(f"written: {arguments.submission[1]}")
+        if queries is None:
+            result = EvaluationResult(split.name, scores, captions, clips, split.clip_ids, split.file_names, relevant, map_at)
+            report(result, arguments.output, about)
     return 0
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, required=True, help="model folder, for example runs/tap/best")
+    parser.add_argument("--checkpoint", type=Path, required=True, action="append", help="model folder, such as runs/tap/best, or a .ckpt of salsa")
+    parser.add_argument("--text-encoder", type=Path, metavar="DIR", help="tokenizer of a .ckpt, which holds none; default: that of roberta-large")
     parser.add_argument("--split", default="evaluation", help="default: evaluation")
     parser.add_argument("--cache", type=Path, help="Arrow cache; default: data.cache in the config.yaml beside the model folder")
-    parser.add_argument("--output", type=Path, help="folder of metrics.json and ranks.csv; default: CHECKPOINT/results/SPLIT")
+    parser.add_argument("--output", type=Path, help="folder of what is written; default: CHECKPOINT/results/SPLIT, SPLIT_relevance with --relevance")
+    parser.add_argument("--relevance", type=Path, metavar="FILE", help="CSV query,audio_filenames: the queries and all their right clips")
+    parser.add_argument("--save-scores", action="store_true", help="also write scores.npy and scores.json")
+    parser.add_argument("--submission", nargs=2, metavar=("FORMAT", "FILE"), help=f"DCASE file: {' or '.join(FORMATS)}")
+    parser.add_argument("--queries", type=Path, metavar="FILE", help="CSV with a column caption: what --submission asks in place of the captions")
     parser.add_argument("--audio-batch-size", type=int, help="clips encoded at once")
     parser.add_argument("--text-batch-size", type=int, help="captions encoded at once, and rows of a score block")
     parser.add_argument("--mixed-precision", choices=["auto", "no", "bf16", "fp16"], help="of the encoders; scores are float32")
@@ -87,26 +84,28 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         value = getattr(arguments, name)
         if value is not None and value < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, found {value}")
+    check_paths(arguments)
     return arguments
 
 
-def report(result: "EvaluationResult", output: Path, settings: dict[str, Any]) -> None:
-    """The table in the terminal, metrics.json and ranks.csv in `output`."""
-    from retrieval.checkpoint import environment
-    from retrieval.evaluation import few_clips_warning, format_table, write_metrics, write_ranks
-    from retrieval.metrics.text_audio_retrieval.text_audio_retrieval import TextAudioRetrieval
-
-    print(format_table(result))
-    num_clips = len(result.clip_ids)
-    if warning := few_clips_warning(num_clips):
-        print(f"warning: {warning}", file=sys.stderr)
-    with tempfile.TemporaryDirectory() as folder:
-        metric = TextAudioRetrieval(keep_in_memory=True, cache_dir=folder)
-        metrics = metric.compute(predictions=result.scores.numpy(), references=result.relevant)
-    settings |= {"split": result.split, "num_clips": num_clips, "num_captions": len(result.captions), "chance": result.chance}
-    write_metrics(output / "metrics.json", metrics | settings, environment())
-    write_ranks(output / "ranks.csv", result)
-    print(f"written: {output / 'metrics.json'}, {output / 'ranks.csv'}")
+def check_paths(arguments: argparse.Namespace) -> None:
+    """What can be known to fail before anything is scored; fills in --output. Raises UserError."""
+    if arguments.queries and (arguments.relevance or arguments.save_scores or not arguments.submission):
+        raise UserError("--queries asks other questions than the captions, for --submission alone: no --relevance, no --save-scores")
+    if arguments.relevance and arguments.save_scores:
+        raise UserError("--save-scores keeps the scores of the split's own captions: leave out --relevance")
+    check_checkpoints(arguments.checkpoint)
+    files = [METRICS, RANKS] if not arguments.queries else []
+    files += [ARRAY, ABOUT] if arguments.save_scores else []
+    if files and arguments.output is None:
+        arguments.output = default_output(arguments.checkpoint, arguments.split + ("_relevance" if arguments.relevance else ""))
+    outputs = [arguments.output / name for name in files]
+    if arguments.submission:
+        kind, file = arguments.submission
+        check_format(kind)
+        arguments.submission = kind, Path(file)
+        outputs.append(Path(file))
+    check_outputs(outputs)
 
 
 if __name__ == "__main__":

@@ -13,19 +13,20 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from retrieval.data import collate_clips
+from retrieval.data import ClipsFromStart, collate_clips
 from retrieval.distributed import gather_columns, rank, world_size
 from retrieval.errors import UserError
 from retrieval.files import atomic_writer
-from retrieval.metrics.text_audio_retrieval.ranking import all_ranks, chance_metrics, metrics_of_ranks, ranks_of_both_directions
+from retrieval.metrics.text_audio_retrieval.ranking import all_ranks, chance_metrics, metrics_of_ranks, ranks_of_both_directions, row_blocks
 
 NUM_TOP = 10  # file names listed for each query in ranks.csv
 Autocast = Callable[[], AbstractContextManager]
@@ -42,35 +43,35 @@ def retrieval_metrics(scores: torch.Tensor | np.ndarray, relevant: Sequence[Sequ
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """A scored split. Rows of `scores` are captions, columns clips."""
+    """A scored split. Rows of `scores` are captions (or other queries), columns clips."""
 
     split: str
-    scores: torch.Tensor  # float32 (N, B), CPU
+    scores: torch.Tensor  # float32 (N, B), CPU; may be a memory map
     captions: list[str]  # N
-    clips: list[int]  # N, the column of the clip that the caption was written for
+    clips: list[int]  # N, the column of the clip that the caption was written for, or else of one that is right
     clip_ids: list[str]  # B
     file_names: list[str]  # B
+    relevant: list[list[int]] = None  # N, the columns that are right; not given: those with the clip id of the caption's own clip
+    map_at: Sequence[int] = (10,)
     ranks: dict[str, list[np.ndarray]] = field(init=False)  # direction -> ranks of each query's relevant candidates
     metrics: dict[str, dict[str, float]] = field(init=False)  # direction -> {"mAP@10", "R@1", "R@5", "R@10"}, fractions
 
     def __post_init__(self) -> None:
+        if self.relevant is None:
+            columns: dict[str, list[int]] = {}
+            for column, clip_id in enumerate(self.clip_ids):
+                columns.setdefault(clip_id, []).append(column)
+            object.__setattr__(self, "relevant", [columns[self.clip_ids[clip]] for clip in self.clips])
         ranks = ranks_of_both_directions(_to_numpy(self.scores), self.relevant)
         object.__setattr__(self, "ranks", ranks)
-        object.__setattr__(self, "metrics", {direction: metrics_of_ranks(queries) for direction, queries in ranks.items()})
-
-    @property
-    def relevant(self) -> list[list[int]]:
-        """For each caption all columns with the clip id of its own clip."""
-        columns: dict[str, list[int]] = {}
-        for column, clip_id in enumerate(self.clip_ids):
-            columns.setdefault(clip_id, []).append(column)
-        return [columns[self.clip_ids[clip]] for clip in self.clips]
+        object.__setattr__(self, "metrics", {direction: metrics_of_ranks(queries, self.map_at) for direction, queries in ranks.items()})
 
     @property
     def chance(self) -> dict[str, dict[str, float]]:
         """The metrics that a random order is expected to get."""
         num_candidates = {"text_to_audio": len(self.clip_ids), "audio_to_text": len(self.captions)}
-        return {name: chance_metrics(num_candidates[name], [len(query) for query in queries]) for name, queries in self.ranks.items()}
+        num_relevant = {direction: [len(query) for query in queries] for direction, queries in self.ranks.items()}
+        return {name: chance_metrics(num_candidates[name], num_relevant[name], self.map_at) for name in num_relevant}
 
 
 def evaluate_split(model: torch.nn.Module, split: Any, **settings: Any) -> EvaluationResult:
@@ -78,21 +79,22 @@ def evaluate_split(model: torch.nn.Module, split: Any, **settings: Any) -> Evalu
 
     Raises UserError for a split without captions and for a model that gives NaN.
     """
+    captions, clips = captions_of(split)
+    scores = similarity_matrix(model, captions, split, **settings)
+    return EvaluationResult(split.name, scores, captions, clips, list(split.clip_ids), list(split.file_names))
+
+
+def captions_of(split: Any) -> tuple[list[str], list[int]]:
+    """The captions of a ClipSplit clip by clip, and for each the column of its clip: the rows of every score matrix and score file.
+
+    Raises UserError for a split without captions.
+    """
     pairs = [(caption, clip) for clip, captions in enumerate(split.captions) for caption in captions]
     if not pairs:
         raise UserError(f"split {split.name!r} has {len(split)} clips and no captions, so there is nothing to score")
-    captions = [caption for caption, _ in pairs]
-    scores = similarity_matrix(model, captions, split, **settings)
-    num_nan = int(scores.isnan().sum())
-    if num_nan:
-        raise UserError(
-            f"{num_nan} of {scores.numel()} scores on split {split.name!r} are NaN: the weights are not finite, or overflow in "
-            "this precision; take an earlier checkpoint or another mixed precision"
-        )
-    return EvaluationResult(split.name, scores, captions, [clip for _, clip in pairs], list(split.clip_ids), list(split.file_names))
+    return [caption for caption, _ in pairs], [clip for _, clip in pairs]
 
 
-@torch.no_grad()
 def similarity_matrix(
     model: torch.nn.Module,
     captions: list[str],
@@ -107,35 +109,68 @@ def similarity_matrix(
 
     Clips longer than model.clip_seconds: their first clip_seconds. The encoders run under `autocast()`, scores are
     computed in float32. The model is a DualEncoder, not wrapped; its training mode is as before afterwards.
+    Raises UserError for a model that gives NaN.
+    """
+    sizes = {"audio_batch_size": audio_batch_size, "text_batch_size": text_batch_size, "num_workers": num_workers}
+    matrix = torch.empty(len(captions), len(split))  # (N, B)
+    for columns, scores in score_columns(model, captions, split, autocast=autocast, **sizes):
+        matrix[:, columns] = scores
+    return matrix
+
+
+@torch.no_grad()
+def score_columns(
+    model: torch.nn.Module,
+    captions: list[str],
+    split: Any,
+    *,
+    audio_batch_size: int,
+    text_batch_size: int,
+    num_workers: int,
+    autocast: Autocast,
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The columns of `similarity_matrix` as they are made, on every process: clips int64 (b,) and their scores float32 (N, b), CPU.
+
+    Nothing larger than the columns of one batch of every process is held.
     """
     device = next(model.parameters()).device
-    # Contiguous shares: gather_columns puts the blocks of the processes side by side in order of rank.
-    share = range(rank() * len(split) // world_size(), (rank() + 1) * len(split) // world_size())
-    clips = _Clips(split, share, max_samples=round(model.clip_seconds * model.sample_rate))
+    shares = [range(process * len(split) // world_size(), (process + 1) * len(split) // world_size()) for process in range(world_size())]
+    share = shares[rank()]
     loader = DataLoader(
-        clips,
+        ClipsFromStart(split, share, max_samples=round(model.clip_seconds * model.sample_rate)),
         batch_size=audio_batch_size,
         num_workers=num_workers,
         collate_fn=collate_clips,
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),  # the loader draws a seed for its workers: not from the training's random state
     )
-    block = torch.empty(len(captions), len(share))  # (N, b)
-    progress = tqdm(total=len(share), desc=f"scoring {split.name}", unit=" clips", delay=3, leave=False, disable=rank() != 0)
+    progress = tqdm(total=len(split), desc=f"scoring {split.name}", unit=" clips", delay=3, leave=False, disable=rank() != 0)
     with _eval_mode(model), progress:
         texts = []
         for first in range(0, len(captions), text_batch_size):
             with autocast():
                 texts.append(model.encode_text(captions[first : first + text_batch_size]).float())  # (n, D)
-        column = 0
-        for waveform, lengths in loader if len(share) else ():
-            with autocast():
-                frames, mask = model.encode_audio(waveform.to(device, non_blocking=True), lengths)  # (b, T, D), (b, T)
-            scores = torch.cat([model.score(text, frames.float(), mask) for text in texts])  # (N, b)
-            block[:, column : column + len(lengths)] = scores
-            column += len(lengths)
-            progress.update(len(lengths))
-    return gather_columns(block.to(device)).cpu()
+        batches = iter(loader if len(share) else ())
+        for first in range(0, max(map(len, shares)), audio_batch_size):
+            block = torch.empty(len(captions), 0, device=device)  # of a process that has no clip left
+            for audio, lengths in islice(batches, 1):
+                with autocast():
+                    frames, mask = model.encode_audio(audio.to(device, non_blocking=True), lengths)  # (b, T, D), (b, T)
+                block = torch.cat([model.score(text, frames.float(), mask) for text in texts])  # (N, b)
+            scores = gather_columns(block).cpu()
+            columns = torch.tensor([clip for clips in shares for clip in clips[first : first + audio_batch_size]])
+            _check_not_nan(scores, split.name)
+            progress.update(len(columns))
+            yield columns, scores
+
+
+def _check_not_nan(scores: torch.Tensor, split: str) -> None:
+    num_nan = int(scores.isnan().sum())
+    if num_nan:
+        raise UserError(
+            f"{num_nan} of {scores.numel()} scores on split {split!r} are NaN: the weights are not finite, or overflow in "
+            "this precision; take an earlier checkpoint or another mixed precision"
+        )
 
 
 def few_clips_warning(num_clips: int) -> str | None:
@@ -170,34 +205,21 @@ def write_metrics(path: str | Path, results: dict[str, Any], environment: dict[s
 
 
 def write_ranks(path: str | Path, result: EvaluationResult) -> None:
-    """CSV, a row a caption: query, clip (the right one), its rank and score, and the ten best file names.
+    """CSV, a row a query: query, clip (the right one), rank and score, the ten best file names, and the ranks of all right clips.
 
-    As in the metrics, tied clips stand before the right one.
+    `rank` is that of the best right clip. As in the metrics, tied clips stand before the right one.
     """
-    scores, relevant = _to_numpy(result.scores), result.relevant
     with atomic_writer(Path(path)) as file:
         writer = csv.writer(file)
-        writer.writerow(["query", "clip", "rank", "score", *(f"top_{place}" for place in range(1, NUM_TOP + 1))])
-        for row, (query, clip) in enumerate(zip(result.captions, result.clips, strict=True)):
-            is_relevant = np.isin(np.arange(scores.shape[1]), relevant[row])
-            best = np.lexsort((is_relevant, -scores[row]))[:NUM_TOP]  # by score, then the right clip last
-            names = [result.file_names[index] for index in best] + [""] * (NUM_TOP - len(best))
-            rank_of_clip = result.ranks["text_to_audio"][row][0]
-            writer.writerow([query, result.file_names[clip], rank_of_clip, f"{scores[row, clip]:.6f}", *names])
-
-
-class _Clips(Dataset):
-    """Waveforms of some clips of a split, each from its start and at most max_samples long."""
-
-    def __init__(self, split: Any, indices: range, max_samples: int):
-        self.split, self.indices, self.max_samples = split, indices, max_samples
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, item: int) -> np.ndarray:
-        index = self.indices[item]
-        return self.split.read(index, 0, min(self.max_samples, int(self.split.num_samples[index])))  # (S,)
+        writer.writerow(["query", "clip", "rank", "score", *(f"top_{place}" for place in range(1, NUM_TOP + 1)), "ranks"])
+        for first, rows in row_blocks(_to_numpy(result.scores)):
+            for row, scores in enumerate(rows, first):
+                clip, ranks = result.clips[row], result.ranks["text_to_audio"][row]
+                is_relevant = np.isin(np.arange(len(scores)), result.relevant[row])
+                best = np.lexsort((is_relevant, -scores))[:NUM_TOP]  # by score, then the right clips last
+                names = [result.file_names[index] for index in best] + [""] * (NUM_TOP - len(best))
+                head = [result.captions[row], result.file_names[clip], ranks[0], f"{scores[clip]:.6f}"]
+                writer.writerow([*head, *names, " ".join(map(str, ranks))])
 
 
 @contextmanager
@@ -212,4 +234,8 @@ def _eval_mode(model: torch.nn.Module) -> Iterator[None]:
 
 
 def _to_numpy(scores: torch.Tensor | np.ndarray) -> np.ndarray:
-    return scores.detach().double().cpu().numpy() if isinstance(scores, torch.Tensor) else np.asarray(scores)
+    """Without a copy where numpy knows the type; half precision as float32, which orders it the same."""
+    if not isinstance(scores, torch.Tensor):
+        return np.asarray(scores)
+    scores = scores.detach().cpu()
+    return (scores if scores.dtype == torch.float64 else scores.float()).numpy()

@@ -1,11 +1,13 @@
 """`python evaluate.py`: a scored checkpoint, and one line for every mistake."""
 
 import csv
+import gc
 import importlib.util
 import json
 import shutil
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -18,8 +20,9 @@ from conftest import ROOT, write_cache
 from retrieval.config import load_config
 from retrieval.data import open_cache
 from retrieval.errors import UserError
-from retrieval.evaluation import evaluate_split
+from retrieval.evaluation import captions_of, evaluate_split, similarity_matrix
 from retrieval.models import DualEncoder, build_model
+from retrieval.score_files import open_scores
 
 specification = importlib.util.spec_from_file_location("evaluate_script", ROOT / "evaluate.py")
 script = importlib.util.module_from_spec(specification)
@@ -84,7 +87,7 @@ def _not_finite(copy):
 @pytest.mark.parametrize(
     ("spoil", "arguments", "message"),
     [
-        (None, ["--checkpoint", "{copy}/absent"], "absent is no folder; train.py writes"),
+        (None, ["--checkpoint", "{copy}/absent"], "absent does not exist; train.py writes"),
         (None, ["--checkpoint", "{copy}"], "did you mean .*best"),
         (_truncated, [], "best does not load"),
         (lambda copy: (copy / "best" / "config.json").write_text("3"), [], "config.json cannot be read"),
@@ -121,6 +124,153 @@ def test_an_impossible_output_is_noticed_before_the_model_is_loaded(checkpoint, 
     with pytest.raises(ZeroDivisionError):  # negative control
         script.main(["--checkpoint", str(checkpoint), "--output", str(tmp_path / "new" / "below")])
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "ranks.csv", "scores.npy", "scores.json"])
+def test_a_folder_in_the_place_of_a_file_is_noticed_before_the_model_is_loaded(checkpoint, tmp_path, monkeypatch, name):
+    monkeypatch.setattr(DualEncoder, "from_pretrained", lambda *_: 1 / 0)
+    (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match=f"{name} is a folder, and a file is to be written"):
+        script.main(["--checkpoint", str(checkpoint), "--output", str(tmp_path), "--save-scores"])
+
+
+def test_save_scores(checkpoint, tiny, tmp_path, monkeypatch):
+    split = open_cache(tiny / "cache").split("development")
+    output = tmp_path / "teacher"
+    monkeypatch.setattr("retrieval.scoring.Scorer.matrix", lambda *_: 1 / 0)  # no whole matrix beside the memory map
+    script.main(["--checkpoint", str(checkpoint), "--split", "development", "--save-scores", "--output", str(output), "--audio-batch-size", "5"])
+    assert sorted(path.name for path in output.iterdir()) == ["metrics.json", "ranks.csv", "scores.json", "scores.npy"]
+    file = open_scores(output)
+    file.check(split)
+    expected = evaluate_split(DualEncoder.from_pretrained(checkpoint), split)
+    torch.testing.assert_close(torch.from_numpy(file.scores), expected.scores)
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert metrics["text_to_audio"] == pytest.approx(expected.metrics["text_to_audio"])
+    about = json.loads((output / "scores.json").read_text())
+    assert about["checkpoint"] == str(checkpoint) and about["split"] == "development" and "git_commit" in about
+    with pytest.raises(UserError, match="scores of another corpus"):
+        file.check(open_cache(tiny / "cache").split("evaluation"))
+
+
+@pytest.fixture(scope="module")
+def mean_checkpoint(tiny, tmp_path_factory) -> Path:
+    """Another architecture, without a config.yaml beside it."""
+    torch.manual_seed(1)
+    folder = tmp_path_factory.mktemp("mean") / "best"
+    build_model(load_config(tiny / "tiny.yaml", ["pooling.name=mean", "dim=24"])).save_pretrained(folder)
+    return folder
+
+
+def test_the_mean_of_several(checkpoint, mean_checkpoint, tiny, tmp_path, monkeypatch):
+    both = ["--checkpoint", str(checkpoint), "--checkpoint", str(mean_checkpoint)]
+    with pytest.raises(UserError, match="add --output DIR"):
+        script.main(both)
+    with pytest.raises(UserError, match="one is given twice"):
+        script.main([*both, "--checkpoint", str(mean_checkpoint), "--output", str(tmp_path)])
+    loaded, most = [], []
+    load = DualEncoder.from_pretrained
+
+    def counted(path):
+        most.append(sum(model() is not None for model in loaded))
+        model = load(path)
+        loaded.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(DualEncoder, "from_pretrained", counted)
+    script.main([*both, "--output", str(tmp_path / "both"), "--save-scores"])
+    gc.collect()
+    assert most == [0, 0, 0]  # never a second one beside it; the first is loaded once, the other to be checked and to be used
+    split = open_cache(tiny / "cache").split("evaluation")
+    matrices = [similarity_matrix(load(path), captions_of(split)[0], split).double() for path in (checkpoint, mean_checkpoint)]
+    scores = torch.from_numpy(open_scores(tmp_path / "both").scores)
+    torch.testing.assert_close(scores, ((matrices[0] + matrices[1]) / 2).float())
+    assert not torch.allclose(scores, matrices[0].float(), atol=1e-3)  # negative control
+    metrics = json.loads((tmp_path / "both" / "metrics.json").read_text())
+    assert metrics["checkpoint"] == [str(checkpoint), str(mean_checkpoint)]
+
+
+def test_one_of_several_that_does_not_fit_is_found_before_scoring(checkpoint, tiny, tmp_path, monkeypatch):
+    settings = ["data.sample_rate=32000", "audio_encoder.window_seconds=1.0"]
+    build_model(load_config(tiny / "tiny.yaml", settings)).save_pretrained(tmp_path / "other")
+    monkeypatch.setattr("retrieval.scoring.score_columns", lambda *_, **__: 1 / 0)
+    with pytest.raises(UserError, match=r"sampled at 16000 Hz, checkpoint .*other needs 32000 Hz"):
+        script.main(["--checkpoint", str(checkpoint), "--checkpoint", str(tmp_path / "other"), "--output", str(tmp_path / "out")])
+
+
+def test_a_checkpoint_in_a_file(checkpoint, tiny, tmp_path, monkeypatch):
+    path = tmp_path / "passt_roberta.ckpt"
+    path.touch()
+    asked = []
+
+    def load(path: Path, text_encoder: Path | None) -> DualEncoder:
+        asked.append((path, text_encoder))
+        return DualEncoder.from_pretrained(checkpoint)
+
+    monkeypatch.setattr("retrieval.scoring.load_salsa_checkpoint", load)
+    with pytest.raises(UserError, match="is a file and has no folder for its result: add --output DIR"):
+        script.main(["--checkpoint", str(path), "--cache", str(tiny / "cache")])
+    with pytest.raises(UserError, match="add --cache DIR"):
+        script.main(["--checkpoint", str(path), "--output", str(tmp_path / "out")])
+    tokenizer = tiny / "text_encoder"
+    script.main(["--checkpoint", str(path), "--cache", str(tiny / "cache"), "--output", str(tmp_path / "out"), "--text-encoder", str(tokenizer)])
+    assert asked[-1] == (path, tokenizer)
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    expected = evaluate_split(DualEncoder.from_pretrained(checkpoint), open_cache(tiny / "cache").split("evaluation"))
+    assert metrics["text_to_audio"] == pytest.approx(expected.metrics["text_to_audio"])
+
+
+def test_several_right_clips_a_query(checkpoint, tiny, tmp_path, capsys):
+    split = open_cache(tiny / "cache").split("evaluation")
+    relevance = {"A low tone": [0, 4], "Something high, or shrill": [2, 3, 7]}
+    rows = [f'"{query}","{[split.file_names[clip] for clip in clips]}"' for query, clips in relevance.items()]
+    (tmp_path / "relevance.csv").write_text("\n".join(["query,audio_filenames", *rows]))
+    script.main(["--checkpoint", str(checkpoint), "--relevance", str(tmp_path / "relevance.csv")])
+    assert "mAP@16" in capsys.readouterr().out
+    results = checkpoint / "results" / "evaluation_relevance"
+    metrics = json.loads((results / "metrics.json").read_text())
+    scores = similarity_matrix(DualEncoder.from_pretrained(checkpoint), list(relevance), split).numpy()
+    expected = []
+    for row, right in zip(scores, relevance.values(), strict=True):
+        ranks = sorted(1 + sum(row > row[clip]) for clip in right)
+        expected.append(sum((hit + 1) / rank for hit, rank in enumerate(ranks)) / len(ranks))
+    assert metrics["text_to_audio"]["mAP@16"] == pytest.approx(sum(expected) / 2)
+    assert metrics["relevance"] == str(tmp_path / "relevance.csv") and metrics["num_captions"] == 2
+    with open(results / "ranks.csv", newline="") as file:
+        assert [len(row["ranks"].split()) for row in csv.DictReader(file)] == [2, 3]
+
+
+def test_submission_with_queries_and_captions(checkpoint, tiny, tmp_path):
+    (tmp_path / "queries.csv").write_text("caption\nA low tone\nA high tone\n")
+    asked = ["--submission", "dcase2025", str(tmp_path / "s25.csv"), "--queries", str(tmp_path / "queries.csv")]
+    script.main(["--checkpoint", str(checkpoint), *asked, "--output", str(tmp_path / "unused")])
+    split = open_cache(tiny / "cache").split("evaluation")
+    scores = similarity_matrix(DualEncoder.from_pretrained(checkpoint), ["A low tone", "A high tone"], split)
+    with open(tmp_path / "s25.csv", newline="") as file:
+        header, *rows = csv.reader(file)
+    assert header[1:] == split.file_names and [row[0] for row in rows] == ["A low tone", "A high tone"]
+    assert [float(value) for value in rows[1][1:]] == pytest.approx(scores[1].tolist(), abs=1e-6)
+    assert not (tmp_path / "unused").exists()
+    script.main(["--checkpoint", str(checkpoint), "--submission", "dcase2024", str(tmp_path / "s24.csv"), "--output", str(tmp_path / "out")])
+    with open(tmp_path / "s24.csv", newline="") as submitted, open(tmp_path / "out" / "ranks.csv", newline="") as ranks:
+        for ours, row in zip(csv.DictReader(ranks), csv.DictReader(submitted), strict=True):
+            assert ours["query"] == row["caption"] and row[f"file_name_{ours['rank']}"] == ours["clip"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--queries", "q.csv"], "--submission alone"),
+        (["--queries", "q.csv", "--submission", "dcase2024", "s.csv", "--save-scores"], "no --save-scores"),
+        (["--relevance", "r.csv", "--save-scores"], "leave out --relevance"),
+        (["--submission", "dcase2020", "s.csv"], "must be dcase2024 or dcase2025"),
+        (["--submission", "dcase2024", "."], "is a folder"),
+        (["--relevance", "absent.csv"], "absent.csv cannot be read"),
+    ],
+)
+def test_options_that_do_not_go_together(checkpoint, monkeypatch, arguments, message):
+    monkeypatch.setattr(DualEncoder, "from_pretrained", lambda *_: 1 / 0)
+    with pytest.raises(UserError, match=message):
+        script.main(["--checkpoint", str(checkpoint), *arguments])
 
 
 def test_process_ends_with_one_line_and_code_2(tmp_path):

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -121,16 +123,33 @@ def test_encoders_run_under_autocast_and_scores_do_not():
     assert model.autocast_seen == {"text": True, "audio": True, "score": False}
 
 
-@pytest.mark.parametrize("world_size", [2, 5])
-def test_shares_of_the_processes_add_up(monkeypatch, world_size):
-    split, model = FakeSplit(num_clips=4), FakeModel()
-    whole = similarity_matrix(model, all_captions(split), split)
+@pytest.mark.parametrize(("world_size", "audio_batch_size"), [(2, 1), (2, 4), (5, 2)])
+def test_several_processes_give_every_one_the_whole_matrix(monkeypatch, world_size, audio_batch_size):
+    """Threads stand in for processes: each knows its rank, and blocks of columns are exchanged at a barrier. The shares are uneven."""
+    whole = similarity_matrix(FakeModel(), all_captions(FakeSplit(num_clips=4)), FakeSplit(num_clips=4))
+    place, blocks, barrier = threading.local(), [None] * world_size, threading.Barrier(world_size, timeout=20)
+
+    def exchange(block):
+        blocks[place.rank] = block
+        barrier.wait()
+        everyones = torch.cat(blocks, dim=1)
+        barrier.wait()
+        return everyones
+
     monkeypatch.setattr(evaluation, "world_size", lambda: world_size)
-    blocks = []
-    for rank in range(world_size):
-        monkeypatch.setattr(evaluation, "rank", lambda: rank)
-        blocks.append(similarity_matrix(model, all_captions(split), split))
-    assert torch.equal(torch.cat(blocks, dim=1), whole)
+    monkeypatch.setattr(evaluation, "rank", lambda: place.rank)
+    monkeypatch.setattr(evaluation, "gather_columns", exchange)
+
+    def process(rank):
+        place.rank = rank
+        model, split = FakeModel(), FakeSplit(num_clips=4)
+        scores = similarity_matrix(model, all_captions(split), split, audio_batch_size=audio_batch_size)
+        return scores, model.num_clips_encoded
+
+    with ThreadPoolExecutor(world_size) as threads:
+        results = list(threads.map(process, range(world_size)))
+    assert all(torch.equal(scores, whole) for scores, _ in results)
+    assert sum(num_clips for _, num_clips in results) == 4
 
 
 def test_evaluate_split():
@@ -166,6 +185,42 @@ def test_no_captions_and_nan_are_told_in_one_line():
         evaluate_split(model, FakeSplit())
 
 
+def test_nan_ends_the_scoring_at_the_first_batch():
+    split, model = FakeSplit(), FakeModel()
+    with torch.no_grad():
+        model.weight.fill_(torch.nan)
+    with pytest.raises(UserError, match="72 of 72 scores .* are NaN"):
+        similarity_matrix(model, all_captions(split), split, audio_batch_size=3)
+    assert model.num_clips_encoded == 3 and model.training
+
+
+def test_columns_come_batch_by_batch_and_nothing_else_is_held():
+    split = FakeSplit()
+    settings = {"audio_batch_size": 5, "text_batch_size": 7, "num_workers": 0, "autocast": evaluation.nullcontext}
+    model = FakeModel()
+    columns = evaluation.score_columns(model, all_captions(split), split, **settings)
+    first, scores = next(columns)
+    assert first.tolist() == [0, 1, 2, 3, 4] and scores.shape == (24, 5) and model.num_clips_encoded == 5
+    assert torch.is_grad_enabled() and not model.training  # between two batches the caller's own gradients are as they were
+    columns.close()
+    assert model.training
+
+
+class FrameSplit(FakeSplit):
+    """Frames (T, F) in place of samples, as a cache of encoded clips has them."""
+
+    def read(self, index, start=0, stop=None):
+        return np.stack([super(FrameSplit, self).read(index, start, stop)] * 3, axis=1)
+
+
+def test_a_split_of_frames_is_handed_on_as_it_is():
+    split, model, seen = FrameSplit(), FakeModel(), []
+    encode = model.encode_audio
+    model.encode_audio = lambda frames, lengths: seen.append(frames.shape) or encode(frames[:, :, 1], lengths)
+    scores = similarity_matrix(model, all_captions(split), split, audio_batch_size=4)
+    assert torch.equal(scores, similarity_matrix(FakeModel(), all_captions(split), FakeSplit())) and all(len(shape) == 3 for shape in seen)
+
+
 def test_few_clips():
     assert "R@10 says nothing" in few_clips_warning(7)
     assert few_clips_warning(11) is None
@@ -182,7 +237,7 @@ def test_ranks_csv_agrees_with_the_metrics(tmp_path):
     with open(tmp_path / "new" / "ranks.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["query"] for row in rows] == result.captions
-    assert list(rows[0]) == ["query", "clip", "rank", "score"] + [f"top_{place}" for place in range(1, 11)]
+    assert list(rows[0]) == ["query", "clip", "rank", "score"] + [f"top_{place}" for place in range(1, 11)] + ["ranks"]
     assert rows[0]["rank"] == "3" and rows[0]["top_3"] == rows[0]["clip"] == split.file_names[0]
     for index, row in enumerate(rows):
         assert row[f"top_{row['rank']}"] == row["clip"] and row["top_9"] == row["top_10"] == ""

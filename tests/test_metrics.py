@@ -96,6 +96,31 @@ def test_impossible_input(scores, relevant, message):
         retrieval_metrics(np.asarray(scores), relevant)
 
 
+def test_more_queries_than_are_ranked_at_once_and_any_order_in_memory():
+    random = np.random.default_rng(5)
+    num_texts, num_audios = 2 * ranking.ROWS_AT_ONCE + 3, ranking.ROWS_AT_ONCE + 7
+    scores = np.asfortranarray(random.integers(0, 50, size=(num_texts, num_audios)).astype(np.float32))
+    relevant = [[int(random.integers(num_audios - 1))] for _ in range(num_texts)]  # nobody asks for the last one
+    ranks = ranking.ranks_of_both_directions(scores, relevant)
+    assert ranking.metrics_of_ranks(ranks["text_to_audio"]) == pytest.approx(slow_metrics(scores, relevant))
+    texts = [[text for text in range(num_texts) if relevant[text] == [audio]] for audio in range(num_audios)]
+    asked = [audio for audio in range(num_audios) if texts[audio]]
+    expected = slow_metrics(scores.T[asked], [texts[audio] for audio in asked])
+    assert ranking.metrics_of_ranks(ranks["audio_to_text"]) == pytest.approx(expected)
+    scores[0, 0] = scores[-1, -1] = np.nan  # in the first block and in the last
+    with pytest.raises(ValueError, match=f"2 of {scores.size} scores are NaN"):
+        ranking.all_ranks(scores, relevant)
+
+
+def test_several_depths_at_once():
+    ranks = [np.array([2, 12]), np.array([11]), np.array([1])]
+    metrics = ranking.metrics_of_ranks(ranks, map_at=(10, 16), recall_at=(1,))
+    assert metrics == pytest.approx({"mAP@10": (1 / 4 + 0 + 1) / 3, "mAP@16": ((1 / 2 + 2 / 12) / 2 + 1 / 11 + 1) / 3, "R@1": 1 / 3})
+    chance = ranking.chance_metrics(30, [2, 1], map_at=(10, 16))
+    assert list(chance) == ["mAP@10", "mAP@16", "R@1", "R@5", "R@10"]
+    assert chance["mAP@16"] == ranking.chance_metrics(30, [2, 1], map_at=16)["mAP@16"] > chance["mAP@10"]
+
+
 def test_both_directions():
     scores = np.array([[0.9, 0.1, 0.5], [0.2, 0.3, 0.4], [0.8, 0.7, 0.6]])  # captions of clips 0, 0, 1; clip 2 has none
     ranks = ranking.ranks_of_both_directions(scores, [[0], [0], [1]])
@@ -126,4 +151,5 @@ def test_evaluate_module_loads_by_path_and_agrees(tmp_path, monkeypatch):
     in_parts = evaluate.load(str(METRIC), keep_in_memory=True, cache_dir=str(tmp_path / "metrics"))
     in_parts.add_batch(predictions=scores[:20], references=relevant[:20])
     in_parts.add_batch(predictions=scores[20:], references=relevant[20:])
-    assert in_parts.compute(map_at=16, recall_at=(3,)).keys() == metrics.keys()
+    computed = in_parts.compute(map_at=(10, 16), recall_at=(3,))
+    assert computed.keys() == metrics.keys() and list(computed["text_to_audio"]) == ["mAP@10", "mAP@16", "R@3"]

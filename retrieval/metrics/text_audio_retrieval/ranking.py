@@ -7,9 +7,11 @@ collapsed model, which scores everything alike, gets zero and not a perfect scor
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
+
+ROWS_AT_ONCE = 256
 
 
 def ranks_of_relevant(scores: np.ndarray, relevant: Sequence[int]) -> np.ndarray:
@@ -22,6 +24,12 @@ def ranks_of_relevant(scores: np.ndarray, relevant: Sequence[int]) -> np.ndarray
     return ahead + np.arange(1, len(hits) + 1)
 
 
+def row_blocks(scores: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """(first row, ROWS_AT_ONCE rows) of scores (N, B), contiguous whatever the order in memory: a matrix may be a transposed memory map."""
+    for first in range(0, len(scores), ROWS_AT_ONCE):
+        yield first, np.ascontiguousarray(scores[first : first + ROWS_AT_ONCE])
+
+
 def all_ranks(scores: np.ndarray, relevant: Sequence[Sequence[int]]) -> list[np.ndarray]:
     """Ranks of every query's relevant candidates: scores (N, B), relevant[n] = indices of candidates -> N arrays.
 
@@ -30,15 +38,19 @@ def all_ranks(scores: np.ndarray, relevant: Sequence[Sequence[int]]) -> list[np.
     scores = np.asarray(scores)
     if scores.ndim != 2 or len(scores) != len(relevant) or not len(scores):
         raise ValueError(f"scores must be (N, B) with a list of relevant candidates a row, found {scores.shape} and {len(relevant)} lists")
-    if np.isnan(scores).any():
-        raise ValueError(f"{int(np.isnan(scores).sum())} of {scores.size} scores are NaN, so there is no ranking")
     unique = [sorted(set(indices)) for indices in relevant]
     for query, indices in enumerate(unique):
         if not indices:
             raise ValueError(f"query {query} has no relevant candidate; leave such queries out")
         if indices[0] < 0 or indices[-1] >= scores.shape[1]:
             raise ValueError(f"query {query}: relevant candidates {indices} are not all in 0..{scores.shape[1] - 1}")
-    return [ranks_of_relevant(row, indices) for row, indices in zip(scores, unique, strict=True)]
+    ranks, num_nan = [], 0
+    for first, rows in row_blocks(scores):
+        num_nan += int(np.isnan(rows).sum())
+        ranks += [ranks_of_relevant(row, indices) for row, indices in zip(rows, unique[first : first + len(rows)], strict=True)]
+    if num_nan:
+        raise ValueError(f"{num_nan} of {scores.size} scores are NaN, so there is no ranking")
+    return ranks
 
 
 def average_precision(ranks: np.ndarray, k: int) -> float:
@@ -59,10 +71,16 @@ def recall(ranks: np.ndarray, k: int) -> float:
     return float(ranks[0] <= k)
 
 
-def metrics_of_ranks(ranks: Sequence[np.ndarray], map_at: int = 10, recall_at: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
-    """Means over the queries, as fractions: {"mAP@10": ..., "R@1": ..., "R@5": ..., "R@10": ...}."""
-    means = {f"mAP@{map_at}": float(np.mean([average_precision(query, map_at) for query in ranks]))}
+def metrics_of_ranks(
+    ranks: Sequence[np.ndarray], map_at: int | Sequence[int] = 10, recall_at: Sequence[int] = (1, 5, 10)
+) -> dict[str, float]:
+    """Means over the queries, as fractions: {"mAP@10": ..., "R@1": ..., "R@5": ..., "R@10": ...}; map_at may be several depths."""
+    means = {f"mAP@{k}": float(np.mean([average_precision(query, k) for query in ranks])) for k in _depths(map_at)}
     return means | {f"R@{k}": float(np.mean([recall(query, k) for query in ranks])) for k in recall_at}
+
+
+def _depths(map_at: int | Sequence[int]) -> Sequence[int]:
+    return [map_at] if isinstance(map_at, int) else map_at
 
 
 def transpose_relevance(relevant: Sequence[Sequence[int]], num_candidates: int) -> list[list[int]]:
@@ -77,26 +95,32 @@ def transpose_relevance(relevant: Sequence[Sequence[int]], num_candidates: int) 
 def ranks_of_both_directions(scores: np.ndarray, relevant: Sequence[Sequence[int]]) -> dict[str, list[np.ndarray]]:
     """all_ranks of each direction: scores (texts, audios), relevant[text] = audios -> {"text_to_audio", "audio_to_text"}.
 
-    A clip that no caption belongs to is a candidate for texts, but no query of its own.
+    A clip that no caption belongs to is a candidate for texts, but no query of its own. No copy of the matrix is made.
     """
     scores = np.asarray(scores)
     text_to_audio = all_ranks(scores, relevant)
     captions = transpose_relevance(relevant, scores.shape[1])
     asked = [clip for clip, indices in enumerate(captions) if indices]
-    return {"text_to_audio": text_to_audio, "audio_to_text": all_ranks(scores.T[asked], [captions[clip] for clip in asked])}
+    audio_to_text: list[np.ndarray] = []
+    for first in range(0, len(asked), ROWS_AT_ONCE):
+        clips = asked[first : first + ROWS_AT_ONCE]
+        audio_to_text += all_ranks(scores.T[clips], [captions[clip] for clip in clips])
+    return {"text_to_audio": text_to_audio, "audio_to_text": audio_to_text}
 
 
 def chance_metrics(
-    num_candidates: int, num_relevant: Sequence[int], map_at: int = 10, recall_at: Sequence[int] = (1, 5, 10)
+    num_candidates: int, num_relevant: Sequence[int], map_at: int | Sequence[int] = 10, recall_at: Sequence[int] = (1, 5, 10)
 ) -> dict[str, float]:
     """Expected metrics of a random order; num_relevant[n] of the candidates are relevant to query n.
 
     A candidate at rank r is relevant with probability R / B, and then each of the r - 1 before it with (R - 1) / (B - 1).
     """
     others = max(num_candidates - 1, 1)
-    depths = range(1, min(map_at, num_candidates) + 1)
-    precision = [sum((1 + (r - 1) * (number - 1) / others) / r for r in depths) / num_candidates for number in num_relevant]
-    chance = {f"mAP@{map_at}": float(np.mean(precision))}
+    chance = {}
+    for depth in _depths(map_at):
+        ranks = range(1, min(depth, num_candidates) + 1)
+        precision = [sum((1 + (r - 1) * (number - 1) / others) / r for r in ranks) / num_candidates for number in num_relevant]
+        chance[f"mAP@{depth}"] = float(np.mean(precision))
     for depth in recall_at:
         depth_reached = min(depth, num_candidates)
         orders = math.comb(num_candidates, depth_reached)

@@ -20,7 +20,7 @@ _INPUTS = """
 Args:
     predictions: similarities (texts, audios), one row a text.
     references: for each text the indices of its relevant audios (columns).
-    map_at: depth of mAP (10).
+    map_at: depth of mAP (10), or several.
     recall_at: depths of R (1, 5, 10).
 Returns:
     {"text_to_audio": {"mAP@10", "R@1", "R@5", "R@10"}, "audio_to_text": the same}, fractions.
@@ -48,7 +48,11 @@ class TextAudioRetrieval(evaluate.Metric):
         )
 
     def _compute(
-        self, predictions: Any, references: Sequence[Sequence[int]], map_at: int = 10, recall_at: Sequence[int] = (1, 5, 10)
+        self,
+        predictions: Any,
+        references: Sequence[Sequence[int]],
+        map_at: int | Sequence[int] = 10,
+        recall_at: Sequence[int] = (1, 5, 10),
     ) -> dict[str, dict[str, float]]:
         ranks = ranks_of_both_directions(np.asarray(predictions, dtype=np.float32), references)
         return {direction: metrics_of_ranks(queries, map_at, recall_at) for direction, queries in ranks.items()}

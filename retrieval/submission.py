@@ -1,0 +1,56 @@
+"""Files for the DCASE challenge on language-based audio retrieval, from a score matrix.
+
+dcase2024  (2022 to 2024) CSV `caption,file_name_1,...,file_name_10`: the ten best clips of each query, best first.
+dcase2025  CSV of the whole matrix, a row a query, as the baseline system of that year writes it: the first column is called `index` and
+           holds the query, the others are called by the clips' file names and hold their scores. Larger is better; only the order counts.
+"""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from retrieval.errors import UserError, one_line
+from retrieval.files import atomic_writer
+
+FORMATS = ("dcase2024", "dcase2025")
+NUM_BEST = 10
+
+
+def read_queries(path: Path) -> list[str]:
+    """The column `caption` of a CSV, as in the challenge's retrieval captions. Raises UserError."""
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            if "caption" not in (reader.fieldnames or ()):
+                raise UserError(f"--queries {path} needs a column caption, found: {', '.join(map(str, reader.fieldnames or ()))[:200] or 'none'}")
+            queries = [(row["caption"] or "").strip() for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"--queries {path} cannot be read ({one_line(error)})") from None
+    if not all(queries) or not queries:
+        raise UserError(f"--queries {path} has " + (f"no text in row {queries.index('') + 1}" if queries else "no rows"))
+    return queries
+
+
+def check_format(kind: str) -> None:
+    """Raises UserError for an unknown one."""
+    if kind not in FORMATS:
+        raise UserError(f"--submission {kind}: must be {' or '.join(FORMATS)}, followed by the file to write")
+
+
+def write_submission(kind: str, path: Path, queries: Sequence[str], file_names: Sequence[str], scores: np.ndarray) -> None:
+    """scores (N, B) of `queries` with the clips `file_names`; equal scores keep the order of the clips. Raises UserError."""
+    if len(set(file_names)) != len(file_names):
+        twice = next(name for name in file_names if file_names.count(name) > 1)
+        raise UserError(f"--submission: two clips are called {twice!r}, and a submission knows clips by their names alone")
+    with atomic_writer(path) as file:
+        writer = csv.writer(file)
+        if kind == "dcase2025":
+            writer.writerow(["index", *file_names])
+            writer.writerows([query, *(f"{score:.9g}" for score in row)] for query, row in zip(queries, scores, strict=True))
+            return
+        writer.writerow(["caption", *(f"file_name_{place}" for place in range(1, NUM_BEST + 1))])
+        for query, row in zip(queries, scores, strict=True):
+            best = np.argsort(-row, kind="stable")[:NUM_BEST]
+            writer.writerow([query, *(file_names[clip] for clip in best), *[""] * (NUM_BEST - len(best))])

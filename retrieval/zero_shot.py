@@ -1,0 +1,154 @@
+"""Classify the clips of a cache by labels that the model has not been trained on: which label, put into a sentence, fits the clip best?
+
+    python -m retrieval.zero_shot --checkpoint runs/tap/best --cache DIR --labels FILE [--template "This is a sound of {}."] [--output FILE]
+
+FILE is a CSV `file_name,label` of the clips' right labels, a row each (several rows for a clip with several labels): then accuracies are
+printed. Or it holds one label a line, and predictions are written. `_` in a label is read as a blank. Several --template: a label's score is
+the mean of its sentences' scores, which is what averages the text embeddings in CLIP, and holds for text-aware attention as well.
+"""
+
+import argparse
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from retrieval.errors import OneLineParser, UserError, one_line, run_main
+from retrieval.files import atomic_writer
+from retrieval.metrics.text_audio_retrieval.ranking import average_precision, ranks_of_both_directions, recall
+from retrieval.relevance import NUM_NAMED, normalise_name
+from retrieval.reporting import check_checkpoints, check_outputs
+
+TEMPLATE = "This is a sound of {}."
+COLUMNS = ("file_name", "label")
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = parse_arguments(argv)
+    labels, labels_of_file = read_labels(arguments.labels)
+    # Below the checks, because these take seconds to import.
+    import transformers
+
+    from retrieval.scoring import Scorer
+
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    scorer = Scorer([arguments.checkpoint], arguments.cache, arguments.text_encoder)
+    split = scorer.cache.split(arguments.split)
+    right = labels_of_clips(labels_of_file, split) if labels_of_file else None
+    sentences = [template.format(label.replace("_", " ")) for template in arguments.template for label in labels]
+    scores = scorer.matrix(sentences, split).numpy()  # (K L, B)
+    scores = scores.reshape(len(arguments.template), len(labels), -1).mean(axis=0)  # (L, B)
+    if not scorer.accelerator.is_main_process:
+        return 0
+    if right is not None:
+        num_clips = sum(map(bool, right))
+        print(f"{num_clips} clips, {len(labels)} labels, %")
+        for name, value in accuracies(scores, [[labels.index(label) for label in names] for names in right]).items():
+            print(f"{name:<26}{100 * value:8.2f}")
+    if arguments.output:
+        write_predictions(arguments.output, labels, split.file_names, scores)
+        print(f"written: {arguments.output}")
+    return 0
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, required=True, help="model folder, or a .ckpt of salsa")
+    parser.add_argument("--text-encoder", type=Path, metavar="DIR", help="tokenizer of a .ckpt, which holds none; default: that of roberta-large")
+    parser.add_argument("--cache", type=Path, help="Arrow cache; default: data.cache in the config.yaml beside the model folder")
+    parser.add_argument("--split", default="evaluation", help="default: evaluation")
+    parser.add_argument("--labels", type=Path, required=True, metavar="FILE", help="CSV file_name,label, or one label a line")
+    parser.add_argument("--template", action="append", metavar="TEXT", help=f"sentence with {{}} for the label; default: {TEMPLATE}")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="CSV of predictions: file_name,label,score")
+    arguments = parser.parse_args(argv)
+    arguments.template = arguments.template or [TEMPLATE]
+    for template in arguments.template:
+        if template.count("{}") != 1 or template.count("{") + template.count("}") != 2:
+            raise UserError(f"--template {template!r}: must hold {{}} once, where the label goes, and no other braces")
+    check_checkpoints([arguments.checkpoint])
+    if arguments.output:
+        check_outputs([arguments.output])
+    elif not _has_right_labels(arguments.labels):
+        raise UserError(f"--labels {arguments.labels} does not say which clip has which label: add --output FILE for the predictions")
+    return arguments
+
+
+def read_labels(path: Path) -> tuple[list[str], dict[str, list[str]] | None]:
+    """The labels in order of appearance and, from a CSV, those of each file name. Raises UserError."""
+    try:
+        if not _has_right_labels(path):
+            labels = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+            labels_of_file = None
+        else:
+            labels_of_file = {}
+            with open(path, encoding="utf-8-sig", newline="") as file:
+                for row in csv.DictReader(file):
+                    name, label = ((row[column] or "").strip() for column in COLUMNS)
+                    if not name or not label:
+                        raise UserError(f"--labels {path}: a row lacks its {'label' if name else 'file_name'}")
+                    labels_of_file.setdefault(name, []).append(label)
+            labels = [label for names in labels_of_file.values() for label in names]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"--labels {path} cannot be read ({one_line(error)})") from None
+    labels = list(dict.fromkeys(labels))
+    if len(labels) < 2:
+        raise UserError(f"--labels {path} has {len(labels)} different label(s); two are needed to choose from")
+    return labels, labels_of_file
+
+
+def labels_of_clips(labels_of_file: dict[str, list[str]], split: Any) -> list[list[str]]:
+    """The right labels of each clip of a ClipSplit; a list may be empty. Raises UserError that lists unknown file names."""
+    known: dict[str, list[str]] = {}
+    for name, labels in labels_of_file.items():
+        known.setdefault(normalise_name(name), []).extend(labels)
+    names = [normalise_name(name) for name in split.file_names]
+    here = set(names)
+    unknown = [name for name in labels_of_file if normalise_name(name) not in here]
+    if unknown:
+        named = ", ".join(map(repr, unknown[:NUM_NAMED])) + (", ..." if len(unknown) > NUM_NAMED else "")
+        raise UserError(f"--labels names {len(unknown)} of {len(labels_of_file)} files that split {split.name!r} of the cache lacks: {named}")
+    return [known.get(name, []) for name in names]
+
+
+def accuracies(scores: np.ndarray, right: list[list[int]]) -> dict[str, float]:
+    """scores (L, B) of labels and clips, right[clip] = its labels -> fractions. Clips without a label do not count; ties count against.
+
+    top-1 and top-5: one of the clip's labels is the best, or among the five best. class-balanced: top-1 of the clips of each label, then the
+    mean over labels. mAP: each label ranks all clips; the mean over labels of the average precision.
+    """
+    clips = [clip for clip, labels in enumerate(right) if labels]
+    right = [right[clip] for clip in clips]
+    ranks = ranks_of_both_directions(scores[:, clips].T, right)
+    of_clips, of_labels = ranks["text_to_audio"], ranks["audio_to_text"]  # here the clips ask, then the labels
+    asked = sorted({label for labels in right for label in labels})
+    top_1 = [recall(query, 1) for query in of_clips]
+    balanced = [np.mean([hit for hit, labels in zip(top_1, right, strict=True) if label in labels]) for label in asked]
+    return {
+        "top-1": float(np.mean(top_1)),
+        "top-5": float(np.mean([recall(query, 5) for query in of_clips])),
+        "top-1, class-balanced": float(np.mean(balanced)),
+        "mAP over labels": float(np.mean([average_precision(query, len(clips)) for query in of_labels])),
+    }
+
+
+def write_predictions(path: Path, labels: list[str], file_names: list[str], scores: np.ndarray) -> None:
+    """CSV file_name,label,score: the best label of each clip, from scores (L, B). Raises UserError."""
+    with atomic_writer(path) as file:
+        writer = csv.writer(file)
+        writer.writerow([*COLUMNS, "score"])
+        for name, best, clip in zip(file_names, scores.argmax(axis=0), scores.T, strict=True):
+            writer.writerow([name, labels[best], f"{clip[best]:.6f}"])
+
+
+def _has_right_labels(path: Path) -> bool:
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            return set(COLUMNS) <= set(next(csv.reader(file), []))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"--labels {path} cannot be read ({one_line(error)})") from None
+
+
+if __name__ == "__main__":
+    run_main(main)
