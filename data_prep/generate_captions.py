@@ -1,0 +1,227 @@
+"""Five more captions for every clip, written by a language model from the captions that are there.
+
+    mv data/clotho_v2/clotho_captions_development.csv data/clotho_v2/original_captions_development.csv
+    python data_prep/generate_captions.py --endpoint http://localhost:11434/v1 --model phi4 \\
+        --input data/clotho_v2/original_captions_development.csv --output data/clotho_v2/clotho_captions_development.csv
+    python data_prep/build_clotho.py --root data/clotho_v2 --overwrite
+
+Reads a CSV as Clotho's (`file_name,caption_1..`), asks a server that speaks OpenAI's chat completions, and writes the same CSV with
+`caption_6..caption_10`. A server that wants a key gets the one in the environment variable CAPTIONS_API_KEY. Answers are checked
+(caption_paraphrases.py); what is missing is asked again with another seed, up to 5 times a clip and run.
+
+Every finished clip is one line of `OUTPUT.jsonl`, and the same command goes on from there however it ended. A clip whose captions are no longer
+those of its line is asked anew; a journal made with another model, temperature or prompt is refused. OUTPUT appears when all is done. At most
+1 % of the clips may be short of captions (the list says which; their fields are empty): more are an error, unless `--allow-missing`. Calling
+the command again with --overwrite asks only for what is missing. Exit code 0, 2 (error, one line), 130 (interrupted).
+"""
+
+import argparse
+import csv
+import fcntl
+import io
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from cache_shards import atomic_file
+from caption_paraphrases import PROMPT, listed_texts, new_captions, question
+from chat_endpoint import BadAnswer, ChatEndpoint, ServerFailure
+from clotho_files import _by_name, _caption_columns, _read_csv
+from prep_errors import OneLineParser, UserError, check_has_name, disk_errors, run
+from tqdm import tqdm
+
+NUM_CAPTIONS = 5  # new ones a clip
+MAX_TRIES = 5  # answers a clip and run
+MAX_MISSING = 0.01  # of the clips
+MAX_FAILED_IN_A_ROW = 10  # clips: no use in going on
+
+
+@dataclass
+class Clip:
+    """A line of the journal."""
+
+    file_name: str
+    captions: list[str]
+    new: list[str]
+    num_asked: int = 0  # answers so far, in all runs: the next one gets another seed
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--input", type=Path, required=True, help="CSV with file_name, caption_1, ...")
+    parser.add_argument("--output", type=Path, required=True, help="CSV to write; the journal lies beside it")
+    parser.add_argument("--endpoint", required=True, help="URL of the server, such as http://localhost:11434/v1")
+    parser.add_argument("--model", required=True, help="its name at the server, such as phi4")
+    parser.add_argument("--temperature", type=float, default=0.8, help="of the sampling (default: 0.8; some models take 1 only)")
+    parser.add_argument("--timeout", type=float, default=300, help="seconds to wait for one answer (default: 300)")
+    parser.add_argument("--num-parallel", type=int, default=8, help="questions at a time (default: 8)")
+    parser.add_argument("--allow-missing", action="store_true", help="write the CSV also when more than 1 %% of the clips lack captions")
+    parser.add_argument("--overwrite", action="store_true", help="replace the output that is there")
+    return parser.parse_args(argv)
+
+
+def generate(arguments: argparse.Namespace) -> None:
+    check_arguments(arguments)
+    rows = list(_by_name(arguments.input, _read_csv(arguments.input, ("caption_1",), ["utf-8-sig"])).values())
+    endpoint = ChatEndpoint(arguments.endpoint, arguments.model, arguments.temperature, arguments.timeout, arguments.num_parallel)
+    settings = {"model": arguments.model, "temperature": arguments.temperature, "prompt": PROMPT}
+    output = arguments.output.resolve()
+    with disk_errors(output.parent):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with open_journal(output.with_name(f"{output.name}.jsonl"), settings) as (journal, entries):
+            clips = [restored_clip(row, entries) for row in rows]
+            reasons = ask_all(endpoint, clips, journal, arguments.num_parallel)
+            report_missing(clips, reasons, arguments.allow_missing)
+            write_csv(output, rows, clips)
+    print(f"captions: {arguments.output}")
+
+
+def check_arguments(arguments: argparse.Namespace) -> None:
+    check_has_name(arguments.output)
+    if arguments.num_parallel < 1:
+        raise UserError(f"--num-parallel {arguments.num_parallel}: expected 1 or more")
+    if not arguments.timeout > 0:
+        raise UserError(f"--timeout {arguments.timeout}: expected seconds above 0")
+    if not 0 <= arguments.temperature <= 2:
+        raise UserError(f"--temperature {arguments.temperature}: expected 0 to 2")
+    if arguments.output.resolve() == arguments.input.resolve():
+        raise UserError(f"--output {arguments.output} is the input: give it another name, the captions of before are kept")
+    if arguments.output.is_dir():
+        raise UserError(f"--output {arguments.output} is a folder, expected a file")
+    if arguments.output.exists() and not arguments.overwrite:
+        raise UserError(f"--output {arguments.output} is there already: add --overwrite to replace it")
+
+
+@contextmanager
+def open_journal(path: Path, settings: dict[str, Any]) -> Iterator[tuple[BinaryIO, dict[str, dict[str, Any]]]]:
+    """The journal, to append to, and its entries by file name. Its first line holds `settings`. Raises UserError for another journal."""
+    first = json.dumps(settings).encode() + b"\n"
+    with path.open("a+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another run is writing {path}: wait for it to end") from None
+        file.seek(0)
+        content = file.read()
+        whole = content[: content.rfind(b"\n") + 1]  # a killed run leaves half a line
+        lines = whole.splitlines()
+        if not (read_line(lines[0]).keys() == settings.keys() if lines else first.startswith(content)):
+            raise UserError(f"{path} is not a journal of this command: remove it, or choose another --output")
+        if len(lines) > 1:
+            check_settings(path, read_line(lines[0]), settings)
+            file.truncate(len(whole))
+        else:  # no clip yet: the run may have failed for its settings
+            file.truncate(0)
+            file.write(first)
+        entries = [entry for line in lines[1:] if has_clip_shape(entry := read_line(line))]
+        yield file, {entry["file_name"]: entry for entry in entries}
+
+
+def check_settings(path: Path, found: dict[str, Any], settings: dict[str, Any]) -> None:
+    for name in settings:
+        if found[name] != settings[name]:
+            values = "" if name == "prompt" else f" ({found[name]}, not {settings[name]})"
+            raise UserError(f"{path} was made with another {name}{values}: remove it to begin anew, or choose another --output")
+
+
+def read_line(line: bytes) -> dict[str, Any]:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        entry = None
+    return entry if isinstance(entry, dict) else {}
+
+
+def has_clip_shape(entry: dict[str, Any]) -> bool:
+    # What is not as it should be costs no more than asking again.
+    types = {"file_name": str, "captions": list, "new": list, "num_asked": int}
+    return {name: type(value) for name, value in entry.items()} == types and all(isinstance(text, str) for text in entry["new"])
+
+
+def restored_clip(row: dict[str, str], entries: dict[str, dict[str, Any]]) -> Clip:
+    """The clip of `row` with what the journal has for these captions, if that is still accepted."""
+    captions = [text for column in _caption_columns(row) if (text := " ".join(row[column].split()))]
+    entry = entries.get(row["file_name"])
+    if entry is None or entry["captions"] != captions:
+        return Clip(row["file_name"], captions, [])
+    return Clip(row["file_name"], captions, new_captions(entry["new"], captions, NUM_CAPTIONS)[0], entry["num_asked"])
+
+
+def ask_all(endpoint: ChatEndpoint, clips: list[Clip], journal: BinaryIO, num_parallel: int) -> dict[str, str]:
+    """Complete the `clips` and write them to the journal; why clips are not complete, by file name."""
+    todo = [clip for clip in clips if len(clip.new) < NUM_CAPTIONS and clip.captions]
+    num_ready = sum(len(clip.new) == NUM_CAPTIONS for clip in clips)
+    if num_ready:
+        print(f"going on with an earlier run: {num_ready} of {len(clips)} clips are ready")
+    reasons = {clip.file_name: "no captions to begin with" for clip in clips if not clip.captions}
+    num_failed = 0
+    # Its threads are daemons: Ctrl-C does not wait for the answers under way.
+    with ThreadPool(min(num_parallel, max(1, len(todo)))) as threads, tqdm(total=len(clips), initial=num_ready, unit="clip", disable=None) as bar:
+        for clip, reason in threads.imap_unordered(lambda clip: ask_clip(endpoint, clip), todo):
+            journal.write(json.dumps(asdict(clip)).encode() + b"\n")
+            journal.flush()
+            bar.update()
+            num_failed = num_failed + 1 if reason else 0
+            if num_failed == MAX_FAILED_IN_A_ROW:
+                raise UserError(f"stopped after {num_failed} clips in a row without their captions, the last one because {reason}")
+            if reason:
+                reasons[clip.file_name] = reason
+    return reasons
+
+
+def ask_clip(endpoint: ChatEndpoint, clip: Clip) -> tuple[Clip, str]:
+    """Ask until the clip is complete or MAX_TRIES are over; what was wrong at the end (empty: nothing)."""
+    reason = ""
+    for _ in range(MAX_TRIES):
+        known, num_missing = clip.captions + clip.new, NUM_CAPTIONS - len(clip.new)
+        clip.num_asked += 1
+        try:
+            answer = endpoint.ask(question(known, num_missing), seed=clip.num_asked)
+        except BadAnswer as error:
+            reason = str(error)
+            continue
+        except ServerFailure as error:
+            return clip, str(error)
+        new, reason = new_captions(listed_texts(answer), known, num_missing)
+        clip.new += new
+        if len(clip.new) == NUM_CAPTIONS:
+            return clip, ""
+    return clip, reason
+
+
+def report_missing(clips: list[Clip], reasons: dict[str, str], allow_missing: bool) -> None:
+    """List the clips that are short of captions. Raises UserError for too many."""
+    for clip in clips:
+        if clip.file_name in reasons:
+            print(f"{clip.file_name}: {len(clip.new)} of {NUM_CAPTIONS} new captions: {reasons[clip.file_name]}")
+    num_new = sum(len(clip.new) for clip in clips)
+    print(f"{num_new} new captions for {len(clips)} clips; {len(reasons)} clips are short of captions")
+    if len(reasons) > MAX_MISSING * len(clips) and not allow_missing:
+        remedy = "run the same command again to ask for what is missing, or add --allow-missing"
+        raise UserError(f"{len(reasons)} of {len(clips)} clips are short of captions, more than {MAX_MISSING:.0%}: {remedy}")
+
+
+def write_csv(output: Path, rows: list[dict[str, str]], clips: list[Clip]) -> None:
+    """`rows` and the new captions, in columns numbered on from the last one there."""
+    first = int(_caption_columns(rows[0])[-1].removeprefix("caption_")) + 1
+    columns = [f"caption_{number}" for number in range(first, first + NUM_CAPTIONS)]
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, [*rows[0], *columns], restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(row | dict(zip(columns, clip.new, strict=False)) for row, clip in zip(rows, clips, strict=True))
+    with atomic_file(output) as file:
+        file.write(text.getvalue().encode())
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = parse_arguments(argv)
+    return run(lambda: generate(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
