@@ -22,7 +22,7 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from retrieval.data import ClipsFromStart, collate_clips
+from retrieval.data import ClipsFromStart, collate_clips, leave_signals_to_main_process
 from retrieval.distributed import gather_columns, rank, world_size
 from retrieval.errors import UserError
 from retrieval.files import atomic_writer
@@ -142,6 +142,7 @@ def score_columns(
         num_workers=num_workers,
         collate_fn=collate_clips,
         pin_memory=device.type == "cuda",
+        worker_init_fn=leave_signals_to_main_process,
         generator=torch.Generator(),  # the loader draws a seed for its workers: not from the training's random state
     )
     progress = tqdm(total=len(split), desc=f"scoring {split.name}", unit=" clips", delay=3, leave=False, disable=rank() != 0)

@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from retrieval.data import ClipSplit, ClipsFromStart, collate_clips
+from retrieval.data import ClipSplit, ClipsFromStart, collate_clips, leave_signals_to_main_process
 from retrieval.errors import UserError
 from retrieval.files import check_writable
 from retrieval.models import DualEncoder
@@ -74,6 +74,7 @@ def cached_frames(
             batch_size=batch_size,
             num_workers=num_workers,
             collate_fn=collate_clips,
+            worker_init_fn=leave_signals_to_main_process,
             generator=torch.Generator(),
         )
         _encode(model, loader, partial, num_frames, accelerator)

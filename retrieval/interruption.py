@@ -6,10 +6,12 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from types import FrameType
 
 
+# Python prints an exception that a signal's handler raises in a finaliser, or in the hooks of the fork that starts a loader process, and drops it.
+DROPS_EXCEPTIONS = ("__del__", "_launch")
 LAUNCHERS = {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"}  # what accelerate launch and torchrun set for the processes they start
 
 
@@ -24,19 +26,32 @@ class Interrupted(Exception):
 class StopRequest:
     """While `at_once` is set a signal interrupts right away; else it asks the loop to stop after its step.
 
+    Where an exception would be lost, the request is noted only, and the loop's next step heeds it. A loader process, which starts with its
+    parent's handlers, does nothing until it has set its own (retrieval.data.leave_signals_to_main_process).
     A second Ctrl-C does not wait. A second SIGTERM does nothing: after a Ctrl-C the launcher dies first, which sends one.
     """
 
     signum: int = 0
     at_once: bool = True
+    process: int = field(default_factory=os.getpid)
 
-    def __call__(self, signum: int, _frame: Any) -> None:
+    def __call__(self, signum: int, frame: FrameType | None) -> None:
+        if os.getpid() != self.process:
+            return
         is_second = self.signum != 0
         if is_second and signum != signal.SIGINT:
             return
         self.signum = signum
-        if self.at_once or is_second:
+        if (self.at_once or is_second) and not _drops_exceptions(frame):
             raise Interrupted(signum)
+
+
+def _drops_exceptions(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_name in DROPS_EXCEPTIONS:
+            return True
+        frame = frame.f_back
+    return False
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The loop: what it logs, saves and refuses, and that a killed run goes on as if nothing had happened."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -207,6 +208,50 @@ def test_a_second_signal_counts_only_if_it_is_a_second_ctrl_c():
     stop(signal.SIGTERM, None)
     with pytest.raises(interruption.Interrupted):
         stop(signal.SIGINT, None)
+
+
+class SignalsItselfWhenDeleted:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("place", ["fork", "finaliser", "plain"])
+def test_a_signal_where_python_drops_exceptions_is_noted(monkeypatch, place):
+    """Raised there, the interruption would be lost and its traceback printed; `plain` is the negative control."""
+    dropped = []
+    monkeypatch.setattr(sys, "unraisablehook", dropped.append)
+    fork = os.fork
+
+    def interrupted_fork() -> int:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return fork()
+
+    monkeypatch.setattr(os, "fork", interrupted_fork)
+    with interruption.stop_on_signals() as stop:
+        if place == "fork":
+            process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(0,))
+            process.start()
+            process.join()
+        elif place == "finaliser":
+            SignalsItselfWhenDeleted()
+        else:
+            with pytest.raises(interruption.Interrupted):
+                os.kill(os.getpid(), signal.SIGTERM)
+    assert stop.signum == signal.SIGTERM and dropped == []
+
+
+def test_a_loader_process_leaves_signals_to_its_parent():
+    """Also before it has set its own handlers."""
+    with interruption.stop_on_signals() as stop:
+        process = multiprocessing.get_context("fork").Process(target=signals_itself, args=(stop,))
+        process.start()
+        process.join(30)
+    assert process.exitcode == 0 and stop.signum == 0
+
+
+def signals_itself(stop: interruption.StopRequest) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert stop.signum == 0
 
 
 @pytest.fixture(autouse=True)

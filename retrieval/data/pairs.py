@@ -188,11 +188,11 @@ def make_loader(pairs: PairDataset, batches: EpochBatches, num_workers: int) -> 
         persistent_workers=num_workers > 0,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),
-        worker_init_fn=_leave_signals_to_main_process,
+        worker_init_fn=leave_signals_to_main_process,
     )
 
 
-def _leave_signals_to_main_process(_worker: int) -> None:
+def leave_signals_to_main_process(_worker: int) -> None:
     """For loader processes: Ctrl-C, and the SIGTERM of many schedulers, reach the whole process group, and the main process decides.
 
     After a SIGTERM a loader process goes on until the main process has had time to finish its step and to save.
