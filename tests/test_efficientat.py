@@ -131,11 +131,31 @@ def test_windows_do_not_see_each_other_also_in_training(small):
     assert (small(windows[:1]) - small(windows)[:1]).abs().max() > 1e-2 * alone.abs().max()
 
 
-def test_what_is_trained_has_a_gradient_and_the_head_is_not(small):
-    small.train()(some_audio(SECOND)).square().mean().backward()
-    without = [name for name, parameter in small.named_parameters() if parameter.requires_grad and parameter.grad is None]
+def test_what_is_trained_has_a_gradient_and_the_head_is_not():
+    torch.manual_seed(0)
+    encoder = EfficientAt(width=0.5).train()  # at 0.1 a squeeze has 8 units, which one window can leave all at 0
+    encoder(some_audio(SECOND)).square().mean().backward()
+    gradients = {name: parameter.grad for name, parameter in encoder.named_parameters() if parameter.requires_grad}
+    without = [name for name, gradient in gradients.items() if gradient is None or not gradient.isfinite().all() or not gradient.any()]
     assert without == []
-    assert {name.split(".")[0] for name, parameter in small.named_parameters() if not parameter.requires_grad} == {"classifier"}
+    assert {name.split(".")[0] for name, parameter in encoder.named_parameters() if not parameter.requires_grad} == {"classifier"}
+
+
+@pytest.mark.parametrize("width", [0.1, 1.0])
+def test_random_weights_keep_the_scale_and_hear_the_audio(width):
+    """The negative control is the usual initialisation of MobileNets, which counts on batch statistics."""
+
+    def distance(encoder: EfficientAt) -> float:
+        loud, quiet = encoder(torch.cat([some_audio(SECOND), 0.1 * some_audio(SECOND)])).detach()
+        return float((loud - quiet).square().mean().sqrt())
+
+    torch.manual_seed(0)
+    encoder = EfficientAt(width, mel_jitter=False).train()
+    assert 0.05 < distance(encoder) < 20
+    for module in encoder.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out")
+    assert distance(encoder) < 1e-4
 
 
 def test_spectrograms_can_be_augmented_and_jitter_is_of_training(small):
@@ -169,7 +189,7 @@ def test_official_weights_load(small, tmp_path):
     assert all(torch.equal(value, other.state_dict()[name]) for name, value in small.state_dict().items())
 
 
-@pytest.mark.parametrize("damage", ["width", "missing", "extra", "truncated", "absent"])
+@pytest.mark.parametrize("damage", ["width", "missing", "extra", "scalar", "truncated", "absent"])
 def test_weights_that_do_not_fit_change_nothing(small, tmp_path, damage):
     path = tmp_path / "weights.pt"
     state = EfficientAt(width=1.0 if damage == "width" else 0.1).state_dict()
@@ -177,6 +197,8 @@ def test_weights_that_do_not_fit_change_nothing(small, tmp_path, damage):
         del state["features.3.block.0.0.weight"]
     if damage == "extra":
         state["features.17.0.weight"] = torch.zeros(1)
+    if damage == "scalar":
+        state["features.16.0.weight"] = torch.tensor(1.0)
     torch.save(state, path)
     if damage == "truncated":
         path.write_bytes(path.read_bytes()[:1000])
@@ -186,6 +208,7 @@ def test_weights_that_do_not_fit_change_nothing(small, tmp_path, damage):
         "width": "is of width 1, the encoder of width 0.1; set audio_encoder.width=1",
         "missing": "lacks features.3.block.0.0.weight",
         "extra": "has features.17.0.weight",
+        "scalar": r"is of another size than EfficientAT with width 0.1: features.16.0.weight \[\] for",
         "truncated": "truncated or no PyTorch checkpoint",
         "absent": "do not exist",
     }[damage]

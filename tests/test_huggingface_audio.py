@@ -88,8 +88,7 @@ def sounds(num_samples: int = RATE, num_windows: int = 2) -> torch.Tensor:
 def transformers_own(family: str, folder: Path, waveform: torch.Tensor) -> torch.Tensor:
     """(W, T, F) by transformers' classes alone; written out for each model."""
     extractor = transformers.AutoFeatureExtractor.from_pretrained(folder)
-    settings = {"sampling_rate": RATE, "return_tensors": "pt"} | ({"padding": "pad"} if family.startswith("clap") else {})
-    inputs = extractor([window.numpy() for window in waveform], **settings)
+    inputs = extractor([window.numpy() for window in waveform], sampling_rate=RATE, return_tensors="pt")
     with torch.no_grad():
         if family == "ast":
             hidden = transformers.ASTModel.from_pretrained(folder).eval()(inputs["input_values"]).last_hidden_state[:, 2:]
@@ -107,15 +106,33 @@ def transformers_own(family: str, folder: Path, waveform: torch.Tensor) -> torch
 
 
 @every_family
-def test_frames_are_those_of_transformers(folders, family):
+@pytest.mark.parametrize("num_samples", [RATE, 7_000])
+def test_frames_are_those_of_transformers(folders, family, num_samples):
+    """The shorter window also where the extractor pads, CLAP's by repetition."""
     encoder = load(folders[family])
-    waveform = sounds()
+    waveform = sounds(num_samples)
     expected = transformers_own(family, folders[family], waveform)
     with torch.no_grad():
         found = encoder(waveform)
-    assert found.shape == (2, encoder.num_frames(RATE), encoder.feature_dim)
+    assert found.shape == (2, encoder.num_frames(num_samples), encoder.feature_dim)
     assert (found - expected[:, : found.shape[1]]).abs().max() < 1e-4
     assert (found[0] - expected[1, : found.shape[1]]).abs().max() > 1e-2  # negative control: another sound
+
+
+@every_family
+def test_features_are_those_of_the_extractor(folders, family):
+    encoder, waveform = load(folders[family]), sounds(7_000)
+    inputs = transformers.AutoFeatureExtractor.from_pretrained(folders[family])([each.numpy() for each in waveform], sampling_rate=RATE)
+    expected = torch.from_numpy(np.stack(inputs["input_features" if "input_features" in inputs else "input_values"])).float()
+    if family.startswith("clap"):
+        expected = expected[:, 0].transpose(1, 2)
+    if family == "ast":
+        expected = expected.transpose(1, 2)
+    found = encoder.log_mel(waveform) if encoder.num_mel_bins else encoder._features(waveform)
+    assert (found - expected[..., : found.shape[-1]]).abs().max() < 1e-3
+    assert (found - expected[..., : found.shape[-1]].flip(0)).abs().max() > 1e-1  # negative control: another window
+    rest = expected[..., found.shape[-1] + 4 :]  # after the last columns that overlap with sound
+    assert rest.numel() == 0 or family.startswith("clap") or rest.std(dim=-1).max() < 1e-3  # nothing but padding was cut off
 
 
 @every_family
@@ -126,21 +143,45 @@ def test_number_of_frames_is_what_comes_out(folders, family, num_samples):
         assert encoder(sounds(num_samples, 1)).shape[1] == encoder.num_frames(num_samples)
 
 
+@pytest.mark.parametrize(
+    "config, extractor, num_frames",
+    [
+        (transformers.ASTConfig(), transformers.ASTFeatureExtractor(), {0.5: 5, 10.0: 100, 10.2: 101}),
+        (transformers.ClapAudioConfig(), transformers.ClapFeatureExtractor(), {1.0: 4, 10.0: 32}),
+        (transformers.WhisperConfig(max_source_positions=1500), transformers.WhisperFeatureExtractor(), {1.0: 50, 10.0: 500, 30.0: 1500}),
+        (transformers.WavLMConfig(), transformers.Wav2Vec2FeatureExtractor(), {0.025: 1, 1.0: 49, 10.0: 499}),
+    ],
+    ids=["ast", "clap", "whisper", "wavlm"],
+)
+def test_frames_at_full_size(config, extractor, num_frames):
+    with torch.device("meta"):
+        encoder = HuggingFaceAudioEncoder(config.to_dict(), extractor.to_dict())
+    assert {seconds: encoder.num_frames(round(seconds * encoder.sample_rate)) for seconds in num_frames} == num_frames
+
+
 @every_family
 def test_frames_are_in_time_order(folders, family):
-    """A noise that comes later moves the frame that changes most with it."""
+    """A noise that comes later makes later frames stand out.
+
+    From what they are for most places of the noise, not from silence: models that normalise over time move all frames with any noise.
+    """
     encoder = load(folders[family])
-    silence = 0.001 * torch.from_numpy(np.random.default_rng(0).standard_normal((1, RATE)).astype(np.float32))
+    silence = 0.001 * torch.from_numpy(np.random.default_rng(0).standard_normal(RATE).astype(np.float32))
     burst = 0.5 * torch.from_numpy(np.random.default_rng(1).standard_normal(RATE // 10).astype(np.float32))
-    places = []
+    waveform = silence.repeat(9, 1)
+    for place, window in enumerate(waveform):
+        start = RATE // 20 + place * RATE // 10
+        window[start : start + len(burst)] += burst
     with torch.no_grad():
-        quiet = encoder(silence)
-        for start in (0.1, 0.45, 0.8):
-            waveform = silence.clone()
-            waveform[0, int(start * RATE) : int(start * RATE) + len(burst)] += burst
-            change = (encoder(waveform) - quiet).norm(dim=-1)[0] ** 4  # (T,); normalisation over time moves all frames a little
-            places.append((change * torch.linspace(0, 1, len(change))).sum().item() / change.sum().item())
-    assert places[0] < places[1] < places[2], places
+        frames = encoder(waveform)  # (9, T, F)
+    weight = (frames - frames.median(dim=0).values).norm(dim=-1) ** 4  # (9, T)
+
+    def centres(weight: torch.Tensor) -> torch.Tensor:
+        return (weight * torch.linspace(0, 1, weight.shape[1])).sum(dim=1) / weight.sum(dim=1)
+
+    assert (centres(weight).diff() > 0).all(), centres(weight)
+    halves = torch.cat(weight.tensor_split(2, dim=1)[::-1], dim=1)  # negative control: the second half of the frames first
+    assert not (centres(halves).diff() > 0).all()
 
 
 @every_family
@@ -163,6 +204,19 @@ def test_spectrograms_and_their_augmentation(folders, family):
         with torch.no_grad():
             assert not torch.equal(encoder(waveform), encoder(waveform, lambda mel: mel.flip(1)))
             assert torch.equal(encoder(waveform), encoder(waveform, lambda mel: mel))
+            seen = []
+            encoder(waveform[:, :4_000], lambda mel: seen.append(mel) or mel)
+            assert torch.equal(seen[0], encoder.log_mel(waveform[:, :4_000])) and 20 <= seen[0].shape[2] <= 32  # 0.25 s, without padding
+
+
+@every_family
+def test_the_spectrogram_of_a_clip_longer_than_a_window_shows_all_of_it(folders, family):
+    """As pictures need it. The sound ends in the last fifth, after what AST, CLAP and Whisper hear at once."""
+    encoder, waveform = load(folders[family]), sounds(5 * RATE, 1)
+    waveform[:, 4 * RATE :] = 0
+    level = encoder.log_mel(waveform)[0].mean(dim=0)  # (C,)
+    sound, silence = level[: int(0.78 * len(level))], level[int(0.82 * len(level)) :]
+    assert sound.min() > silence.max()
 
 
 @every_family
@@ -249,6 +303,61 @@ def test_damaged_weights_change_nothing(folders, family, damage, tmp_path):
         state = load_file(path)
         name = next(name for name in state if ("audio" in name or "encoder" in name) and "decoder" not in name and "text" not in name)
         save_file({key: value for key, value in state.items() if key != name}, path, metadata={"format": "pt"})
-    with pytest.raises(UserError, match="cannot be loaded|lacks 1 weights, first: "):
+    with pytest.raises(UserError, match=r"cannot be loaded|lacks [\w.]+ of this \S+; download it again"):
         encoder.load_official(folder)
+    assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
+
+
+CLAP_AUDIO = transformers.ClapAudioConfig(**CLAP, projection_dim=8)
+LAYOUTS = {
+    "ast": lambda: transformers.ASTForAudioClassification(AST),
+    "clap": lambda: transformers.ClapAudioModelWithProjection(CLAP_AUDIO),
+    "whisper": lambda: transformers.WhisperForConditionalGeneration(transformers.WhisperConfig(**WHISPER)),
+    "wavlm": lambda: transformers.WavLMForXVector(transformers.WavLMConfig(**CONV)),
+    "hubert": lambda: transformers.HubertForCTC(transformers.HubertConfig(**CONV)),
+    "wav2vec2": lambda: transformers.Wav2Vec2Model(transformers.Wav2Vec2Config(**CONV, add_adapter=True)),
+}
+
+
+@pytest.mark.parametrize("family", LAYOUTS)
+def test_weights_below_a_head_are_found(family, tmp_path):
+    """Official checkpoints were saved with the head of their task; an adapter would thin out the frames."""
+    model = LAYOUTS[family]()
+    model.save_pretrained(tmp_path)
+    FAMILIES[family][1]().save_pretrained(tmp_path)
+    encoder = load(tmp_path)
+    saved = [value for value in model.state_dict().values() if value.dtype == torch.float32]
+    for name, parameter in encoder.named_parameters():
+        assert any(torch.equal(parameter, value) for value in saved), name
+    with torch.no_grad():
+        assert encoder(sounds()).shape[1] == encoder.num_frames(RATE)
+
+
+@pytest.mark.parametrize(
+    "family, extractor, match",
+    [
+        ("ast", transformers.Wav2Vec2FeatureExtractor(), "feature_extractor_type Wav2Vec2FeatureExtractor"),
+        ("wavlm", transformers.ASTFeatureExtractor(), "feature_extractor_type ASTFeatureExtractor"),
+        ("ast", transformers.ASTFeatureExtractor(num_mel_bins=64, max_length=128), "num_mel_bins 64"),
+        ("ast", transformers.ASTFeatureExtractor(num_mel_bins=32, max_length=256), "max_length 256"),
+        ("clap", transformers.ClapFeatureExtractor(feature_size=16, hop_length=128), "columns 3751"),
+        ("whisper", transformers.WhisperFeatureExtractor(feature_size=20, chunk_length=3), "columns 300"),
+        ("whisper", transformers.WhisperFeatureExtractor(chunk_length=2), "feature_size 80"),
+    ],
+)
+def test_an_extractor_of_another_model(folders, family, extractor, match, tmp_path):
+    folder = copy_of(folders[family], tmp_path / family)
+    extractor.save_pretrained(folder)
+    with pytest.raises(UserError, match=rf"preprocessor_config.json \({match}\) does not fit .*; copy both from the same model"):
+        HuggingFaceAudioEncoder(**huggingface_arguments(str(folder)))
+
+
+@pytest.mark.parametrize("setting, match", [("num_hidden_layers", "which this wavlm has not"), ("intermediate_size", "of another size")])
+def test_weights_of_another_size_change_nothing(folders, setting, match, tmp_path):
+    """Deeper ones too, whose first layers would fit."""
+    transformers.WavLMModel(transformers.WavLMConfig(**CONV | {setting: 3 if setting == "num_hidden_layers" else 48})).save_pretrained(tmp_path)
+    encoder = load(folders["wavlm"])
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    with pytest.raises(UserError, match=match):
+        encoder.load_official(tmp_path)
     assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())

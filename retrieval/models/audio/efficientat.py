@@ -48,7 +48,8 @@ class EfficientAt(nn.Module):
     mel_jitter: see KaldiMel.
 
     Batch normalisation keeps its running statistics in training, too, and only learns scale and shift: the statistics of AudioSet are
-    better than those of a few windows, windows do not see each other, and several processes compute what one would.
+    better than those of a few windows, windows do not see each other, and several processes compute what one would. From random weights
+    the statistics stay 0 and 1, so that nothing normalises: use official weights where there are any.
     """
 
     sample_rate = SAMPLE_RATE
@@ -76,7 +77,9 @@ class EfficientAt(nn.Module):
     def _initialise(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out")
+                # Keeps the scale from layer to layer, as nothing normalises. By fan_out, which for a convolution of each channel counts all
+                # channels, outputs came out at 1e-9.
+                nn.init.kaiming_normal_(module.weight, mode="fan_in")
 
     def train(self, mode: bool = True) -> "EfficientAt":
         super().train(mode)
@@ -113,7 +116,7 @@ class EfficientAt(nn.Module):
         """Load official weights, a plain state dict. Raises UserError, and changes nothing, where they do not fit."""
         state = read_official(path)
         last = state.get("features.16.0.weight")
-        if last is not None and len(last) != self.feature_dim:
+        if last is not None and last.ndim == 4 and len(last) != self.feature_dim:
             found = len(last) / (LAST_EXPANSION * BLOCKS[-1][2])
             raise UserError(f"{path} is of width {found:g}, the encoder of width {self.width:g}; set audio_encoder.width={found:g}")
         load_strictly(self, state, path, f"EfficientAT with width {self.width:g}", "use its official weights, or set audio_encoder.width")
@@ -155,7 +158,7 @@ def _convolution(
 ) -> nn.Sequential:
     layers = [
         nn.Conv2d(num_in, num_out, kernel, stride, padding=kernel // 2, groups=groups, bias=False),
-        nn.BatchNorm2d(num_out, eps=1e-3, momentum=0.01),
+        nn.BatchNorm2d(num_out, eps=1e-3),
     ]
     return nn.Sequential(*layers, *([activation()] if activation else []))
 

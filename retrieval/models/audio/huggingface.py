@@ -1,7 +1,8 @@
 """Audio encoders of the Hugging Face hub: Audio Spectrogram Transformer, CLAP, Whisper's encoder, WavLM and its kin.
 
-Input features are those of the model's own feature extractor (preprocessor_config.json), computed by transformers on the CPU: right by
-construction, and slower than a spectrogram on the GPU would be.
+Input features are those of the model's own feature extractor (preprocessor_config.json), computed by transformers: right by construction,
+but one window after the other on the CPU (Whisper's on the device). A window of 10 s takes 4 ms for AST, 16 ms for CLAP, 8 ms for Whisper and
+0.4 ms for WavLM on one core; a frozen encoder pays that once with data.frame_cache.
 
 Letters: W windows, S samples, M mel bands, C columns, T frames, F = feature_dim.
 """
@@ -15,152 +16,150 @@ import torchaudio.functional
 import transformers
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, ClapAudioModel, PreTrainedConfig, PreTrainedModel
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from retrieval.errors import UserError, one_line
+from retrieval.models.audio.official import load_strictly
 from retrieval.models.hub import local_files_only
 
-# Random changes within the models, which the settings of the training know nothing of.
-WITHOUT_AUGMENTATION = {"apply_spec_augment": False, "mask_time_prob": 0.0, "mask_feature_prob": 0.0, "layerdrop": 0.0, "encoder_layerdrop": 0.0}
+# Random changes within the models, which the settings of the training know nothing of, and layers after the encoder that thin out its frames.
+NOT_USED = {"apply_spec_augment": False, "mask_time_prob": 0.0, "mask_feature_prob": 0.0, "layerdrop": 0.0, "encoder_layerdrop": 0.0}
+NOT_USED |= {"add_adapter": False}
 PICTURE_MELS = 64  # of models that hear the waveform itself: a spectrogram to look at
 
 
-class _SpectrogramTransformer:
+class _Family:
+    """What differs between kinds of models. `num_columns` of a window's spectrogram are sound, what follows is padding."""
+
+    extractor_type: type
+    part = ""  # the encoder within a model that holds more
+
+    def __init__(self, config: PreTrainedConfig, extractor: Any):
+        self.config, self.extractor = config, extractor
+
+    def build(self) -> PreTrainedModel:
+        return AutoModel.from_config(self.config, dtype=torch.float32)
+
+    def features(self, windows: list, device: torch.device) -> Tensor:
+        """float32 (S,) arrays -> (W, M, C), on any device."""
+        settings = {"sampling_rate": self.extractor.sampling_rate, "return_tensors": "pt", "device": str(device)}  # which Whisper's alone heeds
+        return self.extractor(windows, **settings)[self.extractor.model_input_names[0]]
+
+    def encode(self, model: PreTrainedModel, features: Tensor) -> Tensor:
+        """(W, M, C) -> (W, T or more, F)"""
+        return model(features).last_hidden_state
+
+
+class _SpectrogramTransformer(_Family):
     """AST: a grid of patches, frequency by time, after two tokens. A window is padded to the extractor's max_length columns."""
 
-    num_mel_bins = staticmethod(lambda config: config.num_mel_bins)
+    extractor_type = transformers.ASTFeatureExtractor
 
-    @staticmethod
-    def build(config: PreTrainedConfig) -> PreTrainedModel:
-        return AutoModel.from_config(config, dtype=torch.float32)
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        return {name: (getattr(self.extractor, name), getattr(self.config, name)) for name in ("num_mel_bins", "max_length")}
 
-    load = staticmethod(AutoModel.from_pretrained)
-    part = ""
+    def samples(self) -> tuple[int, int]:
+        rate = self.extractor.sampling_rate
+        return rate // 40, rate // 40 + rate // 100 * (self.extractor.max_length - 1)  # Kaldi's windows of 25 ms, 10 ms apart
 
-    @staticmethod
-    def samples(config: PreTrainedConfig, extractor: Any) -> tuple[int, int]:
-        return 400, 400 + 160 * (extractor.max_length - 1)  # Kaldi's windows of 25 ms, 10 ms apart
+    def num_columns(self, num_samples: int) -> int:
+        return 1 + (num_samples - self.extractor.sampling_rate // 40) // (self.extractor.sampling_rate // 100)
 
-    @staticmethod
-    def num_frames(config: PreTrainedConfig, extractor: Any, num_samples: int) -> int:
-        columns, total = 1 + (num_samples - 400) // 160, (config.max_length - config.patch_size) // config.time_stride + 1
-        return min(-(-columns // config.time_stride), total)
+    def num_frames(self, num_samples: int) -> int:
+        total = (self.config.max_length - self.config.patch_size) // self.config.time_stride + 1
+        return min(-(-self.num_columns(num_samples) // self.config.time_stride), total)
 
-    @staticmethod
-    def features(extractor: Any, waveform: Any) -> Tensor:
-        return extractor(list(waveform), sampling_rate=extractor.sampling_rate, return_tensors="pt")["input_values"].transpose(1, 2)
+    def features(self, windows: list, device: torch.device) -> Tensor:
+        return super().features(windows, device).transpose(1, 2)
 
-    @staticmethod
-    def encode(model: PreTrainedModel, features: Tensor) -> Tensor:
-        config = model.config
-        num_rows = (config.num_mel_bins - config.patch_size) // config.frequency_stride + 1
-        hidden = model(input_values=features.transpose(1, 2)).last_hidden_state[:, 2:]  # without class and distillation token
+    def encode(self, model: PreTrainedModel, features: Tensor) -> Tensor:
+        num_rows = (self.config.num_mel_bins - self.config.patch_size) // self.config.frequency_stride + 1
+        hidden = super().encode(model, features.transpose(1, 2))[:, 2:]  # without class and distillation token
         return hidden.unflatten(1, (num_rows, -1)).mean(dim=1)
 
 
-class _Clap:
+class _Clap(_Family):
     """CLAP's audio tower (HTSAT). It folds time into a square picture; its output is unfolded again, frequency by time.
 
-    A window is padded with zeros to the extractor's 10 s: repeated sound, the other way of transformers, would not stay where it was.
+    A shorter window is padded to 10 s as the extractor says, mostly by repetition; frames of the first hearing are kept.
     """
 
-    num_mel_bins = staticmethod(lambda config: config.num_mel_bins)
-
-    @staticmethod
-    def build(config: PreTrainedConfig) -> PreTrainedModel:
-        return ClapAudioModel._from_config(config, dtype=torch.float32)
-
-    @staticmethod
-    def load(name: str, **settings: Any) -> tuple[nn.Module, dict[str, Any]]:
-        is_whole = AutoConfig.from_pretrained(name, local_files_only=settings["local_files_only"]).model_type == "clap"
-        return (AutoModel if is_whole else ClapAudioModel).from_pretrained(name, **settings)
-
+    extractor_type = transformers.ClapFeatureExtractor
     part = "audio_model"
 
-    @staticmethod
-    def samples(config: PreTrainedConfig, extractor: Any) -> tuple[int, int]:
-        return extractor.fft_window_size // 2 + 1, extractor.nb_max_samples
+    def build(self) -> PreTrainedModel:
+        return ClapAudioModel._from_config(self.config, dtype=torch.float32)  # AutoModel knows only all of CLAP
 
-    @staticmethod
-    def num_frames(config: PreTrainedConfig, extractor: Any, num_samples: int) -> int:
-        stride = config.patch_stride[1] * 2 ** (len(config.depths) - 1)
-        total = config.spec_size // config.num_mel_bins * (config.spec_size // stride)
-        return -(-num_samples * total // extractor.nb_max_samples)
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        columns, longest = self.num_columns(self.extractor.nb_max_samples), self.config.spec_size**2 // self.config.num_mel_bins
+        return {"feature_size": (self.extractor.feature_size, self.config.num_mel_bins), "columns": (columns, min(columns, longest))}
 
-    @staticmethod
-    def features(extractor: Any, waveform: Any) -> Tensor:
-        settings = {"sampling_rate": extractor.sampling_rate, "padding": "pad", "return_tensors": "pt"}
-        return extractor(list(waveform), **settings)["input_features"][:, 0].transpose(1, 2)
+    def samples(self) -> tuple[int, int]:
+        return self.extractor.fft_window_size // 2 + 1, self.extractor.nb_max_samples
 
-    @staticmethod
-    def encode(model: PreTrainedModel, features: Tensor) -> Tensor:
+    def num_columns(self, num_samples: int) -> int:
+        return num_samples // self.extractor.hop_length + 1
+
+    def num_frames(self, num_samples: int) -> int:
+        stride = self.config.patch_stride[1] * 2 ** (len(self.config.depths) - 1)
+        total = self.config.spec_size // self.config.num_mel_bins * (self.config.spec_size // stride)
+        return -(-num_samples * total // self.extractor.nb_max_samples)
+
+    def features(self, windows: list, device: torch.device) -> Tensor:
+        return super().features(windows, device)[:, 0].transpose(1, 2)  # with fusion four times the same
+
+    def encode(self, model: PreTrainedModel, features: Tensor) -> Tensor:
         columns = features.transpose(1, 2).unsqueeze(1)  # (W, 1, C, M)
-        fused = model.config.enable_fusion
-        is_longer = torch.zeros(len(columns), 1, dtype=torch.bool, device=columns.device)  # no window exceeds the model's 10 s
-        hidden = model(input_features=columns.expand(-1, 4 if fused else 1, -1, -1), is_longer=is_longer).last_hidden_state  # (W, F, rows, T)
-        return hidden.mean(dim=2).transpose(1, 2)
+        # No window exceeds the model's 10 s; the extractor declares one of a batch, drawn at random, to be longer all the same.
+        is_longer = torch.zeros(len(columns), 1, dtype=torch.bool, device=columns.device)
+        fused = columns.expand(-1, 4 if self.config.enable_fusion else 1, -1, -1)
+        return model(input_features=fused, is_longer=is_longer).last_hidden_state.mean(dim=2).transpose(1, 2)  # of (W, F, rows, T)
 
 
-class _Whisper:
+class _Whisper(_Family):
     """Whisper's encoder hears 30 s, a window is padded to that; frames of the padding are cut off."""
 
-    num_mel_bins = staticmethod(lambda config: config.num_mel_bins)
-
-    @staticmethod
-    def build(config: PreTrainedConfig) -> PreTrainedModel:
-        return AutoModel.from_config(config, dtype=torch.float32).encoder
-
-    load = staticmethod(AutoModel.from_pretrained)
+    extractor_type = transformers.WhisperFeatureExtractor
     part = "encoder"
 
-    @staticmethod
-    def samples(config: PreTrainedConfig, extractor: Any) -> tuple[int, int]:
-        return extractor.n_fft // 2 + 1, extractor.n_samples
+    def build(self) -> PreTrainedModel:
+        return WhisperEncoder._from_config(self.config, dtype=torch.float32)  # AutoModel would make the decoder, too
 
-    @staticmethod
-    def num_frames(config: PreTrainedConfig, extractor: Any, num_samples: int) -> int:
-        return -(-num_samples // (2 * extractor.hop_length))
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        frames = (self.extractor.nb_max_frames, 2 * self.config.max_source_positions)  # the second convolution halves them
+        return {"feature_size": (self.extractor.feature_size, self.config.num_mel_bins), "columns": frames}
 
-    @staticmethod
-    def features(extractor: Any, waveform: Any) -> Tensor:
-        return extractor(list(waveform), sampling_rate=extractor.sampling_rate, return_tensors="pt")["input_features"]
+    def samples(self) -> tuple[int, int]:
+        return self.extractor.n_fft // 2 + 1, self.extractor.n_samples
 
-    @staticmethod
-    def encode(model: PreTrainedModel, features: Tensor) -> Tensor:
-        return model(features).last_hidden_state
+    def num_columns(self, num_samples: int) -> int:
+        return -(-num_samples // self.extractor.hop_length)
+
+    def num_frames(self, num_samples: int) -> int:
+        return -(-self.num_columns(num_samples) // 2)
 
 
-class _Waveform:
-    """Convolutions over the waveform, 20 ms a frame: WavLM, wav2vec 2.0, HuBERT."""
+class _Waveform(_Family):
+    """Convolutions over the waveform, 20 ms a frame: WavLM, wav2vec 2.0, HuBERT. Their features are (W, S)."""
 
-    num_mel_bins = staticmethod(lambda config: 0)
+    extractor_type = transformers.Wav2Vec2FeatureExtractor
 
-    @staticmethod
-    def build(config: PreTrainedConfig) -> PreTrainedModel:
-        return AutoModel.from_config(config, dtype=torch.float32)
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        return {"feature_size": (self.extractor.feature_size, 1)}
 
-    load = staticmethod(AutoModel.from_pretrained)
-    part = ""
+    def samples(self) -> tuple[int, int]:
+        least = 1
+        for kernel, stride in zip(reversed(self.config.conv_kernel), reversed(self.config.conv_stride), strict=True):
+            least = (least - 1) * stride + kernel
+        return least, 600 * self.extractor.sampling_rate  # beyond 10 min memory is the limit
 
-    @staticmethod
-    def samples(config: PreTrainedConfig, extractor: Any) -> tuple[int, int]:
-        return 400, 600 * extractor.sampling_rate  # of the convolutions; beyond 10 min memory is the limit
-
-    @staticmethod
-    def num_frames(config: PreTrainedConfig, extractor: Any, num_samples: int) -> int:
-        for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
+    def num_frames(self, num_samples: int) -> int:
+        for kernel, stride in zip(self.config.conv_kernel, self.config.conv_stride, strict=True):
             num_samples = (num_samples - kernel) // stride + 1
         return num_samples
 
-    @staticmethod
-    def features(extractor: Any, waveform: Any) -> Tensor:
-        return extractor(list(waveform), sampling_rate=extractor.sampling_rate, return_tensors="pt")["input_values"]
 
-    @staticmethod
-    def encode(model: PreTrainedModel, features: Tensor) -> Tensor:
-        return model(features).last_hidden_state
-
-
-FAMILIES = {
+FAMILIES: dict[str, type[_Family]] = {
     "audio-spectrogram-transformer": _SpectrogramTransformer,
     "clap_audio_model": _Clap,
     "whisper": _Whisper,
@@ -178,21 +177,22 @@ class HuggingFaceAudioEncoder(nn.Module):
 
     def __init__(self, architecture: dict[str, Any], feature_extractor: dict[str, Any]):
         super().__init__()
-        self.family = FAMILIES[architecture["model_type"]]
-        config = AutoConfig.for_model(**architecture)
-        config.update({name: value for name, value in WITHOUT_AUGMENTATION.items() if hasattr(config, name)})
-        self.config = config
-        self.extractor = getattr(transformers, feature_extractor["feature_extractor_type"]).from_dict(feature_extractor)
+        family = FAMILIES[architecture["model_type"]]
+        _check_agreement("feature_extractor_type", feature_extractor.get("feature_extractor_type"), family.extractor_type.__name__)
+        self.config = _without_unused(AutoConfig.for_model(**architecture))
+        self.family = family(self.config, family.extractor_type.from_dict(feature_extractor))
+        for name, (found, expected) in self.family.sizes().items():
+            _check_agreement(name, found, expected)
         try:
-            self.model = self.family.build(config)
+            self.model = self.family.build()
         except (ValueError, TypeError, ZeroDivisionError) as error:
             raise UserError(f"the audio encoder's config.json describes no model ({one_line(error)}); copy it again") from None
         for name, parameter in self.model.named_parameters():
             if ".fusion_model." in name or ".mel_conv2d." in name:  # CLAP's way to hear more than 10 s, which no window is
                 parameter.requires_grad_(False)
-        self.sample_rate: int = self.extractor.sampling_rate  # Hz
-        self.num_mel_bins: int = self.family.num_mel_bins(config)
-        self.feature_dim: int = config.hidden_size
+        self.sample_rate: int = self.family.extractor.sampling_rate  # Hz
+        self.num_mel_bins: int = getattr(self.config, "num_mel_bins", 0)
+        self.feature_dim: int = self.config.hidden_size
 
     def train(self, mode: bool = True) -> "HuggingFaceAudioEncoder":
         super().train(mode)
@@ -203,19 +203,24 @@ class HuggingFaceAudioEncoder(nn.Module):
 
     def num_frames(self, num_samples: int) -> int:
         """T of a window of `num_samples`. Raises UserError for windows that are too short or longer than the model hears."""
-        least, most = self.family.samples(self.config, self.extractor)
+        least, most = self.family.samples()
         if not least <= num_samples <= most:
             raise UserError(
                 f"a window of {num_samples} samples ({num_samples / self.sample_rate:.3f} s at {self.sample_rate} Hz) does not fit "
                 f"{self.config.model_type}, which takes {least} to {most} samples; "
                 f"set audio_encoder.window_seconds (and data.max_seconds, which bounds it) to at most {most / self.sample_rate:g}"
             )
-        return self.family.num_frames(self.config, self.extractor, num_samples)
+        return self.family.num_frames(num_samples)
 
     def log_mel(self, waveform: Tensor) -> Tensor:
-        """The extractor's spectrogram (W, M, C), for models that hear the waveform itself one to look at. waveform (W, S)."""
+        """The extractor's spectrogram (W, M, C) without padding; of models that hear the waveform itself one to look at. waveform (W, S).
+
+        Any length: what is longer than the model hears is cut into parts, and a rest shorter than the model hears is left out.
+        """
         if self.num_mel_bins:
-            return self._features(waveform)
+            least, most = self.family.samples()
+            parts = [part for part in waveform.split(most, dim=1) if part.shape[1] >= least]
+            return torch.cat([self._features(part)[..., : self.family.num_columns(part.shape[1])] for part in parts], dim=2)
         with torch.autocast(waveform.device.type, enabled=False):
             window = torch.hann_window(400, device=waveform.device)
             power = torch.stft(waveform.float(), 400, 160, window=window, return_complex=True).abs().square()  # (W, 201, C)
@@ -224,31 +229,35 @@ class HuggingFaceAudioEncoder(nn.Module):
 
     @torch.no_grad()
     def _features(self, waveform: Tensor) -> Tensor:
-        with torch.autocast("cpu", enabled=False):
-            return self.family.features(self.extractor, waveform.float().cpu().numpy()).to(waveform.device, torch.float32)
+        """(W, S) -> (W, M, C) with the padding to the model's length, or (W, S) of models that hear the waveform itself."""
+        with torch.autocast(waveform.device.type, enabled=False):
+            features = self.family.features(list(waveform.detach().float().cpu().numpy()), waveform.device)
+        return features.to(waveform.device, torch.float32)
 
     def forward(self, waveform: Tensor, augment: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """waveform (W, S) at sample_rate in [-1, 1] -> (W, num_frames(S), F). augment: of the spectrogram, shape kept."""
+        """waveform (W, S) at sample_rate in [-1, 1] -> (W, num_frames(S), F). augment: of the spectrogram without padding, shape kept."""
         num_frames = self.num_frames(waveform.shape[-1])
         features = self._features(waveform)
-        return self.family.encode(self.model, features if augment is None else augment(features))[:, :num_frames]
+        if augment is not None and self.num_mel_bins:
+            sound, padding = features.tensor_split([self.family.num_columns(waveform.shape[-1])], dim=2)
+            features = torch.cat([augment(sound), padding], dim=2)
+        return self.family.encode(self.model, features)[:, :num_frames]
 
     def load_official(self, name: str | Path) -> None:
         """Weights of hub model or folder `name`, which must have this architecture. Raises UserError, and changes nothing, where they do not fit."""
         settings = {"dtype": torch.float32, "local_files_only": local_files_only(name), "output_loading_info": True}
         try:
-            source, report = self.family.load(str(name), **settings)
+            config = _without_unused(AutoConfig.from_pretrained(str(name), local_files_only=settings["local_files_only"]))
+            # AutoModel knows CLAP only as a whole; a folder of its audio tower says in which class it was saved.
+            auto = getattr(transformers, config.architectures[0]) if config.model_type == "clap_audio_model" else AutoModel
+            source, report = auto.from_pretrained(str(name), config=config, **settings)
         except Exception as error:  # OSError, ValueError, SafetensorError and others for one and the same absence
             raise _unreachable(name, error) from None
         prefix = f"{self.family.part}." if hasattr(source, self.family.part or "?") else ""
-        state = (source.get_submodule(self.family.part) if prefix else source).state_dict()
-        own = self.model.state_dict()
-        absent = [key for key in own if key not in state or f"{prefix}{key}" in report["missing_keys"]]
-        wrong = [key for key in own if key in state and state[key].shape != own[key].shape]
-        if absent or wrong:
-            what = f"lacks {len(absent)} weights, first: {absent[0]}" if absent else f"has another size, first: {wrong[0]}"
-            raise UserError(f"audio encoder {name} {what}; download it again")
-        self.model.load_state_dict({key: state[key] for key in own})
+        # transformers fills what the file lacks with random numbers.
+        known = {key: value for key, value in source.state_dict().items() if key not in report["missing_keys"]}
+        state = {key.removeprefix(prefix): value for key, value in known.items() if key.startswith(prefix)}
+        load_strictly(self.model, state, name, f"this {self.config.model_type}", "download it again, or the model that config.json describes")
 
 
 def huggingface_arguments(name: str) -> dict[str, dict[str, Any]]:
@@ -266,6 +275,17 @@ def huggingface_arguments(name: str) -> dict[str, dict[str, Any]]:
     except Exception as error:
         raise _unreachable(name, error) from None
     return {"architecture": config.to_dict(), "feature_extractor": extractor.to_dict()}
+
+
+def _without_unused(config: PreTrainedConfig) -> PreTrainedConfig:
+    config.update({name: value for name, value in NOT_USED.items() if hasattr(config, name)})
+    return config
+
+
+def _check_agreement(what: str, found: Any, expected: Any) -> None:
+    if found != expected:
+        files = f"preprocessor_config.json ({what} {found}) does not fit its config.json ({expected})"
+        raise UserError(f"the audio encoder's {files}; copy both from the same model")
 
 
 def _unreachable(name: str | Path, error: Exception) -> UserError:
