@@ -1,22 +1,25 @@
-"""Frames of a frozen audio encoder on disk: every clip is encoded once, and projections and pooling then train without the encoder.
+"""What frozen encoders say, on disk: every clip and caption is encoded once, and projections and pooling then train without the encoders.
 
     FRAME_CACHE/<split>-<digest>/frames.npy        float16 (all frames of all clips, feature_dim)
-    FRAME_CACHE/<split>-<digest>/made_from.json    what the digest stands for
+    FRAME_CACHE/captions-<digest>/features.npy     float32 (captions, feature_dim), where the text encoder is frozen too
+    FRAME_CACHE/*/made_from.json                   what the digest stands for
 
-The digest is that of the encoder's weights, of windows and clip length, and of the clips. An interrupted build goes on from its last batch.
-Letters: B clips, S samples, T frames, F = feature_dim.
+The digest is that of the encoder's weights, of windows and clip length, and of the clips; or of the captions' tokens. An interrupted build
+goes on from its last batch. Letters: B clips, S samples, T frames, N captions, F = feature_dim.
 """
 
 import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
@@ -25,7 +28,7 @@ from retrieval.errors import UserError
 from retrieval.files import check_writable
 from retrieval.models import DualEncoder
 
-DTYPE = np.dtype(np.float16)
+Encode = Callable[[int], Iterator[np.ndarray]]  # from the item of that number on: the rows of one batch of items after the other
 
 
 class FrameSplit:
@@ -54,6 +57,21 @@ class FrameSplit:
         return self._frames[first : self._ends[index]][start:stop].astype(np.float32)
 
 
+class CaptionFeatures:
+    """Stands in for a text encoder, for the captions that it holds."""
+
+    def __init__(self, captions: list[str], path: Path):
+        self._rows = {caption: row for row, caption in enumerate(captions)}
+        self._features = np.load(path, mmap_mode="r")
+
+    def __contains__(self, caption: str) -> bool:
+        return caption in self._rows
+
+    def __call__(self, captions: list[str]) -> torch.Tensor:
+        """float32 (N, F), on the CPU."""
+        return torch.from_numpy(self._features[[self._rows[caption] for caption in captions]])
+
+
 def cached_frames(
     model: DualEncoder, split: ClipSplit, folder: Path, accelerator: Accelerator, *, batch_size: int, num_workers: int
 ) -> FrameSplit:
@@ -64,72 +82,110 @@ def cached_frames(
     clip_samples = model.windows.clip_samples
     lengths = torch.from_numpy(np.minimum(split.num_samples, clip_samples))
     num_frames = model.windows.num_valid_frames(lengths).numpy()  # (len,)
-    origin = _origin(model, split)
-    final = folder / f"{split.name}-{hashlib.sha256(json.dumps(origin).encode()).hexdigest()[:16]}"
-    if accelerator.is_main_process and not final.exists():
-        partial = final.with_name(f"{final.name}.partial")
-        _make_room(partial, (int(num_frames.sum()), model.audio_encoder.feature_dim))
+    clips = _digest(repr([split.clip_ids, split.num_samples.tolist()]))
+    origin = {"encoder": _weights(model.audio_encoder), "windows": repr(model.windows), "sample_rate": str(model.sample_rate), "clips": clips}
+
+    def encode(first: int) -> Iterator[np.ndarray]:
         loader = DataLoader(
-            ClipsFromStart(split, range(_num_done(partial), len(split)), clip_samples),
+            ClipsFromStart(split, range(first, len(split)), clip_samples),
             batch_size=batch_size,
             num_workers=num_workers,
             collate_fn=collate_clips,
             worker_init_fn=leave_signals_to_main_process,
             generator=torch.Generator(),
         )
-        _encode(model, loader, partial, num_frames, accelerator)
-        (partial / "num_done").unlink(missing_ok=True)
-        (partial / "made_from.json").write_text(json.dumps(origin, indent=2) + "\n", encoding="utf-8")
-        partial.rename(final)
+        for waveform, lengths in loader:
+            features, mask = model.audio_features(waveform.to(accelerator.device, non_blocking=True), lengths)  # (B, T, F), (B, T)
+            yield features.float()[mask].cpu().numpy()
+
+    path = _folder_of(folder, split.name, origin) / "frames.npy"
+    if accelerator.is_main_process:
+        _build(model, path, origin, num_frames, (model.audio_encoder.feature_dim, np.float16), encode, accelerator)
     accelerator.wait_for_everyone()
-    return FrameSplit(split, final / "frames.npy", num_frames)
+    return FrameSplit(split, path, num_frames)
 
 
-def _origin(model: DualEncoder, split: ClipSplit) -> dict[str, str]:
-    weights = hashlib.sha256()
-    for name, value in model.audio_encoder.state_dict().items():
-        weights.update(name.encode() + value.detach().float().cpu().contiguous().numpy().tobytes())
-    clips = hashlib.sha256(repr([split.clip_ids, split.num_samples.tolist()]).encode())
-    return {"encoder": weights.hexdigest(), "windows": repr(model.windows), "sample_rate": str(model.sample_rate), "clips": clips.hexdigest()}
+def cached_captions(model: DualEncoder, captions: list[str], folder: Path, accelerator: Accelerator, *, batch_size: int) -> CaptionFeatures:
+    """What the text encoder says to `captions`, without their projection; as `cached_frames`."""
+    captions = list(dict.fromkeys(captions))
+    encoder = model.text_encoder
+    batches = [captions[first : first + batch_size] for first in range(0, len(captions), batch_size)]
+    tokens = _digest(repr([encoder.tokens(batch)["input_ids"].tolist() for batch in batches]))
+    origin = {"encoder": _weights(encoder), "readout": encoder.readout, "tokens": tokens}
+
+    def encode(first: int) -> Iterator[np.ndarray]:
+        for start in range(first, len(captions), batch_size):
+            yield encoder(captions[start : start + batch_size]).float().cpu().numpy()
+
+    path = _folder_of(folder, "captions", origin) / "features.npy"
+    if accelerator.is_main_process:
+        _build(model, path, origin, np.ones(len(captions), np.int64), (encoder.feature_dim, np.float32), encode, accelerator)
+    accelerator.wait_for_everyone()
+    return CaptionFeatures(captions, path)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _weights(encoder: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, value in encoder.state_dict().items():
+        digest.update(name.encode() + value.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _folder_of(folder: Path, name: str, origin: dict[str, str]) -> Path:
+    return folder / f"{name}-{_digest(json.dumps(origin))[:16]}"
+
+
+@torch.no_grad()
+def _build(
+    model: DualEncoder, path: Path, origin: dict[str, str], num_rows: np.ndarray, row: tuple[int, Any], encode: Encode, accelerator: Accelerator
+) -> None:
+    """Write `path` and made_from.json beside it, unless they are there. num_rows (items,): of each item; row: size and type of one."""
+    final = path.parent
+    if final.exists():
+        return
+    partial = final.with_name(f"{final.name}.partial")
+    _make_room(partial / path.name, (int(num_rows.sum()), row[0]), np.dtype(row[1]))
+    array = np.lib.format.open_memmap(partial / path.name, "r+")
+    ends, num_done = np.cumsum(num_rows), _num_done(partial)
+    first_row = int(num_rows[:num_done].sum())
+    was_training = model.training
+    model.eval()
+    with tqdm(total=len(num_rows), initial=num_done, desc=f"encoding {final.name.rsplit('-', 1)[0]}", unit="item") as bar, accelerator.autocast():
+        for rows in encode(num_done):
+            array[first_row : first_row + len(rows)] = rows
+            array.flush()
+            first_row += len(rows)
+            num_done = int(np.searchsorted(ends, first_row, side="right"))
+            _note(partial / "num_done", num_done)
+            bar.update(num_done - bar.n)
+    model.train(was_training)
+    (partial / "num_done").unlink(missing_ok=True)
+    (partial / "made_from.json").write_text(json.dumps(origin, indent=2) + "\n", encoding="utf-8")
+    partial.rename(final)
 
 
 def _num_done(partial: Path) -> int:
     return int((partial / "num_done").read_text()) if (partial / "num_done").exists() else 0
 
 
-def _make_room(partial: Path, shape: tuple[int, int]) -> None:
-    """An empty frames.npy of its full size, or the one that is there."""
+def _make_room(path: Path, shape: tuple[int, int], dtype: np.dtype) -> None:
+    """An empty array of its full size, or the one that is there."""
+    partial = path.parent
     if (partial / "num_done").exists():
         return
     check_writable(partial)
-    num_bytes, free = shape[0] * shape[1] * DTYPE.itemsize, shutil.disk_usage(next(p for p in partial.absolute().parents if p.exists())).free
+    num_bytes, free = shape[0] * shape[1] * dtype.itemsize, shutil.disk_usage(next(p for p in partial.absolute().parents if p.exists())).free
     if num_bytes > free:
         raise UserError(
-            f"the frames of {partial.stem} take {num_bytes / 2**30:.1f} GiB, {partial.parent} has {free / 2**30:.1f} GiB left; "
+            f"{partial.stem} takes {num_bytes / 2**30:.1f} GiB, {partial.parent} has {free / 2**30:.1f} GiB left; "
             "set data.frame_cache to another disk"
         )
     partial.mkdir(parents=True, exist_ok=True)
-    np.lib.format.open_memmap(partial / "frames.npy", "w+", DTYPE, shape).flush()
-
-
-@torch.no_grad()
-def _encode(model: DualEncoder, loader: DataLoader, partial: Path, num_frames: np.ndarray, accelerator: Accelerator) -> None:
-    frames = np.lib.format.open_memmap(partial / "frames.npy", "r+")
-    was_training = model.training
-    model.eval()
-    clip = len(num_frames) - len(loader.dataset)
-    row = int(num_frames[:clip].sum())
-    with tqdm(total=len(num_frames), initial=clip, desc=f"frames of {partial.stem.rsplit('-', 1)[0]}", unit=" clips") as bar:
-        for waveform, lengths in loader:
-            with accelerator.autocast():
-                features, mask = model.audio_features(waveform.to(accelerator.device, non_blocking=True), lengths)  # (B, T, F), (B, T)
-            valid = features.float()[mask].cpu().numpy()
-            frames[row : row + len(valid)] = valid
-            row, clip = row + len(valid), clip + len(lengths)
-            frames.flush()
-            _note(partial / "num_done", clip)
-            bar.update(len(lengths))
-    model.train(was_training)
+    np.lib.format.open_memmap(path, "w+", dtype, shape).flush()
 
 
 def _note(path: Path, num_done: int) -> None:

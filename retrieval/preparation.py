@@ -29,7 +29,7 @@ from retrieval.data.augmentation import waveform_augmentation
 from retrieval.distributed import rank, world_size
 from retrieval.errors import UserError
 from retrieval.evaluation import few_clips_warning
-from retrieval.frame_cache import FrameSplit, cached_frames
+from retrieval.frame_cache import FrameSplit, cached_captions, cached_frames
 from retrieval.models import DualEncoder, build_model
 from retrieval.models.mel_augmentation import mel_augmentation
 from retrieval.objective import Objective
@@ -82,6 +82,10 @@ class Splits:
     def scored(self) -> list[ClipSplit | FrameSplit]:
         return [split for split in (self.validation, self.test) if split is not None]
 
+    @property
+    def all_captions(self) -> list[str]:
+        return [caption for split in (*self.training, *self.scored) for captions in split.captions for caption in captions]
+
     def of_frames(self, model: DualEncoder, config: Config, accelerator: Accelerator) -> "Splits":
         """The same with the frames of the frozen audio encoder in place of the sounds."""
         settings = {"batch_size": config.evaluation.audio_batch_size, "num_workers": usable_workers(config.data.num_workers)}
@@ -128,6 +132,9 @@ def prepare(config: Config, folder: Path, resume: bool, overwrite: bool) -> Run:
     pictured = splits.validation
     if config.data.frame_cache is not None:
         splits = splits.of_frames(model, config, accelerator)
+        if config.text_encoder.frozen:
+            settings = {"folder": Path(config.data.frame_cache), "batch_size": config.evaluation.text_batch_size}
+            model.caption_features = cached_captions(model, splits.all_captions, accelerator=accelerator, **settings)
     pairs = make_pairs(splits, config)
     objective = Objective(config.loss, pairs, accelerator.device)
     settings = config.optimizer

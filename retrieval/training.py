@@ -177,6 +177,7 @@ def score_test_split(run: Run) -> None:
     if run.test is not None:
         for name in ("best", "last"):
             model = DualEncoder.from_pretrained(run.folder / name).to(run.accelerator.device)
+            model.caption_features = run.model.caption_features
             result = evaluate_model(run, model, run.test)
             final[name], final["chance"] = result.metrics, result.chance
             run.accelerator.print(f"{run.folder / name}, {TEST} split\n{format_table(result)}")

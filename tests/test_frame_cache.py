@@ -17,6 +17,7 @@ from retrieval.data import open_cache
 from retrieval.errors import UserError
 from retrieval.evaluation import similarity_matrix
 from retrieval.models import DualEncoder, build_model
+from retrieval.models.text import TextEncoder
 
 SETTINGS = {"batch_size": 3, "num_workers": 0}
 FROZEN = ["audio_encoder.frozen=true", "evaluation.num_pictures=0"]
@@ -95,7 +96,7 @@ def test_an_interrupted_build_goes_on(model, split, tmp_path, monkeypatch):
 
 def test_a_full_disk_is_told_before_anything_is_written(model, split, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: shutil._ntuple_diskusage(10**9, 10**9, 1000))
-    with pytest.raises(UserError, match="take 0.0 GiB, .* has 0.0 GiB left; set data.frame_cache to another disk"):
+    with pytest.raises(UserError, match="takes 0.0 GiB, .* has 0.0 GiB left; set data.frame_cache to another disk"):
         frame_cache.cached_frames(model, split, tmp_path / "frames", Accelerator(), **SETTINGS)
     assert list(tmp_path.iterdir()) == []
 
@@ -104,6 +105,49 @@ def test_frames_travel_to_loader_processes_as_a_path(model, split, tmp_path):
     frames = frame_cache.cached_frames(model, split, tmp_path, Accelerator(), **SETTINGS)
     blob = pickle.dumps(frames)
     assert len(blob) < 20_000 and np.array_equal(pickle.loads(blob).read(3), frames.read(3))
+
+
+def all_captions(split) -> list[str]:
+    return [caption for captions in split.captions for caption in captions]
+
+
+@pytest.mark.parametrize("batch_size", [3, 100])
+def test_caption_features_are_those_of_the_text_encoder(model, split, tmp_path, batch_size):
+    captions = all_captions(split)
+    features = frame_cache.cached_captions(model, captions, tmp_path, Accelerator(), batch_size=batch_size)
+    asked = [captions[place] for place in (7, 2, 7)]
+    with torch.no_grad():
+        expected = model.text_encoder(asked)
+    assert (features(asked) - expected).abs().max() < 1e-5 < (features(asked[:1]) - expected[1:2]).abs().max()
+    assert captions[3] in features and "A new caption." not in features
+
+
+def test_a_model_takes_captions_it_knows_from_disk_and_reads_the_others(model, split, tmp_path, monkeypatch):
+    captions = all_captions(split)
+    expected = model.encode_text([*captions[:3], "low tone"]).detach()
+    model.caption_features = frame_cache.cached_captions(model, captions, tmp_path, Accelerator(), batch_size=4)
+    assert (model.encode_text([*captions[:3], "low tone"]) - expected).abs().max() < 1e-5
+    monkeypatch.setattr(type(model.text_encoder), "forward", lambda *_: pytest.fail("the text encoder ran"))
+    assert (model.encode_text(captions[:3]) - expected[:3]).abs().max() < 1e-5
+
+
+def test_other_captions_or_another_text_encoder_are_another_cache(model, split, tmp_path):
+    captions = all_captions(split)
+
+    def folders() -> set[str]:
+        frame_cache.cached_captions(model, captions, tmp_path, Accelerator(), batch_size=4)
+        return {path.name for path in tmp_path.iterdir()}
+
+    assert len(folders()) == len(folders()) == 1
+    captions = captions[:-1]
+    assert len(folders()) == 2
+    model.text_encoder.max_tokens = 4
+    assert len(folders()) == 3
+    model.text_encoder.readout = "mean"
+    assert len(folders()) == 4
+    with torch.no_grad():
+        next(model.text_encoder.parameters()).add_(1)
+    assert len(folders()) == 5
 
 
 # --- in training ---
@@ -124,6 +168,20 @@ def test_training_on_frames_is_training_on_sounds(tiny, tmp_path, monkeypatch):
         assert (from_frames[name] - value).abs().max() < 2e-3, name
     monkeypatch.setattr(DualEncoder, "audio_features", lambda *_: pytest.fail("the encoder ran"))
     train(tiny, tmp_path / "again", *plain, f"data.frame_cache={tmp_path}/cache")
+
+
+def test_with_both_encoders_frozen_neither_runs_in_training(tiny, tmp_path, monkeypatch):
+    frozen = ["text_encoder.frozen=true", "pooling.attention_dropout=0", "data.max_seconds=3"]
+    from_sounds = train(tiny, tmp_path / "sounds", *frozen)
+    from_disk = train(tiny, tmp_path / "disk", *frozen, f"data.frame_cache={tmp_path}/cache")
+    assert {path.name.split("-")[0] for path in (tmp_path / "cache").iterdir()} == {"captions", "development", "validation", "evaluation"}
+    for name, value in from_sounds.items():
+        assert (from_disk[name] - value).abs().max() < 2e-3, name
+    scores = [json.loads((tmp_path / name / "metrics.json").read_text())["last"]["text_to_audio"]["mAP@10"] for name in ("sounds", "disk")]
+    assert abs(scores[0] - scores[1]) < 0.02
+    monkeypatch.setattr(DualEncoder, "audio_features", lambda *_: pytest.fail("the audio encoder ran"))
+    monkeypatch.setattr(TextEncoder, "forward", lambda *_: pytest.fail("the text encoder ran"))
+    train(tiny, tmp_path / "again", *frozen, f"data.frame_cache={tmp_path}/cache")
 
 
 def test_frozen_parts_keep_their_weights_and_have_no_optimizer_state(tiny, tmp_path):

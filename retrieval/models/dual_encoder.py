@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torchaudio
@@ -21,6 +21,14 @@ from retrieval.models.pooling import MeanPooling, TextAwareAttentionPooling
 from retrieval.models.text import TextEncoder, load_tokenizer
 from retrieval.models.transformer_pooling import TransformerPooling
 from retrieval.models.windows import WindowGrid
+
+class CaptionFeatures(Protocol):
+    """Of some captions, what the text encoder says to them: retrieval.frame_cache."""
+
+    def __contains__(self, caption: str) -> bool: ...
+
+    def __call__(self, captions: list[str]) -> torch.Tensor: ...  # float32 (N, feature_dim)
+
 
 POOLINGS = {"mean": MeanPooling, "tap": TextAwareAttentionPooling, "transformer": TransformerPooling}
 
@@ -73,7 +81,8 @@ class DualEncoder(
     ):
         super().__init__()
         self.frozen: list[str] = []
-        self.augment_mel: Callable[[torch.Tensor], torch.Tensor] | None = None  # in training only; see retrieval.augmentation
+        self.augment_mel: Callable[[torch.Tensor], torch.Tensor] | None = None  # in training only; models.mel_augmentation
+        self.caption_features: CaptionFeatures | None = None  # what a frozen text encoder has said before
         self.sample_rate = sample_rate
         self.clip_seconds = clip_seconds
         self.audio_encoder = _build_audio_encoder(**audio_encoder)
@@ -155,7 +164,10 @@ class DualEncoder(
 
     def encode_text(self, captions: list[str]) -> torch.Tensor:
         """(N, D), not normalised."""
-        return self.text_projection(self.text_encoder(captions))
+        known = self.caption_features
+        if known is None or not all(caption in known for caption in captions):
+            return self.text_projection(self.text_encoder(captions))
+        return self.text_projection(known(captions).to(self.text_projection.weight.device))
 
     def score(self, text: torch.Tensor, frames: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Cosine similarities float32 (N, B) of text (N, D) with audio frames (B, T, D): rows are texts, columns audios."""

@@ -20,6 +20,7 @@ from transformers import (
     AutoModel,
     AutoModelForTextEncoding,
     AutoTokenizer,
+    BatchEncoding,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -115,9 +116,9 @@ class TextEncoder(nn.Module):
             raise UserError(f"text encoder {name!r} lacks {len(missing)} weights, first: {missing[0]}; download it again")
         self.model.load_state_dict({key: value for key, value in source.state_dict().items() if not key.startswith("pooler.")})
 
-    def forward(self, captions: list[str]) -> torch.Tensor:
-        """(N, feature_dim)"""
-        tokens = self.tokenizer(
+    def tokens(self, captions: list[str]) -> BatchEncoding:
+        """input_ids and attention_mask, int64 (N, L), on the CPU."""
+        return self.tokenizer(
             [normalise_caption(caption) for caption in captions],
             padding=True,
             padding_side="right",  # positions of CLIP and GPT-2 count padding on the left
@@ -125,7 +126,11 @@ class TextEncoder(nn.Module):
             max_length=self.max_tokens,
             return_attention_mask=True,
             return_tensors="pt",
-        ).to(self.model.device, non_blocking=True)
+        )
+
+    def forward(self, captions: list[str]) -> torch.Tensor:
+        """(N, feature_dim)"""
+        tokens = self.tokens(captions).to(self.model.device, non_blocking=True)
         mask = tokens["attention_mask"]  # (N, L)
         hidden = self.model(input_ids=tokens["input_ids"], attention_mask=mask).last_hidden_state  # (N, L, feature_dim)
         if self.readout == "first":
