@@ -18,39 +18,21 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from cache_shards import Clip, ShardJob, atomic_file, cache_schema, finished_report, run_jobs, shard_digest
+from audio_codec import RATES_OF_CODEC
+from cache_shards import COUNTS, ShardJob, atomic_file, cache_schema, finished_report, run_jobs, shard_digest
 from prep_errors import UserError, disk_errors
+from split_plan import SplitPlan, check_losses, count_reasons, none_usable
 
 SCHEMA = 1
-MAX_LOST = 0.01  # fraction of a split's clips
 # Up to 16 shards a split load without a progress bar of their own; at most 256 clips (360 MB of Clotho) are lost by an interruption.
 MIN_SHARD_CLIPS, MAX_SHARD_CLIPS, TARGET_SHARDS = 8, 256, 16
-MAX_LISTED = 20  # skipped files printed; all of them are in cache.json
-
-
-@dataclass(frozen=True)
-class Skipped:
-    split: str
-    file_name: str
-    reason: str
-
-
-@dataclass
-class SplitPlan:
-    """What a corpus reader found for one split."""
-
-    name: str
-    clips: list[Clip]
-    lost: list[Skipped] = field(default_factory=list)  # clips that should be there and are not
-    unused: list[Skipped] = field(default_factory=list)  # audio files that no caption belongs to
-    notes: list[str] = field(default_factory=list)  # printed after the build
 
 
 @dataclass(frozen=True)
@@ -58,16 +40,24 @@ class CacheSettings:
     corpus: str
     codec: str  # a key of audio_codec.CODECS
     sample_rate: int  # Hz
+    max_seconds: float | None = None  # longer clips are cut
     schema: int = SCHEMA
+
+    def content(self) -> dict[str, Any]:
+        """What cache.json and the digests hold: settings that are not set stay out, as in the caches of earlier versions."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
 
 
 def build_cache(
-    output: Path, settings: CacheSettings, plans: list[SplitPlan], num_proc: int, allow_missing: bool, overwrite: bool
+    output: Path, settings: CacheSettings, plans: list[SplitPlan], num_proc: int, max_lost: float, overwrite: bool
 ) -> dict[str, Any]:
     """Build `output`, or find it finished with the same settings and sources; return the content of its cache.json.
 
-    Raises UserError when `output` is something else, when more than 1 % of a split is lost, or when the disk is full.
+    Raises UserError when `output` is something else, when more than the fraction `max_lost` of a split is lost, or when the disk is full.
     """
+    rates = RATES_OF_CODEC.get(settings.codec)
+    if rates and settings.sample_rate not in rates:
+        raise UserError(f"codec {settings.codec} knows no {settings.sample_rate} Hz: use --sample-rate {', '.join(map(str, rates))}, or --codec flac")
     jobs, sources = _plan_jobs(output, settings, plans)
     existing = _existing_cache(output)
     if existing is not None and not overwrite:
@@ -76,42 +66,17 @@ def build_cache(
             raise UserError(f"{output} exists, but {'; '.join(differences)}: add --overwrite, or choose another --output")
         print(f"{output} is already built with these settings; nothing to do")
         return existing
-    _check_losses(plans, [], allow_missing)
+    check_losses(plans, [], max_lost)
     partial = _partial(output)
     with disk_errors(partial):
         partial.mkdir(parents=True, exist_ok=True)
         with _lock(partial):
             reports = _write_shards(partial, jobs, num_proc)
             skipped = [item for report in reports for item in report["skipped"]]
-            _check_losses(plans, skipped, allow_missing)
+            check_losses(plans, skipped, max_lost)
             info = _lay_out(partial, settings, plans, jobs, reports, sources)
             _publish(output, partial)
     return info
-
-
-def print_report(info: dict[str, Any], plans: list[SplitPlan]) -> None:
-    """Table of splits, then what was left out and why."""
-    print(f"{'split':<14}{'clips':>8}{'hours':>9}{'captions':>10}{'lost':>7}{'unused':>8}{'clipped samples':>17}")
-    for plan in plans:
-        split = info["splits"][plan.name]
-        print(
-            f"{plan.name:<14}{split['num_clips']:>8}{split['hours']:>9.2f}{split['num_captions']:>10}"
-            f"{split['num_lost']:>7}{split['num_unused']:>8}{split['num_clipped_samples']:>17}"
-        )
-    names = [plan.name for plan in plans]
-    _print_skipped([item for item in info["skipped"] if item["split"] in names])
-    for plan in plans:
-        for note in plan.notes:
-            print(f"note: {note}")
-
-
-def _print_skipped(skipped: list[dict[str, str]]) -> None:
-    if skipped:
-        print(f"left out ({len(skipped)}):")
-    for item in skipped[:MAX_LISTED]:
-        print(f"  {item['split']}/{item['file_name']}: {item['reason']}")
-    if len(skipped) > MAX_LISTED:
-        print(f"  ... and {len(skipped) - MAX_LISTED} more")
 
 
 def _partial(output: Path) -> Path:
@@ -123,19 +88,22 @@ def _plan_jobs(output: Path, settings: CacheSettings, plans: list[SplitPlan]) ->
     jobs, sources = [], {}
     clip_ids = [clip.clip_id for plan in plans for clip in plan.clips]
     assert len(set(clip_ids)) == len(clip_ids), "a clip_id occurs twice"
+    assert len({tuple(clip.metadata) for plan in plans for clip in plan.clips}) <= 1, "clips differ in their metadata columns"
     for plan in plans:
         if not plan.clips:
-            raise UserError(_none_usable(plan.name, [asdict(item) for item in plan.lost]))
+            raise UserError(none_usable(plan, [asdict(item) for item in plan.lost]))
         size = min(MAX_SHARD_CLIPS, max(MIN_SHARD_CLIPS, math.ceil(len(plan.clips) / TARGET_SHARDS)))
         num_shards = math.ceil(len(plan.clips) / size)
         source = sha256()
         for index in range(num_shards):
             clips = tuple(plan.clips[index * size : (index + 1) * size])
-            digest = shard_digest(clips, asdict(settings))
+            digest = shard_digest(clips, settings.content())
             source.update(digest.encode())
             arrow_path = _partial(output) / "cache" / plan.name / f"data-{index:05d}-of-{num_shards:05d}.arrow"
             report_path = _partial(output) / "reports" / f"{plan.name}-{index:05d}-of-{num_shards:05d}.json"
-            jobs.append(ShardJob(plan.name, clips, settings.codec, settings.sample_rate, arrow_path, report_path, digest))
+            jobs.append(
+                ShardJob(plan.name, clips, settings.codec, settings.sample_rate, settings.max_seconds, arrow_path, report_path, digest)
+            )
         sources[plan.name] = source.hexdigest()[:16]
     return jobs, sources
 
@@ -165,28 +133,6 @@ def _differences(existing: dict[str, Any], settings: CacheSettings, sources: dic
         elif not differences and built.get("source") != source:  # the digest depends on the settings too
             differences.append(f"the files or captions of {split} have changed since it was built")
     return differences
-
-
-def _check_losses(plans: list[SplitPlan], skipped: list[dict[str, str]], allow_missing: bool) -> None:
-    for plan in plans:
-        lost = [asdict(item) for item in plan.lost] + [item for item in skipped if item["split"] == plan.name]
-        num_expected = len(plan.clips) + len(plan.lost)
-        if len(lost) == num_expected:
-            raise UserError(_none_usable(plan.name, lost))
-        if len(lost) > MAX_LOST * num_expected and not allow_missing:
-            _print_skipped(lost)
-            raise UserError(
-                f"split {plan.name}: {len(lost)} of {num_expected} clips are lost, at most {MAX_LOST:.0%} may be; "
-                f"first {_describe(lost[0])}; repair or fetch them again, or accept the loss with --allow-missing"
-            )
-
-
-def _none_usable(split: str, lost: list[dict[str, str]]) -> str:
-    return f"split {split}: none of its {len(lost)} clips is usable" + (f"; first {_describe(lost[0])}" if lost else "")
-
-
-def _describe(item: dict[str, str]) -> str:
-    return f"{item['file_name']!r}: {item['reason']}"
 
 
 @contextlib.contextmanager
@@ -234,24 +180,24 @@ def _lay_out(
         shard_names = [job.arrow_path.name for job, report in done if _num_rows(job, report)]
         _write_split_files(partial / "cache" / plan.name, shard_names, sources[plan.name], features)
         skipped += [item for _, report in done for item in report["skipped"]]
-        total = {key: sum(report[key] for _, report in done) for key in ("num_clips", "num_captions", "num_samples", "num_clipped_samples")}
+        total = {key: sum(report[key] for _, report in done) for key in COUNTS}
         splits[plan.name] = {
-            "num_clips": total["num_clips"],
-            "num_captions": total["num_captions"],
-            "hours": round(total["num_samples"] / settings.sample_rate / 3600, 6),
-            "num_clipped_samples": total["num_clipped_samples"],
+            "hours": round(total.pop("num_samples") / settings.sample_rate / 3600, 6),
+            **total,
             "num_lost": len(plan.lost) + sum(len(report["skipped"]) for _, report in done),
             "num_unused": len(plan.unused),
+            "num_excluded": count_reasons(plan.excluded),
             "source": sources[plan.name],
         }
     _write_json(partial / "cache" / "dataset_dict.json", {"splits": list(splits)})
     info = {
-        **asdict(settings),
+        **settings.content(),
         "command": shlex.join(sys.argv),
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "library_versions": {name: importlib.metadata.version(name) for name in ("datasets", "pyarrow", "numpy", "soundfile", "soxr")},
         "splits": splits,
         "skipped": skipped,
+        "excluded": [asdict(item) for plan in plans for item in plan.excluded],
     }
     _write_json(partial / "cache" / "cache.json", info)
     return info

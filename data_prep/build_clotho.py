@@ -10,31 +10,21 @@ download or build goes on where it was when the same command is run again. The f
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
-from arrow_cache import CacheSettings, build_cache, print_report
+from build_command import build_from_plans, build_parser, check_options, check_output
 from clotho_download import ZENODO_URL, download_clotho
 from clotho_files import SPLITS, read_clotho
-from prep_errors import OneLineParser, UserError, check_has_name, run
-
-CODECS = {"pcm": "pcm_s16le", "flac": "flac"}
-MIN_RATE, MAX_RATE = 8_000, 192_000  # Hz, as in the training configuration
+from prep_errors import UserError, run
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = build_parser(__doc__)
     parser.add_argument("--root", type=Path, required=True, help="Clotho's folder: split folders and CSV files")
     parser.add_argument("--output", type=Path, help="cache folder to write (default: ROOT/cache)")
     split_help = f"any of {' '.join(SPLITS)} (default: all)"
     parser.add_argument("--splits", nargs="+", choices=SPLITS, default=SPLITS, metavar="SPLIT", help=split_help)
-    parser.add_argument("--sample-rate", type=int, default=32_000, help="Hz (default: 32000)")
-    parser.add_argument("--codec", choices=CODECS, default="pcm", help="pcm: fastest to read (default); flac: about half the size")
-    num_cores = len(os.sched_getaffinity(0))
-    parser.add_argument("--num-proc", type=int, default=min(8, num_cores), help="processes (default: one a core, at most 8)")
-    parser.add_argument("--allow-missing", action="store_true", help="go on when more than 1 %% of a split's clips are lost")
-    parser.add_argument("--overwrite", action="store_true", help="build anew and replace the cache that is there")
     parser.add_argument("--download", action="store_true", help="fetch missing files first, and unpack them")
     parser.add_argument("--base-url", help=f"with --download: a mirror (default: {ZENODO_URL})")
     parser.add_argument("--checksums", type=Path, help="with --download: md5sum file for a mirror whose files differ from Zenodo's")
@@ -42,24 +32,15 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def build(arguments: argparse.Namespace) -> None:
-    if not MIN_RATE <= arguments.sample_rate <= MAX_RATE:
-        raise UserError(f"--sample-rate {arguments.sample_rate}: expected {MIN_RATE} to {MAX_RATE} Hz")
-    if arguments.num_proc < 1:
-        raise UserError(f"--num-proc {arguments.num_proc}: expected 1 or more")
+    check_options(arguments)
     if not arguments.download and (arguments.base_url or arguments.checksums):
         raise UserError("--base-url and --checksums have no effect without --download")
     splits = [split for split in SPLITS if split in arguments.splits]
     if arguments.download:
         download_clotho(arguments.root, splits, arguments.base_url or ZENODO_URL, arguments.checksums)
     output = arguments.output or arguments.root / "cache"
-    check_has_name(output)
-    if arguments.root.resolve().is_relative_to(output.resolve()):
-        raise UserError(f"--output {output} would replace --root {arguments.root}: choose another folder")
-    plans = read_clotho(arguments.root, splits)
-    settings = CacheSettings("clotho", CODECS[arguments.codec], arguments.sample_rate)
-    info = build_cache(output, settings, plans, arguments.num_proc, arguments.allow_missing, arguments.overwrite)
-    print_report(info, plans)
-    print(f"cache: {output}")
+    check_output(output, {"--root": arguments.root})
+    build_from_plans("clotho", output, read_clotho(arguments.root, splits), arguments)
 
 
 def main(argv: list[str] | None = None) -> int:

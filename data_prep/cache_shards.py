@@ -26,6 +26,10 @@ from prep_errors import UserError
 from tqdm import tqdm
 
 
+# Numbers of a shard, in its report and, summed up, in cache.json.
+COUNTS = ("num_clips", "num_captions", "num_samples", "num_clipped_samples", "num_cut_clips")
+
+
 @dataclass(frozen=True)
 class Clip:
     """One row of the cache, before its audio is read."""
@@ -43,6 +47,7 @@ class ShardJob:
     clips: tuple[Clip, ...]
     codec: str
     sample_rate: int
+    max_seconds: float | None  # longer clips are cut
     arrow_path: Path
     report_path: Path
     digest: str
@@ -65,7 +70,7 @@ def finished_report(job: ShardJob) -> dict[str, Any] | None:
         whole = report["digest"] == job.digest and report["num_bytes"] == job.arrow_path.stat().st_size
     except (OSError, ValueError, KeyError):
         return None
-    return report if whole else None
+    return report if whole and report.keys() >= set(COUNTS) else None
 
 
 def cache_schema(metadata_columns: list[str]) -> pa.Schema:
@@ -83,12 +88,12 @@ def cache_schema(metadata_columns: list[str]) -> pa.Schema:
 
 def write_shard(job: ShardJob, on_clip: Callable[[], None]) -> dict[str, Any]:
     """Write the shard and its report; `on_clip` is called after each clip. Unusable clips are listed, not written."""
-    report = {"digest": job.digest, "num_clips": 0, "num_captions": 0, "num_samples": 0, "num_clipped_samples": 0, "skipped": []}
+    report = {"digest": job.digest, **dict.fromkeys(COUNTS, 0), "skipped": []}
     schema = cache_schema(list(job.clips[0].metadata))
     with atomic_file(job.arrow_path) as sink, pa.ipc.new_stream(sink, schema) as stream:
         for clip in job.clips:
             try:
-                encoded = encode_clip(clip.path, job.sample_rate, job.codec)
+                encoded = encode_clip(clip.path, job.sample_rate, job.codec, job.max_seconds)
             except UnusableAudio as reason:
                 report["skipped"].append({"split": job.split, "file_name": clip.file_name, "reason": str(reason)})
             else:
@@ -105,6 +110,7 @@ def write_shard(job: ShardJob, on_clip: Callable[[], None]) -> dict[str, Any]:
                 report["num_captions"] += len(clip.captions)
                 report["num_samples"] += encoded.num_samples
                 report["num_clipped_samples"] += encoded.num_clipped
+                report["num_cut_clips"] += encoded.is_cut
             on_clip()
     report["num_bytes"] = job.arrow_path.stat().st_size
     with atomic_file(job.report_path) as sink:

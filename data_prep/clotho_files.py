@@ -12,17 +12,15 @@ trailing and doubled blanks, HTML entities and accents that differ from place to
 - a file without captions is listed as unused and costs nothing; a clip without metadata row gets empty strings and a note.
 """
 
-import csv
 import html
-import io
-import os
-import re
 import unicodedata
 from pathlib import Path
 
-from arrow_cache import Skipped, SplitPlan
+from audio_files import readable_name
 from cache_shards import Clip
+from csv_files import caption_columns, one_spaced, read_csv
 from prep_errors import UserError
+from split_plan import Skipped, SplitPlan
 
 SPLITS = ("development", "validation", "evaluation")
 CAPTION_COLUMNS = tuple(f"caption_{number}" for number in range(1, 6))
@@ -55,11 +53,11 @@ def _paths(root: Path, split: str) -> tuple[Path, Path, Path]:
 def _read_split(root: Path, split: str) -> SplitPlan:
     folder, captions_csv, metadata_csv = _paths(root, split)
     files = _audio_files(folder)
-    captions = _by_name(captions_csv, _read_csv(captions_csv, CAPTION_COLUMNS, ["utf-8-sig"]))
+    captions = rows_by_name(captions_csv, CAPTION_COLUMNS)
     plan = SplitPlan(split, clips=[])
     metadata = _metadata(metadata_csv, plan)
     for name, row in captions.items():
-        texts = tuple(text for column in _caption_columns(row) if (text := " ".join(row[column].split())))
+        texts = tuple(text for column in caption_columns(row) if (text := one_spaced(row[column])))
         if name not in files:
             plan.lost.append(Skipped(split, row["file_name"], "named in the captions CSV, no such file"))
         elif not texts:
@@ -67,17 +65,13 @@ def _read_split(root: Path, split: str) -> SplitPlan:
         else:
             path = files[name]
             fields = {column: metadata.get(name, {}).get(column, "").strip() for column in METADATA_COLUMNS}
-            plan.clips.append(Clip(f"{split}/{name}", _readable(path.name), str(path), texts, fields))
+            plan.clips.append(Clip(f"{split}/{name}", readable_name(path.name), str(path), texts, fields))
     unused = [path for name, path in files.items() if name not in captions]
-    plan.unused += [Skipped(split, _readable(path.name), "no row in the captions CSV") for path in unused]
+    plan.unused += [Skipped(split, readable_name(path.name), "no row in the captions CSV") for path in unused]
     num_bare = sum(name not in metadata for name in captions)
     if num_bare:
         plan.notes.append(f"{split}: {num_bare} of {len(captions)} clips have no row in {metadata_csv.name}; their metadata is empty")
     return plan
-
-
-def _caption_columns(row: dict[str, str]) -> list[str]:
-    return sorted((column for column in row if re.fullmatch(r"caption_\d+", column)), key=lambda column: int(column[8:]))
 
 
 def _audio_files(folder: Path) -> dict[str, Path]:
@@ -90,7 +84,7 @@ def _audio_files(folder: Path) -> dict[str, Path]:
     for path in paths:
         if path.name.startswith("._"):  # macOS leaves these beside the real files
             continue
-        name = normalise_name(_readable(path.name))
+        name = normalise_name(readable_name(path.name))
         if name in files:
             raise UserError(f"{folder}: {files[name].name!r} and {path.name!r} are one name in two spellings: remove one of them")
         files[name] = path
@@ -99,18 +93,10 @@ def _audio_files(folder: Path) -> dict[str, Path]:
     return files
 
 
-def _readable(name: str) -> str:
-    # A name that is not UTF-8 on disk holds surrogates, which Arrow and the terminal refuse.
-    raw = os.fsencode(name)
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError:
-        return raw.decode("iso-8859-1")
-
-
-def _by_name(path: Path, rows: list[dict[str, str]]) -> dict[str, dict[str, str]]:
+def rows_by_name(path: Path, columns: tuple[str, ...]) -> dict[str, dict[str, str]]:
+    """Normalised name -> row of a captions CSV with file_name and `columns`. Raises UserError."""
     named: dict[str, dict[str, str]] = {}
-    for row in rows:
+    for row in read_csv(path, ("file_name", *columns), ["utf-8-sig"]):
         name = normalise_name(row["file_name"])
         if name in named:
             raise UserError(f"{path}: two rows for one clip, {named[name]['file_name']!r} and {row['file_name']!r}: keep one of them")
@@ -123,39 +109,7 @@ def _by_name(path: Path, rows: list[dict[str, str]]) -> dict[str, dict[str, str]
 def _metadata(path: Path, plan: SplitPlan) -> dict[str, dict[str, str]]:
     named: dict[str, dict[str, str]] = {}
     # ISO-8859-1 accepts any bytes, so it comes second.
-    for row in _read_csv(path, METADATA_COLUMNS, ["utf-8-sig", "iso-8859-1"]):
+    for row in read_csv(path, ("file_name", *METADATA_COLUMNS), ["utf-8-sig", "iso-8859-1"]):
         if named.setdefault(normalise_name(row["file_name"]), row) is not row:
             plan.notes.append(f"{path.name}: a second row for {row['file_name']!r} is not used")
     return named
-
-
-def _read_csv(path: Path, columns: tuple[str, ...], encodings: list[str]) -> list[dict[str, str]]:
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    reader = csv.reader(io.StringIO(_decode(path, raw, encodings), newline=""))
-    try:
-        header = [column.strip() for column in next(reader, [])]
-        for column in ("file_name", *columns):
-            if header.count(column) != 1:
-                raise UserError(f"{path}: column {column} must occur once in its first line, found: {', '.join(header) or 'nothing'}")
-        rows = []
-        for row in reader:
-            if len(row) not in (0, len(header)):
-                found = f"{len(row)} fields, expected {len(header)}"
-                raise UserError(f"{path}, line {reader.line_num}: {found}; is a quote missing or the file cut off?")
-            if row:
-                rows.append(dict(zip(header, row, strict=True)))
-        return rows
-    except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}: {error}") from None
-
-
-def _decode(path: Path, raw: bytes, encodings: list[str]) -> str:
-    for encoding in encodings:
-        try:
-            return raw.decode(encoding)
-        except UnicodeDecodeError as error:
-            reason = error
-    raise UserError(f"{path} is not UTF-8: {reason.reason} at byte {reason.start}; save it as UTF-8")

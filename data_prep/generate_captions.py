@@ -31,7 +31,8 @@ from typing import Any, BinaryIO
 from cache_shards import atomic_file
 from caption_paraphrases import PROMPT, listed_texts, new_captions, question
 from chat_endpoint import BadAnswer, ChatEndpoint, ServerFailure
-from clotho_files import _by_name, _caption_columns, _read_csv
+from clotho_files import rows_by_name
+from csv_files import caption_columns, one_spaced
 from prep_errors import OneLineParser, UserError, check_has_name, disk_errors, run
 from tqdm import tqdm
 
@@ -67,7 +68,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def generate(arguments: argparse.Namespace) -> None:
     check_arguments(arguments)
-    rows = list(_by_name(arguments.input, _read_csv(arguments.input, ("caption_1",), ["utf-8-sig"])).values())
+    rows = list(rows_by_name(arguments.input, ("caption_1",)).values())
     endpoint = ChatEndpoint(arguments.endpoint, arguments.model, arguments.temperature, arguments.timeout, arguments.num_parallel)
     settings = {"model": arguments.model, "temperature": arguments.temperature, "prompt": PROMPT}
     output = arguments.output.resolve()
@@ -145,7 +146,7 @@ def has_clip_shape(entry: dict[str, Any]) -> bool:
 
 def restored_clip(row: dict[str, str], entries: dict[str, dict[str, Any]]) -> Clip:
     """The clip of `row` with what the journal has for these captions, if that is still accepted."""
-    captions = [text for column in _caption_columns(row) if (text := " ".join(row[column].split()))]
+    captions = [text for column in caption_columns(row) if (text := one_spaced(row[column]))]
     entry = entries.get(row["file_name"])
     if entry is None or entry["captions"] != captions:
         return Clip(row["file_name"], captions, [])
@@ -208,7 +209,7 @@ def report_missing(clips: list[Clip], reasons: dict[str, str], allow_missing: bo
 
 def write_csv(output: Path, rows: list[dict[str, str]], clips: list[Clip]) -> None:
     """`rows` and the new captions, in columns numbered on from the last one there."""
-    first = int(_caption_columns(rows[0])[-1].removeprefix("caption_")) + 1
+    first = int(caption_columns(rows[0])[-1].removeprefix("caption_")) + 1
     columns = [f"caption_{number}" for number in range(first, first + NUM_CAPTIONS)]
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, [*rows[0], *columns], restval="", lineterminator="\n")

@@ -6,7 +6,6 @@ The folder has the official Hugging Face layout, so that `text_encoder.name: dat
 takes the same way through the code as `roberta-large`; `python -m retrieval.pretraining` gives it weights. Same captions and settings, same bytes.
 """
 
-import csv
 import hashlib
 import json
 import os
@@ -14,6 +13,7 @@ import string
 import sys
 from pathlib import Path
 
+from csv_files import caption_columns, read_csv
 from prep_errors import OneLineParser, UserError, run, whole_folder
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a few thousand captions need no threads
@@ -66,13 +66,7 @@ def make_text_encoder(captions_csv: Path, output: Path, sizes: dict[str, int]) -
 
 def read_captions(path: Path) -> list[str]:
     """All captions of a Clotho captions table."""
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = csv.DictReader(file)
-            columns = [name for name in rows.fieldnames or [] if name.startswith("caption_")]
-            captions = [row[column] for row in rows for column in columns if row[column]]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"captions {path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    captions = [row[column] for row in read_csv(path, (), ["utf-8-sig"]) for column in caption_columns(row) if row[column]]
     if not captions:
         raise UserError(f"captions {path} holds no caption: expected a table with columns file_name, caption_1, caption_2, ...")
     return captions

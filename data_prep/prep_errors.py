@@ -76,11 +76,8 @@ def run(body: Callable[[], None]) -> int:
     """Run `body`; return the exit code."""
     try:
         body()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (UserError, OSError) as error:
+        print("error:", *str(error).splitlines(), file=sys.stderr)  # names and fields of a CSV may hold line breaks
         return 2
     except KeyboardInterrupt:
         print("interrupted: run the same command again to go on from here", file=sys.stderr)

@@ -1,6 +1,5 @@
 """data_prep/build_clotho.py on tiny corpora in Clotho's layout: what is right, every bad input, interruption, and the real excerpt."""
 
-import csv
 import errno
 import json
 import os
@@ -22,6 +21,7 @@ import build_clotho  # noqa: E402
 import cache_shards  # noqa: E402
 from audio_codec import UnusableAudio, encode_clip  # noqa: E402
 from clotho_files import normalise_name  # noqa: E402
+from corpora import error_line, load, write_csv  # noqa: E402
 
 EXCERPT = ROOT.parent / "shared" / "data" / "clotho_excerpt"
 BUILD = [sys.executable, str(ROOT / "data_prep" / "build_clotho.py"), "--splits", "evaluation", "--num-proc", "2", "--root"]
@@ -35,37 +35,19 @@ def tone(seconds=0.1, sample_rate=44_100, channels=1, frequency=1000.0):
     return np.repeat(wave[:, None], channels, axis=1)
 
 
-def write_rows(path, header, rows, encoding="utf-8"):
-    with path.open("w", newline="", encoding=encoding) as file:
-        csv.writer(file).writerows([header, *rows])
-
-
 def write_split(root, split="evaluation", names=("a.wav", "b.wav"), seconds=0.1):
     (root / split).mkdir(parents=True)
     for index, name in enumerate(names):
         soundfile.write(root / split / name, tone(seconds, frequency=500 + 10 * index), 44_100)
     captions = [[name, *(f"Caption {number} of {name}." for number in range(1, 6))] for name in names]
-    write_rows(root / f"clotho_captions_{split}.csv", ["file_name", *(f"caption_{number}" for number in range(1, 6))], captions)
+    write_csv(root / f"clotho_captions_{split}.csv", ["file_name", *(f"caption_{number}" for number in range(1, 6))], captions)
     metadata = [[name, "bell;dog", "17", "link", "[0, 9]", "m", "cc0"] for name in names]
-    write_rows(root / f"clotho_metadata_{split}.csv", ["file_name", *METADATA], metadata)
+    write_csv(root / f"clotho_metadata_{split}.csv", ["file_name", *METADATA], metadata)
     return root
 
 
 def build(root, *arguments):
     return build_clotho.main(["--root", str(root), "--splits", "evaluation", "--num-proc", "1", *arguments])
-
-
-def load(cache, split="evaluation"):
-    import datasets
-
-    return datasets.load_from_disk(str(cache))[split]
-
-
-def error_line(capsys):
-    """The error: exactly one line on stderr."""
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1 and lines[0].startswith("error: "), lines
-    return lines[0]
 
 
 def assert_nothing_built(root):
@@ -155,9 +137,9 @@ def test_names_are_joined_in_every_spelling(tmp_path):
     in_captions = ["Caf\u00e9 [1].wav", "carpenter&#39;s saw.wav ", "Door.wav", "na\u00efve.wav"]
     for name in on_disk:
         soundfile.write(tmp_path / "evaluation" / name, tone(), 44_100, format="WAV")
-    write_rows(tmp_path / "clotho_captions_evaluation.csv", ["file_name", *build_columns(6)], [[name, *"abcdef"] for name in in_captions])
+    write_csv(tmp_path / "clotho_captions_evaluation.csv", ["file_name", *build_columns(6)], [[name, *"abcdef"] for name in in_captions])
     metadata = [[name, name, *"12345"] for name in in_captions[::-1]]
-    write_rows(tmp_path / "clotho_metadata_evaluation.csv", ["file_name", *METADATA], metadata, "iso-8859-1")
+    write_csv(tmp_path / "clotho_metadata_evaluation.csv", ["file_name", *METADATA], metadata, "iso-8859-1")
     assert build(tmp_path) == 0
     split = load(tmp_path / "cache")
     assert split["file_name"][:] == on_disk
@@ -175,7 +157,7 @@ def build_columns(number):
 def test_utf8_metadata_and_missing_metadata_row(tmp_path, capsys):
     root = write_split(tmp_path)
     metadata = [["b.wav", "caf\u00e9", *"12345"], ["b.wav", "second", *"12345"]]
-    write_rows(root / "clotho_metadata_evaluation.csv", ["file_name", *METADATA], metadata)
+    write_csv(root / "clotho_metadata_evaluation.csv", ["file_name", *METADATA], metadata)
     assert build(root) == 0
     assert load(root / "cache")["keywords"][:] == ["", "caf\u00e9"]
     output = capsys.readouterr().out
@@ -198,7 +180,7 @@ BAD_CORPORA = {
     "empty CSV": (lambda r: break_captions(r, b""), "column file_name must occur once"),
     "no rows": (lambda r: break_captions(r, HEADER), "has no rows"),
     "no column": (lambda r: break_captions(r, b"file_name,caption_1\na.wav,x\n"), "column caption_2 must occur once"),
-    "metadata column": (lambda r: write_rows(r / "clotho_metadata_evaluation.csv", ["file_name", "keywords"], []), "column sound_id must"),
+    "metadata column": (lambda r: write_csv(r / "clotho_metadata_evaluation.csv", ["file_name", "keywords"], []), "column sound_id must"),
     "cut row": (lambda r: break_captions(r, HEADER + b"a.wav,1,2,3,4,5\nb.wav,1,2\n"), "line 3: 3 fields, expected 6"),
     "open quote": (lambda r: break_captions(r, HEADER + b'a.wav,1,"2,3,4,5\nb.wav,1,2,3,4,5\n'), "is a quote missing"),
     "not UTF-8": (lambda r: break_captions(r, HEADER + b"a.wav,\xe9,2,3,4,5\n"), "is not UTF-8"),
@@ -229,7 +211,8 @@ def test_missing_root_and_the_splits_that_are_there(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "arguments",
-    ["--sample-rate 100", "--num-proc 0", "--splits test", "--codec mp3", "--base-url http://x", "--output ROOT", "--nonsense"],
+    ["--sample-rate 100", "--num-proc 0", "--splits test", "--codec opus", "--codec mp3 --sample-rate 96000", "--allow-missing 101"]
+    + ["--max-seconds -1", "--base-url http://x", "--output ROOT", "--nonsense"],
 )
 def test_bad_arguments_are_one_line(tmp_path, capsys, arguments):
     write_split(tmp_path)

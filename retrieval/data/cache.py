@@ -1,6 +1,8 @@
 """Read the Arrow cache that data_prep/build_*.py writes: one row a clip, audio as bytes in a memory map.
 
-PCM is read by slicing the memory map: only the samples asked for are touched and converted.
+PCM is read by slicing the memory map: only the samples asked for are touched and converted. FLAC is decoded from the frame that holds the
+first of them. MP3 is decoded from the clip's beginning: a decoder that starts within it lacks bits that lie in earlier frames, and libmpg123
+then gives other samples, off by up to full scale at low bit rates.
 """
 
 import hashlib
@@ -17,8 +19,6 @@ import pyarrow
 from retrieval.errors import UserError, one_line
 
 SCHEMA = 1
-CODECS = ("pcm_s16le", "flac")
-SPLITS = ("development", "validation", "evaluation")
 REBUILD = "build it with: python data_prep/build_clotho.py --root DIR --output"
 
 
@@ -48,15 +48,39 @@ class ClipSplit:
         return hashlib.sha256(repr([self.clip_ids, self.num_samples.tolist(), self.captions]).encode()).hexdigest()
 
     def read(self, index: int, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Samples start..stop of clip `index` as float32 in [-1, 1), shape (stop - start,)."""
-        buffer = self._audio[index]
-        if self.codec == "flac":
-            import soundfile
-
-            return soundfile.read(io.BytesIO(buffer), start=start, stop=stop, dtype="float32")[0]
-        samples = np.frombuffer(buffer, dtype="<i2")[start:stop].astype(np.float32)
-        samples *= np.float32(1 / 32768)  # exact, and twice as fast as dividing
+        """Samples start..stop of clip `index` as float32 in [-1, 1], shape (stop - start,). Raises UserError where its bytes are damaged."""
+        num_expected = len(range(*slice(start, stop).indices(int(self.num_samples[index]))))
+        try:
+            samples = DECODERS[self.codec](self._audio[index], start, stop)
+            if len(samples) != num_expected:
+                raise ValueError(f"{len(samples)} samples in place of {num_expected}")
+        except (ValueError, RuntimeError) as error:  # soundfile's errors are RuntimeErrors
+            folder = Path(self._table.cache_files[0]["filename"]).parents[1]
+            clip = f"clip {self.file_names[index]!r} in split {self.name!r} of cache {folder}"
+            raise UserError(f"{clip} is damaged ({one_line(error)}); {_build_again(folder)}") from None
         return samples
+
+
+def _decode_pcm(buffer: pyarrow.Buffer, start: int, stop: int | None) -> np.ndarray:
+    samples = np.frombuffer(buffer, dtype="<i2")[start:stop].astype(np.float32)
+    samples *= np.float32(1 / 32768)  # exact, and twice as fast as dividing
+    return samples
+
+
+def _decode_flac(buffer: pyarrow.Buffer, start: int, stop: int | None) -> np.ndarray:
+    import soundfile
+
+    return soundfile.read(io.BytesIO(buffer), start=start, stop=stop, dtype="float32")[0]
+
+
+def _decode_mp3(buffer: pyarrow.Buffer, start: int, stop: int | None) -> np.ndarray:
+    import soundfile
+
+    samples = soundfile.read(io.BytesIO(buffer), stop=stop, dtype="float32")[0][start:]
+    return np.clip(samples, -1, 1, out=samples)  # the codec overshoots where a clip is at full scale
+
+
+DECODERS = {"pcm_s16le": _decode_pcm, "flac": _decode_flac, "mp3": _decode_mp3}
 
 
 class Cache:
@@ -84,12 +108,12 @@ class Cache:
             table = datasets.load_from_disk(str(self.path / name))
             clips = ClipSplit(name, table, self.info["codec"], self.sample_rate)
         except Exception as error:  # pyarrow and datasets raise many kinds for a damaged file
-            raise UserError(f"split {name!r} of cache {self.path} is damaged ({one_line(error)}); {REBUILD} {self.path} --overwrite") from None
+            raise UserError(f"split {name!r} of cache {self.path} is damaged ({one_line(error)}); {_build_again(self.path)}") from None
         if not any(clips.captions):
             raise UserError(f"split {name!r} of cache {self.path} has no captions, so there is nothing to train on or to score")
         if clips.num_samples.min() < 1:
             empty = clips.file_names[int(clips.num_samples.argmin())]
-            raise UserError(f"clip {empty!r} in split {name!r} of cache {self.path} has no samples; {REBUILD} {self.path} --overwrite")
+            raise UserError(f"clip {empty!r} in split {name!r} of cache {self.path} has no samples; {_build_again(self.path)}")
         return clips
 
 
@@ -107,18 +131,24 @@ def open_cache(path: str | Path, sample_rate: int | None = None) -> Cache:
         info = json.loads((path / "cache.json").read_text(encoding="utf-8"))
         schema, codec, rate = info["schema"], info["codec"], info["sample_rate"]
         _ = [split["num_clips"] for split in info["splits"].values()]
+        if not isinstance(rate, int) or rate < 1:
+            raise ValueError(f"sample_rate is {rate!r}, not a number of Hz")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path / 'cache.json'} cannot be understood ({one_line(error)}); {REBUILD} {path} --overwrite") from None
     if schema != SCHEMA:
-        raise UserError(f"cache {path} has schema {schema}, this version reads schema {SCHEMA}; {REBUILD} {path} --overwrite")
-    if codec not in CODECS:
-        raise UserError(f"cache {path} codes audio as {codec!r}, this version reads {', '.join(CODECS)}; {REBUILD} {path} --overwrite")
+        raise UserError(f"cache {path} has schema {schema}, this version reads schema {SCHEMA}; {_build_again(path)}")
+    if codec not in DECODERS:
+        raise UserError(f"cache {path} codes audio as {codec!r}, this version reads {', '.join(DECODERS)}; {_build_again(path)}")
     if sample_rate is not None and rate != sample_rate:
         raise UserError(
             f"cache {path} is sampled at {rate} Hz, data.sample_rate is {sample_rate}; "
             f"set data.sample_rate={rate}, or build again with --sample-rate {sample_rate} --overwrite"
         )
     return Cache(path, info)
+
+
+def _build_again(path: Path) -> str:
+    return f"build it with the command in {path / 'cache.json'} and --overwrite"
 
 
 def _clip_buffers(column: pyarrow.ChunkedArray) -> list[pyarrow.Buffer]:

@@ -1,0 +1,51 @@
+"""AudioCaps on disk -> Arrow cache.
+
+    python data_prep/build_audiocaps.py --root data/audiocaps --audio data/audiocaps/audio
+    python data_prep/build_audiocaps.py --root data/audiocaps --splits development --exclude-audiocaps old/test.csv --codec flac
+
+Reads AudioCaps' CSV files and your own audio files (audiocaps_files.py), writes `<root>/cache` (arrow_cache.py) with the splits development
+(train.csv), validation (val.csv) and evaluation (test.csv). Videos of val.csv and test.csv, and of the files of `--exclude-audiocaps`, are left out
+of development. Clips without a file are listed in cache.json: up to 20 % of a split may be lost, unless `--allow-missing` says otherwise.
+Expected are the 10 s excerpts, not whole videos. Exit code 0, 2 (error, one line), 130 (interrupted: the same command goes on).
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from audiocaps_files import CSV_OF_SPLIT, read_audiocaps
+from build_command import build_from_plans, build_parser, check_options, check_output
+from exclusions import Exclusions
+from prep_errors import run
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = build_parser(__doc__, max_lost=20.0)
+    parser.add_argument("--root", type=Path, required=True, help="folder with train.csv, val.csv and test.csv")
+    parser.add_argument("--audio", type=Path, help="folder with the audio files, in any sub-folders (default: ROOT/audio)")
+    parser.add_argument("--output", type=Path, help="cache folder to write (default: ROOT/cache)")
+    split_help = f"any of {' '.join(CSV_OF_SPLIT)} (default: all)"
+    parser.add_argument("--splits", nargs="+", choices=CSV_OF_SPLIT, default=list(CSV_OF_SPLIT), metavar="SPLIT", help=split_help)
+    audiocaps_help = "further CSV files with a column youtube_id, such as those of AudioCaps' other version: their videos are left out of development"
+    parser.add_argument("--exclude-audiocaps", type=Path, nargs="+", default=[], metavar="FILE", help=audiocaps_help)
+    return parser.parse_args(argv)
+
+
+def build(arguments: argparse.Namespace) -> None:
+    check_options(arguments)
+    audio, output = arguments.audio or arguments.root / "audio", arguments.output or arguments.root / "cache"
+    check_output(output, {"--root": arguments.root, "--audio": audio})
+    exclusions = Exclusions()
+    for path in arguments.exclude_audiocaps:
+        exclusions.add_audiocaps(path)
+    splits = [split for split in CSV_OF_SPLIT if split in arguments.splits]
+    build_from_plans("audiocaps", output, read_audiocaps(arguments.root, audio, splits, exclusions), arguments)
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = parse_arguments(argv)
+    return run(lambda: build(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

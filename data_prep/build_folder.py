@@ -1,0 +1,166 @@
+"""Any folder of audio files with captions -> Arrow cache.
+
+    python data_prep/build_folder.py --audio recordings                                      # dog.wav and dog.txt, a caption a line
+    python data_prep/build_folder.py --audio recordings --csv captions.csv --fractions 0.8 0.1 0.1 --seed 1
+    python data_prep/build_folder.py --audio recordings --csv captions.csv --split evaluation --output data/mine
+
+The CSV has the columns `file_name` (relative to `--audio`, with sub-folders) and `caption`, or `caption_1`, `caption_2`, ...; rows of one file
+are one clip. A column `split` (development, validation, evaluation) says where a clip belongs. Without one, all clips go to `--split`, or are dealt
+out by `--fractions`: by clip, so that no recording is in two splits, and the same way whenever files and seed are the same. Writes
+`<audio>/cache` (arrow_cache.py). Exit code 0, 2 (error, one line), 130 (interrupted: the same command goes on).
+"""
+
+import argparse
+import sys
+import unicodedata
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path, PurePosixPath
+
+from audio_files import best_of, find_audio, readable_name, why_unreadable, without_ending
+from build_command import build_from_plans, build_parser, check_options, check_output
+from cache_shards import Clip
+from csv_files import caption_columns, one_spaced, read_csv
+from prep_errors import UserError, run
+from split_plan import Skipped, SplitPlan
+
+SPLITS = ("development", "validation", "evaluation")
+
+
+@dataclass
+class _Captions:
+    texts: list[str]
+    split: str = ""  # empty: not said
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = build_parser(__doc__)
+    parser.add_argument("--audio", type=Path, required=True, help="folder with the audio files, in any sub-folders")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="captions (default: a .txt file of the same name beside each audio file)")
+    parser.add_argument("--output", type=Path, help="cache folder to write (default: AUDIO/cache)")
+    ways = parser.add_mutually_exclusive_group()
+    ways.add_argument("--split", choices=SPLITS, help="where all clips go (default: development)")
+    fractions_help = "deal the clips out at random: shares that add up to 1"
+    ways.add_argument("--fractions", type=float, nargs=3, metavar=("DEVELOPMENT", "VALIDATION", "EVALUATION"), help=fractions_help)
+    parser.add_argument("--seed", type=int, help="of --fractions (default: 0)")
+    return parser.parse_args(argv)
+
+
+def build(arguments: argparse.Namespace) -> None:
+    check_options(arguments)
+    _check_fractions(arguments)
+    output = arguments.output or arguments.audio / "cache"
+    check_output(output, {"--audio": arguments.audio, **({"--csv": arguments.csv} if arguments.csv else {})})
+    files = _audio_files(arguments.audio)
+    captions = _captions_of_csv(arguments.csv) if arguments.csv else _captions_of_text_files(files)
+    _assign_splits(captions, arguments)
+    plans = [_plan(split, captions, files) for split in SPLITS]
+    plans = [plan for plan in plans if plan.clips or plan.lost]
+    unused = [name for name in files if name not in captions]
+    plans[0].unused += [Skipped(plans[0].name, name, "no captions") for name in unused]
+    build_from_plans("folder", output, plans, arguments)
+
+
+def _check_fractions(arguments: argparse.Namespace) -> None:
+    fractions = arguments.fractions
+    if fractions and not (min(fractions) >= 0 and abs(sum(fractions) - 1) <= 1e-6):  # nor NaN
+        raise UserError(f"--fractions {' '.join(f'{share:g}' for share in fractions)}: expected three shares of 0 or more that add up to 1")
+    if arguments.seed is not None and not fractions:
+        raise UserError("--seed has no effect without --fractions")
+
+
+def _audio_files(audio: Path) -> dict[str, Path]:
+    """Name as a CSV writes it, with slashes and accents as one character -> file."""
+    files: dict[str, Path] = {}
+    for path in find_audio(audio, "--audio"):
+        name = _name(readable_name(str(path.relative_to(audio))))
+        if name in files:
+            raise UserError(f"{audio}: two files are named {name!r}, in two spellings: rename one of them")
+        files[name] = path
+    return files
+
+
+def _captions_of_csv(path: Path) -> dict[str, _Captions]:
+    """File name -> its captions, in the order of the CSV."""
+    rows = read_csv(path, ("file_name",), ["utf-8-sig"])
+    if not rows:
+        raise UserError(f"{path} has no rows")
+    columns = [column for column in rows[0] if column == "caption"] + caption_columns(rows[0])
+    if not columns:
+        raise UserError(f"{path}: expected a column caption, or caption_1, caption_2, ...; found: {', '.join(rows[0])}")
+    captions: dict[str, _Captions] = {}
+    for row in rows:
+        split, name = row.get("split", "").strip(), _name(row["file_name"])
+        if "split" in row and split not in SPLITS:
+            raise UserError(f"{path}: split {split!r} of {row['file_name']!r} is none of {', '.join(SPLITS)}")
+        clip = captions.setdefault(name, _Captions([], split))
+        if clip.split != split:
+            raise UserError(f"{path}: {row['file_name']!r} is in {clip.split} and in {split}; a clip belongs to one split")
+        clip.texts += [text for column in columns if (text := one_spaced(row[column]))]
+    return captions
+
+
+def _captions_of_text_files(files: dict[str, Path]) -> dict[str, _Captions]:
+    names_of_text_file: dict[Path, list[str]] = {}
+    for name, path in files.items():
+        names_of_text_file.setdefault(path.with_name(f"{without_ending(path.name)}.txt"), []).append(name)
+    captions = {}
+    for text_file, names in names_of_text_file.items():
+        if not text_file.is_file():
+            continue
+        try:
+            lines = text_file.read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{text_file} cannot be read: {getattr(error, 'strerror', None) or 'it is not UTF-8'}") from None
+        best = best_of([files[name] for name in names])  # one clip, also where it is there as .wav and as .m4a
+        captions[next(name for name in names if files[name] == best)] = _Captions([text for line in lines if (text := one_spaced(line))])
+    if not captions:
+        raise UserError("no audio file has a .txt file of the same name beside it: write one caption a line there, or give --csv FILE")
+    return captions
+
+
+def _assign_splits(captions: dict[str, _Captions], arguments: argparse.Namespace) -> None:
+    if any(clip.split for clip in captions.values()):
+        if arguments.split or arguments.fractions:
+            raise UserError(f"{arguments.csv} has a column split: leave out --split and --fractions, or remove the column")
+        return
+    splits = dict.fromkeys(captions, arguments.split or "development")
+    if arguments.fractions:
+        # In the order of a digest of seed and name: that of the files does not matter.
+        names = sorted(captions, key=lambda name: sha256(f"{arguments.seed or 0}\n{name}".encode()).digest())
+        ends = [round(sum(arguments.fractions[: number + 1]) * len(names)) for number in range(3)]
+        for split, share, start, end in zip(SPLITS, arguments.fractions, [0, *ends], ends):
+            if share and start == end:
+                raise UserError(f"--fractions: {share:g} of {len(names)} clips is no clip for {split}; give more clips or a larger share")
+            splits.update(dict.fromkeys(names[start:end], split))
+    for name, clip in captions.items():
+        clip.split = splits[name]
+
+
+def _plan(split: str, captions: dict[str, _Captions], files: dict[str, Path]) -> SplitPlan:
+    plan = SplitPlan(split, clips=[])
+    for name, clip in captions.items():
+        if clip.split != split:
+            continue
+        if name not in files:
+            plan.lost.append(Skipped(split, name, "named in the CSV, no such audio file"))
+        elif not clip.texts:
+            plan.lost.append(Skipped(split, name, "all captions are empty"))
+        elif reason := why_unreadable(files[name]):
+            plan.lost.append(Skipped(split, name, reason))
+        else:
+            plan.clips.append(Clip(f"{split}/{name}", name, str(files[name]), tuple(clip.texts), {}))
+    return plan
+
+
+def _name(text: str) -> str:
+    return str(PurePosixPath(unicodedata.normalize("NFC", text.strip()).replace("\\", "/")))
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = parse_arguments(argv)
+    return run(lambda: build(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

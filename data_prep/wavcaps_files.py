@@ -1,0 +1,131 @@
+"""Reads WavCaps' layout (Mei et al., 2023, arXiv 2303.17395): which clip has which file and caption.
+
+    ROOT/json_files/<source>/*.json     {"data": [{"id": ..., "caption": ..., "file_name": ...}, ...]}
+    AUDIO/<source>/.../<id>.flac        or <source>_flac; other endings, sub-folders, and Y before a YouTube id are found too
+
+All clips belong to `development`: WavCaps has nothing to test with. An id that occurs twice counts once (fsd_final_2s.json repeats most of
+fsd_final.json); the first caption is kept.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from audio_files import best_of, find_audio, readable_name, why_unreadable, without_ending
+from cache_shards import Clip
+from csv_files import one_spaced
+from exclusions import Exclusions, sound_name
+from prep_errors import UserError
+from split_plan import Skipped, SplitPlan
+
+SOURCES = ("FreeSound", "BBC_Sound_Effects", "SoundBible", "AudioSet_SL")
+SPLIT = "development"
+WANTED = ("caption", "file_name")  # of an entry; the rest, above all Freesound's descriptions, is ten times as long
+WARNINGS = {
+    "FreeSound": "FreeSound holds clips of Clotho's validation and evaluation splits; exclude them with --exclude-clotho ROOT or --exclude-ids FILE, "
+    "or scores on Clotho mean nothing",
+    "AudioSet_SL": "AudioSet_SL holds clips that AudioCaps tests with; exclude them with --exclude-audiocaps test.csv val.csv, "
+    "or scores on AudioCaps mean nothing",
+}
+
+
+def read_wavcaps(root: Path, audio: Path, sources: list[str], exclusions: Exclusions) -> SplitPlan:
+    """The plan of all `sources`; UserError for whatever is missing or cannot be understood."""
+    plan = SplitPlan(SPLIT, clips=[], notes=[*exclusions.notes])
+    for source in sources:
+        before = len(plan.clips), len(plan.lost), len(plan.excluded)
+        _read_source(plan, source, _entries(root / "json_files" / source, source, plan), _audio_files(audio, source), exclusions)
+        num_clips, num_lost, num_excluded = (len(items) - start for items, start in zip((plan.clips, plan.lost, plan.excluded), before))
+        plan.notes.append(f"{source}: {num_clips} clips to read, {num_lost} without file or caption, {num_excluded} excluded")
+    return plan
+
+
+def leak_warnings(sources: list[str], exclusions: Exclusions) -> list[str]:
+    """What would leak into the test splits of other corpora with these exclusions."""
+    covered = {"FreeSound": exclusions.freesound_ids or exclusions.freesound_names, "AudioSet_SL": exclusions.youtube_ids}
+    return [warning for source, warning in WARNINGS.items() if source in sources and not covered[source]]
+
+
+def _read_source(plan: SplitPlan, source: str, entries: dict[str, dict[str, Any]], files: dict[str, list[Path]], exclusions: Exclusions) -> None:
+    for clip_id, entry in entries.items():
+        name = f"{source}/{clip_id}"
+        caption = one_spaced(_text(entry["caption"]))
+        if reason := _why_excluded(source, clip_id, entry, exclusions):
+            plan.excluded.append(Skipped(SPLIT, name, reason))
+        elif not caption:
+            plan.lost.append(Skipped(SPLIT, name, "has no caption"))
+        elif clip_id not in files:
+            plan.lost.append(Skipped(SPLIT, name, "named in the JSON file, no such audio file"))
+        elif reason := why_unreadable(path := best_of(files[clip_id])):
+            plan.lost.append(Skipped(SPLIT, name, reason))
+        else:
+            metadata = {"source": source, "sound_id": clip_id}
+            plan.clips.append(Clip(f"{SPLIT}/{name}", f"{source}/{readable_name(path.name)}", str(path), (caption,), metadata))
+    unused = [path for clip_id, paths in files.items() if clip_id not in entries for path in paths]
+    plan.unused += [Skipped(SPLIT, f"{source}/{readable_name(path.name)}", "no entry in the JSON files") for path in unused]
+
+
+def _why_excluded(source: str, clip_id: str, entry: dict[str, Any], exclusions: Exclusions) -> str | None:
+    if source == "AudioSet_SL":
+        return exclusions.youtube_ids.get(clip_id)
+    if source == "FreeSound":
+        name = sound_name(str(entry.get("file_name") or ""))
+        return exclusions.freesound_ids.get(clip_id) or (exclusions.freesound_names.get(name) if name else None)
+    return None
+
+
+def _entries(folder: Path, source: str, plan: SplitPlan) -> dict[str, dict[str, Any]]:
+    """Id -> entry of all JSON files of a source."""
+    paths = sorted(path for path in folder.glob("*.json") if not path.name.startswith("."))
+    if not paths:
+        raise UserError(f"{folder} holds no .json file: fetch it from WavCaps, or leave the source out with --sources")
+    entries: dict[str, dict[str, Any]] = {}
+    num_repeated = 0
+    for path in paths:
+        for number, entry in enumerate(_data(path), 1):
+            found = entry.get("id") if isinstance(entry, dict) else None
+            clip_id = _clip_id(_text(str(found) if isinstance(found, int) else found), source)
+            if not clip_id:
+                plan.lost.append(Skipped(SPLIT, f"{source}/{path.name}", f"entry {number} has no id"))
+            elif clip_id in entries:
+                num_repeated += 1
+            else:
+                entries[clip_id] = {key: entry.get(key) for key in WANTED}
+    if num_repeated:
+        plan.notes.append(f"{source}: {num_repeated} entries repeat the id of an earlier one and are not used")
+    return entries
+
+
+def _data(path: Path) -> list[Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:  # not JSON, or not UTF-8
+        raise UserError(f"{path} cannot be understood ({' '.join(str(error).split())[:100]}): is it cut off? fetch it again") from None
+    data = content.get("data") if isinstance(content, dict) else None
+    if not isinstance(data, list) or not data:
+        raise UserError(f'{path}: expected {{"data": [{{"id": ..., "caption": ...}}, ...]}}, with one entry or more')
+    return data
+
+
+def _audio_files(audio: Path, source: str) -> dict[str, list[Path]]:
+    """Id -> its files."""
+    folder = next((folder for name in (source, f"{source}_flac") if (folder := audio / name).is_dir()), None)
+    if folder is None:
+        raise UserError(f"{audio / source} is not a folder: unpack the audio of {source} there, or leave the source out with --sources")
+    files: dict[str, list[Path]] = {}
+    for path in find_audio(folder, "--audio"):
+        files.setdefault(_clip_id(path.name, source), []).append(path)
+    return files
+
+
+def _text(value: Any) -> str:
+    """A string of JSON, empty for other things; half a surrogate pair, which Arrow and the terminal refuse, becomes `?`."""
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else ""
+
+
+def _clip_id(name: str, source: str) -> str:
+    """The id of `Yb0RFKhbpFJA.wav` is b0RFKhbpFJA: YouTube's have 11 characters."""
+    clip_id = without_ending(readable_name(name).strip())
+    return clip_id[1:] if source == "AudioSet_SL" and len(clip_id) == 12 and clip_id[0] == "Y" else clip_id

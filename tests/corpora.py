@@ -1,0 +1,86 @@
+"""Tiny corpora for the tests of data_prep: sounds of 0.1 s, the tables that go with them, and the builds in this process."""
+
+import csv
+import json
+from pathlib import Path
+from types import ModuleType
+
+import datasets
+import numpy as np
+import soundfile
+
+AUDIOCAPS_COLUMNS = ["audiocap_id", "youtube_id", "start_time", "caption"]
+
+
+def write_csv(path: Path, header: list[str], rows: list[list], encoding: str = "utf-8") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding=encoding) as file:
+        csv.writer(file).writerows([header, *rows])
+    return path
+
+
+def write_sound(path: Path, seconds: float = 0.1) -> Path:
+    """Noise at 16 kHz in the format of its ending; the bytes of .m4a, which libsndfile cannot write, are no audio."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".m4a":
+        path.write_bytes(bytes(100))
+    else:
+        soundfile.write(path, np.random.default_rng(0).uniform(-0.1, 0.1, round(16_000 * seconds)), 16_000)
+    return path
+
+
+def truncate(path: Path) -> None:
+    """The second half of the file is lost."""
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def write_json(root: Path, source: str, content: object, name: str = "final.json") -> None:
+    """A JSON file of WavCaps; text is written as it is."""
+    folder = root / "json_files" / source
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(content if isinstance(content, str) else json.dumps(content))
+
+
+def write_wavcaps(root: Path, source: str, entries: list[dict]) -> Path:
+    """WavCaps' JSON file of a source, and a sound for each entry."""
+    write_json(root, source, {"num_captions_per_audio": 1, "data": entries})
+    for entry in entries:
+        write_sound(root / "audio" / source / f"{str(entry['id']).removesuffix('.wav')}.flac")
+    return root
+
+
+def run_build(script: ModuleType, *arguments: object) -> int:
+    """Exit code of a build at 16 kHz without worker processes."""
+    try:
+        return script.main(["--num-proc", "1", "--sample-rate", "16000", *map(str, arguments)])
+    except SystemExit as end:  # argparse's errors
+        return end.code
+
+
+def load(cache: Path, split: str = "evaluation") -> datasets.Dataset:
+    return datasets.load_from_disk(str(cache))[split]
+
+
+def read_info(cache: Path) -> dict:
+    return json.loads((cache / "cache.json").read_text(encoding="utf-8"))
+
+
+def reasons(items: list[dict]) -> dict[str, str]:
+    """File name -> reason, of a list in cache.json."""
+    assert len({item["file_name"] for item in items}) == len(items)
+    return {item["file_name"]: item["reason"] for item in items}
+
+
+def error_line(capsys) -> str:
+    """The error: exactly one line on stderr."""
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), lines
+    return lines[0]
+
+
+def assert_refused(code: int, expected: str, cache: Path, capsys) -> None:
+    """Exit code 2, one line that holds `expected`, and no cache."""
+    assert code == 2
+    line = error_line(capsys)
+    assert expected in line, line
+    assert not cache.exists()
