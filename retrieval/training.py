@@ -57,33 +57,31 @@ def train_epoch(run: Run, stop: StopRequest) -> None:
     progress, settings = run.progress, run.config.train
     run.wrapped.train()
     run.batches.start(progress.epoch, progress.step)
-    bar = tqdm(
+    clock, num_clips = time.perf_counter(), 0
+    with tqdm(
         total=run.steps_per_epoch,
         initial=progress.step,
         desc=f"epoch {progress.epoch + 1}/{settings.epochs}",
         unit="step",
         disable=not run.accelerator.is_main_process,
-    )
-    clock, num_clips = time.perf_counter(), 0
-    for batch in run.loader if not run.out_of_steps else ():
-        loss, grad_norms = train_step(run, batch)
-        progress.step += 1
-        progress.global_step += 1
-        num_clips += len(batch["captions"]) * run.accelerator.num_processes
-        bar.update()
-        bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
-        if progress.global_step % settings.log_every_steps == 0:
-            log_step(run, loss, grad_norms, num_clips / (time.perf_counter() - clock))
-            clock, num_clips = time.perf_counter(), 0
-        if any_process(bool(stop.signum), run.accelerator.device):
-            save_state(run)
-            bar.close()
-            raise Interrupted(stop.signum or signal.SIGTERM)
-        if run.out_of_steps:
-            break
-        if progress.step % settings.save_every_steps == 0 and progress.step < run.steps_per_epoch:
-            save_state(run)
-    bar.close()
+    ) as bar:
+        for batch in run.loader if not run.out_of_steps else ():
+            loss, grad_norms = train_step(run, batch)
+            progress.step += 1
+            progress.global_step += 1
+            num_clips += len(batch["captions"]) * run.accelerator.num_processes
+            bar.update()
+            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+            if progress.global_step % settings.log_every_steps == 0:
+                log_step(run, loss, grad_norms, num_clips / (time.perf_counter() - clock))
+                clock, num_clips = time.perf_counter(), 0
+            if any_process(bool(stop.signum), run.accelerator.device):
+                save_state(run)
+                raise Interrupted(stop.signum or signal.SIGTERM)
+            if run.out_of_steps:
+                break
+            if progress.step % settings.save_every_steps == 0 and progress.step < run.steps_per_epoch:
+                save_state(run)
 
 
 def train_step(run: Run, batch: dict[str, Any]) -> tuple[float, dict[str, float]]:
