@@ -151,13 +151,14 @@ def score_columns(
         for first in range(0, len(captions), text_batch_size):
             with autocast():
                 texts.append(model.encode_text(captions[first : first + text_batch_size]).float())  # (n, D)
+        text = torch.cat(texts)  # (N, D); scored at once, since what a pooling computes of the frames alone it computes once a call
         batches = iter(loader if len(share) else ())
         for first in range(0, max(map(len, shares)), audio_batch_size):
             block = torch.empty(len(captions), 0, device=device)  # of a process that has no clip left
             for audio, lengths in islice(batches, 1):
                 with autocast():
                     frames, mask = model.encode_audio(audio.to(device, non_blocking=True), lengths)  # (b, T, D), (b, T)
-                block = torch.cat([model.score(text, frames.float(), mask) for text in texts])  # (N, b)
+                block = model.score(text, frames.float(), mask)  # (N, b)
             scores = gather_columns(block).cpu()
             columns = torch.tensor([clip for clips in shares for clip in clips[first : first + audio_batch_size]])
             _check_not_nan(scores, split.name)

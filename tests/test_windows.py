@@ -14,7 +14,8 @@ from retrieval.models.windows import WindowGrid
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "window.npz")
 RATE = 4  # Hz of the golden clips
-CASES = [(10, 10), (10, 5), (5, 5), (10, 8)]  # seconds of window and hop
+CASES = [(10, 10), (10, 5), (5, 5), (10, 8)]  # seconds of window and hop; the reference leaves the last 4 s of the last one unheard
+NUM_WINDOWS = {(10, 8): 3}  # of the reference, where we have one more
 
 
 def grid_of(window_seconds: int, hop_seconds: int) -> WindowGrid:
@@ -36,7 +37,7 @@ def fake_encoder(windows: torch.Tensor) -> torch.Tensor:
 def test_split_equals_the_reference(window: int, hop: int):
     grid = grid_of(window, hop)
     golden = GOLDEN[f"seg{window}_hop{hop}.split"]  # (B * W, S), clip by clip
-    found = grid.split(clips(), grid.num_windows)
+    found = grid.split(clips(), NUM_WINDOWS.get((window, hop), grid.num_windows))
     assert found.shape == (2, len(golden) // 2, window * RATE)
     assert np.array_equal(found.flatten(0, 1).numpy(), golden)
 
@@ -44,10 +45,11 @@ def test_split_equals_the_reference(window: int, hop: int):
 @pytest.mark.parametrize(("window", "hop"), CASES)
 def test_frames_of_all_windows_are_joined_in_order_of_time(window: int, hop: int):
     grid = grid_of(window, hop)
-    encoded = fake_encoder(grid.split(clips(), grid.num_windows))  # (B, W, 2, 4, 3)
+    num_windows = NUM_WINDOWS.get((window, hop), grid.num_windows)
+    encoded = fake_encoder(grid.split(clips(), num_windows))  # (B, W, 2, 4, 3)
     joined = encoded.transpose(1, 2).flatten(2, 3)  # (B, 2, T, 3)
     golden = GOLDEN[f"seg{window}_hop{hop}.merged"]
-    assert grid.num_frames == golden.shape[2]
+    assert 4 * num_windows == golden.shape[2] and grid.num_frames - golden.shape[2] == 4 * ((window, hop) in NUM_WINDOWS)
     assert np.array_equal(joined.numpy(), golden)
 
 
@@ -71,6 +73,22 @@ def test_a_partial_window_is_padded_with_zeros_at_the_end():
 def test_samples_beyond_the_windows_asked_for_are_left_out():
     found = grid_of(10, 10).split(clips(), 2)
     assert np.array_equal(found.flatten(1).numpy(), GOLDEN["x"][:, :80])
+
+
+@pytest.mark.parametrize(("window", "hop", "num_windows"), [(10, 8, 4), (20, 20, 2), (7, 7, 5), (7, 3, 9), (30, 30, 1), (10, 10, 3)])
+def test_no_sample_of_a_clip_is_left_unheard(window: int, hop: int, num_windows: int):
+    grid = grid_of(window, hop)
+    assert grid.num_windows == num_windows
+    found = grid.split(torch.arange(1, 121)[None], num_windows)
+    assert set(found.flatten().tolist()) - {0} == set(range(1, 121))
+    valid = grid.num_valid_frames(torch.tensor([1, 120]))
+    assert valid[0] == 1 and valid[1] > 4 * (num_windows - 1)  # the last window has a valid frame
+
+
+def test_valid_frames_of_a_grid_beyond_the_clip_are_those_of_sound():
+    """30 s in two windows of 20 s: of a clip of 20 s the whole first window is valid, not two thirds of it."""
+    grid = grid_of(20, 20)
+    assert grid.num_valid_frames(torch.tensor([5, 20, 25, 30]) * RATE).tolist() == [1, 4, 5, 6]
 
 
 def test_number_of_valid_frames_of_the_published_size():

@@ -21,17 +21,17 @@ class WindowGrid:
 
     @property
     def num_windows(self) -> int:
-        """Windows of a clip of full length; a rest shorter than a hop is dropped, as the reference does."""
-        return 1 + (self.clip_samples - self.window_samples) // self.hop_samples
+        """Windows of a clip of full length; the last may reach beyond it, into zeros (the reference leaves a rest shorter than a hop unheard)."""
+        return 1 - (self.window_samples - self.clip_samples) // self.hop_samples
 
     @property
     def num_frames(self) -> int:
         return self.num_windows * self.frames_per_window
 
     def num_valid_frames(self, lengths: torch.Tensor) -> torch.Tensor:
-        """int64 (B,): the first ceil(length / clip_samples * T) frames of a clip with `length` valid samples."""
-        lengths = lengths.clamp(max=self.clip_samples)
-        return (lengths * self.num_frames + self.clip_samples - 1) // self.clip_samples
+        """int64 (B,): the first ceil(length / span * T) frames of a clip with `length` valid samples, the windows spanning `span` samples."""
+        span = (self.num_windows - 1) * self.hop_samples + self.window_samples
+        return (lengths.clamp(max=self.clip_samples) * self.num_frames + span - 1) // span
 
     def split(self, waveform: torch.Tensor, num_windows: int) -> torch.Tensor:
         """(B, S) -> (B, num_windows, window_samples), zero-padded at the end where S is too short."""
