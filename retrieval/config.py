@@ -43,7 +43,7 @@ class DataConfig(Section):
     cache: str = Field("data/clotho_v2/cache", description="folder of the Arrow cache, written by data_prep/build_*.py")
     sample_rate: int = Field(32_000, ge=8_000, le=192_000, description="Hz; must be the cache's")
     max_seconds: float = Field(30.0, gt=0, le=600, description="s; longer clips are cut (training: random place, evaluation: start)")
-    frame_cache: str | None = Field(None, description="folder for what frozen encoders say: each is run once a clip or caption")
+    frame_cache: str | None = Field(None, description="folder for what frozen encoders say, once a clip (its start) or caption")
     num_workers: int = Field(4, ge=0, le=128, description="loader processes, at most one a core; 0 loads in the training process")
 
 

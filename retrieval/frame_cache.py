@@ -4,27 +4,30 @@
     FRAME_CACHE/captions-<digest>/features.npy     float32 (captions, feature_dim), where the text encoder is frozen too
     FRAME_CACHE/*/made_from.json                   what the digest stands for
 
-The digest is that of the encoder's weights, of windows and clip length, and of the clips; or of the captions' tokens. An interrupted build
-goes on from its last batch. Letters: B clips, S samples, T frames, N captions, F = feature_dim.
+The digest is that of all that the numbers depend on: the encoder's settings, weights and precision; windows, clip length and the sounds, or
+the captions' tokens. An interrupted build goes on from its last batch; of two runs that need the same one, the second waits for the first.
+Letters: B clips, S samples, T frames, N captions, F = feature_dim.
 """
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from retrieval.data import ClipSplit, ClipsFromStart, collate_clips, leave_signals_to_main_process
-from retrieval.errors import UserError
+from retrieval.errors import UserError, one_line
 from retrieval.files import check_writable
 from retrieval.models import DualEncoder
 
@@ -39,7 +42,7 @@ class FrameSplit:
         self.name, self.clip_ids, self.file_names, self.captions = split.name, split.clip_ids, split.file_names, split.captions
         self.num_samples = num_frames  # (len,)
         self._ends = np.cumsum(num_frames)
-        self._frames = np.load(path, mmap_mode="r")
+        self._frames = _opened(path, int(num_frames.sum()))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return FrameSplit, (self.split, self.path, self.num_samples)  # a memory map would travel as all its bytes
@@ -62,7 +65,7 @@ class CaptionFeatures:
 
     def __init__(self, captions: list[str], path: Path):
         self._rows = {caption: row for row, caption in enumerate(captions)}
-        self._features = np.load(path, mmap_mode="r")
+        self._features = _opened(path, len(captions))
 
     def __contains__(self, caption: str) -> bool:
         return caption in self._rows
@@ -75,15 +78,19 @@ class CaptionFeatures:
 def cached_frames(
     model: DualEncoder, split: ClipSplit, folder: Path, accelerator: Accelerator, *, batch_size: int, num_workers: int
 ) -> FrameSplit:
-    """The frames of `split` in `folder`, encoded first where they are not there yet. Every process calls this; the main one encodes.
+    """The frames of `split` in `folder`, encoded first where they are not there yet. Every process calls this; one of each machine encodes.
 
-    Raises UserError where the disk has no room for them.
+    Raises UserError where the disk has no room for them, and for a damaged file.
     """
     clip_samples = model.windows.clip_samples
     lengths = torch.from_numpy(np.minimum(split.num_samples, clip_samples))
     num_frames = model.windows.num_valid_frames(lengths).numpy()  # (len,)
-    clips = _digest(repr([split.clip_ids, split.num_samples.tolist()]))
-    origin = {"encoder": _weights(model.audio_encoder), "windows": repr(model.windows), "sample_rate": str(model.sample_rate), "clips": clips}
+    origin = _origin(model, "audio_encoder", accelerator) | {
+        "windows": repr(model.windows),
+        "sample_rate": model.sample_rate,
+        "clips": _digest(repr([split.clip_ids, split.num_samples.tolist()])),
+        "audio": split.audio_fingerprint(),
+    }
 
     def encode(first: int) -> Iterator[np.ndarray]:
         loader = DataLoader(
@@ -99,9 +106,7 @@ def cached_frames(
             yield features.float()[mask].cpu().numpy()
 
     path = _folder_of(folder, split.name, origin) / "frames.npy"
-    if accelerator.is_main_process:
-        _build(model, path, origin, num_frames, (model.audio_encoder.feature_dim, np.float16), encode, accelerator)
-    accelerator.wait_for_everyone()
+    _provide(model, path, origin, num_frames, (model.audio_encoder.feature_dim, np.float16), encode, accelerator)
     return FrameSplit(split, path, num_frames)
 
 
@@ -111,16 +116,14 @@ def cached_captions(model: DualEncoder, captions: list[str], folder: Path, accel
     encoder = model.text_encoder
     batches = [captions[first : first + batch_size] for first in range(0, len(captions), batch_size)]
     tokens = _digest(repr([encoder.tokens(batch)["input_ids"].tolist() for batch in batches]))
-    origin = {"encoder": _weights(encoder), "readout": encoder.readout, "tokens": tokens}
+    origin = _origin(model, "text_encoder", accelerator) | {"readout": encoder.readout, "tokens": tokens}
 
     def encode(first: int) -> Iterator[np.ndarray]:
         for start in range(first, len(captions), batch_size):
             yield encoder(captions[start : start + batch_size]).float().cpu().numpy()
 
     path = _folder_of(folder, "captions", origin) / "features.npy"
-    if accelerator.is_main_process:
-        _build(model, path, origin, np.ones(len(captions), np.int64), (encoder.feature_dim, np.float32), encode, accelerator)
-    accelerator.wait_for_everyone()
+    _provide(model, path, origin, np.ones(len(captions), np.int64), (encoder.feature_dim, np.float32), encode, accelerator)
     return CaptionFeatures(captions, path)
 
 
@@ -128,64 +131,95 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _weights(encoder: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, value in encoder.state_dict().items():
-        digest.update(name.encode() + value.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+def _origin(model: DualEncoder, part: str, accelerator: Accelerator) -> dict[str, Any]:
+    """Settings, weights and precision of an encoder."""
+    weights = hashlib.sha256()
+    for name, value in getattr(model, part).state_dict().items():
+        weights.update(name.encode() + value.detach().float().cpu().contiguous().numpy().tobytes())
+    return {"encoder": model.architecture[part], "weights": weights.hexdigest(), "mixed_precision": accelerator.mixed_precision}
 
 
-def _folder_of(folder: Path, name: str, origin: dict[str, str]) -> Path:
-    return folder / f"{name}-{_digest(json.dumps(origin))[:16]}"
+def _folder_of(folder: Path, name: str, origin: dict[str, Any]) -> Path:
+    return folder / f"{name}-{_digest(json.dumps(origin, sort_keys=True))[:16]}"
+
+
+def _opened(path: Path, num_rows: int) -> np.ndarray:
+    try:
+        array = np.load(path, mmap_mode="r")
+        if len(array) != num_rows:
+            raise ValueError(f"{len(array)} rows in place of {num_rows}")
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path} is damaged ({one_line(error)}); delete {path.parent}, and its content is encoded again") from None
+    return array
+
+
+def _provide(
+    model: DualEncoder, path: Path, origin: dict[str, Any], num_rows: np.ndarray, row: tuple[int, Any], encode: Encode, accelerator: Accelerator
+) -> None:
+    """Write `path` and made_from.json beside it, unless they are there. num_rows (items,): of each item; row: size and type of one."""
+    final, shape, dtype = path.parent, (int(num_rows.sum()), row[0]), np.dtype(row[1])
+    if accelerator.is_local_main_process and not final.exists():
+        partial = final.with_name(f"{final.name}.partial")
+        _check_room(partial, shape[0] * shape[1] * dtype.itemsize)
+        with _alone(partial):
+            if not final.exists():
+                if not (num_done := _num_done(partial, path.name, shape)):
+                    np.lib.format.open_memmap(partial / path.name, "w+", dtype, shape).flush()
+                _encode(model, partial / path.name, num_rows, num_done, encode, accelerator)
+                (partial / "num_done").unlink(missing_ok=True)
+                (partial / "made_from.json").write_text(json.dumps(origin, indent=2) + "\n", encoding="utf-8")
+                partial.rename(final)
+    while not final.exists():  # not in a collective, which has a time limit
+        time.sleep(0.5)
+    accelerator.wait_for_everyone()
+
+
+def _check_room(partial: Path, num_bytes: int) -> None:
+    check_writable(partial)
+    free = shutil.disk_usage(next(p for p in partial.absolute().parents if p.exists())).free
+    if num_bytes > free and not partial.exists():
+        raise UserError(
+            f"{partial.stem} takes {num_bytes / 2**30:.1f} GiB, {partial.parent} has {free / 2**30:.1f} GiB left; "
+            "set data.frame_cache to another disk"
+        )
+
+
+@contextmanager
+def _alone(partial: Path) -> Iterator[None]:
+    """The folder, made where it is absent; a second process waits until the first is done with it, or has died."""
+    partial.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(partial, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _num_done(partial: Path, name: str, shape: tuple[int, int]) -> int:
+    """Items that an interrupted build has encoded; 0 where what it left cannot be used."""
+    try:
+        return int((partial / "num_done").read_text()) if np.load(partial / name, mmap_mode="r").shape == shape else 0
+    except (OSError, ValueError, EOFError):
+        return 0
 
 
 @torch.no_grad()
-def _build(
-    model: DualEncoder, path: Path, origin: dict[str, str], num_rows: np.ndarray, row: tuple[int, Any], encode: Encode, accelerator: Accelerator
-) -> None:
-    """Write `path` and made_from.json beside it, unless they are there. num_rows (items,): of each item; row: size and type of one."""
-    final = path.parent
-    if final.exists():
-        return
-    partial = final.with_name(f"{final.name}.partial")
-    _make_room(partial / path.name, (int(num_rows.sum()), row[0]), np.dtype(row[1]))
-    array = np.lib.format.open_memmap(partial / path.name, "r+")
-    ends, num_done = np.cumsum(num_rows), _num_done(partial)
-    first_row = int(num_rows[:num_done].sum())
+def _encode(model: DualEncoder, path: Path, num_rows: np.ndarray, num_done: int, encode: Encode, accelerator: Accelerator) -> None:
+    array = np.lib.format.open_memmap(path, "r+")
+    ends, first_row = np.cumsum(num_rows), int(num_rows[:num_done].sum())
     was_training = model.training
     model.eval()
-    with tqdm(total=len(num_rows), initial=num_done, desc=f"encoding {final.name.rsplit('-', 1)[0]}", unit="item") as bar, accelerator.autocast():
+    name = path.parent.name.rsplit("-", 1)[0]
+    with tqdm(total=len(num_rows), initial=num_done, desc=f"encoding {name}", unit="item") as bar, accelerator.autocast():
         for rows in encode(num_done):
             array[first_row : first_row + len(rows)] = rows
             array.flush()
             first_row += len(rows)
             num_done = int(np.searchsorted(ends, first_row, side="right"))
-            _note(partial / "num_done", num_done)
+            _note(path.with_name("num_done"), num_done)
             bar.update(num_done - bar.n)
     model.train(was_training)
-    (partial / "num_done").unlink(missing_ok=True)
-    (partial / "made_from.json").write_text(json.dumps(origin, indent=2) + "\n", encoding="utf-8")
-    partial.rename(final)
-
-
-def _num_done(partial: Path) -> int:
-    return int((partial / "num_done").read_text()) if (partial / "num_done").exists() else 0
-
-
-def _make_room(path: Path, shape: tuple[int, int], dtype: np.dtype) -> None:
-    """An empty array of its full size, or the one that is there."""
-    partial = path.parent
-    if (partial / "num_done").exists():
-        return
-    check_writable(partial)
-    num_bytes, free = shape[0] * shape[1] * dtype.itemsize, shutil.disk_usage(next(p for p in partial.absolute().parents if p.exists())).free
-    if num_bytes > free:
-        raise UserError(
-            f"{partial.stem} takes {num_bytes / 2**30:.1f} GiB, {partial.parent} has {free / 2**30:.1f} GiB left; "
-            "set data.frame_cache to another disk"
-        )
-    partial.mkdir(parents=True, exist_ok=True)
-    np.lib.format.open_memmap(path, "w+", dtype, shape).flush()
 
 
 def _note(path: Path, num_done: int) -> None:

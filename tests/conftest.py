@@ -65,7 +65,7 @@ def write_rows(path: Path, rows_of_split: dict[str, list[dict]], **info) -> Path
     return path
 
 
-def write_cache(path: Path, splits: dict[str, int], seed: int = 0, seconds: tuple[float, float] = (0.6, 2.6), **info) -> Path:
+def write_cache(path: Path, splits: dict[str, int], seed: int = 0, seconds: tuple[float, float] = (0.6, 2.6), loudness: float = 1.0, **info) -> Path:
     """A cache of tones, two captions a clip."""
     rng = np.random.default_rng(seed)
     rows_of_split = {}
@@ -73,7 +73,7 @@ def write_cache(path: Path, splits: dict[str, int], seed: int = 0, seconds: tupl
         rows = rows_of_split[split] = []
         for i in range(num_clips):
             note, rhythm = i % len(NOTES), (i // len(NOTES)) % len(RHYTHMS)
-            pcm = np.round(tone(note, rhythm, rng.uniform(*seconds), rng) * 32767).astype("<i2")
+            pcm = np.round(loudness * tone(note, rhythm, rng.uniform(*seconds), rng) * 32767).astype("<i2")
             captions = [f"A {RHYTHMS[rhythm]} {NOTES[note]} tone.", f"Someone plays a {NOTES[note]}, {RHYTHMS[rhythm]} note."]
             names = {"clip_id": f"{split}/{i}.wav", "file_name": f"{i}.wav"}
             rows.append(names | {"audio": pcm.tobytes(), "num_samples": len(pcm), "captions": captions})

@@ -3,12 +3,16 @@
 import json
 import pickle
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from conftest import write_cache
 from safetensors.torch import load_file
 
 from retrieval import checkpoint, frame_cache, training
@@ -65,14 +69,78 @@ def test_a_finished_cache_is_read_and_not_made_again(model, split, tmp_path, mon
     assert again.path == first.path and np.array_equal(again.read(5), first.read(5))
 
 
-def test_other_weights_windows_or_clips_are_another_cache(model, tiny, split, tmp_path):
-    folder = frame_cache.cached_frames(model, split, tmp_path, Accelerator(), **SETTINGS).path.parent
-    other = frame_cache.cached_frames(model, open_cache(tiny / "cache").split("validation"), tmp_path, Accelerator(), **SETTINGS).path.parent
-    with torch.no_grad():
-        model.audio_encoder.norm_frame.bias[0] += 1
-    changed = frame_cache.cached_frames(model, split, tmp_path, Accelerator(), **SETTINGS).path.parent
-    assert len({folder, other, changed}) == 3
-    assert json.loads((changed / "made_from.json").read_text())["clips"] == json.loads((folder / "made_from.json").read_text())["clips"]
+@pytest.mark.parametrize("change", ["weights", "settings", "windows", "precision", "split", "sounds", "captions"])
+def test_what_the_frames_depend_on_is_another_cache(tiny, split, tmp_path, change):
+    """And what they do not depend on is the same one: captions."""
+
+    def build(*overrides: str) -> DualEncoder:
+        torch.manual_seed(0)
+        return build_model(load_config(tiny / "tiny.yaml", [*FROZEN, *overrides])).eval()
+
+    def folder(model: DualEncoder, split, accelerator: Accelerator = None) -> str:
+        return frame_cache.cached_frames(model, split, tmp_path, accelerator or Accelerator(), **SETTINGS).path.parent.name
+
+    first = folder(build(), split)
+    if change == "weights":
+        other = build()
+        with torch.no_grad():
+            other.audio_encoder.norm_frame.bias[0] += 1
+        second = folder(other, split)
+    elif change in ("settings", "windows"):  # both leave every weight as it is
+        overrides = ["audio_encoder.num_heads=4"] if change == "settings" else ["audio_encoder.hop_seconds=0.5"]
+        second = folder(build(*overrides), split)
+    elif change == "precision":
+        AcceleratorState._reset_state(reset_partial_state=True)
+        second = folder(build(), split, Accelerator(mixed_precision="bf16"))
+    elif change == "captions":
+        split.captions[0] = ["Another caption."]
+        second = folder(build(), split)
+    else:
+        name = "validation" if change == "split" else "development"
+        cache = tiny / "cache" if change == "split" else write_cache(tmp_path / "other", {"development": 12}, loudness=0.5)
+        second = folder(build(), open_cache(cache).split(name))
+    assert (first == second) == (change == "captions")
+
+
+def test_of_two_runs_at_once_one_encodes_and_the_other_waits(model, split, tmp_path, monkeypatch):
+    original, calls = DualEncoder.audio_features, []
+
+    def slow(self, waveform, lengths):
+        calls.append(len(lengths))
+        time.sleep(0.1)
+        return original(self, waveform, lengths)
+
+    monkeypatch.setattr(DualEncoder, "audio_features", slow)
+    accelerator = Accelerator()
+    with ThreadPoolExecutor() as pool:
+        futures = [pool.submit(frame_cache.cached_frames, model, split, tmp_path, accelerator, **SETTINGS) for _ in range(2)]
+        first, second = (future.result(30) for future in futures)
+    assert calls == [3, 3, 3, 3] and np.array_equal(first.read(4), second.read(4))
+
+
+@pytest.mark.parametrize("damage", ["cut", "other", "absent"])
+def test_a_damaged_file_is_one_line(model, split, tmp_path, damage):
+    path = frame_cache.cached_frames(model, split, tmp_path, Accelerator(), **SETTINGS).path
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-1000])
+    elif damage == "other":
+        np.save(path, np.zeros((3, 32), np.float16))
+    else:
+        path.unlink()
+    with pytest.raises(UserError, match=r"frames.npy is damaged \(.*\); delete .*, and its content is encoded again"):
+        frame_cache.cached_frames(model, split, tmp_path, Accelerator(), **SETTINGS)
+
+
+@pytest.mark.parametrize("damage", ["empty note", "no array", "cut array"])
+def test_a_damaged_interrupted_build_starts_anew(model, split, tmp_path, damage):
+    whole = frame_cache.cached_frames(model, split, tmp_path / "whole", Accelerator(), **SETTINGS)
+    partial = tmp_path / f"{whole.path.parent.name}.partial"
+    partial.mkdir()
+    (partial / "num_done").write_text("" if damage == "empty note" else "6")
+    if damage != "no array":
+        (partial / "frames.npy").write_bytes(whole.path.read_bytes()[: None if damage == "empty note" else 500])
+    found = frame_cache.cached_frames(model, split, tmp_path, Accelerator(), **SETTINGS)
+    assert found.path.read_bytes() == whole.path.read_bytes() and not partial.exists()
 
 
 def test_an_interrupted_build_goes_on(model, split, tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ import pyarrow
 from retrieval.errors import UserError, one_line
 
 SCHEMA = 1
+FINGERPRINT_BYTES = 4096  # of a clip
 REBUILD = "build it with: python data_prep/build_clotho.py --root DIR --output"
 
 
@@ -46,6 +47,14 @@ class ClipSplit:
     def fingerprint(self) -> str:
         """The same for the same clips, lengths and captions in the same order, wherever the cache lies."""
         return hashlib.sha256(repr([self.clip_ids, self.num_samples.tolist(), self.captions]).encode()).hexdigest()
+
+    def audio_fingerprint(self) -> str:
+        """Digest of a piece from the middle of each clip's bytes: other sounds, another codec or rate have another one."""
+        digest = hashlib.sha256()
+        for buffer in self._audio:
+            middle = max(0, buffer.size // 2 - FINGERPRINT_BYTES // 2)
+            digest.update(buffer.size.to_bytes(8, "little") + buffer.slice(middle, min(FINGERPRINT_BYTES, buffer.size - middle)).to_pybytes())
+        return digest.hexdigest()
 
     def read(self, index: int, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Samples start..stop of clip `index` as float32 in [-1, 1], shape (stop - start,). Raises UserError where its bytes are damaged."""

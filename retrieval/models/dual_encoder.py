@@ -100,6 +100,11 @@ class DualEncoder(
         )
         self.pooling = self._build_pooling(dim, **pooling)
 
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """The arguments that the model was built with: config.json of a saved one."""
+        return dict(self._hub_mixin_config)
+
     def _build_pooling(self, dim: int, name: str, **arguments: Any) -> nn.Module:
         if name == "transformer":
             return TransformerPooling(self.audio_encoder.feature_dim, self.windows.num_frames, **arguments)
@@ -187,7 +192,7 @@ class DualEncoder(
         self.text_encoder.tokenizer.save_pretrained(str(save_directory / "tokenizer"))
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> Any:
-        config = self._hub_mixin_config
+        config = self.architecture
         kwargs |= {"audio_encoder": config["audio_encoder"]["name"], "text_encoder": config["text_encoder"]["model_type"]}
         return super().generate_model_card(*args, pooling=config["pooling"]["name"], **kwargs)
 
