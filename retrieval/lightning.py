@@ -112,14 +112,18 @@ def _plain_name(key: str) -> str:
 
 
 def _flat(parameters: Any) -> dict[str, Any]:
-    """Numbers at any depth by their last name, the outermost of each; names with an underscore in front are wrappers (omegaconf)."""
+    """Numbers by their path (`sentence_features.use_first_token`), and at any depth by their last name, the outermost of each.
+
+    Names with an underscore in front are wrappers (omegaconf).
+    """
     found: dict[str, Any] = {}
-    queue, seen = [("", parameters)], set()
-    for name, value in queue:  # which grows
+    queue, seen = [((), parameters)], set()
+    for path, value in queue:  # which grows
         if isinstance(value, (bool, int, float)):
-            found.setdefault(name, value)
+            for name in {".".join(path), *path[-1:]}:
+                found.setdefault(name, value)
         elif isinstance(value, dict) and id(value) not in seen:
             seen.add(id(value))
             inside = [(key, item) for key, item in value.items() if isinstance(key, str) and key not in ("_parent", "_metadata")]
-            queue += [(name if key.startswith("_") else key, item) for key, item in inside]
+            queue += [(path if key.startswith("_") else (*path, key), item) for key, item in inside]
     return found

@@ -14,7 +14,8 @@ from retrieval.distributed import rank, replicated
 from retrieval.errors import UserError
 from retrieval.losses import LEARNABLE, TARGETS, apply_loss, arguments_of
 from retrieval.models import DualEncoder
-from retrieval.models.text import TextEncoder, load_tokenizer, text_architecture, text_readout
+from retrieval.models.text import TextEncoder, text_architecture, text_readout
+from retrieval.models.tokenizer import load_tokenizer
 from retrieval.score_files import open_scores
 
 SENTENCE_BATCH = 256
@@ -36,10 +37,10 @@ class TeacherScores:
 
 
 class CaptionSimilarity:
-    """Cosines of the training captions by a pretrained sentence encoder, which reads each caption once and is then let go."""
+    """Cosines of the training captions, as they are written, by a pretrained sentence encoder, which reads each once and is then let go."""
 
     def __init__(self, name: str, captions: list[str], device: torch.device):
-        encoder = TextEncoder(text_architecture(name, dropout=0.0), MAX_SENTENCE_TOKENS, readout=text_readout(name))
+        encoder = TextEncoder(text_architecture(name, dropout=0.0), MAX_SENTENCE_TOKENS, text_readout(name), as_written=True)
         encoder.tokenizer = load_tokenizer(name, encoder.model.config.vocab_size)
         encoder.load_pretrained(name)
         self.embeddings = _embed(encoder.to(device).eval(), captions)  # (P, D), on the CPU

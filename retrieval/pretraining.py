@@ -32,7 +32,8 @@ from retrieval.data import ClipSplit, open_cache
 from retrieval.errors import OneLineParser, UserError, one_line, run_main
 from retrieval.files import whole_folder
 from retrieval.models.audio.atst import PREFIXES, AtstFrame
-from retrieval.models.text import TextEncoder, load_tokenizer, normalise_caption, text_architecture
+from retrieval.models.text import TextEncoder, normalise_caption, text_architecture
+from retrieval.models.tokenizer import load_tokenizer
 
 VERSION = 1  # raise it with every change that changes the weights
 SECONDS = 10.0  # of each clip that the whitening is measured on

@@ -20,7 +20,8 @@ from retrieval.models.audio import AUDIO_ENCODERS
 from retrieval.models.audio.official import some
 from retrieval.models.audio.passt import VARIANTS
 from retrieval.models.dual_encoder import DualEncoder
-from retrieval.models.text import KNOWN_ARCHITECTURES, architecture_of, load_tokenizer
+from retrieval.models.text import KNOWN_ARCHITECTURES, architecture_of
+from retrieval.models.tokenizer import load_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +61,8 @@ SETTINGS = {
     "sequence": ("return_sequence", "sequence"),
     "tau": ("tau", "temperature", "initial_tau"),
 }
+# Switches of the ancestor that change scores and have no counterpart here, and what they mean when they are off.
+ALWAYS_ON = {"normalize": "its scores are no cosines", "sentence_features.remove_punctuation": "its captions keep their punctuation"}
 RECIPE = {"window_seconds": 10.0, "clip_seconds": 30.0, "max_tokens": 32, "tau": 0.05}
 SAMPLE_RATE = 32_000  # Hz
 
@@ -94,6 +97,9 @@ def load_salsa_checkpoint(path: str | Path, tokenizer: str | Path | None = None)
 def _architecture(shapes: dict[str, tuple], settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     """Arguments of DualEncoder but the temperature, and where the file has its parts: our prefix -> its prefix. Raises UserError."""
     text_prefix = _only(_prefixes(shapes, TEXT, TEXT_ANCHOR), f"text encoder: keys {TEXT}*{TEXT_ANCHOR}")
+    for name, meaning in ALWAYS_ON.items():
+        if settings.get(name) is False:
+            raise UserError(f"its hyper-parameters say {name}: False, so {meaning}, which this project does not compute")
     is_tap = TAP_ANCHOR in shapes
     sequence = _setting(settings, "sequence", lambda value: isinstance(value, bool), default=is_tap)
     audio, audio_prefix = _find_audio_encoder(shapes, sequence)
@@ -103,6 +109,7 @@ def _architecture(shapes: dict[str, tuple], settings: dict[str, Any]) -> tuple[d
     architecture = {
         "audio_encoder": audio,
         "text_encoder": _text_architecture(shapes, text_prefix),
+        "text_readout": "mean" if settings.get("sentence_features.use_first_token") is False else "first",
         "pooling": {"name": "tap", "attention_dim": _shape(shapes, TAP_ANCHOR, 2)[0]} if is_tap else {"name": "mean"},
         "dim": _shape(shapes, "project_audio.0.weight", 2)[0],
         "sample_rate": SAMPLE_RATE,

@@ -21,7 +21,8 @@ from retrieval.config import load_config
 from retrieval.errors import UserError
 from retrieval.models import DualEncoder, build_model, build_model_without_weights, hub
 from retrieval.models.audio import AtstFrame
-from retrieval.models.text import load_tokenizer, text_architecture
+from retrieval.models.text import text_architecture
+from retrieval.models.tokenizer import load_tokenizer
 from tests.golden import formulas
 
 GOLDEN = Path(__file__).parent / "golden"

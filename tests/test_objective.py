@@ -14,7 +14,8 @@ from retrieval.data import PairDataset, collate_pairs, open_cache
 from retrieval.errors import UserError
 from retrieval.losses import LOSSES, listnet, nt_xent
 from retrieval.models import build_model
-from retrieval.models.text import TextEncoder, load_tokenizer, text_architecture
+from retrieval.models.text import TextEncoder, normalise_caption, text_architecture
+from retrieval.models.tokenizer import load_tokenizer
 from retrieval.objective import CaptionSimilarity, Objective, TeacherScores
 from retrieval.optim import parameter_groups
 from retrieval.score_files import write_scores
@@ -177,11 +178,13 @@ def test_mixed_clips_have_no_targets(tiny, teachers, tmp_path):
 def test_caption_similarity_is_that_of_the_sentence_encoder(tiny, pairs, sentence_encoder):
     similarity = CaptionSimilarity(str(sentence_encoder), pairs.captions, CPU)
     encoder = TextEncoder(text_architecture(str(sentence_encoder), dropout=0.0), 32).eval()
-    encoder.tokenizer = load_tokenizer(sentence_encoder)
     encoder.load_pretrained(str(sentence_encoder))
+    tokenizer = load_tokenizer(sentence_encoder)
     numbers = torch.tensor([2, 2, 11])
+    tokens = [tokenizer(pairs.captions[index], return_tensors="pt") for index in numbers]  # capitals and full stops are kept
     with torch.no_grad():
-        vectors = torch.cat([encoder([pairs.captions[index]]) for index in numbers])
+        vectors = torch.cat([encoder.model(**each).last_hidden_state[:, 0] for each in tokens])
+    assert len(tokens[0]["input_ids"][0]) > len(tokenizer(normalise_caption(pairs.captions[2]))["input_ids"])
     expected = torch.nn.functional.cosine_similarity(vectors[:, None], vectors[None], dim=-1)
     assert (similarity.block(numbers) - expected).abs().max() < 1e-5 and expected[0, 2] < 0.999
     objective = Objective(load_config(tiny / "tiny.yaml", ["loss.name=listnet", f"loss.sentence_encoder={sentence_encoder}"]).loss, pairs, CPU)

@@ -14,7 +14,8 @@ from retrieval.data import open_cache
 from retrieval.errors import UserError
 from retrieval.models import build_model
 from retrieval.models.audio.atst import AtstFrame
-from retrieval.models.text import TextEncoder, load_tokenizer, text_architecture
+from retrieval.models.text import TextEncoder, text_architecture
+from retrieval.models.tokenizer import load_tokenizer
 
 SIZES = {"embed_dim": 32, "depth": 1, "num_heads": 2}
 ARGUMENTS = ["--embed-dim", "32", "--depth", "1", "--num-heads", "2", "--steps", "40"]

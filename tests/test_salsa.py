@@ -23,7 +23,8 @@ from retrieval.models import hub
 from retrieval.models.audio import AUDIO_ENCODERS
 from retrieval.models.audio.atst import AtstFrame
 from retrieval.models.dual_encoder import DualEncoder
-from retrieval.models.text import KNOWN_ARCHITECTURES, TextEncoder, load_tokenizer
+from retrieval.models.text import KNOWN_ARCHITECTURES, TextEncoder
+from retrieval.models.tokenizer import load_tokenizer
 from retrieval.salsa import _architecture
 from tests.conftest import write_text_encoder
 from tests.golden import formulas
@@ -252,6 +253,27 @@ def test_hyper_parameters_of_classes_that_are_not_installed(tmp_path: Path, toke
     assert torch.equal(scores_of(loaded), scores_of(model))
     assert loaded.windows.hop_samples == 32_000  # 320 is the hop of a spectrogram
     assert caplog.messages[0].endswith("published runs: hop_seconds=1.0, sequence=True, tau=0.05")
+
+
+@pytest.mark.parametrize("use_first_token", [True, False])
+def test_the_text_is_read_as_the_hyper_parameters_say(tmp_path: Path, tokenizer: Path, use_first_token: bool):
+    """The same name stands in another section, where it speaks of the audio."""
+    model = small_model(ATST, TAP, tokenizer)
+    audio = {"sequence_model": {"use_first_token": not use_first_token}}
+    settings = SETTINGS | {"audio_features": audio, "sentence_features": {"use_first_token": use_first_token}, "normalize": True}
+    loaded = load_salsa_checkpoint(write_checkpoint(tmp_path / "model.ckpt", foreign_names(model), settings), tokenizer)
+    assert torch.equal(scores_of(loaded), scores_of(model)) == use_first_token  # the model reads the first
+    model.text_encoder.readout = "first" if use_first_token else "mean"
+    assert torch.equal(scores_of(loaded), scores_of(model))
+
+
+@pytest.mark.parametrize(
+    ("settings", "found"),
+    [({"normalize": False}, "normalize: False, so its scores are no cosines"), ({"sentence_features": {"remove_punctuation": False}}, "keep their")],
+)
+def test_what_cannot_be_computed_here_is_refused(tmp_path: Path, tokenizer: Path, settings: dict, found: str):
+    state = foreign_names(small_model(ATST, TAP, tokenizer))
+    assert found in error_of(write_checkpoint(tmp_path / "model.ckpt", state, SETTINGS | settings), tokenizer)
 
 
 def test_without_hyper_parameters_the_recipe(tmp_path: Path, tokenizer: Path, caplog):

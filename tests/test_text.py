@@ -26,7 +26,8 @@ from transformers import (
 
 from retrieval.errors import UserError
 from retrieval.models import hub
-from retrieval.models.text import KNOWN_ARCHITECTURES, TextEncoder, load_tokenizer, normalise_caption, text_architecture, text_readout
+from retrieval.models.text import KNOWN_ARCHITECTURES, TextEncoder, normalise_caption, text_architecture, text_readout
+from retrieval.models.tokenizer import load_tokenizer
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "text.json").read_text(encoding="utf-8"))
 CAPTIONS = ["A steady, LOW tone.", "Someone plays a rising note!", "tone"]

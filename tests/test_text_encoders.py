@@ -22,7 +22,8 @@ from torch.nn import functional
 
 from retrieval.errors import UserError
 from retrieval.models import text
-from retrieval.models.text import DROPOUT_SETTINGS, TextEncoder, load_tokenizer, normalise_caption, text_architecture, text_readout
+from retrieval.models.text import DROPOUT_SETTINGS, TextEncoder, normalise_caption, text_architecture, text_readout
+from retrieval.models.tokenizer import load_tokenizer
 
 CAPTIONS = ["A dog barks, twice!", "rain", "someone plays a low tone", "..."]  # the last one has no word
 LETTERS = [chr(code) for code in range(ord("a"), ord("z") + 1)]
@@ -102,6 +103,12 @@ def clip_both(size: int) -> Any:
     return hf.CLIPModel(hf.CLIPConfig(text_config=clip_settings(size), vision_config=VISION, projection_dim=8))
 
 
+def clap(size: int) -> Any:
+    text = {**MASKED, "vocab_size": size, "max_position_embeddings": 42, "pad_token_id": 1}
+    audio = {"patch_embeds_hidden_size": 8, "depths": [1, 1], "num_attention_heads": [1, 1], "num_mel_bins": 16, "spec_size": 32, "patch_size": 4}
+    return hf.ClapModel(hf.ClapConfig(text_config=text, audio_config=audio | {"hidden_size": 16, "window_size": 2}, projection_dim=8))
+
+
 def t5(size: int) -> Any:
     return hf.T5ForConditionalGeneration(hf.T5Config(vocab_size=size, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2))
 
@@ -125,6 +132,7 @@ FAMILIES = {
     "gpt2": Family(gpt2_tokenizer, gpt2, "last", 40),
     "clip_text": Family(clip_tokenizer, clip_text, "last", 40),
     "clip": Family(clip_tokenizer, clip_both, "last", 40),
+    "clap": Family(roberta_tokenizer, clap, "first", 40),
     "t5": Family(t5_tokenizer, t5, "mean", None),
 }
 OLD_POOLINGS = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
@@ -191,8 +199,8 @@ def tokens_of(name: str, family: str, caption: str) -> list[int]:
 def hidden_states(name: str, family: str, caption: str) -> Tensor:
     """(L, feature_dim) of the last layer by the published class, without padding."""
     ids = torch.tensor([tokens_of(name, family, caption)])
-    if family == "clip":
-        return hf.CLIPModel.from_pretrained(name).eval().text_model(input_ids=ids).last_hidden_state[0]
+    if family in ("clip", "clap"):
+        return {"clip": hf.CLIPModel, "clap": hf.ClapModel}[family].from_pretrained(name).eval().text_model(input_ids=ids).last_hidden_state[0]
     if family == "t5":
         return hf.T5ForConditionalGeneration.from_pretrained(name).eval().encoder(input_ids=ids).last_hidden_state[0]
     return hf.AutoModel.from_pretrained(name).eval()(input_ids=ids).last_hidden_state[0]
@@ -408,7 +416,7 @@ def test_what_has_no_readout(tmp_path: Path):
 
 def test_an_encoder_decoder_whose_encoder_does_not_stand_alone(tmp_path: Path):
     hf.BartConfig(vocab_size=40, d_model=16).save_pretrained(tmp_path)
-    assert "describes no model that can be built" in error_of(TextEncoder, text_architecture(str(tmp_path), 0.1), 32)
+    assert "describes no text encoder that transformers can build" in error_of(TextEncoder, text_architecture(str(tmp_path), 0.1), 32)
 
 
 # --- training ---

@@ -11,7 +11,8 @@ from retrieval.losses import LEARNABLE, arguments_of, check_loss
 from retrieval.models.audio import AUDIO_ENCODERS
 from retrieval.models.audio.huggingface import HuggingFaceAudioEncoder, huggingface_arguments
 from retrieval.models.dual_encoder import POOLINGS, DualEncoder
-from retrieval.models.text import load_tokenizer, text_architecture, text_readout
+from retrieval.models.text import text_architecture, text_readout
+from retrieval.models.tokenizer import load_tokenizer
 
 __all__ = ["DualEncoder", "build_model", "build_model_without_weights"]
 

@@ -18,7 +18,8 @@ from retrieval.errors import UserError, one_line
 from retrieval.models.audio import AUDIO_ENCODERS
 from retrieval.models.hub import hub_answers, local_files_only
 from retrieval.models.pooling import MeanPooling, TextAwareAttentionPooling
-from retrieval.models.text import TextEncoder, load_tokenizer
+from retrieval.models.text import TextEncoder
+from retrieval.models.tokenizer import load_tokenizer
 from retrieval.models.transformer_pooling import TransformerPooling
 from retrieval.models.windows import WindowGrid
 

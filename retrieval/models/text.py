@@ -11,15 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
-from tokenizers import processors
 from torch import nn
 from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForTextEncoding,
-    AutoTokenizer,
     BatchEncoding,
     PreTrainedConfig,
     PreTrainedModel,
@@ -28,6 +27,7 @@ from transformers import (
 
 from retrieval.errors import UserError, one_line
 from retrieval.models.hub import local_files_only
+from retrieval.models.tokenizer import unreachable
 
 logger = logging.getLogger(__name__)
 
@@ -76,15 +76,17 @@ class TextEncoder(nn.Module):
     """Architecture from a Hugging Face config as a dict; set `tokenizer` before captions are encoded.
 
     readout, of the last layer: "first", token 0; "mean" of the valid tokens; "last" valid token, the end of the text.
+    as_written: captions with their capitals and punctuation.
     """
 
-    def __init__(self, architecture: dict[str, Any], max_tokens: int, readout: str = "first"):
+    def __init__(self, architecture: dict[str, Any], max_tokens: int, readout: str = "first", as_written: bool = False):
         super().__init__()
         if readout not in READOUTS:
             raise UserError(f"the readout of the text encoder must be one of {', '.join(READOUTS)}, found {readout!r}")
         self.tokenizer: PreTrainedTokenizerBase | None = None
         self.max_tokens = max_tokens
         self.readout = readout
+        self.as_written = as_written
         config = AutoConfig.for_model(**architecture)
         config.use_cache = False  # a decoder would keep keys and values for tokens to come
         self.model = _build(config)
@@ -105,11 +107,13 @@ class TextEncoder(nn.Module):
     def load_pretrained(self, name: str) -> None:
         """Weights of hub model or folder `name`, which must have this architecture."""
         settings = {"dtype": torch.float32, "local_files_only": local_files_only(name), "output_loading_info": True}
+        if _tower_class(self.model.config) is not None:
+            settings["key_mapping"] = {r"^text_model\.": ""}  # what the whole model calls it
         try:
             # With the class and config of this model, the text tower of a folder that holds more (CLIP, T5) is all that is read.
             source, report = type(self.model).from_pretrained(name, config=self.model.config, **settings)
         except Exception as error:
-            raise _unreachable(name, error) from None
+            raise unreachable(name, error) from None
         # transformers fills what the file lacks with random numbers.
         missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
         if missing:
@@ -119,7 +123,7 @@ class TextEncoder(nn.Module):
     def tokens(self, captions: list[str]) -> BatchEncoding:
         """input_ids and attention_mask, int64 (N, L), on the CPU."""
         return self.tokenizer(
-            [normalise_caption(caption) for caption in captions],
+            captions if self.as_written else [normalise_caption(caption) for caption in captions],
             padding=True,
             padding_side="right",  # positions of CLIP and GPT-2 count padding on the left
             truncation=True,
@@ -144,11 +148,20 @@ class TextEncoder(nn.Module):
 def _build(config: PreTrainedConfig) -> PreTrainedModel:
     """Random weights, without head; of an encoder-decoder such as T5 the encoder alone."""
     auto = AutoModelForTextEncoding if config.is_encoder_decoder else AutoModel
+    tower = _tower_class(config)
     try:
+        if tower is not None:
+            return tower(config).float()
         return auto.from_config(config, dtype=torch.float32)  # also where the files are in half precision: autocast takes what it needs
     except (ValueError, TypeError, ZeroDivisionError) as error:
-        found = f"the text encoder's config.json describes no model that can be built ({one_line(error)})"
+        found = f"the text encoder's config.json describes no text encoder that transformers can build ({one_line(error)})"
         raise UserError(f"{found}; copy it again, or take another text encoder") from None
+
+
+def _tower_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
+    """The text tower of a model such as CLAP, of which AutoModel knows only the whole."""
+    known = type(config) in AutoModel._model_mapping or config.is_encoder_decoder
+    return None if known else getattr(transformers, type(config).__name__.replace("TextConfig", "TextModel"), None)
 
 
 def text_architecture(name: str, dropout: float, allow_known: bool = False) -> dict[str, Any]:
@@ -170,7 +183,7 @@ def _text_config(name: str) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(name, local_files_only=local_files_only(name)).get_text_config()
     except Exception as error:
-        raise _unreachable(name, error) from None
+        raise unreachable(name, error) from None
 
 
 def architecture_of(config: PreTrainedConfig, dropout: float) -> dict[str, Any]:
@@ -245,54 +258,3 @@ def _is_causal(config: PreTrainedConfig) -> bool:
     with torch.random.fork_rng(devices=[]), torch.no_grad():  # the run's random numbers stay as they are
         first, other = _build(config).eval()(input_ids=tokens, attention_mask=torch.ones_like(tokens)).last_hidden_state[:, 0]
     return torch.allclose(first, other, atol=1e-6)
-
-
-def load_tokenizer(name: str | Path, vocab_size: int | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of hub model or folder `name`; it must fit a model of `vocab_size` tokens, where given.
-
-    Where it marks no end of a text (GPT-2), its end-of-text token is appended: the last token is then the same in all captions,
-    as in CLIP, and a caption without a word is still one token. Where it has no padding, the end-of-text token is that as well.
-    """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(name), local_files_only=local_files_only(name))
-    except Exception as error:
-        raise _unreachable(str(name), error) from None
-    # Where a folder has no tokenizer files, transformers makes a tokenizer that knows no word.
-    if len(tokenizer) <= len(tokenizer.all_special_tokens):
-        raise UserError(f"text encoder {name}: its tokenizer knows no word; the tokenizer files are missing, copy them there again")
-    if tokenizer.pad_token is None:
-        if tokenizer.eos_token is None:
-            raise UserError(f"text encoder {name}: its tokenizer has no padding token; set pad_token in its tokenizer_config.json")
-        tokenizer.pad_token = tokenizer.eos_token  # in the vocabulary already: the table of embeddings stays as it is
-    if vocab_size is not None and len(tokenizer) > vocab_size:
-        found = f"its tokenizer has {len(tokenizer)} tokens, its config.json says vocab_size {vocab_size}"
-        raise UserError(f"text encoder {name}: {found}; copy both again")
-    empty, word = tokenizer(["", "a"])["input_ids"]
-    if not empty or empty[-1] != word[-1]:
-        _append_end(tokenizer, empty, name)
-    return tokenizer
-
-
-def _append_end(tokenizer: PreTrainedTokenizerBase, begin: list[int], name: str | Path) -> None:
-    """A text becomes `begin`, as before, its tokens and the end-of-text token."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)  # not in tokenizers that are written in Python
-    if tokenizer.eos_token is None or backend is None:
-        found = "its tokenizer marks no end of a text, and has no token, or no way, to do so"
-        raise UserError(f"text encoder {name}: {found}; set eos_token in its tokenizer_config.json, or take another text encoder")
-    around = {token: tokenizer.convert_tokens_to_ids(token) for token in (*tokenizer.convert_ids_to_tokens(begin), tokenizer.eos_token)}
-    single = [*tokenizer.convert_ids_to_tokens(begin), "$A", tokenizer.eos_token]
-    backend.post_processor = processors.TemplateProcessing(single=single, special_tokens=list(around.items()))
-
-
-def _unreachable(name: str, error: Exception) -> UserError:
-    # transformers raises OSError, ValueError and others, with texts of many lines, for one and the same absence.
-    reason = " ".join(str(error).split())[:160] or type(error).__name__
-    if Path(name).is_dir():
-        return UserError(f"text encoder folder {name} cannot be loaded ({reason}); it needs config.json, tokenizer files and model.safetensors")
-    if name.count("/") > 1:
-        return UserError(f"text encoder folder {name} does not exist; set text_encoder.name to a folder, or to a hub name such as roberta-large")
-    return UserError(
-        f"text encoder {name!r} is no folder here and the Hugging Face hub did not give it ({reason}); "
-        f"download it where there is internet (hf download {name} --local-dir weights/{Path(name).name}) "
-        f"and set text_encoder.name=weights/{Path(name).name}"
-    )
