@@ -50,6 +50,7 @@ class Progress:
     best_map: float = -1.0
     best_epoch: int = -1
     corpus: str = ""  # ClipSplit.fingerprint() of the development split
+    teachers: str = ""  # TeacherScores.fingerprint()
 
     def state_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -57,6 +58,8 @@ class Progress:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if self.corpus and state.get("corpus", self.corpus) != self.corpus:
             raise UserError("--resume with another corpus: the cache's development clips or captions have changed; set data.cache to the run's own")
+        if state.get("teachers", self.teachers) != self.teachers:
+            raise UserError("--resume with other teachers: the scores in loss.teachers have changed; put the run's own there, or start anew")
         for name, value in state.items():
             setattr(self, name, value)
 

@@ -126,7 +126,7 @@ class PoolingConfig(Section):
 class LossConfig(Section):
     name: str = Field("nt_xent", description="a key of retrieval.losses.LOSSES")
     temperature: float = Field(0.05, gt=0, le=10, description="cosines are divided by it")
-    learnable_temperature: bool = Field(False, description="trained in the audio projection's parameter group")
+    learnable_temperature: bool = Field(False, description="trained in the audio projection's parameter group; starts from train.init_from's")
     margin: float = Field(1.0, gt=0, description="triplet: in units of cosine / temperature")
     omega: float = Field(10.0, ge=0, description="pmr: sharpness of the prior, on cosines")
     prior_axis: Literal["cross", "same"] = Field("cross", description="pmr: the prior of the other direction, as in dual softmax, or of the same")
@@ -137,6 +137,12 @@ class LossConfig(Section):
     supervised: str = Field("nt_xent", description="distillation: the loss that is added with loss_weight")
     loss_weight: float = Field(0.0, ge=0, description="distillation: weight of the supervised loss")
     distill_weight: float = Field(1.0, ge=0, description="distillation: weight of the distillation loss")
+
+    @model_validator(mode="after")
+    def _teachers_differ(self) -> "LossConfig":
+        if len({Path(teacher).resolve() for teacher in self.teachers}) < len(self.teachers):
+            raise ValueError("teachers names a folder twice; their scores are averaged, so name each once")
+        return self
 
     @model_validator(mode="after")
     def _distillation_has_teachers(self) -> "LossConfig":
@@ -188,7 +194,7 @@ class OptimizerConfig(Section):
 
 class TrainConfig(Section):
     output: str = Field("", description="run folder; default: runs/<name of the YAML file>")
-    init_from: str | None = Field(None, description="model folder whose weights a run starts from, such as runs/stage1/best")
+    init_from: str | None = Field(None, description="model folder whose weights a run starts from, in place of checkpoints")
     caches: list[str] = Field([], description="train on the development splits of these; data.cache then gives validation and evaluation alone")
     cache_weights: list[float] = Field([], description="how often an epoch goes through the pairs of each cache; none: once")
     epochs: int = Field(20, ge=1)
@@ -202,6 +208,8 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _a_weight_for_each_cache(self) -> "TrainConfig":
+        if len({Path(cache).resolve() for cache in self.caches}) < len(self.caches):
+            raise ValueError("caches names one twice, whose clips would be their own negatives; give it a weight in cache_weights")
         if self.cache_weights and len(self.cache_weights) != len(self.caches):
             raise ValueError(f"cache_weights has {len(self.cache_weights)} numbers for {len(self.caches)} caches; give one each")
         if any(weight <= 0 for weight in self.cache_weights):

@@ -5,7 +5,7 @@ import yaml
 from retrieval.config import Config
 from retrieval.data import EpochBatches, check_batch_size, num_steps_per_epoch
 from retrieval.errors import UserError
-from retrieval.models import DualEncoder, build_model_without_weights
+from retrieval.models import DualEncoder, build_model_without_weights, warnings_of
 from retrieval.optim import parameter_groups
 from retrieval.preparation import open_splits
 
@@ -27,6 +27,7 @@ def describe(config: Config) -> str:
     total += num_fixed
     lines += [f"{'fixed':<18} {num_fixed:>13,}"] if num_fixed else []
     lines += [f"{'all':<18} {total:>13,}", "", _steps(config), _memory(config, model, total)]
+    lines += [f"warning: {warning}" for warning in warnings_of(config)]
     return "\n".join(lines)
 
 
@@ -53,7 +54,7 @@ def _memory(config: Config, model: DualEncoder, num_parameters: int) -> str:
     per_channel = 68 if config.train.mixed_precision == "no" else 34
     text, batch, num_frames = model.text_encoder.model.config, config.train.batch_size, model.windows.num_frames
     blocks = getattr(model.audio_encoder, "blocks", ())
-    channels = num_frames * model.audio_encoder.feature_dim * len(blocks) * (not config.audio_encoder.frozen)
+    channels = model.tokens_per_clip * model.audio_encoder.feature_dim * len(blocks) * (not config.audio_encoder.frozen)
     channels += config.text_encoder.max_tokens * text.hidden_size * text.num_hidden_layers * (not config.text_encoder.frozen)
     activations = batch * channels * per_channel + batch * num_frames * config.dim * 4 * (4 if config.pooling.name == "tap" else 1)
     unknown = "" if blocks or config.audio_encoder.frozen else f", those of {config.audio_encoder.name} not counted,"

@@ -3,13 +3,15 @@
 Letters: N texts and B audios of a batch, over all processes; P pairs of the corpus, D numbers of a sentence embedding.
 """
 
+import hashlib
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm.auto import tqdm
 
 from retrieval.config import LossConfig
-from retrieval.data import PairDataset
+from retrieval.data import JoinedSplit, PairDataset
 from retrieval.distributed import rank, replicated
 from retrieval.errors import UserError
 from retrieval.losses import LEARNABLE, TARGETS, apply_loss, arguments_of
@@ -29,6 +31,14 @@ class TeacherScores:
         self.files = [open_scores(folder) for folder in folders]
         for file in self.files:
             file.check(pairs.split)
+
+    def fingerprint(self) -> str:
+        """Of the scores themselves."""
+        digest = hashlib.sha256()
+        for file in self.files:
+            for clip in file.scores.T:  # a column at a time, as they lie on disk
+                digest.update(np.ascontiguousarray(clip))
+        return digest.hexdigest()
 
     def block(self, pairs: torch.Tensor, clips: torch.Tensor) -> torch.Tensor:
         """float32 (N, B): the captions of `pairs` (N,) with `clips` (B,)."""
@@ -71,12 +81,14 @@ class Objective:
         needed = {argument for name in self.weights for argument in arguments_of(name)}
         if pairs.mix_probability and needed & set(TARGETS):
             raise UserError(f"loss.name={settings.name} has no target for mixed clips; set augmentation.mix_probability=0")
+        if "teacher_scores" in needed and isinstance(pairs.split, JoinedSplit):
+            raise UserError("loss.name=distillation with several train.caches: teachers score one cache, so train on one, or use another loss")
         self.teachers = TeacherScores(settings.teachers, pairs) if "teacher_scores" in needed else None
         self.captions = CaptionSimilarity(settings.sentence_encoder, pairs.captions, device) if "caption_similarity" in needed else None
 
     def __call__(self, model: DualEncoder, scores: torch.Tensor, clips: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
         """scores (N, B) of texts and audios in one order, their clips (N,) and pairs (N,) in PairDataset -> scalar."""
-        values: dict[str, Any] = self.settings.model_dump() | {"temperature": replicated(model.temperature)}
+        values: dict[str, Any] = self.settings.model_dump() | {"temperature": replicated(model.temperature).abs()}  # a step may cross 0
         values |= {name: replicated(model.loss_parameters[name]) for name in LEARNABLE if name in model.loss_parameters}
         if self.teachers is not None:
             values["teacher_scores"] = self.teachers.block(pairs, clips)

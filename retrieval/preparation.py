@@ -30,7 +30,7 @@ from retrieval.distributed import rank, world_size
 from retrieval.errors import UserError
 from retrieval.evaluation import few_clips_warning
 from retrieval.frame_cache import FrameSplit, cached_captions, cached_frames
-from retrieval.models import DualEncoder, build_model
+from retrieval.models import DualEncoder, build_model, warnings_of
 from retrieval.models.mel_augmentation import mel_augmentation
 from retrieval.objective import Objective
 from retrieval.optim import parameter_groups
@@ -120,12 +120,12 @@ def prepare(config: Config, folder: Path, resume: bool, overwrite: bool) -> Run:
     checkpoint.check_run(folder, config, resume, overwrite)
     set_seed(config.seed)
     splits = open_splits(config)
-    for split in splits.scored:
-        if warning := few_clips_warning(len(split)):
-            accelerator.print(f"warning: {split.name} has {warning}")
     batches = EpochBatches(splits.sizes, config.train.batch_size, config.seed, rank(), world_size(), config.train.cache_weights)
     check_batch_size(batches.num_pairs, config.train.batch_size, world_size())
     model = build_model(config).to(accelerator.device)
+    few = [f"{split.name} has {warning}" for split in splits.scored if (warning := few_clips_warning(len(split)))]
+    for warning in [*warnings_of(config), *few]:
+        accelerator.print(f"warning: {warning}")
     model.augment_mel = mel_augmentation(**config.augmentation.mel)
     if model.augment_mel is not None and not model.audio_encoder.num_mel_bins:
         raise UserError(f"augmentation of spectrograms has no effect, since {config.audio_encoder.checkpoint} hears waveforms; switch it off")
@@ -146,7 +146,7 @@ def prepare(config: Config, folder: Path, resume: bool, overwrite: bool) -> Run:
     if accelerator.is_main_process:
         checkpoint.open_run(folder, config, resume)
     accelerator.wait_for_everyone()
-    progress = Progress(corpus=pairs.split.fingerprint())
+    progress = Progress(corpus=pairs.split.fingerprint(), teachers=objective.teachers.fingerprint() if objective.teachers else "")
     accelerator.register_for_checkpointing(progress)
     if resume:
         checkpoint.load_state(accelerator, folder, progress)

@@ -3,6 +3,7 @@
 import math
 import pickle
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ import torch
 from test_training import configure, losses_of
 
 from retrieval import training
+from retrieval.config import load_config
 from retrieval.data.augmentation import WaveformAugmentation, waveform_augmentation
+from retrieval.models import build_model
 from retrieval.models.mel_augmentation import MelAugmentation, mel_augmentation
 
 RATE = 16_000
@@ -187,6 +190,28 @@ def test_negative_control_spectrograms_without_augmentation():
 
 EVERYTHING = {"gain_db": 6, "noise_snr_db": 10, "shift_seconds": 0.2, "pitch_semitones": 2, "stretch": 0.1, "mask_mels": 8, "mask_columns": 20}
 EVERYTHING |= {"warp_mels": 0.1, "mix_probability": 0.3}
+
+
+def first_losses(tiny, folder: Path, *overrides: str) -> dict[int, float]:
+    training.train(configure(tiny, folder, "train.max_steps=2", *overrides))
+    return losses_of(folder)
+
+
+@pytest.mark.parametrize("name", EVERYTHING)
+def test_each_change_reaches_the_training(tiny, tmp_path, name):
+    always = ["augmentation.probability=1", f"augmentation.{name}={EVERYTHING[name]}"]
+    changed, plain = first_losses(tiny, tmp_path / "changed", *always), first_losses(tiny, tmp_path / "plain", "augmentation.probability=1")
+    assert changed[1] != plain[1] and math.isfinite(changed[2])
+
+
+def test_validation_and_evaluation_hear_what_was_recorded(tiny):
+    config = load_config(tiny / "tiny.yaml", [f"augmentation.{name}={EVERYTHING[name]}" for name in ("mask_mels", "mask_columns", "warp_mels")])
+    model = build_model(config)
+    waveform, lengths = torch.randn(2, 16_000, generator=torch.Generator().manual_seed(0)), torch.tensor([16_000, 9_000])
+    plain = model.eval().audio_features(waveform, lengths)[0]
+    model.augment_mel = mel_augmentation(**config.augmentation.mel)
+    assert torch.equal(model.eval().audio_features(waveform, lengths)[0], plain)
+    assert not torch.equal(model.train().audio_features(waveform, lengths)[0], plain)  # negative control: the encoder has no dropout
 
 
 def test_a_run_with_everything_on_is_repeatable_and_differs_from_one_without(tiny, tmp_path):

@@ -299,4 +299,33 @@ def test_a_start_of_another_architecture_is_refused(tiny, tmp_path):
     assert not (tmp_path / "second").exists()
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("audio_encoder.num_heads=4", "its audio_encoder.num_heads is 2, not 4"),
+        ("text_encoder.readout=mean", "its text_readout is first, not mean"),
+    ],
+)
+def test_a_start_whose_weights_fit_and_mean_another_thing_is_refused(tiny, tmp_path, override, message):
+    build_model(load_config(tiny / "tiny.yaml")).save_pretrained(tmp_path / "first")
+    with pytest.raises(UserError, match=message):
+        build_model(load_config(tiny / "tiny.yaml", [f"train.init_from={tmp_path}/first", override]))
+
+
+def test_a_learnt_temperature_is_started_from_and_a_set_one_is_not(tiny, tmp_path):
+    first = build_model(load_config(tiny / "tiny.yaml", ["loss.learnable_temperature=true"]))
+    first.temperature.data.fill_(0.123)
+    first.save_pretrained(tmp_path / "first")
+    start = f"train.init_from={tmp_path}/first"
+    for learnable, expected in (("true", 0.123), ("false", 0.05)):
+        model = build_model(load_config(tiny / "tiny.yaml", [start, f"loss.learnable_temperature={learnable}"]))
+        assert model.temperature.item() == pytest.approx(expected)
+
+
+def test_a_file_to_start_from_says_how_it_becomes_a_folder(tiny, tmp_path):
+    (tmp_path / "salsa.ckpt").write_bytes(b"x")
+    with pytest.raises(UserError, match="is a file, not a model folder; one of salsa becomes a folder by"):
+        build_model(load_config(tiny / "tiny.yaml", [f"train.init_from={tmp_path}/salsa.ckpt"]))
+
+
 LR = ("audio_encoder", "text_encoder", "audio_projection", "text_projection", "pooling")

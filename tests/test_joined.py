@@ -7,7 +7,7 @@ from conftest import write_cache
 from retrieval.config import load_config
 from retrieval.data import EpochBatches, JoinedSplit, PairDataset, open_cache
 from retrieval.errors import UserError
-from retrieval.preparation import make_pairs, open_splits
+from retrieval.preparation import make_pairs, open_splits, prepare
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +51,20 @@ def test_the_configuration_s_caches_are_joined(splits, tiny, tmp_path):
     opened = open_splits(config)
     assert opened.sizes == [24, 10] and len(opened.validation) == 8
     assert len(make_pairs(opened, config)) == 34
+
+
+@pytest.mark.parametrize(("weights", "num_pairs"), [("[]", 34), ("[0.5, 1.5]", 12 + 15)])
+def test_an_epoch_of_training_has_as_many_pairs_as_the_weights_say(tiny, tmp_path, weights, num_pairs):
+    other = write_cache(tmp_path / "other", {"development": 5}, seed=9)
+    settings = [f"train.caches=[{tiny}/cache, {other}]", f"train.cache_weights={weights}", f"train.output={tmp_path}/run"]
+    run = prepare(load_config(tiny / "tiny.yaml", settings), tmp_path / "run", resume=False, overwrite=False)
+    run.batches.start(0)
+    assert sum(len(batch["captions"]) for batch in run.loader) == num_pairs and run.steps_per_epoch == -(-num_pairs // 4)
+
+
+def test_a_corpus_that_is_named_twice_is_refused(tiny):
+    with pytest.raises(UserError, match="caches names one twice, whose clips would be their own negatives"):
+        load_config(tiny / "tiny.yaml", [f"train.caches=[{tiny}/cache, {tiny}/../{tiny.name}/cache]"])
 
 
 @pytest.mark.parametrize(

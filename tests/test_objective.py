@@ -1,17 +1,20 @@
 """The loss of a run: every loss trains from a configuration, learnable parameters, teachers on disk, a sentence encoder's targets."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import write_cache
 from safetensors.torch import load_file
 
 from retrieval import training
 from retrieval.config import load_config
 from retrieval.data import PairDataset, collate_pairs, open_cache
 from retrieval.errors import UserError
+from retrieval.interruption import Interrupted
 from retrieval.losses import LOSSES, listnet, nt_xent
 from retrieval.models import build_model
 from retrieval.models.text import TextEncoder, normalise_caption, text_architecture
@@ -164,6 +167,45 @@ def test_teachers_of_another_corpus_are_refused(tiny, tmp_path):
     with pytest.raises(UserError, match=str(tmp_path / "teacher")):
         settings = ["loss.name=distillation", f"loss.teachers=[{tmp_path}/teacher]", f"train.output={tmp_path}/run"]
         training.train(load_config(tiny / "tiny.yaml", settings))
+
+
+def test_a_run_is_not_resumed_with_other_teachers(tiny, split, teachers, tmp_path):
+    for name in ("scores.npy", "scores.json"):
+        (tmp_path / "teacher").mkdir(exist_ok=True)
+        shutil.copy(teachers[0] / name, tmp_path / "teacher")
+    settings = ["loss.name=distillation", f"loss.teachers=[{tmp_path}/teacher]", f"train.output={tmp_path}/run", "evaluation.num_pictures=0"]
+    run = [tiny / "tiny.yaml", settings]
+
+    def interrupted(*_):
+        raise Interrupted(15)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(training, "validate", interrupted)
+        training.train(load_config(*run))
+    scores = np.array(np.load(tmp_path / "teacher" / "scores.npy"))
+    write_teacher(tmp_path / "teacher", split, scores + np.float32(1e-3))
+    with pytest.raises(UserError, match="--resume with other teachers"):
+        training.train(load_config(*run), resume=True)
+    write_teacher(tmp_path / "teacher", split, scores)
+    training.train(load_config(*run), resume=True)
+    assert (tmp_path / "run" / "metrics.json").exists()
+
+
+def test_several_corpora_have_no_teachers(tiny, teachers, tmp_path):
+    other = write_cache(tmp_path / "other", {"development": 4})
+    settings = ["loss.name=distillation", f"loss.teachers=[{teachers[0]}]", f"train.caches=[{tiny}/cache, {other}]", f"train.output={tmp_path}/run"]
+    with pytest.raises(UserError, match="several train.caches: teachers score one cache"):
+        training.train(load_config(tiny / "tiny.yaml", settings))
+
+
+def test_a_learnt_temperature_that_crossed_zero_counts_by_its_size(tiny, pairs):
+    config = load_config(tiny / "tiny.yaml", ["loss.learnable_temperature=true"])
+    model, objective, scores = build_model(config), Objective(config.loss, pairs, CPU), torch.rand(3, 3)
+    values = []
+    for temperature in (0.05, -0.05, 0.2):
+        model.temperature.data.fill_(temperature)
+        values.append(objective(model, scores, torch.arange(3), torch.arange(3)).item())
+    assert values[0] == values[1] != values[2]
 
 
 def test_mixed_clips_have_no_targets(tiny, teachers, tmp_path):

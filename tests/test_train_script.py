@@ -87,6 +87,33 @@ def test_dry_run_reads_the_corpus_that_is_there_and_writes_nothing(capsys, tiny:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_dry_run_counts_the_patches_of_passt_and_not_its_vectors(capsys):
+    """What patchout leaves: 6 x 47 patches and two tokens in each of three windows, 12 blocks of 768; by hand for the text as well."""
+    text = dry_run(capsys, "--config", str(ROOT / "configs" / "passt_stage1.yaml"))
+    activations = 64 * 34 * (3 * (2 + 6 * 47) * 768 * 12 + 32 * 1024 * 24) + 64 * 3 * 1024 * 4
+    assert f"+ about {activations / 2**30:.1f} GiB activations at batch 64" in text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "warnings"),
+    [
+        (["pooling.name=mean", "pooling.num_layers=3"], {"pooling.num_layers has no effect with pooling.name=mean"}),
+        (["pooling.name=transformer", "pooling.num_heads=4"], set()),
+        (["loss.margin=7", "loss.loss_weight=0.7"], {f"loss.{name} has no effect with loss.name=nt_xent" for name in ("margin", "loss_weight")}),
+        (["loss.name=triplet", "loss.margin=7"], set()),
+        (["loss.name=listnet", "loss.sentence_encoder=x"], set()),
+        (["loss.name=distillation", "loss.teachers=[a]", "loss.loss_weight=1", "loss.supervised=triplet", "loss.margin=2"], set()),
+        (["loss.name=distillation", "loss.teachers=[a]", "loss.margin=2"], {"loss.margin has no effect with loss.name=distillation"}),
+        (["audio_encoder.frozen=true"], {"audio_encoder is frozen with random weights, so that it says nothing of its input"}),
+    ],
+)
+def test_settings_that_do_nothing_are_named(capsys, tiny: Path, overrides: list[str], warnings: set[str]):
+    lines = dry_run(capsys, "--config", str(tiny / "tiny.yaml"), *overrides).splitlines()
+    ours = {"attention_dim", "attention_dropout", "init"}  # of tiny.yaml, for TAP
+    found = {line.removeprefix("warning: ") for line in lines if line.startswith("warning: ")}
+    assert {line for line in found if line.split()[0].removeprefix("pooling.") not in ours} == warnings
+
+
 def test_dry_run_loads_no_weights(capsys, monkeypatch):
     """Neither from files nor as random numbers: 450 million would take seconds and 1.8 GB."""
 

@@ -2,6 +2,8 @@
 
 import inspect
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,7 +16,7 @@ from retrieval.models.dual_encoder import POOLINGS, DualEncoder
 from retrieval.models.text import text_architecture, text_readout
 from retrieval.models.tokenizer import load_tokenizer
 
-__all__ = ["DualEncoder", "build_model", "build_model_without_weights"]
+__all__ = ["DualEncoder", "build_model", "build_model_without_weights", "warnings_of"]
 
 
 def build_model(config: Config) -> DualEncoder:
@@ -50,16 +52,57 @@ def _frozen_parts(config: Config) -> list[str]:
 
 def _start_from(model: DualEncoder, folder: str) -> None:
     """The weights of another model of one architecture; what the loss learns starts anew where the other has none."""
-    state, own = DualEncoder.from_pretrained(folder).state_dict(), model.state_dict()
+    if Path(folder).is_file():
+        raise UserError(
+            f"train.init_from={folder} is a file, not a model folder; one of salsa becomes a folder by "
+            "retrieval.checkpoint.load_salsa_checkpoint(FILE).save_pretrained(FOLDER)"
+        )
+    other = DualEncoder.from_pretrained(folder)
+    state, own = other.state_dict(), model.state_dict()
     shapes = {key: tuple(value.shape) for key, value in state.items()}
     wrong = [key for key in own if shapes.get(key) != tuple(own[key].shape) and not key.startswith("loss_parameters.")]
     wrong += [key for key in state if key not in own and not key.startswith("loss_parameters.")]
-    if wrong:
+    found = f"{len(wrong)} weights do not fit, first {wrong[0]}" if wrong else _other_function(other.architecture, model.architecture)
+    if found:
         raise UserError(
-            f"train.init_from={folder} is of another architecture than this configuration: {len(wrong)} weights do not fit, first {wrong[0]}; "
+            f"train.init_from={folder} is of another architecture than this configuration: {found}; "
             "take audio_encoder, text_encoder, pooling and dim from its config.yaml"
         )
-    model.load_state_dict(own | {key: value for key, value in state.items() if key in own and key != "temperature"})
+    kept = {"temperature"} if not model.temperature.requires_grad else set()  # a temperature that is not learnt is a setting
+    model.load_state_dict(own | {key: value for key, value in state.items() if key in own and key not in kept})
+
+
+def _other_function(other: dict[str, Any], own: dict[str, Any]) -> str | None:
+    """What no shape of a weight says and scores depend on, where two architectures differ in it."""
+    for *section, key in (
+        ("audio_encoder", "name"),
+        ("audio_encoder", "num_heads"),
+        ("text_encoder", "num_attention_heads"),
+        ("text_readout",),
+        ("pooling", "num_heads"),
+        ("pooling", "readout"),
+    ):
+        pair = [(architecture[section[0]] if section else architecture).get(key) for architecture in (other, own)]
+        if None not in pair and pair[0] != pair[1]:
+            return f"its {'.'.join([*section, key])} is {pair[0]}, not {pair[1]}"
+    return None
+
+
+def warnings_of(config: Config) -> list[str]:
+    """What a configuration asks for in vain, a line each: settings that nothing reads, and frozen parts that have learnt nothing."""
+    pooling, loss = config.pooling, config.loss
+    used = {"name", "temperature", "learnable_temperature"}
+    used |= {"teachers", "supervised", "distill_weight", "loss_weight"} if loss.name == "distillation" else set()
+    for name in _used_losses(loss):
+        used |= set(arguments_of(name))
+        used |= {"sentence_encoder"} if "caption_similarity" in arguments_of(name) else set()
+    vain = [f"loss.{key} has no effect with loss.name={loss.name}" for key in sorted(loss.model_fields_set - used)]
+    used = {"name", *_accepted(POOLINGS[pooling.name], pooling.model_dump())}
+    vain += [f"pooling.{key} has no effect with pooling.name={pooling.name}" for key in sorted(pooling.model_fields_set - used)]
+    if config.train.init_from is None:
+        random = {"audio_encoder": config.audio_encoder.checkpoint is None, "text_encoder": not config.text_encoder.pretrained}
+        vain += [f"{part} is frozen with random weights, so that it says nothing of its input" for part in _frozen_parts(config) if random[part]]
+    return vain
 
 
 def _architecture(config: Config, allow_known: bool) -> dict:
@@ -106,5 +149,8 @@ def _accepted(function: Callable, arguments: dict) -> dict:
 
 
 def _loss_parameters(settings: LossConfig) -> dict[str, float]:
-    used = [settings.name] + ([settings.supervised] if settings.name == "distillation" and settings.loss_weight else [])
-    return {name: getattr(settings, name) for name in LEARNABLE if any(name in arguments_of(loss) for loss in used)}
+    return {name: getattr(settings, name) for name in LEARNABLE if any(name in arguments_of(loss) for loss in _used_losses(settings))}
+
+
+def _used_losses(settings: LossConfig) -> list[str]:
+    return [settings.name] + ([settings.supervised] if settings.name == "distillation" and settings.loss_weight else [])

@@ -106,6 +106,12 @@ class DualEncoder(
         """The arguments that the model was built with: config.json of a saved one."""
         return dict(self._hub_mixin_config)
 
+    @property
+    def tokens_per_clip(self) -> int:
+        """What the audio encoder's blocks compute on in training, of a clip of full length: its frames, unless it says otherwise."""
+        count = getattr(self.audio_encoder, "num_tokens", self.audio_encoder.num_frames)
+        return self.windows.num_windows * count(self._resampled(self.windows.window_samples))
+
     def _build_pooling(self, dim: int, name: str, **arguments: Any) -> nn.Module:
         if name == "transformer":
             return TransformerPooling(self.audio_encoder.feature_dim, self.windows.num_frames, **arguments)

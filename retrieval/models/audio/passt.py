@@ -101,6 +101,11 @@ class Passt(nn.Module):
             )
         return num_patches if self.sequence else 1
 
+    def num_tokens(self, num_samples: int) -> int:
+        """What the blocks compute on in training, of a window of `num_samples`: the patches that patchout leaves, and two tokens."""
+        rows, columns = self.freq_new_pos_embed.shape[2], self._num_patches(num_columns(num_samples))
+        return 2 + (rows - self.patchout_frequency) * (columns - self.patchout_time)
+
     def _num_patches(self, columns: int) -> int:
         return (columns - PATCH) // self.stride + 1
 
