@@ -6,6 +6,7 @@
     python evaluate.py --checkpoint runs/tap/best --split development --save-scores       # scores.npy as well, for distillation
     python evaluate.py --checkpoint runs/tap/best --submission dcase2025 FILE [--queries FILE]
 
+--relevance and --queries bring their own texts: then the clips need no captions.
 Cache, batch sizes and precision are those of the run (RUN/config.yaml), with several checkpoints of the first, unless given here.
 `import evaluate` is the Hugging Face package and never this script: see retrieval/__init__.py.
 """
@@ -15,9 +16,9 @@ from pathlib import Path
 
 from retrieval.errors import OneLineParser, UserError, run_main
 from retrieval.relevance import MAP_AT, read_relevance, relevant_columns
-from retrieval.reporting import METRICS, RANKS, check_checkpoints, check_outputs, default_output, report
+from retrieval.reporting import METRICS, RANKS, check_checkpoints, check_not_among, check_outputs, default_output, report
 from retrieval.score_files import ABOUT, ARRAY, write_scores
-from retrieval.submission import FORMATS, check_format, read_queries, write_submission
+from retrieval.submission import FORMATS, check_file_names, check_format, read_queries, write_submission
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -36,17 +37,19 @@ def main(argv: list[str] | None = None) -> int:
     transformers.utils.logging.disable_progress_bar()
     given = {name: getattr(arguments, name) for name in ("cache", "text_encoder", "mixed_precision", "audio_batch_size", "text_batch_size")}
     scorer = Scorer(arguments.checkpoint, **given)
-    split, accelerator = scorer.cache.split(arguments.split), scorer.accelerator
+    split, accelerator = scorer.cache.split(arguments.split, need_captions=not (relevance or queries)), scorer.accelerator
+    if arguments.submission:
+        check_file_names(split.file_names)
     names = [str(checkpoint) for checkpoint in arguments.checkpoint]
     about = {"checkpoint": names[0] if len(names) == 1 else names, "cache": str(scorer.cache.path)}
-    about["mixed_precision"] = accelerator.mixed_precision
-    captions, clips = captions_of(split)
+    about |= {"fingerprint": split.fingerprint(), "sample_rate": split.sample_rate, "mixed_precision": accelerator.mixed_precision}
     relevant, map_at = None, (10,)
     if relevance is not None:
         relevant, map_at = relevant_columns(relevance, split), MAP_AT
         captions, clips = list(relevance), [columns[0] for columns in relevant]
         about["relevance"] = str(arguments.relevance)
-    captions = queries or captions
+    else:
+        captions, clips = (queries, None) if queries else captions_of(split)
     accelerator.print(
         f"scoring {', '.join(names)} on {split.name} of {scorer.cache.path}, {accelerator.device}, mixed precision {accelerator.mixed_precision}"
     )
@@ -77,7 +80,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--submission", nargs=2, metavar=("FORMAT", "FILE"), help=f"DCASE file: {' or '.join(FORMATS)}")
     parser.add_argument("--queries", type=Path, metavar="FILE", help="CSV with a column caption: what --submission asks in place of the captions")
     parser.add_argument("--audio-batch-size", type=int, help="clips encoded at once")
-    parser.add_argument("--text-batch-size", type=int, help="captions encoded at once, and rows of a score block")
+    parser.add_argument("--text-batch-size", type=int, help="captions encoded at once")
     parser.add_argument("--mixed-precision", choices=["auto", "no", "bf16", "fp16"], help="of the encoders; scores are float32")
     arguments = parser.parse_args(argv)
     for name in ("audio_batch_size", "text_batch_size"):
@@ -104,6 +107,8 @@ def check_paths(arguments: argparse.Namespace) -> None:
         kind, file = arguments.submission
         check_format(kind)
         arguments.submission = kind, Path(file)
+        results = [arguments.output / name for name in (METRICS, RANKS, ARRAY, ABOUT)] if arguments.output else []
+        check_not_among("--submission", Path(file), [*results, *filter(None, (arguments.queries, arguments.relevance))])
         outputs.append(Path(file))
     check_outputs(outputs)
 

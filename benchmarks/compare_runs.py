@@ -5,24 +5,27 @@
     python -m benchmarks.compare_runs mean=runs/sample_mean/best TAP=runs/sample_tap/best --scenes data/sample/scenes.json
     python -m benchmarks.compare_runs mean=runs/sample_mean/best TAP=runs/sample_tap/best --bootstrap
 
-Reads what evaluate.py wrote: metrics.json of MODEL/results/SPLIT, and its ranks.csv with --scenes, of which only the captions count that
-name one event of a scene with three or more, and with --bootstrap, which asks whether each group differs from the first one: confidence
-interval and p-value of a paired bootstrap over clips (retrieval/comparison.py), each query with its mean over the runs of a group.
---split evaluation_relevance reads the results of evaluate.py --relevance. Figures are in percent, text to audio.
+Reads what evaluate.py wrote, in MODEL/results/SPLIT or in its --output folder, given in the place of MODEL (an ensemble, a .ckpt):
+metrics.json, and ranks.csv with --scenes, of which only the captions count that name one event of a scene with three or more, and with
+--bootstrap, which asks whether each group differs from the first one: confidence interval and p-value of a paired bootstrap over clips
+(retrieval/comparison.py), each query with its mean over the runs of a group. --split evaluation_relevance reads the results of evaluate.py
+--relevance. Figures are in percent, text to audio.
 """
 
 import argparse
 import csv
 import json
 import statistics
+import sys
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.scenes import single_event_captions
-from retrieval.comparison import paired_bootstrap, query_metrics
+from retrieval.comparison import narrow_intervals_warning, paired_bootstrap, query_metrics
 from retrieval.errors import OneLineParser, UserError, one_line, run_main
 from retrieval.metrics.text_audio_retrieval.ranking import metrics_of_ranks
+from retrieval.reporting import METRICS, RANKS
 
 NAMES = ("mAP@10", "R@1", "R@5", "R@10")
 NUM_RESAMPLES = 10_000
@@ -36,22 +39,29 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--scenes", type=Path, metavar="FILE", help="scenes.json: only captions that name one event of three or more")
     parser.add_argument("--bootstrap", action="store_true", help="confidence intervals and p-values of the differences to the first group")
     arguments = parser.parse_args(argv)
-    models = models_of_groups(arguments.groups)
+    models = models_of_groups(arguments.groups, arguments.split)
     if arguments.bootstrap and len(models) < 2:
         raise UserError("--bootstrap compares groups with the first one: give two at least")
     wanted = set(single_event_captions(arguments.scenes, arguments.split)) if arguments.scenes else None
     groups = {name: [read_metrics(model, arguments.split, wanted) for model in group] for name, group in models.items()}
     if wanted:
         print(f"{len(wanted)} captions")
+    check_one_corpus(groups)
     print(format_groups(groups))
     if arguments.bootstrap:
         queries = {name: [read_ranks(model, arguments.split, wanted) for model in group] for name, group in models.items()}
-        have_own_clip = not any("relevance" in run for runs in groups.values() for run in runs)
-        print(format_differences(queries, names_of_metrics(groups), have_own_clip))
+        unit = "clips"
+        if any("relevance" in run for runs in groups.values() for run in runs):
+            # Queries with several right clips were not written for one of them: each is drawn for itself.
+            unit = "queries"
+            queries = {name: [[((query, query), ranks) for (_, query), ranks in run] for run in runs] for name, runs in queries.items()}
+        print(format_differences(queries, names_of_metrics(groups), unit))
+        if warning := narrow_intervals_warning(num_drawn(queries)):
+            print(f"warning: {warning}", file=sys.stderr)
     return 0
 
 
-def models_of_groups(groups: list[str]) -> dict[str, list[Path]]:
+def models_of_groups(groups: list[str], split: str) -> dict[str, list[Path]]:
     """Name -> model folders, from name=MODEL[,MODEL...]. Raises UserError."""
     models = {}
     for group in groups:
@@ -61,17 +71,27 @@ def models_of_groups(groups: list[str]) -> dict[str, list[Path]]:
         if name in models:
             raise UserError(f"{name} is given twice; list the models of one group with commas: {name}=MODEL,MODEL")
         models[name] = [Path(folder) for folder in folders.split(",")]
+        if len({results_of(model, split).resolve() for model in models[name]}) < len(models[name]):
+            raise UserError(f"{name} lists one folder twice, which would count as two runs: {folders}")
     return models
+
+
+def results_of(model: Path, split: str) -> Path:
+    """The folder that evaluate.py wrote: `model` itself where it was its --output."""
+    return model if all((model / name).is_file() for name in (METRICS, RANKS)) else model / "results" / split
 
 
 def read_metrics(model: Path, split: str, wanted: set[tuple[str, str]] | None = None) -> dict:
     """The metrics.json of a model folder, for the `wanted` (file name, caption) alone where given. Raises UserError that says how to make it."""
-    folder = model / "results" / split
+    folder = results_of(model, split)
     try:
-        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
+        found = metrics["split"] + ("_relevance" if "relevance" in metrics else "") if folder == model else split
         _ = [table[name] + 0.0 for table in (metrics["text_to_audio"], metrics["chance"]["text_to_audio"]) for name in NAMES]
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise _unreadable(model, split, error) from None
+    if found != split:
+        raise UserError(f"{model} holds results of {found}, asked for are those of {split}: set --split, or give another folder")
     if wanted is not None:
         metrics["text_to_audio"] = metrics_of_ranks([ranks for _, ranks in read_ranks(model, split, wanted)])
     return metrics
@@ -79,7 +99,7 @@ def read_metrics(model: Path, split: str, wanted: set[tuple[str, str]] | None = 
 
 def read_ranks(model: Path, split: str, wanted: set[tuple[str, str]] | None = None) -> Queries:
     """The ranks.csv of a model folder, of the `wanted` queries alone where given. Raises UserError that says how to make it."""
-    path = model / "results" / split / "ranks.csv"
+    path = results_of(model, split) / RANKS
     try:
         with open(path, encoding="utf-8", newline="") as file:
             rows = [((row["clip"], row["query"]), np.array([int(rank) for rank in row["ranks"].split()])) for row in csv.DictReader(file)]
@@ -98,8 +118,24 @@ def read_ranks(model: Path, split: str, wanted: set[tuple[str, str]] | None = No
 
 def _unreadable(model: Path, split: str, error: Exception) -> UserError:
     options = f"--split {split.removesuffix('_relevance')}" + (" --relevance FILE" if split.endswith("_relevance") else "")
-    remedy = f"write it with: python evaluate.py --checkpoint {model} {options}"
-    return UserError(f"{model / 'results' / split} cannot be read ({one_line(error)}); {remedy}")
+    folder = results_of(model, split)
+    remedy = f"write it with: python evaluate.py --checkpoint {'MODEL --output ' if folder == model else ''}{model} {options}"
+    return UserError(f"{folder} cannot be read ({one_line(error)}); {remedy}")
+
+
+def check_one_corpus(groups: dict[str, list[dict]]) -> None:
+    """Raises UserError where two runs were scored on different clips or captions; results of earlier versions do not say.
+
+    Fingerprints hold the clips' lengths in samples: those of caches of different sample rates differ also for the same clips.
+    """
+    found: dict[int, tuple[str, str]] = {}  # sample rate -> fingerprint, group
+    for group, runs in groups.items():
+        for run in runs:
+            if "fingerprint" in run:
+                fingerprint, first = found.setdefault(run.get("sample_rate"), (run["fingerprint"], group))
+                if run["fingerprint"] != fingerprint:
+                    which = f"{group} and {first}" if group != first else f"the runs of {group}"
+                    raise UserError(f"{which} were scored on different clips or captions; score all on the same split of the same cache")
 
 
 def names_of_metrics(groups: dict[str, list[dict]]) -> list[str]:
@@ -123,8 +159,13 @@ def format_groups(groups: dict[str, list[dict]]) -> str:
     return "\n".join(rows)
 
 
-def format_differences(groups: dict[str, list[Queries]], names: list[str], have_own_clip: bool) -> str:
-    """A row for each group but the first and each metric. Raises UserError where the queries differ."""
+def num_drawn(groups: dict[str, list[Queries]]) -> int:
+    """How many clips the queries of the first run have."""
+    return len({clip for (clip, _), _ in next(iter(groups.values()))[0]})
+
+
+def format_differences(groups: dict[str, list[Queries]], names: list[str], unit: str) -> str:
+    """A row for each group but the first and each metric; `unit` says what is drawn. Raises UserError where the queries differ."""
     first, *others = groups
     keys = [key for key, _ in groups[first][0]]
     values = {}
@@ -132,10 +173,8 @@ def format_differences(groups: dict[str, list[Queries]], names: list[str], have_
         if any([key for key, _ in run] != keys for run in runs):
             raise UserError(f"the runs of {group} were asked other queries than the first of {first}; compare runs of one corpus")
         values[group] = np.mean([query_metrics([ranks for _, ranks in run], names) for run in runs], axis=0)  # (Q, M)
-    # Queries with several right clips were not written for one of them: each is drawn for itself.
-    drawn = [clip if have_own_clip else query for clip, query in keys]
-    what = f"{len(set(drawn))} {'clips' if have_own_clip else 'queries'}"
-    rows = [f"\ndifference to {first}, 95 % interval and p of {NUM_RESAMPLES:,} resamples of {what}"]
+    drawn = [clip for clip, _ in keys]
+    rows = [f"\ndifference to {first}, 95 % interval and p of {NUM_RESAMPLES:,} resamples of {num_drawn(groups)} {unit}"]
     width = max(map(len, others)) + 2
     for other in others:
         for name, difference in zip(names, paired_bootstrap(values[first], values[other], drawn, NUM_RESAMPLES), strict=True):

@@ -1,13 +1,15 @@
-"""Any folder of audio files with captions -> Arrow cache.
+"""Any folder of audio files, with captions or without -> Arrow cache.
 
     python data_prep/build_folder.py --audio recordings                                      # dog.wav and dog.txt, a caption a line
     python data_prep/build_folder.py --audio recordings --csv captions.csv --fractions 0.8 0.1 0.1 --seed 1
     python data_prep/build_folder.py --audio recordings --csv captions.csv --split evaluation --output data/mine
+    python data_prep/build_folder.py --audio recordings --without-captions                   # to be searched or classified, not to train on
 
 The CSV has the columns `file_name` (relative to `--audio`, with sub-folders) and `caption`, or `caption_1`, `caption_2`, ...; rows of one file
 are one clip. A column `split` (development, validation, evaluation) says where a clip belongs. Without one, all clips go to `--split`, or are dealt
-out by `--fractions`: by clip, so that no recording is in two splits, and the same way whenever files and seed are the same. Writes
-`<audio>/cache` (arrow_cache.py). Exit code 0, 2 (error, one line), 130 (interrupted: the same command goes on).
+out by `--fractions`: by clip, so that no recording is in two splits, and the same way whenever files and seed are the same. With
+`--without-captions` every file that can be read is a clip, whatever lies beside it. Writes `<audio>/cache` (arrow_cache.py).
+Exit code 0, 2 (error, one line), 130 (interrupted: the same command goes on).
 """
 
 import argparse
@@ -36,10 +38,12 @@ class _Captions:
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = build_parser(__doc__)
     parser.add_argument("--audio", type=Path, required=True, help="folder with the audio files, in any sub-folders")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="captions (default: a .txt file of the same name beside each audio file)")
+    sources = parser.add_mutually_exclusive_group()
+    sources.add_argument("--csv", type=Path, metavar="FILE", help="captions (default: a .txt file of the same name beside each audio file)")
+    sources.add_argument("--without-captions", action="store_true", help="every audio file is a clip that has none")
     parser.add_argument("--output", type=Path, help="cache folder to write (default: AUDIO/cache)")
     ways = parser.add_mutually_exclusive_group()
-    ways.add_argument("--split", choices=SPLITS, help="where all clips go (default: development)")
+    ways.add_argument("--split", choices=SPLITS, help="where all clips go (default: development, or evaluation without captions)")
     fractions_help = "deal the clips out at random: shares that add up to 1"
     ways.add_argument("--fractions", type=float, nargs=3, metavar=("DEVELOPMENT", "VALIDATION", "EVALUATION"), help=fractions_help)
     parser.add_argument("--seed", type=int, help="of --fractions (default: 0)")
@@ -52,12 +56,16 @@ def build(arguments: argparse.Namespace) -> None:
     output = arguments.output or arguments.audio / "cache"
     check_output(output, {"--audio": arguments.audio, **({"--csv": arguments.csv} if arguments.csv else {})})
     files = _audio_files(arguments.audio)
-    captions = _captions_of_csv(arguments.csv) if arguments.csv else _captions_of_text_files(files)
+    if arguments.without_captions:
+        captions = _no_captions(files)
+    else:
+        captions = _captions_of_csv(arguments.csv) if arguments.csv else _captions_of_text_files(files)
     _assign_splits(captions, arguments)
-    plans = [_plan(split, captions, files) for split in SPLITS]
+    plans = [_plan(split, captions, files, not arguments.without_captions) for split in SPLITS]
     plans = [plan for plan in plans if plan.clips or plan.lost]
     unused = [name for name in files if name not in captions]
-    plans[0].unused += [Skipped(plans[0].name, name, "no captions") for name in unused]
+    why_unused = "the same name is there in a format that can be read" if arguments.without_captions else "no captions"
+    plans[0].unused += [Skipped(plans[0].name, name, why_unused) for name in unused]
     build_from_plans("folder", output, plans, arguments)
 
 
@@ -103,7 +111,7 @@ def _captions_of_csv(path: Path) -> dict[str, _Captions]:
 def _captions_of_text_files(files: dict[str, Path]) -> dict[str, _Captions]:
     names_of_text_file: dict[Path, list[str]] = {}
     for name, path in files.items():
-        names_of_text_file.setdefault(path.with_name(f"{without_ending(path.name)}.txt"), []).append(name)
+        names_of_text_file.setdefault(path.with_name(f"{_stem(path).name}.txt"), []).append(name)
     captions = {}
     for text_file, names in names_of_text_file.items():
         if not text_file.is_file():
@@ -115,8 +123,18 @@ def _captions_of_text_files(files: dict[str, Path]) -> dict[str, _Captions]:
         best = best_of([files[name] for name in names])  # one clip, also where it is there as .wav and as .m4a
         captions[next(name for name in names if files[name] == best)] = _Captions([text for line in lines if (text := one_spaced(line))])
     if not captions:
-        raise UserError("no audio file has a .txt file of the same name beside it: write one caption a line there, or give --csv FILE")
+        raise UserError("no audio file has a .txt file of the same name beside it: write a caption a line there, or give --csv or --without-captions")
     return captions
+
+
+def _no_captions(files: dict[str, Path]) -> dict[str, _Captions]:
+    """All files, but for a film.m4a beside a film.wav, which would count as lost. Two formats that can be read are two clips: labels name either."""
+    readable = {_stem(path) for path in files.values() if not why_unreadable(path)}
+    return {name: _Captions([]) for name, path in files.items() if not why_unreadable(path) or _stem(path) not in readable}
+
+
+def _stem(path: Path) -> Path:
+    return path.with_name(without_ending(path.name))
 
 
 def _assign_splits(captions: dict[str, _Captions], arguments: argparse.Namespace) -> None:
@@ -124,7 +142,7 @@ def _assign_splits(captions: dict[str, _Captions], arguments: argparse.Namespace
         if arguments.split or arguments.fractions:
             raise UserError(f"{arguments.csv} has a column split: leave out --split and --fractions, or remove the column")
         return
-    splits = dict.fromkeys(captions, arguments.split or "development")
+    splits = dict.fromkeys(captions, arguments.split or ("evaluation" if arguments.without_captions else "development"))
     if arguments.fractions:
         # In the order of a digest of seed and name: that of the files does not matter.
         names = sorted(captions, key=lambda name: sha256(f"{arguments.seed or 0}\n{name}".encode()).digest())
@@ -137,14 +155,14 @@ def _assign_splits(captions: dict[str, _Captions], arguments: argparse.Namespace
         clip.split = splits[name]
 
 
-def _plan(split: str, captions: dict[str, _Captions], files: dict[str, Path]) -> SplitPlan:
+def _plan(split: str, captions: dict[str, _Captions], files: dict[str, Path], need_captions: bool) -> SplitPlan:
     plan = SplitPlan(split, clips=[])
     for name, clip in captions.items():
         if clip.split != split:
             continue
         if name not in files:
             plan.lost.append(Skipped(split, name, "named in the CSV, no such audio file"))
-        elif not clip.texts:
+        elif need_captions and not clip.texts:
             plan.lost.append(Skipped(split, name, "all captions are empty"))
         elif reason := why_unreadable(files[name]):
             plan.lost.append(Skipped(split, name, reason))

@@ -207,17 +207,19 @@ def write_metrics(path: str | Path, results: dict[str, Any], environment: dict[s
 
 
 def write_ranks(path: str | Path, result: EvaluationResult) -> None:
-    """CSV, a row a query: query, clip (the right one), rank and score, the ten best file names, and the ranks of all right clips.
+    """CSV, a row a query: query, clip, rank and score, the ten best file names, and the ranks of all right clips.
 
-    `rank` is that of the best right clip. As in the metrics, tied clips stand before the right one.
+    clip, rank and score are those of one clip, the right one that stands highest: of several right ones it may be another for another model.
+    As in the metrics, tied clips stand before the right one.
     """
     with atomic_writer(Path(path)) as file:
         writer = csv.writer(file)
         writer.writerow(["query", "clip", "rank", "score", *(f"top_{place}" for place in range(1, NUM_TOP + 1)), "ranks"])
         for first, rows in row_blocks(_to_numpy(result.scores)):
             for row, scores in enumerate(rows, first):
-                clip, ranks = result.clips[row], result.ranks["text_to_audio"][row]
-                is_relevant = np.isin(np.arange(len(scores)), result.relevant[row])
+                right, ranks = np.sort(result.relevant[row]), result.ranks["text_to_audio"][row]
+                clip = right[scores[right].argmax()]
+                is_relevant = np.isin(np.arange(len(scores)), right)
                 best = np.lexsort((is_relevant, -scores))[:NUM_TOP]  # by score, then the right clips last
                 names = [result.file_names[index] for index in best] + [""] * (NUM_TOP - len(best))
                 head = [result.captions[row], result.file_names[clip], ranks[0], f"{scores[clip]:.6f}"]

@@ -43,6 +43,12 @@ def check_outputs(paths: Sequence[Path]) -> None:
             raise UserError(f"{path} is a folder, and a file is to be written under that name: remove it, or choose another output")
 
 
+def check_not_among(option: str, file: Path, others: Sequence[Path]) -> None:
+    """Raises UserError where the file of `option` would take the place of one that this run reads or that belongs to its results."""
+    if file.resolve() in {other.resolve() for other in others}:
+        raise UserError(f"{option} {file} is a file that this run reads, or the name of one of its results: choose another name")
+
+
 def report(result: "EvaluationResult", output: Path, about: dict[str, Any]) -> None:
     """The table in the terminal, metrics.json (with `about`) and ranks.csv in `output`. Raises UserError."""
     from retrieval.checkpoint import environment

@@ -1,12 +1,13 @@
 """Score files: what a teacher leaves behind for distillation, and what anyone else may want to compare or to average.
 
     FOLDER/scores.npy    float32 (N, B): rows are the captions of a split clip by clip (evaluation.captions_of), columns its clips
-    FOLDER/scores.json   split, checkpoints, ClipSplit.fingerprint(), shape, git commit
+    FOLDER/scores.json   split, checkpoints, fingerprint of clips and captions, shape, git commit
 
 The array lies column by column on disk (Fortran order), as it is made: what was written is not touched again. scores.json is written last,
 so that a folder without it is not complete.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable
@@ -33,16 +34,22 @@ class ScoreFile:
     folder: Path
     scores: np.ndarray  # float32 (N, B), a memory map; changes to it stay in memory
     split: str
-    fingerprint: str  # ClipSplit.fingerprint() of the split that was scored
+    captions_fingerprint: str  # of the split that was scored
 
     def check(self, split: Any) -> None:
-        """Raises UserError where the scores are not those of `split`: other clips, lengths, captions or order."""
+        """Raises UserError where the scores are not those of `split`: other clips, captions or order. Another sample rate is no difference."""
         shape = (sum(map(len, split.captions)), len(split))
-        if self.fingerprint != split.fingerprint() or self.scores.shape != shape:
+        if self.captions_fingerprint != captions_fingerprint(split) or self.scores.shape != shape:
             raise UserError(
-                f"{self.folder / ARRAY} holds scores of another corpus: {self.scores.shape[0]} captions x {self.scores.shape[1]} clips of "
-                f"split {self.split!r}, wanted are {shape[0]} x {shape[1]}; score the checkpoint on the very cache that the scores are used with"
+                f"{self.folder / ARRAY} holds scores of other clips or captions, or in another order: {self.scores.shape[0]} captions x "
+                f"{self.scores.shape[1]} clips of split {self.split!r}, wanted are the {shape[0]} x {shape[1]} of {split.name!r} that the run trains "
+                "on; score the checkpoint on a cache that was built from the same files and captions"
             )
+
+
+def captions_fingerprint(split: Any) -> str:
+    """What rows and columns stand for. Not lengths in samples: teachers may hear another sample rate than the student."""
+    return hashlib.sha256(repr([split.clip_ids, split.captions]).encode()).hexdigest()
 
 
 def write_scores(folder: Path, columns: Iterable[tuple["torch.Tensor", "torch.Tensor"]], split: Any, about: dict[str, Any]) -> ScoreFile:
@@ -55,6 +62,7 @@ def write_scores(folder: Path, columns: Iterable[tuple["torch.Tensor", "torch.Te
     temporary = path.with_name(f".{ARRAY}.{os.getpid()}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(folder)
         try:
             scores = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape, fortran_order=True)
             with open(temporary, "rb+") as file:
@@ -69,9 +77,20 @@ def write_scores(folder: Path, columns: Iterable[tuple["torch.Tensor", "torch.Te
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror}); choose another output folder or make room") from None
     with atomic_writer(folder / ABOUT) as file:
-        json.dump({"split": split.name, "fingerprint": split.fingerprint(), "shape": shape} | about, file, indent=2, ensure_ascii=False)
+        json.dump(about | {"split": split.name, "captions_fingerprint": captions_fingerprint(split), "shape": shape}, file, indent=2)
         file.write("\n")
     return open_scores(folder)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Of processes that were killed while they wrote: hundreds of megabytes each."""
+    for path in folder.glob(f".{ARRAY}.*"):
+        try:
+            os.kill(int(path.suffix[1:]), 0)
+        except ProcessLookupError:
+            path.unlink(missing_ok=True)
+        except (PermissionError, ValueError):
+            pass  # alive, or not of ours
 
 
 def open_scores(folder: str | Path) -> ScoreFile:
@@ -82,7 +101,7 @@ def open_scores(folder: str | Path) -> ScoreFile:
             raise UserError(f"{folder} has no {name}; {REMEDY}")
     try:
         about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-        split, fingerprint, shape = str(about["split"]), str(about["fingerprint"]), tuple(about["shape"])
+        split, fingerprint, shape = str(about["split"]), str(about["captions_fingerprint"]), tuple(about["shape"])
         # Copy on write: torch.from_numpy wants an array that may be written to.
         scores = np.load(folder / ARRAY, mmap_mode="c", allow_pickle=False)
         if scores.shape != shape or scores.dtype != np.float32 or scores.ndim != 2:

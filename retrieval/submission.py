@@ -1,11 +1,13 @@
 """Files for the DCASE challenge on language-based audio retrieval, from a score matrix.
 
 dcase2024  (2022 to 2024) CSV `caption,file_name_1,...,file_name_10`: the ten best clips of each query, best first.
-dcase2025  CSV of the whole matrix, a row a query, as the baseline system of that year writes it: the first column is called `index` and
-           holds the query, the others are called by the clips' file names and hold their scores. Larger is better; only the order counts.
+dcase2025  CSV of the whole matrix, a row a query: the first column is called `index` and holds the query, the others are called by the clips'
+           file names and hold their scores. Larger is better; only the order counts. So writes d25_t6/predict.py of that year's baseline
+           (CPJKU/dcase2025_task6_baseline, of which we read copies), but that it writes a repeated query once. No file has been handed in.
 """
 
 import csv
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -39,11 +41,16 @@ def check_format(kind: str) -> None:
         raise UserError(f"--submission {kind}: must be {' or '.join(FORMATS)}, followed by the file to write")
 
 
+def check_file_names(file_names: Sequence[str]) -> None:
+    """Raises UserError for clips that a submission could not tell apart; before anything is scored."""
+    if len(set(file_names)) != len(file_names):
+        twice = next(name for name, number in Counter(file_names).items() if number > 1)
+        raise UserError(f"--submission: two clips are called {twice!r}, and a submission knows clips by their names alone; rename one, build again")
+
+
 def write_submission(kind: str, path: Path, queries: Sequence[str], file_names: Sequence[str], scores: np.ndarray) -> None:
     """scores (N, B) of `queries` with the clips `file_names`; equal scores keep the order of the clips. Raises UserError."""
-    if len(set(file_names)) != len(file_names):
-        twice = next(name for name in file_names if file_names.count(name) > 1)
-        raise UserError(f"--submission: two clips are called {twice!r}, and a submission knows clips by their names alone")
+    check_file_names(file_names)
     with atomic_writer(path) as file:
         writer = csv.writer(file)
         if kind == "dcase2025":

@@ -3,8 +3,9 @@
     python -m retrieval.zero_shot --checkpoint runs/tap/best --cache DIR --labels FILE [--template "This is a sound of {}."] [--output FILE]
 
 FILE is a CSV `file_name,label` of the clips' right labels, a row each (several rows for a clip with several labels): then accuracies are
-printed. Or it holds one label a line, and predictions are written. `_` in a label is read as a blank. Several --template: a label's score is
-the mean of its sentences' scores, which is what averages the text embeddings in CLIP, and holds for text-aware attention as well.
+printed. Or it holds one label a line, and predictions are written. `_` in a label is read as a blank, a label with commas goes into quotes.
+Several --template: a label's score is the mean of its sentences' scores, which is what averages the text embeddings in CLIP, and holds for
+text-aware attention as well. The clips need no captions (data_prep/build_folder.py --without-captions).
 """
 
 import argparse
@@ -18,15 +19,19 @@ from retrieval.errors import OneLineParser, UserError, one_line, run_main
 from retrieval.files import atomic_writer
 from retrieval.metrics.text_audio_retrieval.ranking import average_precision, ranks_of_both_directions, recall
 from retrieval.relevance import NUM_NAMED, normalise_name
-from retrieval.reporting import check_checkpoints, check_outputs
+from retrieval.reporting import check_checkpoints, check_not_among, check_outputs
 
 TEMPLATE = "This is a sound of {}."
 COLUMNS = ("file_name", "label")
+# First fields of tables that are no list of labels: what people call these columns, and AudioSet's own index,mid,display_name.
+HEADER_WORDS = {*COLUMNS, "filename", "file", "fname", "path", "labels", "category", "class", "class_name", "target", "mid", "display_name"}
 
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     labels, labels_of_file = read_labels(arguments.labels)
+    if labels_of_file is None and not arguments.output:
+        raise UserError(f"--labels {arguments.labels} does not say which clip has which label: add --output FILE for the predictions")
     # Below the checks, because these take seconds to import.
     import transformers
 
@@ -35,9 +40,9 @@ def main(argv: list[str] | None = None) -> int:
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     scorer = Scorer([arguments.checkpoint], arguments.cache, arguments.text_encoder)
-    split = scorer.cache.split(arguments.split)
+    split = scorer.cache.split(arguments.split, need_captions=False)
     right = labels_of_clips(labels_of_file, split) if labels_of_file else None
-    sentences = [template.format(label.replace("_", " ")) for template in arguments.template for label in labels]
+    sentences = [template.format(as_text(label)) for template in arguments.template for label in labels]
     scores = scorer.matrix(sentences, split).numpy()  # (K L, B)
     scores = scores.reshape(len(arguments.template), len(labels), -1).mean(axis=0)  # (L, B)
     if not scorer.accelerator.is_main_process:
@@ -70,32 +75,64 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     check_checkpoints([arguments.checkpoint])
     if arguments.output:
         check_outputs([arguments.output])
-    elif not _has_right_labels(arguments.labels):
-        raise UserError(f"--labels {arguments.labels} does not say which clip has which label: add --output FILE for the predictions")
+        check_not_among("--output", arguments.output, [arguments.labels])
     return arguments
+
+
+def as_text(label: str) -> str:
+    """What a template is filled with."""
+    return " ".join(label.replace("_", " ").split())
 
 
 def read_labels(path: Path) -> tuple[list[str], dict[str, list[str]] | None]:
     """The labels in order of appearance and, from a CSV, those of each file name. Raises UserError."""
     try:
-        if not _has_right_labels(path):
-            labels = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-            labels_of_file = None
-        else:
-            labels_of_file = {}
-            with open(path, encoding="utf-8-sig", newline="") as file:
-                for row in csv.DictReader(file):
-                    name, label = ((row[column] or "").strip() for column in COLUMNS)
-                    if not name or not label:
-                        raise UserError(f"--labels {path}: a row lacks its {'label' if name else 'file_name'}")
-                    labels_of_file.setdefault(name, []).append(label)
-            labels = [label for names in labels_of_file.values() for label in names]
+        labels_of_file = _labels_of_files(path) if _has_right_labels(path) else None
+        labels = _label_list(path) if labels_of_file is None else [label for names in labels_of_file.values() for label in names]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"--labels {path} cannot be read ({one_line(error)})") from None
     labels = list(dict.fromkeys(labels))
     if len(labels) < 2:
         raise UserError(f"--labels {path} has {len(labels)} different label(s); two are needed to choose from")
+    first_of_text: dict[str, str] = {}
+    for label in labels:
+        if not as_text(label):
+            raise UserError(f"--labels {path} has a label without text: {label!r}; remove it")
+        if (first := first_of_text.setdefault(as_text(label), label)) != label:
+            raise UserError(f"--labels {path}: {first!r} and {label!r} are read as one label, since _ is a blank; spell it one way")
     return labels, labels_of_file
+
+
+def _labels_of_files(path: Path) -> dict[str, list[str]]:
+    labels_of_file: dict[str, list[str]] = {}
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, skipinitialspace=True)
+        header = [field.strip() for field in next(reader)]
+        for row in reader:
+            if not any(field.strip() for field in row):
+                continue
+            place = f"--labels {path}, line {reader.line_num}"
+            if len(row) > len(header):
+                raise UserError(f"{place}: {len(row)} fields, expected {len(header)}; put a label with commas into quotes")
+            name, label = (dict(zip(header, map(str.strip, row))).get(column) for column in COLUMNS)
+            if not name or not label:
+                raise UserError(f"{place}: a row lacks its {'label' if name else 'file_name'}")
+            labels_of_file.setdefault(name, []).append(label)
+    return labels_of_file
+
+
+def _label_list(path: Path) -> list[str]:
+    """One label a line; raises UserError for what looks like a table: named columns, or the same number of them in every line."""
+    lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    for mark in ",;\t":
+        rows = [next(csv.reader([line], delimiter=mark, skipinitialspace=True)) for line in lines]
+        num_fields = {len(row) for row in rows}
+        if rows and ({field.strip().lower() for field in rows[0]} & HEADER_WORDS or len(num_fields) == 1 and num_fields != {1}):
+            raise UserError(
+                f"--labels {path} looks like a table, its first line is {lines[0][:60]!r}: expected a CSV with the columns {','.join(COLUMNS)}, "
+                "or a list without a header, one label a line, where a label with commas stands in quotes"
+            )
+    return [next(csv.reader([line]))[0] if line[0] == line[-1] == '"' else line for line in lines]
 
 
 def labels_of_clips(labels_of_file: dict[str, list[str]], split: Any) -> list[list[str]]:
@@ -143,11 +180,8 @@ def write_predictions(path: Path, labels: list[str], file_names: list[str], scor
 
 
 def _has_right_labels(path: Path) -> bool:
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            return set(COLUMNS) <= set(next(csv.reader(file), []))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"--labels {path} cannot be read ({one_line(error)})") from None
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        return set(COLUMNS) <= {field.strip() for field in next(csv.reader(file, skipinitialspace=True), [])}
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import soundfile
 from corpora import assert_refused, load, read_info, reasons, run_build, truncate, write_csv, write_sound
 
 from retrieval.data import open_cache
+from retrieval.errors import UserError
 
 
 def build(audio: Path, *arguments: object) -> int:
@@ -137,6 +138,26 @@ def test_what_cannot_be_used_is_listed(tmp_path, capsys):
         "mute.wav": "all captions are empty",
     }
     assert list(captions_by_name(tmp_path / "cache")) == ["good.wav"]
+
+
+def test_without_captions_every_file_is_a_clip(tmp_path, capsys):
+    """Which of two readable formats is meant the labels say; one that cannot be read is no loss beside one that can."""
+    for name in ("a.wav", "a.mp3", "sub/b.flac", "film.m4a", "film.wav"):
+        write_sound(tmp_path / "audio" / name)
+    (tmp_path / "audio" / "a.txt").write_text("Not read.")
+    cache = tmp_path / "audio" / "cache"
+    assert build(tmp_path / "audio", "--without-captions") == 0
+    clips = open_cache(cache).split("evaluation", need_captions=False)
+    assert clips.file_names == ["a.mp3", "a.wav", "film.wav", "sub/b.flac"] and clips.captions == [[]] * 4 and clips.num_samples.min() > 0
+    assert reasons(read_info(cache)["skipped"]) == {"film.m4a": "the same name is there in a format that can be read"}
+    assert read_info(cache)["splits"]["evaluation"]["num_captions"] == 0 and "film.m4a: the same name" in capsys.readouterr().out
+    with pytest.raises(UserError, match="has no captions"):
+        open_cache(cache).split("evaluation")
+    assert build(tmp_path / "audio", "--without-captions", "--overwrite", "--fractions", 0.5, 0, 0.5) == 0
+    assert list(splits_of(cache).values()) == ["development"] * 2 + ["evaluation"] * 2
+    write_sound(tmp_path / "audio" / "other.m4a")
+    code = build(tmp_path / "audio", "--without-captions", "--output", tmp_path / "x")
+    assert_refused(code, "first 'other.m4a': .m4a cannot be read", tmp_path / "x", capsys)
 
 
 # ---- who goes to which split
@@ -279,6 +300,7 @@ BAD_OPTIONS = {
     "--max-seconds -1": "--max-seconds -1: expected seconds, or 0 for whole clips",
     "--max-seconds 1e-9": "none of its 2 clips is usable; first 'a.wav': no samples",
     "--codec mp3 --sample-rate 96000": "codec mp3 knows no 96000 Hz: use --sample-rate 8000, 11025",
+    "--without-captions": "argument --without-captions: not allowed with argument --csv",
     "--output ROOT": "would replace --audio",
     "--output ROOT/audio": "would replace --audio",
     "--output ROOT/tables": "would replace --csv",

@@ -39,6 +39,46 @@ def test_runs_of_different_corpora_are_not_compared(tmp_path):
         compare_runs.main([f"a={runs[0]}", f"b={runs[1]}"])
 
 
+def set_about(folder: Path, **about) -> None:
+    """Further entries of a metrics.json."""
+    path = folder / "metrics.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | about))
+
+
+def test_results_of_other_clips_or_captions_are_not_compared(tmp_path, capsys):
+    runs = [write_run(tmp_path / name, 0.1) for name in "abcd"]
+    for run, about in zip(runs, [("x", 32_000), ("y", 32_000), ("z", 16_000)]):
+        set_about(run / "results" / "evaluation", fingerprint=about[0], sample_rate=about[1])
+    with pytest.raises(UserError, match="b and a were scored on different clips or captions; score all on the same split"):
+        compare_runs.main([f"a={runs[0]}", f"b={runs[1]}"])
+    with pytest.raises(UserError, match="the runs of both were scored on different"):
+        compare_runs.main([f"both={runs[0]},{runs[1]}"])
+    compare_runs.main([f"a={runs[0]}", f"c={runs[2]}", f"old={runs[3]}"])  # another rate has other lengths; an older result does not say
+    assert len(capsys.readouterr().out.splitlines()) == 5
+
+
+def test_an_output_folder_takes_the_place_of_a_model(tmp_path, capsys):
+    run = write_run(tmp_path / "a", 0.1)
+    write_ranks(run, queries := [(f"caption {number}", f"{number // 5}.wav", 2) for number in range(100)])
+    both = write_run(tmp_path / "both", 0.3) / "results" / "evaluation"  # as evaluate.py --output writes it
+    write_ranks(tmp_path / "both", [(*query[:2], 1) for query in queries])
+    set_about(both, split="evaluation")
+    compare_runs.main([f"a={run}", f"both={both}", "--bootstrap"])
+    captured = capsys.readouterr()
+    assert captured.out.splitlines()[3].split()[:3] == ["both", "1", "30.00"] and "+50.00" in captured.out and captured.err == ""
+    with pytest.raises(UserError, match="both/results/evaluation holds results of evaluation, asked for are those of validation: set --split"):
+        compare_runs.main([f"both={both}", "--split", "validation"])
+    set_about(both, relevance="x.csv")
+    with pytest.raises(UserError, match="holds results of evaluation_relevance, asked for are those of evaluation"):
+        compare_runs.main([f"both={both}"])
+    compare_runs.main([f"both={both}", "--split", "evaluation_relevance"])
+    (both / "metrics.json").write_text("{}")
+    with pytest.raises(UserError, match="evaluation cannot be read .* --checkpoint MODEL --output .*evaluation --split evaluation"):
+        compare_runs.main([f"both={both}"])
+    with pytest.raises(UserError, match="both lists one folder twice"):
+        compare_runs.main([f"both={both},{tmp_path / 'both'}"])
+
+
 def write_scenes(path: Path) -> Path:
     """A scene of three events with a caption for one and one for all, and a scene of two."""
     events = [{"onset": 0.25, "duration": 0.5}, {"onset": 0.0, "duration": 0.25}, {"onset": 0.5, "duration": 0.1}]
@@ -75,6 +115,9 @@ def test_a_group_given_twice_and_unusable_files(tmp_path):
     run = write_run(tmp_path / "a", 0.1)
     with pytest.raises(UserError, match="TAP is given twice"):
         compare_runs.main([f"TAP={run}", f"TAP={run}"])
+    for same in (f"{run},{run}", f"{run},{run.parent / 'a' / '..' / 'a'}"):
+        with pytest.raises(UserError, match="TAP lists one folder twice, which would count as two runs"):
+            compare_runs.main([f"TAP={same}"])
     for content in (b"[]", b"{}", b"\xff\xfe", b'{"text_to_audio": {"mAP@10": "x"}}'):
         (run / "results" / "evaluation" / "metrics.json").write_bytes(content)
         with pytest.raises(UserError, match="cannot be read"):
@@ -105,6 +148,9 @@ def test_bootstrap_against_the_first_group(tmp_path, capsys):
     assert lines[-6].split() == ["TAP", "R@5", "+0.00", "[+0.00,", "+0.00]", "p", "1.0000"]
     assert lines[-4].split()[:3] == ["both", "mAP@10", "+0.00"]  # (1 + 0) / 2 - 1/2
     assert lines[-3].split()[:3] == ["both", "R@1", "+50.00"]
+    write_ranks(runs[2], [(query, "0.wav", 20) for query, _ in queries])
+    with pytest.raises(UserError, match="all queries belong to one"):
+        compare_runs.main([f"mean={runs[2]}", f"TAP={runs[2]}", "--bootstrap"])
     with pytest.raises(UserError, match="give two at least"):
         compare_runs.main([f"mean={runs[0]}", "--bootstrap"])
     write_ranks(runs[1], [(*query, 1) for query in queries[1:]])
@@ -123,10 +169,13 @@ def test_queries_with_several_right_clips_are_drawn_for_themselves(tmp_path, cap
         folder.mkdir(parents=True)
         table = CHANCE | {"mAP@16": 0.3}
         (folder / "metrics.json").write_text(json.dumps({"text_to_audio": table, "chance": {"text_to_audio": table}, "relevance": "x.csv"}))
-        write_ranks(tmp_path / name, [(f"query {number}", "0.wav", ranks) for number in range(6)], "evaluation_relevance")
+        # The clip is that of the best rank, which another model may see elsewhere.
+        write_ranks(tmp_path / name, [(f"query {number}", f"{name}.wav", ranks) for number in range(6)], "evaluation_relevance")
         runs.append(f"{name}={tmp_path / name}")
     compare_runs.main([*runs, "--split", "evaluation_relevance", "--bootstrap"])
-    out = capsys.readouterr().out
+    captured = capsys.readouterr()
+    out = captured.out
+    assert captured.err == "warning: resamples of only 6: below 20 the intervals are too narrow\n"
     assert "resamples of 6 queries" in out and out.splitlines()[0].split() == ["%", "runs", "mAP@10", "R@1", "R@5", "R@10", "mAP@16"]
     # (1 + 2/12) / 2 - (1/2 + 2/3) / 2 at 16; at 10 the second hit is out of reach.
     assert [line.split()[2] for line in out.splitlines() if "mAP@" in line and line.startswith("b")] == ["-8.33", "+0.00"]

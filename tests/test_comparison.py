@@ -7,7 +7,8 @@ from dataclasses import astuple
 import numpy as np
 import pytest
 
-from retrieval.comparison import paired_bootstrap, query_metrics
+from retrieval.comparison import narrow_intervals_warning, paired_bootstrap, query_metrics
+from retrieval.errors import UserError
 from retrieval.metrics.text_audio_retrieval.ranking import metrics_of_ranks
 
 
@@ -95,6 +96,29 @@ def test_query_metrics_average_to_the_metrics():
     names = ["mAP@10", "mAP@16", "R@1", "R@5"]
     expected = metrics_of_ranks(ranks, map_at=(10, 16), recall_at=(1, 5))
     assert dict(zip(names, query_metrics(ranks, names).mean(axis=0))) == pytest.approx(expected)
+
+
+def test_few_clips():
+    """With a single clip every resample is the same, and the interval a point."""
+    with pytest.raises(UserError, match="all queries belong to one"):
+        paired_bootstrap(np.zeros((5, 1)), np.arange(5.0)[:, None], ["a.wav"] * 5)
+    assert paired_bootstrap(np.zeros((2, 1)), np.array([[0.0], [1.0]]), ["a.wav", "b.wav"])[0].high == 1
+    assert "resamples of only 19: below 20 the intervals are too narrow" == narrow_intervals_warning(19) and narrow_intervals_warning(20) is None
+
+
+def test_coverage_grows_with_the_clips_as_the_docstring_says():
+    """Five captions a clip, one shared part a clip: how often the 95 % interval of equal systems holds 0."""
+    random = np.random.default_rng(0)
+
+    def coverage(num_clips: int, repeats: int = 200) -> float:
+        clips, hits = np.repeat(np.arange(num_clips), 5), 0
+        for _ in range(repeats):
+            second = (random.normal(size=num_clips)[clips] + random.normal(size=len(clips)))[:, None]
+            (difference,) = paired_bootstrap(np.zeros_like(second), second, clips, num_resamples=1000)
+            hits += difference.low <= 0 <= difference.high
+        return hits / repeats
+
+    assert 0.74 < coverage(5) < 0.9 < coverage(60)
 
 
 @pytest.mark.parametrize("shapes", [((3, 1), (2, 1), 3), ((3, 1), (3, 1), 2), ((3,), (3,), 3), ((0, 1), (0, 1), 0)])

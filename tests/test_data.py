@@ -220,6 +220,9 @@ def test_a_split_whose_folder_is_gone(cache: Path):
 def test_a_split_without_captions(tmp_path: Path):
     message = error_of(write_clips(tmp_path / "cache", captions=[[]] * 4), "development")
     assert "has no captions, so there is nothing to train on or to score" in message
+    assert "--queries FILE" in message and "python -m retrieval.zero_shot" in message and "\n" not in message
+    clips = open_cache(tmp_path / "cache").split("development", need_captions=False)
+    assert clips.captions == [[]] * 4 and np.array_equal(clips.read(1) * 32768, PCM[1])
 
 
 def test_a_clip_without_samples(tmp_path: Path):

@@ -10,13 +10,15 @@ import sys
 import weakref
 from pathlib import Path
 
+import build_folder  # of data_prep, see conftest.py
 import pytest
 import torch
 import yaml
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 
-from conftest import ROOT, write_cache
+from conftest import ROOT, SAMPLE_RATE, write_cache, write_rows
+from corpora import run_build, write_sound
 from retrieval.config import load_config
 from retrieval.data import open_cache
 from retrieval.errors import UserError
@@ -56,6 +58,8 @@ def test_a_run_is_scored(checkpoint, tiny, capsys):
     for direction, values in result.metrics.items():
         assert metrics[direction] == pytest.approx(values)
     assert metrics["num_clips"] == 8 and metrics["cache"] == str(tiny / "cache") and "_git_commit_hash" in metrics
+    fingerprint = open_cache(tiny / "cache").split("evaluation").fingerprint()
+    assert metrics["fingerprint"] == fingerprint and metrics["sample_rate"] == SAMPLE_RATE
     with open(checkpoint / "results" / "evaluation" / "ranks.csv", newline="") as file:
         assert [row["query"] for row in csv.DictReader(file)] == result.captions
 
@@ -148,7 +152,7 @@ def test_save_scores(checkpoint, tiny, tmp_path, monkeypatch):
     assert metrics["text_to_audio"] == pytest.approx(expected.metrics["text_to_audio"])
     about = json.loads((output / "scores.json").read_text())
     assert about["checkpoint"] == str(checkpoint) and about["split"] == "development" and "git_commit" in about
-    with pytest.raises(UserError, match="scores of another corpus"):
+    with pytest.raises(UserError, match="scores of other clips or captions"):
         file.check(open_cache(tiny / "cache").split("evaluation"))
 
 
@@ -254,6 +258,61 @@ def test_submission_with_queries_and_captions(checkpoint, tiny, tmp_path):
     with open(tmp_path / "s24.csv", newline="") as submitted, open(tmp_path / "out" / "ranks.csv", newline="") as ranks:
         for ours, row in zip(csv.DictReader(ranks), csv.DictReader(submitted), strict=True):
             assert ours["query"] == row["caption"] and row[f"file_name_{ours['rank']}"] == ours["clip"]
+
+
+def test_recordings_without_captions(checkpoint, tmp_path, monkeypatch):
+    """Built from audio alone: what is asked comes from the files."""
+    for number, seconds in enumerate((0.5, 0.7, 0.9)):
+        write_sound(tmp_path / "audio" / f"{number}.wav", seconds)
+    assert run_build(build_folder, "--audio", tmp_path / "audio", "--without-captions", "--output", tmp_path / "cache") == 0
+    score = ["--checkpoint", str(checkpoint), "--cache", str(tmp_path / "cache")]
+    (tmp_path / "queries.csv").write_text("caption\nA low tone\nA high tone\n")
+    script.main([*score, "--submission", "dcase2025", str(tmp_path / "s.csv"), "--queries", str(tmp_path / "queries.csv")])
+    split = open_cache(tmp_path / "cache").split("evaluation", need_captions=False)
+    scores = similarity_matrix(DualEncoder.from_pretrained(checkpoint), ["A low tone", "A high tone"], split)
+    with open(tmp_path / "s.csv", newline="") as file:
+        header, *rows = csv.reader(file)
+    assert header == ["index", "0.wav", "1.wav", "2.wav"] and [float(value) for value in rows[1][1:]] == pytest.approx(scores[1].tolist(), abs=1e-6)
+
+    (tmp_path / "relevance.csv").write_text("query,audio_filenames\nA low tone,\"['2.wav', '0.wav']\"\nA high tone,['1.wav']\n")
+    script.main([*score, "--relevance", str(tmp_path / "relevance.csv"), "--output", str(tmp_path / "out")])
+    with open(tmp_path / "out" / "ranks.csv", newline="") as file:
+        row = next(csv.DictReader(file))
+    best = 0 if scores[0, 0] > scores[0, 2] else 2
+    assert row["clip"] == f"{best}.wav" and float(row["score"]) == pytest.approx(float(scores[0, best]), abs=1e-6)
+
+    monkeypatch.setattr("retrieval.scoring.score_columns", lambda *_, **__: 1 / 0)
+    for arguments in ([], ["--submission", "dcase2025", str(tmp_path / "t.csv")], ["--save-scores"]):
+        with pytest.raises(UserError, match="has no captions, .* --queries FILE, or labels: python -m retrieval.zero_shot") as error:
+            script.main([*score, *arguments, "--output", str(tmp_path / "none")])
+        assert "\n" not in str(error.value) and not (tmp_path / "none").exists()
+
+
+def test_clips_of_one_name_are_found_before_scoring(checkpoint, tmp_path, monkeypatch):
+    row = {"file_name": "a.wav", "audio": bytes(2000), "num_samples": 1000, "captions": ["A tone."]}
+    cache = write_rows(tmp_path / "cache", {"evaluation": [row | {"clip_id": "1"}, row | {"clip_id": "2"}]})
+    monkeypatch.setattr("retrieval.scoring.score_columns", lambda *_, **__: 1 / 0)
+    arguments = ["--checkpoint", str(checkpoint), "--cache", str(cache), "--output", str(tmp_path / "out")]
+    with pytest.raises(UserError, match="two clips are called 'a.wav'"):
+        script.main([*arguments, "--submission", "dcase2025", str(tmp_path / "s.csv")])
+    with pytest.raises(ZeroDivisionError):  # negative control
+        script.main(arguments)
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "ranks.csv", "scores.npy", "scores.json", "relevance.csv"])
+def test_a_submission_takes_the_place_of_no_other_file(checkpoint, tmp_path, monkeypatch, name):
+    monkeypatch.setattr(DualEncoder, "from_pretrained", lambda *_: 1 / 0)
+    (tmp_path / "relevance.csv").write_text("query,audio_filenames\nA tone,['0.wav']\n")
+    (tmp_path / "link").symlink_to(tmp_path)
+    arguments = ["--checkpoint", str(checkpoint), "--relevance", str(tmp_path / "relevance.csv"), "--output", str(tmp_path)]
+    with pytest.raises(UserError, match=f"--submission .*{name} is a file that this run reads, or the name of one of its results"):
+        script.main([*arguments, "--submission", "dcase2024", str(tmp_path / "link" / name)])
+    default = checkpoint / "results" / "evaluation"
+    if name != "relevance.csv":
+        with pytest.raises(UserError, match="the name of one of its results"):
+            script.main(["--checkpoint", str(checkpoint), "--submission", "dcase2024", str(default / name)])
+    with pytest.raises(ZeroDivisionError):  # negative control
+        script.main([*arguments, "--submission", "dcase2024", str(tmp_path / "submission.csv")])
 
 
 @pytest.mark.parametrize(

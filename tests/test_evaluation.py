@@ -247,6 +247,17 @@ def test_ranks_csv_agrees_with_the_metrics(tmp_path):
     assert np.mean([1 / int(row["rank"]) for row in rows]) == pytest.approx(result.metrics["text_to_audio"]["mAP@10"])
 
 
+def test_ranks_csv_names_the_right_clip_that_the_rank_belongs_to(tmp_path):
+    scores = torch.tensor([[0.1, 0.9, 0.3, 0.2], [0.1, 0.5, 0.5, 0.4]])
+    names = ["a.wav", "b.wav", "c.wav", "d.wav"]
+    result = EvaluationResult("evaluation", scores, ["one", "two"], [0, 3], names, names, relevant=[[0, 2], [3, 2, 1]])
+    evaluation.write_ranks(tmp_path / "ranks.csv", result)
+    with open(tmp_path / "ranks.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["clip"], row["rank"], row["score"]) for row in rows] == [("c.wav", "2", "0.300000"), ("b.wav", "1", "0.500000")]
+    assert [row["ranks"] for row in rows] == ["2 4", "1 2 3"] and all(row[f"top_{row['rank']}"] == row["clip"] for row in rows)
+
+
 def test_metrics_json_is_whole_or_absent(tmp_path):
     environment = {"git_commit": "0123", "libraries": {"evaluate": "0.4.6"}, "command": ["python", "evaluate.py"]}
     path = tmp_path / "metrics.json"

@@ -21,7 +21,7 @@ from retrieval.models.text import TextEncoder, normalise_caption, text_architect
 from retrieval.models.tokenizer import load_tokenizer
 from retrieval.objective import CaptionSimilarity, Objective, TeacherScores
 from retrieval.optim import parameter_groups
-from retrieval.score_files import write_scores
+from retrieval.score_files import captions_fingerprint, write_scores
 from test_training import losses_of
 
 CPU = torch.device("cpu")
@@ -208,6 +208,13 @@ def test_a_learnt_temperature_that_crossed_zero_counts_by_its_size(tiny, pairs):
     assert values[0] == values[1] != values[2]
 
 
+def test_a_teacher_may_hear_another_sample_rate(tiny, teachers, tmp_path):
+    """Clips and captions of one name, in a cache of another rate and of other lengths in samples."""
+    other = open_cache(write_cache(tmp_path / "other", {"development": 12}, seed=3, sample_rate=8_000)).split("development")
+    assert other.num_samples.tolist() != open_cache(tiny / "cache").split("development").num_samples.tolist()
+    TeacherScores([str(teachers[0])], PairDataset(other, 16_000, seed=0))
+
+
 def test_mixed_clips_have_no_targets(tiny, teachers, tmp_path):
     settings = ["loss.name=distillation", f"loss.teachers=[{teachers[0]}]", "augmentation.mix_probability=0.5", f"train.output={tmp_path}/run"]
     with pytest.raises(UserError, match="no target for mixed clips; set augmentation.mix_probability=0"):
@@ -243,7 +250,7 @@ def test_an_absent_sentence_encoder_is_named(tiny, tmp_path):
 
 def write_teacher(folder: Path, split, scores: np.ndarray) -> None:
     write_scores(folder, [(torch.arange(len(split)), torch.from_numpy(scores))], split, {"checkpoint": "test"})
-    assert json.loads((folder / "scores.json").read_text())["fingerprint"] == split.fingerprint()
+    assert json.loads((folder / "scores.json").read_text())["captions_fingerprint"] == captions_fingerprint(split)
 
 
 def loss_settings(tiny: Path, *overrides: str):

@@ -1,13 +1,15 @@
 """Score files: written column by column, whole or absent, and refused for another corpus."""
 
 import json
+import os
+import subprocess
 
 import numpy as np
 import pytest
 import torch
 
 from retrieval.errors import UserError
-from retrieval.score_files import open_scores, write_scores
+from retrieval.score_files import captions_fingerprint, open_scores, write_scores
 
 
 class Split:
@@ -19,8 +21,9 @@ class Split:
     def __len__(self):
         return len(self.captions)
 
-    def fingerprint(self):
-        return repr(self.captions)
+    @property
+    def clip_ids(self):
+        return [str(clip) for clip in range(len(self))]
 
 
 SCORES = torch.arange(24.0).view(6, 4) / 7
@@ -39,9 +42,9 @@ def test_what_is_written_is_read(tmp_path):
         assert isinstance(scores, np.memmap) and scores.dtype == np.float32
         np.testing.assert_array_equal(scores, SCORES.numpy())
     np.testing.assert_array_equal(np.load(tmp_path / "new" / "teacher" / "scores.npy"), SCORES.numpy())
-    assert file.fingerprint == Split().fingerprint() and file.split == "development"
+    assert file.captions_fingerprint == captions_fingerprint(Split()) and file.split == "development"
     about = json.loads((tmp_path / "new" / "teacher" / "scores.json").read_text())
-    assert about["shape"] == [6, 4] and about["checkpoint"] == "runs/a/best" and about["fingerprint"] == file.fingerprint
+    assert about["shape"] == [6, 4] and about["checkpoint"] == "runs/a/best" and about["captions_fingerprint"] == file.captions_fingerprint
     file.check(Split())
 
 
@@ -54,8 +57,18 @@ def test_writing_to_an_opened_file_changes_nothing_on_disk(tmp_path):
 def test_another_corpus_is_refused(tmp_path):
     file = write_scores(tmp_path, columns(), Split(), {})
     for captions in ((("a",), ("b", "c")), ((), ("a", "b"), ("c",), ("d", "e", "g"))):
-        with pytest.raises(UserError, match="scores of another corpus: 6 captions x 4 clips of split 'development'"):
+        with pytest.raises(UserError, match="scores of other clips or captions, or in another order: 6 captions x 4 clips of split 'development'"):
             file.check(Split(captions))
+
+
+def test_what_a_killed_process_left_is_removed_and_what_another_writes_is_not(tmp_path):
+    process = subprocess.Popen(["true"])
+    process.wait()
+    dead, alive, odd = (tmp_path / f".scores.npy.{suffix}" for suffix in (process.pid, os.getppid(), "old"))
+    for path in (dead, alive, odd):
+        path.touch()
+    write_scores(tmp_path, columns(), Split(), {})
+    assert not dead.exists() and alive.exists() and odd.exists()
 
 
 def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -91,7 +104,7 @@ def test_a_full_disk_is_noticed_before_the_first_column(tmp_path, monkeypatch):
         ("scores.npy", None, "has no scores.npy; write it with"),
         ("scores.json", b"\xff", "cannot be read"),
         ("scores.json", b"[]", "cannot be read"),
-        ("scores.json", b'{"split": "development", "fingerprint": "x", "shape": [6, 5]}', r"says float32 \(6, 5\)"),
+        ("scores.json", b'{"split": "development", "captions_fingerprint": "x", "shape": [6, 5]}', r"says float32 \(6, 5\)"),
         ("scores.npy", b"", "cannot be read"),
         ("scores.npy", b"\x93NUMPY", "cannot be read"),
         ("scores.npy", "truncated", "cannot be read"),

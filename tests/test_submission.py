@@ -7,7 +7,7 @@ import pytest
 
 from retrieval.errors import UserError
 from retrieval.metrics.text_audio_retrieval.ranking import all_ranks
-from retrieval.submission import check_format, read_queries, write_submission
+from retrieval.submission import check_file_names, check_format, read_queries, write_submission
 
 NAMES = [f'clip, "{clip}".wav' for clip in range(30)]
 QUERIES = ["A dog, barking", 'Somebody says "hello"\nand leaves', "rain"]
@@ -44,6 +44,9 @@ def test_what_cannot_be_submitted(tmp_path):
     with pytest.raises(UserError, match="two clips are called 'clip, \"0\".wav'"):
         write_submission("dcase2025", tmp_path / "s.csv", QUERIES, [NAMES[0], *NAMES[:-1]], SCORES)
     assert list(tmp_path.iterdir()) == []
+    with pytest.raises(UserError, match="two clips are called 'b'"):
+        check_file_names(["a", "b", "c", "b"])
+    check_file_names(NAMES)
     with pytest.raises(UserError, match="--submission dcase2021: must be dcase2024 or dcase2025"):
         check_format("dcase2021")
 

@@ -3,16 +3,19 @@
 import csv
 from types import SimpleNamespace
 
+import build_folder  # of data_prep, see conftest.py
 import numpy as np
 import pytest
 import torch
 
+from corpora import run_build, write_sound
 from retrieval import zero_shot
 from retrieval.config import load_config
 from retrieval.data import open_cache
 from retrieval.errors import UserError
 from retrieval.evaluation import similarity_matrix
 from retrieval.models import DualEncoder, build_model
+from retrieval.scoring import Scorer
 from retrieval.zero_shot import accuracies, labels_of_clips, read_labels
 
 
@@ -82,6 +85,30 @@ def test_the_command(checkpoint, tiny, tmp_path, capsys):
     assert "top-1" not in capsys.readouterr().out
 
 
+def test_recordings_without_captions_and_what_the_model_is_asked(checkpoint, tmp_path, monkeypatch, capsys):
+    for name in ("low.wav", "high.wav"):
+        write_sound(tmp_path / "audio" / name, 0.5)
+    assert run_build(build_folder, "--audio", tmp_path / "audio", "--without-captions", "--output", tmp_path / "cache") == 0
+    (tmp_path / "labels.csv").write_text('file_name, label\nlow.wav, a_low_ tone\nhigh.wav, "high, shrill"\n')
+    asked, matrix = [], Scorer.matrix
+    monkeypatch.setattr(Scorer, "matrix", lambda self, captions, split: asked.append(captions) or matrix(self, captions, split))
+    arguments = ["--checkpoint", str(checkpoint), "--cache", str(tmp_path / "cache"), "--labels", str(tmp_path / "labels.csv")]
+    assert zero_shot.main([*arguments, "--template", "A {} note.", "--template", "{}"]) == 0
+    assert asked == [["A a low tone note.", "A high, shrill note.", "a low tone", "high, shrill"]]
+    assert "2 clips, 2 labels" in capsys.readouterr().out
+
+
+def test_lists_of_labels(tmp_path):
+    """Some of AudioSet's labels hold commas; one that all of them would hold stands in quotes."""
+    path = tmp_path / "labels"
+    path.write_text('Speech\n Male speech, man speaking \n"Music"\nWhack, thwack, bang; thump\n')
+    assert read_labels(path) == (["Speech", "Male speech, man speaking", "Music", "Whack, thwack, bang; thump"], None)
+    path.write_text('"Male speech, man speaking"\n"Female speech, woman speaking"\n')
+    assert read_labels(path) == (["Male speech, man speaking", "Female speech, woman speaking"], None)
+    path.write_text('split,label , file_name\nx,low tone,b.wav\n\n , \nx,"high, shrill",a.wav\nx,"dog",b.wav\n')
+    assert read_labels(path) == (["low tone", "dog", "high, shrill"], {"b.wav": ["low tone", "dog"], "a.wav": ["high, shrill"]})
+
+
 def test_labels_of_clips():
     split = SimpleNamespace(name="evaluation", file_names=["a.wav", "B  b.WAV", "c.wav"])
     assert labels_of_clips({"a.wav": ["dog"], "B b.wav": ["cat", "rain"]}, split) == [["dog"], ["cat", "rain"], []]
@@ -95,14 +122,27 @@ def test_labels_of_clips():
         (None, "cannot be read"),
         (b"dog\n\ndog\n", "has 1 different label"),
         (b"\xff", "cannot be read"),
-        (b"file_name,label\na.wav,\n", "a row lacks its label"),
+        (b"file_name,label\na.wav,\n", "line 2: a row lacks its label"),
+        (b"file_name,label\na.wav,dog\nb.wav\n", "line 3: a row lacks its label"),
+        (b"file_name,label\n,dog\n", "a row lacks its file_name"),
+        (b"file_name,label\na.wav,dog\nb.wav,cat, purring\n", "line 3: 3 fields, expected 2; put a label with commas into quotes"),
+        (b"filename,category\na.wav,dog\nb.wav,cat, purring\n", "looks like a table, its first line is 'filename,category': .* file_name,label"),
+        (b"sound,what\na.wav,dog\nb.wav,cat\n", "looks like a table, its first line is 'sound,what'"),
+        (b"file_name;label\na.wav;dog\n", "looks like a table"),
+        (b"a.wav\tdog\nb.wav\tcat\n", "looks like a table"),
+        (b"label\ndog\ncat\n", "a list without a header"),
+        (b"index,mid,display_name\n0,/m/09x0r,\"Speech, x\"\n", "looks like a table"),
+        (b"dog\n_\ncat\n", "has a label without text: '_'; remove it"),
+        (b"low_tone\nhigh\nlow tone\n", "'low_tone' and 'low tone' are read as one label"),
+        (b"file_name,label\na.wav,low_tone\nb.wav,low tone\n", "'low_tone' and 'low tone' are read as one label"),
     ],
 )
 def test_label_files_that_do_not_fit(tmp_path, content, message):
     if content is not None:
         (tmp_path / "labels").write_bytes(content)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as error:
         read_labels(tmp_path / "labels")
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -112,11 +152,15 @@ def test_label_files_that_do_not_fit(tmp_path, content, message):
         (["--template", "{} and {}"], "must hold {} once"),
         (["--template", "{0} {}"], "no other braces"),
         ([], "add --output FILE"),
+        (["--labels", "{labels}.csv"], "looks like a table"),
         (["--checkpoint", "absent"], "absent does not exist"),
         (["--output", "."], "is a folder"),
+        (["--output", "{labels}"], "--output .*labels is a file that this run reads"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_loaded(tmp_path, checkpoint, arguments, message):
     (tmp_path / "labels").write_text("dog\ncat\n")
+    (tmp_path / "labels.csv").write_text("filename,category\na.wav,dog\n")
+    arguments = [argument.replace("{labels}", str(tmp_path / "labels")) for argument in arguments]
     with pytest.raises(UserError, match=message):
         zero_shot.main(["--checkpoint", str(checkpoint), "--labels", str(tmp_path / "labels"), *arguments])

@@ -107,8 +107,8 @@ class Cache:
     def split_names(self) -> list[str]:
         return list(self.info["splits"])
 
-    def split(self, name: str) -> ClipSplit:
-        """Raises UserError when the split is absent, empty, without captions or damaged."""
+    def split(self, name: str, need_captions: bool = True) -> ClipSplit:
+        """Raises UserError when the split is absent, empty or damaged, or has no captions where its user asks nothing else of its clips."""
         if name not in self.info["splits"]:
             raise UserError(f"cache {self.path} has no split {name!r}, only: {', '.join(self.split_names)}")
         if not self.info["splits"][name]["num_clips"]:  # asked here, since datasets cannot load a table without rows
@@ -118,8 +118,11 @@ class Cache:
             clips = ClipSplit(name, table, self.info["codec"], self.sample_rate)
         except Exception as error:  # pyarrow and datasets raise many kinds for a damaged file
             raise UserError(f"split {name!r} of cache {self.path} is damaged ({one_line(error)}); {_build_again(self.path)}") from None
-        if not any(clips.captions):
-            raise UserError(f"split {name!r} of cache {self.path} has no captions, so there is nothing to train on or to score")
+        if need_captions and not any(clips.captions):
+            raise UserError(
+                f"split {name!r} of cache {self.path} has no captions, so there is nothing to train on or to score; bring texts of your own: "
+                "evaluate.py --relevance FILE or --submission FORMAT FILE --queries FILE, or labels: python -m retrieval.zero_shot"
+            )
         if clips.num_samples.min() < 1:
             empty = clips.file_names[int(clips.num_samples.argmin())]
             raise UserError(f"clip {empty!r} in split {name!r} of cache {self.path} has no samples; {_build_again(self.path)}")
