@@ -1,12 +1,17 @@
 """One question, one answer: any server that speaks OpenAI's chat completions (Ollama, vLLM, llama.cpp, OpenAI), with patience.
 
 What passes by itself is asked again after a growing pause, or after as long as the server says (Retry-After, seconds or a date): 429 and other
-temporary codes, broken connections, cut-off answers, time-outs. urllib3 does this; a PoolManager may be used by many threads.
+temporary codes, broken connections, cut-off answers, time-outs. urllib3 does this; a PoolManager may be used by many threads. No server can
+hold a question for ever or fill the memory: an answer ends with the time-out and is read up to MAX_BYTES.
 """
 
+import contextlib
+import io
 import json
 import os
 import re
+import socket
+import threading
 from typing import Any
 
 import urllib3
@@ -20,6 +25,7 @@ MAX_RETRY_AFTER = 300  # s
 RETRIES = {"total": 5, "connect": 3, "read": 2}  # read: time-outs of answers, and connections that broke
 TEMPORARY_STATUS = (408, 409, 425, 429, 500, 502, 503, 504)
 REFUSED_QUESTION = (400, 413, 422)  # may be this one question's fault; other codes are the same for all
+MAX_BYTES = 1 << 20  # of an answer, unpacked; one with 30,000 tokens of thought has some 150,000
 
 
 class ServerFailure(Exception):
@@ -28,6 +34,51 @@ class ServerFailure(Exception):
 
 class BadAnswer(Exception):
     """The answer is no chat completion, or an unfinished or empty one."""
+
+
+class _BoundedAnswer:
+    """Mixin of urllib3's connections: an answer is read at once, for no longer than the time-out and no further than one byte beyond MAX_BYTES.
+
+    urllib3's time-out is for each read alone: a server that sends a byte now and then, be it of a header or of a refusal, is never late.
+    """
+
+    def getresponse(self) -> urllib3.HTTPResponse:
+        late, sock = threading.Event(), self.sock
+
+        def end() -> None:
+            late.set()
+            with contextlib.suppress(OSError):  # it is closed already
+                sock.shutdown(socket.SHUT_RDWR)  # ends the read under way
+
+        timer = threading.Timer(self.timeout, end)
+        timer.daemon = True  # Ctrl-C does not wait for it
+        timer.start()
+        try:
+            response = super().getresponse()
+            body = response.read(MAX_BYTES + 1)
+        finally:
+            timer.cancel()
+            if late.is_set():  # whatever it looks like: a broken connection, or an answer that ended
+                raise TimeoutError
+        if len(body) > MAX_BYTES:
+            self.close()  # the rest is not wanted
+        return urllib3.HTTPResponse(io.BytesIO(body), response.headers, response.status, reason=response.reason, decode_content=False)
+
+
+class _HTTPConnection(_BoundedAnswer, urllib3.connection.HTTPConnection):
+    pass
+
+
+class _HTTPSConnection(_BoundedAnswer, urllib3.connection.HTTPSConnection):
+    pass
+
+
+class _HTTPPool(urllib3.HTTPConnectionPool):
+    ConnectionCls = _HTTPConnection
+
+
+class _HTTPSPool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _HTTPSConnection
 
 
 class ChatEndpoint:
@@ -59,12 +110,14 @@ class ChatEndpoint:
         )
         limits = urllib3.Timeout(connect=10, read=timeout)
         self.pool = urllib3.PoolManager(maxsize=num_parallel, headers=headers, retries=retries, timeout=limits)
+        self.pool.pool_classes_by_scheme = {"http": _HTTPPool, "https": _HTTPSPool}
 
     def ask(self, prompt: str, seed: int) -> str:
         """Text of the answer. Raises ServerFailure, BadAnswer, and UserError where no other question would fare better."""
         question = self.settings | {"seed": seed, "messages": [{"role": "user", "content": prompt}]}
         try:
-            response = self.pool.request("POST", self.url, json=question, redirect=False)
+            # Not preloaded, for getresponse to stop at MAX_BYTES; it leaves nothing on the connection, which goes back at once.
+            response = self.pool.request("POST", self.url, json=question, redirect=False, preload_content=False, release_conn=True)
         except HTTPError as error:
             reason = error.reason if isinstance(error, MaxRetryError) and error.reason else error
             text = self._one_line(re.sub(r"^\w+\(.*?\): ", "", str(reason)))
@@ -80,7 +133,9 @@ class ChatEndpoint:
         try:
             error = json.loads(response.data)["error"]
             detail = error["message"] if isinstance(error, dict) else error
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
+            detail = None
+        if not isinstance(detail, str):
             detail = response.data.decode(errors="replace")
         message = f"{self.url}: the server answers {response.status} {response.reason or ''}".rstrip() + f": {self._one_line(detail)}"
         if response.status in (*TEMPORARY_STATUS, *REFUSED_QUESTION):
@@ -90,26 +145,31 @@ class ChatEndpoint:
         raise UserError(f"{message}; check --model {self.settings['model']} and --endpoint, which mostly ends in /v1")
 
     def _text_of(self, response: urllib3.BaseHTTPResponse) -> str:
+        if len(response.data) > MAX_BYTES:
+            raise BadAnswer(f"{self.url} answers with more than {MAX_BYTES} bytes")
+        shown = self._one_line(response.data.decode(errors="replace"))
         try:
             content = json.loads(response.data)
-        except ValueError:
+        except (ValueError, RecursionError):  # brackets a thousand deep
             kind = response.headers.get("Content-Type", "no content type")
-            text = self._one_line(response.data.decode(errors="replace"))
-            raise BadAnswer(f"{self.url} answers with something else than JSON ({kind}): {text}") from None
+            raise BadAnswer(f"{self.url} answers with something else than JSON ({kind}): {shown}") from None
         try:
             choice = content["choices"][0]
             text, reason = choice["message"]["content"], choice.get("finish_reason")
         except (KeyError, IndexError, TypeError, AttributeError):
-            raise BadAnswer(f"{self.url} answers with something else than a chat completion: {self._one_line(json.dumps(content))}") from None
+            raise BadAnswer(f"{self.url} answers with something else than a chat completion: {shown}") from None
         if reason == "length":
             raise BadAnswer("the answer was cut off at the server's limit of tokens")
+        if isinstance(text, list):  # of parts, as OpenAI allows; those of other types hold thoughts or refusals
+            parts = [part.get("text") for part in text if isinstance(part, dict) and part.get("type") == "text"]
+            text = "".join(part for part in parts if isinstance(part, str))
         if not isinstance(text, str) or not text.strip():
             raise BadAnswer("the answer is empty")
         return text
 
-    def _one_line(self, text: Any) -> str:
+    def _one_line(self, text: str) -> str:
         """The beginning of what the server said; some servers repeat the key in what they say."""
-        text = " ".join(str(text).encode(errors="replace").decode().split()) or "nothing"
+        text = " ".join(text.encode(errors="replace").decode().split()) or "nothing"
         if self.key:
             text = text.replace(self.key, "***")
         return text if len(text) <= 200 else f"{text[:200]}..."

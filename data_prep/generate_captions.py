@@ -6,8 +6,11 @@
     python data_prep/build_clotho.py --root data/clotho_v2 --overwrite
 
 Reads a CSV as Clotho's (`file_name,caption_1..`), asks a server that speaks OpenAI's chat completions, and writes the same CSV with
-`caption_6..caption_10`. A server that wants a key gets the one in the environment variable CAPTIONS_API_KEY. Answers are checked
-(caption_paraphrases.py); what is missing is asked again with another seed, up to 5 times a clip and run.
+`caption_6..caption_10`. A server that wants a key gets the one in the environment variable CAPTIONS_API_KEY.
+
+A new caption has 5 to 25 words in Latin letters with the punctuation of a sentence, and is no copy. Digits and other numerals, brackets, HTML,
+markdown, addresses, emoji and talk of the task are refused (caption_paraphrases.py), and what is missing is asked again with another seed, up to
+5 times a clip and run. An answer that takes longer than --timeout or has more than 1 MB is given up, and asked again likewise.
 
 Every finished clip is one line of `OUTPUT.jsonl`, and the same command goes on from there however it ended. A clip whose captions are no longer
 those of its line is asked anew; a journal made with another model, temperature or prompt is refused. OUTPUT appears when all is done. At most
@@ -59,7 +62,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--endpoint", required=True, help="URL of the server, such as http://localhost:11434/v1")
     parser.add_argument("--model", required=True, help="its name at the server, such as phi4")
     parser.add_argument("--temperature", type=float, default=0.8, help="of the sampling (default: 0.8; some models take 1 only)")
-    parser.add_argument("--timeout", type=float, default=300, help="seconds to wait for one answer (default: 300)")
+    parser.add_argument("--timeout", type=float, default=300, help="seconds for one answer, to its last byte (default: 300)")
     parser.add_argument("--num-parallel", type=int, default=8, help="questions at a time (default: 8)")
     parser.add_argument("--allow-missing", action="store_true", help="write the CSV also when more than 1 %% of the clips lack captions")
     parser.add_argument("--overwrite", action="store_true", help="replace the output that is there")
@@ -86,8 +89,8 @@ def check_arguments(arguments: argparse.Namespace) -> None:
     check_has_name(arguments.output)
     if arguments.num_parallel < 1:
         raise UserError(f"--num-parallel {arguments.num_parallel}: expected 1 or more")
-    if not arguments.timeout > 0:
-        raise UserError(f"--timeout {arguments.timeout}: expected seconds above 0")
+    if not 0 < arguments.timeout <= 86_400:
+        raise UserError(f"--timeout {arguments.timeout}: expected seconds above 0, and a day (86400) at most")
     if not 0 <= arguments.temperature <= 2:
         raise UserError(f"--temperature {arguments.temperature}: expected 0 to 2")
     if arguments.output.resolve() == arguments.input.resolve():
@@ -133,7 +136,7 @@ def check_settings(path: Path, found: dict[str, Any], settings: dict[str, Any]) 
 def read_line(line: bytes) -> dict[str, Any]:
     try:
         entry = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         entry = None
     return entry if isinstance(entry, dict) else {}
 

@@ -1,6 +1,7 @@
 """data_prep/generate_captions.py against a server on this machine that plays every role, from a good model to a portal's login page."""
 
 import csv
+import gzip
 import http.server
 import json
 import os
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -227,13 +229,27 @@ GOOD = ["A dog barks at a passing car.", "Rain falls on a tin roof."]
         "<think>A list [\"of thoughts\"]?</think>" + json.dumps([f"1. {GOOD[0]}", f"2. {GOOD[1]}"]),
         f"Sure! Here are two:\n\n1. {GOOD[0]}\n2) \"{GOOD[1]}\"\n\nLet me know.",
         f"- {GOOD[0]}\n- **{GOOD[1]}**",
+        json.dumps([f"“{GOOD[0]}”", f"_`{GOOD[1]}`_"]),
+        f'– {GOOD[0]}\n— **"{GOOD[1]}"**',
+        f"A list [\"of thoughts\"]?</think>{json.dumps(GOOD)}",
+        "<think>" + "thoughts [" * 100_000 + "</think>" + json.dumps(GOOD),
+        json.dumps(GOOD) + "[" * 100_000,
     ],
 )
 def test_lists_are_found_in_every_wrapping(answer):
     assert listed_texts(answer) == GOOD
 
 
-@pytest.mark.parametrize("answer", ["I cannot do that.", "", "[", "[" * 5000, "[1, 2]", "null", '["A dog barks at', "<html></html>"])
+def test_quotes_within_a_caption_are_left():
+    texts = ['A man shouts "stop" and then "go"', '"Stop" shouts a man in the street']
+    assert listed_texts(json.dumps(texts)) == texts and [fault(text, GOOD) for text in texts] == [None, None]
+
+
+NO_LISTS = ["I cannot do that.", "", "[", "[1, 2]", "null", '["A dog barks at', "<html></html>"]
+DEEP = ["[" * 5000, "[" * 500 + "]" * 500, '{"a":' * 500 + "1" + "}" * 500]
+
+
+@pytest.mark.parametrize("answer", [*NO_LISTS, *DEEP])
 def test_no_list_is_no_caption(answer):
     assert listed_texts(answer) == []
     assert new_captions(listed_texts(answer), GOOD, 5)[1] == "the answer holds neither JSON with captions nor numbered lines"
@@ -260,7 +276,48 @@ def test_faults_are_seen(text, reason):
     assert reason in fault(text, GOOD)
 
 
+@pytest.mark.parametrize("answer", ["[" * 1_000_000, '{"a":[' * 170_000, "[1," * 330_000, "<think>" * 150_000])
+def test_hostile_answers_of_a_megabyte_are_read_in_a_moment(answer):
+    started = time.monotonic()
+    assert listed_texts(answer) == []
+    assert time.monotonic() - started < 15  # 1; 20 to 60 if all of it is tried
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("A dog barks for ½ a minute.", "digits"),
+        ("A dog barks at Henry Ⅳ outside.", "digits"),
+        ("A dog barks at a car².", "digits"),
+        ("A dog <b>barks</b> at a car.", "'<'"),
+        ("A dog &amp; a cat are fighting.", "'&'"),
+        ("A dog barks &quot;woof&quot; at cars.", "'&'"),
+        ("A **dog** barks at a car.", "'*'"),
+        ("A `dog` barks at a car.", "'`'"),
+        ("# A dog barks at a car.", "'#'"),
+        ("A [dog](x) barks at a car.", "'['"),
+        ("A dog barks [inaudible] at a car.", "'['"),
+        ("A dog barks at a car (inaudible).", "'('"),
+        ("A dog barks {loudly} at a car.", "'{'"),
+        ("A dog barks at a car \U0001f415.", "'\U0001f415'"),
+        ("A dog ❤\ufe0f barks at a car.", "'❤'"),
+        ("A dog barks at a car, see https://example.org", "'/'"),
+        ("A dog barks at a car, see www.example.org", "address"),
+        ("The file dog.wav holds a barking dog", "address"),
+        ("A dog barks\u200b at a car.", "control"),
+        ("A dog barks\x07 at a car.", "control"),
+        ("Ａ dog barks at a car.", "Latin"),
+        ('A dog barks at "a car.', "quote"),
+        ("A dog barks at “a car.", "quote"),
+    ],
+)
+def test_what_no_sentence_holds_is_refused(text, reason):
+    assert reason in fault(text, GOOD)
+
+
 NEW = ["A dog barks at a passing truck.", "Here a café owner's radio plays.", " ".join(["dog"] * 25), "It is certainly raining on a roof"]
+NEW += ["“Stop!” – a man’s voice, hoarse and rough; then… nothing?", "At two a.m. a dog barks: 'woof', \"woof\"."]
+NEW += ["A naïve Ångström-era radio — it hums."]
 
 
 @pytest.mark.parametrize("text", NEW)
@@ -399,6 +456,106 @@ def test_a_pause_grows_between_tries(server, paths, monkeypatch):
     assert pauses[1] > 0.19 and pauses[2] > 0.39 and pauses[3] > 0.79
 
 
+# ---- servers that never end
+
+
+def test_a_server_that_drips_is_late(capsys, tmp_path, drip):
+    paths = (write_captions(tmp_path / "in.csv", 1), tmp_path / "out.csv")
+    started = time.monotonic()
+    assert generate(drip, paths, "--timeout", "0.4") == 2
+    assert time.monotonic() - started < 6  # three tries; a dripped answer takes 8 s
+    captured = capsys.readouterr()
+    assert "0 of 5 new captions: " in captured.out and "Read timed out. (read timeout=0.4)" in captured.out
+    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+DRIPS = {
+    "status line": b"HTTP/1.1 ",
+    "header": OK + b"X: ",
+    "body": OK + b"Content-Length: 1000\r\n\r\n",
+    "body without length": OK + b"\r\n",
+    "length of a chunk": OK + b"Transfer-Encoding: chunked\r\n\r\n",
+    "refusal": b"HTTP/1.1 404 Not Found\r\nContent-Length: 1000\r\n\r\n",
+    "refusal that passes": b"HTTP/1.1 503 Busy\r\nContent-Length: 1000\r\n\r\n",
+}
+
+
+@pytest.fixture(params=DRIPS)
+def drip(request):
+    """URL of a server that sends a beginning at once, then a byte every 0.1 s."""
+
+    def send(connection):
+        with connection:
+            try:
+                connection.recv(10_000)
+                connection.sendall(DRIPS[request.param])
+                for _ in range(80):
+                    time.sleep(0.1)
+                    connection.sendall(b"1")
+            except OSError:  # the other side is gone, as it should be
+                pass
+
+    def serve():
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=send, args=(connection,), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_answer_without_end_is_not_kept(server, tmp_path, capsys, packed):
+    paths = (write_captions(tmp_path / "in.csv", 1), tmp_path / "out.csv")
+    body = b" " * (64 << 20)
+    answer = (200, {"Content-Encoding": "gzip"}, gzip.compress(body, 1)) if packed else (200, {}, body)
+    server.play = lambda question, number: answer if number < 5 else good_answer(question, number)
+    tracemalloc.start()
+    try:
+        assert generate(server, paths) == 0
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
+    assert len(server.questions) == 5  # the connection is of use after that
+    server.play = lambda question, number: answer
+    journal_of(paths).unlink()
+    assert generate(server, paths, "--overwrite") == 2
+    assert "answers with more than 1048576 bytes" in capsys.readouterr().out
+
+
+def test_a_packed_answer_is_read(server, paths):
+    server.play = lambda question, number: (
+        *(200, {"Content-Encoding": "gzip"}),
+        gzip.compress(json.dumps(completion(good_answer(question, number))).encode()),
+    )
+    assert generate(server, paths) == 0
+
+
+def test_connections_are_kept(server, paths, monkeypatch):
+    opened = []
+    accept = server.http.get_request
+    monkeypatch.setattr(server.http, "get_request", lambda: opened.append(1) or accept())
+    assert generate(server, paths, "--num-parallel", "1") == 0
+    assert len(server.questions) == 3 and len(opened) == 1
+
+
+def test_content_in_parts_is_read(server, paths):
+    def parts(question, number):
+        text = good_answer(question, number)
+        texts = [{"type": "text", "text": half} for half in (text[:30], text[30:])]
+        return 200, {}, completion([{"type": "thinking", "thinking": [{"type": "text", "text": "1. So far."}]}, *texts])
+
+    server.play = parts
+    assert generate(server, paths) == 0
+    assert len(server.questions) == 3 and all(row["caption_10"] for row in read_rows(paths[1]))
+
+
 # ---- servers that are wrong
 
 WRONG_SERVERS = {
@@ -414,6 +571,13 @@ WRONG_SERVERS = {
     "a list": (200, {}, [1], "something else than a chat completion", 5),
     "a string": (200, {}, {"choices": ["text"]}, "something else than a chat completion", 5),
     "no content": (200, {}, completion(None), "the answer is empty", 5),
+    "no parts": (200, {}, completion([]), "the answer is empty", 5),
+    "parts of other kinds": (200, {}, completion([3, {"type": "text", "text": 3}, {"type": "refusal", "refusal": "no"}]), "the answer is empty", 5),
+    "deep body": (200, {}, b"[" * 200_000, "something else than JSON (application/json): [[[", 5),
+    "deep choices": (200, {}, b'{"choices":' + b"[" * 900 + b"]" * 900 + b"}", "something else than a chat completion", 5),
+    "deep content": (200, {}, completion("[" * 500 + "]" * 500), "neither JSON with captions nor numbered lines", 5),
+    "deep refusal": (400, {}, b"[" * 200_000, "answers 400 Bad Request: [[[", 1),
+    "deep reason": (400, {}, b'{"error":' + b"[" * 900 + b"]" * 900 + b"}", 'answers 400 Bad Request: {"error":[[[', 1),
     "cut off": (200, {}, completion('["A dog barks', "length"), "cut off at the server's limit of tokens", 5),
     "bad pause": (429, {"Retry-After": "soon"}, b"", "Invalid Retry-After header: soon", 1),
 }
@@ -512,7 +676,8 @@ def test_a_bad_csv_is_one_line(server, paths, capsys, content, expected):
 @pytest.mark.parametrize(
     "more",
     [
-        *("--num-parallel 0", "--timeout 0", "--timeout nan", "--temperature 3", "--temperature x", "--nonsense", "--output IN", "--output FOLDER"),
+        *("--num-parallel 0", "--timeout 0", "--timeout nan", "--timeout inf"),
+        *("--temperature 3", "--temperature x", "--nonsense", "--output IN", "--output FOLDER"),
         *("--output .", "--endpoint localhost:11434/v1", "--endpoint http://", "--endpoint http://[::/v1", "--endpoint file:///v1", "--endpoint ''"),
     ],
 )
@@ -584,6 +749,7 @@ def test_changed_captions_are_asked_anew(server, paths):
     [
         lambda line: b"{}",
         lambda line: b"3",
+        lambda line: b"[" * 5000,
         lambda line: b"\xff",
         lambda line: line.replace(b'"new": [', b'"new": [3, '),
         lambda line: line.replace(b'"num_asked": 1', b'"num_asked": "x"'),
