@@ -17,6 +17,8 @@ class TransformerPooling(nn.Module):
     """Pre-norm transformer layers over the frames; the clip is what a learned token has gathered, or the mean of the valid frames.
 
     Works on the audio encoder's own frames, before the audio projection. Padding frames are neither attended to nor averaged.
+    After salsa's, with the same parts and not the same network: positions are learned (there: sines), the token is one for all clips (there:
+    the mean of the frames is added), the MLP has 4 F units (there: 2048), and a LayerNorm comes last.
     """
 
     def __init__(self, dim: int, max_frames: int, num_layers: int = 1, num_heads: int = 8, readout: str = "first", dropout: float = 0.1):
