@@ -2,14 +2,20 @@
 
 `import evaluate` means the Hugging Face package, also in processes that have the repository root, with its script
 evaluate.py, first on sys.path. Importing `retrieval` sees to it; nothing is loaded before somebody asks for `evaluate`.
+
+On a CPU, threads without work sleep. By default they spin, which on cores that other programs use too makes a training ten times slower. The
+variable is read when torch is loaded; one that is set already stays.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 _ROOT = Path(__file__).resolve().parent.parent
 
