@@ -16,7 +16,7 @@ from pathlib import Path
 
 from retrieval.errors import OneLineParser, UserError, run_main
 from retrieval.relevance import MAP_AT, read_relevance, relevant_columns
-from retrieval.reporting import METRICS, RANKS, check_checkpoints, check_not_among, check_outputs, default_output, report
+from retrieval.reporting import METRICS, RANKS, check_checkpoints, check_default_output, check_not_among, check_outputs, default_output, report
 from retrieval.score_files import ABOUT, ARRAY, write_scores
 from retrieval.submission import FORMATS, check_file_names, check_format, read_queries, write_submission
 
@@ -40,7 +40,8 @@ def main(argv: list[str] | None = None) -> int:
     split, accelerator = scorer.cache.split(arguments.split, need_captions=not (relevance or queries)), scorer.accelerator
     if arguments.submission:
         check_file_names(split.file_names)
-    names = [str(checkpoint) for checkpoint in arguments.checkpoint]
+    check_default_output(arguments.default_output, scorer.cache.path, scorer.is_other_cache)
+    names = list(map(str, arguments.checkpoint))
     about = {"checkpoint": names[0] if len(names) == 1 else names, "cache": str(scorer.cache.path)}
     about |= {"fingerprint": split.fingerprint(), "sample_rate": split.sample_rate, "mixed_precision": accelerator.mixed_precision}
     relevant, map_at = None, (10,)
@@ -98,10 +99,11 @@ def check_paths(arguments: argparse.Namespace) -> None:
     if arguments.relevance and arguments.save_scores:
         raise UserError("--save-scores keeps the scores of the split's own captions: leave out --relevance")
     check_checkpoints(arguments.checkpoint)
-    files = [METRICS, RANKS] if not arguments.queries else []
-    files += [ARRAY, ABOUT] if arguments.save_scores else []
+    files = ([METRICS, RANKS] if not arguments.queries else []) + ([ARRAY, ABOUT] if arguments.save_scores else [])
+    arguments.default_output = None
     if files and arguments.output is None:
-        arguments.output = default_output(arguments.checkpoint, arguments.split + ("_relevance" if arguments.relevance else ""))
+        name = arguments.split + ("_relevance" if arguments.relevance else "")
+        arguments.output = arguments.default_output = default_output(arguments.checkpoint, name)
     outputs = [arguments.output / name for name in files]
     if arguments.submission:
         kind, file = arguments.submission

@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--split", default="evaluation")
     parser.add_argument("--clip", type=int, default=0, help="number of the clip in the split")
     parser.add_argument("--captions", type=int, nargs="+", default=[0, 1], help="numbers of its captions")
-    parser.add_argument("--output", type=Path, default=Path("docs/attention.png"))
+    parser.add_argument("--output", type=Path, help="picture to write; default: attention.png beside the model folder")
     parser.add_argument("--scenes", type=Path, metavar="FILE", help="scenes.json of the sample corpus")
     arguments = parser.parse_args(argv)
 
@@ -36,6 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     from retrieval.models import DualEncoder
     from retrieval.tracking import attention_figure
 
+    arguments.output = arguments.output or arguments.checkpoint.resolve().parent / "attention.png"
     spans = single_event_captions(arguments.scenes, arguments.split) if arguments.scenes else {}
     model = DualEncoder.from_pretrained(arguments.checkpoint)
     split = open_cache(arguments.cache, model.sample_rate).split(arguments.split)

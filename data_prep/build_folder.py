@@ -100,7 +100,7 @@ def _captions_of_csv(path: Path) -> dict[str, _Captions]:
     for row in rows:
         split, name = row.get("split", "").strip(), _name(row["file_name"])
         if "split" in row and split not in SPLITS:
-            raise UserError(f"{path}: split {split!r} of {row['file_name']!r} is none of {', '.join(SPLITS)}")
+            raise UserError(f"{path}: split {split!r} of {row['file_name']!r} is none of {', '.join(SPLITS)}, as train, val, test are called here")
         clip = captions.setdefault(name, _Captions([], split))
         if clip.split != split:
             raise UserError(f"{path}: {row['file_name']!r} is in {clip.split} and in {split}; a clip belongs to one split")

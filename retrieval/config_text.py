@@ -64,7 +64,7 @@ def explain(error: Any, config: type[BaseModel]) -> str:
         return f"{name}={error['input']!r}: {name} is a section with settings of its own, not a value"
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error":
-        return f"{name}: {message}"
+        return f"{name}: {message}" if location else message
     return f"{name}={error['input']!r}: {message[0].lower()}{message[1:]}"
 
 

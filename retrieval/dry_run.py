@@ -1,5 +1,7 @@
 """What a configuration would do, without weights: settings, parameters of each group, steps, an estimate of memory."""
 
+from pathlib import Path
+
 import yaml
 
 from retrieval.config import Config
@@ -28,13 +30,17 @@ def describe(config: Config) -> str:
     lines += [f"{'fixed':<18} {num_fixed:>13,}"] if num_fixed else []
     lines += [f"{'all':<18} {total:>13,}", "", _steps(config), _memory(config, model, total)]
     lines += [f"warning: {warning}" for warning in warnings_of(config)]
+    lines += [f"missing: {file}" for file in missing_files(config)]
     return "\n".join(lines)
 
 
 def _steps(config: Config) -> str:
+    caches = config.train.caches or [config.data.cache]
     try:
-        sizes, source = open_splits(config).sizes, ", ".join(config.train.caches) or config.data.cache
+        sizes, source = open_splits(config).sizes, ", ".join(caches)
     except UserError as error:
+        if len(caches) > 1:
+            return f"steps per epoch: not known before the caches are there: {error}"
         num_pairs, source = CLOTHO_PAIRS, f"Clotho, since here: {error}"
     else:
         num_pairs = EpochBatches(sizes, config.train.batch_size, config.seed, weights=config.train.cache_weights).num_pairs
@@ -42,6 +48,16 @@ def _steps(config: Config) -> str:
     steps = num_steps_per_epoch(num_pairs, config.train.batch_size)
     total = min(steps * config.train.epochs, config.train.max_steps or steps * config.train.epochs)
     return f"steps per epoch: {steps:,}, in all {total:,} ({num_pairs:,} pairs of {source})"
+
+
+def missing_files(config: Config) -> list[str]:
+    """`setting: path` of what the run would read and what is not there; hub names are not looked up."""
+    paths = {"data.cache": [config.data.cache], "train.caches": config.train.caches, "loss.teachers": config.loss.teachers}
+    if config.train.init_from is not None:
+        paths["train.init_from"] = [config.train.init_from]
+    elif config.audio_encoder.name != "huggingface" and config.audio_encoder.checkpoint is not None:
+        paths["audio_encoder.checkpoint"] = [config.audio_encoder.checkpoint]
+    return [f"{setting}: {path}" for setting, found in paths.items() for path in found if not Path(path).exists()]
 
 
 def _memory(config: Config, model: DualEncoder, num_parameters: int) -> str:

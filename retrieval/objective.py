@@ -50,9 +50,14 @@ class CaptionSimilarity:
     """Cosines of the training captions, as they are written, by a pretrained sentence encoder, which reads each once and is then let go."""
 
     def __init__(self, name: str, captions: list[str], device: torch.device):
-        encoder = TextEncoder(text_architecture(name, dropout=0.0), MAX_SENTENCE_TOKENS, text_readout(name), as_written=True)
-        encoder.tokenizer = load_tokenizer(name, encoder.model.config.vocab_size)
-        encoder.load_pretrained(name)
+        try:
+            architecture = text_architecture(name, dropout=0.0)
+            encoder = TextEncoder(architecture, None, text_readout(name), as_written=True)
+            encoder.tokenizer = load_tokenizer(name, encoder.model.config.vocab_size)
+            encoder.load_pretrained(name)
+        except UserError as error:
+            raise UserError(f"loss.sentence_encoder: {str(error).replace('text_encoder.name=', 'loss.sentence_encoder=')}") from None
+        encoder.max_tokens = min(MAX_SENTENCE_TOKENS, encoder.max_tokens or MAX_SENTENCE_TOKENS)
         self.embeddings = _embed(encoder.to(device).eval(), captions)  # (P, D), on the CPU
 
     def block(self, pairs: torch.Tensor) -> torch.Tensor:

@@ -35,6 +35,12 @@ def default_output(checkpoints: Sequence[Path], name: str) -> Path:
     return checkpoints[0] / "results" / name
 
 
+def check_default_output(output: Path | None, cache: Path, is_other_cache: bool) -> None:
+    """Raises UserError where the result on a cache that is not the run's own would take the place of the run's own result in `output`."""
+    if output is not None and is_other_cache:
+        raise UserError(f"{output} is for results on the cache of the run, and {cache} is another one: add --output DIR for this result")
+
+
 def check_outputs(paths: Sequence[Path]) -> None:
     """Raises UserError where one of these files could not be written."""
     for path in paths:

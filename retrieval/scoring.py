@@ -49,6 +49,7 @@ class Scorer:
         if cache is None and not has_config:
             raise UserError(f"{run} has no config.yaml that says which cache to score: add --cache DIR")
         self.cache: Cache = open_cache(cache or config.data.cache)
+        self.is_other_cache = has_config and self.cache.path.resolve() != Path(config.data.cache).resolve()  # than that of the run
         for checkpoint, rate in ({self.checkpoints[0]: self._first.sample_rate} | rates).items():
             if rate != self.cache.sample_rate:
                 raise UserError(

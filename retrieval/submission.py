@@ -21,13 +21,15 @@ NUM_BEST = 10
 
 
 def read_queries(path: Path) -> list[str]:
-    """The column `caption` of a CSV, as in the challenge's retrieval captions. Raises UserError."""
+    """The column `caption` of a CSV, as in the challenge's retrieval captions, or `query`, as in its file of relevance. Raises UserError."""
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
-            if "caption" not in (reader.fieldnames or ()):
-                raise UserError(f"--queries {path} needs a column caption, found: {', '.join(map(str, reader.fieldnames or ()))[:200] or 'none'}")
-            queries = [(row["caption"] or "").strip() for row in reader]
+            column = next((name for name in ("caption", "query") if name in (reader.fieldnames or ())), None)
+            if column is None:
+                found = ", ".join(map(str, reader.fieldnames or ()))[:200] or "none"
+                raise UserError(f"--queries {path} needs a column caption or query, found: {found}")
+            queries = [(row[column] or "").strip() for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"--queries {path} cannot be read ({one_line(error)})") from None
     if not all(queries) or not queries:

@@ -31,7 +31,7 @@ def train(config: Config, resume: bool = False, overwrite: bool = False) -> None
     folder = Path(config.train.output)
     if resume and (folder / "metrics.json").exists():
         checkpoint.check_unchanged(folder, config)
-        print(f"{folder} is finished: see {folder / 'metrics.json'}")
+        print(f"{folder} is finished: see {folder / 'metrics.json'}; its weights start another run by train.init_from={folder / 'last'}")
         return
     with stop_on_signals() as stop:
         run = prepare(config, folder, resume, overwrite)

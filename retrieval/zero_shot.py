@@ -49,7 +49,9 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if right is not None:
         num_clips = sum(map(bool, right))
-        print(f"{num_clips} clips, {len(labels)} labels, %")
+        print(f"{num_clips} clips, {len(labels)} labels, %; chance, top-1: {100 * chance_of_top_1(right, len(labels)):.2f}")
+        if num_clips < len(right):
+            print(f"{len(right) - num_clips} clips that --labels does not name are left out")
         for name, value in accuracies(scores, [[labels.index(label) for label in names] for names in right]).items():
             print(f"{name:<26}{100 * value:8.2f}")
     if arguments.output:
@@ -168,6 +170,11 @@ def accuracies(scores: np.ndarray, right: list[list[int]]) -> dict[str, float]:
         "top-1, class-balanced": float(np.mean(balanced)),
         "mAP over labels": float(np.mean([average_precision(query, len(clips)) for query in of_labels])),
     }
+
+
+def chance_of_top_1(right: list[list[str]], num_labels: int) -> float:
+    """What a label drawn at random is expected to get: the mean share of right labels, over clips that have one."""
+    return float(np.mean([len(set(labels)) / num_labels for labels in right if labels]))
 
 
 def write_predictions(path: Path, labels: list[str], file_names: list[str], scores: np.ndarray) -> None:

@@ -64,6 +64,16 @@ def test_a_run_is_scored(checkpoint, tiny, capsys):
         assert [row["query"] for row in csv.DictReader(file)] == result.captions
 
 
+def test_the_result_on_another_cache_does_not_take_the_place_of_the_run_s_own(checkpoint, tiny, tmp_path, monkeypatch):
+    cache = write_cache(tmp_path / "cache", {"evaluation": 4})
+    score = ["--checkpoint", str(checkpoint), "--cache"]
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="is for results on the cache of the run, and .* add --output DIR"):
+        patch.setattr("retrieval.scoring.Scorer.matrix", lambda *_: pytest.fail("scored first"))
+        script.main([*score, str(cache)])
+    script.main([*score, str(cache), "--output", str(tmp_path / "out")])
+    script.main([*score, f"{tiny}/../{tiny.name}/cache"])  # the run's own, spelled otherwise
+
+
 def test_given_settings_win(checkpoint, tmp_path):
     cache = write_cache(tmp_path / "cache", {"validation": 12})
     arguments = ["--checkpoint", str(checkpoint), "--split", "validation", "--cache", str(cache), "--output", str(tmp_path / "out")]

@@ -248,6 +248,21 @@ def test_an_absent_sentence_encoder_is_named(tiny, tmp_path):
         training.train(load_config(tiny / "tiny.yaml", settings))
 
 
+def test_the_error_of_a_sentence_encoder_names_its_own_setting(tiny, tmp_path):
+    with pytest.raises(UserError) as error:
+        CaptionSimilarity("nobody/no-such-encoder", ["A caption."], CPU)
+    assert str(error.value).startswith("loss.sentence_encoder: ") and "set loss.sentence_encoder=weights/no-such-encoder" in str(error.value)
+    assert "text_encoder.name" not in str(error.value)
+
+
+def test_a_sentence_encoder_with_few_positions_reads_as_much_as_it_can(tiny, tmp_path, sentence_encoder):
+    """tiny.yaml's own has positions for 38 tokens."""
+    folder = tmp_path / "short"
+    TextEncoder(text_architecture(str(tiny / "text_encoder"), dropout=0.1), 32).model.save_pretrained(folder)
+    load_tokenizer(tiny / "text_encoder").save_pretrained(folder)
+    assert CaptionSimilarity(str(folder), ["tone " * 100, "note"], CPU).embeddings.isfinite().all()
+
+
 def write_teacher(folder: Path, split, scores: np.ndarray) -> None:
     write_scores(folder, [(torch.arange(len(split)), torch.from_numpy(scores))], split, {"checkpoint": "test"})
     assert json.loads((folder / "scores.json").read_text())["captions_fingerprint"] == captions_fingerprint(split)

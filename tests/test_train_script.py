@@ -95,6 +95,25 @@ def test_dry_run_counts_the_patches_of_passt_and_not_its_vectors(capsys):
 
 
 @pytest.mark.parametrize(
+    ("name", "missing"),
+    [
+        ("tap", ["data.cache: data/clotho_v2/cache", "audio_encoder.checkpoint: weights/atstframe_base_as2M.ckpt"]),
+        ("distill", ["data.cache: data/clotho_v2/cache", "loss.teachers: runs/tap/best/results/development", "train.init_from: runs/tap/best"]),
+    ],
+)
+def test_dry_run_lists_the_files_that_the_run_would_miss(capsys, monkeypatch, tmp_path, name, missing):
+    monkeypatch.chdir(tmp_path)
+    lines = dry_run(capsys, "--config", str(ROOT / "configs" / f"{name}.yaml")).splitlines()
+    assert [line.removeprefix("missing: ") for line in lines if line.startswith("missing: ")] == missing
+
+
+def test_dry_run_does_not_count_the_pairs_of_caches_that_are_not_there(capsys, monkeypatch, tmp_path, tiny):
+    monkeypatch.chdir(tmp_path)
+    text = dry_run(capsys, "--config", str(tiny / "tiny.yaml"), f"train.caches=[{tiny}/cache, absent]")
+    assert "steps per epoch: not known before the caches are there: cache absent does not exist" in text and "missing: train.caches: absent" in text
+
+
+@pytest.mark.parametrize(
     ("overrides", "warnings"),
     [
         (["pooling.name=mean", "pooling.num_layers=3"], {"pooling.num_layers has no effect with pooling.name=mean"}),

@@ -16,7 +16,11 @@ from retrieval.errors import UserError
 from retrieval.evaluation import similarity_matrix
 from retrieval.models import DualEncoder, build_model
 from retrieval.scoring import Scorer
-from retrieval.zero_shot import accuracies, labels_of_clips, read_labels
+from retrieval.zero_shot import accuracies, chance_of_top_1, labels_of_clips, read_labels
+
+
+def test_chance_is_the_mean_share_of_right_labels():
+    assert chance_of_top_1([["a"], ["a", "b"], []], 4) == pytest.approx((1 / 4 + 2 / 4) / 2)
 
 
 def test_figures_by_hand():

@@ -76,15 +76,14 @@ class TextEncoder(nn.Module):
     """Architecture from a Hugging Face config as a dict; set `tokenizer` before captions are encoded.
 
     readout, of the last layer: "first", token 0; "mean" of the valid tokens; "last" valid token, the end of the text.
-    as_written: captions with their capitals and punctuation.
+    max_tokens: longer captions are cut; None for as many as there are positions. as_written: captions with their capitals and punctuation.
     """
 
-    def __init__(self, architecture: dict[str, Any], max_tokens: int, readout: str = "first", as_written: bool = False):
+    def __init__(self, architecture: dict[str, Any], max_tokens: int | None, readout: str = "first", as_written: bool = False):
         super().__init__()
         if readout not in READOUTS:
             raise UserError(f"the readout of the text encoder must be one of {', '.join(READOUTS)}, found {readout!r}")
         self.tokenizer: PreTrainedTokenizerBase | None = None
-        self.max_tokens = max_tokens
         self.readout = readout
         self.as_written = as_written
         config = AutoConfig.for_model(**architecture)
@@ -93,7 +92,8 @@ class TextEncoder(nn.Module):
         self.model.pooler = None  # its parameters would never receive a gradient
         self.feature_dim: int = config.hidden_size
         longest = self._longest_text()
-        if longest is not None and max_tokens > longest:
+        self.max_tokens = longest if max_tokens is None else max_tokens
+        if None not in (longest, max_tokens) and max_tokens > longest:
             raise UserError(f"text_encoder.max_tokens={max_tokens}: the text encoder has positions for {longest} tokens; set it to that or less")
 
     def _longest_text(self) -> int | None:

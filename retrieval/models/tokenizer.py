@@ -6,7 +6,7 @@ from tokenizers import processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from retrieval.errors import UserError
-from retrieval.models.hub import local_files_only
+from retrieval.models.hub import hub_answers, local_files_only
 
 
 def load_tokenizer(name: str | Path, vocab_size: int | None = None) -> PreTrainedTokenizerBase:
@@ -54,6 +54,7 @@ def unreachable(name: str, error: Exception) -> UserError:
         return UserError(f"text encoder folder {name} cannot be loaded ({reason}); it needs config.json, tokenizer files and model.safetensors")
     if name.count("/") > 1:
         return UserError(f"text encoder folder {name} does not exist; set text_encoder.name to a folder, or to a hub name such as roberta-large")
+    reason = reason if hub_answers() else "it is out of reach, and nothing was downloaded from it before"
     return UserError(
         f"text encoder {name!r} is no folder here and the Hugging Face hub did not give it ({reason}); "
         f"download it where there is internet (hf download {name} --local-dir weights/{Path(name).name}) "
