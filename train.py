@@ -8,8 +8,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from retrieval.config import load_config
+from retrieval.config import Config, load_config
 from retrieval.errors import OneLineParser, run_main
+from retrieval.files import latest_state
+from retrieval.interruption import Interrupted, stop_on_signals
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -24,6 +26,17 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--resume continues a run, --overwrite deletes it: give one of them")
     config = load_config(arguments.config, arguments.overrides)
 
+    try:
+        with stop_on_signals():  # from here on: a Ctrl-C that falls into an import could be lost
+            run(config, arguments)
+    except Interrupted as interruption:
+        state = latest_state(Path(config.train.output))
+        print(f"interrupted; {f'continue from {state} with --resume' if state else 'no step was saved yet'}", file=sys.stderr)
+        return 128 + interruption.signum
+    return 0
+
+
+def run(config: Config, arguments: argparse.Namespace) -> None:
     # torch and transformers take seconds to import: a mistake in the settings should not.
     import transformers
 
@@ -33,18 +46,10 @@ def main(argv: list[str] | None = None) -> int:
         from retrieval.dry_run import describe
 
         print(describe(config))
-        return 0
-    from retrieval.checkpoint import latest_state
-    from retrieval.interruption import Interrupted
-    from retrieval.training import train
+    else:
+        from retrieval.training import train
 
-    try:
         train(config, resume=arguments.resume, overwrite=arguments.overwrite)
-    except Interrupted as interruption:
-        state = latest_state(Path(config.train.output))
-        print(f"interrupted; {f'continue from {state} with --resume' if state else 'no step was saved yet'}", file=sys.stderr)
-        return 128 + interruption.signum
-    return 0
 
 
 if __name__ == "__main__":

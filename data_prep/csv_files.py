@@ -47,7 +47,7 @@ def _lines(path: Path, text: str) -> list[tuple[int, list[str]]]:
                 raise
             # Text behind a closed quote, as in `"Bark" of a dog`, is kept where no field goes on in another line.
             lines = list(_numbered(csv.reader(io.StringIO(text, newline=""))))
-            if any("\n" in field for _, row in lines for field in row):
+            if any({"\n", "\r"} & set(field) for _, row in lines for field in row):
                 raise
             return lines
     except csv.Error as error:

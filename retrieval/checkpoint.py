@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 
 from retrieval.config import Config, config_differences, parse_config, read_yaml
 from retrieval.errors import UserError, one_line
-from retrieval.files import atomic_writer
+from retrieval.files import atomic_writer, latest_state
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.salsa import load_salsa_checkpoint  # noqa: F401 - part of this module
 
@@ -154,12 +154,6 @@ def load_state(accelerator: Accelerator, run: Path, progress: Progress) -> None:
         # No later epoch need be better, and then the end of the run would have nothing to score.
         what = f"the best model so far (epoch {progress.best_epoch + 1})"
         raise UserError(f"--resume: {best}, {what}, is missing; put it back from a copy, or start again with --overwrite")
-
-
-def latest_state(run: Path) -> Path | None:
-    """The newest complete state folder of `run`."""
-    states = [path for path in (run / "states").glob("step-*") if path.suffix != ".partial" and path.is_dir()]
-    return max(states, default=None)
 
 
 def save_model(model: DualEncoder, folder: Path, results: str) -> None:

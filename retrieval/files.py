@@ -65,3 +65,9 @@ def _explained(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror}); choose another output folder or make room") from None
+
+
+def latest_state(run: Path) -> Path | None:
+    """The newest complete state folder of `run`."""
+    states = [path for path in (run / "states").glob("step-*") if path.suffix != ".partial" and path.is_dir()]
+    return max(states, default=None)

@@ -16,7 +16,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -161,14 +161,21 @@ def _provide(
     if accelerator.is_local_main_process and not final.exists():
         partial = final.with_name(f"{final.name}.partial")
         _check_room(partial, shape[0] * shape[1] * dtype.itemsize)
-        with _alone(partial):
-            if not final.exists():
-                if not (num_done := _num_done(partial, path.name, shape)):
-                    np.lib.format.open_memmap(partial / path.name, "w+", dtype, shape).flush()
-                _encode(model, partial / path.name, num_rows, num_done, encode, accelerator)
-                (partial / "num_done").unlink(missing_ok=True)
-                (partial / "made_from.json").write_text(json.dumps(origin, indent=2) + "\n", encoding="utf-8")
-                partial.rename(final)
+        try:
+            with _alone(partial):
+                if not final.exists():
+                    if not (num_done := _num_done(partial, path.name, shape, len(num_rows))):
+                        np.lib.format.open_memmap(partial / path.name, "w+", dtype, shape).flush()
+                    with open(partial / path.name, "rb+") as file:  # a disk that gets full would kill a process that writes to a memory map
+                        os.posix_fallocate(file.fileno(), 0, os.path.getsize(partial / path.name))
+                    _encode(model, partial / path.name, num_rows, num_done, encode, accelerator)
+                    (partial / "num_done").unlink(missing_ok=True)
+                    (partial / "made_from.json").write_text(json.dumps(origin, indent=2) + "\n", encoding="utf-8")
+                    partial.rename(final)
+        except OSError as error:
+            raise UserError(
+                f"{partial} cannot be written ({error.strerror or error}); make room, or set data.frame_cache; what is encoded is kept"
+            ) from None
     while not final.exists():  # not in a collective, which has a time limit
         time.sleep(0.5)
     accelerator.wait_for_everyone()
@@ -187,19 +194,25 @@ def _check_room(partial: Path, num_bytes: int) -> None:
 @contextmanager
 def _alone(partial: Path) -> Iterator[None]:
     """The folder, made where it is absent; a second process waits until the first is done with it, or has died."""
-    partial.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(partial, os.O_RDONLY)
+    while True:
+        partial.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):  # the first has just renamed it
+            descriptor = os.open(partial, os.O_RDONLY)
+            break
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)
+        with suppress(OSError):
+            partial.rmdir()  # made anew for nothing
 
 
-def _num_done(partial: Path, name: str, shape: tuple[int, int]) -> int:
+def _num_done(partial: Path, name: str, shape: tuple[int, int], num_items: int) -> int:
     """Items that an interrupted build has encoded; 0 where what it left cannot be used."""
     try:
-        return int((partial / "num_done").read_text()) if np.load(partial / name, mmap_mode="r").shape == shape else 0
+        num_done = int((partial / "num_done").read_text())
+        return num_done if 0 <= num_done <= num_items and np.load(partial / name, mmap_mode="r").shape == shape else 0
     except (OSError, ValueError, EOFError):
         return 0
 

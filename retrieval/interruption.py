@@ -15,8 +15,11 @@ DROPS_EXCEPTIONS = ("__del__", "_launch")
 LAUNCHERS = {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"}  # what accelerate launch and torchrun set for the processes they start
 
 
-class Interrupted(Exception):
-    """SIGINT or SIGTERM arrived; what had been trained is in the newest state on disk."""
+class Interrupted(BaseException):
+    """SIGINT or SIGTERM arrived; what had been trained is in the newest state on disk.
+
+    No Exception, as KeyboardInterrupt is none: what catches those, around the loading of a file, would call the file damaged.
+    """
 
     def __init__(self, signum: int):
         self.signum = signum
@@ -56,7 +59,10 @@ def _drops_exceptions(frame: FrameType | None) -> bool:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Ctrl-C and SIGTERM set the request instead of ending the process; so does the death of the launcher."""
+    """Ctrl-C and SIGTERM set the request instead of ending the process; so does the death of the launcher. Within another: the same request."""
+    if isinstance(outer := signal.getsignal(signal.SIGTERM), StopRequest):
+        yield outer
+        return
     stop = StopRequest()
     before = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
     if LAUNCHERS & os.environ.keys() and sys.platform == "linux":

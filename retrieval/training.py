@@ -20,6 +20,7 @@ from retrieval.data import ClipSplit, usable_workers
 from retrieval.distributed import any_process, gather_columns, gather_rows, gather_texts, world_size
 from retrieval.errors import UserError
 from retrieval.evaluation import EvaluationResult, evaluate_split, format_table
+from retrieval.files import latest_state
 from retrieval.interruption import Interrupted, StopRequest, stop_on_signals
 from retrieval.models import DualEncoder
 from retrieval.optim import set_learning_rates
@@ -36,6 +37,8 @@ def train(config: Config, resume: bool = False, overwrite: bool = False) -> None
     with stop_on_signals() as stop:
         run = prepare(config, folder, resume, overwrite)
         try:
+            if stop.signum:
+                raise Interrupted(stop.signum)
             while run.progress.epoch < config.train.epochs:
                 stop.at_once = False
                 train_epoch(run, stop)
@@ -118,7 +121,7 @@ def _check_finite(run: Run, loss: float, grad_norms: dict[str, float]) -> None:
     if run.accelerator.scaler is None:
         wrong += [f"gradient norm of {name} is {norm}" for name, norm in grad_norms.items() if not math.isfinite(norm)]
     if wrong:
-        state = checkpoint.latest_state(run.folder)
+        state = latest_state(run.folder)
         kept = f"{run.folder / 'best'} of epoch {run.progress.best_epoch + 1}" if run.progress.best_epoch >= 0 else "no best model yet"
         raise UserError(
             f"training stopped at epoch {run.progress.epoch + 1}, step {run.progress.step + 1}: {wrong[0]}; kept: {kept}, state {state}; "

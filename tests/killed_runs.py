@@ -19,6 +19,7 @@ import torch
 
 from retrieval import checkpoint, training
 from retrieval.config import load_config
+from retrieval.files import latest_state
 
 
 def main(config_path: str, folder: Path) -> None:
@@ -31,7 +32,7 @@ def main(config_path: str, folder: Path) -> None:
     for place in places:
         disturbed = folder / place.replace(" ", "-")
         killed = run(config_path, disturbed, place) == signal.SIGKILL
-        if killed and checkpoint.latest_state(disturbed) is None:
+        if killed and latest_state(disturbed) is None:
             resumed = run(config_path, disturbed, overwrite=True)  # died before the first state
         else:
             # Other workers than before: neither order, crops nor dropout may depend on them.

@@ -254,6 +254,7 @@ BAD_TABLES = {
     "not UTF-8": (b"file_name,caption\na.wav,\xe9t\xe9\n", "captions.csv is not UTF-8: invalid continuation byte at byte 24"),
     "cut off": (GOOD[:-6], "line 3: 1 fields, expected 2; is a quote missing or the file cut off?"),
     "cut off in quotes": (GOOD + b'a.wav,"Rain, fal', "line 4: unexpected end of data; is a quote missing or the file cut off?"),
+    "quote not closed, old Mac": (b'file_name,caption\ra.wav,"One.\rb.wav,"Two"\r', "is a quote missing"),
     "quote not closed": (b'file_name,caption\na.wav,"One.\nb.wav,"Two."\n', "line 3: ',' expected after '\"'; is a quote missing"),
     "too many fields": (b"file_name,caption\na.wav,Rain, falling.\n", "line 2: 3 fields, expected 2"),
     "unknown split": (b"file_name,caption,split\na.wav,One.,train\n", "split 'train' of 'a.wav' is none of development, validation, evaluation"),

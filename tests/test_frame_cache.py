@@ -1,6 +1,7 @@
 """Frozen encoders, and the frames of a frozen audio encoder on disk: the same numbers, encoded once, whole or absent."""
 
 import json
+import os
 import pickle
 import shutil
 import time
@@ -131,14 +132,14 @@ def test_a_damaged_file_is_one_line(model, split, tmp_path, damage):
         frame_cache.cached_frames(model, split, tmp_path, Accelerator(), **SETTINGS)
 
 
-@pytest.mark.parametrize("damage", ["empty note", "no array", "cut array"])
+@pytest.mark.parametrize("damage", ["empty note", "wrong note", "no array", "cut array"])
 def test_a_damaged_interrupted_build_starts_anew(model, split, tmp_path, damage):
     whole = frame_cache.cached_frames(model, split, tmp_path / "whole", Accelerator(), **SETTINGS)
     partial = tmp_path / f"{whole.path.parent.name}.partial"
     partial.mkdir()
-    (partial / "num_done").write_text("" if damage == "empty note" else "6")
+    (partial / "num_done").write_text({"empty note": "", "wrong note": "-3"}.get(damage, "6"))
     if damage != "no array":
-        (partial / "frames.npy").write_bytes(whole.path.read_bytes()[: None if damage == "empty note" else 500])
+        (partial / "frames.npy").write_bytes(whole.path.read_bytes()[: 500 if damage == "cut array" else None])
     found = frame_cache.cached_frames(model, split, tmp_path, Accelerator(), **SETTINGS)
     assert found.path.read_bytes() == whole.path.read_bytes() and not partial.exists()
 
@@ -167,6 +168,25 @@ def test_a_full_disk_is_told_before_anything_is_written(model, split, tmp_path, 
     with pytest.raises(UserError, match="takes 0.0 GiB, .* has 0.0 GiB left; set data.frame_cache to another disk"):
         frame_cache.cached_frames(model, split, tmp_path / "frames", Accelerator(), **SETTINGS)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("place", ["posix_fallocate", "replace"])
+def test_a_disk_that_gets_full_is_one_line_and_what_is_encoded_is_kept(model, split, tmp_path, monkeypatch, place):
+    calls = []
+
+    def full(*_):
+        calls.append(1)
+        if len(calls) == (1 if place == "posix_fallocate" else 3):
+            raise OSError(28, "No space left on device")
+        return original(*_)
+
+    original = getattr(os, place)
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="cannot be written .No space left on device.; make room"):
+        patch.setattr(os, place, full)
+        frame_cache.cached_frames(model, split, tmp_path, Accelerator(), **SETTINGS)
+    (partial,) = tmp_path.iterdir()
+    assert place == "posix_fallocate" or (partial / "num_done").read_text() == "6"
+    assert frame_cache.cached_frames(model, split, tmp_path, Accelerator(), **SETTINGS).read(11).any()
 
 
 def test_frames_travel_to_loader_processes_as_a_path(model, split, tmp_path):

@@ -105,7 +105,7 @@ MAY_IMPORT = {
     "preparation": {
         *("checkpoint", "config", "data", "distributed", "evaluation", "frame_cache", "models", "objective", "optim", "tracking"),
     },
-    "training": {"config", "data", "models", "distributed", "optim", "checkpoint", "evaluation", "interruption", "preparation"},
+    "training": {"config", "data", "models", "distributed", "optim", "checkpoint", "evaluation", "files", "interruption", "preparation"},
 }
 
 

@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from retrieval import checkpoint, interruption, losses, training
 from retrieval.config import load_config
 from retrieval.errors import UserError
+from retrieval.files import latest_state
 from retrieval.models import DualEncoder
 from retrieval.optim import learning_rate
 
@@ -193,7 +194,7 @@ def test_an_interrupted_launch_saves_and_resume_goes_on(tiny, tmp_path, how):
             os.killpg(process.pid, signal.SIGINT)
         process.wait(30)
         wait_for(lambda: "interrupted; " in (tmp_path / "log").read_text())
-    state = checkpoint.latest_state(run)
+    state = latest_state(run)
     assert state is not None and "with --resume" in (tmp_path / "log").read_text()
     steps = int(state.name.removeprefix("step-"))
     resumed = subprocess.run([*command, "--resume", f"train.max_steps={steps + 3}"], cwd=ROOT, capture_output=True, text=True, timeout=120)
@@ -254,6 +255,31 @@ def signals_itself(stop: interruption.StopRequest) -> None:
     assert stop.signum == 0
 
 
+def test_within_another_the_request_is_the_same():
+    with interruption.stop_on_signals() as outer:
+        with interruption.stop_on_signals() as inner:
+            assert inner is outer
+        assert signal.getsignal(signal.SIGTERM) is outer
+
+
+@pytest.mark.parametrize(
+    "place", ["datasets.load_from_disk", "transformers.AutoTokenizer.from_pretrained", "retrieval.models.text._build", "retrieval.checkpoint.load"]
+)
+def test_a_signal_while_a_file_is_loaded_is_not_called_a_damaged_file(tiny, tmp_path, monkeypatch, capsys, place):
+    import train as script
+
+    settings = ["--config", str(tiny / "tiny.yaml"), f"train.output={tmp_path / 'run'}", "train.epochs=2", *FAST]
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "validate", lambda _run: os.kill(os.getpid(), signal.SIGINT))
+        assert script.main(settings) == 130
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    state = latest_state(tmp_path / "run")
+    monkeypatch.setattr(place, lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+    capsys.readouterr()
+    assert script.main([*settings, "--resume"]) == 143
+    assert capsys.readouterr().err.splitlines()[-1] == f"interrupted; continue from {state} with --resume"
+
+
 @pytest.fixture(autouse=True)
 def restored_sigterm():
     """After an interruption the process ignores SIGTERM, since it is about to end."""
@@ -284,7 +310,7 @@ def test_ctrl_c_saves_after_the_step_and_exits_with_130(tiny, tmp_path, monkeypa
     code = script.main(["--config", str(tiny / "tiny.yaml"), f"train.output={tmp_path / 'run'}", *FAST])
     assert code == 130
     assert "step-00000004" in capsys.readouterr().err
-    assert checkpoint.latest_state(tmp_path / "run").name == "step-00000004"
+    assert latest_state(tmp_path / "run").name == "step-00000004"
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
@@ -359,7 +385,7 @@ def test_resume_with_a_moved_cache_and_with_another_one(tiny, interrupted, tmp_p
 
 
 def test_resume_from_a_damaged_state(tiny, interrupted):
-    state = checkpoint.latest_state(interrupted)
+    state = latest_state(interrupted)
     random = (state / "random_states_0.pkl").read_bytes()
     (state / "random_states_0.pkl").write_bytes(random[: len(random) // 2])
     assert "does not load" in user_error(training.train, configure(tiny, interrupted), resume=True)
@@ -403,10 +429,10 @@ def test_a_full_disk_keeps_the_state_before(tiny, interrupted, monkeypatch):
         Path(folder).mkdir()
         raise OSError(28, "No space left on device")
 
-    state = checkpoint.latest_state(interrupted)
+    state = latest_state(interrupted)
     monkeypatch.setattr(Accelerator, "save_state", full)
     assert "No space left" in user_error(training.train, configure(tiny, interrupted), resume=True)
-    assert checkpoint.latest_state(interrupted) == state
+    assert latest_state(interrupted) == state
 
 
 @pytest.mark.parametrize(

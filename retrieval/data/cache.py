@@ -19,7 +19,7 @@ import pyarrow
 from retrieval.errors import UserError, one_line
 
 SCHEMA = 1
-FINGERPRINT_BYTES = 4096  # of a clip
+FINGERPRINT_BYTES = 2048  # of each piece of a clip
 REBUILD = "build it with: python data_prep/build_clotho.py --root DIR --output"
 
 
@@ -49,11 +49,12 @@ class ClipSplit:
         return hashlib.sha256(repr([self.clip_ids, self.num_samples.tolist(), self.captions]).encode()).hexdigest()
 
     def audio_fingerprint(self) -> str:
-        """Digest of a piece from the middle of each clip's bytes: other sounds, another codec or rate have another one."""
+        """Digest of the beginning, middle and end of each clip's bytes: other sounds, another codec or rate have another one."""
         digest = hashlib.sha256()
         for buffer in self._audio:
-            middle = max(0, buffer.size // 2 - FINGERPRINT_BYTES // 2)
-            digest.update(buffer.size.to_bytes(8, "little") + buffer.slice(middle, min(FINGERPRINT_BYTES, buffer.size - middle)).to_pybytes())
+            last = max(0, buffer.size - FINGERPRINT_BYTES)
+            pieces = [buffer.slice(start, min(FINGERPRINT_BYTES, buffer.size)).to_pybytes() for start in (0, last // 2, last)]
+            digest.update(buffer.size.to_bytes(8, "little") + b"".join(pieces))
         return digest.hexdigest()
 
     def read(self, index: int, start: int = 0, stop: int | None = None) -> np.ndarray:
