@@ -3,8 +3,8 @@
 `import evaluate` means the Hugging Face package, also in processes that have the repository root, with its script
 evaluate.py, first on sys.path. Importing `retrieval` sees to it; nothing is loaded before somebody asks for `evaluate`.
 
-On a CPU, threads without work sleep. By default they spin, which on cores that other programs use too makes a training ten times slower. The
-variable is read when torch is loaded; one that is set already stays.
+On a CPU, threads without work spin for a moment and then sleep. By default they go on spinning, which is 1.2 times faster on cores of one's own
+and ten times slower beside other programs. The variable is read when torch is loaded; what the user has set stays.
 """
 
 import os
@@ -15,7 +15,8 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 _ROOT = Path(__file__).resolve().parent.parent
 
