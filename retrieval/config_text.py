@@ -31,7 +31,7 @@ def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings as one level of `section.key` names."""
     flat: dict[str, Any] = {}
     for key, value in settings.items():
-        flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
+        flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
     return flat
 
 

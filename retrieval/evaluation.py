@@ -19,10 +19,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from retrieval.data import ClipsFromStart, collate_clips, leave_signals_to_main_process
+from retrieval.data import make_clip_loader
 from retrieval.distributed import gather_columns, rank, world_size
 from retrieval.errors import UserError
 from retrieval.files import atomic_writer
@@ -136,29 +135,22 @@ def score_columns(
     device = next(model.parameters()).device
     shares = [range(process * len(split) // world_size(), (process + 1) * len(split) // world_size()) for process in range(world_size())]
     share = shares[rank()]
-    loader = DataLoader(
-        ClipsFromStart(split, share, max_samples=round(model.clip_seconds * model.sample_rate)),
-        batch_size=audio_batch_size,
-        num_workers=num_workers,
-        collate_fn=collate_clips,
-        pin_memory=device.type == "cuda",
-        worker_init_fn=leave_signals_to_main_process,
-        generator=torch.Generator(),  # the loader draws a seed for its workers: not from the training's random state
-    )
+    max_samples = round(model.clip_seconds * model.sample_rate)
+    loader = make_clip_loader(split, share, max_samples, audio_batch_size, num_workers, pin_memory=device.type == "cuda")
     progress = tqdm(total=len(split), desc=f"scoring {split.name}", unit=" clips", delay=3, leave=False, disable=rank() != 0)
     with _eval_mode(model), progress:
         texts = []
         for first in range(0, len(captions), text_batch_size):
             with autocast():
                 texts.append(model.encode_text(captions[first : first + text_batch_size]).float())  # (n, D)
-        text = torch.cat(texts)  # (N, D); scored at once, since what a pooling computes of the frames alone it computes once a call
+        texts = torch.cat(texts)  # (N, D); scored at once, since what a pooling computes of the frames alone it computes once a call
         batches = iter(loader if len(share) else ())
         for first in range(0, max(map(len, shares)), audio_batch_size):
             block = torch.empty(len(captions), 0, device=device)  # of a process that has no clip left
             for audio, lengths in islice(batches, 1):
                 with autocast():
                     frames, mask = model.encode_audio(audio.to(device, non_blocking=True), lengths)  # (b, T, D), (b, T)
-                block = model.score(text, frames.float(), mask)  # (N, b)
+                block = model.score(texts, frames.float(), mask)  # (N, b)
             scores = gather_columns(block).cpu()
             columns = torch.tensor([clip for clips in shares for clip in clips[first : first + audio_batch_size]])
             _check_not_nan(scores, split.name)

@@ -23,10 +23,9 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from retrieval.data import ClipSplit, ClipsFromStart, collate_clips, leave_signals_to_main_process
+from retrieval.data import ClipSplit, make_clip_loader
 from retrieval.errors import UserError, one_line
 from retrieval.files import check_writable
 from retrieval.models import DualEncoder
@@ -93,15 +92,7 @@ def cached_frames(
     }
 
     def encode(first: int) -> Iterator[np.ndarray]:
-        loader = DataLoader(
-            ClipsFromStart(split, range(first, len(split)), clip_samples),
-            batch_size=batch_size,
-            num_workers=num_workers,
-            collate_fn=collate_clips,
-            worker_init_fn=leave_signals_to_main_process,
-            generator=torch.Generator(),
-        )
-        for waveform, lengths in loader:
+        for waveform, lengths in make_clip_loader(split, range(first, len(split)), clip_samples, batch_size, num_workers):
             features, mask = model.audio_features(waveform.to(accelerator.device, non_blocking=True), lengths)  # (B, T, F), (B, T)
             yield features.float()[mask].cpu().numpy()
 
@@ -164,10 +155,7 @@ def _provide(
         try:
             with _alone(partial):
                 if not final.exists():
-                    if not (num_done := _num_done(partial, path.name, shape, len(num_rows))):
-                        np.lib.format.open_memmap(partial / path.name, "w+", dtype, shape).flush()
-                    with open(partial / path.name, "rb+") as file:  # a disk that gets full would kill a process that writes to a memory map
-                        os.posix_fallocate(file.fileno(), 0, os.path.getsize(partial / path.name))
+                    num_done = _prepared(partial / path.name, shape, dtype, len(num_rows))
                     _encode(model, partial / path.name, num_rows, num_done, encode, accelerator)
                     (partial / "num_done").unlink(missing_ok=True)
                     (partial / "made_from.json").write_text(json.dumps(origin, indent=2) + "\n", encoding="utf-8")
@@ -208,11 +196,21 @@ def _alone(partial: Path) -> Iterator[None]:
             partial.rmdir()  # made anew for nothing
 
 
-def _num_done(partial: Path, name: str, shape: tuple[int, int], num_items: int) -> int:
+def _prepared(path: Path, shape: tuple[int, int], dtype: np.dtype, num_items: int) -> int:
+    """Make an array of its full size, or keep the one that an interrupted build left; the items that are encoded in it."""
+    num_done = _num_done(path, shape, num_items)
+    if not num_done:
+        np.lib.format.open_memmap(path, "w+", dtype, shape).flush()
+    with open(path, "rb+") as file:  # a disk that gets full would kill a process that writes to a memory map
+        os.posix_fallocate(file.fileno(), 0, os.path.getsize(path))
+    return num_done
+
+
+def _num_done(path: Path, shape: tuple[int, int], num_items: int) -> int:
     """Items that an interrupted build has encoded; 0 where what it left cannot be used."""
     try:
-        num_done = int((partial / "num_done").read_text())
-        return num_done if 0 <= num_done <= num_items and np.load(partial / name, mmap_mode="r").shape == shape else 0
+        num_done = int(path.with_name("num_done").read_text())
+        return num_done if 0 <= num_done <= num_items and np.load(path, mmap_mode="r").shape == shape else 0
     except (OSError, ValueError, EOFError):
         return 0
 

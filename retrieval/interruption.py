@@ -30,7 +30,7 @@ class StopRequest:
     """While `at_once` is set a signal interrupts right away; else it asks the loop to stop after its step.
 
     Where an exception would be lost, the request is noted only, and the loop's next step heeds it. A loader process, which starts with its
-    parent's handlers, does nothing until it has set its own (retrieval.data.leave_signals_to_main_process).
+    parent's handlers, does nothing until it has set its own (retrieval.data.pairs).
     A second Ctrl-C does not wait. A second SIGTERM does nothing: after a Ctrl-C the launcher dies first, which sends one.
     """
 

@@ -56,7 +56,7 @@ class CaptionSimilarity:
             encoder.tokenizer = load_tokenizer(name, encoder.model.config.vocab_size)
             encoder.load_pretrained(name)
         except UserError as error:
-            raise UserError(f"loss.sentence_encoder: {str(error).replace('text_encoder.name=', 'loss.sentence_encoder=')}") from None
+            raise UserError(f"loss.sentence_encoder: {str(error).replace('text_encoder.name', 'loss.sentence_encoder')}") from None
         encoder.max_tokens = min(MAX_SENTENCE_TOKENS, encoder.max_tokens or MAX_SENTENCE_TOKENS)
         self.embeddings = _embed(encoder.to(device).eval(), captions)  # (P, D), on the CPU
 

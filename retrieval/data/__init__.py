@@ -3,13 +3,12 @@
 from retrieval.data.cache import Cache, ClipSplit, open_cache
 from retrieval.data.joined import JoinedSplit
 from retrieval.data.pairs import (
-    ClipsFromStart,
     EpochBatches,
     PairDataset,
     check_batch_size,
     collate_clips,
     collate_pairs,
-    leave_signals_to_main_process,
+    make_clip_loader,
     make_loader,
     num_steps_per_epoch,
     usable_workers,
@@ -18,14 +17,13 @@ from retrieval.data.pairs import (
 __all__ = [
     "Cache",
     "ClipSplit",
-    "ClipsFromStart",
     "EpochBatches",
     "JoinedSplit",
     "PairDataset",
     "check_batch_size",
     "collate_clips",
     "collate_pairs",
-    "leave_signals_to_main_process",
+    "make_clip_loader",
     "make_loader",
     "num_steps_per_epoch",
     "open_cache",

@@ -188,11 +188,24 @@ def make_loader(pairs: PairDataset, batches: EpochBatches, num_workers: int) -> 
         persistent_workers=num_workers > 0,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),
-        worker_init_fn=leave_signals_to_main_process,
+        worker_init_fn=_leave_signals_to_main_process,
     )
 
 
-def leave_signals_to_main_process(_worker: int) -> None:
+def make_clip_loader(split: Any, indices: range, max_samples: int, batch_size: int, num_workers: int, pin_memory: bool = False) -> DataLoader:
+    """Batches of `collate_clips` of some clips of a split, in order, each from its start. Its own generator: as in `make_loader`."""
+    return DataLoader(
+        ClipsFromStart(split, indices, max_samples),
+        batch_size=batch_size,
+        num_workers=num_workers,
+        collate_fn=collate_clips,
+        pin_memory=pin_memory,
+        generator=torch.Generator(),
+        worker_init_fn=_leave_signals_to_main_process,
+    )
+
+
+def _leave_signals_to_main_process(_worker: int) -> None:
     """For loader processes: Ctrl-C, and the SIGTERM of many schedulers, reach the whole process group, and the main process decides.
 
     After a SIGTERM a loader process goes on until the main process has had time to finish its step and to save.

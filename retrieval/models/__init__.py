@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from retrieval.config import AudioEncoderConfig, Config, LossConfig
+from retrieval.config import AudioEncoderConfig, Config, LossConfig, flatten
 from retrieval.errors import UserError
 from retrieval.losses import LEARNABLE, arguments_of, check_loss
 from retrieval.models.audio import AUDIO_ENCODERS
@@ -17,6 +17,12 @@ from retrieval.models.text import text_architecture, text_readout
 from retrieval.models.tokenizer import load_tokenizer
 
 __all__ = ["DualEncoder", "build_model", "build_model_without_weights", "warnings_of"]
+
+# Of an architecture: what weights of the same shapes do not tell apart.
+FUNCTION = (
+    *("audio_encoder.name", "audio_encoder.num_heads", "text_encoder.num_attention_heads"),
+    *("text_readout", "pooling.num_heads", "pooling.readout"),
+)
 
 
 def build_model(config: Config) -> DualEncoder:
@@ -74,17 +80,11 @@ def _start_from(model: DualEncoder, folder: str) -> None:
 
 def _other_function(other: dict[str, Any], own: dict[str, Any]) -> str | None:
     """What no shape of a weight says and scores depend on, where two architectures differ in it."""
-    for *section, key in (
-        ("audio_encoder", "name"),
-        ("audio_encoder", "num_heads"),
-        ("text_encoder", "num_attention_heads"),
-        ("text_readout",),
-        ("pooling", "num_heads"),
-        ("pooling", "readout"),
-    ):
-        pair = [(architecture[section[0]] if section else architecture).get(key) for architecture in (other, own)]
+    other, own = flatten(other), flatten(own)
+    for name in FUNCTION:
+        pair = other.get(name), own.get(name)
         if None not in pair and pair[0] != pair[1]:
-            return f"its {'.'.join([*section, key])} is {pair[0]}, not {pair[1]}"
+            return f"its {name} is {pair[0]}, not {pair[1]}"
     return None
 
 
