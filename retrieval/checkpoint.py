@@ -23,7 +23,7 @@ from typing import Any
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import load
+from accelerate.utils import load, set_seed
 from safetensors import SafetensorError
 
 from retrieval.config import Config, config_differences, parse_config, read_yaml
@@ -135,16 +135,27 @@ def save_state(accelerator: Accelerator, run: Path, progress: Progress) -> None:
     accelerator.wait_for_everyone()
 
 
-def load_state(accelerator: Accelerator, run: Path, progress: Progress) -> None:
-    """Weights, optimizer, RNG and the registered `progress` of the newest state."""
+def load_state(accelerator: Accelerator, run: Path, progress: Progress, steps_per_epoch: int, seed: int) -> None:
+    """Weights, optimizer, RNG and the registered `progress` of the newest state.
+
+    Another number of processes can go on where an epoch has ended, with random numbers of its own, from `seed` and the step. Raises UserError
+    within an epoch: what the processes have drawn in it cannot be dealt out anew.
+    """
     folder = latest_state(run)
     num_saved = len(list(folder.glob("random_states_*.pkl")))
-    if num_saved != accelerator.num_processes:
-        # Accelerate would go on without the random state, and the run would not be the same one.
-        raise UserError(f"state {folder} was saved by {num_saved} process(es), this run has {accelerator.num_processes}; launch as many as before")
     try:
-        load(folder / f"random_states_{accelerator.process_index}.pkl")  # from a damaged one Accelerate would go on without a word
+        if num_saved == accelerator.num_processes:
+            load(folder / f"random_states_{accelerator.process_index}.pkl")  # from a damaged one Accelerate would go on without a word
+        else:
+            step = load(folder / "custom_checkpoint_0.pkl")["step"]  # of Progress, which is registered first
+            if step < steps_per_epoch or not num_saved:
+                raise UserError(
+                    f"state {folder} was saved by {num_saved} process(es) at step {step} of {steps_per_epoch} of an epoch, "
+                    f"this run has {accelerator.num_processes}; launch as many as before until the epoch has ended, then go on with any number"
+                )
         accelerator.load_state(str(folder))
+        if num_saved != accelerator.num_processes:
+            set_seed(seed + progress.global_step)
     except UserError:
         raise
     except Exception as error:

@@ -117,6 +117,7 @@ class PoolingConfig(Section):
     attention_dropout: float = Field(0.1, ge=0, lt=1, description="TAP: dropout on the attention weights")
     output_dropout: float = Field(0.0, ge=0, lt=1, description="TAP: dropout on the pooled vector")
     init: Literal["default", "identity"] = Field("default", description="TAP: PyTorch's initialisation, or identity")
+    block_elements: int = Field(2**22, ge=1, description="TAP: numbers held for one block of (text, audio) pairs while scoring; bounds memory")
     num_layers: int = Field(1, ge=1, description="transformer: number of layers")
     num_heads: int = Field(8, ge=1, description="transformer: attention heads; must divide the size of a frame feature")
     readout: Literal["first", "mean"] = Field("first", description="transformer: the learned token, or the mean of the frames")
@@ -199,6 +200,8 @@ class TrainConfig(Section):
     cache_weights: list[float] = Field([], description="how often an epoch goes through the pairs of each cache; none: once")
     epochs: int = Field(20, ge=1)
     batch_size: int = Field(16, ge=2, description="(clip, caption) pairs a step, over all processes together")
+    micro_batch_size: int | None = Field(None, ge=1, description="pairs that a process encodes at once, all negatives kept; none: its whole share")
+    activation_checkpointing: bool = Field(False, description="compute the encoders' blocks again in the backward pass, to save memory")
     max_steps: int | None = Field(None, ge=1, description="stop after so many optimizer steps; for smoke runs")
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = Field(
         "auto", description="auto: bf16 where the GPU has it, fp16 on older GPUs, no on CPU"

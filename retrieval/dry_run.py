@@ -63,16 +63,24 @@ def missing_files(config: Config) -> list[str]:
 def _memory(config: Config, model: DualEncoder, num_parameters: int) -> str:
     """Weights, gradients and Adam's two moments exactly; activations by the usual count of what a block keeps for backward.
 
-    34 bytes a token, channel and block at 16 bits with fused attention (Korthikanti et al., 2022, arXiv 2205.05198), twice that at 32 bits.
+    34 bytes a token, channel and block at 16 bits with fused attention (Korthikanti et al., 2022, arXiv 2205.05198), twice that at 32 bits;
+    with train.activation_checkpointing a block's input alone (2 and 4 bytes), and one block whole.
     """
     num_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     fixed = num_parameters * 4 + num_trained * 4 * 3
     per_channel = 68 if config.train.mixed_precision == "no" else 34
     text, batch, num_frames = model.text_encoder.model.config, config.train.batch_size, model.windows.num_frames
     blocks = getattr(model.audio_encoder, "blocks", ())
-    channels = model.tokens_per_clip * model.audio_encoder.feature_dim * len(blocks) * (not config.audio_encoder.frozen)
-    channels += config.text_encoder.max_tokens * text.hidden_size * text.num_hidden_layers * (not config.text_encoder.frozen)
-    activations = batch * channels * per_channel + batch * num_frames * config.dim * 4 * (4 if config.pooling.name == "tap" else 1)
+    parts = [
+        (model.tokens_per_clip * model.audio_encoder.feature_dim, len(blocks) * (not config.audio_encoder.frozen)),
+        (config.text_encoder.max_tokens * text.hidden_size, text.num_hidden_layers * (not config.text_encoder.frozen)),
+    ]
+    if config.train.activation_checkpointing:
+        per_pair = sum(channels * (per_channel // 17 * depth + per_channel * bool(depth)) for channels, depth in parts)
+    else:
+        per_pair = sum(channels * per_channel * depth for channels, depth in parts)
+    activations = min(batch, config.train.micro_batch_size or batch) * per_pair
+    activations += batch * num_frames * config.dim * 4 * (4 if config.pooling.name == "tap" else 1)
     unknown = "" if blocks or config.audio_encoder.frozen else f", those of {config.audio_encoder.name} not counted,"
     return (
         f"memory, estimated, one process: {fixed / GIB:.1f} GiB weights, gradients and AdamW "

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from torch.utils.data import DataLoader
 
 from retrieval import checkpoint
 from retrieval.checkpoint import Progress
-from retrieval.config import Config
+from retrieval.config import Config, OptimizerConfig
 from retrieval.data import (
     ClipSplit,
     EpochBatches,
@@ -58,6 +58,12 @@ class Run:
     steps_per_epoch: int
     tracker: Tracker
     progress: Progress = field(default_factory=Progress)
+
+    @property
+    def micro_batch_size(self) -> int | None:
+        """Pairs of this process that are encoded at once; None for all. The same on every process, also for a smaller last batch."""
+        size = self.config.train.micro_batch_size
+        return None if size is None or size * world_size() >= self.config.train.batch_size else size
 
     @property
     def out_of_steps(self) -> bool:
@@ -114,9 +120,22 @@ def make_pairs(splits: Splits, config: Config) -> PairDataset:
     return PairDataset(joined, max_samples, config.seed, augment, settings.mix_probability)
 
 
+def make_accelerator(mixed_precision: str) -> Accelerator:
+    # No buffer changes in training: filters, mel banks and statistics that are kept need not be sent at every step.
+    ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
+    return Accelerator(mixed_precision=choose_precision(mixed_precision), kwargs_handlers=[ddp])
+
+
+def make_optimizer(model: DualEncoder, settings: OptimizerConfig) -> torch.optim.AdamW:
+    """Fused: one pass over the weights, gradients and moments."""
+    groups = parameter_groups(model, settings.lr.model_dump())
+    betas = settings.beta1, settings.beta2
+    return torch.optim.AdamW(groups, betas=betas, eps=settings.eps, weight_decay=settings.weight_decay, fused=True)
+
+
 def prepare(config: Config, folder: Path, resume: bool, overwrite: bool) -> Run:
     """Everything that can go wrong for a reason of the user's goes wrong here, before the run folder is touched."""
-    accelerator = Accelerator(mixed_precision=choose_precision(config.train.mixed_precision))
+    accelerator = make_accelerator(config.train.mixed_precision)
     checkpoint.check_run(folder, config, resume, overwrite)
     set_seed(config.seed)
     splits = open_splits(config)
@@ -126,6 +145,8 @@ def prepare(config: Config, folder: Path, resume: bool, overwrite: bool) -> Run:
     few = [f"{split.name} has {warning}" for split in splits.scored if (warning := few_clips_warning(len(split)))]
     for warning in [*warnings_of(config), *few]:
         accelerator.print(f"warning: {warning}")
+    if config.train.activation_checkpointing:
+        model.checkpoint_activations()
     model.augment_mel = mel_augmentation(**config.augmentation.mel)
     if model.augment_mel is not None and not model.audio_encoder.num_mel_bins:
         raise UserError(f"augmentation of spectrograms has no effect, since {config.audio_encoder.checkpoint} hears waveforms; switch it off")
@@ -137,10 +158,7 @@ def prepare(config: Config, folder: Path, resume: bool, overwrite: bool) -> Run:
             model.caption_features = cached_captions(model, splits.all_captions, accelerator=accelerator, **settings)
     pairs = make_pairs(splits, config)
     objective = Objective(config.loss, pairs, accelerator.device)
-    settings = config.optimizer
-    groups = parameter_groups(model, settings.lr.model_dump())
-    optimizer = torch.optim.AdamW(groups, betas=(settings.beta1, settings.beta2), eps=settings.eps, weight_decay=settings.weight_decay)
-    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    wrapped, optimizer = accelerator.prepare(model, make_optimizer(model, config.optimizer))
 
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
@@ -148,9 +166,9 @@ def prepare(config: Config, folder: Path, resume: bool, overwrite: bool) -> Run:
     accelerator.wait_for_everyone()
     progress = Progress(corpus=pairs.split.fingerprint(), teachers=objective.teachers.fingerprint() if objective.teachers else "")
     accelerator.register_for_checkpointing(progress)
-    if resume:
-        checkpoint.load_state(accelerator, folder, progress)
     steps_per_epoch = num_steps_per_epoch(batches.num_pairs, config.train.batch_size)
+    if resume:
+        checkpoint.load_state(accelerator, folder, progress, steps_per_epoch, config.seed)
     accelerator.print(
         f"{folder}: {batches.num_pairs} pairs, {steps_per_epoch} steps an epoch, "
         f"{accelerator.num_processes} process(es) of {torch.get_num_threads()} thread(s) on {accelerator.device}, "

@@ -14,7 +14,7 @@ from retrieval.config import Config
 from retrieval.data import Cache, ClipSplit, open_cache, usable_workers
 from retrieval.errors import UserError
 from retrieval.evaluation import score_columns
-from retrieval.models import DualEncoder
+from retrieval.models import DualEncoder, bound_memory
 from retrieval.preparation import choose_precision
 
 CLIPS_AT_ONCE = 256  # columns of a mean
@@ -44,6 +44,7 @@ class Scorer:
         run = self.checkpoints[0].resolve().parent
         has_config = self.checkpoints[0].is_dir() and (run / "config.yaml").is_file()
         config = read_config(run) if has_config else Config()
+        self.config = config
         rates = {checkpoint: load_model(checkpoint, text_encoder).sample_rate for checkpoint in self.checkpoints[1:]}
         self._first: DualEncoder | None = load_model(self.checkpoints[0], text_encoder)
         if cache is None and not has_config:
@@ -87,4 +88,5 @@ class Scorer:
     def _columns(self, checkpoint: Path, captions: list[str], split: ClipSplit) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         model = self._first if checkpoint == self.checkpoints[0] and self._first is not None else load_model(checkpoint, self.text_encoder)
         self._first = None  # so that it leaves the memory before the next one is loaded
+        bound_memory(model, self.config)
         yield from score_columns(model.to(self.accelerator.device), captions, split, **self.settings)

@@ -8,6 +8,7 @@ import resource
 import shutil
 import signal
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from retrieval.errors import UserError
 from retrieval.evaluation import EvaluationResult, evaluate_split, format_table
 from retrieval.files import latest_state
 from retrieval.interruption import Interrupted, StopRequest, stop_on_signals
-from retrieval.models import DualEncoder
+from retrieval.micro_batches import backward_in_parts
+from retrieval.models import DualEncoder, bound_memory
 from retrieval.optim import set_learning_rates
 from retrieval.preparation import TEST, Run, prepare
 
@@ -92,14 +94,13 @@ def train_step(run: Run, batch: dict[str, Any]) -> tuple[float, dict[str, float]
     accelerator, settings = run.accelerator, run.config.optimizer
     set_learning_rates(run.optimizer, run.progress.epoch + run.progress.step / run.steps_per_epoch, settings.schedule.model_dump())
     run.optimizer.zero_grad()
-    waveform = batch["waveform"].to(accelerator.device, non_blocking=True)  # (b, S)
-    text, frames, mask = run.wrapped(waveform, batch["lengths"], batch["captions"])  # (n, D), (b, T, D), (b, T)
-    with accelerator.autocast():
-        block = run.model.score(gather_texts(text), frames, mask)  # (N, b)
-    scores = gather_columns(block)  # (N, B)
-    clips, pairs = gather_rows(torch.stack([batch["clips"], batch["pairs"]], dim=1).to(accelerator.device)).unbind(dim=1)  # (N,) each
-    loss = run.objective(run.model, scores, clips, pairs)
-    accelerator.backward(loss * world_size())  # distributed.py says why
+    if run.micro_batch_size is None:
+        waveform = batch["waveform"].to(accelerator.device, non_blocking=True)  # (b, S)
+        text, frames, mask = run.wrapped(waveform, batch["lengths"], batch["captions"])  # (n, D), (b, T, D), (b, T)
+        loss = batch_loss(run, batch, text, frames, mask)
+        accelerator.backward(loss * world_size())  # distributed.py says why
+    else:
+        loss = backward_in_parts(accelerator, run.wrapped, batch, run.micro_batch_size, partial(batch_loss, run, batch))
     accelerator.unscale_gradients(run.optimizer)
     norms = {group["name"]: _grad_norm(group["params"]) for group in run.optimizer.param_groups}
     loss_value, *norm_values = torch.stack([loss.detach(), *norms.values()]).tolist()
@@ -109,6 +110,15 @@ def train_step(run: Run, batch: dict[str, Any]) -> tuple[float, dict[str, float]
         accelerator.clip_grad_norm_(run.model.parameters(), settings.max_grad_norm)
     run.optimizer.step()
     return loss_value, grad_norms
+
+
+def batch_loss(run: Run, batch: dict[str, Any], text: torch.Tensor, frames: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The loss of the batch of all processes, the same on each: text (n, D), frames (b, T, D) and mask (b, T) are this one's."""
+    with run.accelerator.autocast():
+        block = run.model.score(gather_texts(text), frames, mask)  # (N, b)
+    scores = gather_columns(block)  # (N, B)
+    clips, pairs = gather_rows(torch.stack([batch["clips"], batch["pairs"]], dim=1).to(run.accelerator.device)).unbind(dim=1)  # (N,) each
+    return run.objective(run.model, scores, clips, pairs)
 
 
 def _grad_norm(parameters: list[torch.nn.Parameter]) -> torch.Tensor:
@@ -179,6 +189,7 @@ def score_test_split(run: Run) -> None:
         for name in ("best", "last"):
             model = DualEncoder.from_pretrained(run.folder / name).to(run.accelerator.device)
             model.caption_features = run.model.caption_features
+            bound_memory(model, run.config)
             result = evaluate_model(run, model, run.test)
             final[name], final["chance"] = result.metrics, result.chance
             run.accelerator.print(f"{run.folder / name}, {TEST} split\n{format_table(result)}")

@@ -105,7 +105,10 @@ MAY_IMPORT = {
     "preparation": {
         *("checkpoint", "config", "data", "distributed", "evaluation", "frame_cache", "models", "objective", "optim", "tracking"),
     },
-    "training": {"config", "data", "models", "distributed", "optim", "checkpoint", "evaluation", "files", "interruption", "preparation"},
+    "micro_batches": {"distributed", "models"},
+    "training": {
+        *("checkpoint", "config", "data", "distributed", "evaluation", "files", "interruption", "micro_batches", "models", "optim", "preparation"),
+    },
 }
 
 
@@ -207,7 +210,7 @@ def test_sections_that_are_handed_on_fit_what_takes_them():
     assert set(ScheduleConfig.model_fields) == keyword_arguments(learning_rate) - {"epoch", "base_lr"}
     assert set(LearningRates.model_fields) == set(GROUPS.values())
     given = {"dim", "max_frames", "args", "kwargs"}  # not settings
-    assert set(PoolingConfig.model_fields) - {"name"} == set().union(*map(keyword_arguments, POOLINGS.values())) - given
+    assert set(PoolingConfig.model_fields) - {"name", "block_elements"} == set().union(*map(keyword_arguments, POOLINGS.values())) - given
     assert set(AugmentationConfig().mel) == keyword_arguments(mel_augmentation)
     assert set(AugmentationConfig().waveform) == keyword_arguments(waveform_augmentation) - {"sample_rate"}
     assert {"mix_probability", *AugmentationConfig().mel, *AugmentationConfig().waveform} == set(AugmentationConfig.model_fields)

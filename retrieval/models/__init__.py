@@ -13,10 +13,11 @@ from retrieval.losses import LEARNABLE, arguments_of, check_loss
 from retrieval.models.audio import AUDIO_ENCODERS
 from retrieval.models.audio.huggingface import HuggingFaceAudioEncoder, huggingface_arguments
 from retrieval.models.dual_encoder import POOLINGS, DualEncoder
+from retrieval.models.pooling import TextAwareAttentionPooling
 from retrieval.models.text import text_architecture, text_readout
 from retrieval.models.tokenizer import load_tokenizer
 
-__all__ = ["DualEncoder", "build_model", "build_model_without_weights", "warnings_of"]
+__all__ = ["DualEncoder", "bound_memory", "build_model", "build_model_without_weights", "warnings_of"]
 
 # Of an architecture: what weights of the same shapes do not tell apart.
 FUNCTION = (
@@ -39,7 +40,14 @@ def build_model(config: Config) -> DualEncoder:
             model.text_encoder.load_pretrained(text.name)
     for part in _frozen_parts(config):
         model.freeze(part)
+    bound_memory(model, config)
     return model
+
+
+def bound_memory(model: DualEncoder, config: Config) -> None:
+    """pooling.block_elements is no part of an architecture: it bounds the memory of scoring and changes no score beyond rounding."""
+    if isinstance(model.pooling, TextAwareAttentionPooling):
+        model.pooling.block_elements = config.pooling.block_elements
 
 
 def build_model_without_weights(config: Config) -> DualEncoder:
@@ -97,7 +105,7 @@ def warnings_of(config: Config) -> list[str]:
         used |= set(arguments_of(name))
         used |= {"sentence_encoder"} if "caption_similarity" in arguments_of(name) else set()
     vain = [f"loss.{key} has no effect with loss.name={loss.name}" for key in sorted(loss.model_fields_set - used)]
-    used = {"name", *_accepted(POOLINGS[pooling.name], pooling.model_dump())}
+    used = {"name", *_accepted(POOLINGS[pooling.name], pooling.model_dump())} | ({"block_elements"} if pooling.name == "tap" else set())
     vain += [f"pooling.{key} has no effect with pooling.name={pooling.name}" for key in sorted(pooling.model_fields_set - used)]
     if config.train.init_from is None:
         random = {"audio_encoder": config.audio_encoder.checkpoint is None, "text_encoder": not config.text_encoder.pretrained}

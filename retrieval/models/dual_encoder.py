@@ -6,6 +6,7 @@ Letters: B clips, S samples, W windows, M windows with valid frames, T frames, N
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +14,8 @@ import torch
 import torchaudio
 from huggingface_hub import PyTorchModelHubMixin, snapshot_download
 from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
 
 from retrieval.errors import UserError, one_line
 from retrieval.models.audio import AUDIO_ENCODERS
@@ -121,6 +124,18 @@ class DualEncoder(
         """Keep the weights of "audio_encoder" or "text_encoder" as they are: no gradient, and eval mode also in training."""
         self.frozen.append(part)
         getattr(self, part).requires_grad_(False).eval()
+
+    def checkpoint_activations(self) -> None:
+        """Of the encoders' blocks only the inputs are kept in training, and the backward pass computes the rest again, with the same dropout."""
+        for part in (self.audio_encoder, self.text_encoder):
+            model = getattr(part, "model", None)
+            if isinstance(model, PreTrainedModel):
+                if not model.supports_gradient_checkpointing:
+                    raise UserError(f"train.activation_checkpointing: {model.config.model_type} has no such switch; set it to false")
+                model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            else:
+                for block in part.blocks if hasattr(part, "blocks") else part.features:
+                    block.forward = partial(_run_block, block, block.forward)
 
     def train(self, mode: bool = True) -> "DualEncoder":
         super().train(mode)
@@ -240,6 +255,10 @@ class DualEncoder(
         model = cls(**architecture)
         model.text_encoder.tokenizer = load_tokenizer(Path(model_id) / "tokenizer")
         return cls._load_as_safetensor(model, os.path.join(model_id, "model.safetensors"), map_location="cpu", strict=True)
+
+
+def _run_block(block: nn.Module, forward: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    return checkpoint(forward, x, use_reentrant=False) if block.training and torch.is_grad_enabled() else forward(x)
 
 
 def _build_audio_encoder(name: str, **arguments: Any) -> nn.Module:

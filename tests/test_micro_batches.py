@@ -1,0 +1,195 @@
+"""A batch that is encoded in parts has the loss and the gradients of the whole, dropout included, and holds less; so with several processes."""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+from torch import multiprocessing
+
+from retrieval import micro_batches
+from retrieval.config import load_config
+from retrieval.distributed import world_size
+from retrieval.preparation import Run, prepare
+from retrieval.training import batch_loss, train_step
+
+DROPOUT = ["text_encoder.dropout=0.2", "pooling.attention_dropout=0.2"]
+NO_DROPOUT = ["text_encoder.dropout=0", "pooling.attention_dropout=0"]
+MEAN, TAP = ["pooling.name=mean"], ["pooling.name=tap"]
+BATCH = 8
+
+
+def start(tiny: Path, output: Path, *overrides: str) -> Run:
+    settings = [f"train.output={output}", f"train.batch_size={BATCH}", "evaluation.num_pictures=0", *overrides]
+    run = prepare(load_config(tiny / "tiny.yaml", settings), output, resume=False, overwrite=True)
+    run.wrapped.train()
+    run.optimizer.step = lambda: None  # gradients are looked at, weights stay
+    return run
+
+
+def gradients(run: Run) -> dict[str, torch.Tensor]:
+    return {name: parameter.grad.clone() for name, parameter in run.model.named_parameters() if parameter.requires_grad}
+
+
+def step(run: Run, first_step: int = 0) -> tuple[float, dict[str, torch.Tensor]]:
+    run.batches.start(0, first_step)
+    torch.manual_seed(7)
+    loss, _ = train_step(run, next(iter(run.loader)))
+    return loss, gradients(run)
+
+
+def assert_equal(found: tuple, expected: tuple) -> None:
+    assert found[0] == pytest.approx(expected[0], abs=1e-6)
+    assert found[1].keys() == expected[1].keys()
+    assert largest_difference(found[1], expected[1]) < 1e-5
+
+
+def largest_difference(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
+    """Relative to the largest entry of each gradient; of one that is zero but for rounding, to that of all."""
+    largest = max(value.abs().max().item() for value in expected.values())
+    return max((found[name] - value).abs().max().item() / max(value.abs().max().item(), 1e-3 * largest) for name, value in expected.items())
+
+
+@pytest.mark.parametrize("pooling", [MEAN, TAP, ["pooling.name=transformer", "pooling.num_heads=2", "pooling.dropout=0"]], ids=lambda p: p[0])
+@pytest.mark.parametrize("size", [1, 3, 5])
+def test_parts_give_loss_and_gradients_of_the_whole(tiny, tmp_path, pooling, size):
+    whole = step(start(tiny, tmp_path / "whole", *NO_DROPOUT, *pooling))
+    run = start(tiny, tmp_path / "parts", *NO_DROPOUT, *pooling, f"train.micro_batch_size={size}")
+    assert run.micro_batch_size == size
+    assert_equal(step(run), whole)
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "triplet", "pmr"])
+def test_what_the_loss_learns_gets_its_gradient_once(tiny, tmp_path, loss):
+    settings = [*NO_DROPOUT, f"loss.name={loss}", "loss.learnable_temperature=true"]
+    whole = step(start(tiny, tmp_path / "whole", *settings))
+    assert whole[1]["temperature"].abs() > 0
+    assert_equal(step(start(tiny, tmp_path / "parts", *settings, "train.micro_batch_size=3")), whole)
+
+
+def encoded_in_parts_with_one_graph(run: Run, size: int) -> tuple[float, dict[str, torch.Tensor]]:
+    """The slow reference: parts one after the other, all activations kept, one backward pass."""
+    run.batches.start(0, 0)
+    batch = next(iter(run.loader))
+    torch.manual_seed(7)
+    run.optimizer.zero_grad()
+    encodings = [run.model(*part()) for part in micro_batches._inputs(batch, size, torch.device("cpu"))]
+    most = max(frames.shape[1] for _, frames, _ in encodings)
+    text = torch.cat([encoding[0] for encoding in encodings])
+    frames = torch.cat([torch.nn.functional.pad(frames, (0, 0, 0, most - frames.shape[1])) for _, frames, _ in encodings])
+    mask = torch.cat([torch.nn.functional.pad(mask, (0, most - mask.shape[1])) for _, _, mask in encodings])
+    loss = batch_loss(run, batch, text, frames, mask)
+    loss.backward()
+    return loss.item(), gradients(run)
+
+
+@pytest.mark.parametrize("pooling", [MEAN, TAP], ids=lambda p: p[0])
+def test_dropout_is_replayed(tiny, tmp_path, pooling, monkeypatch):
+    run = start(tiny, tmp_path / "run", *DROPOUT, *pooling, "train.micro_batch_size=3")
+    expected = encoded_in_parts_with_one_graph(run, 3)
+    assert_equal(step(run), expected)
+    after = torch.rand(3)
+    encoded_in_parts_with_one_graph(run, 3)
+    assert torch.equal(after, torch.rand(3))  # what is drawn next is the same too
+    monkeypatch.setattr(micro_batches, "_set_random_state", lambda *_: None)  # control: another dropout in the second pass
+    assert largest_difference(step(run)[1], expected[1]) > 1e-2
+
+
+def test_parts_of_a_part_s_own_negatives_are_noticed(tiny, tmp_path):
+    """Control: gradients of parts that see their own negatives alone are others."""
+    run = start(tiny, tmp_path / "run", *NO_DROPOUT)
+    whole = step(run)
+    run.batches.start(0, 0)
+    batch = next(iter(run.loader))
+    run.optimizer.zero_grad()
+    for own in (slice(0, 4), slice(4, 8)):
+        part = {name: value[own] for name, value in batch.items()}
+        (batch_loss(run, part, *run.model(part["waveform"], part["lengths"], part["captions"])) / 2).backward()
+    assert largest_difference(gradients(run), whole[1]) > 1e-2
+
+
+def test_a_size_that_splits_nothing_is_the_plain_step(tiny, tmp_path):
+    assert start(tiny, tmp_path / "run", f"train.micro_batch_size={BATCH}").micro_batch_size is None
+
+
+# --- activation checkpointing ---
+
+
+def kept_bytes(run: Run) -> int:
+    """What the forward pass of the encoders keeps for the backward pass, each storage once."""
+    storages: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    run.batches.start(0, 0)
+    batch = next(iter(run.loader))
+    weights = {parameter.untyped_storage().data_ptr() for parameter in run.model.parameters()}
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        outputs = run.model(batch["waveform"], batch["lengths"], batch["captions"])
+        kept = sum(size for pointer, size in storages.items() if pointer not in weights)
+    del outputs
+    return kept
+
+
+@pytest.mark.parametrize("micro", [[], ["train.micro_batch_size=3"]], ids=["whole", "parts"])
+def test_activation_checkpointing_changes_memory_and_nothing_else(tiny, tmp_path, micro):
+    settings = [*DROPOUT, *micro, "audio_encoder.depth=3"]
+    plain = start(tiny, tmp_path / "plain", *settings)
+    saving = start(tiny, tmp_path / "saving", *settings, "train.activation_checkpointing=true")
+    assert_equal(step(saving), step(plain))
+    assert kept_bytes(saving) < 0.5 * kept_bytes(plain)
+
+
+def test_checkpointed_encoders_save_and_evaluate_as_before(tiny, tmp_path):
+    run = start(tiny, tmp_path / "run", "train.activation_checkpointing=true")
+    plain = start(tiny, tmp_path / "plain")
+    assert run.model.state_dict().keys() == plain.model.state_dict().keys()
+    waveform, lengths = torch.randn(1, 32_000), torch.tensor([32_000])
+    with torch.no_grad():
+        assert torch.equal(run.model.eval().encode_audio(waveform, lengths)[0], plain.model.eval().encode_audio(waveform, lengths)[0])
+
+
+# --- several processes ---
+
+
+CASES = {
+    "mean": [*NO_DROPOUT, *MEAN],
+    "tap": [*NO_DROPOUT, *TAP],
+    "sigmoid": [*NO_DROPOUT, *TAP, "loss.name=sigmoid", "loss.learnable_temperature=true"],
+    "checkpointing": [*NO_DROPOUT, *TAP, "train.activation_checkpointing=true"],
+}
+SIZES = {"full": 8, "uneven": 7}  # of the global batch: five parts for one process, fewer for the other
+
+
+def one_of_two(rank: int, port: int, tiny: Path, folder: Path) -> None:
+    from accelerate.state import AcceleratorState
+
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    results = {}
+    for name, settings in CASES.items():
+        for kind, size in SIZES.items():
+            AcceleratorState._reset_state(reset_partial_state=False)
+            run = start(tiny, folder / f"{name}_{kind}", *settings, f"train.batch_size={size}", "train.micro_batch_size=1")
+            assert world_size() == 2 and run.micro_batch_size == 1
+            results[name, kind] = [step(run, first) for first in (0, 1)]  # DistributedDataParallel regroups after the first
+    if rank == 0:
+        torch.save(results, folder / "results.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_in_parts_equal_one_process_with_the_whole(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    multiprocessing.spawn(one_of_two, (port, tiny, tmp_path), nprocs=2)
+    results = torch.load(tmp_path / "results.pt")
+    for name, settings in CASES.items():
+        for kind, size in SIZES.items():
+            run = start(tiny, tmp_path / f"one_{name}_{kind}", *settings, f"train.batch_size={size}")
+            for first, found in enumerate(results[name, kind]):
+                assert_equal(found, step(run, first))
