@@ -155,7 +155,7 @@ def load_state(accelerator: Accelerator, run: Path, progress: Progress, steps_pe
                 )
         accelerator.load_state(str(folder))
         if num_saved != accelerator.num_processes:
-            set_seed(seed + progress.global_step)
+            set_seed(seed + progress.global_step, device_specific=True)
     except UserError:
         raise
     except Exception as error:

@@ -159,6 +159,8 @@ def prepare(config: Config, folder: Path, resume: bool, overwrite: bool) -> Run:
     pairs = make_pairs(splits, config)
     objective = Objective(config.loss, pairs, accelerator.device)
     wrapped, optimizer = accelerator.prepare(model, make_optimizer(model, config.optimizer))
+    if rank():
+        set_seed(config.seed + rank())  # the weights are the same everywhere, the dropout is each process's own
 
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:

@@ -1,0 +1,171 @@
+"""train.py under real launchers: two of them as on two machines, a process that dies, and a run that goes on with another number of processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from many_processes import free_port, run_script, run_scripts
+from safetensors.torch import load_file
+from test_training import losses_of, wait_for
+from torch import multiprocessing
+
+from retrieval import training
+from retrieval.config import load_config
+from retrieval.files import latest_state
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[1]
+NO_DROPOUT = ["text_encoder.dropout=0", "pooling.attention_dropout=0", "evaluation.num_pictures=0"]
+MINUTE = 60
+MARK = "LAUNCHED_BY_TEST"  # in the environment of every process that a test here starts
+
+
+def two_launchers(port: int) -> list[list[str]]:
+    """As on two machines of one process each. `accelerate launch --cpu` starts one process and no other, whatever it is told; --multi_gpu starts
+    as many as it should, and ACCELERATE_USE_CPU keeps them on the CPU."""
+    accelerate = [str(Path(sys.executable).with_name("accelerate")), "launch", "--multi_gpu", "--num_machines", "2", "--num_processes", "2"]
+    place = ["--main_process_ip", "127.0.0.1", "--main_process_port", str(port), "--mixed_precision", "no", "--dynamo_backend", "no"]
+    return [[*accelerate, *place, "--machine_rank", str(machine), "train.py"] for machine in (0, 1)]
+
+
+def torchrun(port: int) -> list[list[str]]:
+    return [[sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port), "train.py"]]
+
+
+LAUNCHERS = {"torchrun": torchrun, "two accelerate launch": two_launchers}
+
+
+@contextmanager
+def launched(commands: list[list[str]], arguments: list[str], folder: Path) -> Iterator[list[subprocess.Popen]]:
+    """The launchers, with their output in FOLDER/log_0, ...; nothing of them is left behind."""
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", MARK: str(folder)}
+    launchers = []
+    try:
+        for number, command in enumerate(commands):
+            with open(folder / f"log_{number}", "w") as log:
+                launchers.append(subprocess.Popen([*command, *arguments], cwd=ROOT, env=environment, stdout=log, stderr=log))
+        yield launchers
+    finally:
+        for process in running(folder):
+            process.kill()
+        for launcher in launchers:
+            launcher.wait()
+
+
+def running(folder: Path) -> list[psutil.Process]:
+    """What `launched` has started, whoever its parent is now: a launcher gives each process a session of its own."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.status() != psutil.STATUS_ZOMBIE and process.environ().get(MARK) == str(folder):
+                found.append(process)
+        except psutil.Error:
+            continue  # of another user, or gone by now
+    return found
+
+
+def training_processes(folder: Path) -> dict[int, psutil.Process]:
+    """By rank, of all launchers together."""
+    environments = [(process, process.environ()) for process in running(folder)]
+    return {int(environment["RANK"]): process for process, environment in environments if "RANK" in environment}
+
+
+def test_two_launchers_train_as_one_process_does(tiny, tmp_path, capsys):
+    settings = [*NO_DROPOUT, "train.epochs=1"]
+    training.train(load_config(tiny / "tiny.yaml", [*settings, f"train.output={tmp_path}/one"]))
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch 1: validation")]
+    arguments = ["--config", str(tiny / "tiny.yaml"), *settings, f"train.output={tmp_path}/two"]
+    with launched(two_launchers(free_port()), arguments, tmp_path) as launchers:
+        codes = [launcher.wait(3 * MINUTE) for launcher in launchers]
+    log = (tmp_path / "log_0").read_text()
+    assert codes == [0, 0], log[-2000:]
+    assert "2 process(es)" in log and len(said) == 1 and said[0] in log.splitlines()
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert losses_of(two) == pytest.approx(losses_of(one), rel=1e-5) and len(losses_of(one)) == 6
+    assert json.loads((two / "metrics.json").read_text()) == json.loads((one / "metrics.json").read_text())
+    expected, found = (load_file(run / "last" / "model.safetensors") for run in (one, two))
+    for name, weight in expected.items():
+        # A key bias drops out of the softmax: its gradient is rounding, which Adam makes steps of.
+        assert name.endswith("key.bias") or (found[name] - weight).abs().max() < 1e-4 * weight.abs().max(), name
+
+
+@pytest.mark.parametrize("kind", LAUNCHERS)
+def test_a_process_that_is_killed_ends_the_others_with_an_error(tiny, tmp_path, kind):
+    run = tmp_path / "run"
+    arguments = ["--config", str(tiny / "tiny.yaml"), *NO_DROPOUT, "train.epochs=400", "train.save_every_steps=100000", f"train.output={run}"]
+    with launched(LAUNCHERS[kind](free_port()), arguments, tmp_path) as launchers:
+        wait_for(lambda: (run / "last").exists(), launchers[0], seconds=3 * MINUTE)
+        processes = training_processes(tmp_path)
+        assert sorted(processes) == [0, 1]
+        processes[1].send_signal(signal.SIGKILL)
+        wait_for(lambda: running(tmp_path) == [], seconds=MINUTE)
+        codes = [launcher.wait() for launcher in launchers]
+    logs = [(tmp_path / f"log_{number}").read_text() for number in range(len(launchers))]
+    assert 0 not in codes
+    assert "Signal 9 (SIGKILL)" in logs[-1]
+    assert "Error" in logs[0]
+
+
+# --- going on with another number of processes ---
+
+
+@pytest.fixture(scope="module")
+def resumed(tiny, tmp_path_factory) -> dict[str, Any]:
+    """Runs that one number of processes began and another went on with; what each said, and the folder of all."""
+    folder = tmp_path_factory.mktemp("resumed")
+
+    def arguments(name: str, *more: str) -> list[str]:
+        return ["--config", str(tiny / "tiny.yaml"), *NO_DROPOUT, "train.save_every_steps=100000", f"train.output={folder / name}", *more]
+
+    def alone(name: str, stop: str = "", *more: str) -> str:
+        return run_script(arguments(name, *more), stop)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACCELERATE_USE_CPU", "true")
+        AcceleratorState._reset_state(reset_partial_state=True)
+        before = signal.getsignal(signal.SIGTERM)  # ignored after an interruption
+        said = {"undisturbed": alone("undisturbed"), "1 began": alone("1 to 2", "after an epoch"), "1 within": alone("1 within", "within an epoch")}
+        of_two = {"2 began": (arguments("2 to 1"), "after an epoch"), "2 within": (arguments("2 within"), "within an epoch")}
+        of_two |= {"1 to 2": (arguments("1 to 2", "--resume"), ""), "1 within, then 2": (arguments("1 within", "--resume"), "")}
+        states = {name: latest_state(folder / name).name for name in ("1 to 2", "1 within")}
+        multiprocessing.spawn(run_scripts, (free_port(), of_two, folder), nprocs=2)
+        states |= {name: latest_state(folder / name).name for name in ("2 to 1", "2 within")}
+        ranks = [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
+        said |= ranks[0] | {"2 to 1": alone("2 to 1", "", "--resume"), "2 within, then 1": alone("2 within", "", "--resume")}
+        said["1 within, then 1"] = alone("1 within", "", "--resume")
+        signal.signal(signal.SIGTERM, before)
+    return {"folder": folder, "said": said, "states": states, "ranks": ranks}
+
+
+def test_runs_were_stopped_where_the_tests_below_say(resumed):
+    assert resumed["states"] == {name: f"step-{step:08d}" for name, step in {"1 to 2": 6, "2 to 1": 6, "1 within": 3, "2 within": 3}.items()}
+    assert {resumed["said"][name] for name in ("1 began", "2 began", "1 within", "2 within")} == {str(128 + signal.SIGTERM)}
+    assert resumed["ranks"][0] == resumed["ranks"][1]
+
+
+@pytest.mark.parametrize("name", ["1 to 2", "2 to 1"])
+def test_after_an_epoch_a_run_goes_on_with_another_number_of_processes(resumed, name):
+    """As if nothing had been: weights, optimizer and place are restored."""
+    folder = resumed["folder"]
+    assert resumed["said"][name] == resumed["said"]["undisturbed"] == "0"
+    assert losses_of(folder / name) == pytest.approx(losses_of(folder / "undisturbed"), rel=1e-4) and len(losses_of(folder / name)) == 12
+    assert (folder / name / "metrics.json").read_text() == (folder / "undisturbed" / "metrics.json").read_text()
+
+
+@pytest.mark.parametrize(("before", "now"), [(1, 2), (2, 1)])
+def test_within_an_epoch_another_number_of_processes_is_refused(resumed, before, now):
+    text = resumed["said"][f"{before} within, then {now}"]
+    assert f"saved by {before} process(es) at step 3 of 6" in text and f"this run has {now}" in text
+    assert "launch as many as before" in text and "\n" not in text
+    assert resumed["said"]["1 within, then 1"] == "0"  # it is the number alone that was wrong, and the refusal spoilt nothing
