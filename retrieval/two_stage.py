@@ -1,0 +1,196 @@
+"""Search in two stages: a score that costs one product a clip picks candidates for each text, and TAP scores those alone.
+
+TAP looks at every frame of a clip for every text, 2 T D multiplications a pair. The first stage compares the text with one vector a clip, made
+once: what TAP gives when it listens to all frames alike. The second scores the pairs that are left, clip by clip, with the numbers that
+`model.score` has for them; where all clips are candidates it is the full score matrix, sorted. Measured in benchmarks/two_stage.py.
+
+Letters: N texts, B clips, T frames of a clip, D = dim, D_p = attention_dim, K candidates; n texts of a block.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from retrieval.data import ClipSplit, make_clip_loader
+from retrieval.errors import UserError
+from retrieval.models.dual_encoder import DualEncoder
+from retrieval.models.pooling import TextAwareAttentionPooling, cosine
+
+# First-stage scores held at once: 16 MiB in float32, and three times that to pick candidates from them.
+FIRST_STAGE_ELEMENTS = 2**22
+
+
+@dataclass(frozen=True)
+class ClipIndex:
+    """What is kept of encoded clips. Raises ValueError for parts that do not fit together. Tensors may be memory maps."""
+
+    vectors: Tensor  # float32 (B, D), one a clip, for the first stage
+    frames: Tensor | None = None  # (all valid frames, clip after clip, D), any float type; None where the pooling does not look at the text
+    starts: Tensor | None = None  # int64 (B + 1,): clip b has the frames starts[b] to starts[b + 1]
+
+    def __post_init__(self) -> None:
+        if (self.frames is None) != (self.starts is None):
+            raise ValueError("frames and starts belong together: give both or none")
+        if self.frames is None:
+            return
+        fits = len(self.starts) == len(self) + 1 and self.starts[0] == 0 and self.starts[-1] == len(self.frames)
+        if not fits or bool((self.starts.diff() < 1).any()):
+            raise ValueError(f"starts must rise from 0 to the {len(self.frames)} frames in {len(self)} clips of one frame at least")
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def clip_frames(self, clip: int) -> Tensor:
+        """(T, D), without a copy."""
+        return self.frames[self.starts[clip] : self.starts[clip + 1]]
+
+
+def encode_index(
+    model: DualEncoder,
+    split: ClipSplit,
+    *,
+    audio_batch_size: int = 16,
+    num_workers: int = 0,
+    autocast: Callable[[], AbstractContextManager] = nullcontext,
+    dtype: torch.dtype = torch.float32,
+) -> ClipIndex:
+    """Encode every clip of a split once, into CPU memory: T D numbers of `dtype` a clip for TAP, else D numbers.
+
+    Clips longer than model.clip_seconds: their first clip_seconds. float16 halves the memory, and moves scores by its rounding.
+    """
+    device, is_tap = next(model.parameters()).device, isinstance(model.pooling, TextAwareAttentionPooling)
+    max_samples, dim = model.windows.clip_samples, model.audio_projection.out_features
+    num_frames = model.windows.num_valid_frames(torch.from_numpy(np.minimum(split.num_samples, max_samples)))  # (B,)
+    starts = torch.cat([num_frames.new_zeros(1), num_frames.cumsum(0)]) if is_tap else None  # (B + 1,)
+    frames = torch.empty(int(starts[-1]), dim, dtype=dtype) if is_tap else None  # (all frames, D)
+    vectors = torch.empty(len(split), dim)  # (B, D)
+    first, first_frame = 0, 0
+    with _evaluating(model):
+        for waveform, lengths in make_clip_loader(split, range(len(split)), max_samples, audio_batch_size, num_workers):
+            with autocast():
+                encoded, mask = model.encode_audio(waveform.to(device, non_blocking=True), lengths)  # (b, T, D), (b, T)
+            encoded = encoded.float()
+            vectors[first : first + len(encoded)] = first_stage_vectors(model.pooling, encoded, mask).cpu()
+            first += len(encoded)
+            if is_tap:
+                valid = encoded[mask]  # (frames of these clips, D)
+                frames[first_frame : first_frame + len(valid)] = valid.cpu()
+                first_frame += len(valid)
+    return ClipIndex(vectors, frames, starts)
+
+
+def first_stage_vectors(pooling: nn.Module, frames: Tensor, mask: Tensor) -> Tensor:
+    """One vector a clip, (B, D), of frames (B, T, D) and mask (B, T): TAP's output if it gave every valid frame the same weight.
+
+    TAP's maps are linear, so that the average frame goes through them. The average of the frames themselves picks somewhat worse candidates
+    on the sample's evaluation split, and as good ones on its validation split: benchmarks/two_stage.py measures both.
+    """
+    if not isinstance(pooling, TextAwareAttentionPooling):
+        return frames[:, 0]
+    weights = mask / mask.sum(dim=1, keepdim=True)  # (B, T)
+    average = torch.einsum("bt,btd->bd", weights.to(frames.dtype), pooling.norm(frames))
+    return pooling.norm(pooling.output(pooling.value(average)))
+
+
+class TwoStage:
+    """Scores texts against an index with the pooling of the model that made it. TAP's matrices are multiplied once, here."""
+
+    @torch.no_grad()
+    def __init__(self, pooling: nn.Module, index: ClipIndex):
+        self.pooling, self.index = pooling, index
+        self.is_tap = isinstance(pooling, TextAwareAttentionPooling)
+        if self.is_tap != (index.frames is not None):
+            raise ValueError("TAP needs an index with frames, the other poolings one without; encode the clips with this model")
+        if self.is_tap:
+            query, key, value, output = pooling.query, pooling.key, pooling.value, pooling.output
+            key_map = key.weight.T / math.sqrt(key.out_features)  # (D, D_p); the key bias drops out of the softmax
+            self.query_map = key_map @ query.weight, key_map @ query.bias  # (D, D), (D,)
+            self.value_map = output.weight @ value.weight, output.weight @ value.bias + output.bias  # (D, D), (D,): softmax weights sum to 1
+
+    @torch.no_grad()
+    def scores(self, text: Tensor, num_candidates: int) -> tuple[Tensor, Tensor]:
+        """The best `num_candidates` clips by the first stage for each text (N, D): clips int64 (N, K) and scores float32 (N, K), best first.
+
+        Of equal scores the clip of the lower number comes first, in both stages. Raises ValueError for no texts and K out of range, UserError
+        for NaN. Held are N K numbers and blocks.
+        """
+        if text.dim() != 2 or not len(text) or text.shape[1] != self.index.vectors.shape[1]:
+            raise ValueError(f"text must be (N, {self.index.vectors.shape[1]}) with N of 1 or more, found {tuple(text.shape)}")
+        if not 1 <= num_candidates <= len(self.index):
+            raise ValueError(f"num_candidates must be 1 to {len(self.index)}, the number of clips, found {num_candidates}")
+        text = text.float()
+        candidates, scores = self._first_stage(text, num_candidates)
+        if self.is_tap:
+            scores = self._second_stage(text, candidates)
+        order = scores.argsort(dim=1, descending=True, stable=True)  # candidates ascend
+        return candidates.gather(1, order), scores.gather(1, order)
+
+    def _first_stage(self, text: Tensor, num_candidates: int) -> tuple[Tensor, Tensor]:
+        """Clips (N, K), ascending, and their first-stage scores (N, K)."""
+        vectors = self.index.vectors.to(text.device)  # (B, D)
+        candidates, kept_scores = [], []
+        for part in text.split(max(1, FIRST_STAGE_ELEMENTS // len(vectors))):
+            scores = cosine(part, vectors)  # (n, B)
+            _check_not_nan(scores)
+            last = scores.topk(num_candidates, dim=1).values[:, -1:]  # (n, 1)
+            # topk takes any of the clips that tie for the last place, and not the same ones on every device.
+            above, level = scores > last, scores == last
+            kept = above | level & (level.cumsum(dim=1) <= num_candidates - above.sum(dim=1, keepdim=True))  # (n, B), K a row
+            candidates.append(kept.nonzero()[:, 1].view(len(part), num_candidates))
+            kept_scores.append(scores[kept].view(len(part), num_candidates))
+        return torch.cat(candidates), torch.cat(kept_scores)
+
+    def _second_stage(self, text: Tensor, candidates: Tensor) -> Tensor:
+        """TAP's scores (N, K) of the candidates (N, K), clip by clip: a clip's frames are read and normalised once, and none is padded."""
+        queries = functional.linear(self.pooling.norm(text), *self.query_map)  # (N, D)
+        directions = functional.normalize(text, eps=1e-12)  # (N, D), of which a score is the product with a pooled clip of length 1
+        num_candidates = candidates.shape[1]
+        pairs = candidates.flatten().argsort(stable=True)  # (N K,), those of one clip side by side
+        counts = candidates.flatten().bincount(minlength=len(self.index)).tolist()
+        scores = torch.empty(len(pairs), device=text.device)  # (N K,)
+        for clip, own in enumerate(pairs.split(counts)):
+            if len(own):
+                rows = own.div(num_candidates, rounding_mode="floor")
+                keys = self.pooling.norm(self.index.clip_frames(clip).to(text.device, torch.float32))  # (T, D)
+                scores[own] = self._score_clip(directions, queries, rows, keys)
+        _check_not_nan(scores)
+        return scores.view_as(candidates)
+
+    def _score_clip(self, directions: Tensor, queries: Tensor, rows: Tensor, keys: Tensor) -> Tensor:
+        """(n,) scores of the texts `rows` with the clip of normalised frames `keys` (T, D)."""
+        num_frames, dim = keys.shape
+        # Values are linear in the frames: what the weights average may be the frames or their values, whichever are fewer.
+        values = functional.linear(keys, *self.value_map) if num_frames < len(rows) else None  # (T, D)
+        scores = []
+        for part in rows.split(max(1, self.pooling.block_elements // (num_frames + 2 * dim))):
+            weights = (queries[part] @ keys.T).softmax(dim=1)  # (n, T)
+            pooled = functional.linear(weights @ keys, *self.value_map) if values is None else weights @ values  # (n, D)
+            pooled = functional.normalize(self.pooling.norm(pooled), eps=1e-12)
+            scores.append(torch.linalg.vecdot(directions[part], pooled))
+        return torch.cat(scores)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def _check_not_nan(scores: Tensor) -> None:
+    num_nan = int(scores.isnan().sum())
+    if num_nan:
+        raise UserError(
+            f"{num_nan} of {scores.numel()} scores are NaN: the weights, or what was encoded with them, are not finite; take an earlier "
+            "checkpoint, another precision of the encoders or float32 frames"
+        )
