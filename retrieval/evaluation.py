@@ -139,11 +139,13 @@ def score_columns(
     loader = make_clip_loader(split, share, max_samples, audio_batch_size, num_workers, pin_memory=device.type == "cuda")
     progress = tqdm(total=len(split), desc=f"scoring {split.name}", unit=" clips", delay=3, leave=False, disable=rank() != 0)
     with _eval_mode(model), progress:
+        # Captions of one length side by side: less padding. Scored at once: what a pooling makes of the frames alone it makes once a call.
+        order = sorted(range(len(captions)), key=lambda row: len(captions[row]))
         texts = []
         for first in range(0, len(captions), text_batch_size):
             with autocast():
-                texts.append(model.encode_text(captions[first : first + text_batch_size]).float())  # (n, D)
-        texts = torch.cat(texts)  # (N, D); scored at once, since what a pooling computes of the frames alone it computes once a call
+                texts.append(model.encode_text([captions[row] for row in order[first : first + text_batch_size]]).float())  # (n, D)
+        texts = torch.cat(texts)[torch.tensor(order, device=device).argsort()]  # (N, D)
         batches = iter(loader if len(share) else ())
         for first in range(0, max(map(len, shares)), audio_batch_size):
             block = torch.empty(len(captions), 0, device=device)  # of a process that has no clip left

@@ -1,0 +1,79 @@
+"""The plain way to compute what the model computes, on the model's own modules: what the benchmarks divide by.
+
+As the recipe's ancestor computes it: every clip is padded to full length and resampled with its padding, all windows are encoded, also
+those of padding alone, attention forms its softmax matrices, and TAP its (N, B, D) vectors. Numbers agree with retrieval.models but for
+rounding: windows are therefore cut before they are resampled, as there, which is the same work.
+
+Letters: B clips, S samples, W windows of a clip, N texts, T frames, D = dim, D_p = attention_dim.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torchaudio
+from torch import Tensor
+from torch.nn import functional
+
+from retrieval.models.audio.atst import AtstFrame, Attention
+from retrieval.models.dual_encoder import DualEncoder
+from retrieval.models.pooling import TextAwareAttentionPooling
+
+
+def encode_audio(model: DualEncoder, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Frames (B, T, D) and mask (B, T) of waveform (B, S): of the whole grid of windows, whatever the lengths (B,)."""
+    grid, encoder = model.windows, model.audio_encoder
+    waveform = functional.pad(waveform, (0, grid.clip_samples - waveform.shape[1]))
+    windows = waveform.unfold(1, grid.window_samples, grid.hop_samples).flatten(0, 1)  # (B W, window_samples)
+    with torch.autocast(windows.device.type, enabled=False):
+        windows = torchaudio.functional.resample(windows, model.sample_rate, encoder.sample_rate)
+    features = _atst(encoder, windows).view(len(waveform), grid.num_frames, -1)  # (B, T, feature_dim)
+    mask = torch.arange(grid.num_frames) < grid.num_valid_frames(lengths.cpu())[:, None]  # (B, T)
+    return model.audio_projection(features), mask.to(waveform.device)
+
+
+def _atst(encoder: AtstFrame, windows: Tensor) -> Tensor:
+    x = encoder.patch_embed(encoder._log_mel(windows))  # all windows at once
+    x = x + encoder.pos_embed[:, 1 : x.shape[1] + 1]
+    for block in encoder.blocks:
+        x = x + _attend(block.attn, block.norm1(x))
+        x = x + block.mlp(block.norm2(x))
+    return encoder.norm_frame(x)
+
+
+def _attend(attention: Attention, x: Tensor) -> Tensor:
+    query, key, value = attention.qkv(x).unflatten(2, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)  # each (B W, heads, T, size)
+    weights = (query @ key.transpose(2, 3) / math.sqrt(query.shape[-1])).softmax(dim=-1)  # (B W, heads, T, T)
+    return attention.proj((weights @ value).transpose(1, 2).flatten(2))
+
+
+def encode_text(model: DualEncoder, captions: list[str]) -> Tensor:
+    """(N, D)"""
+    with _softmax_matrices(model):
+        return model.text_projection(model.text_encoder(captions))
+
+
+@contextmanager
+def _softmax_matrices(model: DualEncoder) -> Iterator[None]:
+    """transformers' own plain attention, "eager", in place of the fused kernels."""
+    text = model.text_encoder.model
+    usual = text.config._attn_implementation
+    text.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        text.set_attn_implementation(usual)
+
+
+def score(pooling: TextAwareAttentionPooling, text: Tensor, frames: Tensor, mask: Tensor) -> Tensor:
+    """(N, B): text (N, D), frames (B, T, D), mask (B, T), by the formula as it stands."""
+    query = pooling.query(pooling.norm(text))  # (N, D_p)
+    heard = pooling.norm(frames)
+    key, value = pooling.key(heard), pooling.value(heard)  # each (B, T, D_p)
+    logits = torch.einsum("np,btp->nbt", query, key) / math.sqrt(key.shape[-1])
+    weights = logits.masked_fill(~mask, -math.inf).softmax(dim=-1)  # (N, B, T)
+    weights = functional.dropout(weights, pooling.attention_dropout, pooling.training)
+    pooled = pooling.norm(pooling.output(torch.einsum("nbt,btp->nbp", weights.to(value.dtype), value)))  # (N, B, D)
+    pooled = functional.dropout(pooled, pooling.output_dropout, pooling.training)
+    return functional.cosine_similarity(text[:, None], pooled, dim=-1)

@@ -1,0 +1,40 @@
+"""The benchmark of a training step runs, in miniature, and both ways agree; the ratio itself is for a quiet machine."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import plain, training_step
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "benchmarks.training_step", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def test_quick_run_prints_differences_and_ratio():
+    result = run("--quick", "--repeats", "2")
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert re.search(r"losses differ by \d\.\de[-+]\d\d, gradients by \d\.\de-\d\d", result.stdout)
+    assert re.search(r"^ratio \d+\.\d\d$", result.stdout, re.MULTILINE)
+
+
+def test_negative_control_frames_of_padding_are_seen(monkeypatch, capsys):
+    usual = plain.score
+    monkeypatch.setattr(plain, "score", lambda pooling, text, frames, mask: usual(pooling, text, frames.roll(1, dims=1), mask))
+    assert training_step.main(["--quick", "--repeats", "1"]) == 1
+    assert "the two ways differ by more than 1e-04" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--batch-size", "1"], "--batch-size 1: must be 2 or more"), (["--precision", "bf16"], "--precision bf16 is for a GPU")],
+)
+def test_mistakes_are_one_line(arguments, message):
+    result = run(*arguments)
+    assert result.returncode == 2 and result.stderr.startswith(f"error: {message}") and result.stderr.count("\n") == 1

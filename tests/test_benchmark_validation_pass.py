@@ -1,0 +1,35 @@
+"""The benchmark of a validation pass runs, in miniature, and both ways agree; the ratio itself is for a quiet machine."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks import plain, validation_pass
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "benchmarks.validation_pass", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def test_quick_run_prints_difference_and_ratio():
+    result = run("--quick", "--num-clips", "4")
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert result.stdout.startswith("4 clips x 20 captions ")
+    assert re.search(r"^largest difference of a score \d\.\de-\d\d$", result.stdout, re.MULTILINE)
+    assert re.search(r"^ratio \d+\.\d\d$", result.stdout, re.MULTILINE)
+
+
+def test_negative_control_other_texts_are_seen(monkeypatch, capsys):
+    usual = plain.encode_text
+    monkeypatch.setattr(plain, "encode_text", lambda model, captions: usual(model, captions) + 0.1)
+    assert validation_pass.main(["--quick", "--num-clips", "2"]) == 1
+    assert "scores differ by more than 1e-05" in capsys.readouterr().err
+
+
+def test_a_mistake_is_one_line():
+    result = run("--num-clips", "0")
+    assert (result.returncode, result.stderr) == (2, "error: --num-clips 0: must be 1 or more\n")
