@@ -1,0 +1,428 @@
+"""How a training step and scoring grow: seconds and peak memory, as a plot; and what a step moves over the network, counted.
+
+    python -m benchmarks.growth [--output docs/growth.png]    # a model of middle size on a CPU: some minutes, 3 GiB
+    python -m benchmarks.growth --quick                       # tiny sizes, the plot goes to a temporary folder
+
+A step is retrieval.training.train_step with TAP, against the batch size, the frames of a clip, and one process against two (gloo) with the
+same batch and the same threads in all. Scoring is similarity_matrix of C clips with 5 C captions, with TAP and with mean pooling; what
+the encoders say is cached as in a run with data.frame_cache, since their time is C times that of a clip. Every point is a process of its
+own (two of its own), so that the largest resident set it ever had is its own. Bars in the plot reach from the fastest to the slowest.
+
+Bytes are counted by standing between the code and the collectives in a real step of two processes; exits with 1 if they differ from the
+formula in `formula`. The same formula then gives what configs/tap.yaml would move on 8 nodes. What is counted is the size of the result of
+a gather, and of the tensor that is summed; what a node sends of it is that of a ring, for NCCL and gloo alike.
+
+Letters: P processes, N pairs of the batch of all processes, D dimensions, T frames.
+"""
+
+import argparse
+import contextlib
+import functools
+import os
+import resource
+import socket
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from benchmarks.full_size import ROOT, hardware, run_script, write_corpus
+from retrieval.errors import OneLineParser, UserError, one_line, run_main
+
+NUM_CLIPS = 20  # in the corpus; scoring repeats them
+NUM_NODES, PAIRS_A_NODE = 8, 16
+SUMMED = ("gradient of texts", "gradients of parameters", "stop vote")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What differs between the model of middle size and --quick."""
+
+    window_seconds: float
+    batch_sizes: tuple[int, ...]  # of one process and of two, with one window a clip
+    windows: tuple[int, ...]  # of a clip, in batches of `batch_sizes[0]`
+    copies: tuple[int, ...]  # of the corpus, when it is scored
+    rounds: int  # of all points, so that what else the machine does for a while does not fall on one point alone
+    repeats: int  # in a round
+    text: tuple[str, ...]
+    model: tuple[str, ...]
+
+
+FULL = Sizes(
+    window_seconds=10.0,
+    batch_sizes=(4, 8, 16, 32),
+    windows=(1, 2, 4, 6),
+    copies=(2, 4, 8, 16),
+    rounds=2,
+    repeats=2,
+    text=("--hidden-size", "256", "--num-layers", "4"),
+    model=("dim=256", "pooling.attention_dim=512", "audio_encoder.embed_dim=192", "audio_encoder.depth=4", "audio_encoder.num_heads=3"),
+)
+QUICK = Sizes(
+    window_seconds=1.0,
+    batch_sizes=(4, 8),
+    windows=(1, 2),
+    copies=(1, 2),
+    rounds=1,
+    repeats=1,
+    text=("--hidden-size", "16", "--num-layers", "1", "--num-heads", "2"),
+    model=("dim=16", "pooling.attention_dim=32", "audio_encoder.embed_dim=24", "audio_encoder.depth=1", "audio_encoder.num_heads=2"),
+)
+
+
+@dataclass(frozen=True)
+class Point:
+    seconds: list[float]  # of each repetition
+    peak: float  # GiB, of the larger process
+    num_frames: int = 0  # of a clip in training
+    counted: dict[str, int] | None = None  # bytes of a step by what they are; with several processes
+    expected: dict[str, int] | None = None  # the same by the formula
+    num_buffer_bytes: int = 0  # that each forward pass would broadcast if buffers were
+
+
+Curves = dict[str, dict[int, Point]]  # curve -> x -> point
+
+
+# --- in the process of a point ---
+
+
+def train_point(overrides: tuple[str, ...], repeats: int) -> Point:
+    """Steps on one batch, after one to warm up."""
+    from retrieval.config import load_config
+    from retrieval.distributed import world_size
+    from retrieval.preparation import prepare
+    from retrieval.training import train_step
+
+    config = load_config(ROOT / "configs" / "tap.yaml", overrides)
+    with contextlib.redirect_stdout(None):
+        run = prepare(config, Path(config.train.output), resume=False, overwrite=True)
+    run.wrapped.train()
+    run.batches.start(0)
+    batch = next(iter(run.loader))
+    seconds = timed(lambda: train_step(run, batch), repeats + 1)[1:]
+    point = {"seconds": seconds, "peak": peak_memory(), "num_frames": run.model.windows.num_frames}
+    if world_size() > 1:
+        average_in_python(run.wrapped)
+        expected = formula(world_size(), config.train.batch_size, config.dim, num_trained(run.model))
+        point |= {"counted": count_bytes(run, batch), "expected": expected}
+        run.wrapped.broadcast_buffers = True  # shows that the count would see it
+        point["num_buffer_bytes"] = count_bytes(run, batch).get("buffers", 0)
+    run.tracker.close()
+    run.accelerator.end_training()
+    return Point(**point)
+
+
+def score_point(overrides: tuple[str, ...], repeats: int, copies: int) -> Point:
+    from retrieval.config import load_config
+    from retrieval.data import JoinedSplit, open_cache
+    from retrieval.evaluation import captions_of, similarity_matrix
+    from retrieval.frame_cache import cached_captions, cached_frames
+    from retrieval.models import build_model
+    from retrieval.preparation import make_accelerator, set_seed
+
+    config = load_config(ROOT / "configs" / "tap.yaml", overrides)
+    set_seed(config.seed)  # the same random weights in every process, so that one cache serves all
+    model, folder, accelerator = build_model(config), Path(config.train.output).with_name("encodings"), make_accelerator("no")
+    clips = open_cache(config.data.cache).split("development")
+    model.caption_features = cached_captions(model, captions_of(clips)[0], folder, accelerator, batch_size=256)
+    split = JoinedSplit([cached_frames(model, clips, folder, accelerator, batch_size=4, num_workers=0)] * copies)
+    split.name = clips.name
+    captions = captions_of(split)[0]
+    return Point(timed(lambda: similarity_matrix(model, captions, split), repeats + 1)[1:], peak_memory())
+
+
+def timed(work: Callable[[], Any], repeats: int) -> list[float]:
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+def peak_memory() -> float:
+    """GiB"""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # from kB
+
+
+def num_trained(model: Any) -> int:
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+# --- bytes ---
+
+
+def formula(num_processes: int, num_pairs: int, dim: int, num_parameters: int) -> dict[str, int]:
+    """Bytes of a step in float32, with equal shares of the batch."""
+    return {
+        "sizes": 3 * num_processes * 8,  # each of the three gathers says first how many rows come
+        "texts": num_pairs * dim * 4,
+        "score columns": num_pairs * num_pairs * 4,
+        "clips and pairs": num_pairs * 2 * 8,
+        "gradient of texts": num_pairs * dim * 4,
+        "gradients of parameters": num_parameters * 4,
+        "stop vote": 8,
+    }
+
+
+def count_bytes(run: Any, batch: dict[str, Any]) -> dict[str, int]:
+    """Of one step as the training loop takes it: what is handed to collectives, by what it is."""
+    from retrieval.distributed import any_process
+    from retrieval.training import train_step
+
+    with counting(run) as counted:
+        train_step(run, batch)
+        any_process(False, run.accelerator.device)
+    return dict(counted)
+
+
+def average_in_python(wrapped: Any) -> None:
+    """DDP averages gradients within C++, unseen; its communication hook does the same from Python."""
+    import torch
+
+    from retrieval.distributed import dist
+
+    def average(_state, bucket):  # DDP refuses annotations other than its own
+        gradients = bucket.buffer().div_(dist.get_world_size())
+        dist.all_reduce(gradients)  # not asynchronous: a callback in gloo's thread can wait for ever on a process group that ends
+        done = torch.futures.Future()
+        done.set_result(gradients)
+        return done
+
+    wrapped.register_comm_hook(None, average)
+
+
+@contextlib.contextmanager
+def counting(run: Any) -> Iterator[Counter]:
+    """Stands before the collectives."""
+    import torch
+
+    from retrieval.distributed import dist
+
+    counted: Counter = Counter()
+    gather, reduce, broadcast = dist.all_gather, dist.all_reduce, dist._broadcast_coalesced
+    integer = torch.int64
+
+    def counted_gather(outputs: list, own: Any) -> Any:
+        if own.dtype == integer:
+            name = "sizes" if own.dim() == 1 else "clips and pairs"
+        else:
+            name = "texts" if own.shape[1:] == (run.config.dim,) else "score columns"
+        counted[name] += sum(output.nbytes for output in outputs)
+        return gather(outputs, own)
+
+    def counted_reduce(values: Any, **how: Any) -> Any:
+        name = "stop vote" if values.dtype == integer else "gradients of parameters" if values.dim() == 1 else "gradient of texts"
+        counted[name] += values.nbytes
+        return reduce(values, **how)
+
+    def counted_broadcast(group: Any, buffers: list, *how: Any) -> None:
+        counted["buffers"] += sum(buffer.nbytes for buffer in buffers)
+        broadcast(group, buffers, *how)
+
+    dist.all_gather, dist.all_reduce, dist._broadcast_coalesced = counted_gather, counted_reduce, counted_broadcast
+    try:
+        yield counted
+    finally:
+        dist.all_gather, dist.all_reduce, dist._broadcast_coalesced = gather, reduce, broadcast
+
+
+# --- points ---
+
+
+def in_processes(name: str, num_processes: int, threads: int, work: Callable[..., Point], *arguments: Any) -> Point:
+    """Print and return what `work` finds in fresh processes, with `threads` in all. Raises UserError where one fails."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = get_context("forkserver")  # imports once; what a process holds of them still counts as its own
+    context.set_forkserver_preload(["retrieval.training"])
+    try:
+        with ProcessPoolExecutor(num_processes, mp_context=context) as processes:
+            place = functools.partial(at_place, work, num_processes, max(1, threads // num_processes), port, arguments)
+            points = list(processes.map(place, range(num_processes)))
+    except BrokenProcessPool:
+        raise UserError(f"{name}: a process ended; its own message stands above, or else the memory ran out") from None
+    if any(point.counted != points[0].counted for point in points):
+        raise UserError(f"{name}: the processes counted different bytes: {[point.counted for point in points]}")
+    point = max(points, key=lambda point: point.peak)
+    print(f"{name:28s} {num_processes} process(es)  {statistics.median(point.seconds):7.3f} s  {point.peak:6.3f} GiB", flush=True)
+    return point
+
+
+def at_place(work: Callable[..., Point], num_processes: int, threads: int, port: int, arguments: tuple[Any, ...], rank: int) -> Point:
+    """In a process of its own; one that fails ends at once, since the other would wait for it."""
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    if num_processes > 1:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_processes)}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    try:
+        import torch
+
+        torch.set_num_threads(threads)
+        return work(*arguments)
+    except Exception as error:
+        print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+
+def measure(folder: Path, sizes: Sizes, threads: int) -> Curves:
+    settings = {"data.cache": folder / "corpus" / "cache", "text_encoder.name": folder / "text_encoder", "train.output": folder / "run"}
+    settings |= {"audio_encoder.window_seconds": sizes.window_seconds, "audio_encoder.hop_seconds": sizes.window_seconds, "data.num_workers": 0}
+    common = (*(f"{name}={value}" for name, value in settings.items()), "text_encoder.pretrained=false", "audio_encoder.checkpoint=null")
+    common += ("train.mixed_precision=no", *sizes.model)
+
+    def step(batch_size: int, num_windows: int, num_processes: int = 1) -> Point:
+        overrides = (*common, f"train.batch_size={batch_size}", f"data.max_seconds={num_windows * sizes.window_seconds}")
+        name = f"step, batch {batch_size}, {num_windows} window(s)"
+        return in_processes(name, num_processes, threads, train_point, overrides, sizes.repeats)
+
+    def scoring(copies: int, pooling: str, name: str = "scoring") -> Point:
+        overrides = (*common, f"data.max_seconds={sizes.window_seconds}", f"pooling.name={pooling}")
+        return in_processes(f"{name}, {copies * NUM_CLIPS} clips, {pooling}", 1, threads, score_point, overrides, sizes.repeats, copies)
+
+    def one_round() -> Curves:
+        windows = [step(sizes.batch_sizes[0], count) for count in sizes.windows]
+        return {
+            "1 process": {size: step(size, 1) for size in sizes.batch_sizes},
+            "2 processes": {size: step(size, 1, 2) for size in sizes.batch_sizes},
+            "windows": {point.num_frames: point for point in windows},
+            "TAP": {copies * NUM_CLIPS: scoring(copies, "tap") for copies in sizes.copies},
+            "mean": {copies * NUM_CLIPS: scoring(copies, "mean") for copies in sizes.copies},
+        }
+
+    os.environ |= {"ACCELERATE_USE_CPU": "true", "TQDM_DISABLE": "1"}  # for all processes; tqdm reads it once, when it is imported
+    scoring(1, "tap", "encoding")  # its memory is not that of the others
+    return merged([one_round() for _ in range(sizes.rounds)])
+
+
+def merged(rounds: list[Curves]) -> Curves:
+    """Seconds of all rounds, the highest peak."""
+
+    def point_of(points: list[Point]) -> Point:
+        return replace(points[0], seconds=[value for point in points for value in point.seconds], peak=max(point.peak for point in points))
+
+    return {name: {x: point_of([curves[name][x] for curves in rounds]) for x in curve} for name, curve in rounds[0].items()}
+
+
+# --- plot and table ---
+
+
+def draw(curves: Curves, sizes: Sizes, threads: int, output: Path) -> None:
+    """Seconds above, memory below."""
+    from matplotlib.figure import Figure
+
+    legends = {"1 process": f"1 process of {threads} thread(s)", "2 processes": f"2 processes of {max(1, threads // 2)}, gloo, same batch"}
+    legends |= {"windows": f"batch {sizes.batch_sizes[0]}"}
+    panels = [
+        (f"Training step, clips of {sizes.window_seconds:g} s", "pairs in the batch, of all processes", ("1 process", "2 processes")),
+        ("Training step, longer clips", f"frames of a clip, {min(curves['windows'])} in {sizes.window_seconds:g} s", ("windows",)),
+        ("Scoring C clips with 5 C captions", f"clips C, of {sizes.window_seconds:g} s, encodings cached", ("TAP", "mean")),
+    ]
+    figure = Figure(figsize=(13, 7), dpi=80, layout="constrained")
+    axes = figure.subplots(2, len(panels), sharex="col")
+    for column, (title, label, names) in zip(axes.T, panels, strict=True):
+        for name in names:
+            sizes_of, points = list(curves[name]), list(curves[name].values())
+            medians = [statistics.median(point.seconds) for point in points]
+            below = [median - min(point.seconds) for median, point in zip(medians, points)]
+            above = [max(point.seconds) - median for median, point in zip(medians, points)]
+            column[0].errorbar(sizes_of, medians, (below, above), fmt="o-", capsize=3, label=legends.get(name, name))
+            column[1].plot(sizes_of, [point.peak for point in points], "o-", label=legends.get(name, name))
+        column[0].set_title(title)
+        column[1].set_xlabel(label)
+        for axis, unit in zip(column, ("median time, s", "peak memory of a process, GiB")):
+            axis.set(ylabel=unit, ylim=(0, 1.2 * axis.dataLim.y1), xlim=(0, None))
+            axis.grid(alpha=0.3)
+            axis.legend(fontsize=8, loc="upper left")
+    model = ", ".join(setting.replace("audio_encoder.", "ATST ") for setting in sizes.model)
+    text = " ".join(sizes.text).replace("--", "")
+    caption = f"{hardware()}, float32, median of {sizes.rounds * sizes.repeats}, bars from the fastest to the slowest\n{model}, RoBERTa {text}"
+    figure.supxlabel(caption, fontsize=9)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(output)
+
+
+def report_points(curves: Curves) -> None:
+    for name, curve in curves.items():
+        print(f"{name}:")
+        for x, point in curve.items():
+            seconds = f"median {statistics.median(point.seconds):.3f} s, {min(point.seconds):.3f} to {max(point.seconds):.3f} s"
+            print(f"    {x:5d}  {seconds}, peak {point.peak:.3f} GiB")
+
+
+def report_bytes(points: dict[int, Point]) -> bool:
+    """Print what was counted beside the formula, then what the formula says of configs/tap.yaml on 8 nodes; whether they agree."""
+    agree = all(point.counted == point.expected for point in points.values())
+    size, point = next(iter(points.items()))
+    print(f"\nbytes that a step of 2 processes handed to collectives, batch {size}:{'counted':>18}{'formula':>14}")
+    for name, expected in point.expected.items():
+        print(f"    {name:52s}{point.counted.get(name, 0):14,d}{expected:14,d}")
+    print(f"    {'buffers':52s}{point.counted.get('buffers', 0):14,d}{0:14,d}   ({point.num_buffer_bytes:,} a forward pass if DDP broadcast them)")
+    print(f"    {'equal' if agree else 'DIFFERENT'} for batches of {', '.join(map(str, points))}")
+    report_full_size()
+    return agree
+
+
+def report_full_size() -> None:
+    from retrieval.config import load_config
+    from retrieval.models import build_model_without_weights
+
+    config = load_config(ROOT / "configs" / "tap.yaml")
+    model = build_model_without_weights(config)
+    num_pairs, num_frames, count = NUM_NODES * PAIRS_A_NODE, model.windows.num_frames, num_trained(model)
+    bytes_of = formula(NUM_NODES, num_pairs, config.dim, count)
+    frames = num_pairs * num_frames * config.dim * 4
+    share = (NUM_NODES - 1) / NUM_NODES  # of a result, that a ring carries past each node; a sum goes round twice
+    print(f"\nconfigs/tap.yaml on {NUM_NODES} nodes of one GPU, batch {num_pairs}, {count:,} trained parameters, computed from the counted bytes:")
+    print(f"    {'MB a step':40s}{'the tensor':>14}{'a node sends':>14}")
+    rows = {name: (size, size * share * (2 if name in SUMMED else 1)) for name, size in bytes_of.items()}
+    exchange = [row for name, row in rows.items() if name != "gradients of parameters"]
+    rows |= {"all but the gradients of parameters": tuple(map(sum, zip(*exchange)))}
+    rows |= {"all": tuple(map(sum, zip(*(rows[name] for name in bytes_of))))}
+    rows |= {f"not sent: frames, {num_frames} x {config.dim} a clip": (frames, frames * share)}
+    rows |= {"not sent: their gradient, summed": (frames, 2 * frames * share)}
+    for name, (tensor, sent) in rows.items():
+        print(f"    {name:40s}{tensor / 1e6:14,.4f}{sent / 1e6:14,.4f}")
+
+
+def main() -> int:
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "growth.png", help="picture to write (default: docs/growth.png)")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of all processes of a step (default: all cores)")
+    parser.add_argument("--quick", action="store_true", help="tiny model, two points a curve, plot not kept")
+    arguments = parser.parse_args()
+    if arguments.threads < 1:
+        raise UserError(f"--threads {arguments.threads}: must be 1 or more")
+    if arguments.output.suffix != ".png":
+        raise UserError(f"--output {arguments.output}: give a file that ends in .png")
+    sizes = QUICK if arguments.quick else FULL
+    with tempfile.TemporaryDirectory(prefix="growth_") as name:
+        folder = Path(name)
+        output = folder / "growth.png" if arguments.quick else arguments.output
+        longest = max(sizes.windows) * sizes.window_seconds
+        write_corpus(folder / "corpus", {"development": NUM_CLIPS, "validation": 2}, (longest, longest))
+        run_script("build_clotho.py", "--root", folder / "corpus", "--splits", "development", "validation")
+        captions = folder / "corpus" / "clotho_captions_development.csv"
+        run_script("make_text_encoder.py", "--captions", captions, "--output", folder / "text_encoder", *sizes.text)
+        print(f"{hardware()}, {arguments.threads} thread(s), float32", flush=True)
+        curves = measure(folder, sizes, arguments.threads)
+        draw(curves, sizes, arguments.threads, output)
+        report_points(curves)
+        print(f"{output.name}: {output.stat().st_size / 1000:.0f} kB")
+    if not report_bytes(curves["2 processes"]):
+        print("error: the counted bytes differ from the formula", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)
