@@ -9,10 +9,10 @@ the encoders say is cached as in a run with data.frame_cache, since their time i
 own (two of its own), so that the largest resident set it ever had is its own. Bars in the plot reach from the fastest to the slowest.
 
 Bytes are counted by standing between the code and the collectives in a real step of two processes; exits with 1 if they differ from the
-formula in `formula`. The same formula then gives what configs/tap.yaml would move on 8 nodes. What is counted is the size of the result of
-a gather, and of the tensor that is summed; what a node sends of it is that of a ring, for NCCL and gloo alike.
+formula in benchmarks/traffic.py. The same formula then gives what configs/tap.yaml would move on 8 nodes. What is counted is the size of the
+result of a gather, and of the tensor that is summed; what a node sends of it is that of a ring, for NCCL and gloo alike.
 
-Letters: P processes, N pairs of the batch of all processes, D dimensions, T frames.
+Letters: C clips.
 """
 
 import argparse
@@ -25,8 +25,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
@@ -35,11 +34,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.full_size import ROOT, hardware, run_script, write_corpus
+from benchmarks.traffic import average_in_python, count_bytes, formula, num_trained, report_bytes
 from retrieval.errors import OneLineParser, UserError, one_line, run_main
 
 NUM_CLIPS = 20  # in the corpus; scoring repeats them
-NUM_NODES, PAIRS_A_NODE = 8, 16
-SUMMED = ("gradient of texts", "gradients of parameters", "stop vote")
 
 
 @dataclass(frozen=True)
@@ -151,88 +149,6 @@ def timed(work: Callable[[], Any], repeats: int) -> list[float]:
 def peak_memory() -> float:
     """GiB"""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # from kB
-
-
-def num_trained(model: Any) -> int:
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-
-
-# --- bytes ---
-
-
-def formula(num_processes: int, num_pairs: int, dim: int, num_parameters: int) -> dict[str, int]:
-    """Bytes of a step in float32, with equal shares of the batch."""
-    return {
-        "sizes": 3 * num_processes * 8,  # each of the three gathers says first how many rows come
-        "texts": num_pairs * dim * 4,
-        "score columns": num_pairs * num_pairs * 4,
-        "clips and pairs": num_pairs * 2 * 8,
-        "gradient of texts": num_pairs * dim * 4,
-        "gradients of parameters": num_parameters * 4,
-        "stop vote": 8,
-    }
-
-
-def count_bytes(run: Any, batch: dict[str, Any]) -> dict[str, int]:
-    """Of one step as the training loop takes it: what is handed to collectives, by what it is."""
-    from retrieval.distributed import any_process
-    from retrieval.training import train_step
-
-    with counting(run) as counted:
-        train_step(run, batch)
-        any_process(False, run.accelerator.device)
-    return dict(counted)
-
-
-def average_in_python(wrapped: Any) -> None:
-    """DDP averages gradients within C++, unseen; its communication hook does the same from Python."""
-    import torch
-
-    from retrieval.distributed import dist
-
-    def average(_state, bucket):  # DDP refuses annotations other than its own
-        gradients = bucket.buffer().div_(dist.get_world_size())
-        dist.all_reduce(gradients)  # not asynchronous: a callback in gloo's thread can wait for ever on a process group that ends
-        done = torch.futures.Future()
-        done.set_result(gradients)
-        return done
-
-    wrapped.register_comm_hook(None, average)
-
-
-@contextlib.contextmanager
-def counting(run: Any) -> Iterator[Counter]:
-    """Stands before the collectives."""
-    import torch
-
-    from retrieval.distributed import dist
-
-    counted: Counter = Counter()
-    gather, reduce, broadcast = dist.all_gather, dist.all_reduce, dist._broadcast_coalesced
-    integer = torch.int64
-
-    def counted_gather(outputs: list, own: Any) -> Any:
-        if own.dtype == integer:
-            name = "sizes" if own.dim() == 1 else "clips and pairs"
-        else:
-            name = "texts" if own.shape[1:] == (run.config.dim,) else "score columns"
-        counted[name] += sum(output.nbytes for output in outputs)
-        return gather(outputs, own)
-
-    def counted_reduce(values: Any, **how: Any) -> Any:
-        name = "stop vote" if values.dtype == integer else "gradients of parameters" if values.dim() == 1 else "gradient of texts"
-        counted[name] += values.nbytes
-        return reduce(values, **how)
-
-    def counted_broadcast(group: Any, buffers: list, *how: Any) -> None:
-        counted["buffers"] += sum(buffer.nbytes for buffer in buffers)
-        broadcast(group, buffers, *how)
-
-    dist.all_gather, dist.all_reduce, dist._broadcast_coalesced = counted_gather, counted_reduce, counted_broadcast
-    try:
-        yield counted
-    finally:
-        dist.all_gather, dist.all_reduce, dist._broadcast_coalesced = gather, reduce, broadcast
 
 
 # --- points ---
@@ -357,41 +273,6 @@ def report_points(curves: Curves) -> None:
         for x, point in curve.items():
             seconds = f"median {statistics.median(point.seconds):.3f} s, {min(point.seconds):.3f} to {max(point.seconds):.3f} s"
             print(f"    {x:5d}  {seconds}, peak {point.peak:.3f} GiB")
-
-
-def report_bytes(points: dict[int, Point]) -> bool:
-    """Print what was counted beside the formula, then what the formula says of configs/tap.yaml on 8 nodes; whether they agree."""
-    agree = all(point.counted == point.expected for point in points.values())
-    size, point = next(iter(points.items()))
-    print(f"\nbytes that a step of 2 processes handed to collectives, batch {size}:{'counted':>18}{'formula':>14}")
-    for name, expected in point.expected.items():
-        print(f"    {name:52s}{point.counted.get(name, 0):14,d}{expected:14,d}")
-    print(f"    {'buffers':52s}{point.counted.get('buffers', 0):14,d}{0:14,d}   ({point.num_buffer_bytes:,} a forward pass if DDP broadcast them)")
-    print(f"    {'equal' if agree else 'DIFFERENT'} for batches of {', '.join(map(str, points))}")
-    report_full_size()
-    return agree
-
-
-def report_full_size() -> None:
-    from retrieval.config import load_config
-    from retrieval.models import build_model_without_weights
-
-    config = load_config(ROOT / "configs" / "tap.yaml")
-    model = build_model_without_weights(config)
-    num_pairs, num_frames, count = NUM_NODES * PAIRS_A_NODE, model.windows.num_frames, num_trained(model)
-    bytes_of = formula(NUM_NODES, num_pairs, config.dim, count)
-    frames = num_pairs * num_frames * config.dim * 4
-    share = (NUM_NODES - 1) / NUM_NODES  # of a result, that a ring carries past each node; a sum goes round twice
-    print(f"\nconfigs/tap.yaml on {NUM_NODES} nodes of one GPU, batch {num_pairs}, {count:,} trained parameters, computed from the counted bytes:")
-    print(f"    {'MB a step':40s}{'the tensor':>14}{'a node sends':>14}")
-    rows = {name: (size, size * share * (2 if name in SUMMED else 1)) for name, size in bytes_of.items()}
-    exchange = [row for name, row in rows.items() if name != "gradients of parameters"]
-    rows |= {"all but the gradients of parameters": tuple(map(sum, zip(*exchange)))}
-    rows |= {"all": tuple(map(sum, zip(*(rows[name] for name in bytes_of))))}
-    rows |= {f"not sent: frames, {num_frames} x {config.dim} a clip": (frames, frames * share)}
-    rows |= {"not sent: their gradient, summed": (frames, 2 * frames * share)}
-    for name, (tensor, sent) in rows.items():
-        print(f"    {name:40s}{tensor / 1e6:14,.4f}{sent / 1e6:14,.4f}")
 
 
 def main() -> int:

@@ -89,6 +89,11 @@ class Splits:
         return [split for split in (self.validation, self.test) if split is not None]
 
     @property
+    def few_clips(self) -> list[str]:
+        """A warning for each scored split that is too small for R@10."""
+        return [f"{split.name} has {warning}" for split in self.scored if (warning := few_clips_warning(len(split)))]
+
+    @property
     def all_captions(self) -> list[str]:
         return [caption for split in (*self.training, *self.scored) for captions in split.captions for caption in captions]
 
@@ -142,8 +147,7 @@ def prepare(config: Config, folder: Path, resume: bool, overwrite: bool) -> Run:
     batches = EpochBatches(splits.sizes, config.train.batch_size, config.seed, rank(), world_size(), config.train.cache_weights)
     check_batch_size(batches.num_pairs, config.train.batch_size, world_size())
     model = build_model(config).to(accelerator.device)
-    few = [f"{split.name} has {warning}" for split in splits.scored if (warning := few_clips_warning(len(split)))]
-    for warning in [*warnings_of(config), *few]:
+    for warning in [*warnings_of(config), *splits.few_clips]:
         accelerator.print(f"warning: {warning}")
     if config.train.activation_checkpointing:
         model.checkpoint_activations()

@@ -1,0 +1,37 @@
+"""The benchmark of the loader runs in miniature; its mistakes are one line. The figures are for a quiet machine."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.data_loading import share_waited
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "benchmarks.data_loading", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize("num_workers", ["0", "1"])
+def test_quick_run_prints_speed_and_share(num_workers: str):
+    result = run("--quick", "--num-workers", num_workers)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert f"{num_workers} loader processes" in result.stdout and "loader alone: " in result.stdout
+    assert "step of 0.010 s: waiting " in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--num-workers", "-1"], "--num-workers -1: must be 0 or more"), (["--step-seconds", "0"], "--step-seconds 0.0: must be more than 0")],
+)
+def test_mistakes_are_one_line(arguments: list[str], message: str):
+    result = run(*arguments)
+    assert result.returncode == 2 and result.stderr == f"error: {message}\n"
+
+
+def test_share_waited_is_of_waiting_and_steps():
+    assert share_waited([0.1, 0.3], step_seconds=0.8) == pytest.approx(0.2)
