@@ -46,7 +46,7 @@ class NoiseSplit:
     def __len__(self) -> int:
         return len(self.waveforms)
 
-    def read(self, index: int, start: int, stop: int) -> np.ndarray:
+    def read_stored(self, index: int, start: int, stop: int) -> np.ndarray:
         return self.waveforms[index][start:stop]
 
 

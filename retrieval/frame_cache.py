@@ -58,6 +58,8 @@ class FrameSplit:
         first = self._ends[index] - self.num_samples[index]
         return self._frames[first : self._ends[index]][start:stop].astype(np.float32)
 
+    read_stored = read
+
 
 class CaptionFeatures:
     """Stands in for a text encoder, for the captions that it holds."""

@@ -21,6 +21,7 @@ from retrieval.data import (
     ClipSplit,
     EpochBatches,
     PairDataset,
+    as_float,
     collate_clips,
     collate_pairs,
     num_steps_per_epoch,
@@ -109,6 +110,15 @@ def test_a_part_of_a_clip_is_exact(clips: ClipSplit, start: int, stop: int | Non
 def test_what_is_read_may_be_changed_without_changing_the_cache(clips: ClipSplit):
     clips.read(1)[:] = 7
     assert np.abs(clips.read(1)).max() <= 1
+
+
+def test_a_batch_is_made_of_what_is_stored(clips: ClipSplit):
+    stored = clips.read_stored(1, 10, 500)
+    assert (stored.dtype == np.int16 and not stored.flags.writeable) == (clips.codec == "pcm_s16le")
+    batch, lengths = collate_clips([stored, clips.read(0)])
+    assert lengths.tolist() == [490, len(PCM[0])] and batch.dtype == torch.float32
+    assert np.array_equal(batch[0, :490].numpy(), clips.read(1, 10, 500)) and not batch[0, 490:].any()
+    assert np.array_equal(batch[1].numpy(), clips.read(0))
 
 
 def test_pcm_is_read_from_the_memory_map_without_a_copy(tmp_path: Path):
@@ -247,12 +257,12 @@ def test_an_item_is_one_caption_of_a_clip(split: ClipSplit):
     assert [(item["clip"], item["caption"]) for item in (pairs[0, i] for i in range(len(pairs)))] == [
         (clip, caption) for clip, captions in enumerate(CAPTIONS) for caption in captions
     ]
-    assert all(np.array_equal(item["waveform"], split.read(item["clip"])) for item in (pairs[3, i] for i in range(len(pairs))))
+    assert all(np.array_equal(as_float(item["waveform"]), split.read(item["clip"])) for item in (pairs[3, i] for i in range(len(pairs))))
 
 
 def start_of(pairs: PairDataset, epoch: int, index: int) -> int:
     """Where the crop of an item of clip 0 begins."""
-    crop = pairs[epoch, index]["waveform"] * 32768
+    crop = pairs[epoch, index]["waveform"]
     (starts,) = np.nonzero(PCM[0] == crop[0])
     return next(int(start) for start in starts if np.array_equal(PCM[0][start : start + len(crop)], crop))
 
@@ -358,7 +368,7 @@ def test_a_batch_of_pairs(split: ClipSplit):
     assert batch["captions"] == ["six", "one", "three", "two"]
     assert batch["clips"].tolist() == [3, 0, 1, 0]  # the same clip twice: its captions are each other's positives
     for row, item in zip(batch["waveform"], items, strict=True):
-        assert np.array_equal(row[: len(item["waveform"])], item["waveform"])
+        assert np.array_equal(row[: len(item["waveform"])], as_float(item["waveform"]))
 
 
 def test_no_more_loader_processes_than_cores():

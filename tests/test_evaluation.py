@@ -34,7 +34,7 @@ class FakeSplit:
     def __len__(self):
         return len(self.clip_ids)
 
-    def read(self, index, start=0, stop=None):
+    def read_stored(self, index, start=0, stop=None):
         assert stop is None or stop <= self.num_samples[index]
         self.num_reads[index] += 1
         return self.audio[index][start:stop]
@@ -211,8 +211,8 @@ def test_columns_come_batch_by_batch_and_nothing_else_is_held():
 class FrameSplit(FakeSplit):
     """Frames (T, F) in place of samples, as a cache of encoded clips has them."""
 
-    def read(self, index, start=0, stop=None):
-        return np.stack([super(FrameSplit, self).read(index, start, stop)] * 3, axis=1)
+    def read_stored(self, index, start=0, stop=None):
+        return np.stack([super(FrameSplit, self).read_stored(index, start, stop)] * 3, axis=1)
 
 
 def test_a_split_of_frames_is_handed_on_as_it_is():

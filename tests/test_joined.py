@@ -5,7 +5,7 @@ import pytest
 from conftest import write_cache
 
 from retrieval.config import load_config
-from retrieval.data import EpochBatches, JoinedSplit, PairDataset, open_cache
+from retrieval.data import EpochBatches, JoinedSplit, PairDataset, as_float, open_cache
 from retrieval.errors import UserError
 from retrieval.preparation import make_pairs, open_splits, prepare
 
@@ -26,6 +26,7 @@ def test_clips_of_several_splits_follow_each_other(splits):
     assert len(joined) == 8 and joined.captions == splits[0].captions + splits[1].captions
     for clip in range(8):
         split, index = (splits[0], clip) if clip < 3 else (splits[1], clip - 3)
+        assert np.array_equal(joined.read_stored(clip, 5, 50), split.read_stored(index, 5, 50))
         assert np.array_equal(joined.read(clip, 5, 50), split.read(index, 5, 50)) and joined.num_samples[clip] == split.num_samples[index]
     assert joined.fingerprint() != JoinedSplit(splits[::-1]).fingerprint()
 
@@ -94,7 +95,7 @@ def test_a_mixed_item_holds_both_sounds_and_both_captions(splits):
     first = plain[0, 4]
     assert item["caption"].startswith(first["caption"].rstrip(".") + " and ")
     other = next(index for index in range(len(plain)) if item["caption"].endswith(" and " + plain[0, index]["caption"]))
-    waveforms = [first["waveform"], plain[0, other]["waveform"]]
+    waveforms = [as_float(first["waveform"]), as_float(plain[0, other]["waveform"])]
     assert len(item["waveform"]) == max(map(len, waveforms)) and np.abs(item["waveform"]).max() <= 1
     basis = np.zeros((len(item["waveform"]), 2))
     for column, waveform in enumerate(waveforms):
@@ -114,6 +115,6 @@ def test_mixing_is_drawn_for_each_item_anew_and_repeatable(splits):
 
 
 def test_silence_can_be_mixed(splits, monkeypatch):
-    monkeypatch.setattr(type(splits[0]), "read", lambda *_: np.zeros(100, np.float32))
+    monkeypatch.setattr(type(splits[0]), "read_stored", lambda *_: np.zeros(100, np.float32))
     item = PairDataset(splits[0], 100, seed=0, mix_probability=1.0)[0, 0]
     assert not item["waveform"].any() and np.isfinite(item["waveform"]).all()

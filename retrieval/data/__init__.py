@@ -1,6 +1,6 @@
 """From the Arrow cache to batches: clips, (clip, caption) pairs, collation."""
 
-from retrieval.data.cache import Cache, ClipSplit, open_cache
+from retrieval.data.cache import Cache, ClipSplit, as_float, open_cache
 from retrieval.data.joined import JoinedSplit
 from retrieval.data.pairs import (
     EpochBatches,
@@ -20,6 +20,7 @@ __all__ = [
     "EpochBatches",
     "JoinedSplit",
     "PairDataset",
+    "as_float",
     "check_batch_size",
     "collate_clips",
     "collate_pairs",

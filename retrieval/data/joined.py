@@ -27,5 +27,15 @@ class JoinedSplit:
 
     def read(self, index: int, start: int = 0, stop: int | None = None) -> np.ndarray:
         """As ClipSplit.read."""
+        part, clip = self._place(index)
+        return self.splits[part].read(clip, start, stop)
+
+    def read_stored(self, index: int, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """As ClipSplit.read_stored."""
+        part, clip = self._place(index)
+        return self.splits[part].read_stored(clip, start, stop)
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """Which split, and which of its clips."""
         part = bisect_right(self._ends, index)
-        return self.splits[part].read(index - (self._ends[part - 1] if part else 0), start, stop)
+        return part, index - (self._ends[part - 1] if part else 0)

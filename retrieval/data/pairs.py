@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from retrieval.data.cache import ClipSplit
+from retrieval.data.cache import ClipSplit, as_float
 from retrieval.data.joined import JoinedSplit
 from retrieval.errors import UserError
 
@@ -55,7 +55,7 @@ class PairDataset(Dataset):
         waveform, caption, clip = self._pair(index, rng)
         if self.mix_probability and rng.random() < self.mix_probability:
             other, other_caption, _ = self._pair(int(rng.integers(len(self))), rng)
-            waveform, caption = _mix(waveform, other), _join(caption, other_caption)
+            waveform, caption = _mix(as_float(waveform), as_float(other)), _join(caption, other_caption)
             clip = len(self.split) + index  # neither of the two clips: their other captions do not say all that is heard
         return {"waveform": waveform, "caption": caption, "clip": clip, "pair": index}
 
@@ -63,9 +63,9 @@ class PairDataset(Dataset):
         clip, caption = self.pairs[index]
         spare = int(self.split.num_samples[clip]) - self.max_samples
         start = int(rng.integers(spare + 1)) if spare > 0 else 0
-        waveform = self.split.read(clip, start, start + self.max_samples)  # (S,), or frames (T, F)
+        waveform = self.split.read_stored(clip, start, start + self.max_samples)  # (S,), or frames (T, F)
         if self.augment is not None:
-            waveform = self.augment(waveform, rng)[: self.max_samples]
+            waveform = self.augment(as_float(waveform), rng)[: self.max_samples]
         return waveform, self.split.captions[clip][caption], clip
 
 
@@ -150,15 +150,18 @@ class ClipsFromStart(Dataset):
 
     def __getitem__(self, item: int) -> np.ndarray:
         index = self.indices[item]
-        return self.split.read(index, 0, min(self.max_samples, int(self.split.num_samples[index])))  # (S,)
+        return self.split.read_stored(index, 0, min(self.max_samples, int(self.split.num_samples[index])))  # (S,)
 
 
 def collate_clips(waveforms: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Zero-pad at the end: float32 (B, S) with S the longest clip's samples, and the valid samples int64 (B,). Frames (T, F): (B, T, F)."""
+    """Of ClipSplit.read_stored, zero-padded at the end: float32 (B, S) with S the longest clip's samples, and the valid samples int64 (B,).
+
+    Frames (T, F): (B, T, F).
+    """
     lengths = torch.tensor([len(waveform) for waveform in waveforms], dtype=torch.int64)  # (B,)
     padded = torch.zeros(len(waveforms), int(lengths.max()), *waveforms[0].shape[1:])  # (B, S)
     for row, waveform in zip(padded, waveforms, strict=True):
-        row[: len(waveform)] = torch.from_numpy(waveform)
+        as_float(waveform, out=row[: len(waveform)].numpy())
     return padded, lengths
 
 
