@@ -142,7 +142,7 @@ def ratio(slower: list[float], faster: list[float]) -> float:
 
 
 def report(results: dict[str, dict[str, list[float]]]) -> float:
-    """Print medians and ratios; the smallest ratio of `hdf5 vlen` to `cache`."""
+    """Print medians and ratios; the smallest ratio of `hdf5 vlen` to `read`."""
     judged = []
     for kind, times in results.items():
         print(f"{kind}: " + ", ".join(f"{name} {statistics.median(values):.3f} ms" for name, values in times.items()))

@@ -37,8 +37,8 @@ from retrieval.errors import OneLineParser, UserError, run_main
 from retrieval.models import DualEncoder, build_model
 from retrieval.models.text import KNOWN_ARCHITECTURES
 from retrieval.objective import Objective
-from retrieval.optim import parameter_groups, set_learning_rates
-from retrieval.preparation import Run
+from retrieval.optim import set_learning_rates
+from retrieval.preparation import Run, make_optimizer
 from retrieval.training import train_step
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -86,19 +86,12 @@ def make_clips(num_clips: int, sample_rate: int) -> list[np.ndarray]:
 
 def make_run(model: DualEncoder, config: Config, accelerator: Accelerator) -> Run:
     """What train_step reads of a Run."""
-    optimizer = make_optimizer(model.to(accelerator.device), config, fused=True)
+    optimizer = make_optimizer(model.to(accelerator.device), config.optimizer)
     wrapped, optimizer = accelerator.prepare(model.train(), optimizer)
     absent = dict.fromkeys(("batches", "loader", "validation", "pictured", "test", "tracker"))
     objective = Objective(config.loss, SimpleNamespace(mix_probability=0.0), accelerator.device)
     parts = {"accelerator": accelerator, "model": model, "wrapped": wrapped, "optimizer": optimizer, "objective": objective}
     return Run(config=config, folder=Path(), steps_per_epoch=1, **parts, **absent)
-
-
-def make_optimizer(model: DualEncoder, config: Config, **implementation: bool) -> torch.optim.AdamW:
-    settings = config.optimizer
-    groups = parameter_groups(model, settings.lr.model_dump())
-    betas = settings.beta1, settings.beta2
-    return torch.optim.AdamW(groups, betas=betas, eps=settings.eps, weight_decay=settings.weight_decay, **implementation)
 
 
 def plain_step(run: Run, optimizer: torch.optim.Optimizer, batch: dict[str, Any]) -> float:
@@ -213,7 +206,9 @@ def benchmark(arguments: argparse.Namespace) -> int:
         print(f"error: the two ways differ by more than {TOLERANCE:.0e}", file=sys.stderr)
         return 1
 
-    optimizer = make_optimizer(model, config, foreach=False, fused=False)
+    optimizer = make_optimizer(model, config.optimizer)
+    for group in optimizer.param_groups:
+        group |= {"fused": False, "foreach": False}
     if arguments.device == "cpu":  # on a GPU the fused kernel counts its steps there, where the plain loop would wait for each count
         optimizer.state = run.optimizer.optimizer.state  # one copy of the moments: 3.5 GB less
     ways = {"ours": lambda: train_step(run, batch), "plain": lambda: plain_step(run, optimizer, batch)}

@@ -138,7 +138,7 @@ def score_columns(
     max_samples = round(model.clip_seconds * model.sample_rate)
     loader = make_clip_loader(split, share, max_samples, audio_batch_size, num_workers, pin_memory=device.type == "cuda")
     progress = tqdm(total=len(split), desc=f"scoring {split.name}", unit=" clips", delay=3, leave=False, disable=rank() != 0)
-    with _eval_mode(model), progress:
+    with eval_mode(model), progress:
         # Captions of one length side by side: less padding. Scored at once: what a pooling makes of the frames alone it makes once a call.
         order = sorted(range(len(captions)), key=lambda row: len(captions[row]))
         texts = []
@@ -221,7 +221,8 @@ def write_ranks(path: str | Path, result: EvaluationResult) -> None:
 
 
 @contextmanager
-def _eval_mode(model: torch.nn.Module) -> Iterator[None]:
+def eval_mode(model: torch.nn.Module) -> Iterator[None]:
+    """Every module trains afterwards that did before; frozen parts do not."""
     was_training = [module for module in model.modules() if module.training]
     model.eval()
     try:

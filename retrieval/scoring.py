@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 
 from retrieval.checkpoint import load_salsa_checkpoint, read_config
 from retrieval.config import Config
@@ -15,7 +14,7 @@ from retrieval.data import Cache, ClipSplit, open_cache, usable_workers
 from retrieval.errors import UserError
 from retrieval.evaluation import score_columns
 from retrieval.models import DualEncoder, bound_memory
-from retrieval.preparation import choose_precision
+from retrieval.preparation import make_accelerator
 
 CLIPS_AT_ONCE = 256  # columns of a mean
 
@@ -57,7 +56,7 @@ class Scorer:
                     f"cache {self.cache.path} is sampled at {self.cache.sample_rate} Hz, checkpoint {checkpoint} needs {rate} Hz; "
                     f"give another --cache, or build one with --sample-rate {rate}"
                 )
-        self.accelerator = Accelerator(mixed_precision=choose_precision(mixed_precision or config.train.mixed_precision))
+        self.accelerator = make_accelerator(mixed_precision or config.train.mixed_precision)
         self.settings = {
             "audio_batch_size": audio_batch_size or config.evaluation.audio_batch_size,
             "text_batch_size": text_batch_size or config.evaluation.text_batch_size,

@@ -4,12 +4,10 @@ TAP looks at every frame of a clip for every text, 2 T D multiplications a pair.
 once: what TAP gives when it listens to all frames alike. The second scores the pairs that are left, clip by clip, with the numbers that
 `model.score` has for them; where all clips are candidates it is the full score matrix, sorted. Measured in benchmarks/two_stage.py.
 
-Letters: N texts, B clips, T frames of a clip, D = dim, D_p = attention_dim, K candidates; n texts of a block.
+Letters: N texts, B clips, T frames of a clip, D = dim, K candidates; n texts of a block.
 """
 
-import math
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +17,7 @@ from torch.nn import functional
 
 from retrieval.data import ClipSplit, make_clip_loader
 from retrieval.errors import UserError
+from retrieval.evaluation import Autocast, eval_mode
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.pooling import TextAwareAttentionPooling, cosine
 
@@ -57,7 +56,7 @@ def encode_index(
     *,
     audio_batch_size: int = 16,
     num_workers: int = 0,
-    autocast: Callable[[], AbstractContextManager] = nullcontext,
+    autocast: Autocast = nullcontext,
     dtype: torch.dtype = torch.float32,
 ) -> ClipIndex:
     """Encode every clip of a split once, into CPU memory: T D numbers of `dtype` a clip for TAP, else D numbers.
@@ -71,7 +70,7 @@ def encode_index(
     frames = torch.empty(int(starts[-1]), dim, dtype=dtype) if is_tap else None  # (all frames, D)
     vectors = torch.empty(len(split), dim)  # (B, D)
     first, first_frame = 0, 0
-    with _evaluating(model):
+    with eval_mode(model), torch.no_grad():
         for waveform, lengths in make_clip_loader(split, range(len(split)), max_samples, audio_batch_size, num_workers):
             with autocast():
                 encoded, mask = model.encode_audio(waveform.to(device, non_blocking=True), lengths)  # (b, T, D), (b, T)
@@ -99,7 +98,7 @@ def first_stage_vectors(pooling: nn.Module, frames: Tensor, mask: Tensor) -> Ten
 
 
 class TwoStage:
-    """Scores texts against an index with the pooling of the model that made it. TAP's matrices are multiplied once, here."""
+    """Scores texts against an index with the pooling of the model that made it. TAP's value and output matrices are multiplied once, here."""
 
     @torch.no_grad()
     def __init__(self, pooling: nn.Module, index: ClipIndex):
@@ -108,9 +107,7 @@ class TwoStage:
         if self.is_tap != (index.frames is not None):
             raise ValueError("TAP needs an index with frames, the other poolings one without; encode the clips with this model")
         if self.is_tap:
-            query, key, value, output = pooling.query, pooling.key, pooling.value, pooling.output
-            key_map = key.weight.T / math.sqrt(key.out_features)  # (D, D_p); the key bias drops out of the softmax
-            self.query_map = key_map @ query.weight, key_map @ query.bias  # (D, D), (D,)
+            value, output = pooling.value, pooling.output
             self.value_map = output.weight @ value.weight, output.weight @ value.bias + output.bias  # (D, D), (D,): softmax weights sum to 1
 
     @torch.no_grad()
@@ -148,7 +145,7 @@ class TwoStage:
 
     def _second_stage(self, text: Tensor, candidates: Tensor) -> Tensor:
         """TAP's scores (N, K) of the candidates (N, K), clip by clip: a clip's frames are read and normalised once, and none is padded."""
-        queries = functional.linear(self.pooling.norm(text), *self.query_map)  # (N, D)
+        queries = self.pooling.folded_queries(text)  # (N, D)
         directions = functional.normalize(text, eps=1e-12)  # (N, D), of which a score is the product with a pooled clip of length 1
         num_candidates = candidates.shape[1]
         pairs = candidates.flatten().argsort(stable=True)  # (N K,), those of one clip side by side
@@ -174,17 +171,6 @@ class TwoStage:
             pooled = functional.normalize(self.pooling.norm(pooled), eps=1e-12)
             scores.append(torch.linalg.vecdot(directions[part], pooled))
         return torch.cat(scores)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(was_training)
 
 
 def _check_not_nan(scores: Tensor) -> None:

@@ -99,7 +99,7 @@ MAY_IMPORT = {
     "scoring": {"checkpoint", "config", "data", "evaluation", "models", "preparation"},
     "zero_shot": {"files", "metrics", "relevance", "reporting", "scoring"},
     "dry_run": {"config", "data", "models", "optim", "preparation"},
-    "two_stage": {"data", "models"},
+    "two_stage": {"data", "evaluation", "models"},
     "pretraining": {"data", "files", "models"},
     "objective": {"config", "data", "distributed", "losses", "models", "score_files"},
     "frame_cache": {"data", "files", "models"},

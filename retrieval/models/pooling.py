@@ -96,7 +96,7 @@ class TextAwareAttentionPooling(nn.Module):
     def forward(self, text: Tensor, frames: Tensor, mask: Tensor) -> Tensor:
         """text (N, D), frames (B, T, D), mask bool (B, T), True = valid -> pooled audio (N, B, D), one vector a pair."""
         keys, values = self._keys_and_values(frames, self._value_maps(frames))
-        return self._pool(self._folded_queries(text), keys, values, mask).transpose(0, 1)
+        return self._pool(self.folded_queries(text), keys, values, mask).transpose(0, 1)
 
     def score(self, text: Tensor, frames: Tensor, mask: Tensor) -> Tensor:
         """Cosine of each text with the audio pooled for it, (N, B), at least float32; (N, B, D) is never held.
@@ -104,7 +104,7 @@ class TextAwareAttentionPooling(nn.Module):
         Works through blocks that hold about `block_elements` numbers: of one audio's valid frames and some texts, or, with gradients, of
         all audios and some texts; several of these are each computed again in the backward pass, so that training is bounded as well.
         """
-        queries, value_maps = self._folded_queries(text), self._value_maps(frames)
+        queries, value_maps = self.folded_queries(text), self._value_maps(frames)
         if torch.is_grad_enabled():  # one block of audios: their keys and values are held for the backward pass anyway
             return self._score_audios(text, queries, *self._keys_and_values(frames, value_maps), mask)
         return torch.cat([self._score_audios(text, queries, *audio) for audio in self._valid_audios(frames, mask, value_maps)], dim=1)
@@ -133,9 +133,9 @@ class TextAwareAttentionPooling(nn.Module):
 
     def attention(self, text: Tensor, frames: Tensor, mask: Tensor) -> Tensor:
         """Weights (N, B, T) that each text gives to the frames, at least float32, without dropout; rows sum to 1."""
-        return self._attention_weights(self._folded_queries(text), self.norm(frames), mask).transpose(0, 1)
+        return self._attention_weights(self.folded_queries(text), self.norm(frames), mask).transpose(0, 1)
 
-    def _folded_queries(self, text: Tensor) -> Tensor:
+    def folded_queries(self, text: Tensor) -> Tensor:
         """(N, D): queries that are compared with the normalised frames themselves."""
         maps = _compose(self.query, self.key.weight.T, num_rows=len(text))
         # The key bias has a gradient, which is zero; without any, DistributedDataParallel would wait for it.
