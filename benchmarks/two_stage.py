@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from benchmarks.timing import alternate
 from retrieval.data import open_cache
 from retrieval.errors import OneLineParser, UserError, run_main
 from retrieval.evaluation import captions_of
@@ -106,12 +107,7 @@ def quality(candidates: Tensor, scores: Tensor, right: Tensor) -> tuple[float, f
 
 def measure(ways: dict[Any, Callable[[], Any]], repeats: int) -> tuple[dict[Any, float], dict[Any, Any]]:
     """Median processor seconds and the result of each way; the ways take turns."""
-    seconds, results = {name: [] for name in ways}, {}
-    for _ in range(repeats):
-        for name, way in ways.items():
-            start = time.process_time()
-            results[name] = way()
-            seconds[name].append(time.process_time() - start)
+    seconds, results = alternate(ways, repeats, clock=time.process_time)
     return {name: statistics.median(values) for name, values in seconds.items()}, results
 
 
