@@ -53,12 +53,12 @@ class Inputs:
         return settings + ([f"loss.teachers=[{self.teacher}]", "loss.loss_weight=0.5"] if loss == "distillation" else [])
 
 
-def start(inputs: Inputs, output: Path, settings: list[str], dtype: torch.dtype = torch.float32) -> Run:
+def start(tiny: Path, output: Path, settings: list[str], dtype: torch.dtype = torch.float32) -> Run:
     """What training starts from. In float64 a difference is a mistake and not rounding."""
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(reset_partial_state=False)
-    config = load_config(inputs.tiny / "tiny.yaml", [*settings, f"train.output={output}"])
+    config = load_config(tiny / "tiny.yaml", [*settings, f"train.output={output}"])
     with mock.patch.object(preparation, "build_model", lambda config: build_model(config).to(dtype)):
         run = prepare(config, output, resume=False, overwrite=True)
     run.wrapped.train()
@@ -152,24 +152,24 @@ def collect(inputs: Inputs, output: Path) -> dict[str, Any]:
     """All results of this process, whatever the number of processes."""
     results: dict[str, Any] = {"steps": {}, "faults": {}, "bytes": {}, "scores": {}}
     for pooling, loss in CASES:
-        run = start(inputs, output, inputs.settings(pooling, loss), torch.float64)
+        run = start(inputs.tiny, output, inputs.settings(pooling, loss), torch.float64)
         results["steps"][pooling, loss] = {name: step(run, number) for name, number in STEPS.items()}
     if distributed.world_size() == 2:
         for name in FAULTS:
-            run = start(inputs, output, inputs.settings("tap", "nt_xent"), torch.float64)
+            run = start(inputs.tiny, output, inputs.settings("tap", "nt_xent"), torch.float64)
             with fault(name):
                 results["faults"][name] = step(run, STEPS["full"])
     for pooling in ("mean", "tap"):
         for seconds in (1.0, 2.0):
-            run = start(inputs, output, [*inputs.settings(pooling, "nt_xent"), f"data.max_seconds={seconds}"])
+            run = start(inputs.tiny, output, [*inputs.settings(pooling, "nt_xent"), f"data.max_seconds={seconds}"])
             results["bytes"][pooling, seconds] = count_bytes(run, BATCH_LOSS)
             if pooling == "tap":
                 results["bytes"]["frames gathered", seconds] = count_bytes(run, loss_that_gathers_frames)
-    run = start(inputs, output, [*inputs.settings("tap", "nt_xent"), *SCHEDULE], torch.float64)
+    run = start(inputs.tiny, output, [*inputs.settings("tap", "nt_xent"), *SCHEDULE], torch.float64)
     results["drawn"] = torch.rand(3)  # as dropout would
     results["epoch"] = epoch(run)
     for pooling in ("mean", "tap"):
-        results["scores"][pooling] = evaluations(start(inputs, output, [*inputs.settings(pooling, "nt_xent"), "seed=2"]))
+        results["scores"][pooling] = evaluations(start(inputs.tiny, output, [*inputs.settings(pooling, "nt_xent"), "seed=2"]))
     return results
 
 

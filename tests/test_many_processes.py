@@ -63,7 +63,7 @@ def by_hand(inputs, results, tmp_path_factory) -> dict[tuple[str, str], dict[str
     targets = {"caption_similarity": vectors @ vectors.T, "teacher_scores": torch.from_numpy(np.load(inputs.teacher / "scores.npy"))}
     found: dict = {}
     for pooling, loss in CASES:
-        run = start(inputs, folder / "run", inputs.settings(pooling, loss), torch.float64)
+        run = start(inputs.tiny, folder / "run", inputs.settings(pooling, loss), torch.float64)
         steps = results[1][0]["steps"][pooling, loss]
         found[pooling, loss] = {name: step_by_hand(run, loss, [pairs[0, number] for number in steps[name]["pairs"]], targets) for name in STEPS}
     return found

@@ -132,7 +132,7 @@ class DualEncoder(
             if isinstance(model, PreTrainedModel):
                 if not model.supports_gradient_checkpointing:
                     raise UserError(f"train.activation_checkpointing: {model.config.model_type} has no such switch; set it to false")
-                model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+                model.activation_checkpointing_enable({"use_reentrant": False})
             else:
                 for block in part.blocks if hasattr(part, "blocks") else part.features:
                     block.forward = partial(_run_block, block, block.forward)
