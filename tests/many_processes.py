@@ -65,18 +65,12 @@ def start(tiny: Path, output: Path, settings: list[str], dtype: torch.dtype = to
     return run
 
 
-def to_step(run: Run, batch: dict[str, Any]) -> float:
-    """The loss of training.train_step."""
-    batch["waveform"] = batch["waveform"].to(run.model.audio_projection.weight.dtype)
-    return training.train_step(run, batch)[0]
-
-
 def step(run: Run, number: int) -> dict[str, Any]:
     """Loss and gradients of one step of epoch 0, and this process's pairs and clips; the weights stay."""
     run.batches.start(0, number)
     batch = next(iter(run.loader))
     with mock.patch.object(run.optimizer, "step", lambda: None):
-        loss = to_step(run, batch)
+        loss = training.train_step(run, batch)[0]
     gradients = {name: parameter.grad.clone() for name, parameter in run.model.named_parameters() if parameter.requires_grad}
     return {"loss": loss, "gradients": gradients, "pairs": batch["pairs"].tolist(), "clips": batch["clips"].tolist()}
 
@@ -178,7 +172,7 @@ def epoch(run: Run) -> dict[str, Any]:
     result: dict[str, Any] = {"steps_per_epoch": run.steps_per_epoch, "rates": [], "losses": [], "pairs": []}
     run.batches.start(0)
     for batch in run.loader:
-        loss = to_step(run, batch)
+        loss = training.train_step(run, batch)[0]
         run.progress.step += 1
         result["rates"].append([group["lr"] for group in run.optimizer.param_groups])
         result["losses"].append(loss)

@@ -174,6 +174,14 @@ def test_windows_without_a_valid_frame_are_not_encoded_and_change_nothing(tap: D
     assert (tap.score(text, frames, mask) - tap.score(text, slow, slow_mask)).abs().max() < 1e-5
 
 
+@torch.no_grad()
+def test_pcm_is_heard_as_the_floats_it_stands_for(tap: DualEncoder):
+    waveform, lengths = batch(*CLIPS)
+    pcm = (waveform * 32768).round().clamp(-32768, 32767).to(torch.int16)
+    frames, mask = tap.encode_audio(pcm, lengths)
+    assert torch.equal(frames, tap.encode_audio(pcm.float() / 32768, lengths)[0]) and torch.equal(mask, tap.encode_audio(waveform, lengths)[1])
+
+
 @pytest.mark.parametrize("pooling", ["tap", "mean"])
 @torch.no_grad()
 def test_a_clip_does_not_depend_on_its_batch(pooling: str, request):

@@ -72,7 +72,7 @@ def by_hand(inputs, results, tmp_path_factory) -> dict[tuple[str, str], dict[str
 def step_by_hand(run: Run, name: str, items: list[dict[str, Any]], targets: dict[str, torch.Tensor]) -> tuple[float, dict[str, torch.Tensor]]:
     model, settings, batch = run.model, run.config.loss, collate_pairs(items)
     model.zero_grad()
-    text, frames, mask = model(batch["waveform"].double(), batch["lengths"], batch["captions"])
+    text, frames, mask = model(batch["waveform"], batch["lengths"], batch["captions"])
     scores = model.score(text, frames, mask)  # (N, N)
     clips, numbers = [item["clip"] for item in items], [item["pair"] for item in items]
     positives = torch.tensor([[a == b for b in clips] for a in clips])

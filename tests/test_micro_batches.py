@@ -28,8 +28,7 @@ def start(tiny: Path, output: Path, *overrides: str) -> Run:
 
 def first_batch(run: Run, first_step: int = 0) -> dict[str, Any]:
     run.batches.start(0, first_step)
-    batch = next(iter(run.loader))
-    return batch | {"waveform": batch["waveform"].double()}
+    return next(iter(run.loader))
 
 
 def gradients(run: Run) -> dict[str, torch.Tensor]:

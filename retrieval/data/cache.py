@@ -62,7 +62,7 @@ class ClipSplit:
         return as_float(self.read_stored(index, start, stop))
 
     def read_stored(self, index: int, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """As `read`, but PCM as int16, read-only, where it lies in the memory map: a batch is converted while it is put together."""
+        """As `read`, but PCM as int16, read-only, where it lies in the memory map: `collate_clips` copies it once."""
         num_expected = len(range(*slice(start, stop).indices(int(self.num_samples[index]))))
         try:
             samples = DECODERS[self.codec](self._audio[index], start, stop)
@@ -75,15 +75,10 @@ class ClipSplit:
         return samples
 
 
-def as_float(samples: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-    """int16 (S,) as float32 in [-1, 1], exact, in `out` where it is given; float32 of any shape as it is."""
-    if samples.dtype == np.float32:
-        if out is None:
-            return samples
-        out[:] = samples
-        return out
+def as_float(samples: np.ndarray) -> np.ndarray:
+    """int16 (S,) as float32 in [-1, 1], exact; float32 of any shape as it is."""
     # In one pass over memory: 1.5 times as fast as converting first, and that twice as fast as dividing.
-    return np.multiply(samples, np.float32(1 / 32768), out=out)
+    return samples if samples.dtype == np.float32 else np.multiply(samples, np.float32(1 / 32768))
 
 
 def _decode_pcm(buffer: pyarrow.Buffer, start: int, stop: int | None) -> np.ndarray:

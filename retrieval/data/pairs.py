@@ -154,14 +154,16 @@ class ClipsFromStart(Dataset):
 
 
 def collate_clips(waveforms: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of ClipSplit.read_stored, zero-padded at the end: float32 (B, S) with S the longest clip's samples, and the valid samples int64 (B,).
+    """Of ClipSplit.read_stored, zero-padded at the end: (B, S) with S the longest clip's samples, and the valid samples int64 (B,).
 
-    Frames (T, F): (B, T, F).
+    int16 where every clip is, which the model converts: half the bytes on the way to it. Else float32. Frames (T, F): (B, T, F).
     """
     lengths = torch.tensor([len(waveform) for waveform in waveforms], dtype=torch.int64)  # (B,)
-    padded = torch.zeros(len(waveforms), int(lengths.max()), *waveforms[0].shape[1:])  # (B, S)
-    for row, waveform in zip(padded, waveforms, strict=True):
-        as_float(waveform, out=row[: len(waveform)].numpy())
+    pcm = all(waveform.dtype == np.int16 for waveform in waveforms)
+    padded = torch.empty(len(waveforms), int(lengths.max()), *waveforms[0].shape[1:], dtype=torch.int16 if pcm else torch.float32)  # (B, S)
+    for row, waveform in zip(padded.numpy(), waveforms, strict=True):
+        row[: len(waveform)] = waveform if pcm else as_float(waveform)
+        row[len(waveform) :] = 0
     return padded, lengths
 
 

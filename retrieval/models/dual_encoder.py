@@ -149,7 +149,7 @@ class DualEncoder(
     def encode_audio(self, waveform: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Frames in the shared space.
 
-        waveform float32 (B, S) in [-1, 1] at `sample_rate` Hz, lengths int64 (B,) valid samples (best left on the CPU);
+        waveform (B, S) at `sample_rate` Hz, float32 in [-1, 1] or PCM as int16, lengths int64 (B,) valid samples (best left on the CPU);
         or what `audio_features` gave before, (B, T, feature_dim), and lengths its valid frames.
         Returns frames (B, T, D) and mask bool (B, T), True = valid; where the pooling does not look at the text T is 1.
         Raises ValueError for clips that are empty or longer than clip_seconds.
@@ -178,6 +178,8 @@ class DualEncoder(
         used = torch.arange(most) < num_windows[:, None]  # (B, W)
         index = used.flatten().nonzero().squeeze(1).to(waveform.device)  # (M,)
         windows = grid.split(waveform, most).flatten(0, 1)[index]  # (M, window_samples)
+        if windows.dtype == torch.int16:
+            windows = windows.to(self.audio_projection.weight.dtype).div_(32768)
         if self.sample_rate != self.audio_encoder.sample_rate:
             # Each window alone, as the encoder sees it: a window does not hear its neighbours through the filter.
             # In float32: autocast would filter in half precision, whose noise at -50 dB drowns the quiet bins of the log-mel.
