@@ -69,6 +69,7 @@ def compare(sizes: Sizes) -> tuple[float, float]:
     """Print a table; (plain seconds / folded seconds, largest difference of a score)."""
     module, text, frames, mask = make_inputs(sizes)
     ways = {"plain": lambda: unfolded_score(module, text, frames, mask), "folded": lambda: module.score(text, frames, mask)}
+    ways["bf16"] = torch.autocast("cpu", torch.bfloat16)(ways["folded"])
     alternate(ways, 1)  # to warm up
     seconds, scores = alternate(ways, sizes.repeats)
     for name, values in seconds.items():
@@ -77,6 +78,8 @@ def compare(sizes: Sizes) -> tuple[float, float]:
         print(f"{name:8s} median {median:8.4f} s   {NUM_CLIPS_OF_SPLIT:,} clips at this speed: {whole:6.0f} s (computed)")
     difference = (scores["folded"] - scores["plain"]).abs().max().item()
     ratio = statistics.median(plain / folded for plain, folded in zip(seconds["plain"], seconds["folded"]))  # of rounds: a busy machine slows both
+    half = statistics.median(seconds["folded"]) / statistics.median(seconds["bf16"])
+    print(f"bf16: {half:.2f} times as fast as folded, scores differ by up to {(scores['bf16'] - scores['folded']).abs().max():.1e}")
     print(f"ratio {ratio:.2f}, {mask.sum() / mask.numel():.0%} of the frames valid, largest difference of a score {difference:.1e}")
     return ratio, difference
 

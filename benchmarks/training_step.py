@@ -7,9 +7,10 @@
 The model of configs/tap.yaml: ATST-Frame base, roberta-large and TAP, of random weights, with its dropouts. Clips of noise, their lengths
 evenly over the 15 to 30 s of Clotho's, at 32 kHz in a padded batch that is in memory, under captions of 8 to 19 words.
 
-Ours is retrieval.training.train_step with the optimizer of a run (fused AdamW). Plain is benchmarks/plain.py on the same weights, and AdamW
-parameter by parameter. They alternate in one process, after a step of each to warm up. First, without dropout, losses must agree to 1e-4
-(absolute) and gradients to 1e-4 (of the largest). The learning rate is 0, the first of the warm-up: weights stay the same for both.
+Ours is retrieval.training.train_step with the optimizer of a run (fused AdamW), with --compile as under train.compile=true. Plain is
+benchmarks/plain.py on the same weights, and AdamW parameter by parameter. They alternate in one process, after a step of each to warm up. `text`
+is the text encoder of ours alone, both passes, of which captions of like lengths in a batch could save some. First, without dropout, losses
+must agree to 1e-4 (absolute) and gradients to 1e-4 (of the largest). The learning rate is 0, the first of the warm-up: weights stay the same.
 """
 
 import argparse
@@ -31,14 +32,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import plain
 from benchmarks.full_size import CAPTION_WORDS, WORDS, hardware
 from benchmarks.timing import alternate, is_too_slow
-from retrieval.config import Config, load_config
+from retrieval.config import Config, TrainConfig, load_config
 from retrieval.data import collate_pairs
 from retrieval.errors import OneLineParser, UserError, run_main
 from retrieval.models import DualEncoder, build_model
 from retrieval.models.text import KNOWN_ARCHITECTURES
 from retrieval.objective import Objective
 from retrieval.optim import set_learning_rates
-from retrieval.preparation import Run, make_optimizer
+from retrieval.preparation import Run, make_optimizer, set_up_blocks
 from retrieval.training import train_step
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -121,6 +122,12 @@ def _loss_of_scores(run: Run, batch: dict[str, Any], scores: torch.Tensor) -> to
     return run.objective(run.model, scores, batch["clips"].to(device), batch["pairs"].to(device))
 
 
+def text_encoder_alone(run: Run, batch: dict[str, Any]) -> None:
+    with run.accelerator.autocast():
+        text = run.model.encode_text(batch["captions"])
+    text.sum().backward()
+
+
 def differences(run: Run, batch: dict[str, Any]) -> tuple[float, float]:
     """Of the two ways without dropout, in float32: of the losses, and the largest of some gradients, relative to the largest number of each."""
     model = run.model.eval()
@@ -174,6 +181,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--batch-size", type=int, default=4, help="(clip, caption) pairs (default: 4)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--precision", choices=("no", "bf16"), default="no", help="bf16 needs a GPU (default: no, which is float32)")
+    parser.add_argument("--compile", action="store_true", help="ours with train.compile=true")
     parser.add_argument("--repeats", type=int, default=5, help="timed steps of each way (default: 5)")
     arguments = parser.parse_args(argv)
     for name, least in (("batch_size", 2), ("repeats", 1)):
@@ -209,6 +217,8 @@ def benchmark(arguments: argparse.Namespace) -> int:
     if arguments.device == "cpu":  # on a GPU the fused kernel counts its steps there, where the plain loop would wait for each count
         optimizer.state = run.optimizer.optimizer.state  # one copy of the moments: 3.5 GB less
     ways = {"ours": lambda: train_step(run, batch), "plain": lambda: plain_step(run, optimizer, batch)}
+    ways["text"] = lambda: text_encoder_alone(run, batch)
+    set_up_blocks(model, TrainConfig(compile=arguments.compile), accelerator.device)
     if arguments.device == "cuda":
         ways = {name: until_done(way) for name, way in ways.items()}
     alternate(ways, 1)  # to warm up

@@ -202,12 +202,19 @@ class TrainConfig(Section):
     batch_size: int = Field(16, ge=2, description="(clip, caption) pairs a step, over all processes together")
     micro_batch_size: int | None = Field(None, ge=1, description="pairs that a process encodes at once, all negatives kept; none: its whole share")
     activation_checkpointing: bool = Field(False, description="compute the encoders' blocks again in the backward pass, to save memory")
+    compile: bool = Field(False, description="torch.compile for the encoders' blocks: a minute or more at the start, faster steps")
     max_steps: int | None = Field(None, ge=1, description="stop after so many optimizer steps; for smoke runs")
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = Field(
         "auto", description="auto: bf16 where the GPU has it, fp16 on older GPUs, no on CPU"
     )
     save_every_steps: int = Field(500, ge=1, description="steps between two resumable states within an epoch")
     log_every_steps: int = Field(10, ge=1, description="steps between two points in TensorBoard")
+
+    @model_validator(mode="after")
+    def _one_way_to_compute_again(self) -> "TrainConfig":
+        if self.compile and self.activation_checkpointing:
+            raise ValueError("compile and activation_checkpointing exclude each other (PyTorch 2.11 cannot have both); switch one off")
+        return self
 
     @model_validator(mode="after")
     def _a_weight_for_each_cache(self) -> "TrainConfig":

@@ -3,6 +3,8 @@
 What can go wrong for a reason of the user's goes wrong here, before the run folder is touched.
 """
 
+import os
+import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from retrieval import checkpoint
 from retrieval.checkpoint import Progress
-from retrieval.config import Config, OptimizerConfig
+from retrieval.config import Config, OptimizerConfig, TrainConfig
 from retrieval.data import (
     ClipSplit,
     EpochBatches,
@@ -138,6 +140,18 @@ def make_optimizer(model: DualEncoder, settings: OptimizerConfig) -> torch.optim
     return torch.optim.AdamW(groups, betas=betas, eps=settings.eps, weight_decay=settings.weight_decay, fused=True)
 
 
+def set_up_blocks(model: DualEncoder, settings: TrainConfig, device: torch.device) -> None:
+    """What `settings` say of the encoders' blocks. Raises UserError where the compiler is missing that torch.compile calls at the first step."""
+    if settings.activation_checkpointing:
+        model.checkpoint_activations()
+    if settings.compile:
+        # C++ for a CPU, C for a GPU.
+        compilers = [os.environ.get("CXX", "g++")] if device.type == "cpu" else [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"]
+        if not any(map(shutil.which, compilers)):
+            raise UserError(f"train.compile needs the compiler {' or '.join(compilers)}; install it, or set train.compile=false")
+        model.compile_blocks()
+
+
 def prepare(config: Config, folder: Path, resume: bool, overwrite: bool) -> Run:
     """Everything that can go wrong for a reason of the user's goes wrong here, before the run folder is touched."""
     accelerator = make_accelerator(config.train.mixed_precision)
@@ -149,8 +163,7 @@ def prepare(config: Config, folder: Path, resume: bool, overwrite: bool) -> Run:
     model = build_model(config).to(accelerator.device)
     for warning in [*warnings_of(config), *splits.few_clips]:
         accelerator.print(f"warning: {warning}")
-    if config.train.activation_checkpointing:
-        model.checkpoint_activations()
+    set_up_blocks(model, config.train, accelerator.device)
     model.augment_mel = mel_augmentation(**config.augmentation.mel)
     if model.augment_mel is not None and not model.audio_encoder.num_mel_bins:
         raise UserError(f"augmentation of spectrograms has no effect, since {config.audio_encoder.checkpoint} hears waveforms; switch it off")

@@ -148,6 +148,7 @@ def test_an_unknown_setting_in_the_file_names_the_file(tmp_path: Path):
         ("train.mixed_precision=fp8", "train.mixed_precision='fp8': input should be 'auto', 'no', 'bf16' or 'fp16'"),
         ("optimizer.lr=3e-4", "optimizer.lr='3e-4': optimizer.lr is a section with settings of its own"),
         ("seed.x=1", "seed={'x': 1}: input should be a valid integer"),
+        ("train={compile: true, activation_checkpointing: true}", "train: compile and activation_checkpointing exclude each other"),
         ("audio_encoder={embed_dim: 768, num_heads: 7}", "audio_encoder: embed_dim 768 is not a multiple of num_heads 7"),
         ("optimizer.schedule.rampdown_stop=1", "optimizer.schedule: rampdown_stop 1.0 must be above rampdown_start 1.0"),
     ],

@@ -1,6 +1,7 @@
-"""A batch that is encoded in parts has the loss and the gradients of the whole, dropout included, and holds less; so with several processes."""
+"""A batch that is encoded in parts has the loss and gradients of the whole, dropout included, in less memory; also compiled, and on two processes."""
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import multiprocessing
 
 from retrieval import micro_batches
 from retrieval.distributed import world_size
+from retrieval.errors import UserError
 from retrieval.preparation import Run
 from retrieval.training import batch_loss, train_step
 
@@ -20,8 +22,8 @@ MEAN, TAP = ["pooling.name=mean"], ["pooling.name=tap"]
 BATCH = 8
 
 
-def start(tiny: Path, output: Path, *overrides: str) -> Run:
-    run = many_processes.start(tiny, output, [f"train.batch_size={BATCH}", "evaluation.num_pictures=0", *overrides], torch.float64)
+def start(tiny: Path, output: Path, *overrides: str, dtype: torch.dtype = torch.float64) -> Run:
+    run = many_processes.start(tiny, output, [f"train.batch_size={BATCH}", "evaluation.num_pictures=0", *overrides], dtype)
     run.optimizer.step = lambda: None  # gradients are looked at, weights stay
     return run
 
@@ -42,10 +44,10 @@ def step(run: Run, first_step: int = 0) -> tuple[float, dict[str, torch.Tensor]]
     return loss, gradients(run)
 
 
-def assert_equal(found: tuple, expected: tuple) -> None:
-    assert found[0] == pytest.approx(expected[0], abs=1e-6)
+def assert_equal(found: tuple, expected: tuple, tolerance: float = 1e-6) -> None:
+    assert found[0] == pytest.approx(expected[0], abs=tolerance)
     assert found[1].keys() == expected[1].keys()
-    assert largest_difference(found[1], expected[1]) < 1e-6
+    assert largest_difference(found[1], expected[1]) < tolerance
 
 
 def largest_difference(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
@@ -150,6 +152,37 @@ def test_checkpointed_encoders_save_and_evaluate_as_before(tiny, tmp_path):
     waveform, lengths = torch.randn(1, 32_000, dtype=torch.float64), torch.tensor([32_000])
     with torch.no_grad():
         assert torch.equal(run.model.eval().encode_audio(waveform, lengths)[0], plain.model.eval().encode_audio(waveform, lengths)[0])
+
+
+# --- torch.compile ---
+
+
+needs_compiler = pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="torch.compile needs a C++ compiler on a CPU")
+
+
+@needs_compiler
+def test_compiled_blocks_give_the_same(tiny, tmp_path):
+    """In float32: compiled attention knows no other type on a CPU."""
+    settings = [*NO_DROPOUT, *TAP, "audio_encoder.depth=2"]
+    expected = step(start(tiny, tmp_path / "plain", *settings, dtype=torch.float32))
+    run = start(tiny, tmp_path / "compiled", *settings, "train.compile=true", "train.micro_batch_size=3", dtype=torch.float32)
+    assert_equal(step(run), expected, tolerance=1e-5)
+    assert torch._dynamo.utils.counters["frames"]["ok"] > 0
+    assert run.model.state_dict().keys() == start(tiny, tmp_path / "other", *settings).model.state_dict().keys()
+
+
+@needs_compiler
+def test_dropout_is_replayed_by_compiled_blocks(tiny, tmp_path):
+    settings = [*DROPOUT, *TAP, "train.micro_batch_size=3", "train.compile=true"]
+    run = start(tiny, tmp_path / "run", *settings, dtype=torch.float32)
+    assert_equal(step(run), encoded_in_parts_with_one_graph(run, 3), tolerance=1e-5)
+
+
+def test_an_absent_compiler_is_named(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UserError, match="train.compile needs the compiler no-such-compiler; install it, or set train.compile=false"):
+        start(tiny, tmp_path / "run", "train.compile=true")
+    assert not (tmp_path / "run").exists()
 
 
 # --- several processes ---

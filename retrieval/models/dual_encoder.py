@@ -137,6 +137,13 @@ class DualEncoder(
                 for block in part.blocks if hasattr(part, "blocks") else part.features:
                     block.forward = partial(_run_block, block, block.forward)
 
+    def compile_blocks(self) -> None:
+        """torch.compile for the repeated blocks of both encoders, all alike, so that one compilation serves them all; dropout draws other numbers."""
+        for part in (self.audio_encoder, self.text_encoder):
+            for blocks in (module for module in part.modules() if isinstance(module, nn.ModuleList)):
+                for block in blocks:
+                    block.compile(dynamic=True)
+
     def train(self, mode: bool = True) -> "DualEncoder":
         super().train(mode)
         for part in self.frozen:
