@@ -6,6 +6,7 @@
 import hashlib
 import json
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -33,6 +34,11 @@ datasets.disable_progress_bars()
 def pytest_collection_modifyitems(items):
     """Files run in order of name, tests marked slow at the end."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+
+
+def run_module(name: str, *arguments: str) -> subprocess.CompletedProcess:
+    """`python -m name arguments` in the repository root."""
+    return subprocess.run([sys.executable, "-m", name, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
 def tone(note: int, rhythm: int, seconds: float, rng: np.random.Generator) -> np.ndarray:

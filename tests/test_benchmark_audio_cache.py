@@ -1,17 +1,12 @@
 """The audio-cache benchmark runs in miniature, and its mistakes are one line. The figures are for a quiet machine."""
 
-import subprocess
-import sys
-from pathlib import Path
+from functools import partial
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.conftest import run_module
 
-
-def run(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "benchmarks.audio_cache", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+run = partial(run_module, "benchmarks.audio_cache")
 
 
 def test_quick_run_compares_all_methods():

@@ -1,19 +1,13 @@
 """The benchmark of the loader runs in miniature; its mistakes are one line. The figures are for a quiet machine."""
 
-import subprocess
-import sys
-from pathlib import Path
+from functools import partial
 
 import pytest
 
 from benchmarks.data_loading import share_waited
+from tests.conftest import run_module
 
-ROOT = Path(__file__).resolve().parents[1]
-
-
-def run(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "benchmarks.data_loading", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+run = partial(run_module, "benchmarks.data_loading")
 
 
 @pytest.mark.parametrize("num_workers", ["0", "1"])

@@ -1,18 +1,13 @@
 """The full-size benchmark runs, in miniature, with the real commands; its mistakes are one line. The figures are for a quiet machine."""
 
 import re
-import subprocess
-import sys
-from pathlib import Path
+from functools import partial
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.conftest import run_module
 
-
-def run(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "benchmarks.full_size", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+run = partial(run_module, "benchmarks.full_size")
 
 
 def test_quick_run_prints_seconds_and_memory_and_cleans_up(tmp_path):

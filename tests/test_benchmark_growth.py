@@ -1,20 +1,14 @@
 """The growth benchmark runs in miniature: a plot, the bytes of a real step equal to the formula; its mistakes are one line."""
 
 import re
-import subprocess
-import sys
-from pathlib import Path
+from functools import partial
 
 import pytest
 
 from benchmarks.growth import formula
+from tests.conftest import run_module
 
-ROOT = Path(__file__).resolve().parents[1]
-
-
-def run(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "benchmarks.growth", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+run = partial(run_module, "benchmarks.growth")
 
 
 def test_quick_run_plots_and_counts_what_the_formula_says():

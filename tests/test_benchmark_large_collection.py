@@ -1,18 +1,14 @@
 """The benchmark of a large collection runs in miniature: both ways agree, and more memory than allowed is an error."""
 
 import re
-import subprocess
 import sys
-from pathlib import Path
 
 from benchmarks import large_collection
-
-ROOT = Path(__file__).resolve().parents[1]
+from tests.conftest import run_module
 
 
 def test_quick_run_prints_metrics_seconds_and_memory():
-    command = [sys.executable, "-m", "benchmarks.large_collection", "--quick"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    result = run_module("benchmarks.large_collection", "--quick")
     assert result.returncode == 0, result.stderr[-2000:]
     assert "2,000 clips x 50 queries" in result.stdout and "100.00% the same clips" in result.stdout
     assert 0.3 < float(re.search(r"mAP@10 (\d\.\d+)", result.stdout)[1]) < 1

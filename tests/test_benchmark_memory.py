@@ -1,16 +1,11 @@
 """The memory benchmark runs in miniature: a line for every batch size and way; its mistakes are one line."""
 
 import re
-import subprocess
-import sys
-from pathlib import Path
+from functools import partial
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.conftest import run_module
 
-
-def run(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "benchmarks.memory", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+run = partial(run_module, "benchmarks.memory")
 
 
 def test_quick_run_measures_every_way(tmp_path):

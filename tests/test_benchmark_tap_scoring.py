@@ -1,20 +1,16 @@
 """The TAP benchmark runs and its ways agree, also where valid frames have gaps; the ratio itself is for a quiet machine."""
 
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import torch
 
 from benchmarks.tap_scoring import unfolded_score
 from retrieval.models.pooling import TextAwareAttentionPooling
+from tests.conftest import run_module
 
 
 def test_quick_run_prints_ratio_difference_and_memory():
-    root = Path(__file__).parents[1]
-    command = [sys.executable, "-m", "benchmarks.tap_scoring", "--quick"]
-    result = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300)
+    result = run_module("benchmarks.tap_scoring", "--quick")
     assert result.returncode == 0, result.stderr
     assert re.search(r"^ratio \d+\.\d\d, \d+% of the frames valid, largest difference of a score \d", result.stdout, re.MULTILINE)
     assert len(re.findall(r"^pooling.block_elements .* scoring adds +\d+\.\d MB$", result.stdout, re.MULTILINE)) == 2

@@ -1,20 +1,14 @@
 """The benchmark of a training step runs, in miniature, and both ways agree; the ratio itself is for a quiet machine."""
 
 import re
-import subprocess
-import sys
-from pathlib import Path
+from functools import partial
 
 import pytest
 
 from benchmarks import plain, training_step
+from tests.conftest import run_module
 
-ROOT = Path(__file__).resolve().parents[1]
-
-
-def run(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "benchmarks.training_step", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+run = partial(run_module, "benchmarks.training_step")
 
 
 def test_quick_run_prints_differences_and_ratio():

@@ -1,21 +1,15 @@
 """The two-stage benchmark runs in miniature, its scores agree and it draws; its counting of hits is checked by hand."""
 
 import re
-import subprocess
-import sys
-from pathlib import Path
+from functools import partial
 
 import pytest
 import torch
 
 from benchmarks.two_stage import quality
+from tests.conftest import run_module
 
-ROOT = Path(__file__).resolve().parents[1]
-
-
-def run(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "benchmarks.two_stage", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+run = partial(run_module, "benchmarks.two_stage")
 
 
 def test_quick_run_prints_the_curve_and_draws_it(tmp_path):

@@ -1,18 +1,12 @@
 """The benchmark of a validation pass runs, in miniature, and both ways agree; the ratio itself is for a quiet machine."""
 
 import re
-import subprocess
-import sys
-from pathlib import Path
+from functools import partial
 
 from benchmarks import plain, validation_pass
+from tests.conftest import run_module
 
-ROOT = Path(__file__).resolve().parents[1]
-
-
-def run(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "benchmarks.validation_pass", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+run = partial(run_module, "benchmarks.validation_pass")
 
 
 def test_quick_run_prints_difference_and_ratio():
