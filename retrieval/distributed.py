@@ -7,8 +7,13 @@ averages gradients: the sum over processes is the gradient of one process with t
 Letters: N texts and B audios of all processes together, n and b of this one, D dimensions.
 """
 
+import atexit
+import time
+
 import torch
 import torch.distributed as dist
+
+SECONDS_TO_LET_GO = 0.2
 
 
 def world_size() -> int:
@@ -59,6 +64,16 @@ def _all_gather(values: torch.Tensor) -> list[torch.Tensor]:
     gathered = [torch.empty_like(padded) for _ in counts]
     dist.all_gather(gathered, padded)
     return [part[:count] for part, count in zip(gathered, counts, strict=True)]
+
+
+@atexit.register
+def let_go() -> None:
+    """Before the process or its group ends: gloo's threads need Python's lock to let go of the tensors of the last exchange; sleeping hands it over.
+
+    Without it PyTorch 2.11 can abort the process (https://github.com/pytorch/pytorch/pull/179291), or wait for ever for a thread that waits too.
+    """
+    if world_size() > 1:
+        time.sleep(SECONDS_TO_LET_GO)
 
 
 class _GatherOwn(torch.autograd.Function):

@@ -213,6 +213,7 @@ def work(rank: int, ports: dict[int, int], inputs: Inputs, folder: Path) -> None
         results = collect(inputs, folder / f"run_of_{num_processes}")
         assert distributed.world_size() == num_processes
         torch.save(results, folder / f"{rank}_of_{num_processes}.pt")
+        distributed.let_go()
         torch.distributed.destroy_process_group()
 
 
@@ -254,4 +255,5 @@ def run_scripts(rank: int, port: int, runs: dict[str, tuple[list[str], str]], fo
     """`run_script` for each of `runs` on two processes; what came of them in FOLDER/RANK.pt."""
     join(rank, 2, port)
     torch.save({name: run_script(*run) for name, run in runs.items()}, folder / f"{rank}.pt")
+    distributed.let_go()
     torch.distributed.destroy_process_group()

@@ -4,9 +4,11 @@ Letters: N texts and B audios of all processes together, D dimensions, F input f
 """
 
 import os
-import socket
+import subprocess
+import sys
 from pathlib import Path
 
+import many_processes
 import pytest
 import torch
 from torch import multiprocessing, nn
@@ -14,6 +16,7 @@ from torch.distributed import all_reduce, destroy_process_group, init_process_gr
 
 from retrieval import distributed
 from retrieval.losses import nt_xent
+from tests.conftest import ROOT
 
 NUM_PAIRS, FEATURES, DIM = 5, 6, 4
 CLIPS = [0, 1, 2, 0, 3]  # the first and the fourth pair are of one clip, and on different processes
@@ -63,6 +66,7 @@ def one_of_two_processes(rank: int, port: int, folder: Path) -> None:
     rows = distributed.gather_rows(torch.full((rank + 1, 2), rank)).tolist()
     place = (distributed.rank(), distributed.world_size())
     torch.save({"results": results, "votes": votes, "rows": rows, "place": place}, folder / f"{rank}.pt")
+    distributed.let_go()
     destroy_process_group()
 
 
@@ -98,9 +102,7 @@ def own_share(rank: int) -> list[int]:
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory) -> list[dict]:
     folder = tmp_path_factory.mktemp("two_processes")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = many_processes.free_port()
     multiprocessing.spawn(one_of_two_processes, (port, folder), nprocs=2)
     return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
 
@@ -141,6 +143,29 @@ def test_rows_come_in_order_of_rank_from_uneven_shares(two_processes: list[dict]
 
 def test_one_vote_is_heard_by_all(two_processes: list[dict]):
     assert [process["votes"] for process in two_processes] == [[False, True, True]] * 2
+
+
+ENDS_AT_ONCE = """
+import sys
+import torch
+from retrieval import distributed
+sys.setswitchinterval(100)  # Python's lock is not handed over before this thread has to wait
+torch.set_num_threads(1)
+distributed.dist.init_process_group("gloo")
+for _ in range(4):
+    distributed.gather_rows(torch.ones(200, 50))
+"""
+
+
+def test_processes_that_end_after_an_exchange_end_well():
+    """Without `let_go` about one in five is aborted."""
+    processes = []
+    for _ in range(4):
+        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(many_processes.free_port()), "WORLD_SIZE": "2"}
+        for rank in range(2):
+            environment = os.environ | where | {"RANK": str(rank)}
+            processes.append(subprocess.Popen([sys.executable, "-c", ENDS_AT_ONCE], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True))
+    assert [(process.communicate(timeout=120)[1], process.returncode) for process in processes] == [("", 0)] * len(processes)
 
 
 # --- one process ---

@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch import multiprocessing
 
-from retrieval import micro_batches
-from retrieval.distributed import world_size
+from retrieval import distributed, micro_batches
 from retrieval.errors import UserError
 from retrieval.preparation import Run
 from retrieval.training import batch_loss, train_step
@@ -204,10 +203,11 @@ def one_of_two(rank: int, port: int, tiny: Path, folder: Path) -> None:
     for name, settings in CASES.items():
         for kind, size in SIZES.items():
             run = start(tiny, folder / f"{name}_{kind}", *settings, f"train.batch_size={size}", "train.micro_batch_size=1")
-            assert world_size() == 2 and run.micro_batch_size == 1
+            assert distributed.world_size() == 2 and run.micro_batch_size == 1
             results[name, kind] = [step(run, first) for first in (0, 1)]  # DistributedDataParallel regroups after the first
     if rank == 0:
         torch.save(results, folder / "results.pt")
+    distributed.let_go()
     torch.distributed.destroy_process_group()
 
 
