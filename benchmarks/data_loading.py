@@ -125,8 +125,9 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.num_workers < 0:
         raise UserError(f"--num-workers {arguments.num_workers}: must be 0 or more")
-    if min(arguments.step_seconds) <= 0:
-        raise UserError(f"--step-seconds {min(arguments.step_seconds)}: must be more than 0")
+    for seconds in arguments.step_seconds:
+        if not seconds > 0:
+            raise UserError(f"--step-seconds {seconds}: must be more than 0")
     sizes = QUICK if arguments.quick else FULL
     datasets.disable_progress_bars()
     with tempfile.TemporaryDirectory() as folder:

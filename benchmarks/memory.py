@@ -88,6 +88,8 @@ def main() -> int:
     if min(arguments.batch_sizes) < 2:
         raise UserError(f"--batch-sizes {min(arguments.batch_sizes)}: must be 2 or more")
     sizes = QUICK if arguments.quick else FULL
+    if not arguments.work.is_dir():
+        raise UserError(f"--work {arguments.work} is no folder; make it, or leave --work out")
     with tempfile.TemporaryDirectory(prefix="memory_", dir=arguments.work.resolve()) as name:
         folder = Path(name)
         num_clips = max(6, -(-max(arguments.batch_sizes) // CAPTIONS_A_CLIP))

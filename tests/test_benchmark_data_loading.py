@@ -20,7 +20,11 @@ def test_quick_run_prints_speed_and_share(num_workers: str):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--num-workers", "-1"], "--num-workers -1: must be 0 or more"), (["--step-seconds", "0"], "--step-seconds 0.0: must be more than 0")],
+    [
+        (["--num-workers", "-1"], "--num-workers -1: must be 0 or more"),
+        (["--step-seconds", "0"], "--step-seconds 0.0: must be more than 0"),
+        (["--step-seconds", "nan"], "--step-seconds nan: must be more than 0"),
+    ],
 )
 def test_mistakes_are_one_line(arguments: list[str], message: str):
     result = run(*arguments)
