@@ -159,6 +159,14 @@ def hardware() -> str:
     return f"{model}, {len(os.sched_getaffinity(0))} cores, {memory:.0f} GiB"
 
 
+def work_folder(given: Path | None) -> Path:
+    """Where the temporary folder goes, absolute since the training runs in the repository root; the system's if none is given. Raises UserError."""
+    work = (given or Path(tempfile.gettempdir())).resolve()
+    if not work.is_dir():
+        raise UserError(f"--work {work} is no folder; make it, or leave --work out")
+    return work
+
+
 def main() -> int:
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch-size", type=int, default=2, help="(clip, caption) pairs a step (default: 2)")
@@ -170,9 +178,7 @@ def main() -> int:
     for name, least in (("batch_size", 2), ("steps", 1), ("threads", 1)):
         if getattr(arguments, name) < least:
             raise UserError(f"--{name.replace('_', '-')} {getattr(arguments, name)}: must be {least} or more")
-    work = (arguments.work or Path(tempfile.gettempdir())).resolve()  # the training runs in the repository root
-    if not work.is_dir():
-        raise UserError(f"--work {work} is no folder; make it, or leave --work out")
+    work = work_folder(arguments.work)
     sizes = QUICK if arguments.quick else FULL
     free = shutil.disk_usage(work).free / 1e9
     if free < sizes.disk_gb:

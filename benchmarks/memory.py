@@ -17,7 +17,17 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.full_size import CAPTIONS_A_CLIP, FULL, QUICK, hardware, run_script, write_atst_checkpoint, write_corpus, write_text_model
+from benchmarks.full_size import (
+    CAPTIONS_A_CLIP,
+    FULL,
+    QUICK,
+    hardware,
+    run_script,
+    work_folder,
+    write_atst_checkpoint,
+    write_corpus,
+    write_text_model,
+)
 from retrieval.errors import OneLineParser, UserError, run_main
 
 PART = 2  # pairs encoded at once
@@ -78,7 +88,7 @@ def measure(folder: Path, batch_sizes: list[int], overrides: tuple[str, ...]) ->
 def main() -> int:
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[2, 4, 8], help="(clip, caption) pairs a step (default: 2 4 8)")
-    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()), help="folder for the temporary folder (default: the system's)")
+    parser.add_argument("--work", type=Path, help="folder for the temporary folder (default: the system's)")
     parser.add_argument("--quick", action="store_true", help="tiny models and clips")
     parser.add_argument("--settings", nargs="+", metavar="KEY=VALUE", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -88,9 +98,7 @@ def main() -> int:
     if min(arguments.batch_sizes) < 2:
         raise UserError(f"--batch-sizes {min(arguments.batch_sizes)}: must be 2 or more")
     sizes = QUICK if arguments.quick else FULL
-    if not arguments.work.is_dir():
-        raise UserError(f"--work {arguments.work} is no folder; make it, or leave --work out")
-    with tempfile.TemporaryDirectory(prefix="memory_", dir=arguments.work.resolve()) as name:
+    with tempfile.TemporaryDirectory(prefix="memory_", dir=work_folder(arguments.work)) as name:
         folder = Path(name)
         num_clips = max(6, -(-max(arguments.batch_sizes) // CAPTIONS_A_CLIP))
         write_corpus(folder / "corpus", {"development": num_clips, "validation": 2}, sizes.seconds)

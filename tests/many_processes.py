@@ -201,6 +201,12 @@ def join(rank: int, num_processes: int, port: int) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
 
 
+def leave() -> None:
+    """The end of a group of processes, of which another may follow."""
+    distributed.let_go()
+    torch.distributed.destroy_process_group()
+
+
 def work(rank: int, ports: dict[int, int], inputs: Inputs, folder: Path) -> None:
     """`collect` with each number of processes in turn, on the processes whose rank it has: to start them costs more than their work."""
     from accelerate.state import AcceleratorState
@@ -213,8 +219,7 @@ def work(rank: int, ports: dict[int, int], inputs: Inputs, folder: Path) -> None
         results = collect(inputs, folder / f"run_of_{num_processes}")
         assert distributed.world_size() == num_processes
         torch.save(results, folder / f"{rank}_of_{num_processes}.pt")
-        distributed.let_go()
-        torch.distributed.destroy_process_group()
+        leave()
 
 
 def free_port() -> int:
@@ -255,5 +260,4 @@ def run_scripts(rank: int, port: int, runs: dict[str, tuple[list[str], str]], fo
     """`run_script` for each of `runs` on two processes; what came of them in FOLDER/RANK.pt."""
     join(rank, 2, port)
     torch.save({name: run_script(*run) for name, run in runs.items()}, folder / f"{rank}.pt")
-    distributed.let_go()
-    torch.distributed.destroy_process_group()
+    leave()

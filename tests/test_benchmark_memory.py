@@ -20,3 +20,5 @@ def test_quick_run_measures_every_way(tmp_path):
 def test_mistakes_are_one_line():
     result = run("--batch-sizes", "1")
     assert (result.returncode, result.stderr) == (2, "error: --batch-sizes 1: must be 2 or more\n")
+    result = run("--work", "absent")
+    assert result.returncode == 2 and "absent is no folder; make it" in result.stderr and result.stderr.count("\n") == 1

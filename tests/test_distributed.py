@@ -12,7 +12,7 @@ import many_processes
 import pytest
 import torch
 from torch import multiprocessing, nn
-from torch.distributed import all_reduce, destroy_process_group, init_process_group
+from torch.distributed import all_reduce, init_process_group
 
 from retrieval import distributed
 from retrieval.losses import nt_xent
@@ -66,8 +66,7 @@ def one_of_two_processes(rank: int, port: int, folder: Path) -> None:
     rows = distributed.gather_rows(torch.full((rank + 1, 2), rank)).tolist()
     place = (distributed.rank(), distributed.world_size())
     torch.save({"results": results, "votes": votes, "rows": rows, "place": place}, folder / f"{rank}.pt")
-    distributed.let_go()
-    destroy_process_group()
+    many_processes.leave()
 
 
 def train_step(fault: str) -> tuple[float, dict[str, torch.Tensor]]:

@@ -1,4 +1,4 @@
-"""A batch that is encoded in parts has the loss and gradients of the whole, dropout included, in less memory; also compiled, and on two processes."""
+"""A batch encoded in parts has the loss and gradients of the whole in less memory; its dropout is replayed; also compiled, and on two processes."""
 
 import os
 import shutil
@@ -207,8 +207,7 @@ def one_of_two(rank: int, port: int, tiny: Path, folder: Path) -> None:
             results[name, kind] = [step(run, first) for first in (0, 1)]  # DistributedDataParallel regroups after the first
     if rank == 0:
         torch.save(results, folder / "results.pt")
-    distributed.let_go()
-    torch.distributed.destroy_process_group()
+    many_processes.leave()
 
 
 def test_two_processes_in_parts_equal_one_process_with_the_whole(tiny, tmp_path, monkeypatch):
