@@ -1,0 +1,115 @@
+"""Progress of long work: what a terminal, a log file, --quiet and a second process see of it; data_prep's own copy does the same."""
+
+import fcntl
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+import textwrap
+
+import pytest
+from conftest import ROOT
+
+MODULES = {"retrieval.progress": ROOT}
+WORK = """
+    import sys, time
+    import {module} as progress
+    progress.SECONDS_UNSEEN, progress.SECONDS_BETWEEN_LINES = 0.2, 0.5
+    {before}
+    with progress.bar(total={total}, desc="embedding", unit="clip", initial=1000) as bar:
+        for _ in range({steps}):
+            time.sleep(0.05)
+            bar.set_postfix(loss="0.5", refresh=False)
+            bar.update(10)
+"""
+
+
+@pytest.fixture(params=MODULES)
+def start(request):
+    """Runs the work of `WORK` with the stderr that is given; keyword arguments fill it in."""
+
+    def start(stderr, environment: dict[str, str] | None = None, before: str = "", total: int | None = 1300, steps: int = 30) -> None:
+        code = textwrap.dedent(WORK).format(module=request.param, before=before, total=total, steps=steps)
+        environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "TQDM_DISABLE")} | (environment or {})
+        subprocess.run([sys.executable, "-c", code], cwd=MODULES[request.param], env=environment, stderr=stderr, check=True, timeout=60)
+
+    return start
+
+
+def seen_in_file(start, tmp_path, **arguments) -> str:
+    with open(tmp_path / "log", "w+", newline="") as file:
+        start(file, **arguments)
+        file.seek(0)
+        return file.read()
+
+
+def seen_on_terminal(start, num_columns: int = 100, **arguments) -> str:
+    reader, writer = pty.openpty()
+    fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("4H", 24, num_columns, 0, 0))
+    try:
+        start(writer, **arguments)  # what it writes fits into the terminal's buffer
+        os.set_blocking(reader, False)
+        try:
+            return os.read(reader, 1 << 20).decode()
+        except BlockingIOError:
+            return ""
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+LINE = re.compile(r"embedding: 1,\d\d0/1,300 clips, \d+\.\d clips/s, \d s left, loss=0\.5")
+
+
+def test_a_log_file_gets_few_whole_lines(start, tmp_path):
+    text = seen_in_file(start, tmp_path)
+    assert "\r" not in text and text.endswith("\n")
+    *lines, last = text.splitlines()
+    assert 1 <= len(lines) <= 6 and all(map(LINE.fullmatch, lines)), text
+    assert re.fullmatch(r"embedding: 1,300 clips in \d s, \d+\.\d clips/s, loss=0\.5", last), text
+
+
+def test_without_a_total_there_is_no_time_left(start, tmp_path):
+    first, *_ = seen_in_file(start, tmp_path, total=None, steps=15).splitlines()
+    assert re.fullmatch(r"embedding: 1,\d\d0 clips, \d+\.\d clips/s, loss=0\.5", first)
+
+
+def test_work_that_ends_early_says_how_far_it_came(start, tmp_path):
+    assert "embedding: 1,050/1,300 clips in 0 s, " in seen_in_file(start, tmp_path, steps=5)
+
+
+def test_a_terminal_gets_a_bar_with_rate_and_time_left(start):
+    text = seen_on_terminal(start)
+    assert re.search(r"\rembedding:  9\d% \|.*\| 1\d\d0/1300 clips \[00:0\d<00:0\d, ?\d+\.\d\d clips/s, loss=0\.5\]", text), text
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"before": "progress.set_quiet(True)"},
+        {"environment": {"RANK": "1"}},
+        {"environment": {"LOCAL_RANK": "1"}},
+        {"environment": {"TQDM_DISABLE": "1"}},
+        {"before": "progress.SECONDS_UNSEEN = 60"},
+    ],
+    ids=["quiet", "rank", "local rank", "tqdm's variable", "short work"],
+)
+def test_nothing_is_shown(start, tmp_path, arguments):
+    assert seen_in_file(start, tmp_path, steps=5, **arguments) == ""
+
+
+def test_nothing_is_shown_on_a_terminal(start):
+    assert seen_on_terminal(start, steps=5, before="progress.set_quiet(True)") == ""
+
+
+def test_a_terminal_without_a_width_gets_lines(start):
+    assert seen_on_terminal(start, steps=5, num_columns=0).startswith("embedding: 1,050/1,300 clips in 0 s, ")
+
+
+def test_durations():
+    from retrieval.progress import duration
+
+    assert [duration(seconds) for seconds in (0.4, 59.6, 95, 3599.7, 7530)] == ["0 s", "1 min 0 s", "1 min 35 s", "1 h 0 min", "2 h 5 min"]
