@@ -11,18 +11,16 @@ Cache, batch sizes and precision are those of the run (RUN/config.yaml), with se
 `import evaluate` is the Hugging Face package and never this script: see retrieval/__init__.py.
 """
 
-import argparse
-from pathlib import Path
-
-from retrieval.errors import OneLineParser, UserError, run_main
+from retrieval.errors import run_main
+from retrieval.evaluate_options import parse_arguments
 from retrieval.relevance import MAP_AT, read_relevance, relevant_columns
-from retrieval.reporting import METRICS, RANKS, check_checkpoints, check_default_output, check_not_among, check_outputs, default_output, report
-from retrieval.score_files import ABOUT, ARRAY, write_scores
-from retrieval.submission import FORMATS, check_file_names, check_format, read_queries, write_submission
+from retrieval.reporting import check_default_output, report
+from retrieval.score_files import write_scores
+from retrieval.submission import check_file_names, read_queries, write_submission
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = parse_arguments(argv)
+    arguments = parse_arguments(argv, __doc__)
     relevance = read_relevance(arguments.relevance) if arguments.relevance else None
     queries = read_queries(arguments.queries) if arguments.queries else None
     # Below the checks, because these take seconds to import.
@@ -67,52 +65,6 @@ def main(argv: list[str] | None = None) -> int:
             result = EvaluationResult(split.name, scores, captions, clips, split.clip_ids, split.file_names, relevant, map_at)
             report(result, arguments.output, about)
     return 0
-
-
-def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, required=True, action="append", help="model folder, such as runs/tap/best, or a .ckpt of salsa")
-    parser.add_argument("--text-encoder", type=Path, metavar="DIR", help="tokenizer of a .ckpt, which holds none; default: that of roberta-large")
-    parser.add_argument("--split", default="evaluation", help="default: evaluation")
-    parser.add_argument("--cache", type=Path, help="Arrow cache; default: data.cache in the config.yaml beside the model folder")
-    parser.add_argument("--output", type=Path, help="folder of what is written; default: CHECKPOINT/results/SPLIT, SPLIT_relevance with --relevance")
-    parser.add_argument("--relevance", type=Path, metavar="FILE", help="CSV query,audio_filenames: the queries and all their right clips")
-    parser.add_argument("--save-scores", action="store_true", help="also write scores.npy and scores.json")
-    parser.add_argument("--submission", nargs=2, metavar=("FORMAT", "FILE"), help=f"DCASE file: {' or '.join(FORMATS)}")
-    parser.add_argument("--queries", type=Path, metavar="FILE", help="CSV with a column caption: what --submission asks in place of the captions")
-    parser.add_argument("--audio-batch-size", type=int, help="clips encoded at once")
-    parser.add_argument("--text-batch-size", type=int, help="captions encoded at once")
-    parser.add_argument("--mixed-precision", choices=["auto", "no", "bf16", "fp16"], help="of the encoders; scores are float32")
-    arguments = parser.parse_args(argv)
-    for name in ("audio_batch_size", "text_batch_size"):
-        value = getattr(arguments, name)
-        if value is not None and value < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1, found {value}")
-    check_paths(arguments)
-    return arguments
-
-
-def check_paths(arguments: argparse.Namespace) -> None:
-    """What can be known to fail before anything is scored; fills in --output. Raises UserError."""
-    if arguments.queries and (arguments.relevance or arguments.save_scores or not arguments.submission):
-        raise UserError("--queries asks other questions than the captions, for --submission alone: no --relevance, no --save-scores")
-    if arguments.relevance and arguments.save_scores:
-        raise UserError("--save-scores keeps the scores of the split's own captions: leave out --relevance")
-    check_checkpoints(arguments.checkpoint)
-    files = ([METRICS, RANKS] if not arguments.queries else []) + ([ARRAY, ABOUT] if arguments.save_scores else [])
-    arguments.default_output = None
-    if files and arguments.output is None:
-        name = arguments.split + ("_relevance" if arguments.relevance else "")
-        arguments.output = arguments.default_output = default_output(arguments.checkpoint, name)
-    outputs = [arguments.output / name for name in files]
-    if arguments.submission:
-        kind, file = arguments.submission
-        check_format(kind)
-        arguments.submission = kind, Path(file)
-        results = [arguments.output / name for name in (METRICS, RANKS, ARRAY, ABOUT)] if arguments.output else []
-        check_not_among("--submission", Path(file), [*results, *filter(None, (arguments.queries, arguments.relevance))])
-        outputs.append(Path(file))
-    check_outputs(outputs)
 
 
 if __name__ == "__main__":

@@ -96,6 +96,7 @@ MAY_IMPORT = {
     "score_files": {"files"},
     "comparison": {"metrics"},
     "reporting": {"checkpoint", "evaluation", "files"},
+    "evaluate_options": {"reporting", "score_files", "submission"},
     "scoring": {"checkpoint", "config", "data", "evaluation", "models", "preparation"},
     "zero_shot": {"files", "metrics", "relevance", "reporting", "scoring"},
     "dry_run": {"config", "data", "models", "optim", "preparation"},

@@ -1,0 +1,56 @@
+"""The options of evaluate.py, and what can be known to fail before anything is scored. Light to import."""
+
+import argparse
+from pathlib import Path
+
+from retrieval.errors import OneLineParser, UserError
+from retrieval.reporting import METRICS, RANKS, check_checkpoints, check_not_among, check_outputs, default_output
+from retrieval.score_files import ABOUT, ARRAY
+from retrieval.submission import FORMATS, check_format
+
+
+def parse_arguments(argv: list[str] | None, description: str) -> argparse.Namespace:
+    """Options whose paths have been checked; `output` is filled in. Raises UserError."""
+    parser = OneLineParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, required=True, action="append", help="model folder, such as runs/tap/best, or a .ckpt of salsa")
+    parser.add_argument("--text-encoder", type=Path, metavar="DIR", help="tokenizer of a .ckpt, which holds none; default: that of roberta-large")
+    parser.add_argument("--split", default="evaluation", help="default: evaluation")
+    parser.add_argument("--cache", type=Path, help="Arrow cache; default: data.cache in the config.yaml beside the model folder")
+    parser.add_argument("--output", type=Path, help="folder of what is written; default: CHECKPOINT/results/SPLIT, SPLIT_relevance with --relevance")
+    parser.add_argument("--relevance", type=Path, metavar="FILE", help="CSV query,audio_filenames: the queries and all their right clips")
+    parser.add_argument("--save-scores", action="store_true", help="also write scores.npy and scores.json")
+    parser.add_argument("--submission", nargs=2, metavar=("FORMAT", "FILE"), help=f"DCASE file: {' or '.join(FORMATS)}")
+    parser.add_argument("--queries", type=Path, metavar="FILE", help="CSV with a column caption: what --submission asks in place of the captions")
+    parser.add_argument("--audio-batch-size", type=int, help="clips encoded at once")
+    parser.add_argument("--text-batch-size", type=int, help="captions encoded at once")
+    parser.add_argument("--mixed-precision", choices=["auto", "no", "bf16", "fp16"], help="of the encoders; scores are float32")
+    arguments = parser.parse_args(argv)
+    for name in ("audio_batch_size", "text_batch_size"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1, found {value}")
+    _check_paths(arguments)
+    return arguments
+
+
+def _check_paths(arguments: argparse.Namespace) -> None:
+    """Fills in --output; `default_output` is the same where it was not given, or None. Raises UserError."""
+    if arguments.queries and (arguments.relevance or arguments.save_scores or not arguments.submission):
+        raise UserError("--queries asks other questions than the captions, for --submission alone: no --relevance, no --save-scores")
+    if arguments.relevance and arguments.save_scores:
+        raise UserError("--save-scores keeps the scores of the split's own captions: leave out --relevance")
+    check_checkpoints(arguments.checkpoint)
+    files = ([METRICS, RANKS] if not arguments.queries else []) + ([ARRAY, ABOUT] if arguments.save_scores else [])
+    arguments.default_output = None
+    if files and arguments.output is None:
+        name = arguments.split + ("_relevance" if arguments.relevance else "")
+        arguments.output = arguments.default_output = default_output(arguments.checkpoint, name)
+    outputs = [arguments.output / name for name in files]
+    if arguments.submission:
+        kind, file = arguments.submission
+        check_format(kind)
+        arguments.submission = kind, Path(file)
+        results = [arguments.output / name for name in (METRICS, RANKS, ARRAY, ABOUT)] if arguments.output else []
+        check_not_among("--submission", Path(file), [*results, *filter(None, (arguments.queries, arguments.relevance))])
+        outputs.append(Path(file))
+    check_outputs(outputs)
