@@ -13,6 +13,7 @@ Cache, batch sizes and precision are those of the run (RUN/config.yaml), with se
 
 from retrieval.errors import run_main
 from retrieval.evaluate_options import parse_arguments
+from retrieval.progress import set_quiet
 from retrieval.relevance import MAP_AT, read_relevance, relevant_columns
 from retrieval.reporting import check_default_output, report
 from retrieval.score_files import write_scores
@@ -21,6 +22,7 @@ from retrieval.submission import check_file_names, read_queries, write_submissio
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv, __doc__)
+    set_quiet(arguments.quiet)
     relevance = read_relevance(arguments.relevance) if arguments.relevance else None
     queries = read_queries(arguments.queries) if arguments.queries else None
     # Below the checks, because these take seconds to import.

@@ -12,6 +12,7 @@ from retrieval.config import Config, load_config
 from retrieval.errors import OneLineParser, run_main
 from retrieval.files import latest_state
 from retrieval.interruption import Interrupted, stop_on_signals
+from retrieval.progress import set_quiet
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -20,10 +21,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--resume", action="store_true", help="continue the run in train.output from its newest state")
     parser.add_argument("--overwrite", action="store_true", help="delete the run in train.output and start anew")
     parser.add_argument("--dry-run", action="store_true", help="print settings, parameters, steps and memory; load no weights")
+    parser.add_argument("--quiet", action="store_true", help="show no progress, only each epoch's validation and the results")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that win over the YAML file")
     arguments = parser.parse_intermixed_args(argv)
     if arguments.resume and arguments.overwrite:
         parser.error("--resume continues a run, --overwrite deletes it: give one of them")
+    set_quiet(arguments.quiet)
     config = load_config(arguments.config, arguments.overrides)
 
     try:

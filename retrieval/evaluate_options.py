@@ -24,6 +24,7 @@ def parse_arguments(argv: list[str] | None, description: str) -> argparse.Namesp
     parser.add_argument("--audio-batch-size", type=int, help="clips encoded at once")
     parser.add_argument("--text-batch-size", type=int, help="captions encoded at once")
     parser.add_argument("--mixed-precision", choices=["auto", "no", "bf16", "fp16"], help="of the encoders; scores are float32")
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
     arguments = parser.parse_args(argv)
     for name in ("audio_batch_size", "text_batch_size"):
         value = getattr(arguments, name)

@@ -19,13 +19,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from retrieval.data import make_clip_loader
 from retrieval.distributed import gather_columns, rank, world_size
 from retrieval.errors import UserError
 from retrieval.files import atomic_writer
 from retrieval.metrics.text_audio_retrieval.ranking import all_ranks, chance_metrics, metrics_of_ranks, ranks_of_both_directions, row_blocks
+from retrieval.progress import bar
 
 NUM_TOP = 10  # file names listed for each query in ranks.csv
 Autocast = Callable[[], AbstractContextManager]
@@ -137,7 +137,7 @@ def score_columns(
     share = shares[rank()]
     max_samples = round(model.clip_seconds * model.sample_rate)
     loader = make_clip_loader(split, share, max_samples, audio_batch_size, num_workers, pin_memory=device.type == "cuda")
-    progress = tqdm(total=len(split), desc=f"scoring {split.name}", unit=" clips", delay=3, leave=False, disable=rank() != 0)
+    progress = bar(total=len(split), desc=f"scoring {split.name}", unit="clip", leave=False)
     with eval_mode(model), progress:
         # Captions of one length side by side: less padding. Scored at once: what a pooling makes of the frames alone it makes once a call.
         order = sorted(range(len(captions)), key=lambda row: len(captions[row]))

@@ -23,12 +23,12 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from tqdm.auto import tqdm
 
 from retrieval.data import ClipSplit, make_clip_loader
 from retrieval.errors import UserError, one_line
 from retrieval.files import check_writable
 from retrieval.models import DualEncoder
+from retrieval.progress import bar
 
 Encode = Callable[[int], Iterator[np.ndarray]]  # from the item of that number on: the rows of one batch of items after the other
 
@@ -224,14 +224,14 @@ def _encode(model: DualEncoder, path: Path, num_rows: np.ndarray, num_done: int,
     was_training = model.training
     model.eval()
     name = path.parent.name.rsplit("-", 1)[0]
-    with tqdm(total=len(num_rows), initial=num_done, desc=f"encoding {name}", unit="item") as bar, accelerator.autocast():
+    with bar(total=len(num_rows), initial=num_done, desc=f"encoding {name}", unit="item") as progress, accelerator.autocast():
         for rows in encode(num_done):
             array[first_row : first_row + len(rows)] = rows
             array.flush()
             first_row += len(rows)
             num_done = int(np.searchsorted(ends, first_row, side="right"))
             _note(path.with_name("num_done"), num_done)
-            bar.update(num_done - bar.n)
+            progress.update(num_done - progress.n)
     model.train(was_training)
 
 

@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from retrieval.config import LossConfig
 from retrieval.data import JoinedSplit, PairDataset
-from retrieval.distributed import rank, replicated
+from retrieval.distributed import replicated
 from retrieval.errors import UserError
 from retrieval.losses import LEARNABLE, TARGETS, apply_loss, arguments_of
 from retrieval.models import DualEncoder
 from retrieval.models.text import TextEncoder, text_architecture, text_readout
 from retrieval.models.tokenizer import load_tokenizer
+from retrieval.progress import bar
 from retrieval.score_files import open_scores
 
 SENTENCE_BATCH = 256
@@ -69,8 +69,10 @@ class CaptionSimilarity:
 @torch.no_grad()
 def _embed(encoder: TextEncoder, captions: list[str]) -> torch.Tensor:
     parts = []
-    for first in tqdm(range(0, len(captions), SENTENCE_BATCH), desc="sentence embeddings", delay=3, leave=False, disable=rank() != 0):
-        parts.append(torch.nn.functional.normalize(encoder(captions[first : first + SENTENCE_BATCH]).float()).cpu())
+    with bar(total=len(captions), desc="sentence embeddings", unit="caption", leave=False) as progress:
+        for first in range(0, len(captions), SENTENCE_BATCH):
+            parts.append(torch.nn.functional.normalize(encoder(captions[first : first + SENTENCE_BATCH]).float()).cpu())
+            progress.update(len(parts[-1]))
     return torch.cat(parts)
 
 

@@ -26,7 +26,6 @@ from accelerate.utils import set_seed
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
-from tqdm import tqdm
 
 from retrieval.data import ClipSplit, open_cache
 from retrieval.errors import OneLineParser, UserError, one_line, run_main
@@ -34,6 +33,7 @@ from retrieval.files import whole_folder
 from retrieval.models.audio.atst import PREFIXES, AtstFrame
 from retrieval.models.text import TextEncoder, normalise_caption, text_architecture
 from retrieval.models.tokenizer import load_tokenizer
+from retrieval.progress import bar, set_quiet
 
 VERSION = 1  # raise it with every change that changes the weights
 SECONDS = 10.0  # of each clip that the whitening is measured on
@@ -53,12 +53,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--num-heads", type=int, default=4)
     parser.add_argument("--steps", type=int, default=300, help=f"of the text encoder, {BATCH_SIZE} captions each")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
     options = parser.parse_args(arguments)
     for name in ("embed_dim", "depth", "num_heads", "steps"):
         if not 1 <= getattr(options, name) <= LARGEST_SIZE:
             raise UserError(f"--{name.replace('_', '-')} {getattr(options, name)}: must be 1 to {LARGEST_SIZE}")
     if not 0 <= options.seed < 2**32:
         raise UserError(f"--seed {options.seed}: must be 0 to {2**32 - 1}")
+    set_quiet(options.quiet)
     torch.set_num_threads(1)  # the same weights at any number of cores; more hardly help encoders this small
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -101,11 +103,13 @@ def whitened_audio_encoder(clips: ClipSplit, sizes: dict[str, int]) -> AtstFrame
     """An ATST-Frame whose patch embedding whitens the patches of `clips`; all else is random."""
     encoder = AtstFrame(**sizes)
     patches = []
-    for index in tqdm(range(len(clips)), desc="patches", unit="clip", mininterval=1.0):
-        waveform = torch.from_numpy(clips.read(index, 0, min(int(clips.num_samples[index]), round(SECONDS * clips.sample_rate))))
-        waveform = torchaudio.functional.resample(waveform, clips.sample_rate, encoder.sample_rate)
-        waveform = functional.pad(waveform, (0, max(0, encoder.sample_rate // 2 - len(waveform))))  # the spectrogram needs more than 32 ms
-        patches.append(encoder.patch_embed.patches(encoder.log_mel(waveform[None]))[0, ::EVERY_FRAME])
+    with bar(total=len(clips), desc="patches", unit="clip") as progress:
+        for index in range(len(clips)):
+            waveform = torch.from_numpy(clips.read(index, 0, min(int(clips.num_samples[index]), round(SECONDS * clips.sample_rate))))
+            waveform = torchaudio.functional.resample(waveform, clips.sample_rate, encoder.sample_rate)
+            waveform = functional.pad(waveform, (0, max(0, encoder.sample_rate // 2 - len(waveform))))  # the spectrogram needs more than 32 ms
+            patches.append(encoder.patch_embed.patches(encoder.log_mel(waveform[None]))[0, ::EVERY_FRAME])
+            progress.update()
     whitening, mean = _whitening(torch.cat(patches).double(), encoder.feature_dim)
     with torch.no_grad():
         encoder.patch_embed.patch_embed.weight[: len(whitening)] = whitening
@@ -140,19 +144,20 @@ def train_text_encoder(encoder: TextEncoder, clips: ClipSplit, steps: int, seed:
     optimizer = torch.optim.AdamW([*encoder.parameters(), *head.parameters()], weight_decay=0.0)
     rng = np.random.default_rng(seed)
     encoder.train()
-    progress = tqdm(range(steps), desc="text encoder", unit="step", mininterval=1.0)
-    for step in progress:
-        for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / WARMUP_STEPS, 2.0 * (steps - step) / steps)
-        batch = rng.choice(len(captions), size=min(BATCH_SIZE, len(captions)), replace=False)
-        log_probabilities = functional.log_softmax(head(encoder([captions[index] for index in batch])), dim=-1)
-        loss = -(targets[batch] * log_probabilities).sum(dim=1).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if not math.isfinite(value := loss.item()):
-            raise UserError(f"the text encoder's loss is {value} at step {step + 1}; try a smaller one, or another --seed")
-        progress.set_postfix(loss=f"{value:.2f}", refresh=False)
+    with bar(total=steps, desc="text encoder", unit="step") as progress:
+        for step in range(steps):
+            for group in optimizer.param_groups:
+                group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / WARMUP_STEPS, 2.0 * (steps - step) / steps)
+            batch = rng.choice(len(captions), size=min(BATCH_SIZE, len(captions)), replace=False)
+            log_probabilities = functional.log_softmax(head(encoder([captions[index] for index in batch])), dim=-1)
+            loss = -(targets[batch] * log_probabilities).sum(dim=1).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if not math.isfinite(value := loss.item()):
+                raise UserError(f"the text encoder's loss is {value} at step {step + 1}; try a smaller one, or another --seed")
+            progress.set_postfix(loss=f"{value:.2f}", refresh=False)
+            progress.update()
 
 
 def token_shares(encoder: TextEncoder, captions: list[str]) -> Tensor:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from retrieval import checkpoint
 from retrieval.config import Config, flatten
@@ -27,6 +26,7 @@ from retrieval.micro_batches import backward_in_parts
 from retrieval.models import DualEncoder, bound_memory
 from retrieval.optim import set_learning_rates
 from retrieval.preparation import TEST, Run, prepare
+from retrieval.progress import bar
 
 
 def train(config: Config, resume: bool = False, overwrite: bool = False) -> None:
@@ -63,20 +63,15 @@ def train_epoch(run: Run, stop: StopRequest) -> None:
     run.wrapped.train()
     run.batches.start(progress.epoch, progress.step)
     clock, num_clips = time.perf_counter(), 0
-    with tqdm(
-        total=run.steps_per_epoch,
-        initial=progress.step,
-        desc=f"epoch {progress.epoch + 1}/{settings.epochs}",
-        unit="step",
-        disable=not run.accelerator.is_main_process,
-    ) as bar:
+    epoch = f"epoch {progress.epoch + 1}/{settings.epochs}"
+    with bar(total=run.steps_per_epoch, initial=progress.step, desc=epoch, unit="step") as shown:
         for batch in run.loader if not run.out_of_steps else ():
             loss, grad_norms = train_step(run, batch)
             progress.step += 1
             progress.global_step += 1
             num_clips += len(batch["captions"]) * run.accelerator.num_processes
-            bar.update()
-            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+            shown.set_postfix(loss=f"{loss:.3f}", refresh=False)
+            shown.update()
             if progress.global_step % settings.log_every_steps == 0:
                 log_step(run, loss, grad_norms, num_clips / (time.perf_counter() - clock))
                 clock, num_clips = time.perf_counter(), 0
@@ -197,6 +192,8 @@ def score_test_split(run: Run) -> None:
     if run.accelerator.is_main_process:
         checkpoint.write_json(run.folder / "metrics.json", final)
         shutil.rmtree(run.folder / "states", ignore_errors=True)
+        best = f"best of epoch {run.progress.best_epoch + 1}, validation mAP@10 {100 * run.progress.best_map:.2f} %"
+        print(f"{run.folder}: finished after {run.progress.global_step} steps; {best}; metrics.json, best and last")
     run.accelerator.wait_for_everyone()
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from retrieval.errors import OneLineParser, UserError, one_line, run_main
 from retrieval.files import atomic_writer
 from retrieval.metrics.text_audio_retrieval.ranking import average_precision, ranks_of_both_directions, recall
+from retrieval.progress import set_quiet
 from retrieval.relevance import NUM_NAMED, normalise_name
 from retrieval.reporting import check_checkpoints, check_not_among, check_outputs
 
@@ -29,6 +30,7 @@ HEADER_WORDS = {*COLUMNS, "filename", "file", "fname", "path", "labels", "catego
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
+    set_quiet(arguments.quiet)
     labels, labels_of_file = read_labels(arguments.labels)
     if labels_of_file is None and not arguments.output:
         raise UserError(f"--labels {arguments.labels} does not say which clip has which label: add --output FILE for the predictions")
@@ -69,6 +71,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--labels", type=Path, required=True, metavar="FILE", help="CSV file_name,label, or one label a line")
     parser.add_argument("--template", action="append", metavar="TEXT", help=f"sentence with {{}} for the label; default: {TEMPLATE}")
     parser.add_argument("--output", type=Path, metavar="FILE", help="CSV of predictions: file_name,label,score")
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
     arguments = parser.parse_args(argv)
     arguments.template = arguments.template or [TEMPLATE]
     for template in arguments.template:

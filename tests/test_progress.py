@@ -1,6 +1,7 @@
 """Progress of long work: what a terminal, a log file, --quiet and a second process see of it; data_prep's own copy does the same."""
 
 import fcntl
+import importlib.util
 import os
 import pty
 import re
@@ -12,6 +13,8 @@ import textwrap
 
 import pytest
 from conftest import ROOT
+
+from retrieval import pretraining, progress, zero_shot
 
 MODULES = {"retrieval.progress": ROOT}
 WORK = """
@@ -110,6 +113,38 @@ def test_a_terminal_without_a_width_gets_lines(start):
 
 
 def test_durations():
-    from retrieval.progress import duration
+    assert [progress.duration(seconds) for seconds in (0.4, 59.6, 95, 3599.7, 7530)] == ["0 s", "1 min 0 s", "1 min 35 s", "1 h 0 min", "2 h 5 min"]
 
-    assert [duration(seconds) for seconds in (0.4, 59.6, 95, 3599.7, 7530)] == ["0 s", "1 min 0 s", "1 min 35 s", "1 h 0 min", "2 h 5 min"]
+
+def script(name: str):
+    """`main` of train.py or evaluate.py."""
+    specification = importlib.util.spec_from_file_location(f"{name}_script", ROOT / f"{name}.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module.main
+
+
+@pytest.mark.parametrize("options", [[], ["--quiet"]], ids=["shown", "quiet"])
+def test_the_commands_show_it_unless_they_are_quiet(tiny, tmp_path, monkeypatch, capsys, options):
+    monkeypatch.setattr(progress, "SECONDS_UNSEEN", 0.0)
+    monkeypatch.setattr(progress, "_quiet", False)
+    run, model, weights = (str(tmp_path / name) for name in ("run", "run/best", "weights"))
+    sizes = ["--embed-dim", "32", "--depth", "1", "--num-heads", "2", "--steps", "2"]
+    (tmp_path / "labels.txt").write_text("low\nhigh\n")
+    train, score = script("train"), script("evaluate")
+    commands = {
+        "epoch 1/2": lambda: train(["--config", f"{tiny}/tiny.yaml", f"train.output={run}", "train.max_steps=1", "evaluation.num_pictures=0", *options]),
+        "scoring evaluation": lambda: score(["--checkpoint", model, *options]),
+        "scoring validation": lambda: zero_shot.main(
+            ["--checkpoint", model, "--split", "validation", "--labels", f"{tmp_path}/labels.txt", "--output", f"{tmp_path}/labels.csv", *options]
+        ),
+        "text encoder": lambda: pretraining.main(
+            ["--cache", f"{tiny}/cache", "--text-encoder", f"{tiny}/text_encoder", "--output", weights, *sizes, *options]
+        ),
+    }
+    for shown, command in commands.items():
+        assert command() == 0
+        captured = capsys.readouterr()
+        lines = [line for line in captured.err.splitlines() if line.startswith(f"{shown}: ")]
+        assert bool(lines) == (not options), captured.err
+        assert captured.out.strip()  # a summary, quiet or not

@@ -90,7 +90,7 @@ MAY_IMPORT = {
     "lightning": set(),
     "salsa": {"lightning", "models"},
     "checkpoint": {"config", "files", "models", "salsa"},
-    "evaluation": {"data", "models", "metrics", "distributed", "files"},
+    "evaluation": {"data", "models", "metrics", "distributed", "files", "progress"},
     "relevance": set(),
     "submission": {"files"},
     "score_files": {"files"},
@@ -98,7 +98,7 @@ MAY_IMPORT = {
     "reporting": {"checkpoint", "evaluation", "files"},
     "evaluate_options": {"reporting", "score_files", "submission"},
     "scoring": {"checkpoint", "config", "data", "evaluation", "models", "preparation"},
-    "zero_shot": {"files", "metrics", "relevance", "reporting", "scoring"},
+    "zero_shot": {"files", "metrics", "progress", "relevance", "reporting", "scoring"},
     "dry_run": {"config", "data", "models", "optim", "preparation"},
     "two_stage": {"data", "evaluation", "models"},
     "progress": set(),
@@ -107,15 +107,16 @@ MAY_IMPORT = {
     "report": {"checkpoint", "comparison", "data", "evaluation", "files", "metrics", "models", "progress", "relevance", "reporting", "scoring"},
     "sharing": {"checkpoint", "config", "files", "models"},
     "export": {"checkpoint", "data", "evaluation", "files", "models", "progress", "scoring", "two_stage"},
-    "pretraining": {"data", "files", "models"},
-    "objective": {"config", "data", "distributed", "losses", "models", "score_files"},
-    "frame_cache": {"data", "files", "models"},
+    "pretraining": {"data", "files", "models", "progress"},
+    "objective": {"config", "data", "distributed", "losses", "models", "progress", "score_files"},
+    "frame_cache": {"data", "files", "models", "progress"},
     "preparation": {
         *("checkpoint", "config", "data", "distributed", "evaluation", "frame_cache", "models", "objective", "optim", "tracking"),
     },
     "micro_batches": {"distributed", "models"},
     "training": {
         *("checkpoint", "config", "data", "distributed", "evaluation", "files", "interruption", "micro_batches", "models", "optim", "preparation"),
+        "progress",
     },
 }
 
