@@ -88,30 +88,38 @@ class Tracker:
 
 
 @torch.no_grad()
-def attention_figure(model: torch.nn.Module, waveform: torch.Tensor, *captions: str) -> Figure:
-    """Log-mel spectrogram of a clip and under it what each caption listens to.
+def listen(model: torch.nn.Module, waveform: torch.Tensor, captions: list[str]) -> tuple[np.ndarray, np.ndarray | None, float]:
+    """What a DualEncoder hears of a clip and what each caption listens to: log-mel (mels, columns), weights (N, T), seconds.
 
-    model: a DualEncoder; waveform float32 (S,) at model.sample_rate, of which the first clip_seconds are shown.
-    A weight of 1 is the uniform one, that of mean pooling; with mean pooling there is only the spectrogram.
+    waveform float32 (S,) at model.sample_rate, of which the first clip_seconds are heard. The T valid frames share the time evenly, and their
+    weights sum to 1; None where the pooling does not look at the text.
     """
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
     waveform = waveform[None, : round(model.clip_seconds * model.sample_rate)].to(device)  # (1, S)
-    seconds = waveform.shape[1] / model.sample_rate
     encoder = model.audio_encoder
     missing = max(0, SHORTEST_DRAWN * model.sample_rate // 1000 - waveform.shape[1])  # a spectrogram needs a window's length
     heard = torchaudio.functional.resample(torch.nn.functional.pad(waveform, (0, missing)), model.sample_rate, encoder.sample_rate)
     log_mel = encoder.log_mel(heard)[0]  # (mels, columns)
     frames, mask = model.encode_audio(waveform, torch.tensor([waveform.shape[1]]))  # (1, T, D), (1, T)
-    weights = model.attention(model.encode_text(list(captions)), frames, mask)  # (N, 1, T)
+    weights = model.attention(model.encode_text(captions), frames, mask)  # (N, 1, T)
     model.train(was_training)
+    valid = None if weights is None else weights[:, 0, mask[0]].float().cpu().numpy()
+    return log_mel.float().cpu().numpy(), valid, waveform.shape[1] / model.sample_rate
 
+
+def attention_figure(model: torch.nn.Module, waveform: torch.Tensor, *captions: str) -> Figure:
+    """Log-mel spectrogram of a clip and under it what each caption listens to; arguments as of `listen`.
+
+    A weight of 1 is the uniform one, that of mean pooling; with mean pooling there is only the spectrogram.
+    """
+    log_mel, weights, seconds = listen(model, waveform, list(captions))
     num_curves = 0 if weights is None else len(captions)
     figure = Figure(figsize=(8.0, 2.9 + 1.25 * num_curves), dpi=100, layout="constrained")
     axes = figure.subplots(1 + num_curves, 1, sharex=True, squeeze=False, height_ratios=[2.0] + [1.0] * num_curves)[:, 0]
-    _draw_log_mel(axes[0], log_mel.float().cpu().numpy(), seconds)
-    for axis, curve in zip(axes[1:], [] if weights is None else weights[:, 0, mask[0]].float().cpu().numpy()):
+    _draw_log_mel(axes[0], log_mel, seconds)
+    for axis, curve in zip(axes[1:], [] if weights is None else weights):
         _draw_attention(axis, curve, seconds)
     # One caption is the picture's title; of several each stands above its own curve.
     for axis, caption in zip(axes[1:] if num_curves > 1 else axes, captions):
@@ -142,20 +150,26 @@ def score_figure(scores: np.ndarray, clips: list[int]) -> Figure:
     return figure
 
 
-def rank_figure(ranks: dict[str, list[np.ndarray]]) -> Figure:
-    """Share of queries by the rank of their best relevant candidate, both directions side by side."""
+def rank_histogram(ranks: dict[str, list[np.ndarray]]) -> tuple[list[str], dict[str, np.ndarray], dict[str, float]]:
+    """Names of the bars, and for each direction the number of queries in each and the median, by the rank of the best relevant candidate."""
     best = {direction: np.array([query[0] for query in queries]) for direction, queries in ranks.items()}
     # By the number of captions, the highest rank there can be, so that the axis is the same in every epoch.
     highest = max(max(values.max(), len(values)) for values in best.values())
     num_bars = np.searchsorted(RANK_EDGES, highest, side="right")
     bounds = [f"{first}" if first == last else f"{first}-{last}" for first, last in zip(RANK_EDGES, RANK_EDGES[1:] - 1)]
+    counts = {name: np.bincount(np.searchsorted(RANK_EDGES, values, side="right") - 1, minlength=num_bars) for name, values in best.items()}
+    return [*bounds, f"{RANK_EDGES[-1]}+"][:num_bars], counts, {name: float(np.median(values)) for name, values in best.items()}
+
+
+def rank_figure(ranks: dict[str, list[np.ndarray]]) -> Figure:
+    """Share of queries by the rank of their best relevant candidate, both directions side by side."""
+    bars, counts, medians = rank_histogram(ranks)
     figure = Figure(figsize=(7.2, 3.6), dpi=100, layout="constrained")
     axis = figure.subplots()
-    for offset, color, (direction, values) in zip((-0.2, 0.2), (BLUE, ORANGE), best.items()):
-        share = np.bincount(np.searchsorted(RANK_EDGES, values, side="right") - 1, minlength=num_bars) / len(values)
-        title = f"{DIRECTIONS[direction]}, median rank {np.median(values):g}"
-        axis.bar(np.arange(num_bars) + offset, share, width=0.4, color=color, label=title)
-    axis.set_xticks(range(num_bars), [*bounds, f"{RANK_EDGES[-1]}+"][:num_bars], fontsize=9)
+    for offset, color, direction in zip((-0.2, 0.2), (BLUE, ORANGE), ranks):
+        title = f"{DIRECTIONS[direction]}, median rank {medians[direction]:g}"
+        axis.bar(np.arange(len(bars)) + offset, counts[direction] / len(ranks[direction]), width=0.4, color=color, label=title)
+    axis.set_xticks(range(len(bars)), bars, fontsize=9)
     axis.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
     axis.set_xlabel("rank of the best right answer")
     axis.set_ylabel("share of queries")

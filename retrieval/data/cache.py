@@ -48,6 +48,10 @@ class ClipSplit:
         """The same for the same clips, lengths and captions in the same order, wherever the cache lies."""
         return hashlib.sha256(repr([self.clip_ids, self.num_samples.tolist(), self.captions]).encode()).hexdigest()
 
+    def column(self, name: str) -> list[Any] | None:
+        """What the corpus says besides, such as `keywords`, clip by clip; None where the cache has no such column."""
+        return list(self._table[name]) if name in self._table.column_names else None
+
     def audio_fingerprint(self) -> str:
         """Digest of the beginning, middle and end of each clip's bytes: other sounds, another codec or rate have another one."""
         digest = hashlib.sha256()
