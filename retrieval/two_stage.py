@@ -29,6 +29,8 @@ FIRST_STAGE_ELEMENTS = 2**22
 class ClipIndex:
     """What is kept of encoded clips. Raises ValueError for parts that do not fit together. Tensors may be memory maps."""
 
+    normalised = False  # whether the frames have been through TAP's norm
+
     vectors: Tensor  # float32 (B, D), one a clip, for the first stage
     frames: Tensor | None = None  # (all valid frames, clip after clip, D), any float type; None where the pooling does not look at the text
     starts: Tensor | None = None  # int64 (B + 1,): clip b has the frames starts[b] to starts[b + 1]
@@ -109,6 +111,7 @@ class TwoStage:
         if self.is_tap:
             value, output = pooling.value, pooling.output
             self.value_map = output.weight @ value.weight, output.weight @ value.bias + output.bias  # (D, D), (D,): softmax weights sum to 1
+            self._buffer = output.weight.new_empty(0, output.out_features)  # a new one for every clip would cost more than its product
 
     @torch.no_grad()
     def scores(self, text: Tensor, num_candidates: int) -> tuple[Tensor, Tensor]:
@@ -124,7 +127,7 @@ class TwoStage:
         text = text.float()
         candidates, scores = self._first_stage(text, num_candidates)
         if self.is_tap:
-            scores = self._second_stage(text, candidates)
+            scores = self.rescore(text, candidates)
         order = scores.argsort(dim=1, descending=True, stable=True)  # candidates ascend
         return candidates.gather(1, order), scores.gather(1, order)
 
@@ -143,21 +146,35 @@ class TwoStage:
             kept_scores.append(scores[kept].view(len(part), num_candidates))
         return torch.cat(candidates), torch.cat(kept_scores)
 
-    def _second_stage(self, text: Tensor, candidates: Tensor) -> Tensor:
-        """TAP's scores (N, K) of the candidates (N, K), clip by clip: a clip's frames are read and normalised once, and none is padded."""
+    @torch.no_grad()
+    def rescore(self, text: Tensor, candidates: Tensor) -> Tensor:
+        """TAP's scores float32 (N, K) of the candidates int64 (N, K) for the texts float32 (N, D). Raises UserError for NaN.
+
+        Clip by clip: a clip's frames are read and normalised once, and none is padded.
+        """
         queries = self.pooling.folded_queries(text)  # (N, D)
         directions = functional.normalize(text, eps=1e-12)  # (N, D), of which a score is the product with a pooled clip of length 1
-        num_candidates = candidates.shape[1]
-        pairs = candidates.flatten().argsort(stable=True)  # (N K,), those of one clip side by side
-        counts = candidates.flatten().bincount(minlength=len(self.index)).tolist()
+        clips, pairs = candidates.flatten().sort(stable=True)  # (N K,), those of one clip side by side
+        clips, counts = clips.unique_consecutive(return_counts=True)
         scores = torch.empty(len(pairs), device=text.device)  # (N K,)
-        for clip, own in enumerate(pairs.split(counts)):
-            if len(own):
-                rows = own.div(num_candidates, rounding_mode="floor")
-                keys = self.pooling.norm(self.index.clip_frames(clip).to(text.device, torch.float32))  # (T, D)
-                scores[own] = self._score_clip(directions, queries, rows, keys)
+        for clip, own in zip(clips.tolist(), pairs.split(counts.tolist())):
+            rows = own.div(candidates.shape[1], rounding_mode="floor")
+            scores[own] = self._score_clip(directions, queries, rows, self._keys(clip))
         _check_not_nan(scores)
         return scores.view_as(candidates)
+
+    @torch.no_grad()
+    def attention(self, text: Tensor, clip: int) -> Tensor:
+        """Weights float32 (N, T) that the texts float32 (N, D) give to the frames of a clip; rows sum to 1."""
+        return (self.pooling.folded_queries(text) @ self._keys(clip).T).softmax(dim=1)
+
+    def _keys(self, clip: int) -> Tensor:
+        """Normalised frames float32 (T, D), in memory that the next clip takes."""
+        frames = self.index.clip_frames(clip)
+        if self._buffer.shape[0] < len(frames):
+            self._buffer = self._buffer.new_empty(len(frames), frames.shape[1])
+        keys = self._buffer[: len(frames)].copy_(frames)
+        return keys if self.index.normalised else self.pooling.norm(keys)
 
     def _score_clip(self, directions: Tensor, queries: Tensor, rows: Tensor, keys: Tensor) -> Tensor:
         """(n,) scores of the texts `rows` with the clip of normalised frames `keys` (T, D)."""

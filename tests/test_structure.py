@@ -102,7 +102,7 @@ MAY_IMPORT = {
     "dry_run": {"config", "data", "models", "optim", "preparation"},
     "two_stage": {"data", "evaluation", "models"},
     "progress": set(),
-    "search": {"checkpoint", "data", "evaluation", "files", "models", "preparation", "progress", "scoring", "two_stage"},
+    "search": {"data", "evaluation", "files", "models", "preparation", "progress", "reporting", "submission", "two_stage"},
     "app": {"files", "progress", "search"},
     "report": {"checkpoint", "comparison", "data", "evaluation", "files", "metrics", "models", "progress", "relevance", "reporting", "scoring"},
     "sharing": {"checkpoint", "config", "files", "models"},

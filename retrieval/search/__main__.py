@@ -1,0 +1,154 @@
+"""Index a folder of recordings, and find those that a sentence describes, or that sound like another.
+
+    python -m retrieval.search index FOLDER --checkpoint runs/tap/best --index DIR    # again after changes: only those are encoded
+    python -m retrieval.search query "a dog barks twice" --index DIR [-k 10] [--json] [--csv FILE]
+    python -m retrieval.search query --audio dog.wav --index DIR                      # more like this
+    python -m retrieval.search query --queries FILE --index DIR                       # a query a line, or a CSV with a column caption
+
+wav, flac, ogg, opus, mp3 and aiff, of any length: long files are cut into overlapping excerpts, so that an answer is a file and a time.
+An answer has rank, score, file and the seconds that hold half of the attention that TAP pays to the file's excerpt (other poolings: the excerpt).
+"""
+
+import argparse
+import csv
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from retrieval.errors import OneLineParser, UserError, run_main
+from retrieval.files import atomic_writer, check_writable
+from retrieval.progress import set_quiet
+
+FILES_LISTED = 20
+COLUMNS = ("query", "rank", "score", "file", "from", "to", "excerpt_from", "excerpt_to", "file_seconds")
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = parse_arguments(argv)
+    set_quiet(arguments.quiet)
+    # Below the checks, because these take seconds to import.
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    return index(arguments) if arguments.command == "index" else query(arguments)
+
+
+def index(arguments: argparse.Namespace) -> int:
+    from retrieval.search.index import AudioIndex
+
+    started = time.monotonic()
+    settings = {name: getattr(arguments, name) for name in ("hop_seconds", "batch_size", "mixed_precision", "overwrite")}
+    built = AudioIndex.build(arguments.folder, arguments.checkpoint, arguments.index, **settings)
+    for file, reason in built.unreadable[:FILES_LISTED]:
+        print(f"left out: {file}: {reason}", file=sys.stderr)
+    if len(built.unreadable) > FILES_LISTED:
+        print(f"left out: {len(built.unreadable) - FILES_LISTED} more, see {arguments.index / 'unreadable.csv'}", file=sys.stderr)
+    hours = sum(file.seconds for file in built.files) / 3600
+    print(f"{arguments.index}: {len(built.files):,} files, {hours:.2f} hours; {built.changes} in {time.monotonic() - started:.1f} s")
+    return 0
+
+
+def query(arguments: argparse.Namespace) -> int:
+    from retrieval.search.index import AudioIndex
+    from retrieval.search.queries import read_query_file
+
+    queries = read_query_file(arguments.queries) if arguments.queries else [arguments.text] if arguments.text is not None else []
+    opened = AudioIndex.open(arguments.index, arguments.checkpoint)
+    if not opened.is_complete:
+        print(f"note: the last update of {arguments.index} was interrupted, files are missing; run the index command again", file=sys.stderr)
+    filters = {"within": arguments.within, "min_seconds": arguments.min_seconds, "max_seconds": arguments.max_seconds}
+    if arguments.audio:
+        answers = {str(arguments.audio): opened.search_audio(arguments.audio, arguments.k, **filters)}
+    else:
+        for text in queries:
+            if note := opened.notes(text):
+                print(f"note: {note}", file=sys.stderr)
+        answers = dict(zip(queries, opened.search_many(queries, arguments.k, **filters)))
+    for file in sorted({hit.file for hits in answers.values() for hit in hits}):
+        try:
+            opened.path_of(file)
+        except UserError as error:
+            print(f"note: {error}", file=sys.stderr)
+    write_answers(answers, arguments)
+    return 0
+
+
+def write_answers(answers: dict[str, list], arguments: argparse.Namespace) -> None:
+    rows = [(text, *row) for text, hits in answers.items() for row in map(_row, hits)]
+    if arguments.csv:
+        with atomic_writer(arguments.csv) as file:
+            csv.writer(file).writerows([COLUMNS, *rows])
+    if arguments.json:
+        content = [{"query": text, "hits": [dict(zip(COLUMNS[1:], _row(hit))) for hit in hits]} for text, hits in answers.items()]
+        print(json.dumps(content, indent=2, ensure_ascii=False))
+        return
+    for text, hits in answers.items():
+        if len(answers) > 1 or not hits:
+            print(f"{text}:" + ("" if hits else " nothing found"))
+        for hit in hits:
+            print(f"{hit.rank:3}  {hit.score:6.3f}  {_time(hit.attended_from):>8}-{_time(hit.attended_to):<8}  {hit.file}")
+    if arguments.csv:
+        print(f"written: {arguments.csv}")
+
+
+def _row(hit: Any) -> tuple[Any, ...]:
+    times = hit.attended_from, hit.attended_to, hit.start, hit.end, hit.seconds
+    return hit.rank, round(hit.score, 6), hit.file, *(round(seconds, 2) for seconds in times)
+
+
+def _time(seconds: float) -> str:
+    """0:07.3, 1:02:03.4"""
+    tenths = round(10 * seconds)
+    minutes, rest = divmod(tenths, 600)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest / 10:04.1f}" if hours else f"{minutes}:{rest / 10:04.1f}"
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = OneLineParser(prog="python -m retrieval.search", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="index|query")
+    making = commands.add_parser("index", help="make an index, or bring it up to date")
+    making.add_argument("folder", type=Path, metavar="FOLDER", help="recordings, in any sub-folders")
+    making.add_argument("--checkpoint", type=Path, metavar="DIR", help="model folder; default: that of the index that is there")
+    making.add_argument("--hop-seconds", type=float, help="from one excerpt of a long file to the next; default: half of the model's clip_seconds")
+    making.add_argument("--batch-size", type=int, default=16, help="excerpts encoded at once")
+    making.add_argument("--mixed-precision", choices=["auto", "no", "bf16", "fp16"], default="auto", help="of the encoder")
+    making.add_argument("--overwrite", action="store_true", help="forget what the index holds, and make it anew")
+    asking = commands.add_parser("query", help="search an index")
+    asking.add_argument("text", nargs="?", help="a sentence")
+    asking.add_argument("--audio", type=Path, metavar="FILE", help="a sound in place of the sentence")
+    asking.add_argument("--queries", type=Path, metavar="FILE", help="several sentences: a line each, or a CSV with a column caption")
+    asking.add_argument("--checkpoint", type=Path, metavar="DIR", help="where the index's model is now; default: where it was")
+    asking.add_argument("-k", type=int, default=10, help="answers to a query")
+    asking.add_argument("--within", default="", metavar="SUBFOLDER", help="only files below this one, relative to the indexed folder")
+    asking.add_argument("--min-seconds", type=float, default=0.0, help="only files of this length or longer")
+    asking.add_argument("--max-seconds", type=float, default=float("inf"), help="only files of this length or shorter")
+    asking.add_argument("--json", action="store_true", help="print JSON")
+    asking.add_argument("--csv", type=Path, metavar="FILE", help="write the answers to a file too")
+    for command in (making, asking):
+        command.add_argument("--index", type=Path, required=True, metavar="DIR", help="folder of the index")
+        command.add_argument("--quiet", action="store_true", help="no progress bars")
+    arguments = parser.parse_args(argv)
+    if arguments.command == "index" and arguments.batch_size < 1:
+        parser.error(f"--batch-size must be at least 1, found {arguments.batch_size}")
+    if arguments.command == "query":
+        check_query_arguments(arguments, parser)
+    return arguments
+
+
+def check_query_arguments(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    if sum(asked is not None for asked in (arguments.text, arguments.audio, arguments.queries)) != 1:
+        parser.error('give one thing to search for: a sentence in quotes, or --audio FILE, or --queries FILE; for example: query "a dog barks"')
+    if arguments.k < 1:
+        parser.error(f"-k must be at least 1, found {arguments.k}")
+    if arguments.csv:
+        check_writable(arguments.csv.parent)
+        if arguments.csv.is_dir():
+            parser.error(f"--csv {arguments.csv} is a folder; give a file")
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,43 @@
+"""What a search answers.
+
+Letters: T frames.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+HALF = 0.5  # of the attention lies between attended_from and attended_to
+
+
+@dataclass(frozen=True)
+class IndexedFile:
+    """`file` is the path below the indexed folder, "/" between folders."""
+
+    file: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Hit:
+    """An answer: an excerpt of a file and where in it the query is heard. Times are seconds from the file's beginning."""
+
+    rank: int  # 1 is best
+    score: float  # cosine similarity
+    file: str  # path below the indexed folder, "/" between folders
+    start: float  # of the excerpt, which is the whole file where that is short
+    end: float
+    attended_from: float  # the shortest stretch that holds half of TAP's attention; the excerpt for other poolings and for sounds
+    attended_to: float
+    seconds: float  # length of the file
+    attention: np.ndarray | None  # float32 (T,), sums to 1; frame t is centred at start + (t + 0.5) * frame_seconds
+    frame_seconds: float
+
+
+def shortest_stretch(weights: np.ndarray, share: float = HALF) -> tuple[int, int]:
+    """First frame, and the one after the last, of the shortest stretch that holds `share` of the weights (T,); of equal ones the first."""
+    sums = np.concatenate([[0.0], np.cumsum(weights, dtype=np.float64)])  # (T + 1,)
+    lasts = np.searchsorted(sums, sums[:-1] + share * sums[-1] * (1 - 1e-9))  # (T,): the first end that holds enough, T + 1 for none
+    lengths = np.where(lasts < len(sums), lasts - np.arange(len(weights)), len(sums))
+    first = int(lengths.argmin())
+    return first, int(lasts[first])

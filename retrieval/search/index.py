@@ -1,0 +1,274 @@
+"""AudioIndex: recordings of a folder, found by a sentence or by a sound.
+
+Letters: N queries, B excerpts in the index, K candidates of a query, T frames, D = dim.
+"""
+
+import math
+import threading
+from collections.abc import Sequence
+from contextlib import nullcontext
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import torch
+from torch.nn import functional
+
+from retrieval.data import collate_clips
+from retrieval.errors import UserError
+from retrieval.evaluation import eval_mode
+from retrieval.models import DualEncoder
+from retrieval.models.pooling import TextAwareAttentionPooling
+from retrieval.preparation import make_accelerator
+from retrieval.reporting import check_checkpoints
+from retrieval.search.hits import Hit, IndexedFile, shortest_stretch
+from retrieval.search.model_identity import check_same_model, model_identity
+from retrieval.search.queries import check_query, query_notes
+from retrieval.search.sound import Excerpt, UnreadableAudio, cut, read_excerpts
+from retrieval.search.storage import DATABASE, Contents, read_index
+from retrieval.search.update import Changes, ExcerptEncoder, check_any_audio, update_index
+from retrieval.search.writer import IndexWriter, check_target, locked
+from retrieval.two_stage import TwoStage
+
+CANDIDATES = 100  # excerpts that TAP scores for a query, at least; more for larger k
+CANDIDATES_PER_HIT = 4  # overlapping excerpts of one sound count once
+QUERY_EXCERPTS = 20  # of a sound that is a query
+QUERY_BATCH = 4
+QUERIES_AT_ONCE = 64
+
+Sound = Path | str | tuple[np.ndarray, int]  # a file, or samples (S,) or (S, channels) and their rate in Hz
+
+
+class AudioIndex:
+    """An opened index. Searches may come from several threads, and take turns.
+
+    `files`, `folders` (that hold files, for `within`), `unreadable` (file, reason), `folder` that is indexed, `is_complete`: False where the
+    last update was interrupted.
+    """
+
+    def __init__(self, path: Path, model: DualEncoder, contents: Contents):
+        self.path, self.model = path, model
+        self._lock = threading.Lock()
+        self._read(contents)
+
+    def _read(self, contents: Contents) -> None:
+        self._contents, meta = contents, contents.meta
+        self.folder, self.is_complete, self.unreadable = Path(meta["folder"]), meta["complete"], contents.unreadable
+        self.files = [IndexedFile(*file) for file in contents.files]
+        self.folders = sorted({str(parent) for file in self.files for parent in Path(file.file).parents} - {"."})
+        self._numbers = {file.file: number for number, file in enumerate(self.files)}
+        self._two_stage = TwoStage(self.model.pooling, contents.clips)
+        self._faiss = faiss.IndexFlatIP(meta["dim"])
+        self._faiss.add(contents.clips.vectors.numpy())
+
+    @classmethod
+    def build(
+        cls,
+        folder: str | Path,
+        checkpoint: str | Path | None,
+        index: str | Path,
+        *,
+        hop_seconds: float | None = None,
+        batch_size: int = 16,
+        mixed_precision: str = "auto",
+        overwrite: bool = False,
+    ) -> "AudioIndex":
+        """Index the recordings below `folder` with the model in folder `checkpoint`, or bring an index of them up to date; `.changes` says what was done.
+
+        checkpoint: None for that of an index that is there. hop_seconds: from one excerpt of a long file to the next, half of the model's
+        clip_seconds unless given. overwrite: forget what the index holds. Raises UserError.
+        """
+        folder, path = Path(folder), Path(index)
+        if not folder.is_dir():
+            raise UserError(f"folder {folder} is absent or not a folder: expected the one with the recordings")
+        check_target(path)
+        is_new = overwrite or not (path / DATABASE).exists()
+        if is_new and checkpoint is None:
+            raise UserError(f"index {path} does not exist yet: add --checkpoint MODEL, a folder such as runs/tap/best")
+        check_any_audio(folder, num_known=0)
+        meta = {} if is_new else read_index(path).meta
+        model, checkpoint = _load(Path(checkpoint or meta["model"]["path"])), Path(checkpoint or meta["model"]["path"])
+        hop = min(model.clip_seconds, hop_seconds or meta.get("hop_seconds") or model.clip_seconds / 2)
+        if hop <= 0:
+            raise UserError(f"--hop-seconds must be above 0, found {hop_seconds}")
+        about = {"folder": str(folder.resolve()), "model": model_identity(checkpoint), "hop_seconds": hop, "clip_seconds": model.clip_seconds}
+        about |= {"dim": model.audio_projection.out_features, "has_frames": isinstance(model.pooling, TextAwareAttentionPooling)}
+        with locked(path):
+            with IndexWriter.opened(path, about, overwrite) as writer:
+                _check_as_before(path, writer.meta, about, checkpoint)
+                changes = update_index(writer, folder, _encoder(model, batch_size, mixed_precision))
+            index = cls(path, model, read_index(path))
+        index.changes = changes
+        return index
+
+    @classmethod
+    def open(cls, index: str | Path, checkpoint: str | Path | None = None) -> "AudioIndex":
+        """An index, with its model from where it was, or from the folder `checkpoint`. Raises UserError where it is absent, damaged or of another model."""
+        path = Path(index)
+        contents = read_index(path)
+        folder = Path(checkpoint or contents.meta["model"]["path"])
+        if not folder.exists():
+            raise UserError(f"the model of index {path} is gone from {folder}; say where it is now: --checkpoint DIR")
+        check_same_model(path, contents.meta["model"], folder)
+        return cls(path, _load(folder), contents)
+
+    def add(self, *, batch_size: int = 16, mixed_precision: str = "auto") -> Changes:
+        """Bring the index up to date with its folder. Raises UserError."""
+        meta = self._contents.meta
+        if not self.folder.is_dir():
+            raise UserError(f"folder {self.folder} of index {self.path} is gone; nothing is changed")
+        with locked(self.path):
+            with IndexWriter.opened(self.path, meta, overwrite=False) as writer:
+                self.changes = update_index(writer, self.folder, _encoder(self.model, batch_size, mixed_precision))
+            contents = read_index(self.path)
+        with self._lock:
+            self._read(contents)
+        return self.changes
+
+    def search(self, query: str, k: int = 10, **filters: Any) -> list[Hit]:
+        """The best k answers to a sentence; see `search_many`."""
+        return self.search_many([query], k, **filters)[0]
+
+    @torch.no_grad()
+    def search_many(self, queries: Sequence[str], k: int = 10, **filters: Any) -> list[list[Hit]]:
+        """The best k answers to each sentence, fewer where there are not as many.
+
+        Of excerpts of one file that overlap the best alone is an answer. filters: within, a folder below the indexed one; min_seconds and
+        max_seconds of the file. Raises UserError for a query without words that the model knows, and for k below 1.
+        """
+        for query in queries:
+            check_query(query, self.model.text_encoder)
+        with self._lock, eval_mode(self.model):
+            answers = []
+            for first in range(0, len(queries), QUERIES_AT_ONCE):
+                text = self.model.encode_text(list(queries[first : first + QUERIES_AT_ONCE])).float()  # (n, D)
+                clips, scores = self._shortlist(functional.normalize(text, eps=1e-12).cpu().numpy(), k, **filters)  # (n, K)
+                if self._two_stage.is_tap and clips.size:
+                    scores = self._two_stage.rescore(text, torch.from_numpy(clips).to(text.device)).cpu().numpy()
+                answers += [self._hits(*row, k) for row in zip(clips, scores, text)]
+            return answers
+
+    def search_audio(self, audio: Sound, k: int = 10, **filters: Any) -> list[Hit]:
+        """The best k answers to a sound, by the vectors of the first stage: for TAP what it gives when it listens to all frames alike.
+
+        Of a long sound the first excerpts count, and an answer to any of them. A file of the index is not an answer to itself. Raises UserError.
+        """
+        excerpts = self._excerpts(audio)
+        own = self._numbers.get(self._name_of(audio)) if isinstance(audio, (str, Path)) else None
+        with self._lock:
+            vectors, _ = ExcerptEncoder(self.model, nullcontext, QUERY_BATCH).encode(excerpts)  # (n, D)
+            clips, scores = self._shortlist(vectors, k, without=own, **filters)  # (n, K)
+        best: dict[int, float] = {}
+        for clip, score in zip(clips.flatten().tolist(), scores.flatten().tolist()):
+            best[clip] = max(score, best.get(clip, -math.inf))
+        return self._hits(np.array(list(best), dtype=np.int64), np.array(list(best.values()), dtype=np.float32), None, k)
+
+    @torch.no_grad()
+    def score_audio(self, audio: Sound, sentences: Sequence[str]) -> list[float]:
+        """Cosine similarity of a sound with each sentence; of a long one the best of its first excerpts. Raises UserError."""
+        excerpts = self._excerpts(audio)
+        for sentence in sentences:
+            check_query(sentence, self.model.text_encoder)
+        if not sentences:
+            raise UserError("no sentence to compare the sound with")
+        device = self.model.temperature.device
+        with self._lock, eval_mode(self.model):
+            waveform, lengths = collate_clips([excerpt.samples for excerpt in excerpts])
+            frames, mask = self.model.encode_audio(waveform.to(device), lengths)
+            return self.model.score(self.model.encode_text(list(sentences)).float(), frames.float(), mask).amax(dim=1).tolist()
+
+    def notes(self, query: str) -> str | None:
+        """What the model does not hear of a query: unknown words, and those beyond its longest text."""
+        return query_notes(query, self.model.text_encoder)
+
+    def path_of(self, file: str) -> Path:
+        """Where a file of the index lies. Raises UserError for any other file, and for one that is gone or leads out of the folder since."""
+        if file not in self._numbers:
+            raise UserError(f"{file!r} is not a file of index {self.path}")
+        path = (self.folder / file).resolve()
+        if not path.is_relative_to(self.folder.resolve()):
+            raise UserError(f"{file!r} leads out of the indexed folder")
+        if not path.is_file():
+            raise UserError(f"{file!r} is no longer in {self.folder}; bring the index up to date: python -m retrieval.search index ...")
+        return path
+
+    # --- parts ---
+
+    def _name_of(self, audio: Path | str) -> str:
+        path = Path(audio).resolve()
+        return path.relative_to(self.folder).as_posix() if path.is_relative_to(self.folder) else ""
+
+    def _excerpts(self, audio: Sound) -> list[Excerpt]:
+        cuts = self.model.sample_rate, self.model.windows.clip_samples, self.model.windows.clip_samples
+        name = audio if isinstance(audio, (str, Path)) else "the sound"
+        try:
+            if isinstance(audio, tuple):
+                return cut(*audio, *cuts)[:QUERY_EXCERPTS]
+            return list(islice(read_excerpts(Path(audio), *cuts), QUERY_EXCERPTS))
+        except FileNotFoundError:
+            raise UserError(f"{name} does not exist") from None
+        except UnreadableAudio as error:
+            raise UserError(f"{name} {error}") from None
+
+    def _shortlist(self, vectors: np.ndarray, k: int, without: int | None = None, **filters: Any) -> tuple[np.ndarray, np.ndarray]:
+        """FAISS: the excerpts int64 (N, K) of the best vectors for each of (N, D), and their cosines."""
+        if k < 1:
+            raise UserError(f"k must be at least 1, found {k}")
+        allowed = self._allowed(without, **filters)  # bool (B,)
+        num_candidates = min(max(CANDIDATES, CANDIDATES_PER_HIT * k), int(allowed.sum()))
+        if not num_candidates:
+            return np.zeros((len(vectors), 0), np.int64), np.zeros((len(vectors), 0), np.float32)
+        bitmap = np.packbits(allowed, bitorder="little")
+        selector = None if allowed.all() else faiss.SearchParameters(sel=faiss.IDSelectorBitmap(bitmap))
+        scores, clips = self._faiss.search(np.ascontiguousarray(vectors, np.float32), num_candidates, params=selector)
+        return clips, scores
+
+    def _allowed(self, without: int | None, within: str = "", min_seconds: float = 0.0, max_seconds: float = math.inf) -> np.ndarray:
+        folder = within.strip("/")
+        good = [
+            (not folder or file.file.startswith(f"{folder}/")) and min_seconds <= file.seconds <= max_seconds and number != without
+            for number, file in enumerate(self.files)
+        ]
+        return np.array(good, dtype=bool)[self._contents.file_of]
+
+    def _hits(self, clips: np.ndarray, scores: np.ndarray, text: torch.Tensor | None, k: int) -> list[Hit]:
+        """clips and scores (K,) in any order, text (D,) or None for a sound."""
+        hits, taken = [], {}
+        for place in np.lexsort((clips, -scores)):
+            clip = int(clips[place])
+            number, start, end = int(self._contents.file_of[clip]), float(self._contents.starts[clip]), float(self._contents.stops[clip])
+            if any(start < other_end and other_start < end for other_start, other_end in taken.get(number, ())):
+                continue
+            taken.setdefault(number, []).append((start, end))
+            attention, file = None, self.files[number]
+            attended, frame_seconds = (start, end), end - start
+            if text is not None and self._two_stage.is_tap:
+                attention = self._two_stage.attention(text[None], clip)[0].cpu().numpy()  # (T,)
+                frame_seconds = (end - start) / len(attention)
+                attended = tuple(start + frame * frame_seconds for frame in shortest_stretch(attention))
+            hits.append(Hit(len(hits) + 1, float(scores[place]), file.file, start, end, *attended, file.seconds, attention, frame_seconds))
+            if len(hits) == k:
+                break
+        return hits
+
+
+def _load(folder: Path) -> DualEncoder:
+    check_checkpoints([folder])
+    if not folder.is_dir():
+        raise UserError(f"--checkpoint {folder} is a file; give a model folder, such as runs/tap/best")
+    model = DualEncoder.from_pretrained(folder)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _encoder(model: DualEncoder, batch_size: int, mixed_precision: str) -> ExcerptEncoder:
+    return ExcerptEncoder(model, make_accelerator(mixed_precision).autocast, batch_size)
+
+
+def _check_as_before(path: Path, before: dict[str, Any], about: dict[str, Any], checkpoint: Path) -> None:
+    if before["folder"] != about["folder"]:
+        raise UserError(f"index {path} is of folder {before['folder']}, not of {about['folder']}; give another --index, or --overwrite")
+    check_same_model(path, before["model"], checkpoint)
+    if before["hop_seconds"] != about["hop_seconds"]:
+        raise UserError(f"index {path} was made with --hop-seconds {before['hop_seconds']:g}, not {about['hop_seconds']:g}; add --overwrite")

@@ -1,0 +1,236 @@
+"""Bring an index up to date with its folder: new and changed files are encoded, files that are gone are taken out, the others stay as they are.
+
+Letters: B excerpts of a batch, S samples, T frames, D = dim.
+"""
+
+import hashlib
+import os
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from retrieval.data.pairs import collate_clips
+from retrieval.errors import UserError
+from retrieval.evaluation import Autocast, eval_mode
+from retrieval.models import DualEncoder
+from retrieval.models.pooling import TextAwareAttentionPooling
+from retrieval.progress import bar
+from retrieval.search.sound import READABLE, Excerpt, Found, UnreadableAudio, find_audio, read_excerpts
+from retrieval.search.writer import IndexWriter
+from retrieval.two_stage import first_stage_vectors
+
+SECONDS_BETWEEN_COMMITS = 10.0  # what an interruption costs at most, beside the file that it falls into
+FILES_AHEAD = 4  # read by other threads while the model computes
+EXCERPTS_AHEAD = 8  # of each of these files; the rest of a long one is read when its turn comes
+
+
+@dataclass
+class Changes:
+    """Files that an update has added, encoded anew, moved or copied without encoding, removed and left as they were, and why some are left out."""
+
+    added: int = 0
+    changed: int = 0
+    moved: int = 0
+    removed: int = 0
+    unchanged: int = 0
+    unreadable: list[tuple[str, str]] | None = None  # file, reason
+
+    def __str__(self) -> str:
+        names = "added", "changed", "moved", "removed", "unchanged"
+        return ", ".join(f"{getattr(self, name):,} {name}" for name in names) + f", {len(self.unreadable or []):,} unreadable"
+
+
+@dataclass
+class _Read:
+    """A file that has been hashed, and opened where its content is new. `error`: why it could not be read."""
+
+    sha256: str = ""
+    excerpts: Iterator[Excerpt] | None = None
+    error: Exception | None = None
+
+
+@dataclass
+class ExcerptEncoder:
+    """Excerpts -> what the index keeps of them."""
+
+    model: DualEncoder
+    autocast: Autocast
+    batch_size: int
+
+    @torch.no_grad()
+    def encode(self, excerpts: list[Excerpt]) -> tuple[np.ndarray, list[np.ndarray] | None]:
+        """Vectors float32 (B, D) of length 1 for the first stage, and for TAP the normalised valid frames float16 (T, D) of each."""
+        vectors, keys, num_frames = [], [], []
+        with eval_mode(self.model):
+            for first in range(0, len(excerpts), self.batch_size):
+                waveform, lengths = collate_clips([excerpt.samples for excerpt in excerpts[first : first + self.batch_size]])
+                with self.autocast():
+                    frames, mask = self.model.encode_audio(waveform.to(self.model.temperature.device, non_blocking=True), lengths)
+                frames = frames.float()  # (b, T, D)
+                vectors.append(torch.nn.functional.normalize(first_stage_vectors(self.model.pooling, frames, mask), eps=1e-12).cpu())
+                if isinstance(self.model.pooling, TextAwareAttentionPooling):
+                    keys.append(self.model.pooling.norm(frames)[mask].half().cpu())  # (valid frames, D)
+                    num_frames += mask.sum(dim=1).tolist()
+        if not all(bool(numbers.isfinite().all()) for numbers in vectors + keys):
+            raise UserError("the model gives vectors that are not finite: its weights are damaged, or overflow in this precision; take another one")
+        return torch.cat(vectors).numpy(), [own.numpy() for own in torch.cat(keys).split(num_frames)] if keys else None
+
+
+def check_any_audio(folder: Path, num_known: int) -> tuple[list[Found], dict[str, str]]:
+    """find_audio(folder). Raises UserError where there is nothing to index, or nothing is left of `num_known` files."""
+    found, left_out = find_audio(folder)
+    if not found and num_known:
+        raise UserError(f"folder {folder} holds no audio file any more, the index has {num_known}; nothing is changed: is a disk missing?")
+    if not found:
+        raise UserError(f"folder {folder} holds no audio file ({' '.join(READABLE)})")
+    return found, left_out
+
+
+def update_index(writer: IndexWriter, folder: Path, encoder: ExcerptEncoder) -> Changes:
+    """Whatever is interrupted, the files that were encoded before stay in the index, and the next update goes on from there. Raises UserError."""
+    known, unreadable = writer.files(), writer.unreadable()
+    found, left_out = check_any_audio(folder, len(known))
+    changes = Changes()
+    work = []
+    for file in found:
+        as_before = (file.size, file.mtime_ns)
+        if known.get(file.file) == as_before:
+            changes.unchanged += 1
+        elif unreadable.get(file.file) != as_before:
+            work.append(file)
+    if writer.meta["complete"] and work:
+        writer.commit(complete=False)
+    with bar(total=len(work), desc="indexing", unit="file") as progress:
+        _Update(writer, folder, encoder, changes, known).run(work, progress)
+    present = {file.file for file in found}
+    for file in known.keys() - present:
+        writer.remove(file)
+        changes.removed += 1
+    for file in unreadable.keys() - present - left_out.keys():
+        writer.remove(file)
+    for file, reason in left_out.items():
+        writer.add_unreadable(file, reason)
+    writer.commit(complete=True)
+    writer.finish()
+    changes.unreadable = writer.listed_unreadable()
+    return changes
+
+
+class _Update:
+    def __init__(self, writer: IndexWriter, folder: Path, encoder: ExcerptEncoder, changes: Changes, known: dict[str, tuple[int, int]]):
+        self.writer, self.folder, self.encoder, self.changes, self.known = writer, folder, encoder, changes, known
+        self.rate = encoder.model.sample_rate
+        self.digests = writer.digests()
+        # Excerpts that wait for a full batch, with the file that each belongs to.
+        self.waiting: list[tuple[_Open, Excerpt]] = []
+        self.last_commit = time.monotonic()
+
+    def run(self, work: list[Found], progress) -> None:
+        with ThreadPoolExecutor(FILES_AHEAD) as pool:
+            try:
+                for found, read in _ahead(pool, work, self._read):
+                    self._take(found, read)
+                    progress.update()
+                self._encode(everything=True)
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+
+    def _read(self, found: Found) -> _Read:
+        """In another thread: what numpy, soundfile and soxr do there does not hold Python's lock."""
+        path = self.folder / found.file
+        try:
+            digest = _sha256(path)
+            if digest in self.digests:
+                return _Read(digest)
+            return _Read(digest, self._excerpts(path))
+        except (UnreadableAudio, OSError) as error:
+            return _Read(error=error)
+
+    def _excerpts(self, path: Path) -> Iterator[Excerpt]:
+        excerpts = read_excerpts(path, self.rate, self.encoder.model.windows.clip_samples, round(self.writer.meta["hop_seconds"] * self.rate))
+        return chain(list(islice(excerpts, EXCERPTS_AHEAD)), excerpts)
+
+    def _take(self, found: Found, read: _Read) -> None:
+        error = read.error
+        try:
+            if error is not None:
+                raise error
+            if read.excerpts is None:
+                if name := self.writer.add_known(found, read.sha256):
+                    self._count("unchanged" if name == found.file else "moved")
+                    return
+                read.excerpts = self._excerpts(self.folder / found.file)  # the file that had this content has another one by now
+            opened = _Open(found, read.sha256)
+            for excerpt in read.excerpts:
+                opened.num_excerpts += 1
+                opened.num_samples = max(opened.num_samples, excerpt.start + len(excerpt.samples))
+                self.waiting.append((opened, excerpt))
+                self._encode(everything=False)
+            opened.is_read = True
+            self._close(opened)
+        except FileNotFoundError:
+            return  # gone since the folder was listed; what the index has of it goes at the end of the next update
+        except (UnreadableAudio, OSError) as error:
+            self.waiting = [(opened, excerpt) for opened, excerpt in self.waiting if opened.found is not found]
+            if isinstance(error, UnreadableAudio):
+                self.writer.add_unreadable(found.file, str(error), found)
+            else:  # tried again next time: permissions change without the file
+                self.writer.add_unreadable(found.file, f"cannot be read: {error.strerror}")
+
+    def _encode(self, everything: bool) -> None:
+        size = self.encoder.batch_size
+        while len(self.waiting) >= (1 if everything else size):
+            batch, self.waiting = self.waiting[:size], self.waiting[size:]
+            vectors, frames = self.encoder.encode([excerpt for _, excerpt in batch])
+            for (opened, excerpt), place in zip(batch, self.writer.append(vectors, frames)):
+                opened.places.append((excerpt.start / self.rate, (excerpt.start + len(excerpt.samples)) / self.rate, *place))
+                self._close(opened)
+        if time.monotonic() - self.last_commit > SECONDS_BETWEEN_COMMITS:
+            self.writer.commit()
+            self.last_commit = time.monotonic()
+
+    def _close(self, opened: "_Open") -> None:
+        """Add a file to the index when all of its excerpts are written."""
+        if opened.is_read and len(opened.places) == opened.num_excerpts:
+            self.writer.add_file(opened.found, opened.sha256, opened.num_samples / self.rate, opened.places)
+            self._count("changed" if opened.found.file in self.known else "added")
+
+    def _count(self, what: str) -> None:
+        setattr(self.changes, what, getattr(self.changes, what) + 1)
+
+
+class _Open:
+    """A file on its way into the index."""
+
+    def __init__(self, found: Found, sha256: str):
+        self.found, self.sha256 = found, sha256
+        self.num_excerpts = self.num_samples = 0
+        self.is_read = False
+        self.places: list[tuple[float, float, int, int, int]] = []
+
+
+def _ahead(pool: ThreadPoolExecutor, work: list[Found], read) -> Iterator[tuple[Found, _Read]]:
+    """In order, with some read before their turn."""
+    queue: deque[tuple[Found, Future]] = deque()
+    files = iter(work)
+    for found in chain(files, [None] * FILES_AHEAD):
+        if found is not None:
+            queue.append((found, pool.submit(read, found)))
+        if queue and (len(queue) > FILES_AHEAD or found is None):
+            first, future = queue.popleft()
+            yield first, future.result()
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(os.fspath(path), "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
