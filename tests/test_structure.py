@@ -46,8 +46,8 @@ def name_of(path: Path) -> str:
 
 
 def module_of(path: Path) -> str:
-    """`retrieval.models.text` of retrieval/models/text.py."""
-    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    """`retrieval.models.text` of retrieval/models/text.py, and what `python -m` calls a package that runs."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__").removesuffix(".__main__")
 
 
 def imports_of(path: Path, tree: ast.Module | None = None) -> set[str]:

@@ -75,7 +75,7 @@ class AudioIndex:
         mixed_precision: str = "auto",
         overwrite: bool = False,
     ) -> "AudioIndex":
-        """Index the recordings below `folder` with the model in folder `checkpoint`, or bring an index of them up to date; `.changes` says what was done.
+        """Index the recordings below `folder` with the model folder `checkpoint`, or bring an index of them up to date; see `.changes`.
 
         checkpoint: None for that of an index that is there. hop_seconds: from one excerpt of a long file to the next, half of the model's
         clip_seconds unless given. overwrite: forget what the index holds. Raises UserError.
@@ -105,7 +105,7 @@ class AudioIndex:
 
     @classmethod
     def open(cls, index: str | Path, checkpoint: str | Path | None = None) -> "AudioIndex":
-        """An index, with its model from where it was, or from the folder `checkpoint`. Raises UserError where it is absent, damaged or of another model."""
+        """An index, with its model from where it was, or from the folder `checkpoint`. Raises UserError: absent, damaged, of another model."""
         path = Path(index)
         contents = read_index(path)
         folder = Path(checkpoint or contents.meta["model"]["path"])
