@@ -11,8 +11,20 @@
     index.search_audio("recordings/dog.wav")     # more like this
 """
 
-from retrieval.search.hits import Hit, IndexedFile
-from retrieval.search.index import AudioIndex
-from retrieval.search.update import Changes
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from retrieval.search.hits import Hit, IndexedFile
+    from retrieval.search.index import AudioIndex
+    from retrieval.search.update import Changes
+
+_MODULES = {"AudioIndex": "index", "Changes": "update", "Hit": "hits", "IndexedFile": "hits"}
 __all__ = ["AudioIndex", "Changes", "Hit", "IndexedFile"]
+
+
+def __getattr__(name: str) -> Any:
+    """Loaded when it is asked for: `python -m retrieval.search --help` need not wait for torch."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
