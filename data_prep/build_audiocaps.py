@@ -17,6 +17,7 @@ from audiocaps_files import CSV_OF_SPLIT, read_audiocaps
 from build_command import build_from_plans, build_parser, check_options, check_output
 from exclusions import Exclusions
 from prep_errors import run
+from prep_progress import set_quiet
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -44,6 +45,7 @@ def build(arguments: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
+    set_quiet(arguments.quiet)
     return run(lambda: build(arguments))
 
 

@@ -17,6 +17,7 @@ from build_command import build_from_plans, build_parser, check_options, check_o
 from clotho_download import ZENODO_URL, download_clotho
 from clotho_files import SPLITS, read_clotho
 from prep_errors import UserError, run
+from prep_progress import set_quiet
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -45,6 +46,7 @@ def build(arguments: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
+    set_quiet(arguments.quiet)
     return run(lambda: build(arguments))
 
 

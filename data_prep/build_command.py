@@ -25,6 +25,7 @@ def build_parser(description: str, max_lost: float = 1.0, max_seconds: float = 0
     lost_help = f"go on when more than this share of a split's clips is lost (default: {max_lost:g}; without a number: any share)"
     parser.add_argument("--allow-missing", type=float, nargs="?", const=100.0, default=max_lost, metavar="PERCENT", help=lost_help)
     parser.add_argument("--overwrite", action="store_true", help="build anew and replace the cache that is there")
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
     return parser
 
 

@@ -24,6 +24,7 @@ from build_command import build_from_plans, build_parser, check_options, check_o
 from cache_shards import Clip
 from csv_files import caption_columns, one_spaced, read_csv
 from prep_errors import UserError, run
+from prep_progress import set_quiet
 from split_plan import Skipped, SplitPlan
 
 SPLITS = ("development", "validation", "evaluation")
@@ -177,6 +178,7 @@ def _name(text: str) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
+    set_quiet(arguments.quiet)
     return run(lambda: build(arguments))
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from build_command import build_from_plans, build_parser, check_options, check_output
 from exclusions import Exclusions
 from prep_errors import run
+from prep_progress import set_quiet
 from wavcaps_files import SOURCES, leak_warnings, read_wavcaps
 
 
@@ -58,6 +59,7 @@ def build(arguments: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
+    set_quiet(arguments.quiet)
     return run(lambda: build(arguments))
 
 

@@ -23,8 +23,8 @@ from typing import Any
 import pyarrow as pa
 from audio_codec import UnusableAudio, encode_clip
 from prep_errors import UserError
+from prep_progress import bar
 from tqdm import tqdm
-
 
 # Numbers of a shard, in its report and, summed up, in cache.json.
 COUNTS = ("num_clips", "num_captions", "num_samples", "num_clipped_samples", "num_cut_clips")
@@ -134,20 +134,20 @@ def atomic_file(path: Path) -> Iterator[Any]:
 
 def run_jobs(jobs: list[ShardJob], num_proc: int) -> list[dict[str, Any]]:
     """Write all shards in `num_proc` processes; reports in the order of `jobs`."""
-    with tqdm(total=sum(len(job.clips) for job in jobs), desc="building", unit="clip", disable=None) as bar:
+    with bar(total=sum(len(job.clips) for job in jobs), desc="building", unit="clip") as progress:
         if min(num_proc, len(jobs)) <= 1:
-            return [write_shard(job, bar.update) for job in jobs]
-        return _run_parallel(jobs, num_proc, bar)
+            return [write_shard(job, progress.update) for job in jobs]
+        return _run_parallel(jobs, num_proc, progress)
 
 
-def _run_parallel(jobs: list[ShardJob], num_proc: int, bar: tqdm) -> list[dict[str, Any]]:
+def _run_parallel(jobs: list[ShardJob], num_proc: int, progress: tqdm) -> list[dict[str, Any]]:
     context = multiprocessing.get_context("spawn")  # a forked copy of a process with threads can hang
     counter, stop = context.Value("q", 0), context.Event()
     executor = ProcessPoolExecutor(min(num_proc, len(jobs)), context, _start_worker, (counter, stop))
     try:
         with _interrupts_ignored():  # inherited by the workers: Ctrl-C is this process's business alone
             futures = [executor.submit(_work, job) for job in jobs]
-        _follow(futures, counter, bar)
+        _follow(futures, counter, progress)
         return [future.result() for future in futures]
     except BrokenProcessPool:
         raise UserError(
@@ -159,11 +159,11 @@ def _run_parallel(jobs: list[ShardJob], num_proc: int, bar: tqdm) -> list[dict[s
         executor.shutdown(wait=True, cancel_futures=True)
 
 
-def _follow(futures: list[Future], counter: Any, bar: tqdm) -> None:
+def _follow(futures: list[Future], counter: Any, progress: tqdm) -> None:
     pending = set(futures)
     while pending:
         done, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
-        bar.update(counter.value - bar.n)
+        progress.update(counter.value - progress.n)
         for future in done:
             future.result()  # the first failure ends the build
 

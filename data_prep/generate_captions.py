@@ -37,7 +37,7 @@ from chat_endpoint import BadAnswer, ChatEndpoint, ServerFailure
 from clotho_files import rows_by_name
 from csv_files import caption_columns, one_spaced
 from prep_errors import OneLineParser, UserError, check_has_name, disk_errors, run
-from tqdm import tqdm
+from prep_progress import bar, set_quiet
 
 NUM_CAPTIONS = 5  # new ones a clip
 MAX_TRIES = 5  # answers a clip and run
@@ -66,6 +66,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--num-parallel", type=int, default=8, help="questions at a time (default: 8)")
     parser.add_argument("--allow-missing", action="store_true", help="write the CSV also when more than 1 %% of the clips lack captions")
     parser.add_argument("--overwrite", action="store_true", help="replace the output that is there")
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
     return parser.parse_args(argv)
 
 
@@ -165,11 +166,12 @@ def ask_all(endpoint: ChatEndpoint, clips: list[Clip], journal: BinaryIO, num_pa
     reasons = {clip.file_name: "no captions to begin with" for clip in clips if not clip.captions}
     num_failed = 0
     # Its threads are daemons: Ctrl-C does not wait for the answers under way.
-    with ThreadPool(min(num_parallel, max(1, len(todo)))) as threads, tqdm(total=len(clips), initial=num_ready, unit="clip", disable=None) as bar:
+    progress = bar(total=len(clips), desc="captions", unit="clip", initial=num_ready)
+    with ThreadPool(min(num_parallel, max(1, len(todo)))) as threads, progress:
         for clip, reason in threads.imap_unordered(lambda clip: ask_clip(endpoint, clip), todo):
             journal.write(json.dumps(asdict(clip)).encode() + b"\n")
             journal.flush()
-            bar.update()
+            progress.update()
             num_failed = num_failed + 1 if reason else 0
             if num_failed == MAX_FAILED_IN_A_ROW:
                 raise UserError(f"stopped after {num_failed} clips in a row without their captions, the last one because {reason}")
@@ -224,6 +226,7 @@ def write_csv(output: Path, rows: list[dict[str, str]], clips: list[Clip]) -> No
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
+    set_quiet(arguments.quiet)
     return run(lambda: generate(arguments))
 
 

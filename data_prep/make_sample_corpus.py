@@ -21,6 +21,7 @@ import signal
 import sys
 import threading
 import wave
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
@@ -29,12 +30,12 @@ from typing import Any
 
 import numpy as np
 from prep_errors import OneLineParser, UserError, run, whole_folder
+from prep_progress import bar, set_quiet
 from sample_corpus.captions import Caption, write_captions
 from sample_corpus.events import EVENTS
 from sample_corpus.file_names import file_name
 from sample_corpus.scenes import Scene, plan_scene, render_scene
 from sample_corpus.signals import SAMPLE_RATE
-from tqdm import tqdm
 
 VERSION = 1  # raise it with every change that changes bytes: an older corpus is then not taken for this one
 SPLITS = ("development", "validation", "evaluation")
@@ -52,7 +53,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--num-proc", type=int, default=os.cpu_count() or 1, metavar="N", help="processes")
     parser.add_argument("--overwrite", action="store_true", help="replace a sample corpus of another seed, size or version")
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
     options = parser.parse_args(arguments)
+    set_quiet(options.quiet)
     return run(lambda: make_corpus(options.output, options.seed, options.sizes, options.num_proc, options.overwrite))
 
 
@@ -123,12 +126,21 @@ def _generator(*key: int) -> np.random.Generator:
 
 
 def _render_all(tasks: list[Task], num_proc: int) -> list[dict[str, Any]]:
-    show = {"total": len(tasks), "desc": "sound scenes", "unit": "clip", "disable": None}
+    clips = []
+    with bar(total=len(tasks), desc="sound scenes", unit="clip") as progress:
+        for clip in _rendered(tasks, num_proc):
+            clips.append(clip)
+            progress.update()
+    return clips
+
+
+def _rendered(tasks: list[Task], num_proc: int) -> Iterator[dict[str, Any]]:
     if num_proc == 1:
-        return list(tqdm(map(_render, tasks), **show))
+        yield from map(_render, tasks)
+        return
     with ProcessPoolExecutor(min(num_proc, len(tasks)), multiprocessing.get_context("spawn"), _start_worker) as pool:
         try:
-            return list(tqdm(pool.map(_render, tasks, chunksize=4), **show))
+            yield from pool.map(_render, tasks, chunksize=4)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

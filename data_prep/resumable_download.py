@@ -18,7 +18,7 @@ from typing import Any
 import py7zr
 import py7zr.callbacks
 from prep_errors import DISK_FULL, UserError, disk_errors
-from tqdm import tqdm
+from prep_progress import bar
 
 CHUNK_BYTES = 1 << 18
 TIMEOUT = 60  # s without a byte
@@ -53,11 +53,11 @@ def fetch_file(url: str, path: Path, md5: str) -> None:
 
 def file_md5(path: Path) -> str:
     digest = hashlib.md5()
-    bar = tqdm(total=path.stat().st_size, desc=f"checking {path.name}", unit="B", unit_scale=True, disable=None, delay=2)
-    with path.open("rb") as file, bar:
+    progress = bar(total=path.stat().st_size, desc=f"checking {path.name}", unit="B", scale=True)
+    with path.open("rb") as file, progress:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
-            bar.update(len(chunk))
+            progress.update(len(chunk))
     return digest.hexdigest()
 
 
@@ -102,10 +102,10 @@ def _receive(url: str, part: Path) -> bool:
             length = response.headers.get("Content-Length")
             total = start + int(length) if length else None
             name = part.name.removesuffix(".part")
-            with tqdm(total=total, initial=start, desc=name, unit="B", unit_scale=True, disable=None) as bar:
+            with bar(total=total, initial=start, desc=name, unit="B", scale=True) as progress:
                 while chunk := response.read(CHUNK_BYTES):
                     sink.write(chunk)
-                    bar.update(len(chunk))
+                    progress.update(len(chunk))
     return total is None or _size(part) == total
 
 
@@ -132,20 +132,20 @@ def _extract(archive: Path, target: Path) -> None:
     try:
         with (
             py7zr.SevenZipFile(archive) as file,
-            tqdm(total=file.archiveinfo().uncompressed, desc=f"unpacking {archive.name}", unit="B", unit_scale=True, disable=None) as bar,
+            bar(total=file.archiveinfo().uncompressed, desc=f"unpacking {archive.name}", unit="B", scale=True) as progress,
         ):
-            file.extractall(target, callback=_Progress(bar))
+            file.extractall(target, callback=_Progress(progress))
     except (py7zr.exceptions.ArchiveError, lzma.LZMAError, EOFError) as error:
         reason = str(error) or type(error).__name__
         raise UserError(f"{archive} cannot be unpacked: {reason}; remove it and run again with --download") from None
 
 
 class _Progress(py7zr.callbacks.ExtractCallback):
-    def __init__(self, bar: Any) -> None:
-        self.bar = bar
+    def __init__(self, progress: Any) -> None:
+        self.progress = progress
 
     def report_end(self, processing_file_path: str, wrote_bytes: str) -> None:
-        self.bar.update(int(wrote_bytes))
+        self.progress.update(int(wrote_bytes))
 
     def report_start_preparation(self) -> None: ...
 

@@ -11,12 +11,15 @@ import sys
 import termios
 import textwrap
 
+import build_clotho  # of data_prep, see conftest.py
+import make_sample_corpus
+import prep_progress
 import pytest
 from conftest import ROOT
 
 from retrieval import pretraining, progress, zero_shot
 
-MODULES = {"retrieval.progress": ROOT}
+MODULES = {"retrieval.progress": ROOT, "prep_progress": ROOT / "data_prep"}
 WORK = """
     import sys, time
     import {module} as progress
@@ -91,17 +94,17 @@ def test_a_terminal_gets_a_bar_with_rate_and_time_left(start):
 
 @pytest.mark.parametrize(
     "arguments",
-    [
-        {"before": "progress.set_quiet(True)"},
-        {"environment": {"RANK": "1"}},
-        {"environment": {"LOCAL_RANK": "1"}},
-        {"environment": {"TQDM_DISABLE": "1"}},
-        {"before": "progress.SECONDS_UNSEEN = 60"},
-    ],
-    ids=["quiet", "rank", "local rank", "tqdm's variable", "short work"],
+    [{"before": "progress.set_quiet(True)"}, {"before": "progress.SECONDS_UNSEEN = 60"}, {"environment": {"TQDM_DISABLE": "1"}}],
+    ids=["quiet", "short work", "tqdm's variable"],
 )
 def test_nothing_is_shown(start, tmp_path, arguments):
     assert seen_in_file(start, tmp_path, steps=5, **arguments) == ""
+
+
+@pytest.mark.parametrize("start", ["retrieval.progress"], indirect=True)
+@pytest.mark.parametrize("environment", [{"RANK": "1", "LOCAL_RANK": "0"}, {"LOCAL_RANK": "1"}], ids=["rank", "local rank"])
+def test_of_several_processes_the_first_alone_shows_it(start, tmp_path, environment):
+    assert seen_in_file(start, tmp_path, steps=5, environment=environment) == ""
 
 
 def test_nothing_is_shown_on_a_terminal(start):
@@ -132,8 +135,9 @@ def test_the_commands_show_it_unless_they_are_quiet(tiny, tmp_path, monkeypatch,
     sizes = ["--embed-dim", "32", "--depth", "1", "--num-heads", "2", "--steps", "2"]
     (tmp_path / "labels.txt").write_text("low\nhigh\n")
     train, score = script("train"), script("evaluate")
+    start = ["--config", f"{tiny}/tiny.yaml", f"train.output={run}", "train.max_steps=1", "evaluation.num_pictures=0"]
     commands = {
-        "epoch 1/2": lambda: train(["--config", f"{tiny}/tiny.yaml", f"train.output={run}", "train.max_steps=1", "evaluation.num_pictures=0", *options]),
+        "epoch 1/2": lambda: train([*start, *options]),
         "scoring evaluation": lambda: score(["--checkpoint", model, *options]),
         "scoring validation": lambda: zero_shot.main(
             ["--checkpoint", model, "--split", "validation", "--labels", f"{tmp_path}/labels.txt", "--output", f"{tmp_path}/labels.csv", *options]
@@ -142,9 +146,26 @@ def test_the_commands_show_it_unless_they_are_quiet(tiny, tmp_path, monkeypatch,
             ["--cache", f"{tiny}/cache", "--text-encoder", f"{tiny}/text_encoder", "--output", weights, *sizes, *options]
         ),
     }
+    check(commands, capsys, options)
+
+
+@pytest.mark.parametrize("options", [[], ["--quiet"]], ids=["shown", "quiet"])
+def test_so_do_those_of_data_prep(tmp_path, monkeypatch, capsys, options):
+    monkeypatch.setattr(prep_progress, "SECONDS_UNSEEN", 0.0)
+    monkeypatch.setattr(prep_progress, "_quiet", False)
+    corpus = str(tmp_path / "corpus")
+    commands = {
+        "sound scenes": lambda: make_sample_corpus.main(["--output", corpus, "--sizes", "1", "1", "1", "--num-proc", "1", *options]),
+        "building": lambda: build_clotho.main(["--root", corpus, "--num-proc", "1", *options]),
+    }
+    check(commands, capsys, options)
+
+
+def check(commands, capsys, options) -> None:
+    """Each of `commands` has a line that begins with its name, unless `options` say --quiet, and tells what came of it."""
     for shown, command in commands.items():
         assert command() == 0
         captured = capsys.readouterr()
         lines = [line for line in captured.err.splitlines() if line.startswith(f"{shown}: ")]
         assert bool(lines) == (not options), captured.err
-        assert captured.out.strip()  # a summary, quiet or not
+        assert captured.out.strip()
