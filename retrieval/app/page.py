@@ -1,0 +1,192 @@
+"""The page: what is typed and uploaded, what comes back. Every mistake becomes one line on the page.
+
+The model answers one question at a time; the others wait in Gradio's queue.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from functools import wraps
+from html import escape
+from pathlib import Path
+
+import gradio as gr
+
+from retrieval.app.audio import read_excerpt
+from retrieval.app.results import cards, message, score_table
+from retrieval.errors import UserError, one_line
+from retrieval.search import AudioIndex, Hit
+
+EXAMPLES = (
+    "a clock ticks quietly",
+    "someone types on a keyboard",
+    "a carpenter saws wood",
+    "an ambulance siren wails",
+    "rain pours down",
+)
+MAX_UPLOAD_MB = 200
+MAX_SENTENCES = 200
+MAX_EXCERPT_SECONDS = 600.0
+MAX_WAITING = 64  # questions in the queue
+ALL_FOLDERS = "all"
+SECONDS_UPLOADS_ARE_KEPT = 3600
+
+FOLDER = Path(__file__).parent
+STYLE = (FOLDER / "page.css").read_text(encoding="utf-8")
+SCRIPT = (FOLDER / "results.js").read_text(encoding="utf-8")
+HEAD = '<meta name="color-scheme" content="light dark">'
+FONT = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]  # the reader's own: none is fetched
+THEME = gr.themes.Base(primary_hue="teal", neutral_hue="slate", radius_size="lg", font=FONT, font_mono=["ui-monospace", "monospace"]).set(
+    # Contrast of 4.5 and more.
+    body_text_color_subdued="*neutral_600",
+    input_placeholder_color="*neutral_500",
+    button_primary_background_fill="*primary_700",
+    button_primary_background_fill_hover="*primary_800",
+    color_accent="*primary_700",
+)
+
+logger = logging.getLogger(__name__)
+
+
+def make_page(index: AudioIndex) -> gr.Blocks:
+    """Not yet served: Gradio's Blocks."""
+    answers = Answers(index)
+    with gr.Blocks(title="Search recordings", delete_cache=(SECONDS_UPLOADS_ARE_KEPT, SECONDS_UPLOADS_ARE_KEPT), analytics_enabled=False) as page:
+        gr.HTML(heading(index), elem_id="heading")
+        with gr.Tabs():
+            with gr.Tab("With words"):
+                with gr.Row(elem_id="ask", equal_height=True):
+                    query = gr.Textbox(label="What do you want to hear?", placeholder=EXAMPLES[0], lines=1, max_lines=1, scale=5)
+                    search = gr.Button("Search", variant="primary", scale=1, min_width=120, elem_id="search")
+                with gr.Row(elem_id="examples"):
+                    examples = [gr.Button(example, size="sm", variant="secondary", min_width=0) for example in EXAMPLES]
+            with gr.Tab("With a sound"):
+                with gr.Row():
+                    clip = gr.File(label=f"Your recording (at most {MAX_UPLOAD_MB} MB)", height=190, elem_id="clip")
+                    with gr.Column(elem_id="about-clip"):
+                        sentences = gr.Textbox(label="Sentences to compare it with, one a line", lines=3, max_lines=8, placeholder="\n".join(EXAMPLES[:3]))
+                        with gr.Row():
+                            by_sound = gr.Button("Find similar recordings", variant="primary", elem_id="by-sound")
+                            score = gr.Button("Score the sentences", elem_id="score")
+        with gr.Accordion("Filters", open=False, elem_id="filters"), gr.Row():
+            folder = gr.Dropdown([ALL_FOLDERS, *index.folders], value=ALL_FOLDERS, label="Folder", min_width=140, visible=bool(index.folders))
+            shortest = gr.Number(label="Shortest file, s", value=None, min_width=140)
+            longest = gr.Number(label="Longest file, s", value=None, min_width=140)
+            k = gr.Slider(1, 50, value=10, step=1, label="Results", min_width=140)
+        status = gr.HTML(answers.greeting(), elem_id="status")
+        results = gr.HTML("", elem_id="results", js_on_load=SCRIPT, apply_default_css=False)
+
+        filters, outputs = [folder, shortest, longest, k], [status, results]
+        one_at_a_time = {"concurrency_limit": 1, "concurrency_id": "model", "api_visibility": "private", "show_progress": "minimal"}
+        gr.on([query.submit, search.click], answers.words, [query, *filters], outputs, **one_at_a_time)
+        for button in examples:
+            button.click(lambda text: text, button, query, queue=False, api_visibility="private", show_progress="hidden").then(
+                answers.words, [query, *filters], outputs, **one_at_a_time
+            )
+        by_sound.click(answers.sound, [clip, *filters], outputs, **one_at_a_time)
+        score.click(answers.scores, [clip, sentences], outputs, **one_at_a_time)
+        results.click(answers.like, filters, outputs, **one_at_a_time)
+    return page.queue(max_size=MAX_WAITING)
+
+
+def heading(index: AudioIndex) -> str:
+    minutes = sum(file.seconds for file in index.files) / 60
+    length = f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+    about = f"{len(index.files):,} recordings, {length}, in {index.folder.name}"
+    if index.unreadable:
+        about += f"; {len(index.unreadable):,} files could not be read"
+    names = escape("\n".join(f"{file}: {reason}" for file, reason in index.unreadable[:20]))
+    return f'<h1>Search recordings</h1><p title="{names}">{escape(about)}</p>'
+
+
+def answered(function: Callable[..., tuple[str, str]]) -> Callable[..., tuple[str, str]]:
+    """Where something is wrong: the reason as status, and no results."""
+
+    @wraps(function)
+    def method(self: "Answers", *arguments) -> tuple[str, str]:
+        try:
+            if not self.index.files:
+                raise UserError(f"the index holds no recordings: put some into {self.index.folder.name} and index it again")
+            return function(self, *arguments)
+        except UserError as error:
+            return message(str(error), "error"), ""
+        except Exception as error:
+            logger.exception("the page could not answer")
+            return message(f"the page could not answer ({one_line(error)})", "error"), ""
+
+    return method
+
+
+class Answers:
+    """What the page's buttons do: status and results as HTML."""
+
+    def __init__(self, index: AudioIndex):
+        self.index = index
+
+    def greeting(self) -> str:
+        if not self.index.files:
+            return message(f"The index holds no recordings: put some into {self.index.folder.name} and index it again.", "error")
+        return message("Type a sentence and press Enter, or try one of the examples.")
+
+    @answered
+    def words(self, query: str, folder: str, shortest: float | None, longest: float | None, k: int) -> tuple[str, str]:
+        limits = filters(folder, shortest, longest)
+        return self._found(lambda: self.index.search(query, k, **limits), self.index.notes(query))
+
+    @answered
+    def sound(self, clip: str | None, folder: str, shortest: float | None, longest: float | None, k: int) -> tuple[str, str]:
+        path, limits = uploaded(clip), filters(folder, shortest, longest)
+        return self._found(lambda: self.index.search_audio(path, k, **limits), f"like {path.name}")
+
+    @answered
+    def like(self, folder: str, shortest: float | None, longest: float | None, k: int, hit: gr.EventData) -> tuple[str, str]:
+        """Recordings like the excerpt of a hit, without that excerpt."""
+        start, end, limits = float(hit.start), float(hit.end), filters(folder, shortest, longest)
+        if not 0 <= start < end <= start + MAX_EXCERPT_SECONDS:
+            raise UserError("the excerpt to compare with must have a start and an end in seconds")
+        excerpt = read_excerpt(self.index.path_of(hit.file), start, end)
+
+        def others() -> list[Hit]:
+            found = self.index.search_audio(excerpt, k + 1, **limits)
+            return [other for other in found if other.file != hit.file or not other.start < end or not start < other.end][:k]
+
+        return self._found(others, f"like {hit.file}, {start:.1f} to {end:.1f}\u00a0s")
+
+    @answered
+    def scores(self, clip: str | None, sentences: str) -> tuple[str, str]:
+        path, lines = uploaded(clip), [line.strip() for line in sentences.splitlines() if line.strip()]
+        if not lines:
+            raise UserError("there is no sentence to compare with: write one a line")
+        if len(lines) > MAX_SENTENCES:
+            raise UserError(f"at most {MAX_SENTENCES} sentences can be scored at once, found {len(lines)}")
+        table = score_table(lines, self.index.score_audio(path, lines))
+        return message(f"{path.name} against {len(lines)} sentence{'s' * (len(lines) > 1)}"), table
+
+    def _found(self, search: Callable[[], list[Hit]], note: str | None) -> tuple[str, str]:
+        begin = time.perf_counter()
+        hits = search()
+        took = f"{1000 * (time.perf_counter() - begin):.0f}\u00a0ms"
+        if not hits:
+            raise UserError("no recording matches the filters: widen them")
+        files = len({hit.file for hit in hits})
+        parts = [f"The best {len(hits)} answers in {files} of {len(self.index.files):,} recordings, {took}", *filter(None, [note])]
+        return message("; ".join(parts)), cards(hits, self.index)
+
+
+def filters(folder: str, shortest: float | None, longest: float | None) -> dict[str, str | float]:
+    """Filters of AudioIndex.search. Raises UserError."""
+    limits = {"min_seconds": shortest or 0.0, "max_seconds": math.inf if longest is None else longest}
+    if limits["min_seconds"] > limits["max_seconds"]:
+        raise UserError(f"no file is longer than {shortest:g} s and shorter than {longest:g} s: change the filters")
+    return limits | {"within": "" if folder == ALL_FOLDERS else folder}
+
+
+def uploaded(clip: str | None) -> Path:
+    """Raises UserError where there is none."""
+    if clip is None:
+        raise UserError("there is no recording yet: upload one first")
+    path = Path(clip)
+    if path.stat().st_size == 0:
+        raise UserError(f"{path.name} is empty: upload a recording with something to hear")
+    return path

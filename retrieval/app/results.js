@@ -1,0 +1,89 @@
+/* Results: a click or an arrow key on a picture moves its player there, one player sounds at a time, "more like this" asks the server.
+   Runs once, with Gradio's `element` and `trigger`; the results within `element` are replaced later, so that it listens to them from here. */
+const ARROW_SECONDS = 1;
+let scrollToResults = false;
+document.getElementById("status").setAttribute("role", "status"); // read aloud when it changes
+
+const cardOf = (node) => node.closest(".hit");
+const audioOf = (card) => card.querySelector("audio");
+const spanOf = (card) => [Number(card.dataset.start), Number(card.dataset.end)];
+
+function moveTo(card, seconds) {
+    const [start, end] = spanOf(card);
+    audioOf(card).currentTime = Math.min(Math.max(seconds, start), end);
+    showPlace(card);
+}
+
+function play(card) {
+    audioOf(card).play().catch((error) => {
+        if (error.name !== "AbortError") showError(card);
+    });
+}
+
+function showPlace(card) {
+    const [start, end] = spanOf(card);
+    const now = audioOf(card).currentTime;
+    const place = (now - start) / (end - start);
+    const timeline = card.querySelector(".timeline");
+    const playhead = timeline.querySelector(".playhead");
+    playhead.style.left = 100 * place + "%";
+    playhead.hidden = place < 0 || place > 1;
+    timeline.setAttribute("aria-valuenow", now.toFixed(1));
+    timeline.setAttribute("aria-valuetext", now.toFixed(1) + " s");
+}
+
+function showError(card) {
+    if (card.querySelector(".message")) return;
+    const line = document.createElement("p");
+    line.className = "message error";
+    line.setAttribute("role", "alert");
+    line.textContent = "This recording cannot be played: it may have been moved or deleted since the index was made.";
+    card.querySelector(".play").before(line);
+}
+
+element.addEventListener("click", (event) => {
+    const timeline = event.target.closest(".timeline");
+    const like = event.target.closest(".like");
+    if (timeline) {
+        const card = cardOf(timeline);
+        const box = timeline.getBoundingClientRect();
+        const [start, end] = spanOf(card);
+        moveTo(card, start + ((event.clientX - box.left) / box.width) * (end - start));
+        play(card);
+    } else if (like) {
+        const card = cardOf(like);
+        const [start, end] = spanOf(card);
+        scrollToResults = true;
+        trigger("click", { file: card.dataset.file, start: start, end: end });
+    }
+});
+
+element.addEventListener("keydown", (event) => {
+    if (!event.target.matches(".timeline")) return;
+    const card = cardOf(event.target);
+    const audio = audioOf(card);
+    const [start, end] = spanOf(card);
+    const places = {
+        ArrowLeft: audio.currentTime - ARROW_SECONDS, ArrowDown: audio.currentTime - ARROW_SECONDS,
+        ArrowRight: audio.currentTime + ARROW_SECONDS, ArrowUp: audio.currentTime + ARROW_SECONDS,
+        Home: start, End: end,
+    };
+    if (event.key in places) moveTo(card, places[event.key]);
+    else if (event.key === " " || event.key === "Enter") audio.paused ? play(card) : audio.pause();
+    else return;
+    event.preventDefault();
+});
+
+// These events do not bubble: they are caught on their way down.
+element.addEventListener("timeupdate", (event) => showPlace(cardOf(event.target)), true);
+element.addEventListener("error", (event) => {
+    if (event.target.matches("audio, img")) showError(cardOf(event.target));
+}, true);
+element.addEventListener("play", (event) => {
+    for (const audio of element.querySelectorAll("audio")) if (audio !== event.target) audio.pause();
+}, true);
+
+watch("value", () => {
+    if (scrollToResults) document.getElementById("status").scrollIntoView({ behavior: "smooth", block: "start" });
+    scrollToResults = false;
+});
