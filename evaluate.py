@@ -5,6 +5,7 @@
     python evaluate.py --checkpoint runs/tap/best --relevance FILE                        # several right clips a query (DCASE 2025)
     python evaluate.py --checkpoint runs/tap/best --split development --save-scores       # scores.npy as well, for distillation
     python evaluate.py --checkpoint runs/tap/best --submission dcase2025 FILE [--queries FILE]
+    python evaluate.py --checkpoint runs/tap/best --report DIR [--against runs/mean/best] # a page to look inside the run
 
 --relevance and --queries bring their own texts: then the clips need no captions.
 Cache, batch sizes and precision are those of the run (RUN/config.yaml), with several checkpoints of the first, unless given here.
@@ -16,7 +17,7 @@ from retrieval.evaluate_options import parse_arguments
 from retrieval.progress import set_quiet
 from retrieval.relevance import MAP_AT, read_relevance, relevant_columns
 from retrieval.reporting import check_default_output, report
-from retrieval.score_files import write_scores
+from retrieval.score_files import ABOUT, ARRAY, write_scores
 from retrieval.submission import check_file_names, read_queries, write_submission
 
 
@@ -35,8 +36,11 @@ def main(argv: list[str] | None = None) -> int:
 
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    given = {name: getattr(arguments, name) for name in ("cache", "text_encoder", "mixed_precision", "audio_batch_size", "text_batch_size")}
-    scorer = Scorer(arguments.checkpoint, **given)
+    if arguments.report:
+        from retrieval.report import Against, write_report
+    against = Against(arguments.against, arguments.text_encoder) if arguments.against else None
+    sizes = {name: getattr(arguments, name) for name in ("audio_batch_size", "text_batch_size")}
+    scorer = Scorer(arguments.checkpoint, arguments.cache, arguments.text_encoder, arguments.mixed_precision, **sizes)
     split, accelerator = scorer.cache.split(arguments.split, need_captions=not (relevance or queries)), scorer.accelerator
     if arguments.submission:
         check_file_names(split.file_names)
@@ -51,6 +55,8 @@ def main(argv: list[str] | None = None) -> int:
         about["relevance"] = str(arguments.relevance)
     else:
         captions, clips = (queries, None) if queries else captions_of(split)
+    if against:
+        against.check(scorer, split, captions, relevant)
     accelerator.print(
         f"scoring {', '.join(names)} on {split.name} of {scorer.cache.path}, {accelerator.device}, mixed precision {accelerator.mixed_precision}"
     )
@@ -59,6 +65,8 @@ def main(argv: list[str] | None = None) -> int:
         scores = torch.from_numpy(file.scores)
     else:
         scores = scorer.matrix(captions, split)
+    if against:
+        against.score(scorer, captions, split, **sizes)
     if accelerator.is_main_process:
         if arguments.submission:
             write_submission(*arguments.submission, captions, split.file_names, scores.numpy())
@@ -66,6 +74,11 @@ def main(argv: list[str] | None = None) -> int:
         if queries is None:
             result = EvaluationResult(split.name, scores, captions, clips, split.clip_ids, split.file_names, relevant, map_at)
             report(result, arguments.output, about)
+            if arguments.save_scores:
+                print(f"written: {arguments.output / ARRAY}, {arguments.output / ABOUT}")
+            if arguments.report:
+                other = against.other_run(result) if against else None
+                write_report(result, split, scorer, arguments.report, about, arguments.report_queries, other)
     return 0
 
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from retrieval.evaluation import EvaluationResult
 
 METRICS, RANKS = "metrics.json", "ranks.csv"
+REPORT_PAGE, REPORT_FIGURES = "report.html", "report.json"
 
 
 def check_checkpoints(checkpoints: Sequence[Path]) -> None:

@@ -104,7 +104,7 @@ MAY_IMPORT = {
     "progress": set(),
     "search": {"data", "evaluation", "files", "models", "preparation", "progress", "reporting", "submission", "two_stage"},
     "app": {"files", "progress", "search"},
-    "report": {"checkpoint", "comparison", "data", "evaluation", "files", "metrics", "models", "progress", "relevance", "reporting", "scoring"},
+    "report": {*("checkpoint", "comparison", "data", "evaluation", "files", "metrics", "models", "progress", "reporting", "scoring", "tracking")},
     "sharing": {"checkpoint", "config", "files", "models"},
     "export": {"checkpoint", "data", "evaluation", "files", "models", "progress", "scoring", "two_stage"},
     "pretraining": {"data", "files", "models", "progress"},
