@@ -9,7 +9,7 @@ from retrieval.data import EpochBatches, check_batch_size, num_steps_per_epoch
 from retrieval.errors import UserError
 from retrieval.models import DualEncoder, build_model_without_weights, warnings_of
 from retrieval.optim import parameter_groups
-from retrieval.preparation import open_splits
+from retrieval.preparation import choose_precision, open_splits
 
 CLOTHO_PAIRS = 19_195  # 3,839 development clips, five captions each
 GIB = 2**30
@@ -68,7 +68,9 @@ def _memory(config: Config, model: DualEncoder, num_parameters: int) -> str:
     """
     num_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     fixed = num_parameters * 4 + num_trained * 4 * 3
-    per_channel = 68 if config.train.mixed_precision == "no" else 34
+    is_auto = config.train.mixed_precision == "auto"
+    precision = choose_precision("auto") if is_auto else config.train.mixed_precision  # fp16 may be planned where there is no GPU
+    per_channel = 68 if precision == "no" else 34
     text, batch, num_frames = model.text_encoder.model.config, config.train.batch_size, model.windows.num_frames
     blocks = getattr(model.audio_encoder, "blocks", ())
     parts = [
@@ -82,8 +84,9 @@ def _memory(config: Config, model: DualEncoder, num_parameters: int) -> str:
     activations = min(batch, config.train.micro_batch_size or batch) * per_pair
     activations += batch * num_frames * config.dim * 4 * (4 if config.pooling.name == "tap" else 1)
     unknown = "" if blocks or config.audio_encoder.frozen else f", those of {config.audio_encoder.name} not counted,"
+    bits = f"{'32' if per_channel == 68 else '16'} bit{' on this machine' if is_auto else ''}"
     return (
         f"memory, estimated, one process: {fixed / GIB:.1f} GiB weights, gradients and AdamW "
         f"+ about {activations / GIB:.1f} GiB activations{unknown} "
-        f"at batch {batch} ({'32' if per_channel == 68 else '16'} bit); the measured peak is train/memory_gib in TensorBoard"
+        f"at batch {batch} ({bits}); the measured peak is train/memory_gib in TensorBoard"
     )

@@ -148,11 +148,13 @@ def test_a_folder_in_the_place_of_a_file_is_noticed_before_the_model_is_loaded(c
         script.main(["--checkpoint", str(checkpoint), "--output", str(tmp_path), "--save-scores"])
 
 
-def test_save_scores(checkpoint, tiny, tmp_path, monkeypatch):
+def test_save_scores(checkpoint, tiny, tmp_path, monkeypatch, capsys):
     split = open_cache(tiny / "cache").split("development")
     output = tmp_path / "teacher"
     monkeypatch.setattr("retrieval.scoring.Scorer.matrix", lambda *_: 1 / 0)  # no whole matrix beside the memory map
     script.main(["--checkpoint", str(checkpoint), "--split", "development", "--save-scores", "--output", str(output), "--audio-batch-size", "5"])
+    said = capsys.readouterr().out.splitlines()
+    assert said[-2:] == [f"written: {output}/metrics.json, {output}/ranks.csv", f"written: {output}/scores.npy, {output}/scores.json"]
     assert sorted(path.name for path in output.iterdir()) == ["metrics.json", "ranks.csv", "scores.json", "scores.npy"]
     file = open_scores(output)
     file.check(split)

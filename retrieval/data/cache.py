@@ -20,7 +20,8 @@ from retrieval.errors import UserError, one_line
 
 SCHEMA = 1
 FINGERPRINT_BYTES = 2048  # of each piece of a clip
-REBUILD = "build it with: python data_prep/build_clotho.py --root DIR --output"
+BUILD = "build it with the data_prep/build_*.py of its corpus (README)"
+OTHER = "name another one: data.cache=DIR for train.py, --cache DIR elsewhere"
 
 
 class ClipSplit:
@@ -150,8 +151,9 @@ def open_cache(path: str | Path, sample_rate: int | None = None) -> Cache:
     path = Path(path)
     if not (path / "cache.json").is_file():
         if path.is_dir() or Path(f"{path}.partial").exists():
-            raise UserError(f"{path} is not a complete cache (no cache.json): the build did not finish or this is another folder; {REBUILD} {path}")
-        raise UserError(f"cache {path} does not exist; {REBUILD} {path}, or set data.cache")
+            what = "the build did not finish or this is another folder"
+            raise UserError(f"{path} is not a complete cache (no cache.json): {what}; {BUILD}, or {OTHER}")
+        raise UserError(f"cache {path} does not exist; {BUILD}, or {OTHER}")
     try:
         info = json.loads((path / "cache.json").read_text(encoding="utf-8"))
         schema, codec, rate = info["schema"], info["codec"], info["sample_rate"]
@@ -159,7 +161,7 @@ def open_cache(path: str | Path, sample_rate: int | None = None) -> Cache:
         if not isinstance(rate, int) or rate < 1:
             raise ValueError(f"sample_rate is {rate!r}, not a number of Hz")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path / 'cache.json'} cannot be understood ({one_line(error)}); {REBUILD} {path} --overwrite") from None
+        raise UserError(f"{path / 'cache.json'} cannot be understood ({one_line(error)}); {BUILD} and --overwrite, or {OTHER}") from None
     if schema != SCHEMA:
         raise UserError(f"cache {path} has schema {schema}, this version reads schema {SCHEMA}; {_build_again(path)}")
     if codec not in DECODERS:
