@@ -67,8 +67,8 @@ class Against:
         same_lengths = about.get("sample_rate") != split.sample_rate or about.get("fingerprint") == split.fingerprint()
         if len(rows) != len(expected) or found != expected or about.get("num_clips") != len(split) or not same_lengths:
             raise UserError(
-                f"--against {self.path} holds results of other clips or queries: {len(rows)} queries and {about.get('num_clips')} clips, to be scored "
-                f"are {len(expected)} and {len(split)}; give results on the same split of the same corpus"
+                f"--against {self.path} holds results of other clips or queries: {len(rows)} queries and {about.get('num_clips')} clips, "
+                f"to be scored are {len(expected)} and {len(split)}; give results on the same split of the same corpus"
             )
 
     def score(self, scorer: Scorer, captions: list[str], split: ClipSplit, **batch_sizes: int | None) -> None:

@@ -62,7 +62,7 @@ def breakdowns(result: EvaluationResult, seconds: Sequence[float], keywords: Seq
     by_keyword = sorted(found.items(), key=lambda item: (-len(item[1]), item[0]))
     return [
         {"by": "caption length", "unit": "words", "bins": [_bin(name, values[rows]) for name, rows in _quantile_bins(lengths, "{:.0f}")]},
-        {"by": "clip length", "unit": "s", "bins": [_bin(name, values[rows]) for name, rows in _quantile_bins(durations, "{:.1f}")]},
+        {"by": "clip length", "unit": "seconds", "bins": [_bin(name, values[rows]) for name, rows in _quantile_bins(durations, "{:.1f}")]},
         {"by": "keyword", "unit": None, "bins": [_bin(name, values[rows]) for name, rows in by_keyword], "absent": keywords is None},
     ]
 
@@ -79,17 +79,21 @@ def duplicate_figures(result: EvaluationResult, found: NearDuplicates) -> Figure
     counted, left_out = forgiving_ranks(scores, result.relevant, ranks, found.also_right)
     rows = {"as scored": ranks, "their clips count as right": counted, "their clips left out of the ranking": left_out}
     concerned = [query for query, clips in enumerate(found.also_right) if clips]
-    name_of = result.file_names.__getitem__
+
+    def metrics(queries: Sequence[int]) -> Figures:
+        return {name: metrics_of_ranks([row[query] for query in queries], result.map_at) for name, row in rows.items()}
+
+    def pair_figures(similarity: float, *pair: int) -> Figures:
+        clips = [result.file_names[result.clips[query]] for query in pair]
+        return {"similarity": similarity, "captions": [result.captions[query] for query in pair], "clips": clips}
+
     return {
         "threshold": THRESHOLD,
         "num_pairs": found.num_pairs,
         "num_captions": len(concerned),
-        "metrics": {name: metrics_of_ranks(row, result.map_at) for name, row in rows.items()},
-        "metrics_of_these_captions": {name: metrics_of_ranks([row[query] for query in concerned], result.map_at) for name, row in rows.items() if concerned},
-        "pairs": [
-            {"similarity": similarity, "captions": [result.captions[query] for query in pair], "clips": [name_of(result.clips[query]) for query in pair]}
-            for similarity, *pair in found.pairs
-        ],
+        "metrics": metrics(range(len(ranks))),
+        "metrics_of_these_captions": metrics(concerned) if concerned else {},
+        "pairs": [pair_figures(*pair) for pair in found.pairs],
     }
 
 

@@ -77,7 +77,7 @@
     const element = document.createElement("td"), value = text(row, column);
     if (column >= 3) {
       element.className = "number";
-      element.textContent = (column === 5 && value > 0 ? "+" : "") + value.toLocaleString("en");
+      element.textContent = (column === 5 && value > 0 ? "+" : "") + value.toLocaleString("en").replace("-", "−");
     } else if (column === 0) {
       element.className = "text";
       element.dir = "auto";

@@ -16,6 +16,7 @@ from retrieval.report.media import Media
 from retrieval.tracking import DIRECTIONS
 
 FOLDER = Path(__file__).parent
+POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 MAX_CHARACTERS = 400  # of a caption
 MAX_ROWS = 20_000  # queries of the table, about 5 MB
 ROWS_WITHOUT_SCRIPT = 50
@@ -28,7 +29,7 @@ def render(figures: dict[str, Any], media: Media) -> str:
     script = (FOLDER / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"cut": cut, "percent": percent, "signed": signed, "count": "{:,}".format}
+    environment.filters |= {"cut": cut, "percent": percent, "signed": signed, "count": "{:,}".format, "minus": minus}
     template = environment.from_string((FOLDER / "page.html").read_text(encoding="utf-8"))
     return template.render(
         figures,
@@ -36,7 +37,8 @@ def render(figures: dict[str, Any], media: Media) -> str:
         directions=DIRECTIONS,
         style=Markup((FOLDER / "page.css").read_text(encoding="utf-8")),
         script=Markup(script),
-        policy=f"default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'",
+        policy=f"{POLICY}; script-src 'sha256-{digest}'",
+        last_rank=_last_rank(figures["rank_histogram"]),
         table=_table(rows[:MAX_ROWS], figures["against"] is not None),
         first_rows=_first_rows(rows, figures["against"] is not None),
         max_rows=MAX_ROWS,
@@ -54,7 +56,17 @@ def percent(fraction: float) -> str:
 
 
 def signed(fraction: float) -> str:
-    return f"{100 * fraction:+.2f}"
+    return minus(f"{100 * fraction:+.2f}")
+
+
+def minus(number: str) -> str:
+    """With the sign that is as wide as a plus."""
+    return number.replace("-", "−")
+
+
+def _last_rank(histogram: dict[str, Any]) -> int:
+    """Bars up to the last one that has a query."""
+    return 1 + max(bar for direction in DIRECTIONS for bar, count in enumerate(histogram[direction]["counts"]) if count)
 
 
 def _sorted_queries(figures: dict[str, Any]) -> list[dict[str, Any]]:
@@ -75,6 +87,8 @@ def _table(rows: list[dict[str, Any]], has_other: bool) -> dict[str, Any]:
     """The rows as the script reads them; file names once."""
     names: dict[str, int] = {}
     columns = ["rank", "other_rank", "won"] if has_other else ["rank"]
-    number = lambda name: names.setdefault(name, len(names))  # noqa: E731
-    cells = [[cut(row["query"]), number(row["clip"]), number(row["first"]), *(row[column] for column in columns)] for row in rows]
+    cells = [
+        [cut(row["query"]), *(names.setdefault(cut(row[name]), len(names)) for name in ("clip", "first")), *(row[column] for column in columns)]
+        for row in rows
+    ]
     return {"names": list(names), "rows": cells}
