@@ -11,6 +11,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks.pictures import check_picture
 from benchmarks.scenes import single_event_captions
 from retrieval.errors import OneLineParser, UserError, run_main
 
@@ -29,6 +30,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help="picture to write; default: attention.png beside the model folder")
     parser.add_argument("--scenes", type=Path, metavar="FILE", help="scenes.json of the sample corpus")
     arguments = parser.parse_args(argv)
+    arguments.output = arguments.output or arguments.checkpoint.resolve().parent / "attention.png"
+    check_picture(arguments.output)
 
     import torch
 
@@ -36,7 +39,6 @@ def main(argv: list[str] | None = None) -> int:
     from retrieval.models import DualEncoder
     from retrieval.tracking import attention_figure
 
-    arguments.output = arguments.output or arguments.checkpoint.resolve().parent / "attention.png"
     spans = single_event_captions(arguments.scenes, arguments.split) if arguments.scenes else {}
     model = DualEncoder.from_pretrained(arguments.checkpoint)
     split = open_cache(arguments.cache, model.sample_rate).split(arguments.split)
@@ -45,15 +47,9 @@ def main(argv: list[str] | None = None) -> int:
     captions = split.captions[arguments.clip]
     if not all(0 <= number < len(captions) for number in arguments.captions):
         raise UserError(f"--captions: clip {arguments.clip} has captions 0 to {len(captions) - 1}")
-    if arguments.output.is_dir() or not arguments.output.suffix:
-        raise UserError(f"--output {arguments.output}: give a file with the suffix of a picture, such as docs/attention.png")
     found = focus(model, split, spans) if spans else []
     figure = attention_figure(model, torch.from_numpy(split.read(arguments.clip)), *(captions[number] for number in arguments.captions))
-    try:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(arguments.output)
-    except (OSError, ValueError) as error:  # ValueError: a suffix that is no kind of picture
-        raise UserError(f"--output {arguments.output} cannot be written ({' '.join(str(error).split())})") from None
+    figure.savefig(arguments.output)
     print(f"{split.file_names[arguments.clip]}: {arguments.output}")
     if found:
         report_focus(found)

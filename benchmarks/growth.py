@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.full_size import ROOT, hardware, run_script, write_corpus
+from benchmarks.pictures import check_picture
 from benchmarks.traffic import average_in_python, count_bytes, formula, num_trained, report_bytes
 from retrieval.errors import OneLineParser, UserError, one_line, run_main
 
@@ -263,7 +264,6 @@ def draw(curves: Curves, sizes: Sizes, threads: int, output: Path) -> None:
     text = " ".join(sizes.text).replace("--", "")
     caption = f"{hardware()}, float32, median of {sizes.rounds * sizes.repeats}, bars from the fastest to the slowest\n{model}, RoBERTa {text}"
     figure.supxlabel(caption, fontsize=9)
-    output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output)
 
 
@@ -283,8 +283,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.threads < 1:
         raise UserError(f"--threads {arguments.threads}: must be 1 or more")
-    if arguments.output.suffix != ".png":
-        raise UserError(f"--output {arguments.output}: give a file that ends in .png")
+    check_picture(arguments.output)
     sizes = QUICK if arguments.quick else FULL
     with tempfile.TemporaryDirectory(prefix="growth_") as name:
         folder = Path(name)

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from retrieval.errors import OneLineParser, run_main
+from retrieval.errors import OneLineParser, UserError, run_main
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -85,6 +85,8 @@ def main() -> int:
     parser.add_argument("--work", nargs=2, type=int, metavar=("CLIPS", "QUERIES"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.work:
+        if min(arguments.work) < 1 or arguments.work[1] > arguments.work[0]:
+            raise UserError(f"--work {arguments.work[0]} {arguments.work[1]}: at least one query, and a clip for each")
         return work(*arguments.work)
     num_clips, num_queries = (2_000, 50) if arguments.quick else (100_000, 1_000)
     print(f"{num_clips:,} clips x {num_queries:,} queries, D {DIM}, mean pooling, float32", flush=True)

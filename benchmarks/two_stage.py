@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from benchmarks.pictures import check_picture
 from benchmarks.timing import alternate
 from retrieval.data import open_cache
 from retrieval.errors import OneLineParser, UserError, run_main
@@ -183,10 +184,7 @@ def draw(path: Path, found: dict[str, dict[int, float]], seconds: dict[int, floa
         axis.minorticks_off()
         axis.legend(frameon=False, loc="lower right")
         axis.spines[["top", "right"]].set_visible(False)
-    try:
-        figure.savefig(path, dpi=110)
-    except (OSError, ValueError) as error:
-        raise UserError(f"--output {path} cannot be written ({' '.join(str(error).split())})") from None
+    figure.savefig(path, dpi=110)
     print(f"drawn: {path}")
 
 
@@ -198,13 +196,15 @@ def main() -> int:
     parser.add_argument("--output", type=Path, help="picture to write (default: docs/two_stage.png, and none with --quick)")
     parser.add_argument("--quick", action="store_true", help="random numbers and small sizes, no checkpoint")
     arguments = parser.parse_args()
+    output = arguments.output or (None if arguments.quick else ROOT / "docs/two_stage.png")
+    if output is not None:
+        check_picture(output)
     torch.set_num_threads(1)
     if arguments.quick:
         task, large, repeats = random_task(60, 15, 12, 16, 32), random_task(50, 6, 20, 16, 32), 1
     else:
         task, large, repeats = sample_task(arguments.checkpoint, arguments.cache, arguments.split), None, 7
     found, seconds, full_seconds, difference = curve(task, repeats)
-    output = arguments.output or (None if arguments.quick else ROOT / "docs/two_stage.png")
     if output is not None:
         draw(output, found, seconds, full_seconds)
     difference = max(difference, time_of_shares(large or random_task(5225, 64, 750, 1024, 2048)))

@@ -3,11 +3,14 @@
 `retrieval` is imported before anything else, so that `import evaluate` gives the Hugging Face package (retrieval/__init__.py).
 """
 
+import contextlib
 import hashlib
+import io
 import json
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import retrieval  # noqa: F401
@@ -16,6 +19,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
+
+from retrieval.errors import run_main
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = Path(__file__).parent / "golden"
@@ -39,6 +44,15 @@ def pytest_collection_modifyitems(items):
 def run_module(name: str, *arguments: str) -> subprocess.CompletedProcess:
     """`python -m name arguments` in the repository root."""
     return subprocess.run([sys.executable, "-m", name, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def mistake(main: Callable[[], int | None], *arguments: str) -> str:
+    """What a command with a user's mistake prints on stderr before it ends with exit code 2: `main` as `python -m` starts it, without the wait."""
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(io.StringIO()) as printed, pytest.raises(SystemExit) as ended:
+        patch.setattr(sys, "argv", ["command", *arguments])
+        run_main(main)
+    assert ended.value.code == 2, printed.getvalue()
+    return printed.getvalue()
 
 
 def tone(note: int, rhythm: int, seconds: float, rng: np.random.Generator) -> np.ndarray:

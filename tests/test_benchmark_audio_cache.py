@@ -4,7 +4,8 @@ from functools import partial
 
 import pytest
 
-from tests.conftest import run_module
+from benchmarks import audio_cache
+from tests.conftest import mistake, run_module
 
 run = partial(run_module, "benchmarks.audio_cache")
 
@@ -19,6 +20,5 @@ def test_quick_run_compares_all_methods():
     ("arguments", "message"), [(["--num-proc", "0"], "--num-proc 0: must be 1 or more"), (["--num-proc", "two"], "argument --num-proc: invalid")]
 )
 def test_mistakes_are_one_line(arguments: list[str], message: str):
-    result = run(*arguments)
-    assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr.startswith(f"error: {message}") and result.stderr.count("\n") == 1
+    said = mistake(audio_cache.main, *arguments)
+    assert said.startswith(f"error: {message}") and said.count("\n") == 1

@@ -4,8 +4,9 @@ from functools import partial
 
 import pytest
 
-from benchmarks.data_loading import share_waited
-from tests.conftest import run_module
+from benchmarks import data_loading
+from benchmarks.data_loading import MULTIPLES, share_waited
+from tests.conftest import mistake, run_module
 
 run = partial(run_module, "benchmarks.data_loading")
 
@@ -27,8 +28,20 @@ def test_quick_run_prints_speed_and_share(num_workers: str):
     ],
 )
 def test_mistakes_are_one_line(arguments: list[str], message: str):
-    result = run(*arguments)
-    assert result.returncode == 2 and result.stderr == f"error: {message}\n"
+    assert mistake(data_loading.main, *arguments) == f"error: {message}\n"
+
+
+@pytest.mark.parametrize("is_judged", [True, False])
+def test_no_step_is_long_enough_and_small_numbers_say_so(capsys, is_judged):
+    class Slow:
+        loader, sizes = type("loader", (), {"num_workers": 0}), data_loading.QUICK
+
+        def waits(self, epoch: int, step_seconds: float) -> list[float]:
+            return [max(1.0, step_seconds)]
+
+    data_loading.measure(Slow(), [0.01], is_judged)
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith(f"no step up to {MULTIPLES[-1]} times") and last.endswith("not judged") == (not is_judged)
 
 
 def test_share_waited_is_of_waiting_and_steps():

@@ -5,7 +5,8 @@ from functools import partial
 
 import pytest
 
-from tests.conftest import run_module
+from benchmarks import full_size
+from tests.conftest import mistake, run_module
 
 run = partial(run_module, "benchmarks.full_size")
 
@@ -24,5 +25,5 @@ def test_quick_run_prints_seconds_and_memory_and_cleans_up(tmp_path):
     [(["--batch-size", "1"], "--batch-size 1: must be 2 or more"), (["--work", "absent"], "absent is no folder; make it")],
 )
 def test_mistakes_are_one_line(arguments, message):
-    result = run(*arguments)
-    assert result.returncode == 2 and result.stderr.startswith("error: ") and message in result.stderr and result.stderr.count("\n") == 1
+    said = mistake(full_size.main, *arguments)
+    assert said.startswith("error: ") and message in said and said.count("\n") == 1

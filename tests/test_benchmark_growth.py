@@ -5,8 +5,9 @@ from functools import partial
 
 import pytest
 
+from benchmarks import growth
 from benchmarks.growth import formula
-from tests.conftest import run_module
+from tests.conftest import mistake, run_module
 
 run = partial(run_module, "benchmarks.growth")
 
@@ -37,9 +38,9 @@ def test_negative_control_other_sizes_have_another_formula():
     ("arguments", "message"),
     [
         (["--threads", "0"], "error: --threads 0: must be 1 or more\n"),
-        (["--output", "growth.pdf"], "error: --output growth.pdf: give a file that ends in .png\n"),
+        (["--output", "growth"], "error: --output growth: give a file with the suffix of a picture, such as picture.png\n"),
+        (["--output", "absent/a.png"], "error: --output absent/a.png: there is no folder absent; make it, or choose another file\n"),
     ],
 )
 def test_mistakes_are_one_line(arguments: list[str], message: str):
-    result = run(*arguments)
-    assert (result.returncode, result.stderr) == (2, message)
+    assert mistake(growth.main, *arguments) == message

@@ -3,8 +3,10 @@
 import re
 import sys
 
+import pytest
+
 from benchmarks import large_collection
-from tests.conftest import run_module
+from tests.conftest import mistake, run_module
 
 
 def test_quick_run_prints_metrics_seconds_and_memory():
@@ -20,6 +22,11 @@ def test_too_much_memory_is_an_error(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["large_collection", "--quick"])
     assert large_collection.main() == 1
     assert "GB is more than" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("sizes", ["0 0", "5 0", "5 6"])
+def test_impossible_sizes_are_one_line(sizes):
+    assert mistake(large_collection.main, "--work", *sizes.split()) == f"error: --work {sizes}: at least one query, and a clip for each\n"
 
 
 def test_clips_are_the_same_in_every_pass_and_all_made():

@@ -3,7 +3,8 @@
 import re
 from functools import partial
 
-from tests.conftest import run_module
+from benchmarks import memory
+from tests.conftest import mistake, run_module
 
 run = partial(run_module, "benchmarks.memory")
 
@@ -18,7 +19,6 @@ def test_quick_run_measures_every_way(tmp_path):
 
 
 def test_mistakes_are_one_line():
-    result = run("--batch-sizes", "1")
-    assert (result.returncode, result.stderr) == (2, "error: --batch-sizes 1: must be 2 or more\n")
-    result = run("--work", "absent")
-    assert result.returncode == 2 and "absent is no folder; make it" in result.stderr and result.stderr.count("\n") == 1
+    assert mistake(memory.main, "--batch-sizes", "1") == "error: --batch-sizes 1: must be 2 or more\n"
+    said = mistake(memory.main, "--work", "absent")
+    assert "absent is no folder; make it" in said and said.count("\n") == 1

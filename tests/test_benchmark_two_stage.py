@@ -6,8 +6,9 @@ from functools import partial
 import pytest
 import torch
 
+from benchmarks import two_stage
 from benchmarks.two_stage import quality
-from tests.conftest import run_module
+from tests.conftest import mistake, run_module
 
 run = partial(run_module, "benchmarks.two_stage")
 
@@ -33,9 +34,18 @@ def test_a_right_clip_that_is_no_candidate_or_ties_counts_less():
 
 
 def test_mistakes_are_one_line(tmp_path):
-    result = run("--checkpoint", str(tmp_path / "absent"))
-    assert result.returncode == 2
-    assert result.stderr == f"error: --checkpoint {tmp_path / 'absent'} is no folder; `make demo` trains runs/sample_tap/best\n"
-    result = run("--quick", "--output", str(tmp_path / "absent" / "a.png"))
-    assert result.returncode == 2
-    assert result.stderr.startswith("error: --output ") and result.stderr.count("\n") == 1
+    absent = tmp_path / "absent"
+    expected = f"error: --checkpoint {absent} is no folder; `make demo` trains runs/sample_tap/best\n"
+    assert mistake(two_stage.main, "--checkpoint", str(absent)) == expected
+
+
+def test_a_picture_that_cannot_be_written_is_noticed_before_anything_is_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(two_stage, "curve", lambda *_: 1 / 0)
+    absent = tmp_path / "absent"
+    expected = f"error: --output {absent}/a.png: there is no folder {absent}; make it, or choose another file\n"
+    assert mistake(two_stage.main, "--quick", "--output", str(absent / "a.png")) == expected
+    for name in ("a", "a.text", "folder.png"):
+        (tmp_path / "folder.png").mkdir(exist_ok=True)
+        expected = f"error: --output {tmp_path}/{name}: give a file with the suffix of a picture, such as picture.png\n"
+        assert mistake(two_stage.main, "--quick", "--output", str(tmp_path / name)) == expected
+    assert not absent.exists()

@@ -4,7 +4,7 @@ import re
 from functools import partial
 
 from benchmarks import plain, validation_pass
-from tests.conftest import run_module
+from tests.conftest import mistake, run_module
 
 run = partial(run_module, "benchmarks.validation_pass")
 
@@ -25,5 +25,4 @@ def test_negative_control_other_texts_are_seen(monkeypatch, capsys):
 
 
 def test_a_mistake_is_one_line():
-    result = run("--num-clips", "0")
-    assert (result.returncode, result.stderr) == (2, "error: --num-clips 0: must be 1 or more\n")
+    assert mistake(validation_pass.main, "--num-clips", "0") == "error: --num-clips 0: must be 1 or more\n"

@@ -157,8 +157,8 @@ def test_a_split_travels_to_another_process_as_a_path(tmp_path: Path):
 
 def test_absent(tmp_path: Path):
     path = tmp_path / "absent"
-    remedies = "build it with the data_prep/build_*.py of its corpus (README), or name another one: data.cache=DIR for train.py, --cache DIR elsewhere"
-    assert error_of(path) == f"cache {path} does not exist; {remedies}"
+    build, other = "build it with the data_prep/build_*.py of its corpus (README)", "name another one: data.cache=DIR for train.py"
+    assert error_of(path) == f"cache {path} does not exist; {build}, or {other}, --cache DIR elsewhere"
 
 
 def test_half_built(tmp_path: Path):

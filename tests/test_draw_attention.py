@@ -13,9 +13,9 @@ from retrieval.models import build_model
 
 def test_a_picture_is_written_and_impossible_clips_are_refused(tiny, tmp_path):
     build_model(load_config(tiny / "tiny.yaml")).save_pretrained(tmp_path / "model")
-    arguments = ["--checkpoint", str(tmp_path / "model"), "--cache", str(tiny / "cache"), "--output", str(tmp_path / "docs" / "a.png")]
+    arguments = ["--checkpoint", str(tmp_path / "model"), "--cache", str(tiny / "cache"), "--output", str(tmp_path / "a.png")]
     assert draw_attention.main(arguments) == 0
-    assert (tmp_path / "docs" / "a.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(UserError, match="clips 0 to 7"):
         draw_attention.main([*arguments, "--clip", "8"])
     with pytest.raises(UserError, match="captions 0 to 1"):
@@ -62,4 +62,6 @@ def test_nothing_is_drawn_for_the_scenes_of_another_corpus_or_without_a_suffix(t
         draw_attention.main([*arguments, "--output", str(tmp_path / "a.png")])
     with pytest.raises(UserError, match="give a file with the suffix"):
         draw_attention.main([*arguments, "--output", str(tmp_path / "a")])
+    with pytest.raises(UserError, match="there is no folder .*/absent; make it"):
+        draw_attention.main([*arguments, "--output", str(tmp_path / "absent" / "a.png")])
     assert not list(tmp_path.glob("a*"))

@@ -1,0 +1,18 @@
+"""Whether a benchmark could write its picture: asked before anything is measured."""
+
+from pathlib import Path
+
+from retrieval.errors import UserError
+from retrieval.files import check_writable
+
+
+def check_picture(output: Path) -> None:
+    """Raises UserError where no picture can be written to `output`, the value of --output: a missing folder is not made."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    kinds = FigureCanvasBase.get_supported_filetypes()
+    if output.is_dir() or output.suffix.lstrip(".").lower() not in kinds:
+        raise UserError(f"--output {output}: give a file with the suffix of a picture, such as picture.png")
+    if not output.absolute().parent.is_dir():
+        raise UserError(f"--output {output}: there is no folder {output.parent}; make it, or choose another file")
+    check_writable(output.absolute().parent)
