@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test clean
+.PHONY: install demo test chromium clean
 
 install: $(VENV)/.installed
 
@@ -42,8 +42,18 @@ demo: install
 	@$(BIN)/python -m benchmarks.compare_runs mean=runs/sample_mean/best TAP=runs/sample_tap/best --scenes $(SAMPLE)/scenes.json
 	@echo "see the curves, attention pictures and sounds: $(BIN)/tensorboard --logdir runs"
 
-test: install
-	$(BIN)/python -m pytest -q
+# Processes that share the tests, each with one thread: make test WORKERS=8
+WORKERS ?= 2
+
+test: install chromium
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
+
+# The browser of the page's tests, which are skipped without it: Debian's, where it can be installed without a password.
+INSTALL_CHROMIUM := apt-get install -y --no-install-recommends chromium
+chromium:
+	@command -v chromium >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && echo "installing chromium for the tests of the page" && \
+	    DEBIAN_FRONTEND=noninteractive timeout 240 sh -c "$(INSTALL_CHROMIUM) || { apt-get update && $(INSTALL_CHROMIUM); }" >/dev/null 2>&1; } || \
+	    echo "no chromium, so the tests of the page in a browser are skipped; on Debian: apt install chromium"
 
 clean:
 	rm -rf data/sample runs/sample_mean runs/sample_tap
