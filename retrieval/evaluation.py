@@ -211,13 +211,23 @@ def write_ranks(path: str | Path, result: EvaluationResult) -> None:
         writer.writerow(["query", "clip", "rank", "score", *(f"top_{place}" for place in range(1, NUM_TOP + 1)), "ranks"])
         for first, rows in row_blocks(_to_numpy(result.scores)):
             for row, scores in enumerate(rows, first):
-                right, ranks = np.sort(result.relevant[row]), result.ranks["text_to_audio"][row]
-                clip = right[scores[right].argmax()]
-                is_relevant = np.isin(np.arange(len(scores)), right)
-                best = np.lexsort((is_relevant, -scores))[:NUM_TOP]  # by score, then the right clips last
+                right, ranks = result.relevant[row], result.ranks["text_to_audio"][row]
+                clip, best = best_right(scores, right), first_columns(scores, right, NUM_TOP)
                 names = [result.file_names[index] for index in best] + [""] * (NUM_TOP - len(best))
                 head = [result.captions[row], result.file_names[clip], ranks[0], f"{scores[clip]:.6f}"]
                 writer.writerow([*head, *names, " ".join(map(str, ranks))])
+
+
+def best_right(scores: np.ndarray, right: Sequence[int]) -> int:
+    """Of the columns that are right for a query, scores (B,), the one that scores highest."""
+    right = np.sort(right)
+    return int(right[scores[right].argmax()])
+
+
+def first_columns(scores: np.ndarray, right: Sequence[int], number: int) -> list[int]:
+    """The first columns of a query's ranking, scores (B,); as in the metrics, tied ones stand before those that are right."""
+    is_right = np.isin(np.arange(len(scores)), right)
+    return np.lexsort((is_right, -scores))[:number].tolist()
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import numpy as np
 
 from retrieval.data import ClipSplit
 from retrieval.errors import UserError, one_line
-from retrieval.evaluation import EvaluationResult
+from retrieval.evaluation import EvaluationResult, first_columns
 from retrieval.metrics.text_audio_retrieval.ranking import all_ranks
 from retrieval.reporting import METRICS, RANKS
 from retrieval.scoring import Scorer, load_model
@@ -85,8 +85,8 @@ class Against:
             rows = self.results[1]
             return OtherRun(str(self.path), [row["ranks"] for row in rows], [row["first"] for row in rows])
         scores = self.scores.numpy()
-        ranks = all_ranks(scores, result.relevant)
-        return OtherRun(str(self.path), ranks, [result.file_names[clip] for clip in scores.argmax(axis=1)])
+        first = [first_columns(row, right, 1)[0] for row, right in zip(scores, result.relevant, strict=True)]
+        return OtherRun(str(self.path), all_ranks(scores, result.relevant), [result.file_names[clip] for clip in first])
 
 
 def _read_results(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from retrieval.comparison import narrow_intervals_warning, paired_bootstrap, query_metrics
-from retrieval.evaluation import EvaluationResult
+from retrieval.evaluation import EvaluationResult, best_right, first_columns
 from retrieval.metrics.text_audio_retrieval.ranking import metrics_of_ranks, transpose_relevance
 from retrieval.report.against import OtherRun
 from retrieval.report.near_duplicates import THRESHOLD, NearDuplicates, forgiving_ranks, words
@@ -101,8 +101,9 @@ def query_figures(result: EvaluationResult, other: OtherRun | None) -> list[Figu
     """A row a query: its best right clip and rank, what was returned first, and the same of the other run with the ranks won against it."""
     rows = []
     for query, ranks in enumerate(result.ranks["text_to_audio"]):
-        row = {"query": result.captions[query], "clip": result.file_names[best_right(result, query)], "rank": int(ranks[0])}
-        row["first"] = result.file_names[returned(result, query, 1)[0]]
+        scores, right = result.scores[query].numpy(), result.relevant[query]
+        row = {"query": result.captions[query], "clip": result.file_names[best_right(scores, right)], "rank": int(ranks[0])}
+        row["first"] = result.file_names[first_columns(scores, right, 1)[0]]
         if other is not None:
             other_rank = int(other.ranks[query][0])
             row |= {"other_rank": other_rank, "won": other_rank - row["rank"], "other_first": other.first[query]}
@@ -133,7 +134,8 @@ def hardest_queries(result: EvaluationResult, number: int, also_right: Sequence[
     Clips are columns of the matrix. Of equal ranks the query comes first whose right clip scores further below the first one.
     """
     scores, ranks = result.scores.numpy(), [int(query[0]) for query in result.ranks["text_to_audio"]]
-    gaps = {query: float(scores[query].max() - scores[query, best_right(result, query)]) for query, rank in enumerate(ranks) if rank > 1}
+    best = {query: best_right(scores[query], result.relevant[query]) for query, rank in enumerate(ranks) if rank > 1}
+    gaps = {query: float(scores[query].max() - scores[query, clip]) for query, clip in best.items()}
     hardest = sorted(gaps, key=lambda query: (-ranks[query], -gaps[query], query))[:number]
     queries_of = transpose_relevance(result.relevant, len(result.clip_ids))
 
@@ -142,34 +144,25 @@ def hardest_queries(result: EvaluationResult, number: int, also_right: Sequence[
             "clip": clip,
             "file_name": result.file_names[clip],
             "rank": rank,
-            "score": float(result.scores[query, clip]),
+            "score": float(scores[query, clip]),
             "captions": [result.captions[other] for other in queries_of[clip][:MAX_CAPTIONS]],
             "near_duplicate": clip in also_right[query],
         }
+
+    def returned(query: int) -> list[Figures]:
+        first = first_columns(scores[query], result.relevant[query], min(NUM_RETURNED, ranks[query] - 1))
+        return [answer(query, clip, rank) for rank, clip in enumerate(first, 1)]
 
     return [
         {
             "number": query,
             "query": result.captions[query],
-            "right": answer(query, best_right(result, query), ranks[query]),
+            "right": answer(query, best[query], ranks[query]),
             "num_right": len(set(result.relevant[query])),
-            "returned": [answer(query, clip, place) for place, clip in enumerate(returned(result, query, min(NUM_RETURNED, ranks[query] - 1)), 1)],
+            "returned": returned(query),
         }
         for query in hardest
     ]
-
-
-def best_right(result: EvaluationResult, query: int) -> int:
-    """The right clip that scores highest."""
-    right = np.sort(result.relevant[query])
-    return int(right[result.scores[query].numpy()[right].argmax()])
-
-
-def returned(result: EvaluationResult, query: int, number: int) -> list[int]:
-    """The first clips of a ranking; as in the metrics, tied clips stand before the right ones."""
-    scores = result.scores[query].numpy()
-    is_right = np.isin(np.arange(len(scores)), result.relevant[query])
-    return np.lexsort((is_right, -scores))[:number].tolist()
 
 
 def _bootstrap(first: np.ndarray, second: np.ndarray, units: list[Any]) -> list[Any] | None:
