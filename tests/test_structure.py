@@ -106,7 +106,7 @@ MAY_IMPORT = {
     "app": {"files", "progress", "search"},
     "report": {*("checkpoint", "comparison", "data", "evaluation", "files", "metrics", "models", "progress", "reporting", "scoring", "tracking")},
     "sharing": {"checkpoint", "config", "files", "models"},
-    "export": {"checkpoint", "data", "evaluation", "files", "models", "progress", "scoring", "two_stage"},
+    "export": {"data", "evaluation", "files", "models", "progress", "reporting", "scoring", "two_stage"},
     "pretraining": {"data", "files", "models", "progress"},
     "objective": {"config", "data", "distributed", "losses", "models", "progress", "score_files"},
     "frame_cache": {"data", "files", "models", "progress"},

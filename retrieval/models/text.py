@@ -135,14 +135,18 @@ class TextEncoder(nn.Module):
     def forward(self, captions: list[str]) -> torch.Tensor:
         """(N, feature_dim)"""
         tokens = self.tokens(captions).to(self.model.device, non_blocking=True)
-        mask = tokens["attention_mask"]  # (N, L)
-        hidden = self.model(input_ids=tokens["input_ids"], attention_mask=mask).last_hidden_state  # (N, L, feature_dim)
+        return self.encode_tokens(tokens["input_ids"], tokens["attention_mask"])
+
+    def encode_tokens(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """(N, feature_dim) of what `tokens` gives, both int64 (N, L), padded on the right."""
+        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state  # (N, L, feature_dim)
         if self.readout == "first":
             return hidden[:, 0]
         if self.readout == "mean":
-            return (hidden * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
+            return (hidden * attention_mask[..., None]).sum(dim=1) / attention_mask.sum(dim=1, keepdim=True)
         # The mask, not the token: where the end of text is also the padding (CLIP, GPT-2), ids do not tell them apart.
-        return hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(dim=1) - 1]
+        # shape[0], not len(): an exported graph serves any number of captions.
+        return hidden[torch.arange(hidden.shape[0], device=hidden.device), attention_mask.sum(dim=1) - 1]
 
 
 def _build(config: PreTrainedConfig) -> PreTrainedModel:

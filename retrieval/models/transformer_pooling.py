@@ -52,8 +52,9 @@ class TransformerPooling(nn.Module):
             # A softmax over nothing is not a number (PyTorch's kernels differ): a clip of padding alone attends to its zeros.
             attended = mask | ~mask.any(dim=1, keepdim=True)  # (B, T)
         else:
-            hidden = torch.cat([self.token.expand(len(hidden), 1, -1), hidden], dim=1)  # (B, 1 + T, F)
-            attended = torch.cat([mask.new_ones(len(mask), 1), mask], dim=1)  # (B, 1 + T)
+            # shape[0], not len(): an exported graph serves any number of clips.
+            hidden = torch.cat([self.token.expand(hidden.shape[0], 1, -1), hidden], dim=1)  # (B, 1 + T, F)
+            attended = torch.cat([mask.new_ones(mask.shape[0], 1), mask], dim=1)  # (B, 1 + T)
         for layer in self.layers:
             hidden = layer(hidden, attended)
         return self.mean(self.norm(hidden), mask) if self.token is None else self.norm(hidden[:, 0])

@@ -85,7 +85,9 @@ class AtstFrame(nn.Module):
         In float32 also under autocast: a power spectrum spans more than half precision holds.
         """
         # On a CPU one window at a time: its spectrogram then stays in the cache, 2.4 times faster than 48 windows at once.
-        parts = waveform.split(1) if waveform.device.type == "cpu" else (waveform,)
+        # A graph that is exported serves any number of windows, and has no loop over them.
+        one_by_one = waveform.device.type == "cpu" and not torch.compiler.is_exporting()
+        parts = waveform.split(1) if one_by_one else (waveform,)
         with torch.autocast(waveform.device.type, enabled=False):
             return torch.cat([self._log_mel(part.float()) for part in parts])
 

@@ -1,0 +1,51 @@
+"""What can be known to fail before anything is exported."""
+
+import hashlib
+import shutil
+from pathlib import Path
+
+from retrieval.errors import UserError
+from retrieval.files import check_writable
+from retrieval.models.dual_encoder import DualEncoder
+
+ABOUT = "export.json"  # marks a folder of ONNX graphs
+
+
+def check_folder(output: Path, overwrite: bool) -> None:
+    """Raises UserError where `output` cannot be written, or holds anything but an export that may be replaced."""
+    check_writable(output.parent)
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    if not (output / ABOUT).is_file():
+        raise UserError(f"--output {output} exists and is no earlier export (it has no {ABOUT}): give another folder")
+    if not overwrite:
+        raise UserError(f"--output {output} holds an export already: give another folder, or replace it with --overwrite")
+
+
+def check_file(path: Path, overwrite: bool) -> None:
+    """Raises UserError where `path` cannot be written, or exists and may not be replaced."""
+    check_writable(path.parent)
+    if path.is_dir():
+        raise UserError(f"--parquet {path} is a folder: give the name of a file")
+    if path.exists() and not overwrite:
+        raise UserError(f"--parquet {path} exists: give another file, or replace it with --overwrite")
+
+
+def check_room(output: Path, num_bytes: float) -> None:
+    """Raises UserError where the disk of `output` has less than `num_bytes` left."""
+    free = shutil.disk_usage(next(place for place in output.absolute().parents if place.exists())).free
+    if num_bytes > free:
+        raise UserError(f"{output} takes {num_bytes / 2**30:.2f} GiB, and {free / 2**30:.2f} GiB are left there: make room, or write to another disk")
+
+
+def check_finite(model: DualEncoder) -> None:
+    """Raises UserError for weights that are NaN or infinite."""
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise UserError(f"weight {name} of the model is not finite (NaN or infinite): export an earlier checkpoint")
+
+
+def weights_sha256(checkpoint: Path) -> str:
+    """As `sha256sum` says it, of model.safetensors in a model folder, or of a checkpoint file."""
+    with open(checkpoint / "model.safetensors" if checkpoint.is_dir() else checkpoint, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

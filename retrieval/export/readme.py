@@ -1,0 +1,76 @@
+"""What the README.md of an ONNX folder says; its Python runs as it stands, in that folder."""
+
+from typing import Any
+
+README = """# Text-to-audio retrieval model as ONNX
+
+Audio encoder `{audio_encoder}`, text encoder `{text_encoder}`, pooling `{pooling}`, {dim} dimensions.
+`export.json` has all that is needed to call the graphs.
+
+| graph | inputs | outputs | MB |
+| --- | --- | --- | --- |
+{rows}
+
+Audio is mono at {sample_rate} Hz, float32 in [-1, 1]; of a clip the first {clip_seconds:g} s are heard.
+Captions go through the tokenizer: {captions}.
+Batches, clips, captions and frame sequences may be of any size. {advice}
+
+```python
+import json
+import string
+import numpy as np
+import onnxruntime
+from transformers import AutoTokenizer
+
+about = json.load(open("export.json"))
+audio, text, score = (onnxruntime.InferenceSession(name + ".onnx") for name in ("audio", "text", "score"))
+tokenizer = AutoTokenizer.from_pretrained("tokenizer")
+
+clips = [np.zeros(3 * about["sample_rate"], np.float32), np.zeros(about["sample_rate"], np.float32)]  # your recordings
+lengths = np.array([len(clip) for clip in clips])
+waveform = np.zeros((len(clips), lengths.max()), np.float32)
+for row, clip in enumerate(clips):
+    waveform[row, : len(clip)] = clip
+frames, mask = audio.run(None, {{"waveform": waveform, "lengths": lengths}})
+
+captions = ["A dog barks twice.", "Rain falls."]
+{prepared}
+tokens = tokenizer(words, padding=True, padding_side="right", truncation=True, max_length=about["max_tokens"], return_tensors="np")
+texts = text.run(None, {{name: tokens[name].astype(np.int64) for name in ("input_ids", "attention_mask")}})[0]
+
+scores = score.run(None, {{"text": texts, "frames": frames, "mask": mask}})[0]  # (captions, clips)
+print(scores)
+```
+
+Largest difference to PyTorch, measured with ONNX Runtime {onnxruntime} when these files were written ({tolerance:g} is allowed):
+
+| | difference |
+| --- | --- |
+{differences}
+"""
+PREPARED = {
+    "as written": "words = captions",
+    "lower case, ASCII punctuation deleted": 'words = [caption.lower().translate(str.maketrans("", "", string.punctuation)) for caption in captions]',
+}
+TAP_ADVICE = (
+    "The score of TAP holds as many numbers as captions x clips x dimensions: keep `frames` and `mask` of each clip, and score large collections "
+    "in blocks."
+)
+
+
+def onnx_readme(about: dict[str, Any]) -> str:
+    """Of the content of export.json."""
+    graphs = about["graphs"].values()
+    rows = [f"| `{graph['file']}` | {_shapes(graph['inputs'])} | {_shapes(graph['outputs'])} | {graph['bytes'] / 1e6:.1f} |" for graph in graphs]
+    return README.format(
+        **{name: about[name] for name in ("audio_encoder", "text_encoder", "pooling", "dim", "sample_rate", "clip_seconds", "captions", "tolerance")},
+        rows="\n".join(rows),
+        advice=TAP_ADVICE if about["pooling"] == "tap" else "",
+        prepared=PREPARED[about["captions"]],
+        onnxruntime=about["versions"]["onnxruntime"],
+        differences="\n".join(f"| {name} | {found:.2g} |" for name, found in about["differences_to_pytorch"].items()),
+    )
+
+
+def _shapes(values: dict[str, Any]) -> str:
+    return ", ".join(f"`{name}` ({', '.join(map(str, value['shape']))})" for name, value in values.items())
