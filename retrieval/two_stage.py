@@ -7,6 +7,7 @@ once: what TAP gives when it listens to all frames alike. The second scores the 
 Letters: N texts, B clips, T frames of a clip, D = dim, K candidates; n texts of a block.
 """
 
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -156,12 +157,37 @@ class TwoStage:
         directions = functional.normalize(text, eps=1e-12)  # (N, D), of which a score is the product with a pooled clip of length 1
         clips, pairs = candidates.flatten().sort(stable=True)  # (N K,), those of one clip side by side
         clips, counts = clips.unique_consecutive(return_counts=True)
-        scores = torch.empty(len(pairs), device=text.device)  # (N K,)
-        for clip, own in zip(clips.tolist(), pairs.split(counts.tolist())):
-            rows = own.div(candidates.shape[1], rounding_mode="floor")
-            scores[own] = self._score_clip(directions, queries, rows, self._keys(clip))
+        rows = pairs.div(candidates.shape[1], rounding_mode="floor")  # (N K,)
+        scores, first = torch.empty(len(pairs), device=text.device), 0  # (N K,)
+        for pooled in self._pooled(queries, clips.tolist(), rows.split(counts.tolist())):
+            last = first + len(pooled)
+            pooled = functional.normalize(self.pooling.norm(pooled), eps=1e-12)
+            scores[pairs[first:last]] = torch.linalg.vecdot(directions[rows[first:last]], pooled)
+            first = last
         _check_not_nan(scores)
         return scores.view_as(candidates)
+
+    def _pooled(self, queries: Tensor, clips: list[int], rows_of_clips: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Each clip pooled for its rows of the queries (N, D), in blocks (n, D) that hold many clips or a part of one; before TAP's last norm."""
+        # Values are linear in the frames: what the weights average may be the frames or their values, whichever are fewer.
+        num_frames = sum(len(self.index.clip_frames(clip)) for clip in clips)
+        map_frames = num_frames < sum(map(len, rows_of_clips))
+        waiting, num_waiting, dim = [], 0, queries.shape[1]
+        for clip, rows in zip(clips, rows_of_clips):
+            keys = self._keys(clip)  # (T, D)
+            values = functional.linear(keys, *self.value_map) if map_frames else keys
+            for part in rows.split(max(1, self.pooling.block_elements // (len(keys) + 2 * dim))):
+                waiting.append((queries[part] @ keys.T).softmax(dim=1) @ values)  # (n, D)
+                num_waiting += len(part)
+                if num_waiting * 2 * dim >= self.pooling.block_elements:
+                    yield self._mapped(waiting, map_frames)
+                    waiting, num_waiting = [], 0
+        if waiting:
+            yield self._mapped(waiting, map_frames)
+
+    def _mapped(self, averages: list[Tensor], is_mapped: bool) -> Tensor:
+        joined = torch.cat(averages)
+        return joined if is_mapped else functional.linear(joined, *self.value_map)  # one product for many clips
 
     @torch.no_grad()
     def attention(self, text: Tensor, clip: int) -> Tensor:
@@ -175,19 +201,6 @@ class TwoStage:
             self._buffer = self._buffer.new_empty(len(frames), frames.shape[1])
         keys = self._buffer[: len(frames)].copy_(frames)
         return keys if self.index.normalised else self.pooling.norm(keys)
-
-    def _score_clip(self, directions: Tensor, queries: Tensor, rows: Tensor, keys: Tensor) -> Tensor:
-        """(n,) scores of the texts `rows` with the clip of normalised frames `keys` (T, D)."""
-        num_frames, dim = keys.shape
-        # Values are linear in the frames: what the weights average may be the frames or their values, whichever are fewer.
-        values = functional.linear(keys, *self.value_map) if num_frames < len(rows) else None  # (T, D)
-        scores = []
-        for part in rows.split(max(1, self.pooling.block_elements // (num_frames + 2 * dim))):
-            weights = (queries[part] @ keys.T).softmax(dim=1)  # (n, T)
-            pooled = functional.linear(weights @ keys, *self.value_map) if values is None else weights @ values  # (n, D)
-            pooled = functional.normalize(self.pooling.norm(pooled), eps=1e-12)
-            scores.append(torch.linalg.vecdot(directions[part], pooled))
-        return torch.cat(scores)
 
 
 def _check_not_nan(scores: Tensor) -> None:
