@@ -178,7 +178,7 @@ def _about_bootstrap(num_units: int, unit: str) -> Figures:
 
 def _quantile_bins(values: np.ndarray, form: str) -> list[tuple[str, np.ndarray]]:
     """At most NUM_BINS of about equally many queries: their range, and the queries."""
-    inner = np.unique(np.quantile(values, np.linspace(0, 1, NUM_BINS + 1)[1:-1], method="inverted_cdf"))
+    inner = np.unique(np.quantile(values, np.arange(1, NUM_BINS) / NUM_BINS, method="inverted_cdf"))
     places = np.searchsorted(inner, values, side="left")
     bins = [np.flatnonzero(places == place) for place in range(len(inner) + 1)]
     return [(_range(form.format(values[rows].min()), form.format(values[rows].max())), rows) for rows in bins if len(rows)]
