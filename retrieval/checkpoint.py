@@ -29,6 +29,7 @@ from safetensors import SafetensorError
 from retrieval.config import Config, config_differences, parse_config, read_yaml
 from retrieval.errors import UserError, one_line
 from retrieval.files import atomic_writer, latest_state
+from retrieval.models.card import ABOUT, CARD, model_card
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.salsa import load_salsa_checkpoint  # noqa: F401 - part of this module
 
@@ -167,21 +168,30 @@ def load_state(accelerator: Accelerator, run: Path, progress: Progress, steps_pe
         raise UserError(f"--resume: {best}, {what}, is missing; put it back from a copy, or start again with --overwrite")
 
 
-def save_model(model: DualEncoder, folder: Path, results: str) -> None:
+def save_model(model: DualEncoder, folder: Path, about: dict[str, Any]) -> None:
     """Write `folder` in Hugging Face form; a reader finds the old model or the new one, never half of one.
 
-    `results` is a line of Markdown for the model card.
+    `about` is what its model card says: retrieval.models.card.
     """
     new, old = folder.with_suffix(".new"), folder.with_suffix(".old")
     shutil.rmtree(new, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
+    model.about = about
     with _explained(f"model {folder}"):
-        model.save_pretrained(new, model_card_kwargs={"results": results})
+        model.save_pretrained(new)
     _flush(new)
     if folder.exists():
         folder.rename(old)
     new.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def write_card(folder: Path, architecture: dict[str, Any], about: dict[str, Any]) -> None:
+    """about.json and model card of a model folder anew; the model itself stays as it is. Raises UserError."""
+    card = model_card(architecture, about)
+    write_json(folder / ABOUT, about)
+    with atomic_writer(folder / CARD) as file:
+        file.write(str(card))
 
 
 def _recover_models(run: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -36,6 +37,7 @@ from retrieval.models import DualEncoder, build_model, warnings_of
 from retrieval.models.mel_augmentation import mel_augmentation
 from retrieval.objective import Objective
 from retrieval.optim import parameter_groups
+from retrieval.provenance import of_training
 from retrieval.tracking import Tracker
 
 TRAINING, VALIDATION, TEST = "development", "validation", "evaluation"
@@ -59,6 +61,7 @@ class Run:
     test: ClipSplit | FrameSplit | None
     steps_per_epoch: int
     tracker: Tracker
+    about: dict[str, Any] = field(default_factory=dict)  # of data and settings, for the model card; main process only
     progress: Progress = field(default_factory=Progress)
 
     @property
@@ -208,6 +211,7 @@ def prepare(config: Config, folder: Path, resume: bool, overwrite: bool) -> Run:
         pictured=pictured,
         test=splits.test,
         steps_per_epoch=steps_per_epoch,
+        about=of_training(config, checkpoint.git_commit()) if accelerator.is_main_process else {},
         tracker=Tracker(folder, resume_step=progress.global_step + 1 if resume else None, enabled=accelerator.is_main_process),
         progress=progress,
     )

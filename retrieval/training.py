@@ -169,9 +169,9 @@ def validate(run: Run) -> None:
     if is_best:
         progress.best_map, progress.best_epoch = metrics["mAP@10"], epoch
     if run.accelerator.is_main_process:
-        card = f"Validation mAP@10 after epoch {epoch + 1}: {metrics['mAP@10']:.4f}."
+        about = run.about | {"validation": {"epoch": epoch + 1, "metrics": result.metrics}}
         for name in ("best", "last") if is_best else ("last",):
-            checkpoint.save_model(run.model, run.folder / name, card)
+            checkpoint.save_model(run.model, run.folder / name, about)
     run.accelerator.wait_for_everyone()
 
 
@@ -188,6 +188,8 @@ def score_test_split(run: Run) -> None:
             result = evaluate_model(run, model, run.test)
             final[name], final["chance"] = result.metrics, result.chance
             run.accelerator.print(f"{run.folder / name}, {TEST} split\n{format_table(result)}")
+            if run.accelerator.is_main_process:
+                checkpoint.write_card(run.folder / name, model.architecture, model.about | {"evaluation": {"metrics": result.metrics}})
     run.tracker.hparams(flatten(run.config.model_dump()), final)
     if run.accelerator.is_main_process:
         checkpoint.write_json(run.folder / "metrics.json", final)

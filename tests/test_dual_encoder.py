@@ -336,13 +336,15 @@ def test_training_mode_and_dropout_come_back_with_train(text_folder: str, tmp_pa
 
 def test_model_card(text_folder: str, tmp_path: Path):
     model = make_model(text_folder)
-    model.save_pretrained(tmp_path / "scored", model_card_kwargs={"results": "Validation mAP@10 after epoch 3: 0.4242."})
+    model.about = {"validation": {"epoch": 3, "metrics": {"text_to_audio": {"mAP@10": 0.4242}}}}
+    model.save_pretrained(tmp_path / "scored")
     card = (tmp_path / "scored" / "README.md").read_text(encoding="utf-8")
     assert card.startswith("---\n") and "- text-to-audio-retrieval" in card
-    assert "Validation mAP@10 after epoch 3: 0.4242." in card and "Not evaluated." not in card
+    assert "after epoch 3:" in card and "| validation | text to audio | 42.42 |" in card and "Not evaluated." not in card
     assert "audio encoder `atst_frame`, text encoder `roberta`, pooling `tap`" in card
     assert "DualEncoder.from_pretrained" in card and "{{" not in card
-    model.save_pretrained(tmp_path / "fresh")
+    assert DualEncoder.from_pretrained(tmp_path / "scored").about == model.about
+    make_model(text_folder).save_pretrained(tmp_path / "fresh")
     assert "Not evaluated." in (tmp_path / "fresh" / "README.md").read_text(encoding="utf-8")
 
 

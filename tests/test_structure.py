@@ -105,13 +105,15 @@ MAY_IMPORT = {
     "search": {"data", "evaluation", "files", "models", "preparation", "progress", "reporting", "submission", "two_stage"},
     "app": {"files", "progress", "search"},
     "report": {*("checkpoint", "comparison", "data", "evaluation", "files", "metrics", "models", "progress", "reporting", "scoring", "tracking")},
-    "sharing": {"checkpoint", "config", "files", "models"},
+    "provenance": {"config", "data"},
+    "sharing": {"checkpoint", "models", "progress", "provenance"},
     "export": {"data", "evaluation", "files", "models", "progress", "reporting", "scoring", "two_stage"},
     "pretraining": {"data", "files", "models", "progress"},
     "objective": {"config", "data", "distributed", "losses", "models", "progress", "score_files"},
     "frame_cache": {"data", "files", "models", "progress"},
     "preparation": {
-        *("checkpoint", "config", "data", "distributed", "evaluation", "frame_cache", "models", "objective", "optim", "tracking"),
+        *("checkpoint", "config", "data", "distributed", "evaluation", "frame_cache", "models", "objective", "optim"),
+        *("provenance", "tracking"),
     },
     "micro_batches": {"distributed", "models"},
     "training": {

@@ -3,7 +3,6 @@
 Letters: B clips, S samples, T frames, N captions, L tokens, D = dim.
 """
 
-import gc
 import json
 import logging
 import warnings
@@ -35,6 +34,7 @@ OPSET = 18
 EXTERNAL_BYTES = 2**30  # weights beyond this lie in a file beside the graph: ONNX holds at most 2 GiB in one
 LIBRARIES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime")
 SEED = 0
+Part = tuple[str, nn.Module, dict[str, Tensor], dict[str, dict[int, Any]], tuple[str, ...]]  # see `parts`
 
 
 def export_onnx(model: DualEncoder, output: Path, source: dict[str, Any], overwrite: bool = False) -> dict[str, Any]:
@@ -49,8 +49,8 @@ def export_onnx(model: DualEncoder, output: Path, source: dict[str, Any], overwr
     steps = bar(total=6, desc="exporting", unit="step")
     with eval_mode(model), torch.no_grad(), whole_folder(output, "the ONNX graphs") as folder, steps as progress:
         graphs = {}
-        for name, module, arguments, axes, outputs in _parts(model):
-            graphs[name] = _write_graph(folder / f"{name}.onnx", module.eval(), arguments, axes, outputs)
+        for name, module, arguments, axes, outputs in parts(model):
+            graphs[name] = write_graph(folder / f"{name}.onnx", module.eval(), arguments, axes, outputs)
             progress.update()
         differences = {}
         for name, found in _differences(model, folder):
@@ -67,22 +67,28 @@ def export_onnx(model: DualEncoder, output: Path, source: dict[str, Any], overwr
     return about
 
 
-def _parts(model: DualEncoder) -> Iterator[tuple[str, nn.Module, dict[str, Tensor], dict[str, dict[int, Any]], tuple[str, ...]]]:
+def parts(model: DualEncoder) -> Iterator[Part]:
     """Of each graph: name, module, inputs to trace it with, which of their axes are free, names of the outputs."""
     grid, clips, captions, frames = model.windows, Dim("clips", min=1), Dim("captions", min=1), Dim("frames", min=1)
     inputs = {"waveform": torch.randn(2, grid.clip_samples) * 0.1, "lengths": torch.tensor([grid.clip_samples, grid.window_samples // 2 + 1])}
     axes = {"waveform": {0: clips, 1: Dim("samples", min=1)}, "lengths": {0: clips}}
     yield "audio", AudioTower(model), inputs, axes, ("frames", "mask")
     encoded, mask = model.encode_audio(*inputs.values())
-    tokens = model.text_encoder.tokens(CAPTIONS[:3])
-    inputs = {name: tokens[name] for name in ("input_ids", "attention_mask")}
-    yield "text", TextTower(model), inputs, {name: {0: captions, 1: Dim("tokens", min=1)} for name in inputs}, ("text",)
+    yield text_part(model)
     inputs = {"text": model.encode_text(CAPTIONS[:3]), "frames": encoded, "mask": mask}
     free = {0: clips, 1: frames} if isinstance(model.pooling, TextAwareAttentionPooling) else {0: clips}
     yield "score", Score(model.pooling), inputs, {"text": {0: captions}, "frames": free, "mask": free}, ("scores",)
 
 
-def _write_graph(
+def text_part(model: DualEncoder) -> Part:
+    """Of the text tower, whose graph takes input_ids and attention_mask int64 (N, L) and gives text (N, D)."""
+    tokens = model.text_encoder.tokens(CAPTIONS[:3])
+    inputs = {name: tokens[name] for name in ("input_ids", "attention_mask")}
+    axes = {name: {0: Dim("captions", min=1), 1: Dim("tokens", min=1)} for name in inputs}
+    return "text", TextTower(model), inputs, axes, ("text",)
+
+
+def write_graph(
     path: Path, module: nn.Module, arguments: dict[str, Tensor], axes: dict[str, dict[int, Any]], outputs: tuple[str, ...]
 ) -> dict[str, Any]:
     num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
@@ -95,7 +101,7 @@ def _write_graph(
         raise
     except Exception as error:  # torch.export, onnxscript and the libraries below raise their own kinds
         raise UserError(f"the {path.stem} part of this model cannot be written as ONNX ({_reason(error)})") from None
-    session = _session(path)
+    session = open_session(path)
     shapes = {"inputs": session.get_inputs(), "outputs": session.get_outputs()}
     described = {kind: {value.name: {"type": value.type, "shape": value.shape} for value in values} for kind, values in shapes.items()}
     size = sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*"))
@@ -137,30 +143,40 @@ CAPTIONS = [
 
 def _differences(model: DualEncoder, folder: Path) -> Iterator[tuple[str, float]]:
     """What ONNX Runtime and PyTorch make of the same clips and captions, for several sizes of batches and lengths of clips."""
-    grid, rng = model.windows, np.random.default_rng(SEED)
-    full, window = grid.clip_samples, grid.window_samples
-    batches = [[full], [full // 3 + 1, 1, full // 2 + 17], [window, window // 5 + 1], [window // 2 + 1]]
-    clips = [_clips(lengths, model.sample_rate, rng) for lengths in batches]
-    captions = [CAPTIONS[:1], _captions(model, rng), _captions(model, rng)[:2]]
-    audio, texts = [model.encode_audio(*batch) for batch in clips], [model.encode_text(batch) for batch in captions]
-    session = _session(folder / "audio.onnx")
-    found = [_run(session, waveform=waveform, lengths=lengths) for waveform, lengths in clips]
-    for (frames, mask), (onnx_frames, onnx_mask) in zip(audio, found, strict=True):
-        yield "mask", 0.0 if torch.equal(mask, onnx_mask) else float("inf")
-        yield "frames", difference(frames, onnx_frames)
-    del session
-    gc.collect()  # one tower at a time: at full size they take gigabytes
-    session, found_texts = _session(folder / "text.onnx"), []
-    for batch, text in zip(captions, texts, strict=True):
-        tokens = model.text_encoder.tokens(batch)
-        found_texts += _run(session, input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
-        yield "text", difference(text, found_texts[-1])
-    session = _session(folder / "score.onnx")
-    for (frames, mask), (onnx_frames, onnx_mask) in zip(audio, found, strict=True):
-        for text, onnx_text in zip(texts, found_texts, strict=True):
+    rng = np.random.default_rng(SEED)
+    audio, onnx_audio = [], []  # one tower at a time: at full size they take gigabytes
+    for encoded, found in check_audio(model, folder / "audio.onnx", rng):
+        audio.append(encoded)
+        onnx_audio.append(found)
+        yield "mask", 0.0 if torch.equal(encoded[1], found[1]) else float("inf")
+        yield "frames", difference(encoded[0], found[0])
+    texts, onnx_texts = [], []
+    for text, found in check_text(model, folder / "text.onnx", rng):
+        texts.append(text)
+        onnx_texts.append(found)
+        yield "text", difference(text, found)
+    session = open_session(folder / "score.onnx")
+    for (frames, mask), (onnx_frames, onnx_mask) in zip(audio, onnx_audio, strict=True):
+        for text, onnx_text in zip(texts, onnx_texts, strict=True):
             scores = model.score(text, frames, mask)
             yield "score", difference(scores, _run(session, text=text, frames=frames, mask=mask)[0])
             yield "all three", difference(scores, _run(session, text=onnx_text, frames=onnx_frames, mask=onnx_mask)[0])
+
+
+def check_audio(model: DualEncoder, path: Path, rng: np.random.Generator) -> Iterator[tuple[tuple[Tensor, Tensor], list[Tensor]]]:
+    """frames and mask by PyTorch and by the graph, batch by batch."""
+    session, full, window = open_session(path), model.windows.clip_samples, model.windows.window_samples
+    for lengths in ([full], [full // 3 + 1, 1, full // 2 + 17], [window, window // 5 + 1], [window // 2 + 1]):
+        waveform, lengths = _clips(lengths, model.sample_rate, rng)
+        yield model.encode_audio(waveform, lengths), _run(session, waveform=waveform, lengths=lengths)
+
+
+def check_text(model: DualEncoder, path: Path, rng: np.random.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    """Texts by PyTorch and by the graph, batch by batch."""
+    session = open_session(path)
+    for captions in (CAPTIONS[:1], _captions(model, rng), _captions(model, rng)[:2]):
+        tokens = model.text_encoder.tokens(captions)
+        yield model.encode_text(captions), _run(session, input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])[0]
 
 
 def difference(expected: Tensor, found: Tensor) -> float:
@@ -195,7 +211,7 @@ def _captions(model: DualEncoder, rng: np.random.Generator) -> list[str]:
     return [*CAPTIONS, *(tokenizer.decode(ids, skip_special_tokens=True) for ids in numbers)]
 
 
-def _session(path: Path) -> onnxruntime.InferenceSession:
+def open_session(path: Path) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3

@@ -12,14 +12,15 @@ from typing import Any, Protocol
 
 import torch
 import torchaudio
-from huggingface_hub import PyTorchModelHubMixin, snapshot_download
+from huggingface_hub import ModelCard, PyTorchModelHubMixin, snapshot_download
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from retrieval.errors import UserError, one_line
 from retrieval.models.audio import AUDIO_ENCODERS
-from retrieval.models.hub import hub_answers, local_files_only
+from retrieval.models.card import ABOUT, model_card, read_about
+from retrieval.models.hub import explained_upload, hub_answers, local_files_only
 from retrieval.models.pooling import MeanPooling, TextAwareAttentionPooling
 from retrieval.models.text import TextEncoder
 from retrieval.models.tokenizer import load_tokenizer
@@ -36,29 +37,8 @@ class CaptionFeatures(Protocol):
 
 POOLINGS = {"mean": MeanPooling, "tap": TextAwareAttentionPooling, "transformer": TransformerPooling}
 
-MODEL_CARD = """---
-{{ card_data }}
----
 
-# Text-to-audio retrieval model
-
-Finds the recording that a sentence describes: audio encoder `{{ audio_encoder }}`, text encoder `{{ text_encoder }}`, pooling `{{ pooling }}`.
-
-{{ results | default("Not evaluated.", true) }}
-
-```python
-from retrieval.models.dual_encoder import DualEncoder
-model = DualEncoder.from_pretrained("DIRECTORY_OR_HUB_ID")
-```
-"""
-
-
-class DualEncoder(
-    nn.Module,
-    PyTorchModelHubMixin,
-    tags=["text-to-audio-retrieval", "audio", "clotho"],
-    model_card_template=MODEL_CARD,
-):
+class DualEncoder(nn.Module, PyTorchModelHubMixin):
     """Audio encoder, text encoder, two projections and a pooling. The arguments are config.json of a saved model.
 
     audio_encoder: {"name": key of AUDIO_ENCODERS, **its arguments}; text_encoder: a Hugging Face config;
@@ -84,6 +64,7 @@ class DualEncoder(
         loss_parameters: dict[str, float] | None = None,
     ):
         super().__init__()
+        self.about: dict[str, Any] = {}  # how it was made, for the model card: models.card
         self.frozen: list[str] = []
         self.augment_mel: Callable[[torch.Tensor], torch.Tensor] | None = None  # in training only; models.mel_augmentation
         self.caption_features: CaptionFeatures | None = None  # what a frozen text encoder has said before
@@ -116,6 +97,8 @@ class DualEncoder(
         return self.windows.num_windows * count(self._resampled(self.windows.window_samples))
 
     def _build_pooling(self, dim: int, name: str, **arguments: Any) -> nn.Module:
+        if name not in POOLINGS:
+            raise UserError(f"pooling {name!r} of the model's config.json is unknown; there is: {', '.join(POOLINGS)}")
         if name == "transformer":
             return TransformerPooling(self.audio_encoder.feature_dim, self.windows.num_frames, **arguments)
         return TextAwareAttentionPooling(dim, **arguments) if name == "tap" else MeanPooling()
@@ -145,6 +128,8 @@ class DualEncoder(
                     block.compile(dynamic=True)
 
     def train(self, mode: bool = True) -> "DualEncoder":
+        if mode:
+            self.about = {}  # a model that is trained on is no longer the one that was described
         super().train(mode)
         for part in self.frozen:
             getattr(self, part).eval()
@@ -221,18 +206,23 @@ class DualEncoder(
     def _save_pretrained(self, save_directory: Path) -> None:
         super()._save_pretrained(save_directory)
         self.text_encoder.tokenizer.save_pretrained(str(save_directory / "tokenizer"))
+        if self.about:
+            (save_directory / ABOUT).write_text(json.dumps(self.about, indent=2) + "\n", encoding="utf-8")
 
-    def generate_model_card(self, *args: Any, **kwargs: Any) -> Any:
-        config = self.architecture
-        kwargs |= {"audio_encoder": config["audio_encoder"]["name"], "text_encoder": config["text_encoder"]["model_type"]}
-        return super().generate_model_card(*args, pooling=config["pooling"]["name"], **kwargs)
+    def generate_model_card(self, *_args: Any, **_kwargs: Any) -> ModelCard:
+        return model_card(self.architecture, self.about)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
+        """Upload weights, tokenizer and model card; arguments as in huggingface_hub, such as private=True. Raises UserError where it is refused."""
+        with explained_upload(repo_id, kwargs.get("token")):
+            return super().push_to_hub(repo_id, **kwargs)
 
     @classmethod
     def from_pretrained(cls, directory_or_hub_id: str | Path, **kwargs: Any) -> "DualEncoder":
         """A saved model, in eval mode. Raises UserError for a folder that is absent, damaged or of another architecture."""
         name = str(directory_or_hub_id)
         if os.path.isdir(name):
-            _check_folder(Path(name))
+            check_folder(Path(name))
         try:
             return super().from_pretrained(name, **{"local_files_only": local_files_only(name)} | kwargs)
         except UserError:
@@ -263,6 +253,7 @@ class DualEncoder(
             )
         model = cls(**architecture)
         model.text_encoder.tokenizer = load_tokenizer(Path(model_id) / "tokenizer")
+        model.about = read_about(Path(model_id))
         return cls._load_as_safetensor(model, os.path.join(model_id, "model.safetensors"), map_location="cpu", strict=True)
 
 
@@ -274,7 +265,8 @@ def _build_audio_encoder(name: str, **arguments: Any) -> nn.Module:
     return AUDIO_ENCODERS[name](**arguments)
 
 
-def _check_folder(directory: Path) -> None:
+def check_folder(directory: Path) -> None:
+    """Raises UserError for a folder that does not hold a saved model."""
     for file in ("config.json", "model.safetensors", "tokenizer"):
         if not (directory / file).exists():
             inside = [f"{directory}/{name}" for name in ("best", "last") if (directory / name / "config.json").exists()]
