@@ -29,15 +29,19 @@ def main(argv: list[str] | None = None) -> int:
         os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "GRADIO_TEMP_DIR": uploads}
         # Below the checks, because these take seconds to import; Gradio reads its settings then.
         import transformers
+
+        from retrieval.search.index import AudioIndex
+
+        transformers.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
+        index = AudioIndex.open(arguments.index, arguments.checkpoint)
+
         import uvicorn
 
         from retrieval.app.server import make_server
-        from retrieval.search import AudioIndex
 
         logging.getLogger("httpx").setLevel(logging.WARNING)
-        transformers.logging.set_verbosity_error()
-        transformers.utils.logging.disable_progress_bar()
-        server = make_server(AudioIndex.open(arguments.index, arguments.checkpoint))
+        server = make_server(index)
         host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
         print(f"search page: http://{host}:{listener.getsockname()[1]} (Ctrl-C ends it)", flush=True)
         uvicorn.Server(uvicorn.Config(server, log_level="warning", timeout_graceful_shutdown=1)).run(sockets=[listener])

@@ -46,7 +46,7 @@ class WaveFile:
             samples = read_frames(file, first_frame, stop_frame - first_frame)  # (S, C)
         if samples.shape[1] > 2:
             samples = samples.mean(axis=1, keepdims=True)
-        data = (samples.clip(-1, 1) * 32767).astype("<i2").tobytes()
+        data = (samples.clip(-1, 1) * 32767).round().astype("<i2").tobytes()
         data = data.ljust((stop_frame - first_frame) * self.width, b"\0")
         return head + data[begin - first_frame * self.width :][: end - begin]
 

@@ -6,7 +6,8 @@ The model answers one question at a time; the others wait in Gradio's queue.
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from html import escape
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 import gradio as gr
 
 from retrieval.app.audio import read_excerpt
-from retrieval.app.results import cards, message, score_table
+from retrieval.app.results import cards, located, message, score_table
 from retrieval.errors import UserError, one_line
 from retrieval.search import AudioIndex, Hit
 
@@ -42,8 +43,9 @@ THEME = gr.themes.Base(primary_hue="teal", neutral_hue="slate", radius_size="lg"
     body_text_color_subdued="*neutral_600",
     input_placeholder_color="*neutral_500",
     button_primary_background_fill="*primary_700",
+    button_primary_background_fill_dark="*primary_700",
     button_primary_background_fill_hover="*primary_800",
-    color_accent="*primary_700",
+    button_primary_background_fill_hover_dark="*primary_800",
 )
 
 logger = logging.getLogger(__name__)
@@ -65,14 +67,15 @@ def make_page(index: AudioIndex) -> gr.Blocks:
                 with gr.Row():
                     clip = gr.File(label=f"Your recording (at most {MAX_UPLOAD_MB} MB)", height=190, elem_id="clip")
                     with gr.Column(elem_id="about-clip"):
-                        sentences = gr.Textbox(label="Sentences to compare it with, one a line", lines=3, max_lines=8, placeholder="\n".join(EXAMPLES[:3]))
+                        label, shown = "Sentences to compare it with, one a line", "\n".join(EXAMPLES[:3])
+                        sentences = gr.Textbox(label=label, placeholder=shown, lines=3, max_lines=8)
                         with gr.Row():
                             by_sound = gr.Button("Find similar recordings", variant="primary", elem_id="by-sound")
                             score = gr.Button("Score the sentences", elem_id="score")
         with gr.Accordion("Filters", open=False, elem_id="filters"), gr.Row():
             folder = gr.Dropdown([ALL_FOLDERS, *index.folders], value=ALL_FOLDERS, label="Folder", min_width=140, visible=bool(index.folders))
-            shortest = gr.Number(label="Shortest file, s", value=None, min_width=140)
-            longest = gr.Number(label="Longest file, s", value=None, min_width=140)
+            shortest = gr.Number(0, label="Shortest file, s", min_width=140)
+            longest = gr.Number(math.ceil(max((file.seconds for file in index.files), default=0)), label="Longest file, s", min_width=140)
             k = gr.Slider(1, 50, value=10, step=1, label="Results", min_width=140)
         status = gr.HTML(answers.greeting(), elem_id="status")
         results = gr.HTML("", elem_id="results", js_on_load=SCRIPT, apply_default_css=False)
@@ -132,12 +135,13 @@ class Answers:
     @answered
     def words(self, query: str, folder: str, shortest: float | None, longest: float | None, k: int) -> tuple[str, str]:
         limits = filters(folder, shortest, longest)
-        return self._found(lambda: self.index.search(query, k, **limits), self.index.notes(query))
+        return self._found(lambda: self.index.search(query, k, **limits), lambda: self.index.notes(query))
 
     @answered
     def sound(self, clip: str | None, folder: str, shortest: float | None, longest: float | None, k: int) -> tuple[str, str]:
         path, limits = uploaded(clip), filters(folder, shortest, longest)
-        return self._found(lambda: self.index.search_audio(path, k, **limits), f"like {path.name}")
+        with named(path):
+            return self._found(lambda: self.index.search_audio(path, k, **limits), lambda: f"like {path.name}")
 
     @answered
     def like(self, folder: str, shortest: float | None, longest: float | None, k: int, hit: gr.EventData) -> tuple[str, str]:
@@ -145,13 +149,13 @@ class Answers:
         start, end, limits = float(hit.start), float(hit.end), filters(folder, shortest, longest)
         if not 0 <= start < end <= start + MAX_EXCERPT_SECONDS:
             raise UserError("the excerpt to compare with must have a start and an end in seconds")
-        excerpt = read_excerpt(self.index.path_of(hit.file), start, end)
+        excerpt = read_excerpt(located(hit.file, self.index), start, end)
 
         def others() -> list[Hit]:
             found = self.index.search_audio(excerpt, k + 1, **limits)
             return [other for other in found if other.file != hit.file or not other.start < end or not start < other.end][:k]
 
-        return self._found(others, f"like {hit.file}, {start:.1f} to {end:.1f}\u00a0s")
+        return self._found(others, lambda: f"like {hit.file}, {start:.1f} to {end:.1f}\u00a0s")
 
     @answered
     def scores(self, clip: str | None, sentences: str) -> tuple[str, str]:
@@ -160,17 +164,18 @@ class Answers:
             raise UserError("there is no sentence to compare with: write one a line")
         if len(lines) > MAX_SENTENCES:
             raise UserError(f"at most {MAX_SENTENCES} sentences can be scored at once, found {len(lines)}")
-        table = score_table(lines, self.index.score_audio(path, lines))
+        with named(path):
+            table = score_table(lines, self.index.score_audio(path, lines))
         return message(f"{path.name} against {len(lines)} sentence{'s' * (len(lines) > 1)}"), table
 
-    def _found(self, search: Callable[[], list[Hit]], note: str | None) -> tuple[str, str]:
+    def _found(self, search: Callable[[], list[Hit]], note: Callable[[], str | None]) -> tuple[str, str]:
         begin = time.perf_counter()
         hits = search()
         took = f"{1000 * (time.perf_counter() - begin):.0f}\u00a0ms"
         if not hits:
             raise UserError("no recording matches the filters: widen them")
         files = len({hit.file for hit in hits})
-        parts = [f"The best {len(hits)} answers in {files} of {len(self.index.files):,} recordings, {took}", *filter(None, [note])]
+        parts = [f"The best {len(hits)} answers in {files} of {len(self.index.files):,} recordings, {took}", *filter(None, [note()])]
         return message("; ".join(parts)), cards(hits, self.index)
 
 
@@ -180,6 +185,15 @@ def filters(folder: str, shortest: float | None, longest: float | None) -> dict[
     if limits["min_seconds"] > limits["max_seconds"]:
         raise UserError(f"no file is longer than {shortest:g} s and shorter than {longest:g} s: change the filters")
     return limits | {"within": "" if folder == ALL_FOLDERS else folder}
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Mistakes name an upload as its owner knows it, not by its place on this machine."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(str(error).replace(str(path), path.name)) from None
 
 
 def uploaded(clip: str | None) -> Path:

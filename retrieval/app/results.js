@@ -43,8 +43,12 @@ function showError(card) {
 
 element.addEventListener("click", (event) => {
     const timeline = event.target.closest(".timeline");
+    const heard = event.target.closest(".heard");
     const like = event.target.closest(".like");
-    if (timeline) {
+    if (heard) {
+        moveTo(cardOf(heard), Number(heard.dataset.from));
+        play(cardOf(heard));
+    } else if (timeline) {
         const card = cardOf(timeline);
         const box = timeline.getBoundingClientRect();
         const [start, end] = spanOf(card);

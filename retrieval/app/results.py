@@ -1,6 +1,7 @@
 """Answers as HTML. Names of files come from the disk and sentences from a stranger: whatever goes into the page is escaped here."""
 
 from html import escape
+from pathlib import Path
 from urllib.parse import urlencode
 
 import numpy as np
@@ -20,6 +21,14 @@ def cards(hits: list[Hit], index: AudioIndex) -> str:
     return f'<ol class="hits">{"".join(card(rank, hit, index) for rank, hit in enumerate(hits, 1))}</ol>'
 
 
+def located(file: str, index: AudioIndex) -> Path:
+    """Where a file of the index lies. Raises UserError, without the folders of this machine, for one that is gone and any other file."""
+    try:
+        return index.path_of(file)
+    except UserError:
+        raise UserError(f"{file!r} is no recording of this index, or no longer there: bring the index up to date and start the page again") from None
+
+
 def card(rank: int, hit: Hit, index: AudioIndex) -> str:
     """A hit with its player and picture, or with the reason why there is none."""
     folder, _, name = hit.file.rpartition("/")
@@ -29,7 +38,7 @@ def card(rank: int, hit: Hit, index: AudioIndex) -> str:
         f'<span class="score" title="cosine similarity">{hit.score:.3f}</span></header>'
     )
     try:
-        index.path_of(hit.file)
+        located(hit.file, index)
         body = timeline(hit, name) + facts(hit) + player(hit, name)
     except UserError as error:
         body = message(str(error), "error")
@@ -53,7 +62,8 @@ def timeline(hit: Hit, name: str) -> str:
         f'role="slider" tabindex="0" aria-label="Place in {escape(name)}" aria-valuemin="{hit.start:.1f}" aria-valuemax="{hit.end:.1f}" '
         f'aria-valuenow="{hit.start:.1f}" aria-valuetext="{hit.start:.1f} s"'
     )
-    return f'<div class="timeline" {slider}>{picture}{curve}{band}<span class="playhead"></span></div><div class="axis" aria-hidden="true">{ticks}</div>'
+    bar = f'<div class="timeline" {slider}>{picture}{curve}{band}<span class="playhead"></span></div>'
+    return f'{bar}<div class="axis" aria-hidden="true">{ticks}</div>'
 
 
 def attention_curve(hit: Hit) -> str:
@@ -77,7 +87,8 @@ def facts(hit: Hit) -> str:
     if hit.attention is not None:
         times = hit.attention.max() * len(hit.attention)
         listened = f"listened to {hit.attended_from:.1f}–{hit.attended_to:.1f} s"
-        parts.append(f'<strong title="shortest stretch with half of the attention">{listened}</strong>')
+        title = "Play from there: the shortest stretch with half of the attention"
+        parts.append(f'<button type="button" class="heard" data-from="{hit.attended_from:.3f}" title="{title}">{listened}</button>')
         parts.append(f'<span title="highest weight against that of mean pooling">peak {times:.1f} × the mean</span>')
     whole = hit.start == 0 and hit.end >= hit.seconds - 0.05
     parts.append(f"whole file, {hit.seconds:.1f} s" if whole else f"{hit.start:.1f}–{hit.end:.1f} s of {hit.seconds:.1f} s")

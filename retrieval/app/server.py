@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from retrieval.app.audio import WaveFile, draw_spectrogram, read_excerpt
 from retrieval.app.page import HEAD, MAX_EXCERPT_SECONDS, MAX_UPLOAD_MB, STYLE, THEME, make_page
+from retrieval.app.results import located
 from retrieval.errors import UserError
 from retrieval.search import AudioIndex
 
@@ -30,13 +31,13 @@ def make_server(index: AudioIndex) -> FastAPI:
 
     @app.api_route("/recording", methods=["GET", "HEAD"])
     def recording(request: Request, file: str) -> Response:
-        return answer_range(WaveFile(index.path_of(file)), request.headers.get("range", ""))
+        return answer_range(WaveFile(located(file, index)), request.headers.get("range", ""))
 
     @app.get("/picture")
     def picture(file: str, start: float, end: float) -> Response:
         if not 0 <= start < end <= start + MAX_EXCERPT_SECONDS:
             raise HTTPException(400, f"start and end must be seconds, at most {MAX_EXCERPT_SECONDS:.0f} apart")
-        samples, rate = read_excerpt(index.path_of(file), start, end)
+        samples, rate = read_excerpt(located(file, index), start, end)
         return Response(draw_spectrogram(samples, rate), media_type="image/png")
 
     return gr.mount_gradio_app(
