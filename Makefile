@@ -1,9 +1,9 @@
-# make demo | test | install | clean
+# make demo | app | test | install | clean
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test chromium clean
+.PHONY: install demo app test chromium clean
 
 install: $(VENV)/.installed
 
@@ -40,7 +40,17 @@ demo: install
 	@$(BIN)/python -m benchmarks.compare_runs mean=runs/sample_mean/best TAP=runs/sample_tap/best
 	@echo "--- the same, captions that name one event of a longer scene"
 	@$(BIN)/python -m benchmarks.compare_runs mean=runs/sample_mean/best TAP=runs/sample_tap/best --scenes $(SAMPLE)/scenes.json
+	@echo "--- index of the evaluation split's recordings, for make app"
+	@$(BIN)/python -m retrieval.search index $(SAMPLE)/evaluation --checkpoint runs/sample_tap/best --index $(SAMPLE)/index \
+	    $$(test $(SAMPLE)/index/index.sqlite -nt runs/sample_tap/metrics.json || echo --overwrite)
+	@echo "search them in the browser: make app"
 	@echo "see the curves, attention pictures and sounds: $(BIN)/tensorboard --logdir runs"
+
+# The search page on the sample's recordings; the demo comes first where it has not run.
+PORT ?= 7860
+app: install
+	@test -f $(SAMPLE)/index/index.sqlite || $(MAKE) demo
+	$(BIN)/python -m retrieval.app --index $(SAMPLE)/index --port $(PORT)
 
 # Processes that share the tests, each with one thread: make test WORKERS=8
 WORKERS ?= 2
