@@ -226,8 +226,10 @@ def best_right(scores: np.ndarray, right: Sequence[int]) -> int:
 
 def first_columns(scores: np.ndarray, right: Sequence[int], number: int) -> list[int]:
     """The first columns of a query's ranking, scores (B,); as in the metrics, tied ones stand before those that are right."""
-    is_right = np.isin(np.arange(len(scores)), right)
-    return np.lexsort((is_right, -scores))[:number].tolist()
+    last = max(0, len(scores) - number)
+    candidates = np.flatnonzero(scores >= np.partition(scores, last)[last])  # all that tie with the last one, too
+    order = np.lexsort((np.isin(candidates, right), -scores[candidates]))
+    return candidates[order[:number]].tolist()
 
 
 @contextmanager

@@ -229,6 +229,16 @@ def test_few_clips():
     assert evaluate_split(FakeModel(), FakeSplit(num_clips=7)).metrics["text_to_audio"]["R@10"] == 1
 
 
+def test_the_first_columns_are_those_of_a_full_sort():
+    random = np.random.default_rng(0)
+    for _ in range(500):
+        scores = random.integers(5, size=random.integers(1, 15)).astype(np.float32)  # many ties
+        right, number = random.integers(len(scores), size=random.integers(1, 4)), random.integers(1, 12)
+        order = sorted(range(len(scores)), key=lambda column: (-scores[column], column in right, column))
+        assert evaluation.first_columns(scores, right, number) == order[:number]
+        assert evaluation.best_right(scores, right) == max(sorted(right), key=lambda column: scores[column])
+
+
 def test_ranks_csv_agrees_with_the_metrics(tmp_path):
     split = FakeSplit(num_clips=8)
     split.captions[0][0] = 'a "quoted" caption, with commas\nand a line break'

@@ -66,7 +66,7 @@ def gather_media(scorer: Scorer, split: ClipSplit, captions: Sequence[str], show
         return Media({}, None, 0)
     model, attention_of = _drawing_model(scorer)
     clips, num_bytes, num_left_out = {}, 0, 0
-    with bar(total=len(shown), desc="report", unit="clip", leave=False) as progress:
+    with bar(total=len(shown), desc="sounds and pictures", unit="clip", leave=False) as progress:
         for clip, queries in shown.items():
             samples = split.read(clip, 0, round(model.clip_seconds * model.sample_rate))
             log_mel, weights, seconds = listen(model, torch.from_numpy(samples), [captions[query] for query in queries])
