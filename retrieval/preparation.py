@@ -155,6 +155,13 @@ def set_up_blocks(model: DualEncoder, settings: TrainConfig, device: torch.devic
         model.compile_blocks()
 
 
+def set_up_augmentation(model: DualEncoder, config: Config) -> None:
+    """That of spectrograms. Raises UserError for an encoder that has none."""
+    model.augment_mel = mel_augmentation(**config.augmentation.mel)
+    if model.augment_mel is not None and not model.audio_encoder.num_mel_bins:
+        raise UserError(f"augmentation of spectrograms has no effect, since {config.audio_encoder.checkpoint} hears waveforms; switch it off")
+
+
 def prepare(config: Config, folder: Path, resume: bool, overwrite: bool) -> Run:
     """Everything that can go wrong for a reason of the user's goes wrong here, before the run folder is touched."""
     accelerator = make_accelerator(config.train.mixed_precision)
@@ -167,9 +174,7 @@ def prepare(config: Config, folder: Path, resume: bool, overwrite: bool) -> Run:
     for warning in [*warnings_of(config), *splits.few_clips]:
         accelerator.print(f"warning: {warning}")
     set_up_blocks(model, config.train, accelerator.device)
-    model.augment_mel = mel_augmentation(**config.augmentation.mel)
-    if model.augment_mel is not None and not model.audio_encoder.num_mel_bins:
-        raise UserError(f"augmentation of spectrograms has no effect, since {config.audio_encoder.checkpoint} hears waveforms; switch it off")
+    set_up_augmentation(model, config)
     pictured = splits.validation
     if config.data.frame_cache is not None:
         splits = splits.of_frames(model, config, accelerator)
