@@ -11,7 +11,7 @@ from pathlib import Path
 from retrieval.config import Config, load_config
 from retrieval.errors import OneLineParser, run_main
 from retrieval.files import latest_state
-from retrieval.interruption import Interrupted, stop_on_signals
+from retrieval.interruption import Interrupted, resume_command, stop_on_signals
 from retrieval.progress import set_quiet
 
 
@@ -27,6 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.resume and arguments.overwrite:
         parser.error("--resume continues a run, --overwrite deletes it: give one of them")
     set_quiet(arguments.quiet)
+    again = resume_command()
     config = load_config(arguments.config, arguments.overrides)
 
     try:
@@ -34,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
             run(config, arguments)
     except Interrupted as interruption:
         state = latest_state(Path(config.train.output))
-        print(f"interrupted; {f'continue from {state} with --resume' if state else 'no step was saved yet'}", file=sys.stderr)
+        print(f"interrupted; {f'continue from {state}: {again}' if state else 'no step was saved yet'}", file=sys.stderr)
         return 128 + interruption.signum
     return 0
 

@@ -4,6 +4,7 @@
     RUN/environment.json   command, git commit, library versions, hardware
     RUN/states/step-N/     newest resumable state (accelerator.save_state: weights, optimizer, RNG, progress)
     RUN/best/, RUN/last/   models in Hugging Face form
+    RUN/.lock              held by the process that trains here
 """
 
 import json
@@ -18,7 +19,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 import yaml
@@ -28,7 +29,7 @@ from safetensors import SafetensorError
 
 from retrieval.config import Config, config_differences, parse_config, read_yaml
 from retrieval.errors import UserError, one_line
-from retrieval.files import atomic_writer, latest_state
+from retrieval.files import LOCK, atomic_writer, latest_state, lock_folder
 from retrieval.models.card import ABOUT, CARD, model_card
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.salsa import load_salsa_checkpoint  # noqa: F401 - part of this module
@@ -87,20 +88,30 @@ def check_unchanged(run: Path, config: Config) -> None:
         raise UserError(f"--resume with a changed configuration: {'; '.join(changed)}; undo that, or start a new run with train.output=...")
 
 
-def open_run(run: Path, config: Config, resume: bool) -> None:
-    """Make the run folder, without what an earlier run left there, or make one whole again that was killed. Main process only."""
-    if resume:
-        _recover_models(run)
-        return
+def open_run(run: Path, config: Config, resume: bool, overwrite: bool) -> TextIO:
+    """Make the run folder, without what an earlier run left there, or make one whole again that was killed. Main process only.
+
+    Returns its lock, to be closed when the run ends. Raises UserError where another process trains here, or has come here since check_run.
+    """
     try:
-        if (run / "config.yaml").exists():
-            shutil.rmtree(run)
         run.mkdir(parents=True, exist_ok=True)
+        lock = lock_folder(run)
+        check_run(run, config, resume, overwrite)
+        if resume:
+            _recover_models(run)
+            return lock
+        if (run / "config.yaml").exists():
+            for path in run.iterdir():
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                elif path.name != LOCK:
+                    path.unlink()
     except OSError as error:
         raise UserError(f"run folder {run} cannot be written ({error.strerror}); set train.output") from None
     write_json(run / "environment.json", environment())
     with atomic_writer(run / "config.yaml") as file:
         yaml.safe_dump(config.model_dump(), file, sort_keys=False)
+    return lock
 
 
 def read_config(run: Path) -> Config:

@@ -1,7 +1,10 @@
-"""Files and folders that appear under their name only when they are whole."""
+"""Files and folders that appear under their name only when they are whole, and folders that one process holds."""
 
+import errno
+import fcntl
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -65,6 +68,41 @@ def _explained(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror}); choose another output folder or make room") from None
+
+
+LOCK = ".lock"
+
+
+def lock_folder(folder: Path) -> TextIO:
+    """Hold `folder` until the file that is returned is closed or this process ends, however it ends. Raises UserError where another process does.
+
+    A record lock: processes that this one forks do not inherit it, and would not keep it after its death.
+    """
+    file = open(folder / LOCK, "a+", encoding="utf-8")
+    _record_lock(file, fcntl.LOCK_EX, folder)
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    file.flush()
+    return file
+
+
+def check_unlocked(folder: Path) -> None:
+    """Raises UserError where another process holds `folder`. Not for the holder: looking would let go."""
+    if (folder / LOCK).exists():
+        with open(folder / LOCK, encoding="utf-8") as file:
+            _record_lock(file, fcntl.LOCK_SH, folder)
+
+
+def _record_lock(file: TextIO, kind: int, folder: Path) -> None:
+    try:
+        fcntl.lockf(file, kind | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            return  # a file system without locks
+        file.seek(0)
+        holder = file.read() or "another process"
+        file.close()
+        raise UserError(f"{holder} is at work in {folder}: wait until it has ended, or choose another folder") from None
 
 
 def latest_state(run: Path) -> Path | None:

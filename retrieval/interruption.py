@@ -2,17 +2,34 @@
 
 import ctypes
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType
 
 
 # Python prints an exception that a signal's handler raises in a finaliser, or in the hooks of the fork that starts a loader process, and drops it.
 DROPS_EXCEPTIONS = ("__del__", "_launch")
 LAUNCHERS = {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"}  # what accelerate launch and torchrun set for the processes they start
+
+
+def resume_command() -> str:
+    """The command line that started this process, the launcher's where there is one, with --resume. To be asked while the launcher lives."""
+    command = [Path(sys.executable).name, *sys.argv]
+    if LAUNCHERS & os.environ.keys():
+        try:
+            words = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().decode().split("\0")[:-1]
+        except (OSError, UnicodeDecodeError):
+            words = []
+        if words[-len(sys.argv) :] == sys.argv:
+            # A script of the environment is started as `python PATH/accelerate`.
+            is_script = Path(words[1]).name in ("accelerate", "torchrun")
+            command = [Path(words[1] if is_script else words[0]).name, *words[2 if is_script else 1 :]]
+    return shlex.join([word for word in command if word not in ("--overwrite", "--resume")] + ["--resume"])
 
 
 class Interrupted(BaseException):

@@ -7,7 +7,7 @@ import os
 import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from accelerate import Accelerator
@@ -29,9 +29,10 @@ from retrieval.data import (
     usable_workers,
 )
 from retrieval.data.augmentation import waveform_augmentation
-from retrieval.distributed import rank, world_size
+from retrieval.distributed import launch_warnings, rank, world_size
 from retrieval.errors import UserError
 from retrieval.evaluation import few_clips_warning
+from retrieval.files import check_unlocked
 from retrieval.frame_cache import FrameSplit, cached_captions, cached_frames
 from retrieval.models import DualEncoder, build_model, warnings_of
 from retrieval.models.mel_augmentation import mel_augmentation
@@ -63,6 +64,7 @@ class Run:
     tracker: Tracker
     about: dict[str, Any] = field(default_factory=dict)  # of data and settings, for the model card; main process only
     progress: Progress = field(default_factory=Progress)
+    lock: TextIO | None = None  # of the run folder, on the main process
 
     @property
     def micro_batch_size(self) -> int | None:
@@ -165,13 +167,14 @@ def set_up_augmentation(model: DualEncoder, config: Config) -> None:
 def prepare(config: Config, folder: Path, resume: bool, overwrite: bool) -> Run:
     """Everything that can go wrong for a reason of the user's goes wrong here, before the run folder is touched."""
     accelerator = make_accelerator(config.train.mixed_precision)
+    check_unlocked(folder)
     checkpoint.check_run(folder, config, resume, overwrite)
     set_seed(config.seed)
     splits = open_splits(config)
     batches = EpochBatches(splits.sizes, config.train.batch_size, config.seed, rank(), world_size(), config.train.cache_weights)
     check_batch_size(batches.num_pairs, config.train.batch_size, world_size())
     model = build_model(config).to(accelerator.device)
-    for warning in [*warnings_of(config), *splits.few_clips]:
+    for warning in [*launch_warnings(), *warnings_of(config), *splits.few_clips]:
         accelerator.print(f"warning: {warning}")
     set_up_blocks(model, config.train, accelerator.device)
     set_up_augmentation(model, config)
@@ -188,8 +191,7 @@ def prepare(config: Config, folder: Path, resume: bool, overwrite: bool) -> Run:
         set_seed(config.seed + rank())  # the weights are the same everywhere, the dropout is each process's own
 
     accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        checkpoint.open_run(folder, config, resume)
+    lock = checkpoint.open_run(folder, config, resume, overwrite) if accelerator.is_main_process else None
     accelerator.wait_for_everyone()
     progress = Progress(corpus=pairs.split.fingerprint(), teachers=objective.teachers.fingerprint() if objective.teachers else "")
     accelerator.register_for_checkpointing(progress)
@@ -200,7 +202,7 @@ def prepare(config: Config, folder: Path, resume: bool, overwrite: bool) -> Run:
         f"{folder}: {batches.num_pairs} pairs, {steps_per_epoch} steps an epoch, "
         f"{accelerator.num_processes} process(es) of {torch.get_num_threads()} thread(s) on {accelerator.device}, "
         f"mixed precision {accelerator.mixed_precision}"
-        + (f", resumed at epoch {progress.epoch} step {progress.step}" if resume else "")
+        + (f", resumed in epoch {progress.epoch + 1} of {config.train.epochs} after step {progress.step}" if resume else "")
     )
     return Run(
         config=config,
@@ -219,6 +221,7 @@ def prepare(config: Config, folder: Path, resume: bool, overwrite: bool) -> Run:
         about=of_training(config, checkpoint.git_commit()) if accelerator.is_main_process else {},
         tracker=Tracker(folder, resume_step=progress.global_step + 1 if resume else None, enabled=accelerator.is_main_process),
         progress=progress,
+        lock=lock,
     )
 
 

@@ -55,6 +55,8 @@ def train(config: Config, resume: bool = False, overwrite: bool = False) -> None
             score_test_split(run)
         finally:
             run.tracker.close()
+            if run.lock is not None:
+                run.lock.close()
 
 
 def train_epoch(run: Run, stop: StopRequest) -> None:
@@ -195,7 +197,7 @@ def score_test_split(run: Run) -> None:
         checkpoint.write_json(run.folder / "metrics.json", final)
         shutil.rmtree(run.folder / "states", ignore_errors=True)
         best = f"best of epoch {run.progress.best_epoch + 1}, validation mAP@10 {100 * run.progress.best_map:.2f} %"
-        print(f"{run.folder}: finished after {run.progress.global_step} steps; {best}; metrics.json, best and last")
+        print(f"{run.folder}: finished at step {run.progress.global_step}; {best}; metrics.json, best and last")
     run.accelerator.wait_for_everyone()
 
 

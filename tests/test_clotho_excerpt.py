@@ -101,7 +101,7 @@ def test_all_seven_are_found_after_interruptions(corpus):
     assert first[0] < 0.5  # what it knows it learns after the interruption
     found, _ = train_until(lambda values: values[-1:] >= [ENOUGH], [*launch, "--resume"], run_folder)
     assert 5 <= early < found
-    assert "resumed at epoch" in run(*launch, "--resume", f"train.max_steps={found}")  # scores the test split and ends
+    assert "resumed in epoch" in run(*launch, "--resume", f"train.max_steps={found}")  # scores the test split and ends
     assert not (run_folder / "states").exists()
     losses = EventAccumulator(str(run_folder), size_guidance={"scalars": 0}).Reload().Scalars("train/loss")
     assert [point.step for point in losses] == list(range(1, found + 1))

@@ -102,7 +102,7 @@ MAY_IMPORT = {
     "dry_run": {"config", "data", "models", "optim", "preparation"},
     "two_stage": {"data", "evaluation", "models"},
     "progress": set(),
-    "search": {"data", "evaluation", "files", "models", "preparation", "progress", "reporting", "submission", "two_stage"},
+    "search": {"data", "evaluation", "export", "files", "models", "preparation", "progress", "reporting", "submission", "two_stage"},
     "app": {"files", "progress", "search"},
     "report": {*("checkpoint", "comparison", "data", "evaluation", "files", "metrics", "models", "progress", "reporting", "scoring", "tracking")},
     "provenance": {"config", "data"},
@@ -112,7 +112,7 @@ MAY_IMPORT = {
     "objective": {"config", "data", "distributed", "losses", "models", "progress", "score_files"},
     "frame_cache": {"data", "files", "models", "progress"},
     "preparation": {
-        *("checkpoint", "config", "data", "distributed", "evaluation", "frame_cache", "models", "objective", "optim"),
+        *("checkpoint", "config", "data", "distributed", "evaluation", "files", "frame_cache", "models", "objective", "optim"),
         *("provenance", "tracking"),
     },
     "micro_batches": {"distributed", "models"},

@@ -32,6 +32,6 @@ def test_sigterm_to_the_whole_group_saves_a_state(tiny, tmp_path):
     finally:
         process.kill()
     output = (tmp_path / "log").read_text()
-    assert "interrupted; continue from" in output and "Traceback" not in output, output[-2000:]
+    assert f"interrupted; continue from {run}/states/step-" in output and " --resume\n" in output and "Traceback" not in output, output[-2000:]
     assert code != 0 and list((run / "states").glob("step-*"))
     assert time.monotonic() - begin < 30  # s; nobody waits for the loader process to time out

@@ -1,10 +1,13 @@
 """The loop: what it logs, saves and refuses, and that a killed run goes on as if nothing had happened."""
 
+import errno
 import json
 import multiprocessing
 import os
+import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,14 +15,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import write_cache
+from conftest import digests, write_cache
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from retrieval import checkpoint, interruption, losses, training
+from retrieval import checkpoint, interruption, losses, preparation, training
 from retrieval.config import load_config
 from retrieval.errors import UserError
-from retrieval.files import latest_state
+from retrieval.files import check_unlocked, latest_state, lock_folder
 from retrieval.models import DualEncoder
 from retrieval.optim import learning_rate
 
@@ -52,7 +55,7 @@ def finished(tiny, tmp_path_factory) -> Path:
 
 def test_a_run_leaves_config_models_and_metrics_and_no_state(finished):
     names = {path.name for path in finished.iterdir() if "tfevents" not in path.name}
-    assert names == {"config.yaml", "environment.json", "metrics.json", "best", "last"}
+    assert names == {".lock", "config.yaml", "environment.json", "metrics.json", "best", "last"}
     final = json.loads((finished / "metrics.json").read_text())
     assert set(final) == {"best_epoch", "validation_mAP@10", "best", "last", "chance"}
     assert set(final["best"]["text_to_audio"]) == {"mAP@10", "R@1", "R@5", "R@10"}
@@ -195,11 +198,12 @@ def test_an_interrupted_launch_saves_and_resume_goes_on(tiny, tmp_path, how):
         process.wait(30)
         wait_for(lambda: "interrupted; " in (tmp_path / "log").read_text())
     state = latest_state(run)
-    assert state is not None and "with --resume" in (tmp_path / "log").read_text()
+    again = f"interrupted; continue from {state}: {shlex.join(['accelerate', *command[1:], '--resume'])}\n"
+    assert state is not None and again in (tmp_path / "log").read_text()
     steps = int(state.name.removeprefix("step-"))
     resumed = subprocess.run([*command, "--resume", f"train.max_steps={steps + 3}"], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert resumed.returncode == 0, resumed.stderr[-2000:]
-    assert "resumed at epoch" in resumed.stdout
+    assert f"resumed in epoch {(steps - 1) // 6 + 1} of 400 after step {(steps - 1) % 6 + 1}" in resumed.stdout
     assert max(losses_of(run)) == steps + 3
 
 
@@ -277,7 +281,7 @@ def test_a_signal_while_a_file_is_loaded_is_not_called_a_damaged_file(tiny, tmp_
     monkeypatch.setattr(place, lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
     capsys.readouterr()
     assert script.main([*settings, "--resume"]) == 143
-    assert capsys.readouterr().err.splitlines()[-1] == f"interrupted; continue from {state} with --resume"
+    assert capsys.readouterr().err.splitlines()[-1] == f"interrupted; continue from {state}: {interruption.resume_command()}"
 
 
 @pytest.fixture(autouse=True)
@@ -332,6 +336,59 @@ def test_overwrite_starts_anew(tiny, tmp_path):
     (tmp_path / "run" / "leftover").touch()
     training.train(configure(tiny, tmp_path / "run", "train.max_steps=1"), overwrite=True)
     assert max(losses_of(tmp_path / "run")) == 1 and not (tmp_path / "run" / "leftover").exists()
+
+
+def holder_of(folder: Path) -> subprocess.Popen:
+    """Another process that trains in `folder`, as far as its lock goes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    code = "import pathlib, sys; from retrieval import files; held = files.lock_folder(pathlib.Path(sys.argv[1])); print('held', flush=True); input()"
+    process = subprocess.Popen([sys.executable, "-c", code, str(folder)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_two_processes_do_not_train_in_one_folder(tiny, interrupted, monkeypatch):
+    run, before = interrupted, digests(interrupted)
+    with monkeypatch.context() as patch:
+        patch.setattr("retrieval.preparation.build_model", lambda *_: 1 / 0)  # it is noticed before that takes its time
+        for how in ({"resume": True}, {"overwrite": True}):
+            holder = holder_of(run)
+            expected = f"process {holder.pid} on {socket.gethostname()} is at work in {run}: wait until it has ended, or choose another folder"
+            assert user_error(training.train, configure(tiny, run), **how) == expected
+            holder.kill()
+            holder.communicate()
+    assert digests(run) | {".lock": ""} == before | {".lock": ""}
+    training.train(configure(tiny, run), resume=True)  # a lock ends with the process
+    assert (run / "metrics.json").exists()
+    holder = holder_of(run)  # and with the training
+    holder.communicate("\n")
+
+
+def test_a_run_that_begins_while_another_is_prepared_is_not_overwritten(tiny, tmp_path, monkeypatch):
+    run, build = tmp_path / "run", preparation.build_model
+
+    def still_there(config):
+        holders.append(holder_of(run))
+        return build(config)
+
+    def gone(config):
+        holders.pop().communicate("\n")
+        (run / "config.yaml").touch()
+        return build(config)
+
+    holders = []
+    monkeypatch.setattr(preparation, "build_model", still_there)
+    assert "is at work in" in user_error(training.train, configure(tiny, run))
+    monkeypatch.setattr(preparation, "check_unlocked", lambda folder: None)
+    monkeypatch.setattr(preparation, "build_model", gone)
+    assert "holds a run already" in user_error(training.train, configure(tiny, run))
+    assert {path.name for path in run.iterdir()} == {".lock", "config.yaml"}
+
+
+def test_a_file_system_without_locks_keeps_nobody_from_training(tmp_path, monkeypatch):
+    monkeypatch.setattr("fcntl.lockf", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOLCK, "No locks available")))
+    lock_folder(tmp_path).close()
+    check_unlocked(tmp_path)
 
 
 def test_resume_without_a_state(tiny, tmp_path):
