@@ -5,7 +5,7 @@ Letters: N queries, B excerpts in the index, K candidates of a query, T frames, 
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
@@ -18,7 +18,6 @@ from torch.nn import functional
 
 from retrieval.data import collate_clips
 from retrieval.errors import UserError
-from retrieval.evaluation import eval_mode
 from retrieval.models import DualEncoder
 from retrieval.models.pooling import TextAwareAttentionPooling
 from retrieval.preparation import make_accelerator
@@ -48,8 +47,9 @@ class AudioIndex:
     last update was interrupted.
     """
 
-    def __init__(self, path: Path, model: DualEncoder, contents: Contents):
-        self.path, self.model = path, model
+    def __init__(self, path: Path, model: DualEncoder, contents: Contents, encode_text: Callable[[list[str]], torch.Tensor] | None = None):
+        self.path, self.model = path, model.eval()
+        self._encode_text = encode_text or model.encode_text
         self._lock = threading.Lock()
         self._read(contents)
 
@@ -104,15 +104,24 @@ class AudioIndex:
         return index
 
     @classmethod
-    def open(cls, index: str | Path, checkpoint: str | Path | None = None) -> "AudioIndex":
-        """An index, with its model from where it was, or from the folder `checkpoint`. Raises UserError: absent, damaged, of another model."""
+    def open(cls, index: str | Path, checkpoint: str | Path | None = None, *, fast_text: bool = False) -> "AudioIndex":
+        """An index, with its model from where it was, or from the folder `checkpoint`.
+
+        fast_text: on a CPU, sentences are encoded in 8 bit (retrieval.search.fast_text), made at the first time and kept in the index.
+        Raises UserError: absent, damaged, of another model.
+        """
         path = Path(index)
         contents = read_index(path)
         folder = Path(checkpoint or contents.meta["model"]["path"])
         if not folder.exists():
             raise UserError(f"the model of index {path} is gone from {folder}; say where it is now: --checkpoint DIR")
         check_same_model(path, contents.meta["model"], folder)
-        return cls(path, _load(folder), contents)
+        model = _load(folder)
+        if not fast_text or model.temperature.device.type != "cpu":
+            return cls(path, model, contents)
+        from retrieval.search.fast_text import fast_text_encoder  # here, because the exporter takes seconds to import
+
+        return cls(path, model, contents, fast_text_encoder(path, model))
 
     def add(self, *, batch_size: int = 16, mixed_precision: str = "auto") -> Changes:
         """Bring the index up to date with its folder. Raises UserError."""
@@ -140,10 +149,10 @@ class AudioIndex:
         """
         for query in queries:
             check_query(query, self.model.text_encoder)
-        with self._lock, eval_mode(self.model):
+        with self._lock:
             answers = []
             for first in range(0, len(queries), QUERIES_AT_ONCE):
-                text = self.model.encode_text(list(queries[first : first + QUERIES_AT_ONCE])).float()  # (n, D)
+                text = self._encode_text(list(queries[first : first + QUERIES_AT_ONCE])).float()  # (n, D)
                 clips, scores = self._shortlist(functional.normalize(text, eps=1e-12).cpu().numpy(), k, **filters)  # (n, K)
                 if self._two_stage.is_tap and clips.size:
                     scores = self._two_stage.rescore(text, torch.from_numpy(clips).to(text.device)).cpu().numpy()
@@ -174,7 +183,7 @@ class AudioIndex:
         if not sentences:
             raise UserError("no sentence to compare the sound with")
         device = self.model.temperature.device
-        with self._lock, eval_mode(self.model):
+        with self._lock:
             waveform, lengths = collate_clips([excerpt.samples for excerpt in excerpts])
             frames, mask = self.model.encode_audio(waveform.to(device), lengths)
             return self.model.score(self.model.encode_text(list(sentences)).float(), frames.float(), mask).amax(dim=1).tolist()
@@ -227,6 +236,8 @@ class AudioIndex:
 
     def _allowed(self, without: int | None, within: str = "", min_seconds: float = 0.0, max_seconds: float = math.inf) -> np.ndarray:
         folder = within.strip("/")
+        if not folder and min_seconds <= 0 and max_seconds == math.inf and without is None:
+            return np.ones(len(self._contents.file_of), dtype=bool)
         good = [
             (not folder or file.file.startswith(f"{folder}/")) and min_seconds <= file.seconds <= max_seconds and number != without
             for number, file in enumerate(self.files)

@@ -4,6 +4,7 @@
     INDEX/vectors-G.f32         float32 (rows, D), of length 1: what FAISS searches
     INDEX/frames-G.f16          float16 (frames of all rows, D), normalised as TAP's keys; only where the pooling looks at the text
     INDEX/unreadable.csv        files that were left out, and why
+    INDEX/fast_text/            the model's text tower in 8 bit, once it was asked for (fast_text.py)
     INDEX/.lock                 held by the one process that writes
 
 Numbers are appended first and then a transaction of SQLite says that they are there, so that a kill at any moment leaves an index as it was

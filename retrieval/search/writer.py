@@ -4,6 +4,7 @@ import csv
 import fcntl
 import json
 import os
+import shutil
 import sqlite3
 import sys
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from retrieval.files import atomic_writer
 from retrieval.search.sound import Found
 from retrieval.search.storage import DATABASE, SCHEMA, TABLES, array_files, connect, read_meta
 
-UNREADABLE, LOCK = "unreadable.csv", ".lock"
+UNREADABLE, LOCK, FAST_TEXT = "unreadable.csv", ".lock", "fast_text"
 ROWS_AT_ONCE = 4096  # vectors or frames that are copied at once
 MOST_DEAD = 0.5  # share of vectors of files that are gone, above which the index is written anew
 
@@ -81,6 +82,7 @@ class IndexWriter:
                 for path in folder.iterdir():
                     if _is_ours(path.name):
                         path.unlink()
+                shutil.rmtree(folder / FAST_TEXT, ignore_errors=True)  # of another model, perhaps
             if not (folder / DATABASE).exists():
                 _create(folder, about)
             writer = cls(folder, stack.enter_context(connect(folder)))
