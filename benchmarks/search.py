@@ -136,7 +136,7 @@ def accuracy() -> int:
         index = AudioIndex.open(SAMPLE / "index", fast_text=fast_text)
         answers = index.search_many([caption for caption, _ in pairs], k=len(index.files))
         ranks = [[hit.file for hit in hits].index(name) + 1 for hits, (_, name) in zip(answers, pairs)]
-        metrics = metrics_of_ranks(np.array(ranks))
+        metrics = metrics_of_ranks(np.array(ranks)[:, None])
         print(f"text encoder in {8 if fast_text else 32} bit: " + ", ".join(f"{name} {100 * value:.2f}" for name, value in metrics.items()))
     return 0
 
