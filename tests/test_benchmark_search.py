@@ -26,7 +26,7 @@ def test_a_small_one_runs(monkeypatch, capsys, tmp_path):
     [
         (["--clips", "0"], "--clips 0"),
         (["--queries", "-1"], "--queries -1"),
-        (["--work", "absent"], "--work absent is no folder"),
+        (["--work", "absent"], "is no folder"),
         (["--clips", "999999999"], "GB free"),
     ],
 )

@@ -330,6 +330,9 @@ def spoil(folder: Path) -> dict[str, str]:
     (folder / "nowhere.wav").symlink_to(folder / "absent.wav")
     (folder / "a folder.wav").mkdir()
     Path(os.fsdecode(os.fsencode(folder) + b"/latin\xe9.wav")).write_bytes(b"1234")
+    summer = Path(os.fsdecode(os.fsencode(folder) + b"/\xe9t\xe9"))
+    summer.mkdir()
+    (summer / "a.wav").write_bytes(b"1234")
     broken = (folder / "long.flac").read_bytes()
     (folder / "damaged.flac").write_bytes(broken[: len(broken) // 2] + b"\0" * 2000)
     return {
@@ -342,6 +345,7 @@ def spoil(folder: Path) -> dict[str, str]:
         "linked": "link to a folder",
         "nowhere.wav": "not a file",
         "latin\ufffd.wav": "not UTF-8",
+        "\ufffdt\ufffd/a.wav": "not UTF-8",
     }
 
 
@@ -361,6 +365,15 @@ def test_files_that_cannot_be_read_are_listed_and_tried_again_when_they_change(o
     index.add()
     assert sum(encoded) == 1 and index.changes.added == 1
     assert set(dict(index.unreadable)) == set(listed) - {"nan.wav", "text.mp3"}
+
+
+def test_an_index_without_a_readable_file_answers_nothing(models, tmp_path):
+    folder = tmp_path / "sounds"
+    folder.mkdir()
+    (folder / "text.wav").write_text("no sound")
+    index = AudioIndex.build(folder, models / "tap", tmp_path / "index")
+    assert index.files == [] and index.folders == [] and index.search(QUERY) == [] and AudioIndex.open(tmp_path / "index").search(QUERY) == []
+    assert index.search_audio((np.zeros(1000, np.float32), SAMPLE_RATE)) == []
 
 
 def test_permissions_are_tried_again(own, models, tmp_path, monkeypatch):
@@ -627,10 +640,10 @@ def test_the_commands_end_to_end(own, models, tmp_path, capsys):
     hits = AudioIndex.open(path).search(QUERY, 3)
     assert [row[0] for row in rows] == ["1", "2", "3"] and [row[3] for row in rows] == [hit.file for hit in hits]
 
-    (tmp_path / "queries.txt").write_text(f"{QUERY}\n\nA shrill, pulsing note.\n")
+    (tmp_path / "queries.txt").write_text(f"{QUERY}\n\nA shrill, pulsing note.\n{QUERY}\n")
     assert main(["query", "--queries", str(tmp_path / "queries.txt"), "--index", path, "-k", "2", "--json", "--csv", str(tmp_path / "a.csv")]) == 0
     answered = json.loads(capsys.readouterr().out)
-    assert [answer["query"] for answer in answered] == [QUERY, "A shrill, pulsing note."]
+    assert [answer["query"] for answer in answered] == [QUERY, "A shrill, pulsing note.", QUERY]
     assert answered[0]["hits"][0]["file"] == hits[0].file and answered[0]["hits"][0]["from"] == round(hits[0].attended_from, 2)
     with open(tmp_path / "a.csv", newline="") as file:
         table = list(csv.DictReader(file))

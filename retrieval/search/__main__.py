@@ -61,13 +61,13 @@ def query(arguments: argparse.Namespace) -> int:
         print(f"note: the last update of {arguments.index} was interrupted, files are missing; run the index command again", file=sys.stderr)
     filters = {"within": arguments.within, "min_seconds": arguments.min_seconds, "max_seconds": arguments.max_seconds}
     if arguments.audio:
-        answers = {str(arguments.audio): opened.search_audio(arguments.audio, arguments.k, **filters)}
+        answers = [(str(arguments.audio), opened.search_audio(arguments.audio, arguments.k, **filters))]
     else:
         for text in queries:
             if note := opened.notes(text):
                 print(f"note: {note}", file=sys.stderr)
-        answers = dict(zip(queries, opened.search_many(queries, arguments.k, **filters)))
-    for file in sorted({hit.file for hits in answers.values() for hit in hits}):
+        answers = list(zip(queries, opened.search_many(queries, arguments.k, **filters)))
+    for file in sorted({hit.file for _, hits in answers for hit in hits}):
         try:
             opened.path_of(file)
         except UserError as error:
@@ -76,16 +76,16 @@ def query(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def write_answers(answers: dict[str, list], arguments: argparse.Namespace) -> None:
-    rows = [(text, *row) for text, hits in answers.items() for row in map(_row, hits)]
+def write_answers(answers: list[tuple[str, list]], arguments: argparse.Namespace) -> None:
+    rows = [(text, *row) for text, hits in answers for row in map(_row, hits)]
     if arguments.csv:
         with atomic_writer(arguments.csv) as file:
             csv.writer(file).writerows([COLUMNS, *rows])
     if arguments.json:
-        content = [{"query": text, "hits": [dict(zip(COLUMNS[1:], _row(hit))) for hit in hits]} for text, hits in answers.items()]
+        content = [{"query": text, "hits": [dict(zip(COLUMNS[1:], _row(hit))) for hit in hits]} for text, hits in answers]
         print(json.dumps(content, indent=2, ensure_ascii=False))
         return
-    for text, hits in answers.items():
+    for text, hits in answers:
         if len(answers) > 1 or not hits:
             print(f"{text}:" + ("" if hits else " nothing found"))
         for hit in hits:

@@ -59,7 +59,7 @@ def find_audio(folder: Path) -> tuple[list[Found], dict[str, str]]:
             file, ending = path.relative_to(folder).as_posix(), path.suffix.lower()
             if name.startswith(".") or (name not in linked and ending not in READABLE + NOT_DECODED):
                 continue
-            if reason := _why_left_out(path, ending, inside, name in linked):
+            if reason := _why_left_out(path, file, inside, name in linked):
                 left_out[os.fsencode(file).decode("utf-8", "replace")] = reason
                 continue
             try:
@@ -70,14 +70,14 @@ def find_audio(folder: Path) -> tuple[list[Found], dict[str, str]]:
     return found, left_out
 
 
-def _why_left_out(path: Path, ending: str, inside: Path, is_linked_folder: bool) -> str | None:
+def _why_left_out(path: Path, file: str, inside: Path, is_linked_folder: bool) -> str | None:
     if is_linked_folder:
         return "a link to a folder: give that folder an index of its own"
     try:
-        path.name.encode("utf-8")
+        file.encode("utf-8")
     except UnicodeEncodeError:
-        return "its name is not UTF-8: rename it"
-    if ending in NOT_DECODED:
+        return "its name, or that of its folder, is not UTF-8: rename it"
+    if (ending := path.suffix.lower()) in NOT_DECODED:
         return f"{ending} cannot be decoded: convert it, for example: ffmpeg -i NAME{ending} NAME.flac"
     if path.is_symlink() and not path.resolve().is_relative_to(inside):
         return "a link that leads out of the folder"

@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 
@@ -40,11 +40,11 @@ class Changes:
     moved: int = 0
     removed: int = 0
     unchanged: int = 0
-    unreadable: list[tuple[str, str]] | None = None  # file, reason
+    unreadable: list[tuple[str, str]] = field(default_factory=list)  # file, reason
 
     def __str__(self) -> str:
         names = "added", "changed", "moved", "removed", "unchanged"
-        return ", ".join(f"{getattr(self, name):,} {name}" for name in names) + f", {len(self.unreadable or []):,} unreadable"
+        return ", ".join(f"{getattr(self, name):,} {name}" for name in names) + f", {len(self.unreadable):,} unreadable"
 
 
 @dataclass

@@ -220,7 +220,8 @@ def _create(folder: Path, about: dict[str, Any]) -> None:
     for path in array_files(folder, meta):
         path.touch()
     new = folder / f"{DATABASE}.new"
-    new.unlink(missing_ok=True)
+    for leftover in (new, folder / f"{DATABASE}-journal"):  # SQLite would undo in the new database what a killed writer did to the old one
+        leftover.unlink(missing_ok=True)
     database = sqlite3.connect(new)
     try:
         database.executescript(TABLES)
