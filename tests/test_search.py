@@ -241,7 +241,7 @@ def test_the_text_tower_in_8_bit(indexed, sounds, models, tmp_path):
     assert similarities.min() > 0.99 and similarities.max() < 1 - 1e-7  # close, and not the same encoder
     exact, close = ({hit.file: hit.score for hit in opened.search(QUERY, 50)} for opened in (index, fast))
     assert max(abs(exact[file] - close[file]) for file in exact.keys() & close.keys()) < 0.05
-    AudioIndex.open(path, fast_text=True)
+    assert main(["query", QUERY, "--index", str(path), "--fast-text", "-k", "1"]) == 0
     assert digests(path / "fast_text") == written
     (path / "fast_text" / "text.onnx").write_bytes(b"garbage")
     with pytest.raises(UserError, match="does not load.*delete"):

@@ -56,7 +56,7 @@ def query(arguments: argparse.Namespace) -> int:
     from retrieval.search.queries import read_query_file
 
     queries = read_query_file(arguments.queries) if arguments.queries else [arguments.text] if arguments.text is not None else []
-    opened = AudioIndex.open(arguments.index, arguments.checkpoint)
+    opened = AudioIndex.open(arguments.index, arguments.checkpoint, fast_text=arguments.fast_text)
     if not opened.is_complete:
         print(f"note: the last update of {arguments.index} was interrupted, files are missing; run the index command again", file=sys.stderr)
     filters = {"within": arguments.within, "min_seconds": arguments.min_seconds, "max_seconds": arguments.max_seconds}
@@ -126,6 +126,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     asking.add_argument("--within", default="", metavar="SUBFOLDER", help="only files below this one, relative to the indexed folder")
     asking.add_argument("--min-seconds", type=float, default=0.0, help="only files of this length or longer")
     asking.add_argument("--max-seconds", type=float, default=float("inf"), help="only files of this length or shorter")
+    asking.add_argument("--fast-text", action="store_true", help="text encoder in 8 bit, on a CPU; made at the first use")
     asking.add_argument("--json", action="store_true", help="print JSON")
     asking.add_argument("--csv", type=Path, metavar="FILE", help="write the answers to a file too")
     for command in (making, asking):
