@@ -12,11 +12,11 @@ A token comes from `hf auth login` or HF_TOKEN.
 import argparse
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 from retrieval.errors import OneLineParser, UserError, run_main
-from retrieval.progress import set_quiet
 
 UPLOADED = ("README.md", "about.json", "config.json", "model.safetensors", "tokenizer/*")
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.\-]*")  # as the hub writes them: cc-by-4.0, mit, other
@@ -24,7 +24,6 @@ LICENSE = re.compile(r"[a-z0-9][a-z0-9.\-]*")  # as the hub writes them: cc-by-4
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
-    set_quiet(arguments.quiet)
     import transformers
 
     transformers.logging.set_verbosity_error()
@@ -33,8 +32,13 @@ def main(argv: list[str] | None = None) -> int:
         renew_card(arguments.checkpoint, arguments.license, arguments.overwrite)
         print(f"written: {arguments.checkpoint / 'README.md'}")
     else:
+        from huggingface_hub.utils import disable_progress_bars
+
+        if arguments.quiet or not sys.stderr.isatty():
+            disable_progress_bars()  # which are huggingface_hub's own
         address = push(arguments.checkpoint, arguments.repo, arguments.private, arguments.license)
-        print(f"uploaded: {arguments.checkpoint} to {address}")
+        size = sum(path.stat().st_size for pattern in UPLOADED for path in arguments.checkpoint.glob(pattern))
+        print(f"uploaded: {arguments.checkpoint} to {address} ({size / 1e6:.1f} MB)")
     return 0
 
 
@@ -46,10 +50,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     upload = commands.add_parser("push", help="upload the model folder")
     upload.add_argument("--repo", required=True, metavar="USER/NAME", help="made where it does not exist")
     upload.add_argument("--private", action="store_true", help="a new repository is seen by its owner alone")
+    upload.add_argument("--quiet", action="store_true", help="no progress")
     for command in (card, upload):
         command.add_argument("--checkpoint", type=Path, required=True, help="model folder, such as runs/tap/best")
         command.add_argument("--license", help="of the model, as the hub writes it: cc-by-4.0, mit, apache-2.0, other")
-        command.add_argument("--quiet", action="store_true", help="no progress")
     arguments = parser.parse_args(argv)
     if arguments.license is not None and not LICENSE.fullmatch(arguments.license):
         parser.error(f"--license {arguments.license!r} is no identifier of the hub, such as cc-by-4.0, mit or other: lower case, no blanks")
@@ -79,7 +83,6 @@ def push(folder: Path, repo: str, private: bool = False, license: str | None = N
     Raises UserError, in one line, for a model that does not load or is not finite, and for what the hub refuses.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.utils import disable_progress_bars
 
     from retrieval.models.dual_encoder import DualEncoder
     from retrieval.models.hub import explained_upload
@@ -93,7 +96,6 @@ def push(folder: Path, repo: str, private: bool = False, license: str | None = N
     with explained_upload(repo):
         if license or not (folder / "README.md").exists():
             renew_card(folder, license)
-        disable_progress_bars()
         api = HfApi()
         # None leaves it to the settings of the account.
         repo_id = api.create_repo(repo, private=True if private else None, exist_ok=True).repo_id

@@ -14,6 +14,7 @@ import pandas
 import pyarrow.parquet
 import pytest
 import torch
+import transformers
 from conftest import SAMPLE_RATE, write_cache, write_text_encoder
 
 from retrieval.config import load_config
@@ -23,6 +24,7 @@ from retrieval.evaluation import evaluate_split
 from retrieval.export import checks, graphs, onnx_files, parquet
 from retrieval.export.__main__ import main
 from retrieval.models import build_model
+from retrieval.models.audio.huggingface import HuggingFaceAudioEncoder
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.text import text_architecture
 from retrieval.models.tokenizer import load_tokenizer
@@ -32,6 +34,8 @@ logging.getLogger("torch.__trace").disabled = True  # torch.export tells pytest'
 
 ATST = {"name": "atst_frame", "embed_dim": 32, "depth": 1, "num_heads": 2}
 TAP = {"name": "tap", "attention_dim": 48}
+WAVLM = {"conv_dim": [8, 8], "conv_kernel": [10, 8], "conv_stride": [20, 16], "num_feat_extract_layers": 2, "num_conv_pos_embeddings": 16}
+WAVLM |= {"num_conv_pos_embedding_groups": 2, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 
 
 def make_model(text_folder: Path, audio: dict, pooling: dict, sample_rate: int = SAMPLE_RATE, hop_seconds: float = 1.0, **settings) -> DualEncoder:
@@ -178,11 +182,22 @@ def test_a_difference_of_a_shape_or_to_nan_is_no_small_one():
     assert not onnx_files.difference(one, one * float("nan")) <= onnx_files.TOLERANCE
 
 
-def test_an_encoder_whose_features_are_made_elsewhere_is_refused(tmp_path: Path, monkeypatch, text_folder: Path):
-    model = make_model(text_folder, ATST, TAP)
-    monkeypatch.setattr(graphs, "HuggingFaceAudioEncoder", type(model.audio_encoder))
-    model.audio_encoder.config = type("Config", (), {"model_type": "whisper"})
-    with pytest.raises(UserError, match="the audio encoder whisper takes features .* atst_frame, passt, .* can"):
+@pytest.mark.parametrize("do_normalize", [True, False])
+@torch.no_grad()
+def test_an_encoder_that_hears_the_waveform_itself(do_normalize: bool):
+    """The graph of such an encoder is its model's own: here what stands before it, against transformers."""
+    extractor = transformers.Wav2Vec2FeatureExtractor(do_normalize=do_normalize).to_dict()
+    encoder = HuggingFaceAudioEncoder(transformers.WavLMConfig(**WAVLM).to_dict(), extractor).eval()
+    windows = torch.randn(3, 8000, generator=torch.Generator().manual_seed(0)) * torch.tensor([[0.01], [0.5], [0.0]]) + 0.1
+    torch.testing.assert_close(graphs.WaveformEncoder(encoder)(windows), encoder(windows), atol=1e-5, rtol=0)
+
+
+def test_an_encoder_of_a_spectrogram_made_elsewhere_is_refused(text_folder: Path, tmp_path: Path):
+    architecture = transformers.ASTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, max_length=128).to_dict()
+    extractor = transformers.ASTFeatureExtractor(max_length=128).to_dict()
+    model = make_model(text_folder, {"name": "huggingface", "architecture": architecture, "feature_extractor": extractor}, TAP)
+    message = "the audio encoder audio-spectrogram-transformer takes a spectrogram .* atst_frame, passt, .* can"
+    with pytest.raises(UserError, match=message):
         onnx_files.export_onnx(model, tmp_path / "onnx", {})
     assert list(tmp_path.iterdir()) == []
 

@@ -106,7 +106,7 @@ MAY_IMPORT = {
     "app": {"files", "progress", "search"},
     "report": {*("checkpoint", "comparison", "data", "evaluation", "files", "metrics", "models", "progress", "reporting", "scoring", "tracking")},
     "provenance": {"config", "data"},
-    "sharing": {"checkpoint", "models", "progress", "provenance"},
+    "sharing": {"checkpoint", "models", "provenance"},
     "export": {"data", "evaluation", "files", "models", "progress", "reporting", "scoring", "two_stage"},
     "pretraining": {"data", "files", "models", "progress"},
     "objective": {"config", "data", "distributed", "losses", "models", "progress", "score_files"},

@@ -23,17 +23,14 @@ from retrieval.models.pooling import TextAwareAttentionPooling
 class AudioTower(nn.Module):
     """waveform float32 (B, S), lengths int64 (B,) -> frames (B, T, D), mask bool (B, T), as DualEncoder.encode_audio.
 
-    S is that of the longest clip. What exceeds clip_seconds is not heard. Raises UserError for an audio encoder that cannot be a graph.
+    S is that of the longest clip. What exceeds clip_seconds is not heard. Raises UserError for an encoder that cannot be a graph.
     """
 
     def __init__(self, model: DualEncoder):
         super().__init__()
-        if isinstance(model.audio_encoder, HuggingFaceAudioEncoder):
-            raise UserError(
-                f"the audio encoder {model.audio_encoder.config.model_type} takes features that transformers computes outside of PyTorch, so that "
-                "it cannot be written as ONNX; atst_frame, passt, passt_s, passt_20, passt_l and mn40_as_ext can"
-            )
         self.encoder, self.pooling, self.projection = model.audio_encoder, model.pooling, model.audio_projection
+        if isinstance(model.audio_encoder, HuggingFaceAudioEncoder):
+            self.encoder = WaveformEncoder(model.audio_encoder)
         self.windows = model.windows
         self.resample: nn.Module = nn.Identity()
         if model.sample_rate != model.audio_encoder.sample_rate:
@@ -66,6 +63,26 @@ class AudioTower(nn.Module):
         span = (grid.num_windows - 1) * grid.hop_samples + grid.window_samples
         num_valid = (torch.sym_min(num_samples, grid.clip_samples) * grid.num_frames + span - 1) // span
         return (num_valid + grid.frames_per_window - 1) // grid.frames_per_window
+
+
+class WaveformEncoder(nn.Module):
+    """HuggingFaceAudioEncoder for models that hear the waveform itself. Raises UserError for those of a spectrogram, which is not PyTorch's."""
+
+    def __init__(self, encoder: HuggingFaceAudioEncoder):
+        super().__init__()
+        if encoder.num_mel_bins:
+            raise UserError(
+                f"the audio encoder {encoder.config.model_type} takes a spectrogram that transformers computes outside of PyTorch, so that it cannot "
+                "be written as ONNX; atst_frame, passt, passt_s, passt_20, passt_l, mn40_as_ext, and of huggingface wavlm, wav2vec2 and hubert can"
+            )
+        self.encoder = encoder
+
+    def forward(self, windows: Tensor) -> Tensor:
+        """(W, S) -> (W, T, feature_dim)"""
+        if self.encoder.family.extractor.do_normalize:  # as Wav2Vec2FeatureExtractor does in numpy
+            centred = windows - windows.mean(dim=1, keepdim=True)
+            windows = centred / (centred.square().mean(dim=1, keepdim=True) + 1e-7).sqrt()
+        return self.encoder.family.encode(self.encoder.model, windows)[:, : self.encoder.num_frames(windows.shape[1])]
 
 
 class TextTower(nn.Module):

@@ -58,8 +58,8 @@ def export_onnx(model: DualEncoder, output: Path, source: dict[str, Any], overwr
         progress.update(3)
         wrong = {name: found for name, found in differences.items() if not found <= TOLERANCE}
         if wrong:
-            parts = ", ".join(f"{name} by {found:.2g}" for name, found in wrong.items())
-            raise UserError(f"the ONNX graphs differ from PyTorch, {parts}, more than {TOLERANCE:g}: nothing was written to {output}")
+            named = ", ".join(f"{name} by {found:.2g}" for name, found in wrong.items())
+            raise UserError(f"the ONNX graphs differ from PyTorch, {named}, more than {TOLERANCE:g}: nothing was written to {output}")
         model.text_encoder.tokenizer.save_pretrained(str(folder / "tokenizer"))
         about = _about(model, source, graphs, differences)
         (folder / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")

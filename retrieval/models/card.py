@@ -55,7 +55,6 @@ Search a folder of recordings with it:
 ## Licence
 
 Of the model: {license}
-
 {data_licences}
 {settings}"""
 SETTINGS = """
@@ -139,13 +138,17 @@ def _results(about: dict[str, Any]) -> str:
 
 def _eval_results(about: dict[str, Any]) -> list[EvalResult]:
     """Text to audio, in percent, for the header that the hub reads."""
-    corpora = {data["split"]: data["corpus"] for data in about.get("data", [])}
-    return [
-        EvalResult(TASK, corpora[split], corpora[split], _metric_type(name), round(100 * value, 2), dataset_split=split, metric_name=f"{name} (%)")
-        for split, direction, metrics in _scored(about)
-        if direction == "text to audio" and split in corpora
-        for name, value in metrics.items()
-    ]
+    corpora = {data["split"]: data for data in about.get("data", [])}
+    results = []
+    for split, direction, metrics in _scored(about):
+        if direction == "text to audio" and split in corpora:
+            corpus = corpora[split]["corpus"]
+            # With the number of clips: a corpus is called by its layout, and a small one in Clotho's is not Clotho.
+            dataset = {"dataset_type": corpus, "dataset_name": f"{corpus} ({corpora[split]['num_clips']:,} clips)", "dataset_split": split}
+            for name, value in metrics.items():
+                scored = {"metric_type": _metric_type(name), "metric_name": f"{name} (%)", "metric_value": round(100 * value, 2)}
+                results.append(EvalResult(task_type=TASK, **dataset, **scored))
+    return results
 
 
 def _metric_type(name: str) -> str:
@@ -172,12 +175,11 @@ def _licences(about: dict[str, Any]) -> str:
         if data["split"] != "development":
             continue
         if not data.get("licenses"):
-            lines.append(f"Of the training data ({data['corpus']}): the cache does not say.")
+            lines += ["", f"Of the training data ({data['corpus']}): the cache does not say."]
             continue
-        lines += [f"Of the training data ({data['corpus']}), each clip its own:", "", "| licence | clips |", "| --- | --- |"]
+        lines += ["", f"Of the training data ({data['corpus']}), each clip its own:", "", "| licence | clips |", "| --- | --- |"]
         lines += [f"| {name or 'not given'} | {count:,} |" for name, count in sorted(data["licenses"].items(), key=lambda item: -item[1])]
-        lines.append("")
-    text = "\n".join(lines or ["Of the training data: unknown."])
+    text = "\n".join(lines or ["", "Of the training data: unknown."])
     started = [name for part in ("audio_encoder.checkpoint", "text_encoder.name", "train.init_from") if (name := _setting(about, part))]
     if started:
         text += f"\n\nThe training started from {', '.join(f'`{name}`' for name in started)}: their licences hold as well."
