@@ -46,13 +46,22 @@ def run_module(name: str, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-m", name, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
-def mistake(main: Callable[[], int | None], *arguments: str) -> str:
-    """What a command with a user's mistake prints on stderr before it ends with exit code 2: `main` as `python -m` starts it, without the wait."""
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(io.StringIO()) as printed, pytest.raises(SystemExit) as ended:
+def run_here(main: Callable[[], int | None], *arguments: str) -> subprocess.CompletedProcess:
+    """`main` as `python -m` starts it, but in this process: torch, which takes seconds to import, is here already."""
+    num_threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as printed, pytest.raises(SystemExit) as ended:
         patch.setattr(sys, "argv", ["command", *arguments])
+        out, err = printed.enter_context(contextlib.redirect_stdout(io.StringIO())), printed.enter_context(contextlib.redirect_stderr(io.StringIO()))
         run_main(main)
-    assert ended.value.code == 2, printed.getvalue()
-    return printed.getvalue()
+    torch.set_num_threads(num_threads)
+    return subprocess.CompletedProcess(arguments, ended.value.code or 0, out.getvalue(), err.getvalue())
+
+
+def mistake(main: Callable[[], int | None], *arguments: str) -> str:
+    """What a command with a user's mistake prints on stderr before it ends with exit code 2, and nothing on stdout."""
+    ended = run_here(main, *arguments)
+    assert (ended.returncode, ended.stdout) == (2, ""), ended
+    return ended.stderr
 
 
 def tone(note: int, rhythm: int, seconds: float, rng: np.random.Generator) -> np.ndarray:

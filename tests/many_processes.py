@@ -4,10 +4,11 @@ Letters: N pairs of all processes together, n of this one, T frames, D dimension
 """
 
 import os
+import random
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -223,9 +224,11 @@ def work(rank: int, ports: dict[int, int], inputs: Inputs, folder: Path) -> None
 
 
 def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+    """For processes that need seconds before they listen: not one that the system gives to whoever asks it for any, such as tests beside this one."""
+    while True:
+        with socket.socket() as free, suppress(OSError):
+            free.bind(("127.0.0.1", port := random.SystemRandom().randrange(10_000, 32_000)))
+            return port
 
 
 # --- runs that are interrupted, and go on ---

@@ -5,9 +5,9 @@ from functools import partial
 import pytest
 
 from benchmarks import audio_cache
-from tests.conftest import mistake, run_module
+from tests.conftest import mistake, run_here
 
-run = partial(run_module, "benchmarks.audio_cache")
+run = partial(run_here, audio_cache.main)
 
 
 def test_quick_run_compares_all_methods():

@@ -6,9 +6,9 @@ import pytest
 
 from benchmarks import data_loading
 from benchmarks.data_loading import MULTIPLES, share_waited
-from tests.conftest import mistake, run_module
+from tests.conftest import mistake, run_here
 
-run = partial(run_module, "benchmarks.data_loading")
+run = partial(run_here, data_loading.main)
 
 
 @pytest.mark.parametrize("num_workers", ["0", "1"])

@@ -4,13 +4,14 @@ import re
 
 import torch
 
+from benchmarks import tap_scoring
 from benchmarks.tap_scoring import unfolded_score
 from retrieval.models.pooling import TextAwareAttentionPooling
-from tests.conftest import run_module
+from tests.conftest import run_here
 
 
 def test_quick_run_prints_ratio_difference_and_memory():
-    result = run_module("benchmarks.tap_scoring", "--quick")
+    result = run_here(tap_scoring.main, "--quick")
     assert result.returncode == 0, result.stderr
     assert re.search(r"^ratio \d+\.\d\d, \d+% of the frames valid, largest difference of a score \d", result.stdout, re.MULTILINE)
     assert len(re.findall(r"^pooling.block_elements .* scoring adds +\d+\.\d MB$", result.stdout, re.MULTILINE)) == 2

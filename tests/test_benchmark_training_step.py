@@ -6,9 +6,9 @@ from functools import partial
 import pytest
 
 from benchmarks import plain, training_step
-from tests.conftest import mistake, run_module
+from tests.conftest import mistake, run_here
 
-run = partial(run_module, "benchmarks.training_step")
+run = partial(run_here, training_step.main)
 
 
 def test_quick_run_prints_differences_and_ratio():

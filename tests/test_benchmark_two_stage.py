@@ -8,9 +8,9 @@ import torch
 
 from benchmarks import two_stage
 from benchmarks.two_stage import quality
-from tests.conftest import mistake, run_module
+from tests.conftest import mistake, run_here
 
-run = partial(run_module, "benchmarks.two_stage")
+run = partial(run_here, two_stage.main)
 
 
 def test_quick_run_prints_the_curve_and_draws_it(tmp_path):

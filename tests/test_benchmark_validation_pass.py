@@ -4,9 +4,9 @@ import re
 from functools import partial
 
 from benchmarks import plain, validation_pass
-from tests.conftest import mistake, run_module
+from tests.conftest import mistake, run_here
 
-run = partial(run_module, "benchmarks.validation_pass")
+run = partial(run_here, validation_pass.main)
 
 
 def test_quick_run_prints_difference_and_ratio():
