@@ -30,7 +30,7 @@ from safetensors import SafetensorError
 from retrieval.config import Config, config_differences, parse_config, read_yaml
 from retrieval.errors import UserError, one_line
 from retrieval.files import LOCK, atomic_writer, latest_state, lock_folder
-from retrieval.models.card import ABOUT, CARD, model_card
+from retrieval.models.card import ABOUT, CARD, about_json, model_card
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.salsa import load_salsa_checkpoint  # noqa: F401 - part of this module
 
@@ -199,10 +199,10 @@ def save_model(model: DualEncoder, folder: Path, about: dict[str, Any]) -> None:
 
 def write_card(folder: Path, architecture: dict[str, Any], about: dict[str, Any]) -> None:
     """about.json and model card of a model folder anew; the model itself stays as it is. Raises UserError."""
-    card = model_card(architecture, about)
-    write_json(folder / ABOUT, about)
+    with atomic_writer(folder / ABOUT) as file:
+        file.write(about_json(architecture, about))
     with atomic_writer(folder / CARD) as file:
-        file.write(str(card))
+        file.write(str(model_card(architecture, about)))
 
 
 def _recover_models(run: Path) -> None:

@@ -67,11 +67,10 @@ def renew_card(folder: Path, license: str | None = None, overwrite: bool = False
     Raises UserError for a folder that holds no model, and for a card that was edited by hand unless `overwrite`.
     """
     from retrieval.checkpoint import write_card
-    from retrieval.models.card import ABOUT, CARD, model_card, read_about
+    from retrieval.models.card import CARD, is_as_written, read_about
 
     architecture, about = read_architecture(folder), read_about(folder)
-    is_ours = str(model_card(architecture, about)).strip() == _text(folder / CARD).strip() if (folder / ABOUT).exists() else True
-    if not is_ours and not overwrite:
+    if not is_as_written(folder, about) and not overwrite:
         raise UserError(f"{folder / CARD} was edited by hand: edit `license` in its first lines there, or write it anew by `card --overwrite`")
     about = _measured(folder) | (about or _of_run(folder)) | ({"license": license} if license else {})
     write_card(folder, architecture, about)
@@ -142,10 +141,6 @@ def _json(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-
-
-def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8") if path.exists() else ""
 
 
 if __name__ == "__main__":

@@ -343,7 +343,7 @@ def test_model_card(text_folder: str, tmp_path: Path):
     assert "after epoch 3:" in card and "| validation | text to audio | 42.42 |" in card and "Not evaluated." not in card
     assert "audio encoder `atst_frame`, text encoder `roberta`, pooling `tap`" in card
     assert "DualEncoder.from_pretrained" in card and "{{" not in card
-    assert DualEncoder.from_pretrained(tmp_path / "scored").about == model.about
+    assert model.about.items() <= DualEncoder.from_pretrained(tmp_path / "scored").about.items()
     make_model(text_folder).save_pretrained(tmp_path / "fresh")
     assert "Not evaluated." in (tmp_path / "fresh" / "README.md").read_text(encoding="utf-8")
 

@@ -1,9 +1,11 @@
 """The model card, README.md of a model folder, and about.json beside it: what is known of how the model was made.
 
-about.json is what train.py writes down and the card is made from: `data`, `settings`, `git_commit`, `validation`, `evaluation`, `license`.
+about.json is what train.py writes down and the card is made from: `data`, `settings`, `git_commit`, `validation`, `evaluation`, `license`; and
+a digest of the card, by which one that was edited by hand is known.
 Whatever is not in it the card calls unknown.
 """
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from retrieval.errors import UserError
 
 ABOUT = "about.json"
 CARD = "README.md"
+DIGEST = "card_sha256"
 TASK = "text-to-audio-retrieval"
 METRIC_TYPES = {"mAP@": "map_at_", "R@": "recall_at_"}
 
@@ -84,6 +87,21 @@ def read_about(folder: Path) -> dict[str, Any]:
         return {}
     except (OSError, ValueError) as error:
         raise UserError(f"{folder / ABOUT} cannot be read ({error}); copy it again, or delete it: the model loads without it") from None
+
+
+def about_json(architecture: dict[str, Any], about: dict[str, Any]) -> str:
+    """Text of about.json, with a digest of the card that is made from it: `is_as_written`."""
+    return json.dumps(about | {DIGEST: _digest(str(model_card(architecture, about)))}, indent=2) + "\n"
+
+
+def is_as_written(folder: Path, about: dict[str, Any]) -> bool:
+    """Whether the card is what was written with `about`, also by another version; one that is absent is. Cards without a digest are not known."""
+    card = folder / CARD
+    return not card.exists() or DIGEST not in about or _digest(card.read_text(encoding="utf-8")) == about[DIGEST]
+
+
+def _digest(card: str) -> str:
+    return hashlib.sha256(card.strip().encode()).hexdigest()
 
 
 def model_card(architecture: dict[str, Any], about: dict[str, Any]) -> ModelCard:

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from retrieval.errors import UserError, one_line
 from retrieval.models.audio import AUDIO_ENCODERS
-from retrieval.models.card import ABOUT, model_card, read_about
+from retrieval.models.card import ABOUT, about_json, model_card, read_about
 from retrieval.models.hub import explained_upload, hub_answers, local_files_only
 from retrieval.models.pooling import MeanPooling, TextAwareAttentionPooling
 from retrieval.models.text import TextEncoder
@@ -207,7 +207,7 @@ class DualEncoder(nn.Module, PyTorchModelHubMixin):
         super()._save_pretrained(save_directory)
         self.text_encoder.tokenizer.save_pretrained(str(save_directory / "tokenizer"))
         if self.about:
-            (save_directory / ABOUT).write_text(json.dumps(self.about, indent=2) + "\n", encoding="utf-8")
+            (save_directory / ABOUT).write_text(about_json(self.architecture, self.about), encoding="utf-8")
 
     def generate_model_card(self, *_args: Any, **_kwargs: Any) -> ModelCard:
         return model_card(self.architecture, self.about)
