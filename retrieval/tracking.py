@@ -6,17 +6,17 @@ Figures are matplotlib's object API drawn by Agg: no display, no state that outl
 """
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torchaudio
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
+
+if TYPE_CHECKING:  # imported where a picture is drawn: it takes most of a second of every command
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREY = "#2a6f97", "#e07a3f", "#8a8f98"
 RANK_EDGES = np.array([1, 2, 3, 6, 11, 21, 51, 101, 201, 501])  # first rank of each bar
@@ -81,7 +81,9 @@ class Tracker:
         if self.writer is not None:
             self.writer.close()
 
-    def _figure(self, name: str, figure: Figure, step: int) -> None:
+    def _figure(self, name: str, figure: "Figure", step: int) -> None:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
         self.writer.add_image(name, np.asarray(canvas.buffer_rgba())[..., :3], step, dataformats="HWC")
@@ -109,14 +111,14 @@ def listen(model: torch.nn.Module, waveform: torch.Tensor, captions: list[str]) 
     return log_mel.float().cpu().numpy(), valid, waveform.shape[1] / model.sample_rate
 
 
-def attention_figure(model: torch.nn.Module, waveform: torch.Tensor, *captions: str) -> Figure:
+def attention_figure(model: torch.nn.Module, waveform: torch.Tensor, *captions: str) -> "Figure":
     """Log-mel spectrogram of a clip and under it what each caption listens to; arguments as of `listen`.
 
     A weight of 1 is the uniform one, that of mean pooling; with mean pooling there is only the spectrogram.
     """
     log_mel, weights, seconds = listen(model, waveform, list(captions))
     num_curves = 0 if weights is None else len(captions)
-    figure = Figure(figsize=(8.0, 2.9 + 1.25 * num_curves), dpi=100, layout="constrained")
+    figure = _new_figure(figsize=(8.0, 2.9 + 1.25 * num_curves), dpi=100)
     axes = figure.subplots(1 + num_curves, 1, sharex=True, squeeze=False, height_ratios=[2.0] + [1.0] * num_curves)[:, 0]
     _draw_log_mel(axes[0], log_mel, seconds)
     for axis, curve in zip(axes[1:], [] if weights is None else weights):
@@ -128,7 +130,7 @@ def attention_figure(model: torch.nn.Module, waveform: torch.Tensor, *captions: 
     return figure
 
 
-def score_figure(scores: np.ndarray, clips: list[int]) -> Figure:
+def score_figure(scores: np.ndarray, clips: list[int]) -> "Figure":
     """The matrix (captions x clips), captions ordered by clip, so that the right pairs lie on the diagonal.
 
     Of many clips an even choice is drawn: the diagonal of a thousand would be thinner than a pixel.
@@ -138,7 +140,7 @@ def score_figure(scores: np.ndarray, clips: list[int]) -> Figure:
     drawn = np.arange(num_drawn) * num_clips // num_drawn
     order = np.argsort(clips, kind="stable")
     scores = scores[order[np.isin(np.asarray(clips)[order], drawn)]][:, drawn]
-    figure = Figure(figsize=(6.4, 5.6), dpi=120, layout="constrained")
+    figure = _new_figure(figsize=(6.4, 5.6), dpi=120)
     axis = figure.subplots()
     # A few extreme scores would otherwise leave the whole rest in one shade.
     low, high = np.percentile(scores, [1, 99.9])
@@ -161,16 +163,18 @@ def rank_histogram(ranks: dict[str, list[np.ndarray]]) -> tuple[list[str], dict[
     return [*bounds, f"{RANK_EDGES[-1]}+"][:num_bars], counts, {name: float(np.median(values)) for name, values in best.items()}
 
 
-def rank_figure(ranks: dict[str, list[np.ndarray]]) -> Figure:
+def rank_figure(ranks: dict[str, list[np.ndarray]]) -> "Figure":
     """Share of queries by the rank of their best relevant candidate, both directions side by side."""
+    from matplotlib import ticker
+
     bars, counts, medians = rank_histogram(ranks)
-    figure = Figure(figsize=(7.2, 3.6), dpi=100, layout="constrained")
+    figure = _new_figure(figsize=(7.2, 3.6), dpi=100)
     axis = figure.subplots()
     for offset, color, direction in zip((-0.2, 0.2), (BLUE, ORANGE), ranks):
         title = f"{DIRECTIONS[direction]}, median rank {medians[direction]:g}"
         axis.bar(np.arange(len(bars)) + offset, counts[direction] / len(ranks[direction]), width=0.4, color=color, label=title)
     axis.set_xticks(range(len(bars)), bars, fontsize=9)
-    axis.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
+    axis.yaxis.set_major_formatter(ticker.PercentFormatter(xmax=1, decimals=0))
     axis.set_xlabel("rank of the best right answer")
     axis.set_ylabel("share of queries")
     axis.legend(frameon=False)
@@ -178,14 +182,20 @@ def rank_figure(ranks: dict[str, list[np.ndarray]]) -> Figure:
     return figure
 
 
-def _draw_log_mel(axis: Axes, log_mel: np.ndarray, seconds: float) -> None:
+def _new_figure(**settings: Any) -> "Figure":
+    from matplotlib.figure import Figure
+
+    return Figure(layout="constrained", **settings)
+
+
+def _draw_log_mel(axis: "Axes", log_mel: np.ndarray, seconds: float) -> None:
     # The zero padding of short clips and other digital silence would take up most of the colours.
     low, high = np.percentile(log_mel, [5, 99.8])
     axis.imshow(log_mel, origin="lower", aspect="auto", cmap="magma", vmin=low, vmax=high, extent=(0, seconds, 0, len(log_mel)))
     axis.set_ylabel("mel band")
 
 
-def _draw_attention(axis: Axes, weights: np.ndarray, seconds: float) -> None:
+def _draw_attention(axis: "Axes", weights: np.ndarray, seconds: float) -> None:
     """weights (T,) of the valid frames, which share the clip's time evenly."""
     edges = np.linspace(0, seconds, len(weights) + 1)
     relative = weights * len(weights)
@@ -198,7 +208,7 @@ def _draw_attention(axis: Axes, weights: np.ndarray, seconds: float) -> None:
     _plain_frame(axis)
 
 
-def _plain_frame(axis: Axes) -> None:
+def _plain_frame(axis: "Axes") -> None:
     axis.spines[["top", "right"]].set_visible(False)
 
 
