@@ -26,7 +26,7 @@ EXAMPLES = (
     "an ambulance siren wails",
     "rain pours down",
 )
-MAX_UPLOAD_MB = 200
+MAX_UPLOAD_MIB = 200
 MAX_SENTENCES = 200
 MAX_EXCERPT_SECONDS = 600.0
 MAX_WAITING = 64  # questions in the queue
@@ -65,7 +65,7 @@ def make_page(index: AudioIndex) -> gr.Blocks:
                     examples = [gr.Button(example, size="sm", variant="secondary", min_width=0) for example in EXAMPLES]
             with gr.Tab("With a sound"):
                 with gr.Row():
-                    clip = gr.File(label=f"Your recording (at most {MAX_UPLOAD_MB} MB)", height=190, elem_id="clip")
+                    clip = gr.File(label=f"Your recording (at most {MAX_UPLOAD_MIB} MiB)", height=190, elem_id="clip")
                     with gr.Column(elem_id="about-clip"):
                         label, shown = "Sentences to compare it with, one a line", "\n".join(EXAMPLES[:3])
                         sentences = gr.Textbox(label=label, placeholder=shown, lines=3, max_lines=8)

@@ -91,8 +91,8 @@ def facts(hit: Hit) -> str:
         parts.append(f'<button type="button" class="heard" data-from="{hit.attended_from:.3f}" title="{title}">{listened}</button>')
         parts.append(f'<span title="highest weight against that of mean pooling">peak {times:.1f} × the mean</span>')
     whole = hit.start == 0 and hit.end >= hit.seconds - 0.05
-    parts.append(f"whole file, {hit.seconds:.1f} s" if whole else f"{hit.start:.1f}–{hit.end:.1f} s of {hit.seconds:.1f} s")
-    return f'<p class="facts">{" · ".join(parts)}</p>'
+    parts.append(f"<span>{f'whole file, {hit.seconds:.1f} s' if whole else f'{hit.start:.1f}–{hit.end:.1f} s of {hit.seconds:.1f} s'}</span>")
+    return f'<div class="facts">{"".join(parts)}</div>'
 
 
 def player(hit: Hit, name: str) -> str:

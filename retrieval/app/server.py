@@ -10,7 +10,7 @@ from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from retrieval.app.audio import WaveFile, draw_spectrogram, read_excerpt
-from retrieval.app.page import HEAD, MAX_EXCERPT_SECONDS, MAX_UPLOAD_MB, STYLE, THEME, make_page
+from retrieval.app.page import HEAD, MAX_EXCERPT_SECONDS, MAX_UPLOAD_MIB, STYLE, THEME, make_page
 from retrieval.app.results import located
 from retrieval.errors import UserError
 from retrieval.search import AudioIndex
@@ -23,7 +23,7 @@ FORM_BYTES = 2**20  # what an upload's form may take beside the file
 def make_server(index: AudioIndex) -> FastAPI:
     """The page of an open index with its sounds and pictures."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(RefuseLargeUploads, max_bytes=MAX_UPLOAD_MB * 10**6 + FORM_BYTES)
+    app.add_middleware(RefuseLargeUploads, max_bytes=MAX_UPLOAD_MIB * 2**20 + FORM_BYTES)
 
     @app.exception_handler(UserError)
     def not_found(request: Request, error: UserError) -> JSONResponse:
@@ -44,7 +44,7 @@ def make_server(index: AudioIndex) -> FastAPI:
         app,
         make_page(index),
         path="/",
-        max_file_size=MAX_UPLOAD_MB * 10**6,
+        max_file_size=MAX_UPLOAD_MIB * 2**20,
         blocked_paths=[str(index.folder)],
         footer_links=[],
         run_history=False,
@@ -86,7 +86,7 @@ class RefuseLargeUploads:
     async def __call__(self, scope, receive, send) -> None:
         length = dict(scope.get("headers", ())).get(b"content-length", b"0")
         if scope["type"] == "http" and length.isdigit() and int(length) > self.max_bytes:
-            answer = JSONResponse({"detail": f"the file is too large: at most {MAX_UPLOAD_MB} MB can be uploaded"}, 413, {"Connection": "close"})
+            answer = JSONResponse({"detail": f"the file is too large: at most {MAX_UPLOAD_MIB} MiB can be uploaded"}, 413, {"Connection": "close"})
             await answer(scope, receive, send)
         else:
             await self.app(scope, receive, send)
