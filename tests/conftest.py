@@ -36,9 +36,10 @@ torch.set_num_threads(1)  # beside other work on the cores, waiting threads cost
 datasets.disable_progress_bars()
 
 
-def pytest_collection_modifyitems(items):
-    """Files run in order of name, tests marked slow at the end."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+def pytest_collection_modifyitems(config, items):
+    """Files run in order of name, tests marked slow at the end, or first where processes share the tests: none is left with a long one at last."""
+    is_shared = hasattr(config, "workerinput")  # of pytest-xdist
+    items.sort(key=lambda item: (item.get_closest_marker("slow") is None) == is_shared)
 
 
 def run_module(name: str, *arguments: str) -> subprocess.CompletedProcess:

@@ -1,8 +1,11 @@
 """The benchmark of cache building runs in miniature, and both ways hold the same samples; the figures are for a quiet machine."""
 
+import pytest
+
 from tests.conftest import run_module
 
 
+@pytest.mark.slow
 def test_quick_run_prints_both_ways_and_their_growth():
     result = run_module("benchmarks.cache_build", "--quick")
     assert result.returncode == 0, result.stderr

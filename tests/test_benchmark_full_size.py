@@ -11,6 +11,7 @@ from tests.conftest import mistake, run_module
 run = partial(run_module, "benchmarks.full_size")
 
 
+@pytest.mark.slow
 def test_quick_run_prints_seconds_and_memory_and_cleans_up(tmp_path):
     result = run("--quick", "--steps", "2", "--work", str(tmp_path))
     assert result.returncode == 0, result.stderr[-2000:]

@@ -12,6 +12,7 @@ from tests.conftest import mistake, run_module
 run = partial(run_module, "benchmarks.growth")
 
 
+@pytest.mark.slow
 def test_quick_run_plots_and_counts_what_the_formula_says():
     result = run("--quick", "--threads", "2")
     assert result.returncode == 0, result.stderr[-2000:]

@@ -3,12 +3,15 @@
 import re
 from functools import partial
 
+import pytest
+
 from benchmarks import memory
 from tests.conftest import mistake, run_module
 
 run = partial(run_module, "benchmarks.memory")
 
 
+@pytest.mark.slow
 def test_quick_run_measures_every_way(tmp_path):
     result = run("--quick", "--batch-sizes", "4", "--work", str(tmp_path))
     assert result.returncode == 0, result.stderr[-2000:]
