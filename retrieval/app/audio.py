@@ -15,7 +15,7 @@ import torch
 import torchaudio
 from matplotlib import image
 
-from retrieval.errors import UserError, one_line
+from retrieval.errors import UserError
 
 MAX_COLUMNS, NUM_MELS, DYNAMIC_RANGE = 600, 64, 70.0  # of pictures; dB
 RIFF_LIMIT = 2**32 - 1
@@ -68,8 +68,8 @@ def open_audio(path: Path) -> soundfile.SoundFile:
     """Raises UserError naming the file."""
     try:
         return soundfile.SoundFile(path)
-    except (soundfile.SoundFileError, OSError) as error:
-        raise UserError(f"{path.name} cannot be read as audio ({one_line(error)})") from None
+    except soundfile.LibsndfileError as error:
+        raise UserError(f"{path.name} cannot be read as audio ({error.error_string.removeprefix('Error : ').rstrip('.')})") from None
 
 
 def read_frames(file: soundfile.SoundFile, first: int, frames: int) -> np.ndarray:

@@ -96,11 +96,15 @@ def make_page(index: AudioIndex) -> gr.Blocks:
 def heading(index: AudioIndex) -> str:
     minutes = sum(file.seconds for file in index.files) / 60
     length = f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
-    about = f"{len(index.files):,} recordings, {length}, in {index.folder.name}"
+    about = f"{count(len(index.files), 'recording')}, {length}, in {index.folder.name}"
     if index.unreadable:
-        about += f"; {len(index.unreadable):,} files could not be read"
+        about += f"; {count(len(index.unreadable), 'file')} could not be read"
     names = escape("\n".join(f"{file}: {reason}" for file, reason in index.unreadable[:20]))
     return f'<h1>Search recordings</h1><p title="{names}">{escape(about)}</p>'
+
+
+def count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def answered(function: Callable[..., tuple[str, str]]) -> Callable[..., tuple[str, str]]:
@@ -166,7 +170,7 @@ class Answers:
             raise UserError(f"at most {MAX_SENTENCES} sentences can be scored at once, found {len(lines)}")
         with named(path):
             table = score_table(lines, self.index.score_audio(path, lines))
-        return message(f"{path.name} against {len(lines)} sentence{'s' * (len(lines) > 1)}"), table
+        return message(f"{path.name} against {count(len(lines), 'sentence')}"), table
 
     def _found(self, search: Callable[[], list[Hit]], note: Callable[[], str | None]) -> tuple[str, str]:
         begin = time.perf_counter()
@@ -175,8 +179,8 @@ class Answers:
         if not hits:
             raise UserError("no recording matches the filters: widen them")
         files = len({hit.file for hit in hits})
-        parts = [f"The best {len(hits)} answers in {files} of {len(self.index.files):,} recordings, {took}", *filter(None, [note()])]
-        return message("; ".join(parts)), cards(hits, self.index)
+        text = f"{count(len(hits), 'answer')} in {files} of {count(len(self.index.files), 'recording')}, {took}"
+        return message("; ".join(filter(None, [text, note()]))), cards(hits, self.index)
 
 
 def filters(folder: str, shortest: float | None, longest: float | None) -> dict[str, str | float]:

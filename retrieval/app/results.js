@@ -37,7 +37,7 @@ function showError(card) {
     const line = document.createElement("p");
     line.className = "message error";
     line.setAttribute("role", "alert");
-    line.textContent = "This recording cannot be played: it may have been moved or deleted since the index was made.";
+    line.textContent = "This recording cannot be played: it may have been changed or deleted since the index was made.";
     card.querySelector(".play").before(line);
 }
 
