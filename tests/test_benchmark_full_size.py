@@ -6,9 +6,9 @@ from functools import partial
 import pytest
 
 from benchmarks import full_size
-from tests.conftest import mistake, run_module
+from tests.conftest import mistake, run_here
 
-run = partial(run_module, "benchmarks.full_size")
+run = partial(run_here, full_size.main)
 
 
 @pytest.mark.slow

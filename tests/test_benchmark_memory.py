@@ -6,9 +6,9 @@ from functools import partial
 import pytest
 
 from benchmarks import memory
-from tests.conftest import mistake, run_module
+from tests.conftest import mistake, run_here
 
-run = partial(run_module, "benchmarks.memory")
+run = partial(run_here, memory.main)
 
 
 @pytest.mark.slow
