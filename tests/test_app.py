@@ -261,7 +261,7 @@ def test_filters_and_more_like_this(page, indexed, sounds):
     status(page, " in 1 of 6")
     page.get_by_label("Longest file, s").fill("")
     page.get_by_label("Folder").click()
-    page.get_by_role("option", name="all").click()
+    page.get_by_role("option", name="all folders").click()
     card_of(page, "far/apple.aiff").get_by_role("button", name="More like").click()
     assert "like far/apple.aiff, 0.0 to" in status(page, "like")
     others = [hit.file for hit in AudioIndex.open(indexed).search_audio(sounds / "far" / "apple.aiff", 10)]

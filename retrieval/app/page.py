@@ -30,7 +30,6 @@ MAX_UPLOAD_MIB = 200
 MAX_SENTENCES = 200
 MAX_EXCERPT_SECONDS = 600.0
 MAX_WAITING = 64  # questions in the queue
-ALL_FOLDERS = "all"
 SECONDS_UPLOADS_ARE_KEPT = 3600
 
 FOLDER = Path(__file__).parent
@@ -73,7 +72,8 @@ def make_page(index: AudioIndex) -> gr.Blocks:
                             by_sound = gr.Button("Find similar recordings", variant="primary", elem_id="by-sound")
                             score = gr.Button("Score the sentences", elem_id="score")
         with gr.Accordion("Filters", open=False, elem_id="filters"), gr.Row():
-            folder = gr.Dropdown([ALL_FOLDERS, *index.folders], value=ALL_FOLDERS, label="Folder", min_width=140, visible=bool(index.folders))
+            folders = [("all folders", ""), *((name, name) for name in index.folders)]
+            folder = gr.Dropdown(folders, value="", label="Folder", min_width=140, visible=bool(index.folders))
             shortest = gr.Number(0, label="Shortest file, s", min_width=140)
             longest = gr.Number(math.ceil(max((file.seconds for file in index.files), default=0)), label="Longest file, s", min_width=140)
             k = gr.Slider(1, 50, value=10, step=1, label="Results", min_width=140)
@@ -188,7 +188,7 @@ def filters(folder: str, shortest: float | None, longest: float | None) -> dict[
     limits = {"min_seconds": shortest or 0.0, "max_seconds": math.inf if longest is None else longest}
     if limits["min_seconds"] > limits["max_seconds"]:
         raise UserError(f"no file is longer than {shortest:g} s and shorter than {longest:g} s: change the filters")
-    return limits | {"within": "" if folder == ALL_FOLDERS else folder}
+    return limits | {"within": folder}
 
 
 @contextmanager
