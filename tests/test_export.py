@@ -114,6 +114,7 @@ def test_export_json_says_how_to_call_the_graphs(saved: dict[str, Path], exporte
     about = json.loads((exported / "export.json").read_text(encoding="utf-8"))
     assert (about["sample_rate"], about["clip_seconds"], about["dim"], about["pooling"], about["opset"]) == (SAMPLE_RATE, 2.0, 32, "tap", 18)
     assert about["graphs"]["audio"]["inputs"]["waveform"] == {"type": "tensor(float)", "shape": ["clips", "samples"]}
+    assert about["graphs"]["audio"]["outputs"]["frames"]["shape"] == ["clips", "frames", 32]
     assert about["graphs"]["score"]["outputs"]["scores"]["shape"] == ["captions", "clips"]
     assert set(about["differences_to_pytorch"]) == {"mask", "frames", "text", "score", "all three"}
     assert all(found <= 1e-4 for found in about["differences_to_pytorch"].values())
@@ -330,7 +331,7 @@ def test_weights_that_are_not_finite_and_a_pooling_that_is_unknown(capsys, saved
 def test_a_full_disk_is_found_before_the_work(saved: dict[str, Path], tmp_path: Path, monkeypatch):
     model = DualEncoder.from_pretrained(saved["mean"])
     monkeypatch.setattr(checks.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
-    with pytest.raises(UserError, match="takes 0.00 GiB, and 0.00 GiB are left there: make room"):
+    with pytest.raises(UserError, match=r"takes 0\.\d MB, and 0\.0 MB are left there: make room"):
         onnx_files.export_onnx(model, tmp_path / "onnx", {})
     assert list(tmp_path.iterdir()) == []
 

@@ -35,7 +35,7 @@ def check_room(output: Path, num_bytes: float) -> None:
     """Raises UserError where the disk of `output` has less than `num_bytes` left."""
     free = shutil.disk_usage(next(place for place in output.absolute().parents if place.exists())).free
     if num_bytes > free:
-        raise UserError(f"{output} takes {num_bytes / 2**30:.2f} GiB, and {free / 2**30:.2f} GiB are left there: make room, or write to another disk")
+        raise UserError(f"{output} takes {num_bytes / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are left there: make room, or write to another disk")
 
 
 def check_finite(model: DualEncoder) -> None:

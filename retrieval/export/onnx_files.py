@@ -103,9 +103,14 @@ def write_graph(
         raise UserError(f"the {path.stem} part of this model cannot be written as ONNX ({_reason(error)})") from None
     session = open_session(path)
     shapes = {"inputs": session.get_inputs(), "outputs": session.get_outputs()}
-    described = {kind: {value.name: {"type": value.type, "shape": value.shape} for value in values} for kind, values in shapes.items()}
+    described = {kind: {value.name: {"type": value.type, "shape": _axes(value.shape)} for value in values} for kind, values in shapes.items()}
     size = sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*"))
     return {"file": path.name, "bytes": size} | described
+
+
+def _axes(shape: list[int | str]) -> list[int | str]:
+    """Names of the free axes; the number of frames is a formula of the samples there."""
+    return [axis if isinstance(axis, int) or axis.isidentifier() else "frames" for axis in shape]
 
 
 def _reason(error: BaseException) -> str:
