@@ -107,7 +107,7 @@ def served(index: AudioIndex) -> Iterator[str]:
     from retrieval.app.server import make_server
 
     with listen("127.0.0.1", 0) as listener:
-        running = uvicorn.Server(uvicorn.Config(make_server(index), log_level="warning", timeout_graceful_shutdown=1))
+        running = uvicorn.Server(uvicorn.Config(make_server(index, local_only=True), log_level="warning", timeout_graceful_shutdown=1))
         thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
@@ -403,6 +403,13 @@ def test_ranges_are_parts_of_one_wave_file(server, sounds, tmp_path):
     assert get(server, path, Range=f"bytes={len(whole)}-")[0] == 416
     code, headers, part = get(server, path, method="HEAD")
     assert (code, int(headers["content-length"]), part) == (200, len(whole), b"")
+
+
+def test_a_foreign_name_for_this_machine_is_refused(server):
+    path = f"/recording?file={quote('far/apple.aiff')}"
+    for host, expected in (("evil.example", 400), ("evil.example:7860", 400), ("localhost:7860", 200), ("[::1]:7860", 200)):
+        assert get(server, path, Host=host)[0] == expected, host
+    assert get(server, "/", Host="evil.example")[0] == 400
 
 
 def test_a_recording_of_an_hour_is_never_decoded_whole(tmp_path):

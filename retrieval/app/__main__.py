@@ -1,6 +1,6 @@
 """A page on this machine that searches an index of recordings, plays what it finds and draws what TAP listened to.
 
-    python -m retrieval.app --index DIR [--host 127.0.0.1] [--port 7860] [--checkpoint DIR]
+    python -m retrieval.app --index DIR [--host 127.0.0.1] [--port 7860] [--checkpoint DIR] [--fast-text]
 
 The index is made by `python -m retrieval.search index`. The page needs no internet and sends nothing anywhere. With another --host than this
 machine's own, everybody who reaches the port can listen to every file of the index: there is no password.
@@ -11,6 +11,7 @@ import logging
 import os
 import socket
 import tempfile
+from ipaddress import ip_address
 from pathlib import Path
 
 from retrieval.errors import OneLineParser, UserError, run_main
@@ -22,6 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at; default: 127.0.0.1, this machine alone")
     parser.add_argument("--port", type=int, default=7860, help="default: 7860; 0: any that is free")
     parser.add_argument("--checkpoint", type=Path, help="model folder; default: the one that the index names")
+    parser.add_argument("--fast-text", action="store_true", help="text encoder in 8 bit, on a CPU; made at the first use")
     arguments = parser.parse_args(argv)
     if not 0 <= arguments.port <= 65535:
         parser.error(f"--port must be 0 to 65535, found {arguments.port}")
@@ -34,14 +36,14 @@ def main(argv: list[str] | None = None) -> int:
 
         transformers.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
-        index = AudioIndex.open(arguments.index, arguments.checkpoint)
+        index = AudioIndex.open(arguments.index, arguments.checkpoint, fast_text=arguments.fast_text)
 
         import uvicorn
 
         from retrieval.app.server import make_server
 
         logging.getLogger("httpx").setLevel(logging.WARNING)
-        server = make_server(index)
+        server = make_server(index, local_only=ip_address(listener.getsockname()[0]).is_loopback)
         host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
         print(f"search page: http://{host}:{listener.getsockname()[1]} (Ctrl-C ends it)", flush=True)
         uvicorn.Server(uvicorn.Config(server, log_level="warning", timeout_graceful_shutdown=1)).run(sockets=[listener])

@@ -7,6 +7,7 @@ import re
 
 import gradio as gr
 from fastapi import FastAPI, HTTPException, Request
+from fastapi.middleware.trustedhost import TrustedHostMiddleware
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from retrieval.app.audio import WaveFile, draw_spectrogram, read_excerpt
@@ -20,9 +21,14 @@ BYTES_AT_ONCE = 2**19
 FORM_BYTES = 2**20  # what an upload's form may take beside the file
 
 
-def make_server(index: AudioIndex) -> FastAPI:
-    """The page of an open index with its sounds and pictures."""
+def make_server(index: AudioIndex, local_only: bool) -> FastAPI:
+    """The page of an open index with its sounds and pictures. local_only: refuse names that are not this machine's own.
+
+    Else a foreign page could let its own name point to this machine, and read the answers (DNS rebinding).
+    """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    if local_only:
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", "[::1]", "::1"])
     app.add_middleware(RefuseLargeUploads, max_bytes=MAX_UPLOAD_MIB * 2**20 + FORM_BYTES)
 
     @app.exception_handler(UserError)

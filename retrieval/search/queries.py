@@ -35,7 +35,7 @@ def query_notes(query: str, encoder: TextEncoder) -> str | None:
 def _unknown(words: list[str], encoder: TextEncoder) -> list[str]:
     """Words whose tokens are all the tokenizer's unknown one; byte-level tokenizers have none."""
     tokenizer = encoder.tokenizer
-    if tokenizer.unk_token_id is None:
+    if tokenizer.unk_token_id is None or not words:
         return []
     plain = [word if encoder.as_written else normalise_caption(word) for word in words]
     tokens = tokenizer([text or "." for text in plain], add_special_tokens=False)["input_ids"]
