@@ -112,7 +112,7 @@ def benchmark(folder: Path, arguments: argparse.Namespace) -> int:
     with torch.no_grad():
         vector = index._encode_text(queries[:1])
     every = seconds_of(lambda: index._two_stage.rescore(vector, clips)) * len(index.files) / num_all
-    print(f"TAP on every clip (from {num_all:,} of them): {every:.2f} s, {every / median:.0f} times a query in 8 bit, in which it scores {CANDIDATES}")
+    print(f"TAP on every clip (from {num_all:,} of them): {every:.2f} s, {every / median:.0f} times a query, in which it scores {CANDIDATES}")
     if not arguments.quick and median > MOST_SECONDS:
         print(f"error: above {1000 * MOST_SECONDS:.0f} ms; is the machine busy with something else?", file=sys.stderr)
         return 1

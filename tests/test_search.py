@@ -597,7 +597,8 @@ def test_queries_that_ask_nothing(indexed, query, message):
 
 def test_queries_that_are_heard_in_part(indexed):
     index = AudioIndex.open(indexed)
-    assert index.notes(QUERY) is None and index.notes("") is None and index.notes("A steady low boxkämpfer!") == "the text encoder does not know: boxkämpfer!"
+    assert index.notes(QUERY) is None and index.notes("") is None
+    assert index.notes("A steady low boxkämpfer!") == "the text encoder does not know: boxkämpfer!"
     long_query = "a steady low tone " * 2500
     hits = index.search(long_query)
     assert "10002 tokens, of which the first" in index.notes(long_query)
@@ -641,7 +642,8 @@ def test_the_commands_end_to_end(own, models, tmp_path, capsys):
     assert [row[0] for row in rows] == ["1", "2", "3"] and [row[3] for row in rows] == [hit.file for hit in hits]
 
     (tmp_path / "queries.txt").write_text(f"{QUERY}\n\nA shrill, pulsing note.\n{QUERY}\n")
-    assert main(["query", "--queries", str(tmp_path / "queries.txt"), "--index", path, "-k", "2", "--json", "--csv", str(tmp_path / "a.csv")]) == 0
+    files = "--queries", str(tmp_path / "queries.txt"), "--csv", str(tmp_path / "a.csv")
+    assert main(["query", *files, "--index", path, "-k", "2", "--json"]) == 0
     answered = json.loads(capsys.readouterr().out)
     assert [answer["query"] for answer in answered] == [QUERY, "A shrill, pulsing note.", QUERY]
     assert answered[0]["hits"][0]["file"] == hits[0].file and answered[0]["hits"][0]["from"] == round(hits[0].attended_from, 2)
