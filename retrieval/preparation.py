@@ -167,7 +167,8 @@ def set_up_augmentation(model: DualEncoder, config: Config) -> None:
 def prepare(config: Config, folder: Path, resume: bool, overwrite: bool) -> Run:
     """Everything that can go wrong for a reason of the user's goes wrong here, before the run folder is touched."""
     accelerator = make_accelerator(config.train.mixed_precision)
-    check_unlocked(folder)
+    if accelerator.is_main_process:  # which alone will hold the lock
+        check_unlocked(folder)
     checkpoint.check_run(folder, config, resume, overwrite)
     set_seed(config.seed)
     splits = open_splits(config)
