@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import hashlib
 import os
 import shutil
 import socket
@@ -109,3 +110,12 @@ def latest_state(run: Path) -> Path | None:
     """The newest complete state folder of `run`."""
     states = [path for path in (run / "states").glob("step-*") if path.suffix != ".partial" and path.is_dir()]
     return max(states, default=None)
+
+
+def sha256_of(path: Path) -> str:
+    """Of the file's content, read in parts."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -377,14 +377,14 @@ def test_an_index_without_a_readable_file_answers_nothing(models, tmp_path):
 
 
 def test_permissions_are_tried_again(own, models, tmp_path, monkeypatch):
-    locked_file, hashed = own / "below" / "low steady.wav", update._sha256
+    locked_file, hashed = own / "below" / "low steady.wav", update.sha256_of
 
     def refusing(path):
         if path == locked_file:
             raise PermissionError(13, "Permission denied")
         return hashed(path)
 
-    monkeypatch.setattr(update, "_sha256", refusing)
+    monkeypatch.setattr(update, "sha256_of", refusing)
     index = AudioIndex.build(own, models / "tap", tmp_path / "index")
     assert index.unreadable == [("below/low steady.wav", "cannot be read: Permission denied")]
     monkeypatch.undo()

@@ -3,8 +3,6 @@
 Letters: B excerpts of a batch, S samples, T frames, D = dim.
 """
 
-import hashlib
-import os
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -19,6 +17,7 @@ import torch
 from retrieval.data.pairs import collate_clips
 from retrieval.errors import UserError
 from retrieval.evaluation import Autocast, eval_mode
+from retrieval.files import sha256_of
 from retrieval.models import DualEncoder
 from retrieval.models.pooling import TextAwareAttentionPooling
 from retrieval.progress import bar
@@ -146,7 +145,7 @@ class _Update:
         """In another thread: what numpy, soundfile and soxr do there does not hold Python's lock."""
         path = self.folder / found.file
         try:
-            digest = _sha256(path)
+            digest = sha256_of(path)
             if digest in self.digests:
                 return _Read(digest)
             return _Read(digest, self._excerpts(path))
@@ -226,11 +225,3 @@ def _ahead(pool: ThreadPoolExecutor, work: list[Found], read) -> Iterator[tuple[
         if queue and (len(queue) > FILES_AHEAD or found is None):
             first, future = queue.popleft()
             yield first, future.result()
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(os.fspath(path), "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
