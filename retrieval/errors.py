@@ -1,6 +1,8 @@
 """The one exception for a user's mistake: entry points print it as a single line and exit with code 2."""
 
 import argparse
+import errno
+import os
 import sys
 from collections.abc import Callable
 
@@ -22,9 +24,24 @@ def one_line(error: Exception, longest: int = 200) -> str:
 
 
 def run_main(main: Callable[[], int | None]) -> None:
-    """Run `main`; print a UserError as one `error: ...` line on stderr and exit with 2; after Ctrl-C with 130."""
+    """Run `main`; print a UserError as one `error: ...` line on stderr and exit with 2; after Ctrl-C with 130.
+
+    What a terminal without Unicode cannot show is escaped; a reader that has gone (`| head`) ends the program without a word.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")
     try:
-        sys.exit(main())
+        code = main()
+        sys.stdout.flush()
+        sys.exit(code)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        sys.exit(141)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        print(f"error: {str(error.filename)[:80]}...: the name is too long", file=sys.stderr)
+        sys.exit(2)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

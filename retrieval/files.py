@@ -20,6 +20,8 @@ def atomic_writer(path: Path) -> Iterator[TextIO]:
     """A text file that replaces `path` in one step, at the end, and only if nothing went wrong. Raises UserError."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with _explained(path):
+        if path.exists() and not path.is_file():  # a device or a pipe would be replaced as well
+            raise UserError(f"{path} is there and is not a file; give another name for what is to be written")
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(temporary, "w", encoding="utf-8", newline="") as file:

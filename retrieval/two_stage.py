@@ -190,9 +190,10 @@ class TwoStage:
         return joined if is_mapped else functional.linear(joined, *self.value_map)  # one product for many clips
 
     @torch.no_grad()
-    def attention(self, text: Tensor, clip: int) -> Tensor:
-        """Weights float32 (N, T) that the texts float32 (N, D) give to the frames of a clip; rows sum to 1."""
-        return (self.pooling.folded_queries(text) @ self._keys(clip).T).softmax(dim=1)
+    def attention(self, text: Tensor, clips: Sequence[int]) -> list[Tensor]:
+        """Of each clip the weights float32 (T,) that the text float32 (D,) gives to its frames; they sum to 1."""
+        (query,) = self.pooling.folded_queries(text[None])  # (D,)
+        return [(self._keys(clip) @ query).softmax(dim=0) for clip in clips]
 
     def _keys(self, clip: int) -> Tensor:
         """Normalised frames float32 (T, D), in memory that the next clip takes."""

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import sqlite3
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -211,6 +212,20 @@ def test_more_like_this(indexed, sounds, tmp_path):
     from_memory = index.search_audio(soundfile.read(copy), 50)
     assert [hit.file for hit in from_memory] == [hit.file for hit in (best, *others)]
     assert [hit.score for hit in from_memory] == pytest.approx([hit.score for hit in (best, *others)])
+    pcm, rate = soundfile.read(sounds / "below" / "low steady.wav", dtype="int16")
+    for samples in (pcm, pcm.astype(np.int32) * 65536, np.stack([pcm, pcm], axis=1)):
+        assert index.search_audio((samples, rate))[0].score > 0.999
+    for samples, rate, message in ((np.stack([pcm, pcm]), rate, "has shape"), (pcm, 0, "rate of 0"), (pcm[:0], rate, "no samples")):
+        with pytest.raises(UserError, match=message):
+            index.search_audio((samples, rate))
+
+
+def test_overlapping_excerpts_do_not_take_the_places_of_others(own, models, tmp_path, monkeypatch):
+    index = AudioIndex.build(own, models / "tap", tmp_path / "index", hop_seconds=0.1)  # the long one has as many excerpts as fit in
+    monkeypatch.setattr("retrieval.search.index.CANDIDATES", 5)
+    monkeypatch.setattr("retrieval.search.index.CANDIDATES_PER_HIT", 1)
+    for hits in (index.search(QUERY, 12), index.search_audio(own / "stereo.wav", 12)):
+        assert len(hits) == 12 and [hit.rank for hit in hits] == list(range(1, 13))
 
 
 def test_a_sound_against_sentences(indexed, sounds):
@@ -243,6 +258,12 @@ def test_the_text_tower_in_8_bit(indexed, sounds, models, tmp_path):
     assert max(abs(exact[file] - close[file]) for file in exact.keys() & close.keys()) < 0.05
     assert main(["query", QUERY, "--index", str(path), "--fast-text", "-k", "1"]) == 0
     assert digests(path / "fast_text") == written
+    (path / "fast_text" / "made_from.json").write_text("{}")  # of another model: made again
+    AudioIndex.open(path, fast_text=True)
+    assert digests(path / "fast_text") == written
+    (path / "index.sqlite").unlink()
+    assert AudioIndex.build(sounds, models / "tap", path).changes.added == 14  # what is left of an index is no foreign folder
+    AudioIndex.open(path, fast_text=True)
     (path / "fast_text" / "text.onnx").write_bytes(b"garbage")
     with pytest.raises(UserError, match="does not load.*delete"):
         AudioIndex.open(path, fast_text=True)
@@ -392,6 +413,35 @@ def test_permissions_are_tried_again(own, models, tmp_path, monkeypatch):
     assert index.unreadable == [] and index.changes.added == 1
 
 
+def test_of_a_folder_that_cannot_be_read_what_is_known_stays(own, models, tmp_path, monkeypatch):
+    index = AudioIndex.build(own, models / "tap", tmp_path / "index")
+    scandir = os.scandir
+
+    def refusing(path):
+        if Path(path).name == "below":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    (own / "stereo.wav").unlink()
+    index.add()
+    assert index.changes.removed == 1 and index.unreadable == [("below/", "the folder cannot be read: Permission denied")]
+    assert sum(file.file.startswith("below/") for file in index.files) == 6
+    monkeypatch.undo()
+    index.add()
+    assert index.unreadable == [] and index.changes.unchanged == 13
+
+
+def test_odd_files_harm_no_others(own, models, tmp_path):
+    soundfile.write(own / "loud.wav", np.full(2000, 1e20, np.float32), SAMPLE_RATE, subtype="FLOAT")
+    (own / "loop.wav").symlink_to(own / "loop.wav")
+    os.utime(own / "stereo.wav", ns=(2**63 + 10**9, 2**63 + 10**9))
+    index = AudioIndex.build(own, models / "tap", tmp_path / "index")
+    listed = dict(index.unreadable)
+    assert "full scale" in listed.pop("loud.wav") and "link" in listed.pop("loop.wav") or "not a file" in listed["loop.wav"]
+    assert len(index.files) == 14 and AudioIndex.build(own, None, tmp_path / "index").changes.unchanged == 14
+
+
 # --- kills, and several at once ---
 
 
@@ -445,7 +495,8 @@ def test_a_killed_build_goes_on(sounds, models, indexed, tmp_path, encoded, owne
     assert sum(encoded) <= 20 - num_before  # excerpts of the whole folder
     check_equal(index, AudioIndex.open(indexed))
     num_rows = index._contents.meta["num_rows"]
-    assert (path / "vectors-0.f32").stat().st_size == num_rows * 32 * 4  # without what the killed process had appended
+    (vectors,) = path.glob("vectors-*.f32")
+    assert vectors.stat().st_size == num_rows * 32 * 4  # without what the killed process had appended
 
 
 def test_a_kill_while_the_index_is_written_anew(own, models, tmp_path):
@@ -469,6 +520,63 @@ def test_two_at_once_take_turns(sounds, models, indexed, tmp_path, capfd):
     assert [process.exitcode for process in processes] == [0, 0]
     assert capfd.readouterr().err.count("waiting for it") == 1
     check_equal(AudioIndex.open(path), AudioIndex.open(indexed))
+
+
+def test_searches_beside_an_update_are_of_one_state(own, models, tmp_path):
+    """Hits name a file with that file's own score, whichever state they are of."""
+    index = AudioIndex.build(own, models / "tap", tmp_path / "index")
+    names = [file.file for file in index.files if file.file != "long.flac"]
+    right = {hit.file: hit.score for hit in index.search_audio(own / "long.flac", 50)}
+    wrong: list[str] = []
+    done = threading.Event()
+
+    def search() -> None:
+        while not done.is_set():
+            try:
+                hits = index.search_audio(own / "long.flac", 50)
+                wrong.extend(hit.file for hit in hits if abs(hit.score - right[hit.file.removeprefix("moved ")]) > 1e-3)
+            except Exception as error:
+                wrong.append(repr(error))
+
+    threads = [threading.Thread(target=search) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for name in [*names[::3]]:
+        (own / name).unlink()
+        index.add()
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert wrong == [] and len(index.files) == 14 - len(names[::3])
+
+
+def test_a_reader_of_an_index_that_is_made_anew(sounds, models, indexed, tmp_path, monkeypatch):
+    """It has read the old database when the new index appears: it finds the old vectors or none, never the new ones."""
+    path = Path(shutil.copytree(indexed, tmp_path / "index"))
+    mapped, calls = storage._mapped, []
+
+    def late(folder, meta):
+        calls.append(meta["generation"])
+        if len(calls) == 1:
+            AudioIndex.build(sounds, models / "mean", path, overwrite=True)
+        return mapped(folder, meta)
+
+    monkeypatch.setattr(storage, "_mapped", late)
+    contents = storage.read_index(path)
+    assert contents.meta["generation"] == 1 and not contents.meta["has_frames"] and calls[0] == 0
+
+
+def test_an_index_that_another_process_has_made_anew_is_not_continued(own, models, tmp_path):
+    path = tmp_path / "index"
+    old = AudioIndex.build(own, models / "tap", path)
+    AudioIndex.build(own, models / "mean", path, overwrite=True)
+    before = digests(path)
+    with pytest.raises(UserError, match="another model"):
+        old.add()
+    assert digests(path) == before
+    shutil.rmtree(path)
+    with pytest.raises(UserError, match="is gone"):
+        old.add()
 
 
 def test_a_full_disk_keeps_what_was_there(own, models, tmp_path, monkeypatch):
@@ -505,6 +613,9 @@ def test_an_index_of_another_model(indexed, models, tmp_path, sounds):
         AudioIndex.open(path)
     assert AudioIndex.build(sounds, model, path, overwrite=True).changes.added == 14
     assert not list(path.glob("frames-*"))
+    there = Path(shutil.move(model, tmp_path / "there"))
+    assert AudioIndex.build(sounds, there, path).changes.unchanged == 14
+    assert len(AudioIndex.open(path).files) == 14  # where the model lies now is remembered
 
 
 @pytest.mark.parametrize(
@@ -535,6 +646,18 @@ def test_frames_that_are_not_numbers_are_no_answer(indexed, tmp_path):
         AudioIndex.open(path).search(QUERY)
 
 
+@pytest.mark.parametrize("key", ["generation", "dim", "folder", "model", "num_rows", "num_frames", "has_frames"])
+@pytest.mark.parametrize("value", [None, "[]", "-7"])
+def test_a_damaged_database_is_one_line(indexed, tmp_path, key, value):
+    path = Path(shutil.copytree(indexed, tmp_path / "index"))
+    with sqlite3.connect(path / storage.DATABASE) as database:
+        database.execute("DELETE FROM meta WHERE key = ?", (key,)) if value is None else database.execute(
+            "UPDATE meta SET value = ? WHERE key = ?", (value, key)
+        )
+    with pytest.raises(UserError, match="damaged"):
+        AudioIndex.open(path)
+
+
 def test_an_index_of_another_version(indexed, tmp_path):
     path = Path(shutil.copytree(indexed, tmp_path / "index"))
     with sqlite3.connect(path / storage.DATABASE) as database:
@@ -562,8 +685,11 @@ def test_folders_that_cannot_be_indexed(models, sounds, indexed, own, tmp_path):
     assert not (tmp_path / "i").exists() and [path.name for path in (tmp_path / "other").iterdir()] == ["letter.txt"]
     with pytest.raises(UserError, match="hop"):
         AudioIndex.build(sounds, models / "tap", indexed, hop_seconds=0.5)
-    with pytest.raises(UserError, match="hop"):
-        AudioIndex.build(sounds, models / "tap", tmp_path / "i", hop_seconds=-1.0)
+    for hop in (-1.0, 0.0, 1e-5, 2.5, math.nan, math.inf):
+        with pytest.raises(UserError, match="hop"):
+            AudioIndex.build(sounds, models / "tap", tmp_path / "i", hop_seconds=hop)
+    with pytest.raises(UserError, match="batch_size"):
+        AudioIndex.build(sounds, models / "tap", tmp_path / "i", batch_size=0)
 
 
 def test_a_folder_whose_files_are_all_gone_is_a_missing_disk(own, models, tmp_path):
@@ -583,12 +709,16 @@ def test_weights_that_are_not_finite(models, sounds, tmp_path):
     with torch.no_grad():
         model.audio_projection.weight[0, 0] = math.nan
     model.save_pretrained(tmp_path / "nan")
+    AudioIndex.build(sounds, models / "tap", tmp_path / "index")
+    before = digests(tmp_path / "index")
     with pytest.raises(UserError, match="not finite"):
-        AudioIndex.build(sounds, tmp_path / "nan", tmp_path / "index")
+        AudioIndex.build(sounds, tmp_path / "nan", tmp_path / "index", overwrite=True)
+    assert digests(tmp_path / "index") == before
 
 
 @pytest.mark.parametrize(
-    ("query", "message"), [("", "empty"), (" \n", "empty"), ("🐶🔊", "no words"), ("?!", "no words"), ("zwölf Boxkämpfer", "knows no word")]
+    ("query", "message"),
+    [("", "empty"), (" \n", "empty"), ("🐶🔊", "no words"), ("?!", "no words"), ("zwölf Boxkämpfer", "knows no word"), ("low \udcff", "UTF-8")],
 )
 def test_queries_that_ask_nothing(indexed, query, message):
     with pytest.raises(UserError, match=message):
@@ -604,6 +734,10 @@ def test_queries_that_are_heard_in_part(indexed):
     assert "10002 tokens, of which the first" in index.notes(long_query)
     words = long_query.split()[: index.model.text_encoder.max_tokens]
     assert [hit.file for hit in hits] == [hit.file for hit in index.search(" ".join(words))]
+    with pytest.raises(UserError, match="characters"):
+        index.search("low " * 30_000)
+    with pytest.raises(TypeError):
+        index.search_many(QUERY)
     for k in (0, -3):
         with pytest.raises(UserError, match="k must be"):
             index.search(QUERY, k)
@@ -651,6 +785,13 @@ def test_the_commands_end_to_end(own, models, tmp_path, capsys):
         table = list(csv.DictReader(file))
     assert [(row["query"], row["rank"]) for row in table] == [(answer["query"], str(rank)) for answer in answered for rank in (1, 2)]
 
+    assert main(["query", QUERY, "--index", path, "--within", "./high up/"]) == 0
+    assert capsys.readouterr().out.count("high up/") == 6
+    with pytest.raises(UserError, match="it has: below, high up"):
+        main(["query", QUERY, "--index", path, "--within", "elsewhere"])
+    with pytest.raises(UserError, match="not a file"):
+        main(["query", QUERY, "--index", path, "--csv", os.devnull])
+
     assert main(["query", "--audio", str(own / "below" / "low steady.wav"), "--index", path]) == 0
     assert "low steady.wav" not in capsys.readouterr().out
     (own / hits[0].file).unlink()
@@ -669,6 +810,11 @@ def test_the_commands_end_to_end(own, models, tmp_path, capsys):
         (["index", "absent", "--index", "absent"], "folder absent is absent"),
         (["index", "configs", "--index", "absent", "--batch-size", "0"], "--batch-size"),
         (["query", QUERY, "--index", "absent", "--csv", "configs"], "--csv configs is a folder"),
+        (["query", "--queries", "README.md", "--csv", "./README.md", "--index", "absent"], "a file that this run reads"),
+        (["query", QUERY, "--index", "absent", "--min-seconds", "nan"], "--min-seconds nan"),
+        (["query", QUERY, "--index", "absent", "--min-seconds", "5", "--max-seconds", "4"], "--min-seconds 5"),
+        (["query", QUERY, "--index", ""], "is empty"),
+        (["index", "", "--index", "absent"], "is empty"),
         ([], "index|query"),
     ],
 )

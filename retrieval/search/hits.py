@@ -6,6 +6,7 @@ Letters: T frames.
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 HALF = 0.5  # of the attention lies between attended_from and attended_to
 
@@ -32,6 +33,16 @@ class Hit:
     seconds: float  # length of the file
     attention: np.ndarray | None  # float32 (T,), sums to 1; frame t is centred at start + (t + 0.5) * frame_seconds
     frame_seconds: float
+
+
+def make_hit(rank: int, score: float, file: IndexedFile, start: float, end: float, weights: torch.Tensor | None) -> Hit:
+    """weights: the attention (T,) over the excerpt, or None."""
+    if weights is None:
+        return Hit(rank, score, file.file, start, end, start, end, file.seconds, None, end - start)
+    attention = weights.cpu().numpy()
+    frame_seconds = (end - start) / len(attention)
+    first, last = (start + frame * frame_seconds for frame in shortest_stretch(attention))
+    return Hit(rank, score, file.file, start, end, first, last, file.seconds, attention, frame_seconds)
 
 
 def shortest_stretch(weights: np.ndarray, share: float = HALF) -> tuple[int, int]:

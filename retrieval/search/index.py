@@ -4,6 +4,7 @@ Letters: N queries, B excerpts in the index, K candidates of a query, T frames, 
 """
 
 import math
+import os
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -18,12 +19,12 @@ from torch.nn import functional
 
 from retrieval.data import collate_clips
 from retrieval.errors import UserError
+from retrieval.export.checks import check_finite
 from retrieval.models import DualEncoder
 from retrieval.models.pooling import TextAwareAttentionPooling
 from retrieval.preparation import make_accelerator
-from retrieval.reporting import check_checkpoints
-from retrieval.search.hits import Hit, IndexedFile, shortest_stretch
-from retrieval.search.model_identity import check_same_model, model_identity
+from retrieval.search.hits import Hit, IndexedFile, make_hit
+from retrieval.search.model_identity import check_as_before, check_same_model, load_model_folder, model_identity
 from retrieval.search.queries import check_query, query_notes
 from retrieval.search.sound import Excerpt, UnreadableAudio, cut, read_excerpts
 from retrieval.search.storage import DATABASE, Contents, read_index
@@ -35,6 +36,7 @@ CANDIDATES = 100  # excerpts that TAP scores for a query, at least; more for lar
 CANDIDATES_PER_HIT = 4  # overlapping excerpts of one sound count once
 QUERY_EXCERPTS = 20  # of a sound that is a query
 QUERY_BATCH = 4
+SHORTEST_HOP = 0.1  # s
 QUERIES_AT_ONCE = 64
 
 Sound = Path | str | tuple[np.ndarray, int]  # a file, or samples (S,) or (S, channels) and their rate in Hz
@@ -83,21 +85,28 @@ class AudioIndex:
         folder, path = Path(folder), Path(index)
         if not folder.is_dir():
             raise UserError(f"folder {folder} is absent or not a folder: expected the one with the recordings")
+        if str(folder.resolve()).encode("utf-8", "replace").decode() != str(folder.resolve()):
+            raise UserError(f"the name of folder {os.fsencode(folder)!r} is not UTF-8: rename it")
         check_target(path)
         is_new = overwrite or not (path / DATABASE).exists()
         if is_new and checkpoint is None:
             raise UserError(f"index {path} does not exist yet: add --checkpoint MODEL, a folder such as runs/tap/best")
         check_any_audio(folder, num_known=0)
         meta = {} if is_new else read_index(path).meta
-        model, checkpoint = _load(Path(checkpoint or meta["model"]["path"])), Path(checkpoint or meta["model"]["path"])
-        hop = min(model.clip_seconds, hop_seconds or meta.get("hop_seconds") or model.clip_seconds / 2)
-        if hop <= 0:
-            raise UserError(f"--hop-seconds must be above 0, found {hop_seconds}")
+        checkpoint = Path(checkpoint or meta["model"]["path"])
+        model = load_model_folder(checkpoint)
+        check_finite(model)
+        hop = meta.get("hop_seconds", model.clip_seconds / 2) if hop_seconds is None else hop_seconds
+        if not SHORTEST_HOP <= hop <= model.clip_seconds:
+            raise UserError(f"--hop-seconds must be {SHORTEST_HOP} to {model.clip_seconds:g}, the clip_seconds of the model, found {hop:g}")
+        if batch_size < 1:
+            raise UserError(f"batch_size must be 1 or more, found {batch_size}")
         about = {"folder": str(folder.resolve()), "model": model_identity(checkpoint), "hop_seconds": hop, "clip_seconds": model.clip_seconds}
         about |= {"dim": model.audio_projection.out_features, "has_frames": isinstance(model.pooling, TextAwareAttentionPooling)}
         with locked(path):
             with IndexWriter.opened(path, about, overwrite) as writer:
-                _check_as_before(path, writer.meta, about, checkpoint)
+                check_as_before(path, writer.meta, about)
+                writer.meta["model"] = about["model"]  # where it lies now
                 changes = update_index(writer, folder, _encoder(model, batch_size, mixed_precision))
             index = cls(path, model, read_index(path))
         index.changes = changes
@@ -116,12 +125,12 @@ class AudioIndex:
         if not folder.exists():
             raise UserError(f"the model of index {path} is gone from {folder}; say where it is now: --checkpoint DIR")
         check_same_model(path, contents.meta["model"], folder)
-        model = _load(folder)
+        model = load_model_folder(folder)
         if not fast_text or model.temperature.device.type != "cpu":
             return cls(path, model, contents)
         from retrieval.search.fast_text import fast_text_encoder  # here, because the exporter takes seconds to import
 
-        return cls(path, model, contents, fast_text_encoder(path, model))
+        return cls(path, model, contents, fast_text_encoder(path, model, contents.meta["model"]))
 
     def add(self, *, batch_size: int = 16, mixed_precision: str = "auto") -> Changes:
         """Bring the index up to date with its folder. Raises UserError."""
@@ -129,7 +138,10 @@ class AudioIndex:
         if not self.folder.is_dir():
             raise UserError(f"folder {self.folder} of index {self.path} is gone; nothing is changed")
         with locked(self.path):
+            if not (self.path / DATABASE).exists():
+                raise UserError(f"index {self.path} is gone; make it again")
             with IndexWriter.opened(self.path, meta, overwrite=False) as writer:
+                check_as_before(self.path, writer.meta, meta)
                 self.changes = update_index(writer, self.folder, _encoder(self.model, batch_size, mixed_precision))
             contents = read_index(self.path)
         with self._lock:
@@ -147,17 +159,28 @@ class AudioIndex:
         Of excerpts of one file that overlap the best alone is an answer. filters: within, a folder below the indexed one; min_seconds and
         max_seconds of the file. Raises UserError for a query without words that the model knows, and for k below 1.
         """
+        if isinstance(queries, str):
+            raise TypeError("search_many takes several queries; one is for search")
         for query in queries:
             check_query(query, self.model.text_encoder)
         with self._lock:
             answers = []
             for first in range(0, len(queries), QUERIES_AT_ONCE):
                 text = self._encode_text(list(queries[first : first + QUERIES_AT_ONCE])).float()  # (n, D)
-                clips, scores = self._shortlist(functional.normalize(text, eps=1e-12).cpu().numpy(), k, **filters)  # (n, K)
-                if self._two_stage.is_tap and clips.size:
-                    scores = self._two_stage.rescore(text, torch.from_numpy(clips).to(text.device)).cpu().numpy()
-                answers += [self._hits(*row, k) for row in zip(clips, scores, text)]
+                answers += self._answer(text, k, max(CANDIDATES, CANDIDATES_PER_HIT * k), self._allowed(**filters))
             return answers
+
+    def _answer(self, text: torch.Tensor, k: int, num_candidates: int, allowed: np.ndarray) -> list[list[Hit]]:
+        """For texts (n, D). Where too many candidates overlap each other, once more with four times as many."""
+        clips, scores = self._shortlist(functional.normalize(text, eps=1e-12).cpu().numpy(), k, num_candidates, allowed)  # (n, K)
+        if self._two_stage.is_tap and clips.size:
+            scores = self._two_stage.rescore(text, torch.from_numpy(clips).to(text.device)).cpu().numpy()
+        answers = [self._hits(*row, k) for row in zip(clips, scores, text)]
+        if clips.shape[1] < allowed.sum():
+            for row, hits in enumerate(answers):
+                if len(hits) < k:
+                    answers[row] = self._answer(text[row : row + 1], k, 4 * num_candidates, allowed)[0]
+        return answers
 
     def search_audio(self, audio: Sound, k: int = 10, **filters: Any) -> list[Hit]:
         """The best k answers to a sound, by the vectors of the first stage: for TAP what it gives when it listens to all frames alike.
@@ -165,14 +188,19 @@ class AudioIndex:
         Of a long sound the first excerpts count, and an answer to any of them. A file of the index is not an answer to itself. Raises UserError.
         """
         excerpts = self._excerpts(audio)
-        own = self._numbers.get(self._name_of(audio)) if isinstance(audio, (str, Path)) else None
         with self._lock:
+            own = self._numbers.get(self._name_of(audio)) if isinstance(audio, (str, Path)) else None
             vectors, _ = ExcerptEncoder(self.model, nullcontext, QUERY_BATCH).encode(excerpts)  # (n, D)
-            clips, scores = self._shortlist(vectors, k, without=own, **filters)  # (n, K)
-        best: dict[int, float] = {}
-        for clip, score in zip(clips.flatten().tolist(), scores.flatten().tolist()):
-            best[clip] = max(score, best.get(clip, -math.inf))
-        return self._hits(np.array(list(best), dtype=np.int64), np.array(list(best.values()), dtype=np.float32), None, k)
+            allowed, num_candidates = self._allowed(own, **filters), max(CANDIDATES, CANDIDATES_PER_HIT * k)
+            while True:
+                clips, scores = self._shortlist(vectors, k, num_candidates, allowed)  # (n, K)
+                best: dict[int, float] = {}
+                for clip, score in zip(clips.flatten().tolist(), scores.flatten().tolist()):
+                    best[clip] = max(score, best.get(clip, -math.inf))
+                hits = self._hits(np.array(list(best), dtype=np.int64), np.array(list(best.values()), dtype=np.float32), None, k)
+                if len(hits) == k or clips.shape[1] == allowed.sum():
+                    return hits
+                num_candidates *= 4
 
     @torch.no_grad()
     def score_audio(self, audio: Sound, sentences: Sequence[str]) -> list[float]:
@@ -221,12 +249,11 @@ class AudioIndex:
         except UnreadableAudio as error:
             raise UserError(f"{name} {error}") from None
 
-    def _shortlist(self, vectors: np.ndarray, k: int, without: int | None = None, **filters: Any) -> tuple[np.ndarray, np.ndarray]:
-        """FAISS: the excerpts int64 (N, K) of the best vectors for each of (N, D), and their cosines."""
+    def _shortlist(self, vectors: np.ndarray, k: int, num_candidates: int, allowed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """FAISS: the excerpts int64 (N, K), of those that are allowed (B,), of the best vectors for each of (N, D), and their cosines."""
         if k < 1:
             raise UserError(f"k must be at least 1, found {k}")
-        allowed = self._allowed(without, **filters)  # bool (B,)
-        num_candidates = min(max(CANDIDATES, CANDIDATES_PER_HIT * k), int(allowed.sum()))
+        num_candidates = min(num_candidates, int(allowed.sum()))
         if not num_candidates:
             return np.zeros((len(vectors), 0), np.int64), np.zeros((len(vectors), 0), np.float32)
         bitmap = np.packbits(allowed, bitorder="little")
@@ -234,7 +261,7 @@ class AudioIndex:
         scores, clips = self._faiss.search(np.ascontiguousarray(vectors, np.float32), num_candidates, params=selector)
         return clips, scores
 
-    def _allowed(self, without: int | None, within: str = "", min_seconds: float = 0.0, max_seconds: float = math.inf) -> np.ndarray:
+    def _allowed(self, without: int | None = None, within: str = "", min_seconds: float = 0.0, max_seconds: float = math.inf) -> np.ndarray:
         folder = within.strip("/")
         if not folder and min_seconds <= 0 and max_seconds == math.inf and without is None:
             return np.ones(len(self._contents.file_of), dtype=bool)
@@ -246,40 +273,20 @@ class AudioIndex:
 
     def _hits(self, clips: np.ndarray, scores: np.ndarray, text: torch.Tensor | None, k: int) -> list[Hit]:
         """clips and scores (K,) in any order, text (D,) or None for a sound."""
-        hits, taken = [], {}
+        chosen, taken = [], {}
         for place in np.lexsort((clips, -scores)):
             clip = int(clips[place])
             number, start, end = int(self._contents.file_of[clip]), float(self._contents.starts[clip]), float(self._contents.stops[clip])
             if any(start < other_end and other_start < end for other_start, other_end in taken.get(number, ())):
                 continue
             taken.setdefault(number, []).append((start, end))
-            attention, file = None, self.files[number]
-            attended, frame_seconds = (start, end), end - start
-            if text is not None and self._two_stage.is_tap:
-                attention = self._two_stage.attention(text[None], clip)[0].cpu().numpy()  # (T,)
-                frame_seconds = (end - start) / len(attention)
-                attended = tuple(start + frame * frame_seconds for frame in shortest_stretch(attention))
-            hits.append(Hit(len(hits) + 1, float(scores[place]), file.file, start, end, *attended, file.seconds, attention, frame_seconds))
-            if len(hits) == k:
+            chosen.append((clip, float(scores[place]), self.files[number], start, end))
+            if len(chosen) == k:
                 break
-        return hits
-
-
-def _load(folder: Path) -> DualEncoder:
-    check_checkpoints([folder])
-    if not folder.is_dir():
-        raise UserError(f"--checkpoint {folder} is a file; give a model folder, such as runs/tap/best")
-    model = DualEncoder.from_pretrained(folder)
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+        attends = text is not None and self._two_stage.is_tap
+        attention = self._two_stage.attention(text, [clip for clip, *_ in chosen]) if attends else [None] * len(chosen)
+        return [make_hit(rank, *answer, weights) for rank, ((_, *answer), weights) in enumerate(zip(chosen, attention), 1)]
 
 
 def _encoder(model: DualEncoder, batch_size: int, mixed_precision: str) -> ExcerptEncoder:
     return ExcerptEncoder(model, make_accelerator(mixed_precision).autocast, batch_size)
-
-
-def _check_as_before(path: Path, before: dict[str, Any], about: dict[str, Any], checkpoint: Path) -> None:
-    if before["folder"] != about["folder"]:
-        raise UserError(f"index {path} is of folder {before['folder']}, not of {about['folder']}; give another --index, or --overwrite")
-    check_same_model(path, before["model"], checkpoint)
-    if before["hop_seconds"] != about["hop_seconds"]:
-        raise UserError(f"index {path} was made with --hop-seconds {before['hop_seconds']:g}, not {about['hop_seconds']:g}; add --overwrite")

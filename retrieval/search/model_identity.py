@@ -3,10 +3,23 @@
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from retrieval.errors import UserError
 from retrieval.files import sha256_of
+from retrieval.models import DualEncoder
+from retrieval.reporting import check_checkpoints
 
 PARTS = ("config.json", "model.safetensors", "tokenizer")
+
+
+def load_model_folder(folder: Path) -> DualEncoder:
+    """On the GPU where there is one. Raises UserError."""
+    check_checkpoints([folder])
+    if not folder.is_dir():
+        raise UserError(f"--checkpoint {folder} is a file; give a model folder, such as runs/tap/best")
+    model = DualEncoder.from_pretrained(folder)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def model_identity(folder: Path) -> dict[str, Any]:
@@ -22,10 +35,29 @@ def check_same_model(index: Path, identity: dict[str, Any], folder: Path) -> Non
         for name, (size, time, sha256) in known.items()
     )
     if not same:
-        raise UserError(
-            f"index {index} was made with another model than {folder} holds now; search with that model (--checkpoint DIR), "
-            f"or make the index again: python -m retrieval.search index FOLDER --checkpoint {folder} --index {index} --overwrite"
-        )
+        raise _another_model(index, folder)
+
+
+def check_as_before(path: Path, before: dict[str, Any], about: dict[str, Any]) -> None:
+    """Raises UserError where an index of folder, model and hop `before` is to be continued with others."""
+    if before["folder"] != about["folder"]:
+        raise UserError(f"index {path} is of folder {before['folder']}, not of {about['folder']}; give another --index, or --overwrite")
+    if contents_of(before["model"]) != contents_of(about["model"]):
+        raise _another_model(path, about["model"]["path"])
+    if before["hop_seconds"] != about["hop_seconds"]:
+        raise UserError(f"index {path} was made with --hop-seconds {before['hop_seconds']:g}, not {about['hop_seconds']:g}; add --overwrite")
+
+
+def contents_of(identity: dict[str, Any]) -> dict[str, str]:
+    """sha256 of each file."""
+    return {name: sha256 for name, (*_, sha256) in identity["files"].items()}
+
+
+def _another_model(index: Path, folder: Path | str) -> UserError:
+    return UserError(
+        f"index {index} was made with another model than {folder} holds now; search with that model (--checkpoint DIR), "
+        f"or make the index again: python -m retrieval.search index FOLDER --checkpoint {folder} --index {index} --overwrite"
+    )
 
 
 def _names(folder: Path) -> list[str]:

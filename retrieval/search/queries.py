@@ -7,11 +7,16 @@ from retrieval.models.text import TextEncoder, normalise_caption
 from retrieval.submission import read_queries
 
 LONGEST_SHOWN = 60  # characters of a query in a message
+LONGEST = 100_000  # characters of a query: the tokenizer reads all of them
 WORDS_CHECKED = 100
 
 
 def check_query(query: str, encoder: TextEncoder) -> None:
     """Raises UserError for a query without words, or of which the model knows none."""
+    if len(query) > LONGEST:
+        raise UserError(f"the query has {len(query):,} characters, more than {LONGEST:,}; describe the sound in a sentence")
+    if any("\ud800" <= character <= "\udfff" for character in query):
+        raise UserError("the query is not valid UTF-8")
     if not query.strip():
         raise UserError("the query is empty; describe the sound in words")
     if not any(character.isalnum() for character in query):

@@ -18,6 +18,9 @@ from retrieval.errors import one_line
 READABLE = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif")
 NOT_DECODED = (".m4a", ".mp4", ".aac", ".webm", ".mkv", ".wma")  # sound, but not for libsndfile
 BLOCK_FRAMES = 1 << 17  # 3 s at 44.1 kHz
+LOUDEST = 1e6  # full scale is 1: beyond it the encoders' sums may overflow
+MOST_CHANNELS = 64
+LATEST = 2**63 - 1  # ns, what SQLite holds
 
 
 class UnreadableAudio(Exception):
@@ -49,9 +52,17 @@ class _ForwardFile(soundfile.SoundFile):
 
 
 def find_audio(folder: Path) -> tuple[list[Found], dict[str, str]]:
-    """Audio files below `folder` in order of name, and why others are left out. Hidden ones are passed over; links are not followed out of it."""
+    """Audio files below `folder` in order of name, and why others are left out: files, and folders (which end in "/") that cannot be read.
+
+    Hidden ones are passed over; links are not followed out of it.
+    """
     found, left_out, inside = [], {}, folder.resolve()
-    for parent, folders, names in os.walk(folder):
+
+    def closed(error: OSError) -> None:
+        file = Path(error.filename).relative_to(folder).as_posix()
+        left_out[os.fsencode(f"{file}/").decode("utf-8", "replace")] = f"the folder cannot be read: {error.strerror}"
+
+    for parent, folders, names in os.walk(folder, onerror=closed):
         linked = [name for name in folders if Path(parent, name).is_symlink()]
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in linked)
         for name in sorted([*names, *linked]):
@@ -59,14 +70,17 @@ def find_audio(folder: Path) -> tuple[list[Found], dict[str, str]]:
             file, ending = path.relative_to(folder).as_posix(), path.suffix.lower()
             if name.startswith(".") or (name not in linked and ending not in READABLE + NOT_DECODED):
                 continue
-            if reason := _why_left_out(path, file, inside, name in linked):
-                left_out[os.fsencode(file).decode("utf-8", "replace")] = reason
-                continue
             try:
-                status = path.stat()
-            except OSError:
+                reason = _why_left_out(path, file, inside, name in linked)
+                status = None if reason else path.stat()
+            except FileNotFoundError:
                 continue  # gone since
-            found.append(Found(file, status.st_size, status.st_mtime_ns))
+            except OSError as error:
+                reason = f"cannot be read: {error.strerror}"
+            if reason:
+                left_out[os.fsencode(file).decode("utf-8", "replace")] = reason
+            else:
+                found.append(Found(file, status.st_size, min(status.st_mtime_ns, LATEST)))
     return found, left_out
 
 
@@ -79,8 +93,11 @@ def _why_left_out(path: Path, file: str, inside: Path, is_linked_folder: bool) -
         return "its name, or that of its folder, is not UTF-8: rename it"
     if (ending := path.suffix.lower()) in NOT_DECODED:
         return f"{ending} cannot be decoded: convert it, for example: ffmpeg -i NAME{ending} NAME.flac"
-    if path.is_symlink() and not path.resolve().is_relative_to(inside):
-        return "a link that leads out of the folder"
+    try:
+        if path.is_symlink() and not path.resolve().is_relative_to(inside):
+            return "a link that leads out of the folder"
+    except RuntimeError:
+        return "a link that leads back to itself"
     return None if path.is_file() else "not a file"
 
 
@@ -125,15 +142,23 @@ def _blocks(path: Path, sample_rate: int) -> Iterator[np.ndarray]:
 
 
 def check_finite(samples: np.ndarray) -> np.ndarray:
-    """`samples`. Raises UnreadableAudio for NaN and infinity."""
+    """`samples`. Raises UnreadableAudio for NaN, infinity, and what is no sound any more."""
     if not np.isfinite(samples).all():
         raise UnreadableAudio("holds samples that are NaN or infinite")
+    if np.abs(samples).max(initial=0.0) > LOUDEST:
+        raise UnreadableAudio(f"holds samples beyond {LOUDEST:g}, where 1 is full scale")
     return samples
 
 
 def cut(samples: np.ndarray, rate: int, sample_rate: int, clip_samples: int, hop_samples: int) -> list[Excerpt]:
-    """Excerpts of samples (S,) or (S, channels) at `rate` Hz that are in memory. Raises UnreadableAudio."""
-    mono = np.asarray(samples, dtype=np.float32)
+    """Excerpts of samples (S,) or (S, channels) at `rate` Hz that are in memory: floats in [-1, 1], or integers of a WAV. Raises UnreadableAudio."""
+    samples = np.asarray(samples)
+    if samples.ndim not in (1, 2) or (samples.ndim == 2 and samples.shape[1] > MOST_CHANNELS):
+        raise UnreadableAudio(f"has shape {samples.shape}: expected (samples,) or (samples, channels)")
+    if rate <= 0:
+        raise UnreadableAudio(f"has a rate of {rate} Hz")
+    scale = -float(np.iinfo(samples.dtype).min) if np.issubdtype(samples.dtype, np.signedinteger) else 1.0
+    mono = samples.astype(np.float32) / np.float32(scale)
     mono = check_finite(mono.mean(axis=1) if mono.ndim == 2 else mono)
     if not mono.size:
         raise UnreadableAudio("holds no samples")

@@ -28,6 +28,8 @@ from retrieval.errors import UserError, one_line
 
 SCHEMA = 1
 DATABASE = "index.sqlite"
+META = {"folder": str, "model": dict, "dim": int, "has_frames": bool, "hop_seconds": (int, float), "complete": bool}
+META |= {"generation": int, "num_rows": int, "num_frames": int}
 TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE files (id INTEGER PRIMARY KEY, file TEXT UNIQUE NOT NULL, size INTEGER, mtime_ns INTEGER, sha256 TEXT, seconds REAL);
@@ -78,7 +80,9 @@ def read_index(folder: Path) -> Contents:
             return _read_index(folder)
         except FileNotFoundError:
             pass  # a writer has just removed the files that the database named: read it again
-        except sqlite3.Error as error:
+        except (sqlite3.Error, KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
+            if isinstance(error, UserError):
+                raise
             raise damaged(folder, one_line(error)) from None
     raise damaged(folder, "its vectors or frames are missing")
 
@@ -100,6 +104,7 @@ def _read_index(folder: Path) -> Contents:
     place = {number: position for position, (number, *_) in enumerate(files)}
     numbers = np.array([row[3:] for row in found], dtype=np.int64).reshape(-1, 3)
     beyond = (numbers[:, 0] >= meta["num_rows"]) | (numbers[:, 1:].sum(axis=1) > meta["num_frames"])
+    beyond |= (numbers[:, :2] < 0).any(axis=1) | (numbers[:, 2] < int(meta["has_frames"]))
     clips = IndexedClips(vectors, frames, *numbers.T) if not beyond.any() else None
     if clips is None or not bool(clips.vectors.isfinite().all()):
         raise damaged(folder, "its vectors are not those that were written")
@@ -148,7 +153,7 @@ def connect(folder: Path) -> Iterator[sqlite3.Connection]:
 
 
 def read_meta(database: sqlite3.Connection, folder: Path) -> dict[str, Any]:
-    """Raises UserError for an index of another version."""
+    """Raises UserError for an index of another version, and a damaged one."""
     try:
         meta = {key: json.loads(value) for key, value in database.execute("SELECT key, value FROM meta")}
         schema = meta["schema"]
@@ -156,4 +161,7 @@ def read_meta(database: sqlite3.Connection, folder: Path) -> dict[str, Any]:
         raise damaged(folder, one_line(error)) from None
     if schema != SCHEMA:
         raise UserError(f"index {folder} is of version {schema}, this program reads version {SCHEMA}; make it again with --overwrite")
+    wrong = [name for name, kind in META.items() if not isinstance(meta.get(name), kind) or (kind is int and meta[name] < 0)]
+    if wrong or not {"path", "files"} <= meta["model"].keys():
+        raise damaged(folder, f"it does not say its {', '.join(wrong) or 'model'}")
     return meta

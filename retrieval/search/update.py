@@ -78,7 +78,7 @@ class ExcerptEncoder:
                     keys.append(self.model.pooling.norm(frames)[mask].half().cpu())  # (valid frames, D)
                     num_frames += mask.sum(dim=1).tolist()
         if not all(bool(numbers.isfinite().all()) for numbers in vectors + keys):
-            raise UserError("the model gives vectors that are not finite: its weights are damaged, or overflow in this precision; take another one")
+            raise UserError("the model gives vectors that are not finite: they overflow in this precision; take another --mixed-precision")
         return torch.cat(vectors).numpy(), [own.numpy() for own in torch.cat(keys).split(num_frames)] if keys else None
 
 
@@ -109,9 +109,12 @@ def update_index(writer: IndexWriter, folder: Path, encoder: ExcerptEncoder) -> 
     with bar(total=len(work), desc="indexing", unit="file") as progress:
         _Update(writer, folder, encoder, changes, known).run(work, progress)
     present = {file.file for file in found}
+    # Of a folder that cannot be read nobody knows what is in there: what the index has of it stays.
+    closed = tuple(name for name in left_out if name.endswith("/"))
     for file in known.keys() - present:
-        writer.remove(file)
-        changes.removed += 1
+        if not file.startswith(closed) or not closed:
+            writer.remove(file)
+            changes.removed += 1
     for file in unreadable.keys() - present - left_out.keys():
         writer.remove(file)
     for file, reason in left_out.items():

@@ -8,7 +8,7 @@ import shutil
 import sqlite3
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from retrieval.search.sound import Found
 from retrieval.search.storage import DATABASE, SCHEMA, TABLES, array_files, connect, read_meta
 
 UNREADABLE, LOCK, FAST_TEXT = "unreadable.csv", ".lock", "fast_text"
-ROWS_AT_ONCE = 4096  # vectors or frames that are copied at once
 MOST_DEAD = 0.5  # share of vectors of files that are gone, above which the index is written anew
 
 
@@ -52,7 +51,7 @@ def check_target(folder: Path) -> None:
 
 
 def _is_ours(name: str) -> bool:
-    return name.startswith((DATABASE, "vectors-", "frames-")) or name == UNREADABLE
+    return name.startswith((DATABASE, "vectors-", "frames-", FAST_TEXT, f".{FAST_TEXT}", f".{UNREADABLE}")) or name == UNREADABLE
 
 
 class IndexWriter:
@@ -78,12 +77,8 @@ class IndexWriter:
     def opened(cls, folder: Path, about: dict[str, Any], overwrite: bool) -> Iterator["IndexWriter"]:
         """`about`: dim, has_frames, folder, model, ... of a new index. Call it under the lock. Raises UserError, also for a full disk."""
         with _explained(folder), ExitStack() as stack:
-            if overwrite:
-                for path in folder.iterdir():
-                    if _is_ours(path.name):
-                        path.unlink()
+            if overwrite or not (folder / DATABASE).exists():
                 shutil.rmtree(folder / FAST_TEXT, ignore_errors=True)  # of another model, perhaps
-            if not (folder / DATABASE).exists():
                 _create(folder, about)
             writer = cls(folder, stack.enter_context(connect(folder)))
             stack.callback(writer._close)
@@ -215,13 +210,13 @@ def _read(file: Any, first: int, count: int, dim: int, dtype: Any) -> np.ndarray
 
 
 def _create(folder: Path, about: dict[str, Any]) -> None:
-    """An empty index, which is there when its database is."""
-    meta = {"schema": SCHEMA, "generation": 0, "num_rows": 0, "num_frames": 0, "complete": False} | about
+    """An empty index, which takes the place of an old one when its database does. A reader of the old one finds its files or none, never these."""
+    used = [int(path.stem.partition("-")[2]) for path in folder.glob("vectors-*.f32")]
+    meta = about | {"schema": SCHEMA, "generation": max(used, default=-1) + 1, "num_rows": 0, "num_frames": 0, "complete": False}
     for path in array_files(folder, meta):
         path.touch()
     new = folder / f"{DATABASE}.new"
-    for leftover in (new, folder / f"{DATABASE}-journal"):  # SQLite would undo in the new database what a killed writer did to the old one
-        leftover.unlink(missing_ok=True)
+    new.unlink(missing_ok=True)
     database = sqlite3.connect(new)
     try:
         database.executescript(TABLES)
@@ -229,6 +224,10 @@ def _create(folder: Path, about: dict[str, Any]) -> None:
         database.commit()
     finally:
         database.close()
+    if (folder / DATABASE).exists():
+        with suppress(UserError, sqlite3.Error), connect(folder) as old:
+            old.execute("SELECT count(*) FROM meta")  # undoes what a killed writer left half done
+    (folder / f"{DATABASE}-journal").unlink(missing_ok=True)  # SQLite would do so to the new database
     os.replace(new, folder / DATABASE)
 
 
