@@ -101,7 +101,7 @@ def first_stage_vectors(pooling: nn.Module, frames: Tensor, mask: Tensor) -> Ten
 
 
 class TwoStage:
-    """Scores texts against an index with the pooling of the model that made it. TAP's value and output matrices are multiplied once, here."""
+    """Scores texts against an index with the pooling of the model that made it. TAP's matrices are multiplied once, here."""
 
     @torch.no_grad()
     def __init__(self, pooling: nn.Module, index: ClipIndex):
@@ -112,6 +112,9 @@ class TwoStage:
         if self.is_tap:
             value, output = pooling.value, pooling.output
             self.value_map = output.weight @ value.weight, output.weight @ value.bias + output.bias  # (D, D), (D,): softmax weights sum to 1
+            query, key = pooling.query, pooling.key  # the key bias adds the same to all frames
+            scale = key.out_features**-0.5
+            self.query_map = scale * (key.weight.T @ query.weight), scale * (key.weight.T @ query.bias)  # (D, D), (D,)
             self._buffer = output.weight.new_empty(0, output.out_features)  # a new one for every clip would cost more than its product
 
     @torch.no_grad()
@@ -153,7 +156,7 @@ class TwoStage:
 
         Clip by clip: a clip's frames are read and normalised once, and none is padded.
         """
-        queries = self.pooling.folded_queries(text)  # (N, D)
+        queries = self._queries(text)  # (N, D)
         directions = functional.normalize(text, eps=1e-12)  # (N, D), of which a score is the product with a pooled clip of length 1
         clips, pairs = candidates.flatten().sort(stable=True)  # (N K,), those of one clip side by side
         clips, counts = clips.unique_consecutive(return_counts=True)
@@ -192,8 +195,12 @@ class TwoStage:
     @torch.no_grad()
     def attention(self, text: Tensor, clips: Sequence[int]) -> list[Tensor]:
         """Of each clip the weights float32 (T,) that the text float32 (D,) gives to its frames; they sum to 1."""
-        (query,) = self.pooling.folded_queries(text[None])  # (D,)
+        (query,) = self._queries(text[None])  # (D,)
         return [(self._keys(clip) @ query).softmax(dim=0) for clip in clips]
+
+    def _queries(self, text: Tensor) -> Tensor:
+        """pooling.folded_queries (N, D), through one matrix in place of two."""
+        return functional.linear(self.pooling.norm(text), *self.query_map)
 
     def _keys(self, clip: int) -> Tensor:
         """Normalised frames float32 (T, D), in memory that the next clip takes."""

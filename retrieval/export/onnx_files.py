@@ -220,6 +220,7 @@ def open_session(path: Path) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # threads that wait would take the cores from PyTorch's
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
