@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -29,7 +30,8 @@ def run_main(main: Callable[[], int | None]) -> None:
     What a terminal without Unicode cannot show is escaped; a reader that has gone (`| head`) ends the program without a word.
     """
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = main()
         sys.stdout.flush()
