@@ -68,6 +68,8 @@ def _check_paths(arguments: argparse.Namespace) -> None:
 
 def _check_report(arguments: argparse.Namespace) -> None:
     """Fills in --report-queries. Raises UserError."""
+    if arguments.report == Path():
+        raise UserError("--report: give a folder by its name; the current one is too easily meant by an empty variable")
     if arguments.report is None:
         if arguments.against is not None or arguments.report_queries is not None:
             raise UserError("--against and --report-queries are about the page of --report DIR: add it")

@@ -171,7 +171,8 @@ def _check_not_nan(scores: torch.Tensor, split: str) -> None:
 
 def few_clips_warning(num_clips: int) -> str | None:
     """What to tell the user of a split with too few clips for R@10, or None."""
-    return f"only {num_clips} clips, all of them in every top 10: R@10 says nothing" if num_clips <= 10 else None
+    clips = "1 clip, which is" if num_clips == 1 else f"{num_clips} clips, all of them"
+    return f"only {clips} in every top 10: R@10 says nothing" if num_clips <= 10 else None
 
 
 def format_table(result: EvaluationResult) -> str:

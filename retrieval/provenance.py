@@ -55,11 +55,13 @@ def _command(command: Any) -> str | None:
 
 
 def _without_folders(value: Any) -> Any:
-    """The same with `.../name` in place of absolute paths: a model is passed on, and the folders of its maker are of no use to others."""
+    """The same with `.../name` in place of paths that tell the folders of its maker, also after `--option=`: a model is passed on."""
     if isinstance(value, dict):
         return {key: _without_folders(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_without_folders(item) for item in value]
-    if isinstance(value, str) and PurePath(value).is_absolute():
-        return f".../{PurePath(value).name}"
-    return value
+    if not isinstance(value, str):
+        return value
+    option, equals, path = value.rpartition("=") if value.startswith("-") else ("", "", value)
+    tells = PurePath(path).is_absolute() or ".." in PurePath(path).parts or path.startswith("~")
+    return f"{option}{equals}.../{PurePath(path).name}" if tells else value

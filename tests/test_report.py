@@ -485,6 +485,7 @@ def test_results_of_the_other_run_say_what_scoring_it_says(report, runs, tmp_pat
         (["--report", "{tmp}/page", "--queries", "q.csv", "--submission", "dcase2024", "s.csv"], "--queries are not known"),
         (["--report", "{tmp}/page", "--against", "{tmp}/absent"], "absent does not exist: give a model folder"),
         (["--report", "{tmp}/page", "--against", "{runs}/tap/../tap/best"], "is the checkpoint itself"),
+        (["--report", ""], "by its name"),
         (["--report", "{tmp}/file"], "file cannot be written"),
         (["--report", "{tmp}/file/below"], r"cannot be written \(Not a directory\)"),
         (["--report", "{tmp}/taken"], "report.html is a folder"),
@@ -514,11 +515,15 @@ def test_another_run_that_cannot_be_compared_is_found_before_scoring(runs, tiny,
     results.mkdir()
     (results / "metrics.json").write_text(json.dumps({"num_clips": 12}))
     (results / "ranks.csv").write_text("query,clip,rank,score,top_1,ranks\nA tone,a.wav,1,0.5,a.wav,1\n")
-    with pytest.raises(UserError, match="other clips or queries: 1 queries and 12 clips, to be scored are 13 and 12"):
+    with pytest.raises(UserError, match="other clips or queries: 1 queries and 12 clips of split None, to be scored are 13 and 12 of "):
         script.main([*score, str(results)])
     (results / "ranks.csv").write_text("query,clip\n")
     with pytest.raises(UserError, match="results cannot be read .* write them again"):
         script.main([*score, str(results)])
+    for ranks in ("0", "-5", "13", "9" * 25, "2 1", "1 1"):
+        (results / "ranks.csv").write_text(f"query,clip,rank,score,top_1,ranks\nA tone,a.wav,1,0.5,a.wav,{ranks}\n")
+        with pytest.raises(UserError, match="results cannot be read"):
+            script.main([*score, str(results)])
     with pytest.raises(ZeroDivisionError):  # negative control
         script.main([*score, str(runs.mean)])
     assert not (tmp_path / "page").exists()

@@ -15,7 +15,7 @@ from conftest import ROOT, SAMPLE_RATE, write_cache
 from hub_stub import READER, WRITER, Hub, running_hub
 from huggingface_hub import ModelCard
 
-from retrieval import sharing
+from retrieval import provenance, sharing
 from retrieval.config import load_config
 from retrieval.errors import UserError
 from retrieval.models import build_model, hub
@@ -82,6 +82,7 @@ def test_no_folder_of_the_maker_is_passed_on(run: Path):
         assert str(run.parent) not in (run / "best" / name).read_text()
     assert "build.py --root .../" in (run / "best" / "README.md").read_text()
     assert str(run.parent) in (run / "config.yaml").read_text()  # negative control
+    assert "_name_or_path" not in (run / "best" / "config.json").read_text()
 
 
 def test_a_loaded_model_keeps_its_card_until_it_is_trained_on(run: Path, tmp_path: Path):
@@ -136,7 +137,7 @@ def test_a_card_that_was_edited_by_hand_is_kept(copy: Path):
 
 def test_a_model_of_an_earlier_version_loads_and_gets_a_card(copy: Path, run: Path):
     (copy / "about.json").unlink()
-    (copy / "README.md").write_text("---\ntags:\n- audio\n---\n\nValidation mAP@10 after epoch 1: 0.5.\n")
+    (copy / "README.md").write_text("---\ntags:\n- audio\n---\n\n# Text-to-audio retrieval model\n\nValidation mAP@10 after epoch 1: 0.5.\n")
     assert DualEncoder.from_pretrained(copy).about == {}
     sharing.renew_card(copy)
     text = (copy / "README.md").read_text()
@@ -148,10 +149,36 @@ def test_a_model_of_an_earlier_version_loads_and_gets_a_card(copy: Path, run: Pa
     assert "Not evaluated." in (copy.parents[1] / "alone" / "README.md").read_text()
 
 
-def test_a_damaged_about_file(copy: Path):
-    (copy / "about.json").write_text("[1")
+def test_notes_in_place_of_a_card_are_kept(copy: Path):
+    (copy / "about.json").unlink()
+    (copy / "README.md").write_text("my notes")
+    with pytest.raises(UserError, match="was edited by hand"):
+        sharing.renew_card(copy)
+    assert (copy / "README.md").read_text() == "my notes"
+
+
+@pytest.mark.parametrize("content", ["[1", "[]", '{"data": "x"}', '{"data": ["x"]}', '{"data": [{"split": "x"}]}', '{"validation": []}'])
+def test_a_damaged_about_file(copy: Path, content: str):
+    (copy / "about.json").write_text(content)
     with pytest.raises(UserError, match="about.json cannot be read .* delete it: the model loads without it"):
         DualEncoder.from_pretrained(copy)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("/srv/alice/clotho", ".../clotho"),
+        ("--root=/srv/alice/clotho", "--root=.../clotho"),
+        ("../../alice/w.ckpt", ".../w.ckpt"),
+        ("~alice/w", ".../w"),
+        ("data/clotho", "data/clotho"),
+        ("--codec=flac", "--codec=flac"),
+        ("roberta-large", "roberta-large"),
+        ({"a": ["/x/b", 3]}, {"a": [".../b", 3]}),
+    ],
+)
+def test_paths_that_tell_of_the_maker(value, shown):
+    assert provenance._without_folders(value) == shown
 
 
 # --- the hub ---
@@ -215,7 +242,7 @@ def test_a_pushed_model_comes_back_with_the_same_scores(stub: Hub, run: Path, tm
 
 ERRORS = """
 import os, sys
-from retrieval import sharing
+from retrieval import provenance, sharing
 from retrieval.errors import UserError
 
 for token, repo in [(None, "me/x"), ("hf_wrong", "me/x"), ("hf_reader", "me/x"), ("hf_writer", "no such/name"), ("hf_writer", "a/b/c")]:

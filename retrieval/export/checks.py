@@ -18,6 +18,9 @@ def check_folder(output: Path, overwrite: bool) -> None:
         return
     if not (output / ABOUT).is_file():
         raise UserError(f"--output {output} exists and is no earlier export (it has no {ABOUT}): give another folder")
+    own = ("audio.onnx", "text.onnx", "score.onnx", "tokenizer", "README.md", ABOUT)
+    if foreign := [path.name for path in output.iterdir() if not path.name.startswith(own)]:
+        raise UserError(f"--output {output} holds {foreign[0]} beside an export, which would be lost: move it, or give another folder")
     if not overwrite:
         raise UserError(f"--output {output} holds an export already: give another folder, or replace it with --overwrite")
 

@@ -60,6 +60,7 @@ Search a folder of recordings with it:
 Of the model: {license}
 {data_licences}
 {settings}"""
+TITLE = TEMPLATE.strip().partition("\n")[0]  # also of the cards of earlier versions
 SETTINGS = """
 ## Settings
 
@@ -80,8 +81,12 @@ def read_about(folder: Path) -> dict[str, Any]:
     """Content of about.json; empty where there is none, as in models of earlier versions. Raises UserError for one that cannot be read."""
     try:
         about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-        if not isinstance(about, dict):
-            raise ValueError("it holds no settings")
+        kinds = {"data": list, "settings": dict, "validation": dict, "evaluation": dict}
+        if not isinstance(about, dict) or not all(isinstance(about.get(name, kind()), kind) for name, kind in kinds.items()):
+            raise ValueError(f"expected {', '.join(kinds)}")
+        needed = {"split", "corpus", "num_clips", "num_captions", "fingerprint"}
+        if not all(isinstance(data, dict) and needed <= data.keys() for data in about.get("data", [])):
+            raise ValueError(f"its data lack {', '.join(sorted(needed))}")
         return about
     except FileNotFoundError:
         return {}
@@ -95,9 +100,15 @@ def about_json(architecture: dict[str, Any], about: dict[str, Any]) -> str:
 
 
 def is_as_written(folder: Path, about: dict[str, Any]) -> bool:
-    """Whether the card is what was written with `about`, also by another version; one that is absent is. Cards without a digest are not known."""
+    """Whether the card is what was written with `about`, also by another version; one that is absent is.
+
+    Of models without a digest in about.json, it is one by an earlier version, which is known by its title.
+    """
     card = folder / CARD
-    return not card.exists() or DIGEST not in about or _digest(card.read_text(encoding="utf-8")) == about[DIGEST]
+    if not card.exists():
+        return True
+    text = card.read_text(encoding="utf-8")
+    return _digest(text) == about[DIGEST] if DIGEST in about else TITLE in text
 
 
 def _digest(card: str) -> str:

@@ -191,8 +191,9 @@ def _text_config(name: str) -> PreTrainedConfig:
 
 
 def architecture_of(config: PreTrainedConfig, dropout: float) -> dict[str, Any]:
-    """`config` as a dict, with every dropout it has set to `dropout`."""
+    """`config` as a dict, with every dropout it has set to `dropout`, and without the folder that it was read from: a model is passed on."""
     architecture = config.to_dict()
+    architecture.pop("_name_or_path", None)
     return architecture | {setting: dropout for setting in DROPOUT_SETTINGS if setting in architecture}
 
 

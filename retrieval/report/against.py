@@ -66,9 +66,12 @@ class Against:
             found = [(row["query"], len(row["ranks"])) for row in rows]
         same_lengths = about.get("sample_rate") != split.sample_rate or about.get("fingerprint") == split.fingerprint()
         if len(rows) != len(expected) or found != expected or about.get("num_clips") != len(split) or not same_lengths:
+            first = next((row["query"] for row, one, other in zip(rows, found, expected) if one != other), None)
+            differs = f"; the first that differs is {first[:60]!r}" if first is not None else ""
             raise UserError(
-                f"--against {self.path} holds results of other clips or queries: {len(rows)} queries and {about.get('num_clips')} clips, "
-                f"to be scored are {len(expected)} and {len(split)}; give results on the same split of the same corpus"
+                f"--against {self.path} holds results of other clips or queries: {len(rows)} queries and {about.get('num_clips')} clips of split "
+                f"{about.get('split')!r}, to be scored are {len(expected)} and {len(split)} of {split.name!r}{differs}; "
+                "give results on the same split of the same corpus"
             )
 
     def score(self, scorer: Scorer, captions: list[str], split: ClipSplit, **batch_sizes: int | None) -> None:
@@ -100,6 +103,9 @@ def _read_results(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
             ]
         if not isinstance(about, dict) or not rows or not all(len(row["ranks"]) for row in rows):
             raise ValueError("no queries, or one without a rank")
-    except (OSError, KeyError, TypeError, ValueError, AttributeError, csv.Error) as error:
+        num_clips = int(about["num_clips"])
+        if not all(1 <= row["ranks"][0] and row["ranks"][-1] <= num_clips and (np.diff(row["ranks"]) > 0).all() for row in rows):
+            raise ValueError(f"ranks that are not 1 to {num_clips}, ascending")
+    except (OSError, KeyError, TypeError, ValueError, OverflowError, AttributeError, csv.Error) as error:
         raise UserError(f"--against {folder}: its results cannot be read ({one_line(error)}); write them again with evaluate.py --output") from None
     return about, rows
