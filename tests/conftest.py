@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import copy
 import hashlib
 import io
 import json
@@ -113,6 +114,13 @@ def write_cache(path: Path, splits: dict[str, int], seed: int = 0, seconds: tupl
 def digests(folder: Path) -> dict[str, str]:
     """sha256 of every file under `folder`, by its path in there."""
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture(autouse=True)
+def same_numbers_in_any_order(request, monkeypatch):
+    """A test module's RNG starts anew for every test: which tests run before it, in this process, is not always the same."""
+    if hasattr(request.module, "RNG"):
+        monkeypatch.setattr(request.module, "RNG", copy.deepcopy(request.module.RNG))
 
 
 @pytest.fixture

@@ -130,7 +130,7 @@ def train_until(reached: Callable[[list[float]], bool], arguments: list, run_fol
             wait_for(lambda: reached(validations()) or process.poll() is not None)
             assert process.poll() is None, log_path.read_text()[-2000:]
             os.killpg(process.pid, signal.SIGINT)
-            wait_for(lambda: "with --resume" in log_path.read_text())  # the training outlives its launcher until it has saved
+            wait_for(lambda: "interrupted; continue from" in log_path.read_text())  # the training outlives its launcher until it has saved
         except BaseException:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
