@@ -14,7 +14,7 @@ Cache, batch sizes and precision are those of the run (RUN/config.yaml), with se
 
 from retrieval.errors import run_main
 from retrieval.evaluate_options import parse_arguments
-from retrieval.progress import set_quiet
+from retrieval.progress import set_quiet, silence_transformers
 from retrieval.relevance import MAP_AT, read_relevance, relevant_columns
 from retrieval.reporting import check_default_output, report
 from retrieval.score_files import ABOUT, ARRAY, write_scores
@@ -28,14 +28,12 @@ def main(argv: list[str] | None = None) -> int:
     queries = read_queries(arguments.queries) if arguments.queries else None
     # Below the checks, because these take seconds to import.
     import torch
-    import transformers
 
     from retrieval.checkpoint import git_commit
     from retrieval.evaluation import EvaluationResult, captions_of
     from retrieval.scoring import Scorer
 
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    silence_transformers()
     if arguments.report:
         from retrieval.report import Against, write_report
     against = Against(arguments.against, arguments.text_encoder) if arguments.against else None

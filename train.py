@@ -12,7 +12,7 @@ from retrieval.config import Config, load_config
 from retrieval.errors import OneLineParser, run_main
 from retrieval.files import latest_state
 from retrieval.interruption import Interrupted, resume_command, stop_on_signals
-from retrieval.progress import set_quiet
+from retrieval.progress import set_quiet, silence_transformers
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -42,10 +42,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(config: Config, arguments: argparse.Namespace) -> None:
     # torch and transformers take seconds to import: a mistake in the settings should not.
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    silence_transformers()
     if arguments.dry_run:
         from retrieval.dry_run import describe
 

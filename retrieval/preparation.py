@@ -18,6 +18,7 @@ from retrieval import checkpoint
 from retrieval.checkpoint import Progress
 from retrieval.config import Config, OptimizerConfig, TrainConfig
 from retrieval.data import (
+    Cache,
     ClipSplit,
     EpochBatches,
     JoinedSplit,
@@ -38,7 +39,7 @@ from retrieval.models import DualEncoder, build_model, warnings_of
 from retrieval.models.mel_augmentation import mel_augmentation
 from retrieval.objective import Objective
 from retrieval.optim import parameter_groups
-from retrieval.provenance import of_training
+from retrieval.provenance import describe_split, described
 from retrieval.tracking import Tracker
 
 TRAINING, VALIDATION, TEST = "development", "validation", "evaluation"
@@ -85,6 +86,7 @@ class Splits:
     training: list[ClipSplit | FrameSplit]
     validation: ClipSplit | FrameSplit
     test: ClipSplit | FrameSplit | None
+    caches: list[Cache]  # of the training corpora, and that of the other two splits
 
     @property
     def sizes(self) -> list[int]:
@@ -104,6 +106,11 @@ class Splits:
     def all_captions(self) -> list[str]:
         return [caption for split in (*self.training, *self.scored) for captions in split.captions for caption in captions]
 
+    def described(self) -> list[dict[str, Any]]:
+        """For the model card; of splits that are not yet frames."""
+        *sources, cache = self.caches
+        return [describe_split(*pair) for pair in [*zip(sources, self.training), *((cache, split) for split in self.scored)]]
+
     def of_frames(self, model: DualEncoder, config: Config, accelerator: Accelerator) -> "Splits":
         """The same with the frames of the frozen audio encoder in place of the sounds."""
         settings = {"batch_size": config.evaluation.audio_batch_size, "num_workers": usable_workers(config.data.num_workers)}
@@ -120,7 +127,7 @@ def open_splits(config: Config) -> Splits:
     cache = open_cache(config.data.cache, config.data.sample_rate)
     sources = [open_cache(path, config.data.sample_rate) for path in config.train.caches] or [cache]
     test = cache.split(TEST) if TEST in cache.split_names else None
-    return Splits([source.split(TRAINING) for source in sources], cache.split(VALIDATION), test)
+    return Splits([source.split(TRAINING) for source in sources], cache.split(VALIDATION), test, [*sources, cache])
 
 
 def make_pairs(splits: Splits, config: Config) -> PairDataset:
@@ -179,7 +186,7 @@ def prepare(config: Config, folder: Path, resume: bool, overwrite: bool) -> Run:
         accelerator.print(f"warning: {warning}")
     set_up_blocks(model, config.train, accelerator.device)
     set_up_augmentation(model, config)
-    pictured = splits.validation
+    opened = splits  # with the sounds
     if config.data.frame_cache is not None:
         splits = splits.of_frames(model, config, accelerator)
         if config.text_encoder.frozen:
@@ -216,10 +223,10 @@ def prepare(config: Config, folder: Path, resume: bool, overwrite: bool) -> Run:
         loader=make_loader(pairs, batches, config.data.num_workers),
         objective=objective,
         validation=splits.validation,
-        pictured=pictured,
+        pictured=opened.validation,
         test=splits.test,
         steps_per_epoch=steps_per_epoch,
-        about=of_training(config, checkpoint.git_commit()) if accelerator.is_main_process else {},
+        about=described(config, opened.described(), checkpoint.git_commit()) if accelerator.is_main_process else {},
         tracker=Tracker(folder, resume_step=progress.global_step + 1 if resume else None, enabled=accelerator.is_main_process),
         progress=progress,
         lock=lock,

@@ -12,7 +12,6 @@ caption, all texts lie in one point, and text-aware attention, which asks with t
 belongs to which clip.
 """
 
-import hashlib
 import json
 import math
 import os
@@ -21,7 +20,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torchaudio
-import transformers
 from accelerate.utils import set_seed
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -29,11 +27,11 @@ from torch.nn import functional
 
 from retrieval.data import ClipSplit, open_cache
 from retrieval.errors import OneLineParser, UserError, one_line, run_main
-from retrieval.files import whole_folder
+from retrieval.files import sha256_of, whole_folder
 from retrieval.models.audio.atst import PREFIXES, AtstFrame
 from retrieval.models.text import TextEncoder, normalise_caption, text_architecture
 from retrieval.models.tokenizer import load_tokenizer
-from retrieval.progress import bar, set_quiet
+from retrieval.progress import bar, set_quiet, silence_transformers
 
 VERSION = 1  # raise it with every change that changes the weights
 SECONDS = 10.0  # of each clip that the whitening is measured on
@@ -62,8 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
         raise UserError(f"--seed {options.seed}: must be 0 to {2**32 - 1}")
     set_quiet(options.quiet)
     torch.set_num_threads(1)  # the same weights at any number of cores; more hardly help encoders this small
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    silence_transformers()
     sizes = {name: getattr(options, name) for name in ("embed_dim", "depth", "num_heads")}
     pretrain(options.cache, options.text_encoder, options.output, sizes, options.steps, options.seed)
     return 0
@@ -77,7 +74,7 @@ def pretrain(cache: Path, text_folder: Path, output: Path, sizes: dict[str, int]
         if source.is_relative_to(output.resolve()) or output.resolve().is_relative_to(source):
             raise UserError(f"--output {output} would replace or change {source}, from which it is made; give another --output")
     clips = open_cache(cache).split("development")
-    sources = {path.name: _sha256(path) for path in sorted(text_folder.iterdir()) if path.suffix in (".json", ".txt")}
+    sources = {path.name: sha256_of(path) for path in sorted(text_folder.iterdir()) if path.suffix in (".json", ".txt")}
     settings = {"version": VERSION, "corpus": clips.fingerprint(), "sample_rate": clips.sample_rate, "text_encoder": sources}
     settings |= sizes | {"steps": steps, "seed": seed}
     if _reusable(output, settings):
@@ -94,7 +91,7 @@ def pretrain(cache: Path, text_folder: Path, output: Path, sizes: dict[str, int]
             text.tokenizer.save_pretrained(folder / "text_encoder")
         except (RuntimeError, MemoryError, SafetensorError) as error:  # torch and safetensors raise these where the disk or the memory is full
             raise UserError(f"no weights were written to {output} ({one_line(error)}); make room, or choose a smaller encoder") from None
-        made = {str(path.relative_to(folder)): _sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+        made = {str(path.relative_to(folder)): sha256_of(path) for path in sorted(folder.rglob("*")) if path.is_file()}
         (folder / "made_from.json").write_text(json.dumps({"settings": settings, "files": made}, indent=1) + "\n", encoding="utf-8")
     print(f"{output}: audio_encoder.ckpt and text_encoder/, from {len(clips)} clips and {sum(map(len, clips.captions))} captions")
 
@@ -182,11 +179,7 @@ def _reusable(output: Path, settings: dict) -> bool:
         if any(output.iterdir()):
             raise UserError(f"{output} is not empty and was not made by this command (no made_from.json of it); give another --output") from None
         return False
-    return same and all((output / name).is_file() and _sha256(output / name) == digest for name, digest in files)
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return same and all((output / name).is_file() and sha256_of(output / name) == digest for name, digest in files)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,14 @@ def set_quiet(quiet: bool) -> None:
     _quiet = quiet
 
 
+def silence_transformers() -> None:
+    """Its remarks and bars have no place beside the commands' own."""
+    import transformers  # here, because it takes seconds to import
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
 def bar(*, total: int | None = None, desc: str, unit: str, initial: int = 0, scale: bool = False, leave: bool = True, disable: bool = False) -> tqdm:
     """A tqdm bar of `total` units (None: unknown) of which `initial` were done before. Of several processes only the first shows it.
 

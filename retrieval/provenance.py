@@ -6,7 +6,7 @@ from pathlib import PurePath
 from typing import Any
 
 from retrieval.config import Config
-from retrieval.data import Cache, open_cache
+from retrieval.data import Cache, ClipSplit, open_cache
 from retrieval.errors import UserError
 
 
@@ -18,6 +18,11 @@ def of_training(config: Config, git_commit: str | None, need_data: bool = True) 
         if need_data:
             raise
         data = []
+    return described(config, data, git_commit)
+
+
+def described(config: Config, data: list[dict[str, Any]], git_commit: str | None) -> dict[str, Any]:
+    """data: `describe_split` of what the model is trained and scored on."""
     return {"data": data, "settings": _without_folders(config.model_dump()), "git_commit": git_commit}
 
 
@@ -26,15 +31,16 @@ def training_data(config: Config) -> list[dict[str, Any]]:
     cache = open_cache(config.data.cache)
     sources = [open_cache(path) for path in config.train.caches] or [cache]
     scored = [name for name in ("validation", "evaluation") if name in cache.split_names]
-    return [_split(source, "development") for source in sources] + [_split(cache, name) for name in scored]
+    opened = [(source, "development") for source in sources] + [(cache, name) for name in scored]
+    return [describe_split(cache, cache.split(name)) for cache, name in opened]
 
 
-def _split(cache: Cache, name: str) -> dict[str, Any]:
-    split = cache.split(name)
+def describe_split(cache: Cache, split: ClipSplit) -> dict[str, Any]:
+    """Of a split of an opened cache: corpus, counts, fingerprint, licences of the clips, and the command that built it."""
     licenses = split.column("license")
     return {
         "corpus": str(cache.info.get("corpus", "unknown")),
-        "split": name,
+        "split": split.name,
         "num_clips": len(split),
         "num_captions": sum(map(len, split.captions)),
         "hours": round(float(split.num_samples.sum()) / cache.sample_rate / 3600, 3),

@@ -24,6 +24,15 @@ def load_model(checkpoint: Path, text_encoder: Path | None) -> DualEncoder:
     return DualEncoder.from_pretrained(checkpoint) if checkpoint.is_dir() else load_salsa_checkpoint(checkpoint, text_encoder)
 
 
+def check_sample_rate(cache: Cache, checkpoint: Path, rate: int) -> None:
+    """Raises UserError where `cache` is not what the model of `checkpoint`, at `rate` Hz, can hear."""
+    if rate != cache.sample_rate:
+        raise UserError(
+            f"cache {cache.path} is sampled at {cache.sample_rate} Hz, checkpoint {checkpoint} needs {rate} Hz; "
+            f"give another --cache, or build one with --sample-rate {rate}"
+        )
+
+
 class Scorer:
     """Checkpoints that have been loaded once, on a cache that fits all of them. Raises UserError for those that do not load or fit.
 
@@ -51,11 +60,7 @@ class Scorer:
         self.cache: Cache = open_cache(cache or config.data.cache)
         self.is_other_cache = has_config and self.cache.path.resolve() != Path(config.data.cache).resolve()  # than that of the run
         for checkpoint, rate in ({self.checkpoints[0]: self._first.sample_rate} | rates).items():
-            if rate != self.cache.sample_rate:
-                raise UserError(
-                    f"cache {self.cache.path} is sampled at {self.cache.sample_rate} Hz, checkpoint {checkpoint} needs {rate} Hz; "
-                    f"give another --cache, or build one with --sample-rate {rate}"
-                )
+            check_sample_rate(self.cache, checkpoint, rate)
         self.accelerator = make_accelerator(mixed_precision or config.train.mixed_precision)
         self.settings = {
             "audio_batch_size": audio_batch_size or config.evaluation.audio_batch_size,

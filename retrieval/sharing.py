@@ -83,15 +83,11 @@ def push(folder: Path, repo: str, private: bool = False, license: str | None = N
     """
     from huggingface_hub import HfApi
 
-    from retrieval.models.dual_encoder import DualEncoder
+    from retrieval.models.dual_encoder import DualEncoder, check_finite
     from retrieval.models.hub import explained_upload
 
-    if not folder.is_dir():
-        raise UserError(f"checkpoint {folder} does not exist, or is no folder; train.py writes RUN/best and RUN/last")
-    model = DualEncoder.from_pretrained(folder)
-    for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise UserError(f"weight {name} of {folder} is not finite (NaN or infinite): share an earlier checkpoint")
+    check_is_folder(folder)
+    check_finite(DualEncoder.from_pretrained(folder), str(folder), "share")
     with explained_upload(repo):
         if license or not (folder / "README.md").exists():
             renew_card(folder, license)
@@ -106,10 +102,15 @@ def read_architecture(folder: Path) -> dict[str, Any]:
     """config.json of a model folder. Raises UserError."""
     from retrieval.models.dual_encoder import check_folder
 
-    if not folder.is_dir():
-        raise UserError(f"checkpoint {folder} does not exist, or is no folder; train.py writes RUN/best and RUN/last")
+    check_is_folder(folder)
     check_folder(folder)
     return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+
+
+def check_is_folder(checkpoint: Path) -> None:
+    """Raises UserError."""
+    if not checkpoint.is_dir():
+        raise UserError(f"checkpoint {checkpoint} does not exist, or is no folder; train.py writes RUN/best and RUN/last")
 
 
 def _of_run(folder: Path) -> dict[str, Any]:

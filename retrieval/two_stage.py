@@ -110,12 +110,9 @@ class TwoStage:
         if self.is_tap != (index.frames is not None):
             raise ValueError("TAP needs an index with frames, the other poolings one without; encode the clips with this model")
         if self.is_tap:
-            value, output = pooling.value, pooling.output
-            self.value_map = output.weight @ value.weight, output.weight @ value.bias + output.bias  # (D, D), (D,): softmax weights sum to 1
-            query, key = pooling.query, pooling.key  # the key bias adds the same to all frames
-            scale = key.out_features**-0.5
-            self.query_map = scale * (key.weight.T @ query.weight), scale * (key.weight.T @ query.bias)  # (D, D), (D,)
-            self._buffer = output.weight.new_empty(0, output.out_features)  # a new one for every clip would cost more than its product
+            *self.query_map, value_map, value_bias = pooling.folded_maps()
+            self.value_map = value_map, value_bias  # (D, D), (D,), as query_map
+            self._buffer = value_map.new_empty(0, len(value_map))  # a new one for every clip would cost more than its product
 
     @torch.no_grad()
     def scores(self, text: Tensor, num_candidates: int) -> tuple[Tensor, Tensor]:

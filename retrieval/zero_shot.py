@@ -18,7 +18,7 @@ import numpy as np
 from retrieval.errors import OneLineParser, UserError, one_line, run_main
 from retrieval.files import atomic_writer
 from retrieval.metrics.text_audio_retrieval.ranking import average_precision, ranks_of_both_directions, recall
-from retrieval.progress import set_quiet
+from retrieval.progress import set_quiet, silence_transformers
 from retrieval.relevance import NUM_NAMED, normalise_name
 from retrieval.reporting import check_checkpoints, check_not_among, check_outputs
 
@@ -35,12 +35,9 @@ def main(argv: list[str] | None = None) -> int:
     if labels_of_file is None and not arguments.output:
         raise UserError(f"--labels {arguments.labels} does not say which clip has which label: add --output FILE for the predictions")
     # Below the checks, because these take seconds to import.
-    import transformers
-
     from retrieval.scoring import Scorer
 
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    silence_transformers()
     scorer = Scorer([arguments.checkpoint], arguments.cache, arguments.text_encoder)
     split = scorer.cache.split(arguments.split, need_captions=False)
     right = labels_of_clips(labels_of_file, split) if labels_of_file else None

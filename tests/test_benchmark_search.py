@@ -1,22 +1,16 @@
 """benchmarks.search runs, and its mistakes are one line."""
 
-import sys
-
 import pytest
 
 from benchmarks import search
-from retrieval.errors import UserError
-
-
-def run(monkeypatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["search", *arguments])
-    return search.main()
+from tests.conftest import mistake, run_here
 
 
 @pytest.mark.slow
-def test_a_small_one_runs(monkeypatch, capsys, tmp_path):
-    assert run(monkeypatch, "--quick", "--clips", "150", "--queries", "2", "--cold", "--work", str(tmp_path)) == 0
-    output = capsys.readouterr().out
+def test_a_small_one_runs(tmp_path):
+    result = run_here(search.main, "--quick", "--clips", "150", "--queries", "2", "--cold", "--work", str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    output = result.stdout
     assert "150 clips" in output and output.count("a query median") == 2 and output.count("from the disk") == 2 and "TAP on every clip" in output
     assert list(tmp_path.iterdir()) == []
 
@@ -30,12 +24,10 @@ def test_a_small_one_runs(monkeypatch, capsys, tmp_path):
         (["--clips", "999999999"], "GB free"),
     ],
 )
-def test_mistakes(monkeypatch, arguments, message):
-    with pytest.raises(UserError, match=message):
-        run(monkeypatch, *arguments)
+def test_mistakes(arguments, message):
+    assert message in mistake(search.main, *arguments)
 
 
 def test_accuracy_needs_the_sample(monkeypatch, tmp_path):
     monkeypatch.setattr(search, "SAMPLE", tmp_path)
-    with pytest.raises(UserError, match="make demo"):
-        run(monkeypatch, "--accuracy")
+    assert "make demo" in mistake(search.main, "--accuracy")

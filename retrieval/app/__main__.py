@@ -15,6 +15,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from retrieval.errors import OneLineParser, UserError, run_main
+from retrieval.progress import silence_transformers
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -30,12 +31,9 @@ def main(argv: list[str] | None = None) -> int:
     with listen(arguments.host, arguments.port) as listener, tempfile.TemporaryDirectory(prefix="retrieval-app-") as uploads:
         os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "GRADIO_TEMP_DIR": uploads}
         # Below the checks, because these take seconds to import; Gradio reads its settings then.
-        import transformers
-
         from retrieval.search.index import AudioIndex
 
-        transformers.logging.set_verbosity_error()
-        transformers.utils.logging.disable_progress_bar()
+        silence_transformers()
         index = AudioIndex.open(arguments.index, arguments.checkpoint, fast_text=arguments.fast_text)
 
         import uvicorn

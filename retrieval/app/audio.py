@@ -6,7 +6,6 @@ Letters: S samples, C channels.
 
 import io
 import struct
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,18 +20,16 @@ MAX_COLUMNS, NUM_MELS, DYNAMIC_RANGE = 600, 64, 70.0  # of pictures; dB
 RIFF_LIMIT = 2**32 - 1
 
 
-@dataclass(frozen=True)
 class WaveFile:
     """The 16-bit WAV that a recording would be: one or two channels, more are averaged to one. Raises UserError for what cannot be read."""
 
-    path: Path
-
-    def __post_init__(self) -> None:
-        with self._open() as file:
+    def __init__(self, path: Path):
+        self.path = path
+        with open_audio(path) as file:
             rate, frames, channels = file.samplerate, file.frames, file.channels if file.channels <= 2 else 1
-        object.__setattr__(self, "width", 2 * channels)  # bytes of a frame
-        object.__setattr__(self, "header", wave_header(frames, channels, rate))
-        object.__setattr__(self, "size", len(self.header) + frames * self.width)
+        self.width = 2 * channels  # bytes of a frame
+        self.header = wave_header(frames, channels, rate)
+        self.size = len(self.header) + frames * self.width
 
     def read(self, first: int, stop: int) -> bytes:
         """Bytes `first` to `stop`. What a truncated recording lacks is silence."""
@@ -42,16 +39,13 @@ class WaveFile:
             return head
         begin, end = max(first - offset, 0), stop - offset
         first_frame, stop_frame = begin // self.width, -(-end // self.width)
-        with self._open() as file:
+        with open_audio(self.path) as file:
             samples = read_frames(file, first_frame, stop_frame - first_frame)  # (S, C)
         if samples.shape[1] > 2:
             samples = samples.mean(axis=1, keepdims=True)
         data = (samples.clip(-1, 1) * 32767).round().astype("<i2").tobytes()
         data = data.ljust((stop_frame - first_frame) * self.width, b"\0")
         return head + data[begin - first_frame * self.width :][: end - begin]
-
-    def _open(self) -> soundfile.SoundFile:
-        return open_audio(self.path)
 
 
 def wave_header(frames: int, channels: int, rate: int) -> bytes:

@@ -8,8 +8,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from retrieval.errors import OneLineParser, UserError, run_main
-from retrieval.progress import set_quiet
+from retrieval.errors import OneLineParser, run_main
+from retrieval.progress import set_quiet, silence_transformers
 from retrieval.reporting import check_checkpoints
 
 if TYPE_CHECKING:
@@ -69,16 +69,13 @@ def write_parquet(arguments: argparse.Namespace) -> None:
     from retrieval.data import open_cache
     from retrieval.export.checks import check_file, check_room
     from retrieval.export.parquet import export_parquet, num_bytes
+    from retrieval.scoring import check_sample_rate
 
     check_file(arguments.parquet, arguments.overwrite)
     cache = open_cache(arguments.cache)
     split = cache.split(arguments.split, need_captions=False)
     model = load(arguments)
-    if cache.sample_rate != model.sample_rate:
-        raise UserError(
-            f"cache {cache.path} is sampled at {cache.sample_rate} Hz, checkpoint {arguments.checkpoint} needs {model.sample_rate} Hz; "
-            f"give another --cache, or build one with --sample-rate {model.sample_rate}"
-        )
+    check_sample_rate(cache, arguments.checkpoint, model.sample_rate)
     check_room(arguments.parquet, num_bytes(model, split, arguments.frames))
     about = source(arguments.checkpoint) | {"corpus": str(cache.info.get("corpus"))}
     num_rows = export_parquet(model, split, arguments.parquet, about, frames=arguments.frames)
@@ -87,12 +84,10 @@ def write_parquet(arguments: argparse.Namespace) -> None:
 
 def load(arguments: argparse.Namespace) -> "DualEncoder":
     import torch
-    import transformers
 
     from retrieval.scoring import load_model
 
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    silence_transformers()
     model = load_model(arguments.checkpoint, arguments.text_encoder)
     return model.cuda() if torch.cuda.is_available() and arguments.parquet else model
 

@@ -1,12 +1,10 @@
 """What can be known to fail before anything is exported."""
 
-import hashlib
 import shutil
 from pathlib import Path
 
 from retrieval.errors import UserError
-from retrieval.files import check_writable
-from retrieval.models.dual_encoder import DualEncoder
+from retrieval.files import check_writable, sha256_of
 
 ABOUT = "export.json"  # marks a folder of ONNX graphs
 
@@ -41,14 +39,6 @@ def check_room(output: Path, num_bytes: float) -> None:
         raise UserError(f"{output} takes {num_bytes / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are left there: make room, or write to another disk")
 
 
-def check_finite(model: DualEncoder) -> None:
-    """Raises UserError for weights that are NaN or infinite."""
-    for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise UserError(f"weight {name} of the model is not finite (NaN or infinite): export an earlier checkpoint")
-
-
 def weights_sha256(checkpoint: Path) -> str:
     """As `sha256sum` says it, of model.safetensors in a model folder, or of a checkpoint file."""
-    with open(checkpoint / "model.safetensors" if checkpoint.is_dir() else checkpoint, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_of(checkpoint / "model.safetensors" if checkpoint.is_dir() else checkpoint)

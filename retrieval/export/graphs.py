@@ -7,7 +7,6 @@ Letters: B clips, S samples, W windows, T frames, N captions, L tokens, D = dim.
 """
 
 import copy
-import math
 
 import torch
 import torchaudio
@@ -108,14 +107,8 @@ class Score(nn.Module):
         self.is_tap = isinstance(pooling, TextAwareAttentionPooling)
         if self.is_tap:
             self.norm = pooling.norm
-            query, key, value, output = (copy.deepcopy(layer).double() for layer in (pooling.query, pooling.key, pooling.value, pooling.output))
-            scale = 1.0 / math.sqrt(pooling.key.out_features)
-            for name, folded in {
-                "query_weight": scale * key.weight.T @ query.weight,  # (D, D)
-                "query_bias": scale * key.weight.T @ query.bias,  # (D,)
-                "value_weight": output.weight @ value.weight,  # (D, D)
-                "value_bias": output.weight @ value.bias + output.bias,  # (D,): softmax weights sum to 1
-            }.items():
+            names = "query_weight", "query_bias", "value_weight", "value_bias"
+            for name, folded in zip(names, copy.deepcopy(pooling).double().folded_maps(), strict=True):
                 self.register_buffer(name, folded.float().contiguous())
 
     def forward(self, text: Tensor, frames: Tensor, mask: Tensor) -> Tensor:

@@ -21,11 +21,11 @@ from torch.export import Dim
 
 from retrieval.errors import UserError, one_line
 from retrieval.evaluation import eval_mode
-from retrieval.export.checks import ABOUT, check_finite, check_folder, check_room
+from retrieval.export.checks import ABOUT, check_folder, check_room
 from retrieval.export.graphs import AudioTower, Score, TextTower
 from retrieval.export.readme import onnx_readme
 from retrieval.files import whole_folder
-from retrieval.models.dual_encoder import DualEncoder
+from retrieval.models.dual_encoder import DualEncoder, check_finite
 from retrieval.models.pooling import TextAwareAttentionPooling
 from retrieval.progress import bar
 
@@ -43,7 +43,7 @@ def export_onnx(model: DualEncoder, output: Path, source: dict[str, Any], overwr
     Raises UserError, and leaves nothing under that name, where a graph cannot be written, or differs from PyTorch by more than TOLERANCE.
     """
     check_folder(output, overwrite)
-    check_finite(model)
+    check_finite(model, "the model", "export")
     check_room(output, 1.1 * sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()))
     model = model.cpu()
     steps = bar(total=6, desc="exporting", unit="step")

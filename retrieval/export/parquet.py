@@ -25,9 +25,8 @@ from torch import Tensor
 from retrieval.data import ClipSplit, make_clip_loader
 from retrieval.errors import UserError
 from retrieval.evaluation import eval_mode
-from retrieval.export.checks import check_finite
 from retrieval.files import atomic_writer
-from retrieval.models.dual_encoder import DualEncoder
+from retrieval.models.dual_encoder import DualEncoder, check_finite
 from retrieval.models.pooling import TextAwareAttentionPooling
 from retrieval.progress import bar
 from retrieval.two_stage import first_stage_vectors
@@ -54,7 +53,7 @@ def export_parquet(
     """
     if frames and not isinstance(model.pooling, TextAwareAttentionPooling):
         raise UserError("--frames is for models with TAP: this one makes a single vector of a clip, which is in the file anyway")
-    check_finite(model)
+    check_finite(model, "the model", "export")
     dim = model.audio_projection.out_features
     schema = _schema(dim, frames).with_metadata(metadata | _metadata(model, split, dim))
     num_rows = len(split) + sum(map(len, split.captions))

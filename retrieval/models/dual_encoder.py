@@ -265,6 +265,13 @@ def _build_audio_encoder(name: str, **arguments: Any) -> nn.Module:
     return AUDIO_ENCODERS[name](**arguments)
 
 
+def check_finite(model: nn.Module, what: str, remedy: str) -> None:
+    """Raises UserError for weights of `what` that are NaN or infinite."""
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise UserError(f"weight {name} of {what} is not finite (NaN or infinite): {remedy} an earlier checkpoint")
+
+
 def check_folder(directory: Path) -> None:
     """Raises UserError for a folder that does not hold a saved model."""
     for file in ("config.json", "model.safetensors", "tokenizer"):

@@ -141,6 +141,16 @@ class TextAwareAttentionPooling(nn.Module):
         # The key bias has a gradient, which is zero; without any, DistributedDataParallel would wait for it.
         return _apply(maps, self.norm(text)) / math.sqrt(self.key.out_features) + 0.0 * self.key.bias.sum()
 
+    def folded_maps(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The maps before the softmax and those after it as one matrix (D, D) and bias (D,) each, for weights that no one trains any more.
+
+        folded_queries(text) is the first of norm(text). Softmax weights sum to 1: the second's bias is that of value and output together.
+        """
+        query_map, query_bias = _product(self.query, self.key.weight.T)
+        value_map, value_bias = _product(self.value, self.output.weight)
+        scale = self.key.out_features**-0.5
+        return scale * query_map, scale * query_bias, value_map, value_bias + self.output.bias
+
     def _value_maps(self, frames: Tensor) -> list[tuple[Tensor, Tensor | None]]:
         return _compose(self.value, self.output.weight, num_rows=frames.shape[0] * frames.shape[1])
 
@@ -171,7 +181,11 @@ def _compose(first: nn.Linear, weight: Tensor, num_rows: int) -> list[tuple[Tens
     hidden, size_in, size_out = first.out_features, first.in_features, weight.shape[0]
     if num_rows * hidden * (size_in + size_out) <= size_in * size_out * (num_rows + hidden):
         return [(first.weight, first.bias), (weight, None)]
-    return [(weight @ first.weight, weight @ first.bias)]
+    return [_product(first, weight)]
+
+
+def _product(first: nn.Linear, weight: Tensor) -> tuple[Tensor, Tensor]:
+    return weight @ first.weight, weight @ first.bias
 
 
 def _apply(maps: list[tuple[Tensor, Tensor | None]], x: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from typing import Any
 
 from retrieval.errors import OneLineParser, UserError, run_main
 from retrieval.files import atomic_writer, check_writable
-from retrieval.progress import set_quiet
+from retrieval.progress import set_quiet, silence_transformers
 from retrieval.reporting import check_not_among
 
 FILES_LISTED = 20
@@ -29,11 +29,7 @@ COLUMNS = ("query", "rank", "score", "file", "from", "to", "excerpt_from", "exce
 def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     set_quiet(arguments.quiet)
-    # Below the checks, because these take seconds to import.
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    silence_transformers()  # below the checks, because it takes seconds to import
     return index(arguments) if arguments.command == "index" else query(arguments)
 
 

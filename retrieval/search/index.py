@@ -19,15 +19,15 @@ from torch.nn import functional
 
 from retrieval.data import collate_clips
 from retrieval.errors import UserError
-from retrieval.export.checks import check_finite
 from retrieval.models import DualEncoder
+from retrieval.models.dual_encoder import check_finite
 from retrieval.models.pooling import TextAwareAttentionPooling
 from retrieval.preparation import make_accelerator
 from retrieval.search.hits import Hit, IndexedFile, make_hit
 from retrieval.search.model_identity import check_as_before, check_same_model, load_model_folder, model_identity
 from retrieval.search.queries import check_query, query_notes
 from retrieval.search.sound import Excerpt, UnreadableAudio, cut, read_excerpts
-from retrieval.search.storage import DATABASE, Contents, read_index
+from retrieval.search.storage import DATABASE, Contents, read_index, read_index_meta
 from retrieval.search.update import Changes, ExcerptEncoder, check_any_audio, update_index
 from retrieval.search.writer import IndexWriter, check_target, locked
 from retrieval.two_stage import TwoStage
@@ -92,16 +92,17 @@ class AudioIndex:
         if is_new and checkpoint is None:
             raise UserError(f"index {path} does not exist yet: add --checkpoint MODEL, a folder such as runs/tap/best")
         check_any_audio(folder, num_known=0)
-        meta = {} if is_new else read_index(path).meta
+        meta = {} if is_new else read_index_meta(path)
         checkpoint = Path(checkpoint or meta["model"]["path"])
         model = load_model_folder(checkpoint)
-        check_finite(model)
+        check_finite(model, str(checkpoint), "index with")
         hop = meta.get("hop_seconds", model.clip_seconds / 2) if hop_seconds is None else hop_seconds
         if not SHORTEST_HOP <= hop <= model.clip_seconds:
             raise UserError(f"--hop-seconds must be {SHORTEST_HOP} to {model.clip_seconds:g}, the clip_seconds of the model, found {hop:g}")
         if batch_size < 1:
             raise UserError(f"batch_size must be 1 or more, found {batch_size}")
-        about = {"folder": str(folder.resolve()), "model": model_identity(checkpoint), "hop_seconds": hop, "clip_seconds": model.clip_seconds}
+        about = {"folder": str(folder.resolve()), "hop_seconds": hop, "clip_seconds": model.clip_seconds}
+        about["model"] = model_identity(checkpoint, meta.get("model"))
         about |= {"dim": model.audio_projection.out_features, "has_frames": isinstance(model.pooling, TextAwareAttentionPooling)}
         with locked(path):
             with IndexWriter.opened(path, about, overwrite) as writer:

@@ -22,19 +22,19 @@ def load_model_folder(folder: Path) -> DualEncoder:
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def model_identity(folder: Path) -> dict[str, Any]:
-    """`path`, and size, time and sha256 of each file that the model consists of."""
-    return {"path": str(folder.resolve()), "files": {name: [*_stat(folder / name), sha256_of(folder / name)] for name in _names(folder)}}
+def model_identity(folder: Path, known: dict[str, Any] | None = None) -> dict[str, Any]:
+    """`path`, and size, time and sha256 of each file that the model consists of. What is as old and large as in `known` is not read again."""
+    digests = {(name, *stat): sha256 for name, (*stat, sha256) in known["files"].items()} if known else {}
+    files = {}
+    for name in _names(folder):
+        stat = _stat(folder / name)
+        files[name] = [*stat, digests.get((name, *stat)) or sha256_of(folder / name)]
+    return {"path": str(folder.resolve()), "files": files}
 
 
 def check_same_model(index: Path, identity: dict[str, Any], folder: Path) -> None:
     """Raises UserError where the model in `folder` is not the one that `identity` was taken of."""
-    known = identity["files"]
-    same = set(_names(folder)) == set(known) and all(
-        [*_stat(folder / name)] == [size, time] or (_stat(folder / name)[0] == size and sha256_of(folder / name) == sha256)
-        for name, (size, time, sha256) in known.items()
-    )
-    if not same:
+    if contents_of(model_identity(folder, identity)) != contents_of(identity):
         raise _another_model(index, folder)
 
 

@@ -14,11 +14,11 @@ without the numbers of files that are gone. A reader maps the files of one G and
 
 import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from torch import Tensor
 
 from retrieval.errors import UserError, one_line
 
+Taken = TypeVar("Taken")
 SCHEMA = 1
 DATABASE = "index.sqlite"
 META = {"folder": str, "model": dict, "dim": int, "has_frames": bool, "hop_seconds": (int, float), "complete": bool}
@@ -75,9 +76,23 @@ class Contents:
 
 def read_index(folder: Path) -> Contents:
     """Raises UserError for a folder that is absent, no index, of another version or damaged."""
+    return _read(folder, _contents)
+
+
+def read_index_meta(folder: Path) -> dict[str, Any]:
+    """What `read_index` has as meta, without its files, excerpts and vectors. Raises UserError."""
+    return _read(folder, lambda folder, _database, meta, *_: meta)
+
+
+def _read(folder: Path, take: Callable[..., Taken]) -> Taken:
+    """What `take` makes of folder, database, meta, vectors and frames (mapped) of one state of the index."""
     for _ in range(3):
         try:
-            return _read_index(folder)
+            _check_there(folder)
+            with connect(folder) as database:
+                database.execute("BEGIN")
+                meta = read_meta(database, folder)
+                return take(folder, database, meta, *_mapped(folder, meta))
         except FileNotFoundError:
             pass  # a writer has just removed the files that the database named: read it again
         except (sqlite3.Error, KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
@@ -91,16 +106,11 @@ def damaged(folder: Path, reason: str) -> UserError:
     return UserError(f"index {folder} is damaged ({reason}); make it again: python -m retrieval.search index FOLDER --index {folder} --overwrite")
 
 
-def _read_index(folder: Path) -> Contents:
-    _check_there(folder)
-    with connect(folder) as database:
-        database.execute("BEGIN")
-        meta = read_meta(database, folder)
-        files = database.execute("SELECT id, file, seconds FROM files ORDER BY file").fetchall()
-        columns = "e.file_id, e.start, e.stop, e.row, e.first_frame, e.num_frames"
-        found = database.execute(f"SELECT {columns} FROM excerpts e JOIN files f ON f.id = e.file_id ORDER BY f.file, e.start").fetchall()
-        unreadable = database.execute("SELECT file, reason FROM unreadable ORDER BY file").fetchall()
-        vectors, frames = _mapped(folder, meta)
+def _contents(folder: Path, database: sqlite3.Connection, meta: dict[str, Any], vectors: np.ndarray, frames: np.ndarray | None) -> Contents:
+    files = database.execute("SELECT id, file, seconds FROM files ORDER BY file").fetchall()
+    columns = "e.file_id, e.start, e.stop, e.row, e.first_frame, e.num_frames"
+    found = database.execute(f"SELECT {columns} FROM excerpts e JOIN files f ON f.id = e.file_id ORDER BY f.file, e.start").fetchall()
+    unreadable = database.execute("SELECT file, reason FROM unreadable ORDER BY file").fetchall()
     place = {number: position for position, (number, *_) in enumerate(files)}
     numbers = np.array([row[3:] for row in found], dtype=np.int64).reshape(-1, 3)
     beyond = (numbers[:, 0] >= meta["num_rows"]) | (numbers[:, 1:].sum(axis=1) > meta["num_frames"])

@@ -112,7 +112,7 @@ def update_index(writer: IndexWriter, folder: Path, encoder: ExcerptEncoder) -> 
     # Of a folder that cannot be read nobody knows what is in there: what the index has of it stays.
     closed = tuple(name for name in left_out if name.endswith("/"))
     for file in known.keys() - present:
-        if not file.startswith(closed) or not closed:
+        if not file.startswith(closed):
             writer.remove(file)
             changes.removed += 1
     for file in unreadable.keys() - present - left_out.keys():

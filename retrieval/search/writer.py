@@ -44,14 +44,14 @@ def locked(folder: Path) -> Iterator[None]:
 
 def check_target(folder: Path) -> None:
     """Raises UserError for a folder that holds something else than an index."""
-    if folder.is_dir() and not (folder / DATABASE).exists() and any(path.name != LOCK and not _is_ours(path.name) for path in folder.iterdir()):
+    if folder.is_dir() and not (folder / DATABASE).exists() and not all(_is_ours(path.name) for path in folder.iterdir()):
         raise UserError(f"--index {folder} is a folder with other files; give a new one, or an index")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--index {folder} is a file; give a folder")
 
 
 def _is_ours(name: str) -> bool:
-    return name.startswith((DATABASE, "vectors-", "frames-", FAST_TEXT, f".{FAST_TEXT}", f".{UNREADABLE}")) or name == UNREADABLE
+    return name.startswith((DATABASE, "vectors-", "frames-", FAST_TEXT, f".{FAST_TEXT}", f".{UNREADABLE}")) or name in (UNREADABLE, LOCK)
 
 
 class IndexWriter:
