@@ -68,11 +68,14 @@ def query(arguments: argparse.Namespace) -> int:
             if note := opened.notes(text):
                 print(f"note: {note}", file=sys.stderr)
         answers = list(zip(queries, opened.search_many(queries, arguments.k, **filters)))
+    missing = {}  # in order, once
     for file in sorted({hit.file for _, hits in answers for hit in hits}):
         try:
             opened.path_of(file)
         except UserError as error:
-            print(f"note: {error}", file=sys.stderr)
+            missing[f"note: {error}"] = None
+    if missing:
+        print(*missing, sep="\n", file=sys.stderr)
     write_answers(answers, arguments)
     return 0
 
@@ -117,7 +120,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = OneLineParser(prog="python -m retrieval.search", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True, metavar="index|query")
     making = commands.add_parser("index", help="make an index, or bring it up to date")
-    making.add_argument("folder", type=_path, metavar="FOLDER", help="recordings, in any sub-folders")
+    making.add_argument("folder", type=_path, metavar="FOLDER", help="recordings, in any sub-folders; another one than before where they were moved")
     making.add_argument("--checkpoint", type=_path, metavar="DIR", help="model folder; default: that of the index that is there")
     making.add_argument("--hop-seconds", type=float, help="from one excerpt of a long file to the next; default: half of the model's clip_seconds")
     making.add_argument("--batch-size", type=int, default=16, help="excerpts encoded at once")

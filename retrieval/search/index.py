@@ -79,6 +79,7 @@ class AudioIndex:
     ) -> "AudioIndex":
         """Index the recordings below `folder` with the model folder `checkpoint`, or bring an index of them up to date; see `.changes`.
 
+        folder: may be another one than before, if it holds most of the index's recordings: those are not encoded again.
         checkpoint: None for that of an index that is there. hop_seconds: from one excerpt of a long file to the next, half of the model's
         clip_seconds unless given. overwrite: forget what the index holds. Raises UserError.
         """
@@ -136,14 +137,15 @@ class AudioIndex:
     def add(self, *, batch_size: int = 16, mixed_precision: str = "auto") -> Changes:
         """Bring the index up to date with its folder. Raises UserError."""
         meta = self._contents.meta
-        if not self.folder.is_dir():
-            raise UserError(f"folder {self.folder} of index {self.path} is gone; nothing is changed")
         with locked(self.path):
             if not (self.path / DATABASE).exists():
                 raise UserError(f"index {self.path} is gone; make it again")
             with IndexWriter.opened(self.path, meta, overwrite=False) as writer:
                 check_as_before(self.path, writer.meta, meta)
-                self.changes = update_index(writer, self.folder, _encoder(self.model, batch_size, mixed_precision))
+                folder = Path(writer.meta["folder"])  # which another process may have changed
+                if not folder.is_dir():
+                    raise UserError(f"nothing is changed: {_gone(folder, self.path)}")
+                self.changes = update_index(writer, folder, _encoder(self.model, batch_size, mixed_precision))
             contents = read_index(self.path)
         with self._lock:
             self._read(contents)
@@ -225,6 +227,8 @@ class AudioIndex:
         """Where a file of the index lies. Raises UserError for any other file, and for one that is gone or leads out of the folder since."""
         if file not in self._numbers:
             raise UserError(f"{file!r} is not a file of index {self.path}")
+        if not self.folder.is_dir():
+            raise UserError(_gone(self.folder, self.path))
         path = (self.folder / file).resolve()
         if not path.is_relative_to(self.folder.resolve()):
             raise UserError(f"{file!r} leads out of the indexed folder")
@@ -291,3 +295,8 @@ class AudioIndex:
 
 def _encoder(model: DualEncoder, batch_size: int, mixed_precision: str) -> ExcerptEncoder:
     return ExcerptEncoder(model, make_accelerator(mixed_precision).autocast, batch_size)
+
+
+def _gone(folder: Path, index: Path) -> str:
+    where = f"python -m retrieval.search index ITS_NEW_PLACE --index {index}"
+    return f"folder {folder} of index {index} is gone; if it was moved, nothing need be encoded again: {where}"

@@ -39,9 +39,7 @@ def check_same_model(index: Path, identity: dict[str, Any], folder: Path) -> Non
 
 
 def check_as_before(path: Path, before: dict[str, Any], about: dict[str, Any]) -> None:
-    """Raises UserError where an index of folder, model and hop `before` is to be continued with others."""
-    if before["folder"] != about["folder"]:
-        raise UserError(f"index {path} is of folder {before['folder']}, not of {about['folder']}; give another --index, or --overwrite")
+    """Raises UserError where an index of model and hop `before` is to be continued with others."""
     if contents_of(before["model"]) != contents_of(about["model"]):
         raise _another_model(path, about["model"]["path"])
     if before["hop_seconds"] != about["hop_seconds"]:

@@ -3,13 +3,16 @@
 Letters: B excerpts of a batch, S samples, T frames, D = dim.
 """
 
+import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +28,8 @@ from retrieval.search.sound import READABLE, Excerpt, Found, UnreadableAudio, fi
 from retrieval.search.writer import IndexWriter
 from retrieval.two_stage import first_stage_vectors
 
+Taken = TypeVar("Taken")
+LEAST_IN_COMMON = 0.5  # share of the index's files that another folder must hold to take the place of the one that was indexed
 SECONDS_BETWEEN_COMMITS = 10.0  # what an interruption costs at most, beside the file that it falls into
 FILES_AHEAD = 4  # read by other threads while the model computes
 EXCERPTS_AHEAD = 8  # of each of these files; the rest of a long one is read when its turn comes
@@ -93,15 +98,19 @@ def check_any_audio(folder: Path, num_known: int) -> tuple[list[Found], dict[str
 
 
 def update_index(writer: IndexWriter, folder: Path, encoder: ExcerptEncoder) -> Changes:
-    """Whatever is interrupted, the files that were encoded before stay in the index, and the next update goes on from there. Raises UserError."""
+    """Whatever is interrupted, the files that were encoded before stay in the index, and the next update goes on from there. Raises UserError.
+
+    `folder` may be another one than before, to which the recordings were moved.
+    """
+    found, left_out = check_any_audio(folder, len(writer.files()))
+    moved = _take_over(writer, folder, found) if writer.meta["folder"] != str(folder.resolve()) else set()
     known, unreadable = writer.files(), writer.unreadable()
-    found, left_out = check_any_audio(folder, len(known))
-    changes = Changes()
+    changes = Changes(moved=len(moved))
     work = []
     for file in found:
         as_before = (file.size, file.mtime_ns)
         if known.get(file.file) == as_before:
-            changes.unchanged += 1
+            changes.unchanged += file.file not in moved
         elif unreadable.get(file.file) != as_before:
             work.append(file)
     if writer.meta["complete"] and work:
@@ -125,24 +134,55 @@ def update_index(writer: IndexWriter, folder: Path, encoder: ExcerptEncoder) -> 
     return changes
 
 
+def _take_over(writer: IndexWriter, folder: Path, files: list[Found]) -> set[str]:
+    """Make `folder` the one that is indexed, if it holds most of what the index knows; its files that were recognised by their content.
+
+    A folder of other recordings, or a part of those that are indexed, given by mistake, would empty the index: it is refused.
+    Names and times are no evidence here, since copies and archives may give the same ones to other content. Raises UserError.
+    """
+    digests, sizes = writer.digests(), {size for size, _ in writer.files().values()}
+    contents, recognised = set(digests.values()), []
+    candidates = [file for file in files if file.size in sizes]
+    with bar(total=len(candidates), desc="comparing", unit="file") as progress, _reading_ahead() as pool:
+        for file, digest in _ahead(pool, candidates, lambda file: _digest_or_none(folder / file.file)):
+            if digest in contents:
+                recognised.append((file, digest))
+            progress.update()
+    there = {digest for _, digest in recognised}
+    num_there = sum(digest in there for digest in digests.values())
+    before = writer.meta["folder"]
+    if num_there < LEAST_IN_COMMON * len(digests):
+        raise UserError(
+            f"index {writer.folder} is of folder {before}; {folder} holds {num_there:,} of its {len(digests):,} recordings: give the folder "
+            "that they were moved to, or another --index, or --overwrite, which forgets them"
+        )
+    writer.move_folder(folder, recognised)
+    print(f"note: index {writer.folder} was of folder {before}; {num_there:,} of its {len(digests):,} recordings are in {folder}", file=sys.stderr)
+    return {file.file for file, _ in recognised}
+
+
+def _digest_or_none(path: Path) -> str | None:
+    try:
+        return sha256_of(path)
+    except OSError:  # the update that follows lists it
+        return None
+
+
 class _Update:
     def __init__(self, writer: IndexWriter, folder: Path, encoder: ExcerptEncoder, changes: Changes, known: dict[str, tuple[int, int]]):
         self.writer, self.folder, self.encoder, self.changes, self.known = writer, folder, encoder, changes, known
         self.rate = encoder.model.sample_rate
-        self.digests = writer.digests()
+        self.digests = set(writer.digests().values())
         # Excerpts that wait for a full batch, with the file that each belongs to.
         self.waiting: list[tuple[_Open, Excerpt]] = []
         self.last_commit = time.monotonic()
 
     def run(self, work: list[Found], progress) -> None:
-        with ThreadPoolExecutor(FILES_AHEAD) as pool:
-            try:
-                for found, read in _ahead(pool, work, self._read):
-                    self._take(found, read)
-                    progress.update()
-                self._encode(everything=True)
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
+        with _reading_ahead() as pool:
+            for found, read in _ahead(pool, work, self._read):
+                self._take(found, read)
+                progress.update()
+            self._encode(everything=True)
 
     def _read(self, found: Found) -> _Read:
         """In another thread: what numpy, soundfile and soxr do there does not hold Python's lock."""
@@ -218,7 +258,17 @@ class _Open:
         self.places: list[tuple[float, float, int, int, int]] = []
 
 
-def _ahead(pool: ThreadPoolExecutor, work: list[Found], read) -> Iterator[tuple[Found, _Read]]:
+@contextmanager
+def _reading_ahead() -> Iterator[ThreadPoolExecutor]:
+    """Threads for `_ahead`; reads that have not begun by the end, or by an exception, are dropped."""
+    with ThreadPoolExecutor(FILES_AHEAD) as pool:
+        try:
+            yield pool
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _ahead(pool: ThreadPoolExecutor, work: list[Found], read: Callable[[Found], Taken]) -> Iterator[tuple[Found, Taken]]:
     """In order, with some read before their turn."""
     queue: deque[tuple[Found, Future]] = deque()
     files = iter(work)

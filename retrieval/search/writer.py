@@ -91,8 +91,8 @@ class IndexWriter:
 
     # --- what is there ---
 
-    def files(self) -> dict[str, tuple[int, int]]:
-        """Size and time of the files of the index."""
+    def files(self) -> dict[str, tuple[int, int | None]]:
+        """Size and time of the files of the index; no time where only their content tells whether they are as before."""
         return {file: (size, time) for file, size, time in self.database.execute("SELECT file, size, mtime_ns FROM files")}
 
     def unreadable(self) -> dict[str, tuple[int, int]]:
@@ -103,9 +103,9 @@ class IndexWriter:
         """File and reason."""
         return self.database.execute("SELECT file, reason FROM unreadable ORDER BY file").fetchall()
 
-    def digests(self) -> set[str]:
-        """sha256 of the files of the index."""
-        return {digest for (digest,) in self.database.execute("SELECT sha256 FROM files")}
+    def digests(self) -> dict[str, str]:
+        """sha256 of each file of the index."""
+        return dict(self.database.execute("SELECT file, sha256 FROM files"))
 
     # --- changes: they count from the next commit on ---
 
@@ -140,6 +140,26 @@ class IndexWriter:
         rows = self.database.execute("SELECT start, stop, row, first_frame, num_frames FROM excerpts WHERE file_id = ?", (number,)).fetchall()
         self.add_file(found, sha256, seconds, rows)
         return name
+
+    def move_folder(self, folder: Path, recognised: list[tuple[Found, str]]) -> None:
+        """Make this the index of `folder`, in one transaction.
+
+        Entries of files that were not recognised stay, without a time: the update that follows compares their content.
+
+        Args:
+            recognised: files of `folder` whose content the index has, with their sha256.
+        """
+        digests, names, contents = self.digests(), {found.file for found, _ in recognised}, {sha256 for _, sha256 in recognised}
+        self._pending += [("UPDATE files SET mtime_ns = NULL", ()), ("DELETE FROM unreadable", ())]
+        for found, sha256 in recognised:
+            if digests.get(found.file) == sha256:
+                self._pending.append(("UPDATE files SET mtime_ns = ? WHERE file = ?", (found.mtime_ns, found.file)))
+            else:
+                self.add_known(found, sha256)
+        for file, sha256 in digests.items():
+            if sha256 in contents and file not in names:
+                self.remove(file)  # its content has another name now
+        self.commit(folder=str(folder.resolve()), complete=False)
 
     def add_unreadable(self, file: str, reason: str, found: Found | None = None) -> None:
         self._forget(file)
