@@ -10,13 +10,12 @@ Expected are the 10 s excerpts, not whole videos. Exit code 0, 2 (error, one lin
 """
 
 import argparse
-import sys
 from pathlib import Path
 
+from prep_errors import run, run_main  # isort: skip; first, see there
 from audiocaps_files import CSV_OF_SPLIT, read_audiocaps
 from build_command import build_from_plans, build_parser, check_options, check_output
 from exclusions import Exclusions
-from prep_errors import run
 from prep_progress import set_quiet
 
 
@@ -50,4 +49,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

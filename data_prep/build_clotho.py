@@ -10,13 +10,12 @@ download or build goes on where it was when the same command is run again. The f
 """
 
 import argparse
-import sys
 from pathlib import Path
 
+from prep_errors import UserError, run, run_main  # isort: skip; first, see there
 from build_command import build_from_plans, build_parser, check_options, check_output
 from clotho_download import ZENODO_URL, download_clotho
 from clotho_files import SPLITS, read_clotho
-from prep_errors import UserError, run
 from prep_progress import set_quiet
 
 
@@ -51,4 +50,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

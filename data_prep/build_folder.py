@@ -13,17 +13,16 @@ Exit code 0, 2 (error, one line), 130 (interrupted: the same command goes on).
 """
 
 import argparse
-import sys
 import unicodedata
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
 
+from prep_errors import UserError, run, run_main  # isort: skip; first, see there
 from audio_files import best_of, find_audio, readable_name, why_unreadable, without_ending
 from build_command import build_from_plans, build_parser, check_options, check_output
 from cache_shards import Clip
 from csv_files import caption_columns, one_spaced, read_csv
-from prep_errors import UserError, run
 from prep_progress import set_quiet
 from split_plan import Skipped, SplitPlan
 
@@ -183,4 +182,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

@@ -11,12 +11,11 @@ At most 5 % of the clips may be lost, unless `--allow-missing`. Exit code 0, 2 (
 """
 
 import argparse
-import sys
 from pathlib import Path
 
+from prep_errors import run, run_main  # isort: skip; first, see there
 from build_command import build_from_plans, build_parser, check_options, check_output
 from exclusions import Exclusions
-from prep_errors import run
 from prep_progress import set_quiet
 from wavcaps_files import SOURCES, leak_warnings, read_wavcaps
 
@@ -64,4 +63,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

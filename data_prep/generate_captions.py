@@ -23,7 +23,6 @@ import csv
 import fcntl
 import io
 import json
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -31,12 +30,12 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from prep_errors import OneLineParser, UserError, check_has_name, disk_errors, run, run_main  # isort: skip; first, see there
 from cache_shards import atomic_file
 from caption_paraphrases import PROMPT, listed_texts, new_captions, question
 from chat_endpoint import BadAnswer, ChatEndpoint, ServerFailure
 from clotho_files import rows_by_name
 from csv_files import caption_columns, one_spaced
-from prep_errors import OneLineParser, UserError, check_has_name, disk_errors, run
 from prep_progress import bar, set_quiet
 
 NUM_CAPTIONS = 5  # new ones a clip
@@ -231,4 +230,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

@@ -18,7 +18,6 @@ import json
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 import wave
 from collections.abc import Iterator
@@ -28,8 +27,8 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
+from prep_errors import OneLineParser, UserError, run, run_main, whole_folder  # isort: skip; first, see there
 import numpy as np
-from prep_errors import OneLineParser, UserError, run, whole_folder
 from prep_progress import bar, set_quiet
 from sample_corpus.captions import Caption, write_captions
 from sample_corpus.events import EVENTS
@@ -192,4 +191,4 @@ def _write_tables(folder: Path, split: str, clips: list[dict[str, Any]]) -> None
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

@@ -10,11 +10,10 @@ import hashlib
 import json
 import os
 import string
-import sys
 from pathlib import Path
 
+from prep_errors import OneLineParser, UserError, run, run_main, whole_folder  # isort: skip; first, see there
 from csv_files import caption_columns, read_csv
-from prep_errors import OneLineParser, UserError, run, whole_folder
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a few thousand captions need no threads
 
@@ -133,4 +132,4 @@ def _write(folder: Path, captions: list[str], sizes: dict[str, int]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

@@ -1,9 +1,8 @@
-"""How a data_prep script ends: exit codes, output that is whole or absent, and one line on stderr for whatever the user can put right.
+"""How a data_prep script ends (retrieval/base/command.py), and output that is whole or absent.
 
-0 done, 2 user error (`error: ...`), 130 interrupted. data_prep imports nothing from `retrieval`, so this is its own copy of that habit.
+Each script imports this file first: then `retrieval` is found, and from there on Ctrl-C is one line.
 """
 
-import argparse
 import errno
 import shutil
 import sys
@@ -11,19 +10,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:
+    sys.path.append(str(ROOT))  # `python data_prep/build_clotho.py` has data_prep there
+
+from retrieval.base.command import exit_code, run_main  # noqa: E402
+from retrieval.base.errors import OneLineParser, UserError  # noqa: E402
+
+__all__ = ["OneLineParser", "UserError", "run_main"]
+INTERRUPTED = "interrupted: run the same command again to go on from here"
 # Full disk, full quota, and the file size limit of the shell (`ulimit -f`).
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-class UserError(ValueError):
-    """What was found, what was expected and what to do, in one line."""
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """argparse without the usage text in front of the error."""
-
-    def error(self, message: str) -> None:
-        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
 
 
 def check_has_name(output: Path) -> None:
@@ -74,12 +71,4 @@ def disk_errors(place: Path) -> Iterator[None]:
 
 def run(body: Callable[[], None]) -> int:
     """Run `body`; return the exit code."""
-    try:
-        body()
-    except (UserError, OSError) as error:
-        print("error:", *str(error).splitlines(), file=sys.stderr)  # names and fields of a CSV may hold line breaks
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: run the same command again to go on from here", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code(body, INTERRUPTED)

@@ -5,6 +5,8 @@ evaluate.py, first on sys.path. Importing `retrieval` sees to it; nothing is loa
 
 On a CPU, threads without work spin for a moment and then sleep. By default they go on spinning, which is 1.2 times faster on cores of one's own
 and ten times slower beside other programs. The variable is read when torch is loaded; what the user has set stays.
+
+In a process that was started as a command, Ctrl-C is one line from here on: see retrieval/base/interrupts.py.
 """
 
 import os
@@ -14,6 +16,10 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
+
+from retrieval.base.command import begin
+
+begin()
 
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")

@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
+from retrieval.base.interrupts import DROPS_EXCEPTIONS, interrupt
 
-# Python prints an exception that a signal's handler raises in a finaliser, or in the hooks of the fork that starts a loader process, and drops it.
-DROPS_EXCEPTIONS = ("__del__", "_launch")
 LAUNCHERS = {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"}  # what accelerate launch and torchrun set for the processes they start
 
 
@@ -63,7 +62,7 @@ class StopRequest:
             return
         self.signum = signum
         if (self.at_once or is_second) and not _drops_exceptions(frame):
-            raise Interrupted(signum)
+            interrupt(frame, Interrupted(signum))
 
 
 def _drops_exceptions(frame: FrameType | None) -> bool:

@@ -261,7 +261,7 @@ def test_every_file_says_what_it_is(path: Path):
     assert ast.get_docstring(TREES[path])
 
 
-@pytest.mark.parametrize("path", [path for path in CODE if "__main__" in path.read_text(encoding="utf-8")], ids=name_of)
+@pytest.mark.parametrize("path", [path for path in CODE if '__name__ == "__main__"' in path.read_text(encoding="utf-8")], ids=name_of)
 def test_a_file_that_runs_says_how(path: Path):
     docstring = ast.get_docstring(TREES[path])
     assert path.name in docstring or f"-m {module_of(path)}" in docstring

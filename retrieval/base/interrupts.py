@@ -1,0 +1,112 @@
+"""Ctrl-C at any moment of a command: one line, exit code 130, and every `finally` runs.
+
+Python's own handler raises KeyboardInterrupt wherever the program is. In the middle of an import that exception is easily lost: in the
+weak-reference callbacks of Python's import locks ("Exception ignored in ..."), in a library that catches everything around an optional
+import, in an extension module that makes an ImportError of it. The program then runs on, or ends in a traceback. So there are three phases:
+
+    starting   the command's own imports: nothing is begun, the process ends at once
+    running    the exception is raised; within an import not before the import has ended, which all further imports hasten
+    ended      the last words are said: another Ctrl-C only stops waiting for threads
+"""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.abc import MetaPathFinder
+from types import FrameType, ModuleType
+from typing import Any
+
+EXIT_CODE = 130
+INTERRUPTED = "interrupted"
+IMPORT = "<frozen importlib._bootstrap>"  # file name of the import system's frames
+# Finalisers and the hooks of a fork: Python prints an exception that a signal's handler raises there, and drops it.
+DROPS_EXCEPTIONS = ("__del__", "_launch")
+
+_is_command = False
+_phase = "ended"
+
+
+def watch_start() -> None:
+    """From here until `watched`, Ctrl-C ends the process with one line. Called once, where a command begins to import."""
+    global _is_command, _phase
+    if _install():
+        _is_command, _phase = True, "starting"
+
+
+@contextmanager
+def watched() -> Iterator[None]:
+    """Within it Ctrl-C raises KeyboardInterrupt, in imports too. Afterwards a process that is no command has its handler back."""
+    global _phase
+    outer, has_installed, _phase = _phase, _install(), "running"
+    try:
+        yield
+    finally:
+        _phase = outer if outer == "running" else "ended"
+        if has_installed and not _is_command:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _install() -> bool:
+    """False where somebody else handles the signal, or where it is ignored: a job in the background."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        return False
+    signal.signal(signal.SIGINT, _on_ctrl_c)
+    return True
+
+
+def _on_ctrl_c(signum: int, frame: FrameType | None) -> None:
+    if _phase == "running":
+        interrupt(frame, KeyboardInterrupt())
+    if _phase == "starting":
+        os.write(2, f"{INTERRUPTED}\n".encode())
+    if _phase != "running":
+        os._exit(EXIT_CODE)
+
+
+def interrupt(frame: FrameType | None, exception: BaseException) -> None:
+    """Raise `exception` out of a signal's handler, where it cannot be lost.
+
+    Args:
+        frame: The one that the signal interrupted.
+        exception: Raised here or, where an import or a finaliser is at work, in the code that they return to. Until then every further
+            import raises it as well.
+    """
+    receiver = _frame_that_receives(frame)
+    if receiver is None:
+        raise exception
+    refusal = _RefuseImports(exception)
+
+    def raise_it(*_: Any) -> None:
+        sys.settrace(None)
+        if refusal in sys.meta_path:
+            sys.meta_path.remove(refusal)
+        raise exception
+
+    # As a debugger does: the receiver's next line, return or exception calls its f_trace.
+    receiver.f_trace = raise_it
+    sys.settrace(lambda *_: None)
+    sys.meta_path.insert(0, refusal)
+
+
+def _frame_that_receives(frame: FrameType | None) -> FrameType | None:
+    """The frame that started the outermost import or finaliser; None where neither is at work."""
+    receiver = None
+    while frame is not None:
+        if frame.f_code.co_filename == IMPORT or frame.f_code.co_name in DROPS_EXCEPTIONS:
+            receiver = frame.f_back
+        frame = frame.f_back
+    return receiver
+
+
+class _RefuseImports(MetaPathFinder):
+    """Raises in place of finding a module, in the main thread."""
+
+    def __init__(self, exception: BaseException):
+        self.exception = exception
+
+    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> None:
+        if threading.current_thread() is threading.main_thread():
+            raise self.exception
