@@ -1,0 +1,653 @@
+"""Read any sound file as blocks of float samples; the one reader of data preparation, search and the page.
+
+libsndfile reads where it can read, seek, and know the length. FFmpeg (PyAV) reads everything else: M4A, MP4, WebM, Windows Media, AMR, AC-3, MP3
+without a Xing frame, whose length libsndfile only estimates. Which of the two takes a file is decided by its first bytes, never by its name.
+
+A file whose container promises more than is there is truncated: its samples are read, then TruncatedSound is raised. A length that the
+header leaves open, or that had to be estimated, is no evidence of anything.
+
+Letters: S samples (frames of all channels), C channels.
+"""
+
+import bisect
+import contextlib
+import copy
+import io
+import math
+import os
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import soxr
+
+from retrieval.base import sound_kinds
+from retrieval.base.sound_kinds import AUDIO_ENDINGS, Kind, kind_of, kind_of_open
+
+__all__ = ["AUDIO_ENDINGS", "SoundFacts", "SoundReader", "TruncatedSound", "UnreadableSound", "kind_of", "mono_blocks"]
+
+MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz
+MAX_CHANNELS = 64
+BLOCK_FRAMES = 1 << 17  # 3 s at 44.1 kHz: 1 MB of float32 stereo
+MAX_BLOCK_SAMPLES = 1 << 19  # of a block: over all channels, and after resampling
+CUT_MARGIN = 0.1  # s read beyond a cut, so that the resampler's filter sees what follows
+# Decoders count an MP3 file's delay and padding differently where it has no gapless header: four blocks of 1152 samples.
+MAX_MISSING_MP3_FRAMES = 4 * 1152
+MAX_MISSING_SECONDS = 0.1  # of other lossy files
+MAX_BAD_PACKETS = 0.1  # share of the packets that may be damaged
+# libsndfile's decoders of these begin with wrong samples after a seek, and libvorbis misses the place near the end: read on from earlier.
+PREROLL = 1 << 18  # frames
+NEEDS_PREROLL = ("VORBIS", "OPUS", "MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III")
+CANNOT_SEEK = ("GSM610", "DWVW_12", "DWVW_16", "DWVW_24", "G721_32", "G723_24", "G723_40", "VOX_ADPCM", "DPCM_8", "DPCM_16")
+CANNOT_SEEK += ("NMS_ADPCM_16", "NMS_ADPCM_24", "NMS_ADPCM_32")
+UNKNOWN_FRAMES = 1 << 62  # libsndfile announces 2^63 - 1 where a FLAC header leaves the length open
+# Channels cancel where the sum of them is 30 dB below what independent channels would give.
+CANCELLED = 1e-3
+SOUNDING = 1e-3  # peak from which on a second of a channel counts; quieter ones may be noise of the recorder
+
+
+class UnreadableSound(Exception):
+    """The file cannot be read, or not to its end; the message is the reason, one line."""
+
+
+class TruncatedSound(UnreadableSound):
+    """The file holds less than it promises. Everything that it holds was read before."""
+
+
+@dataclass
+class SoundFacts:
+    """Facts of a file that are found while `mono_blocks` reads it."""
+
+    is_cut: bool = False  # the file is longer than max_seconds
+    took_one_channel: bool = False  # its channels cancel each other, so that the first one was taken instead of their mean
+
+
+class SoundReader:
+    """An open sound file. Raises UnreadableSound for what cannot be read; FileNotFoundError and PermissionError pass through.
+
+    Attributes: `kind` (sound_kinds.Kind), `sample_rate` (Hz), `channels`.
+    """
+
+    def __init__(self, path: Path | str | bytes):
+        self.path = os.fsencode(path)  # libsndfile would encode a name that is not UTF-8 anew, and fail
+        with _one_kind_of_error(), open(self.path, "rb") as file:
+            if not os.fstat(file.fileno()).st_size:
+                raise UnreadableSound("empty file (0 bytes)")
+            kind = kind_of_open(file)
+            if kind is None:
+                file.seek(0)
+                raise UnreadableSound(sound_kinds.why_no_sound(file.read(64)))
+            self.kind = kind
+            self._promise = sound_kinds.promise_of(file, kind)
+            self._source = _open_source(self.path, file, kind)
+        try:
+            self.sample_rate, self.channels = self._source.sample_rate, self._source.channels
+            if not MIN_RATE <= self.sample_rate <= MAX_RATE:
+                raise UnreadableSound(f"has a sample rate of {self.sample_rate} Hz: expected {MIN_RATE} to {MAX_RATE} Hz")
+            if not 1 <= self.channels <= MAX_CHANNELS:
+                raise UnreadableSound(f"has {self.channels} channels: expected 1 to {MAX_CHANNELS}")
+        except UnreadableSound:
+            self.close()
+            raise
+
+    def __enter__(self) -> "SoundReader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._source.close()
+
+    @property
+    def announced_frames(self) -> int | None:
+        """The number of frames that the header tells; None where it leaves it open."""
+        return self._source.announced_frames
+
+    @property
+    def num_frames(self) -> int:
+        """The number of frames; where the header leaves it open the file is decoded once. Raises UnreadableSound."""
+        if self._source.announced_frames is not None:
+            return self._source.announced_frames
+        with _one_kind_of_error():
+            return self._source.count_frames()
+
+    def seek(self, frame: int) -> None:
+        """Let the next `read` begin at `frame`; at the end of the file if it is shorter. Raises UnreadableSound."""
+        with _one_kind_of_error():
+            self._source.seek(frame)
+
+    def read(self, num_frames: int) -> np.ndarray:
+        """Read on.
+
+        Args:
+            num_frames: frames that are wanted, at least 1; up to MAX_BLOCK_SAMPLES samples are given at once.
+
+        Returns:
+            float32 (S, C), 1 <= S <= num_frames; S = 0 at the end of the file.
+
+        Raises:
+            TruncatedSound: at the end, if the file promises more.
+            UnreadableSound: the data are damaged.
+        """
+        with _one_kind_of_error():
+            block = self._source.read(min(num_frames, max(1, MAX_BLOCK_SAMPLES // self.channels)))
+            if not len(block):
+                if self._promise:
+                    promised, present = self._promise.promised, self._promise.present
+                    raise TruncatedSound(f"truncated: the header promises {promised} bytes of audio, the file holds {present}")
+                if reason := self._source.why_truncated():
+                    raise TruncatedSound(f"truncated: {reason}")
+            return block
+
+    def blocks(self, num_frames: int) -> Iterator[np.ndarray]:
+        """Read to the end, float32 (S, C) after (S, C), S <= num_frames. Raises as `read` does."""
+        while len(block := self.read(num_frames)):
+            yield block
+
+
+def mono_blocks(
+    path: Path | str | bytes, sample_rate: int, max_seconds: float | None = None, facts: SoundFacts | None = None, quality: str = "HQ"
+) -> Iterator[np.ndarray]:
+    """Read a file as mono sound at one rate: the mean of its channels, or the first of them where they cancel each other.
+
+    Channels cancel if they do so in every second of the (cut) file in which one of them sounds: a cable with swapped wires, a stereo pair of
+    opposite sign. That is found before the first block is given, so that all blocks are made in the same way.
+
+    Args:
+        path: the file.
+        sample_rate: Hz of the result.
+        max_seconds: the file is read no further than that.
+        facts: filled while blocks are read.
+        quality: of the resampler, see soxr.
+
+    Yields:
+        float32 (S,), at most MAX_BLOCK_SAMPLES; at least one of them, in [-1, 1] unless the file overshoots.
+
+    Raises:
+        UnreadableSound: also after the first blocks; TruncatedSound after the last one.
+        FileNotFoundError, PermissionError: as the system raises them.
+    """
+    facts = SoundFacts() if facts is None else facts
+    with SoundReader(path) as reader:
+        rate = reader.sample_rate
+        num_wanted = math.inf if max_seconds is None else max_seconds * rate
+        if max_seconds is not None and reader.announced_frames is not None and reader.announced_frames <= num_wanted:
+            num_wanted = math.inf
+        num_read = math.inf if num_wanted == math.inf else math.ceil(num_wanted + CUT_MARGIN * rate)
+        channel, held = _one_channel(reader, num_read)
+        facts.took_one_channel = channel is not None
+        # Blockwise soxr gives the same samples as one call on the whole clip.
+        resampler = soxr.ResampleStream(rate, sample_rate, 1, dtype="float32", quality=quality) if rate != sample_rate else None
+        num_out, left = math.inf if max_seconds is None else round(max_seconds * sample_rate), 0
+        num_given = 0
+        num_frames = 0
+        block_frames = max(1, min(BLOCK_FRAMES, MAX_BLOCK_SAMPLES * rate // max(rate, sample_rate) // 2))
+        for block in _bounded(reader, held, num_read, block_frames):
+            num_frames += len(block)
+            mono = _mono(block, channel)
+            if not np.isfinite(mono).all():
+                raise UnreadableSound("holds samples that are NaN or infinite")
+            given = _resampled(resampler, mono) if resampler else mono
+            given = given[: int(min(len(given), num_out - num_given))]
+            num_given += len(given)
+            if len(given):
+                yield given
+        facts.is_cut = num_frames > num_wanted
+        if resampler and num_given < num_out:
+            given = _resampled(resampler, np.zeros(0, np.float32), last=True)
+            given = given[: int(min(len(given), num_out - num_given))]
+            num_given += len(given)
+            if len(given):
+                yield given
+    if not num_given:
+        raise UnreadableSound("holds no samples")
+
+
+def _bounded(reader: SoundReader, held: deque[np.ndarray], num_read: float, block_frames: int) -> Iterator[np.ndarray]:
+    """Blocks (S, C) of the held ones and those that follow, `num_read` frames in all."""
+    num_frames = 0
+    while num_frames < num_read:
+        if held:
+            block = held.popleft()
+            for start in range(0, len(block), block_frames):
+                yield block[start : start + block_frames]
+        else:
+            block = reader.read(int(min(block_frames, num_read - num_frames)))
+            if not len(block):
+                return
+            yield block
+        num_frames += len(block)
+
+
+def _mono(block: np.ndarray, channel: int | None) -> np.ndarray:
+    if channel is not None:
+        return block[:, channel]
+    return block.mean(axis=1) if block.shape[1] > 1 else block[:, 0]  # same numbers; a twelfth of a clip's time saved
+
+
+def _resampled(resampler: Any, samples: np.ndarray, last: bool = False) -> np.ndarray:
+    try:
+        return resampler.resample_chunk(samples, last=last)
+    except (ValueError, RuntimeError) as error:
+        raise UnreadableSound(f"cannot be resampled: {' '.join(str(error).split())[:200]}") from None
+
+
+def _one_channel(reader: SoundReader, num_read: float) -> tuple[int | None, deque[np.ndarray]]:
+    """The channel to take where all channels together cancel, else None; and the blocks (S, C) read so far.
+
+    One second after the other is judged until one in which the channels do not cancel: usually the first. What does not fit into memory on the
+    way is read again.
+    """
+    held: deque[np.ndarray] = deque()
+    if reader.channels == 1:
+        return None, held
+    powers = np.zeros(reader.channels)
+    num_frames, num_held, cancels, is_rewound = 0, 0, True, False
+    try:
+        while cancels and num_frames < num_read:
+            second = _read_exactly(reader, int(min(reader.sample_rate, num_read - num_frames)))
+            if not len(second):
+                break
+            num_frames += len(second)
+            if not is_rewound:
+                held.append(second)
+                num_held += second.size
+            if num_held > 2 * MAX_BLOCK_SAMPLES:
+                held.clear()
+                num_held, is_rewound = 0, True
+            if np.abs(second).max() >= SOUNDING:
+                own = np.square(second, dtype=np.float64).sum(axis=0)
+                powers += own
+                cancels = np.square(second.sum(axis=1, dtype=np.float64)).sum() <= CANCELLED * own.sum()
+    except UnreadableSound:
+        held.clear()
+        is_rewound = True  # the same error comes again, after the samples before it
+    if is_rewound:
+        reader.seek(0)
+    if not cancels or not powers.any():
+        return None, held
+    return int(np.argmax(powers >= powers.max() / 2)), held
+
+
+def _read_exactly(reader: SoundReader, num_frames: int) -> np.ndarray:
+    blocks = []
+    while num_frames and len(block := reader.read(num_frames)):
+        blocks.append(block)
+        num_frames -= len(block)
+    return np.concatenate(blocks) if blocks else np.zeros((0, reader.channels), np.float32)
+
+
+# --- sources ---
+
+
+def _open_source(path: bytes, file: Any, kind: Kind) -> "_Libsndfile | _Chain | _Ffmpeg":
+    """The decoder that reads this file to its end, of those that can."""
+    start = end = mpeg = None
+    if kind is sound_kinds.MP3:
+        mpeg = sound_kinds.mpeg_layout(file)
+        start, end = mpeg.start, mpeg.end
+    elif kind in (sound_kinds.AAC, sound_kinds.AC3):
+        start, end = sound_kinds.start_after_tags(file), sound_kinds.end_before_tags(file)
+    by_libsndfile, links = kind.by_libsndfile, []
+    if kind is sound_kinds.OGG:
+        links = sound_kinds.ogg_links(file)
+        by_libsndfile = all(len(link.codecs) == 1 and link.codecs[0].startswith((b"\x01vorbis", b"OpusHead")) for link in links)
+    if mpeg:
+        # Only a length that counts all of the file's frames is one: a Xing frame may be that of the first of several files.
+        by_libsndfile = bool(mpeg.num_frames and mpeg.num_bytes and mpeg.end - mpeg.start <= mpeg.num_bytes + sound_kinds.ALLOWED_BYTES)
+    reason = ""
+    if by_libsndfile:
+        try:
+            return _Chain(path, links) if len(links) > 1 else _Libsndfile(path)
+        except soundfile.LibsndfileError as error:
+            reason = _reason(error)
+    if kind.demuxer is None:
+        raise UnreadableSound(f"cannot be decoded: {reason}")
+    try:
+        source = _Ffmpeg(path, kind, start or 0, end)
+    except UnreadableSound as error:
+        raise UnreadableSound(f"cannot be decoded: {reason}" if reason else str(error)) from None
+    if mpeg and mpeg.num_frames:
+        source.least_frames = mpeg.num_frames * mpeg.samples_of_frame, MAX_MISSING_MP3_FRAMES
+    return source
+
+
+class _one_kind_of_error:
+    """Turn the errors of the two libraries, and those of reading a file, into UnreadableSound."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
+        if isinstance(error, soundfile.SoundFileError):
+            raise UnreadableSound(f"cannot be decoded: {_reason(error)}") from None
+        if isinstance(error, OSError) and not isinstance(error, (FileNotFoundError, PermissionError)):
+            raise UnreadableSound(f"cannot be read: {error.strerror}") from None
+
+
+def _reason(error: Exception) -> str:
+    text = getattr(error, "error_string", None) or str(error)
+    return " ".join(text.removeprefix("Error : ").split()).rstrip(".") or f"libsndfile error {getattr(error, 'code', '')}"
+
+
+class _ForwardFile(soundfile.SoundFile):
+    """Read from start to end. After every block soundfile seeks to where it already is, which an MP3 decoder answers with a wrong second block."""
+
+    def seekable(self) -> bool:
+        return False
+
+
+class _Libsndfile:
+    """A file, or a part of one, as libsndfile reads it."""
+
+    def __init__(self, path: bytes, part: tuple[int, int] | None = None):
+        self._path, self._part = path, part
+        self._open()
+        self.sample_rate, self.channels = self._file.samplerate, self._file.channels
+        self.announced_frames = self._file.frames if self._file.frames < UNKNOWN_FRAMES else None
+
+    def _open(self) -> None:
+        self._position = 0
+        self._file = _ForwardFile(_Part(self._path, *self._part) if self._part else self._path)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def read(self, num_frames: int) -> np.ndarray:
+        block = self._file.read(num_frames, dtype="float32", always_2d=True)
+        self._position += len(block)
+        return block
+
+    def seek(self, frame: int) -> None:
+        if self.announced_frames is not None:
+            frame = min(frame, self.announced_frames)
+        subtype = self._file.subtype
+        preroll = PREROLL if subtype in NEEDS_PREROLL else 0
+        is_near = 0 <= frame - self._position <= preroll
+        if subtype in CANNOT_SEEK or self.announced_frames is None:
+            if frame < self._position:
+                self.close()
+                self._open()
+        elif not is_near:
+            self._position = self._file.seek(max(0, frame - preroll))
+        while self._position < frame and len(self.read(min(BLOCK_FRAMES, frame - self._position))):
+            pass
+
+    def count_frames(self) -> int:
+        other = _Libsndfile(self._path, self._part)
+        while len(other.read(BLOCK_FRAMES)):
+            pass
+        other.close()
+        self.announced_frames = None
+        return other._position
+
+    def why_truncated(self) -> str | None:
+        allowed = MAX_MISSING_MP3_FRAMES if self._file.format == "MP3" else 0
+        if self.announced_frames is None or self._position >= self.announced_frames - allowed:
+            return None
+        return f"{self.announced_frames} frames announced, {self._position} decoded"
+
+
+class _Part(io.RawIOBase):
+    """Bytes `start` to `end` of a file, as a file."""
+
+    def __init__(self, path: bytes, start: int, end: int | None):
+        self._file = open(path, "rb")  # noqa: SIM115  closed with this object
+        self._start = start
+        self._end = self._file.seek(0, os.SEEK_END) if end is None else end
+        self._file.seek(start)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        place = self._file.tell()
+        data = self._file.read(max(0, min(len(buffer), self._end - place)))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: self._start, os.SEEK_CUR: self._file.tell(), os.SEEK_END: self._end}[whence]
+        return self._file.seek(max(self._start, base + offset)) - self._start
+
+    def tell(self) -> int:
+        return self._file.tell() - self._start
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+class _Stream:
+    """Decoded pieces as one sound: the first piece says the rate and the number of channels, and those that differ are brought to them."""
+
+    announced_frames: int | None = None
+
+    def __init__(self) -> None:
+        self._restart()
+        first = next(self._pieces, None)
+        if first is None:
+            self.close()
+            raise UnreadableSound("holds no samples")
+        samples, self.sample_rate = first
+        self.channels = samples.shape[1]
+        self._pending.append(samples)
+
+    def _decode(self) -> Iterator[tuple[np.ndarray, int]]:
+        """Float32 (S, C) and Hz of one piece after the other, from the start of the file."""
+        raise NotImplementedError
+
+    def _restart(self) -> None:
+        self._pieces: Iterator[tuple[np.ndarray, int]] = self._decode()
+        self._pending: deque[np.ndarray] = deque()
+        self._position = 0  # of the next frame that `read` gives
+        self._resampler, self._foreign_rate = None, 0
+
+    def read(self, num_frames: int) -> np.ndarray:
+        blocks, num_missing = [], num_frames
+        while num_missing and (self._pending or self._fill()):
+            block = self._pending.popleft()
+            if len(block) > num_missing:
+                self._pending.appendleft(block[num_missing:])
+                block = block[:num_missing]
+            blocks.append(block)
+            num_missing -= len(block)
+        self._position += num_frames - num_missing
+        return np.concatenate(blocks) if blocks else np.zeros((0, self.channels), np.float32)
+
+    def _fill(self) -> bool:
+        """Put the next piece into `_pending`; False at the end."""
+        for samples, rate in self._pieces:
+            if rate != self._foreign_rate:
+                self._end_of_resampling()
+            if samples.shape[1] != self.channels:
+                samples = np.repeat(samples.mean(axis=1, keepdims=True), self.channels, axis=1)
+            if rate != self.sample_rate:
+                if not MIN_RATE <= rate <= MAX_RATE:
+                    raise UnreadableSound(f"has a sample rate of {rate} Hz in its middle: expected {MIN_RATE} to {MAX_RATE} Hz")
+                if self._resampler is None:
+                    self._resampler = soxr.ResampleStream(rate, self.sample_rate, self.channels, dtype="float32", quality="VHQ")
+                    self._foreign_rate = rate
+                # A packet may be large, and 1 kHz become 768 kHz: bounded pieces.
+                step = max(1, MAX_BLOCK_SAMPLES * rate // self.sample_rate // self.channels)
+                for start in range(0, len(samples), step):
+                    self._pending.append(self._resampler.resample_chunk(np.ascontiguousarray(samples[start : start + step])))
+            else:
+                self._pending.append(samples)
+            return True
+        self._end_of_resampling()
+        return bool(self._pending)
+
+    def _end_of_resampling(self) -> None:
+        if self._resampler is not None:
+            self._pending.append(self._resampler.resample_chunk(np.zeros((0, self.channels), np.float32), last=True))
+            self._resampler, self._foreign_rate = None, 0
+
+    def seek(self, frame: int) -> None:
+        if frame < self._position:
+            self._restart()
+        self._discard(frame - self._position)
+
+    def _discard(self, num_frames: int) -> None:
+        while num_frames > 0 and len(block := self.read(min(BLOCK_FRAMES, num_frames))):
+            num_frames -= len(block)
+
+    def count_frames(self) -> int:
+        other, num_frames = copy.copy(self), 0
+        other._restart()
+        while len(block := other.read(BLOCK_FRAMES)):
+            num_frames += len(block)
+        return num_frames
+
+    def why_truncated(self) -> str | None:
+        return None
+
+    def close(self) -> None:
+        self._pieces.close()
+
+
+class _Chain(_Stream):
+    """The links of a chained Ogg file, one after the other."""
+
+    def __init__(self, path: bytes, links: list[sound_kinds.OggLink]):
+        self._path, self._parts = path, [(link.start, link.end) for link in links]
+        super().__init__()
+
+    def _decode(self) -> Iterator[tuple[np.ndarray, int]]:
+        for part in self._parts:
+            link = _Libsndfile(self._path, part)
+            try:
+                while len(block := link.read(BLOCK_FRAMES)):
+                    yield block, link.sample_rate
+            finally:
+                link.close()
+
+
+class _Ffmpeg(_Stream):
+    """A file, or its bytes `start` to `end`, as FFmpeg reads it; what FFmpeg has to say about it stays unsaid."""
+
+    least_frames: tuple[int, int] | None = None  # that the header announces, and how many of them may be missing
+
+    def __init__(self, path: bytes, kind: Kind, start: int, end: int | None):
+        self._path, self._kind, self._bytes = path, kind, (start, end)
+        self._seek_points: list[tuple[int, int]] = []  # frame, its time in FFmpeg's units
+        super().__init__()
+        if kind.name in sound_kinds.WITH_EXACT_LENGTH and self._announced_seconds:
+            self.least_frames = round(self._announced_seconds * self.sample_rate), round(MAX_MISSING_SECONDS * self.sample_rate)
+
+    def _decode(self) -> Iterator[tuple[np.ndarray, int]]:
+        for frame in self._decoded_frames():
+            yield _samples_of(frame), frame.sample_rate
+
+    def _decoded_frames(self, seek_to: int | None = None) -> Iterator[Any]:
+        """FFmpeg's frames from the start on, or from a packet before the time `seek_to` on."""
+        import av  # here: most files need no FFmpeg
+
+        self._num_packets = self._num_bad = 0
+        self._is_last_bad = False
+        self._announced_seconds = None
+        av.logging.set_level(None)
+        with contextlib.closing(_Part(self._path, *self._bytes)) as file:
+            try:
+                with av.open(file, format=self._kind.demuxer, metadata_errors="replace", options={"protocol_whitelist": "none"}) as container:
+                    stream = container.streams.best("audio")
+                    if stream is None:
+                        raise UnreadableSound(f"is {self._kind.name} without sound")
+                    if stream.duration:
+                        self._announced_seconds = float(stream.duration * stream.time_base)
+                    for other in container.streams:
+                        if other is not stream:
+                            other.discard = "all"
+                    if seek_to is not None:
+                        container.seek(seek_to, stream=stream)
+                    yield from self._frames_of(container, stream)
+            except av.error.FFmpegError as error:
+                raise UnreadableSound(f"cannot be decoded: {error.strerror}") from None
+
+    def _frames_of(self, container: Any, stream: Any) -> Iterator[Any]:
+        import av
+
+        first_error = ""
+        for packet in container.demux(stream):
+            self._num_packets += 1
+            try:
+                frames = packet.decode()
+            except av.error.EOFError:
+                return
+            except av.error.FFmpegError as error:
+                first_error = first_error or error.strerror
+                self._num_bad += 1
+                self._is_last_bad = True
+                continue
+            if packet.size:
+                self._is_last_bad = False
+            yield from (frame for frame in frames if frame.samples)
+        if self._num_bad > max(1, MAX_BAD_PACKETS * self._num_packets):
+            raise UnreadableSound(f"cannot be decoded: {self._num_bad} of its {self._num_packets} packets are damaged ({first_error})")
+
+    def count_frames(self) -> int:
+        """Decode the file once, and keep a seek point of every second."""
+        points, num_frames = [], 0
+        for frame in copy.copy(self)._decoded_frames():
+            if frame.sample_rate != self.sample_rate:
+                return super().count_frames()
+            if frame.pts is not None and num_frames >= len(points) * self.sample_rate:
+                points.append((num_frames, frame.pts))
+            num_frames += frame.samples
+        self._seek_points = points
+        return num_frames
+
+    def seek(self, frame: int) -> None:
+        number = bisect.bisect_right(self._seek_points, (frame, math.inf)) - 1
+        is_near = 0 <= frame - self._position <= PREROLL
+        if number >= 2 and not is_near and self._jump(self._seek_points[number - 1][1], *self._seek_points[number]):
+            self._discard(frame - self._position)
+        else:
+            super().seek(frame)
+
+    def _jump(self, earlier: int, position: int, pts: int) -> bool:
+        """Go on with the frame of time `pts`, the decoder having begun at the time `earlier`; False where FFmpeg does not find it."""
+        self._restart()
+        self._pieces = self._decode_from(earlier, pts)
+        first = next(self._pieces, None)
+        if first is None:
+            self._restart()
+            return False
+        self._pending.append(first[0])
+        self._position = position
+        return True
+
+    def _decode_from(self, earlier: int, pts: int) -> Iterator[tuple[np.ndarray, int]]:
+        is_found = False
+        for frame in self._decoded_frames(earlier):
+            if not is_found and (frame.pts is None or frame.pts > pts):
+                return
+            is_found = is_found or frame.pts == pts
+            if is_found:
+                yield _samples_of(frame), frame.sample_rate
+
+    def why_truncated(self) -> str | None:
+        if self._kind is sound_kinds.FLAC and self._is_last_bad:
+            return "the last frame is cut off"
+        if self.least_frames and self._position < self.least_frames[0] - self.least_frames[1]:
+            return f"{self.least_frames[0]} frames announced, {self._position} decoded"
+        return None
+
+
+def _samples_of(frame: Any) -> np.ndarray:
+    """Float32 (S, C) of one of FFmpeg's frames, full scale 1."""
+    data = frame.to_ndarray()  # (C, S), or (1, S * C)
+    data = data.T if frame.format.is_planar else data.reshape(frame.samples, -1)
+    if data.dtype == np.uint8:
+        return (data.astype(np.float32) - 128) / 128
+    if np.issubdtype(data.dtype, np.integer):
+        return data.astype(np.float32) / np.float32(-float(np.iinfo(data.dtype).min))
+    return data.astype(np.float32, copy=False)

@@ -1,0 +1,542 @@
+"""Kinds of sound files: which kind a file is by its first bytes, and how many bytes its container promises.
+
+A file's name says nothing for certain: a WAV may be called `.dat`, an error page of a web server `.mp3`. So the first bytes decide.
+"""
+
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+# In order of preference: the first is read where one clip is there in several. Lossless kinds come before lossy ones.
+AUDIO_ENDINGS = (
+    *(".wav", ".flac", ".ogg", ".opus", ".aiff", ".aif", ".mp3"),
+    *(".wave", ".bwf", ".rf64", ".w64", ".aifc", ".aff", ".caf", ".au", ".snd", ".voc", ".sph", ".nist", ".sf", ".ircam", ".svx", ".8svx", ".paf"),
+    *(".wv", ".ape", ".tta", ".tak", ".shn", ".dsf", ".alac"),
+    *(".oga", ".spx", ".m4a", ".m4b", ".m4r", ".aac", ".adts", ".mp4", ".m4v", ".mov", ".3gp", ".3g2", ".webm", ".weba", ".mka", ".mkv", ".ogv"),
+    *(".wma", ".asf", ".wmv", ".mp2", ".mp1", ".mpga", ".mpa", ".mpc", ".amr", ".awb", ".ac3", ".eac3", ".ec3", ".dts", ".gsm", ".qcp", ".dss"),
+    *(".avi", ".flv", ".mpg", ".mpeg", ".vob", ".ts", ".mts", ".m2ts", ".rm", ".ra", ".oma", ".aa3", ".qoa", ".mxf"),
+)
+SNIFFED = 4096  # bytes
+MP3_SEARCHED = 1 << 16  # bytes after the tags in which the first MPEG frame is looked for
+TAG_END = 128  # bytes of an ID3v1 tag
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of file. `demuxer`: FFmpeg's name, None where FFmpeg has none. `by_libsndfile`: libsndfile is tried first."""
+
+    name: str
+    demuxer: str | None
+    by_libsndfile: bool = False
+
+
+WAV, AIFF, CAF = Kind("WAV", "wav", True), Kind("AIFF", "aiff", True), Kind("CAF", "caf", True)
+AU, W64 = Kind("AU", "au", True), Kind("W64", "w64", True)
+FLAC, OGG, MP3 = Kind("FLAC", "flac", True), Kind("Ogg", "ogg", True), Kind("MP3", "mp3", True)
+MP4, MATROSKA, ASF, AVI = Kind("MP4", "mov"), Kind("Matroska or WebM", "matroska"), Kind("Windows Media", "asf"), Kind("AVI", "avi")
+AAC, AC3, EAC3, DTS = Kind("AAC", "aac"), Kind("AC-3", "ac3"), Kind("E-AC-3", "eac3"), Kind("DTS", "dts")
+GSM, MPEG_TS = Kind("GSM", "gsm"), Kind("MPEG transport stream", "mpegts")
+# The length that stands in the header of these is exact, and FFmpeg hands it on.
+WITH_EXACT_LENGTH = ("WavPack", "Monkey's Audio", "TTA", "TAK", "Musepack", "DSF")
+
+# Offset, bytes, kind; the first that fits counts.
+SIGNATURES = (
+    (0, b"fLaC", FLAC),
+    (0, b"OggS", OGG),
+    (0, b"caff", CAF),
+    (0, b".snd", AU),
+    (0, b"dns.", AU),
+    (0, b"riff\x2e\x91\xcf\x11", W64),
+    (0, b"Creative Voice File\x1a", Kind("VOC", "voc", True)),
+    (0, b"NIST_1A", Kind("SPHERE", "nistsphere", True)),
+    (0, b"\x64\xa3\x01\x00", Kind("IRCAM", "ircam", True)),
+    (0, b"\x64\xa3\x02\x00", Kind("IRCAM", "ircam", True)),
+    (0, b"\x64\xa3\x03\x00", Kind("IRCAM", "ircam", True)),
+    (0, b"\x00\x01\xa3\x64", Kind("IRCAM", "ircam", True)),
+    (0, b"\x00\x02\xa3\x64", Kind("IRCAM", "ircam", True)),
+    (0, b"\x00\x03\xa3\x64", Kind("IRCAM", "ircam", True)),
+    (0, b" paf", Kind("PAF", None, True)),
+    (0, b"fap ", Kind("PAF", None, True)),
+    (0, b"2BIT", Kind("AVR", "avr", True)),
+    (0, b"PVF1\n", Kind("PVF", "pvf", True)),
+    (0, b"ALawSoundFile**", Kind("Psion", "wve", True)),
+    (0, b"#!AMR", Kind("AMR", "amr")),
+    (0, b"wvpk", Kind("WavPack", "wv")),
+    (0, b"MAC ", Kind("Monkey's Audio", "ape")),
+    (0, b"TTA1", Kind("TTA", "tta")),
+    (0, b"tBaK", Kind("TAK", "tak")),
+    (0, b"MP+", Kind("Musepack", "mpc")),
+    (0, b"MPCK", Kind("Musepack", "mpc8")),
+    (0, b"ajkg", Kind("Shorten", "shn")),
+    (0, b"DSD ", Kind("DSF", "dsf")),
+    (0, b"qoaf", Kind("QOA", "qoa")),
+    (0, b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", ASF),
+    (0, b"\x1a\x45\xdf\xa3", MATROSKA),
+    (0, b"FLV\x01", Kind("Flash video", "flv")),
+    (0, b".RMF", Kind("RealMedia", "rm")),
+    (0, b".ra\xfd", Kind("RealAudio", "rm")),
+    (0, b"\x02dss", Kind("DSS", "dss")),
+    (0, b"\x03dss", Kind("DSS", "dss")),
+    (0, b"ea3\x03", Kind("OpenMG", "oma")),
+    (0, b"EA3\x01", Kind("OpenMG", "oma")),
+    (0, b".SoX", Kind("SoX", "sox")),
+    (0, b"XoS.", Kind("SoX", "sox")),
+    (0, b"\x00\x00\x01\xba", Kind("MPEG program stream", "mpeg")),
+    (0, b"\x06\x0e\x2b\x34\x02\x05\x01\x01", Kind("MXF", "mxf")),
+    (0, b"\x7f\xfe\x80\x01", DTS),
+    (0, b"\xfe\x7f\x01\x80", DTS),
+    (0, b"\x1f\xff\xe8\x00", DTS),
+    (0, b"\xff\x1f\x00\xe8", DTS),
+)
+FORMS = {  # first four bytes, bytes 8 to 12
+    **{(first, b"WAVE"): WAV for first in (b"RIFF", b"RIFX", b"RF64", b"BW64")},
+    (b"RIFF", b"AVI "): AVI,
+    (b"RIFF", b"QLCM"): Kind("QCP", "qcp"),
+    (b"FORM", b"AIFF"): AIFF,
+    (b"FORM", b"AIFC"): AIFF,
+    (b"FORM", b"8SVX"): Kind("8SVX", "iff", True),
+    (b"FORM", b"16SV"): Kind("16SV", None, True),
+    (b"FRM8", b"DSD "): Kind("DSDIFF", "iff"),
+}
+MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"moof", b"styp", b"sidx", b"wide", b"free", b"skip", b"pnot", b"udta", b"uuid", b"meta", b"mfra")
+PICTURE_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1", b"avif", b"avis", b"crx ", b"jp2 ", b"jxl ")
+NO_SOUND = (  # that are often found under the name of a sound
+    (b"<!doctype html", "a web page"),
+    (b"<html", "a web page"),
+    (b"<?xml", "XML"),
+    (b"{", "JSON"),
+    (b"%pdf", "a PDF"),
+    (b"pk\x03\x04", "a ZIP archive"),
+    (b"\x1f\x8b", "compressed by gzip"),
+    (b"\xff\xd8\xff", "a JPEG picture"),
+    (b"\x89png", "a PNG picture"),
+    (b"version https://git-lfs", "a pointer of Git LFS: git lfs pull"),
+    (b"#extm3u", "a playlist"),
+)
+
+
+def kind_of(path: Path | str | bytes) -> Kind | None:
+    """Return the kind of the file by its first bytes, None if it is no sound that is known. Raises OSError."""
+    with open(path, "rb") as file:
+        return kind_of_open(file)
+
+
+def kind_of_open(file: BinaryIO) -> Kind | None:
+    """`kind_of` of an open file, wherever it stands."""
+    file.seek(0)
+    head = file.read(SNIFFED)
+    if kind := FORMS.get((head[:4], head[8:12])):
+        return kind
+    for offset, signature, kind in SIGNATURES:
+        if head[offset : offset + len(signature)] == signature:
+            return kind
+    if head[4:8] in MP4_BOXES and head[8:12] not in PICTURE_BRANDS:
+        return MP4
+    if head[:2] == b"\x0b\x77" and len(head) > 5:
+        return EAC3 if head[5] >> 3 > 10 else AC3
+    if len(head) > 376 and head[0] == head[188] == head[376] == 0x47 or len(head) > 388 and head[4] == head[196] == head[388] == 0x47:
+        return MPEG_TS
+    if len(head) >= 66 and all(head[offset] >> 4 == 0xD for offset in range(0, min(len(head), 330), 33)):
+        return GSM
+    start = start_after_tags(file)
+    file.seek(start)
+    head = file.read(MP3_SEARCHED)
+    if start and head[:4] == b"fLaC":
+        return FLAC
+    if _adts_start(head):
+        return AAC
+    return MP3 if mpeg_start(head) is not None else None
+
+
+def why_no_sound(head: bytes) -> str:
+    """Say of the first bytes of a file without a kind what they are."""
+    start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    found = next((name for signature, name in NO_SOUND if start.startswith(signature)), None)
+    return f"is no sound, it is {found}" if found else "is no sound: its first bytes belong to no kind of sound file that is known"
+
+
+# --- MPEG audio ---
+
+BIT_RATES = {  # kbit/s by (version is 1, layer)
+    (True, 1): (0, 32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
+    (True, 2): (0, 32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
+    (True, 3): (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    (False, 1): (0, 32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),
+    (False, 2): (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+    (False, 3): (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+}
+SAME_IN_ALL = 0xFFFE0C00  # bits of a frame header that all frames of a file share: sync, version, layer, rate
+
+
+@dataclass(frozen=True)
+class MpegFrame:
+    header: int
+    layer: int
+    is_version_1: bool
+    is_mono: bool
+    size: int  # bytes, 0 in a free format
+    num_samples: int
+
+
+def mpeg_frame(data: bytes, offset: int) -> MpegFrame | None:
+    """The MPEG audio frame whose header stands at `offset`."""
+    if len(data) < offset + 4:
+        return None
+    header = int.from_bytes(data[offset : offset + 4], "big")
+    version, layer, bit_rate, rate = header >> 19 & 3, 4 - (header >> 17 & 3), header >> 12 & 15, header >> 10 & 3
+    if header >> 21 != 0x7FF or version == 1 or layer == 4 or bit_rate == 15 or rate == 3:
+        return None
+    hertz = (44_100, 48_000, 32_000)[rate] // {3: 1, 2: 2, 0: 4}[version]
+    bits, padding = 1000 * BIT_RATES[version == 3, layer][bit_rate], header >> 9 & 1
+    num_samples = 384 if layer == 1 else 1152 if layer == 2 or version == 3 else 576
+    size = (12 * bits // hertz + padding) * 4 if layer == 1 else num_samples // 8 * bits // hertz + padding
+    return MpegFrame(header, layer, version == 3, header >> 6 & 3 == 3, size if bits else 0, num_samples)
+
+
+def mpeg_start(data: bytes) -> int | None:
+    """Offset of the first of three MPEG audio frames in a row, None if there are none. At the start fewer are enough where the data end."""
+    offset = -1
+    while (offset := data.find(b"\xff", offset + 1)) >= 0:
+        first = frame = mpeg_frame(data, offset)
+        place, num_frames = offset, 0
+        size_of_free_format = _free_format_size(data, offset) if first and not first.size else 0
+        while frame is not None and (frame.header ^ first.header) & SAME_IN_ALL == 0 and num_frames < 3:
+            size = frame.size or size_of_free_format + (frame.header >> 9 & 1)
+            if size < 4:
+                break
+            place, num_frames = place + size, num_frames + 1
+            frame = mpeg_frame(data, place)
+        if num_frames == 3 or offset == 0 and num_frames and place >= len(data):
+            return offset
+    return None
+
+
+def _free_format_size(data: bytes, offset: int) -> int:
+    """Bytes of a frame without padding whose bit rate is free: the distance of the next header. 0 if there is none."""
+    header = mpeg_frame(data, offset).header
+    for place in range(offset + 24, min(offset + 8192, len(data) - 4)):
+        other = mpeg_frame(data, place) if data[place] == 0xFF else None
+        if other and not other.size and (other.header ^ header) & SAME_IN_ALL == 0:
+            return place - offset - (header >> 9 & 1)
+    return 0
+
+
+def start_after_tags(file: BinaryIO) -> int:
+    """Offset of the first byte after ID3v2 and APEv2 tags at the start of a file."""
+    place = 0
+    while True:
+        file.seek(place)
+        head = file.read(32)
+        if head[:3] == b"ID3" and len(head) >= 10:
+            size = head[6] << 21 | head[7] << 14 | head[8] << 7 | head[9]
+            place += 10 + size + (10 if head[5] & 0x10 else 0)
+        elif head[:8] == b"APETAGEX" and len(head) == 32:
+            place += 32 + int.from_bytes(head[12:16], "little")
+        else:
+            return place
+
+
+def end_before_tags(file: BinaryIO, start: int = 0) -> int:
+    """Offset of the first byte of the ID3v1, Lyrics3, APEv2 and ID3v2 tags at the end of a file."""
+    end = file.seek(0, os.SEEK_END)
+    while True:
+        file.seek(max(start, end - TAG_END))
+        tail = file.read(end - file.tell())
+        if len(tail) == TAG_END and tail[:3] == b"TAG":
+            size = TAG_END
+        elif tail[-32:-24] == b"APETAGEX":
+            size = int.from_bytes(tail[-20:-16], "little") + (32 if tail[-9] & 0x80 else 0)
+        elif tail[-9:] == b"LYRICS200" and tail[-15:-9].isdigit():
+            size = int(tail[-15:-9]) + 15
+        elif tail[-10:-7] == b"3DI":
+            size = (tail[-4] << 21 | tail[-3] << 14 | tail[-2] << 7 | tail[-1]) + 20
+        else:
+            return end
+        if not 0 < size <= end - start:
+            return end
+        end -= size
+
+
+@dataclass(frozen=True)
+class MpegLayout:
+    """Where the MPEG audio of a file lies, and what its Xing, Info or VBRI frame says: None where there is none."""
+
+    start: int
+    end: int
+    num_frames: int | None  # of MPEG, without the frame that says it
+    num_bytes: int | None  # from the frame that says it on
+    samples_of_frame: int
+
+
+def mpeg_layout(file: BinaryIO) -> MpegLayout | None:
+    """Find the first MPEG frame of a file, and read its Xing, Info or VBRI frame."""
+    tags = start_after_tags(file)
+    file.seek(tags)
+    data = file.read(MP3_SEARCHED)
+    offset = mpeg_start(data)
+    if offset is None:
+        return None
+    end = end_before_tags(file, tags + offset)
+    frame = mpeg_frame(data, offset)
+    num_frames = num_bytes = None
+    place = offset + 4 + ((17 if frame.is_mono else 32) if frame.is_version_1 else (9 if frame.is_mono else 17))
+    if data[place : place + 4] in (b"Xing", b"Info"):
+        (flags,) = struct.unpack_from(">I", data.ljust(place + 16), place + 4)
+        place += 8
+        if flags & 1:
+            (num_frames,) = struct.unpack_from(">I", data.ljust(place + 4), place)
+            place += 4
+        if flags & 2:
+            (num_bytes,) = struct.unpack_from(">I", data.ljust(place + 4), place)
+    elif data[offset + 36 : offset + 40] == b"VBRI" and len(data) >= offset + 54:
+        num_bytes, num_frames = struct.unpack_from(">II", data, offset + 46)
+    return MpegLayout(tags + offset, end, num_frames or None, num_bytes or None, frame.num_samples)
+
+
+def _adts_start(data: bytes) -> bool:
+    """True if AAC frames (ADTS) stand at the start: three in a row, fewer where the data end there."""
+    place, num_frames = 0, 0
+    while num_frames < 3 and len(data) >= place + 7 and data[place] == 0xFF and data[place + 1] & 0xF6 == 0xF0:
+        size = (data[place + 3] & 3) << 11 | data[place + 4] << 3 | data[place + 5] >> 5
+        if size < 7:
+            return False
+        place, num_frames = place + size, num_frames + 1
+    return num_frames == 3 or num_frames > 0 and place >= len(data)
+
+
+# --- containers: the bytes that they promise ---
+
+UNKNOWN_LENGTH = 0x7FFFF000  # programs that write to a pipe leave 0xFFFFFFFF or, as sox, 0x7FFFF000 or more
+UNKNOWN_LENGTH_64 = 1 << 62
+ALLOWED_BYTES = 1024  # that may be missing: headers are off by a few bytes
+ALLOWED_SHARE = 1 / 16  # of the promised ones
+
+
+@dataclass(frozen=True)
+class Promise:
+    """Bytes that a container promises from some place on, and those that the file holds from there."""
+
+    promised: int
+    present: int
+
+    @property
+    def is_broken(self) -> bool:
+        """True where more is missing than the error of a careless header."""
+        missing = self.promised - self.present
+        return missing > 64 and missing > min(ALLOWED_BYTES, ALLOWED_SHARE * self.promised)
+
+
+def promise_of(file: BinaryIO, kind: Kind) -> Promise | None:
+    """The bytes that the file's container promises beyond the end of the file; None where it keeps its promise or makes none."""
+    size = file.seek(0, os.SEEK_END)
+    walk = WALKS.get(kind.name)
+    for start, end in walk(file, size) if walk else ():
+        if end > size and Promise(end - start, size - start).is_broken:
+            return Promise(end - start, size - start)
+    return None
+
+
+def _at(file: BinaryIO, place: int, size: int) -> bytes:
+    file.seek(place)
+    return file.read(size)
+
+
+def _riff_data(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
+    """The data chunk of WAV and its 64-bit relatives, and the RIFF chunks of AVI."""
+    order = ">" if _at(file, 0, 4) == b"RIFX" else "<"
+    place, length_64 = 12, None
+    while len(chunk := _at(file, place, 8)) == 8:
+        name, length = struct.unpack(f"{order}4sI", chunk)
+        if name == b"ds64" and len(sizes := _at(file, place + 8, 24)) == 24:
+            length_64 = struct.unpack("<8xQ8x", sizes)[0]
+        if name == b"data":
+            if length_64 is not None and length == 0xFFFFFFFF:
+                length = length_64
+                unknown = UNKNOWN_LENGTH_64
+            else:
+                unknown = UNKNOWN_LENGTH
+            if length < unknown:
+                yield place + 8, place + 8 + length
+            return
+        place += 8 + length + length % 2  # chunks start at even offsets
+
+
+def _avi_riffs(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
+    place = 0
+    while len(chunk := _at(file, place, 8)) == 8 and chunk[:4] == b"RIFF":
+        length = int.from_bytes(chunk[4:], "little")
+        if not 0 < length < UNKNOWN_LENGTH:
+            return
+        yield place + 8, place + 8 + length
+        place += 8 + length + length % 2
+
+
+def _iff_data(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
+    """The SSND or BODY chunk."""
+    place = 12
+    while len(chunk := _at(file, place, 8)) == 8:
+        name, length = struct.unpack(">4sI", chunk)
+        if name in (b"SSND", b"BODY"):
+            if length < UNKNOWN_LENGTH:
+                yield place + 8, place + 8 + length
+            return
+        place += 8 + length + length % 2
+
+
+def _au_data(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
+    head = _at(file, 0, 12)
+    if len(head) == 12:
+        offset, length = struct.unpack(">4xII" if head[:4] == b".snd" else "<4xII", head)
+        if length < UNKNOWN_LENGTH:
+            yield offset, offset + length
+
+
+def _caf_data(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
+    place = 8
+    while len(chunk := _at(file, place, 12)) == 12:
+        name, length = struct.unpack(">4sQ", chunk)
+        if name == b"data" and length >= UNKNOWN_LENGTH_64:
+            return
+        yield place + 12, place + 12 + length  # the packet table of a compressed file may follow the data
+        place += 12 + length
+
+
+def _w64_data(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
+    place = 40
+    while len(chunk := _at(file, place, 24)) == 24:
+        length = int.from_bytes(chunk[16:], "little")  # with the 24 bytes before it
+        if chunk[:4] == b"data":
+            if length < UNKNOWN_LENGTH_64:
+                yield place + 24, place + length
+            return
+        if length < 24:
+            return
+        place += (length + 7) // 8 * 8
+
+
+def _mp4_boxes(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
+    place = 0
+    while len(head := _at(file, place, 16)) >= 8 and head[4:8] in MP4_BOXES:
+        length = int.from_bytes(head[:4], "big")
+        if length == 1:
+            length = int.from_bytes(head[8:], "big")
+        if length < 8:  # 0: up to the end of the file
+            return
+        yield place, place + length
+        place += length
+
+
+def _asf_data(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
+    place = 0
+    while len(head := _at(file, place, 24)) == 24:
+        length = int.from_bytes(head[16:], "little")
+        if length < 24 or length >= UNKNOWN_LENGTH_64:
+            return
+        yield place, place + length
+        place += length
+
+
+SEGMENT, CLUSTER = 0x18538067, 0x1F43B675
+
+
+def _matroska_elements(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
+    """The segment; where its length is open, as in a recording that was written to a pipe, the elements in it."""
+    place = 0
+    while place < size:
+        head = _at(file, place, 12)
+        length_of_id = 9 - head[0].bit_length() if head[0] else 9
+        if length_of_id > 4 or len(head) <= length_of_id or not head[length_of_id]:
+            return
+        name = int.from_bytes(head[:length_of_id], "big")
+        length_of_size = 9 - head[length_of_id].bit_length()
+        mask = (1 << 7 * length_of_size) - 1
+        length = int.from_bytes(head[length_of_id : length_of_id + length_of_size], "big") & mask
+        start = place + length_of_id + length_of_size
+        is_open = length == mask
+        if not is_open:
+            yield start, start + length
+        place = start if is_open and name in (SEGMENT, CLUSTER) else start + length
+        if is_open and name not in (SEGMENT, CLUSTER):
+            return
+
+
+def _ogg_end(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
+    for page in ogg_pages(file):
+        yield page.start, page.end
+
+
+WALKS = {
+    "WAV": _riff_data,
+    "AVI": _avi_riffs,
+    "AIFF": _iff_data,
+    "8SVX": _iff_data,
+    "16SV": _iff_data,
+    "AU": _au_data,
+    "CAF": _caf_data,
+    "W64": _w64_data,
+    "MP4": _mp4_boxes,
+    "Windows Media": _asf_data,
+    "Matroska or WebM": _matroska_elements,
+    "Ogg": _ogg_end,
+}
+
+
+# --- Ogg ---
+
+
+@dataclass(frozen=True)
+class OggPage:
+    start: int
+    end: int
+    is_first: bool  # of a logical stream
+    serial: int
+    codec: bytes  # first bytes of the payload of a first page
+
+
+def ogg_pages(file: BinaryIO) -> Iterator[OggPage]:
+    """The pages of an Ogg file in order; junk between them is passed over."""
+    place = 0
+    while True:
+        file.seek(place)
+        head = file.read(27 + 255 + 8)
+        if len(head) < 27:
+            return
+        if head[:4] != b"OggS":
+            file.seek(place)
+            found = file.read(1 << 17).find(b"OggS")
+            if found <= 0:
+                return
+            place += found
+            continue
+        num_segments = head[26]
+        payload = 27 + num_segments
+        size = payload + sum(head[27:payload])
+        yield OggPage(place, place + size, bool(head[5] & 2), int.from_bytes(head[14:18], "little"), head[payload : payload + 8])
+        place += size
+
+
+@dataclass(frozen=True)
+class OggLink:
+    """One of the files that a chained Ogg file consists of: bytes `start` to `end`, and the codec of each of its streams."""
+
+    start: int
+    end: int
+    codecs: tuple[bytes, ...]
+
+
+def ogg_links(file: BinaryIO) -> list[OggLink]:
+    """The links of an Ogg file; more than one where it is chained."""
+    links: list[OggLink] = []
+    was_first = False
+    for page in ogg_pages(file):
+        if page.is_first and was_first:
+            links[-1] = OggLink(links[-1].start, page.end, (*links[-1].codecs, page.codec))
+        elif page.is_first or not links:
+            links.append(OggLink(page.start, page.end, (page.codec,)))
+        else:
+            links[-1] = OggLink(links[-1].start, page.end, links[-1].codecs)
+        was_first = page.is_first
+    return links
