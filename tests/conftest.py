@@ -8,9 +8,11 @@ import copy
 import hashlib
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,11 +23,14 @@ import pytest
 import torch
 import yaml
 
+from retrieval import progress
 from retrieval.errors import run_main
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = Path(__file__).parent / "golden"
 sys.path.insert(0, str(ROOT / "data_prep"))  # as `python data_prep/build_clotho.py` does
+
+import prep_progress  # noqa: E402
 
 SAMPLE_RATE = 16_000
 NOTES = ("low", "middle", "high", "shrill")
@@ -33,6 +38,13 @@ RHYTHMS = ("steady", "pulsing", "rising")
 
 # A shell starts background jobs with SIGINT ignored, and the commands that these tests interrupt would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# Progress lines appear after seconds, so on a busy machine in what a command says: the commands that tests start show none. tqdm, which
+# reads the variable when it is imported, has been imported: in this process `no_progress_lines` does the same.
+os.environ["TQDM_DISABLE"] = "1"
+
+# How long a test waits for another process or thread before it fails: no measure of speed.
+PATIENCE = 600.0  # s
+
 torch.set_num_threads(1)  # beside other work on the cores, waiting threads cost more than they bring
 datasets.disable_progress_bars()
 
@@ -43,9 +55,18 @@ def pytest_collection_modifyitems(config, items):
     items.sort(key=lambda item: (item.get_closest_marker("slow") is None) == is_shared)
 
 
+def wait_for(condition: Callable[[], object], process: subprocess.Popen | None = None) -> None:
+    """Until `condition()` holds; fails after PATIENCE, and at once where `process`, which is to bring it about, has ended."""
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end, "nothing happened in time"
+        assert process is None or process.poll() is None or condition(), "the process ended early"
+        time.sleep(0.01)
+
+
 def run_module(name: str, *arguments: str) -> subprocess.CompletedProcess:
     """`python -m name arguments` in the repository root."""
-    return subprocess.run([sys.executable, "-m", name, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    return subprocess.run([sys.executable, "-m", name, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
 
 
 def run_here(main: Callable[[], int | None], *arguments: str) -> subprocess.CompletedProcess:
@@ -114,6 +135,13 @@ def write_cache(path: Path, splits: dict[str, int], seed: int = 0, seconds: tupl
 def digests(folder: Path) -> dict[str, str]:
     """sha256 of every file under `folder`, by its path in there."""
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture(autouse=True)
+def no_progress_lines(monkeypatch):
+    """See TQDM_DISABLE above. Tests of progress set the seconds anew."""
+    for module in (progress, prep_progress):
+        monkeypatch.setattr(module, "SECONDS_UNSEEN", 1e9)
 
 
 @pytest.fixture(autouse=True)

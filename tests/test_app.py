@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import NOTES, RHYTHMS, ROOT, SAMPLE_RATE, run_module, tone
+from conftest import NOTES, PATIENCE, RHYTHMS, ROOT, SAMPLE_RATE, run_module, tone
 
 from retrieval.app import audio
 from retrieval.app.__main__ import listen, main
@@ -88,7 +88,7 @@ def started(index: Path) -> Iterator[str]:
             yield line.split()[2]
         finally:
             process.terminate()
-            errors = process.communicate(timeout=30)[1]
+            errors = process.communicate(timeout=PATIENCE)[1]
         assert "Traceback" not in errors, errors
 
 
@@ -114,7 +114,7 @@ def served(index: AudioIndex) -> Iterator[str]:
             yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
             running.should_exit = True
-            thread.join(30)
+            thread.join(PATIENCE)
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +132,7 @@ def opened(browser, address: str, complains: bool = False, **context) -> Iterato
     """A page of its own that must neither ask other machines for anything nor complain on the console, unless it must do that."""
     with browser.new_context(viewport={"width": 1280, "height": 800}, **context) as own:
         page, hosts, complaints = own.new_page(), set(), []
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(1000 * PATIENCE)
         page.on("request", lambda request: hosts.add(urlsplit(request.url).netloc))
         page.on("console", lambda line: complaints.append(line.text) if line.type == "error" else None)
         page.on("pageerror", lambda error: complaints.append(str(error)))
@@ -158,7 +158,7 @@ def status(page, text: str) -> str:
     from playwright.sync_api import expect
 
     line = page.locator("#status .message", has_text=text)
-    expect(line, f"the page says: {page.locator('#status').inner_text()}").to_be_visible(timeout=60_000)
+    expect(line, f"the page says: {page.locator('#status').inner_text()}").to_be_visible(timeout=1000 * PATIENCE)
     return line.inner_text()
 
 
@@ -382,7 +382,7 @@ def test_a_recording_that_broke_since_is_said_on_its_card(browser, models, tmp_p
 
 
 def get(address: str, path: str, method: str = "GET", **headers: str) -> tuple[int, dict[str, str], bytes]:
-    connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=30)
+    connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=PATIENCE)
     connection.request(method, path, headers=headers)
     answer = connection.getresponse()
     return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
@@ -474,7 +474,7 @@ def test_pictures_of_senseless_excerpts_are_refused(server, span):
 
 
 def test_an_upload_of_2_gb_is_refused_before_it_is_sent(server):
-    connection = http.client.HTTPConnection(urlsplit(server).netloc, timeout=10)
+    connection = http.client.HTTPConnection(urlsplit(server).netloc, timeout=PATIENCE)
     connection.putrequest("POST", "/gradio_api/upload")
     connection.putheader("Content-Type", "multipart/form-data; boundary=x")
     connection.putheader("Content-Length", str(2 * 10**9))

@@ -7,12 +7,12 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+from conftest import PATIENCE, wait_for
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "data_prep"))
@@ -433,14 +433,23 @@ def test_file_size_limit_is_one_line(tmp_path, capsys, num_proc):
     assert not list((root / "cache.partial").rglob("*.arrow"))
 
 
+def write_long_split(folder):
+    """A build of it takes seconds: a test that is not given a core right away still finds it at work."""
+    root = write_split(folder, names=[f"{index:03d}.wav" for index in range(240)], seconds=0.001)
+    first, *others = sorted((root / "evaluation").iterdir())
+    soundfile.write(first, tone(10.0), 44_100)
+    for path in others:
+        path.unlink()
+        os.link(first, path)
+    return root
+
+
 def test_ctrl_c_with_workers_is_one_line(tmp_path):
-    root = write_split(tmp_path, names=[f"{index:02d}.wav" for index in range(40)], seconds=10.0)
+    root = write_long_split(tmp_path)
     process = subprocess.Popen([*BUILD, str(root)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    deadline = time.monotonic() + 60
-    while not list((root / "cache.partial").rglob("*.tmp")) and time.monotonic() < deadline:
-        time.sleep(0.002)
+    wait_for(lambda: list((root / "cache.partial").rglob("*.tmp")), process)
     os.killpg(process.pid, signal.SIGINT)  # as the terminal does: to the workers too
-    assert process.communicate(timeout=60)[1] == "interrupted: run the same command again to go on from here\n"
+    assert process.communicate(timeout=PATIENCE)[1] == "interrupted: run the same command again to go on from here\n"
     assert process.returncode == 130
     assert_nothing_built(root)
 
@@ -469,19 +478,15 @@ def running_processes():
 
 
 def test_a_killed_build_goes_on_and_gives_the_same_cache(tmp_path):
-    root = write_split(tmp_path / "corpus", names=[f"{index:02d}.wav" for index in range(40)], seconds=10.0)
+    root = write_long_split(tmp_path / "corpus")
     process = subprocess.Popen([*BUILD, str(root)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     reports = root / "cache.partial" / "reports"
-    deadline = time.monotonic() + 60
-    while not list(reports.glob("*.json")) and time.monotonic() < deadline:
-        time.sleep(0.002)
+    wait_for(lambda: list(reports.glob("*.json")), process)
     workers = [pid for pid, (_, parent) in running_processes().items() if parent == process.pid]
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert_nothing_built(root)
-    while any(running_processes().get(pid, "Z")[0] != "Z" for pid in workers):  # they end with their parent
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_for(lambda: all(running_processes().get(pid, "Z")[0] == "Z" for pid in workers))  # they end with their parent
     shards = (root / "cache.partial" / "cache").rglob("*.arrow")
     ready = {path: path.stat().st_ino for path in shards if (reports / f"evaluation{path.stem[4:]}.json").exists()}
     assert ready

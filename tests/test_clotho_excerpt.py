@@ -13,13 +13,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import yaml
+from conftest import PATIENCE, wait_for
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -51,7 +51,7 @@ ENOUGH = 0.94  # R@1 of 33 of the 35 captions: each clip is then found by at lea
 
 def run(*command: str | Path) -> str:
     """Standard output of a script of the repository, which must succeed."""
-    ended = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    ended = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
     assert ended.returncode == 0, ended.stderr[-2000:]
     return ended.stdout
 
@@ -136,16 +136,9 @@ def train_until(reached: Callable[[list[float]], bool], arguments: list, run_fol
                 os.killpg(process.pid, signal.SIGKILL)
             raise
         finally:
-            process.wait(60)
+            process.wait(PATIENCE)
     (state,) = (run_folder / "states").iterdir()
     return int(state.name.removeprefix("step-")), validations()
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 400) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "nothing happened in time"
-        time.sleep(0.1)
 
 
 def check_ranks(path: Path, metrics: dict[str, float]) -> None:

@@ -16,7 +16,7 @@ from torch.distributed import all_reduce, init_process_group
 
 from retrieval import distributed
 from retrieval.losses import nt_xent
-from tests.conftest import ROOT
+from conftest import PATIENCE, ROOT
 
 NUM_PAIRS, FEATURES, DIM = 5, 6, 4
 CLIPS = [0, 1, 2, 0, 3]  # the first and the fourth pair are of one clip, and on different processes
@@ -174,7 +174,7 @@ def test_processes_that_end_after_an_exchange_end_well():
         for rank in range(2):
             environment = os.environ | where | {"RANK": str(rank)}
             processes.append(subprocess.Popen([sys.executable, "-c", ENDS_AT_ONCE], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True))
-    assert [(process.communicate(timeout=120)[1], process.returncode) for process in processes] == [("", 0)] * len(processes)
+    assert [(process.communicate(timeout=PATIENCE)[1], process.returncode) for process in processes] == [("", 0)] * len(processes)
 
 
 # --- one process ---

@@ -418,10 +418,11 @@ def no_hub(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["nobody/no-such-model", "runs/absent/best", "absent"])
-def test_neither_a_folder_nor_on_the_hub(no_hub, name: str):
-    begin = time.perf_counter()
+def test_neither_a_folder_nor_on_the_hub(no_hub, name: str, monkeypatch):
+    pauses = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
     message = error_of(DualEncoder.from_pretrained, name)
-    assert time.perf_counter() - begin < 5.0  # s
+    assert pauses == []  # huggingface_hub alone pauses between its tries, 23 s a file
     assert message.startswith(f"checkpoint {name} is no folder here and the Hugging Face hub did not give it (it is out of reach")
 
 

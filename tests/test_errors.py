@@ -5,14 +5,14 @@ import sys
 
 import pytest
 
-from conftest import ROOT
+from conftest import PATIENCE, ROOT
 
 START = "from retrieval.errors import OneLineParser, UserError, run_main\n"
 
 
 def run(code: str, shell_end: str = "", **environment: str) -> subprocess.CompletedProcess:
     command = f"set -o pipefail; {sys.executable} -c '{START}{code}' {shell_end}"
-    return subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=60, env={"PATH": "/usr/bin:/bin", **environment})
+    return subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, env={"PATH": "/usr/bin:/bin", **environment})
 
 
 def test_a_reader_that_has_gone_ends_it_without_a_word():

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from conftest import PATIENCE
 
 from retrieval import evaluation
 from retrieval.errors import UserError
@@ -129,7 +130,7 @@ def test_encoders_run_under_autocast_and_scores_do_not():
 def test_several_processes_give_every_one_the_whole_matrix(monkeypatch, world_size, audio_batch_size):
     """Threads stand in for processes: each knows its rank, and blocks of columns are exchanged at a barrier. The shares are uneven."""
     whole = similarity_matrix(FakeModel(), all_captions(FakeSplit(num_clips=4)), FakeSplit(num_clips=4))
-    place, blocks, barrier = threading.local(), [None] * world_size, threading.Barrier(world_size, timeout=20)
+    place, blocks, barrier = threading.local(), [None] * world_size, threading.Barrier(world_size, timeout=PATIENCE)
 
     def exchange(block):
         blocks[place.rank] = block

@@ -15,7 +15,7 @@ import pyarrow.parquet
 import pytest
 import torch
 import transformers
-from conftest import SAMPLE_RATE, write_cache, write_text_encoder
+from conftest import PATIENCE, SAMPLE_RATE, write_cache, write_text_encoder
 
 from retrieval.config import load_config
 from retrieval.data import open_cache
@@ -124,7 +124,7 @@ def test_export_json_says_how_to_call_the_graphs(saved: dict[str, Path], exporte
 
 def test_the_python_of_the_readme_runs(exported: Path):
     code = (exported / "README.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
-    outcome = subprocess.run([sys.executable, "-c", code], cwd=exported, capture_output=True, text=True, timeout=120)
+    outcome = subprocess.run([sys.executable, "-c", code], cwd=exported, capture_output=True, text=True, timeout=PATIENCE)
     assert outcome.returncode == 0, outcome.stderr
     assert np.array(json.loads(" ".join(outcome.stdout.split()).replace("[ ", "[").replace(" ", ","))).shape == (2, 2)
 

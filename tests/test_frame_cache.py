@@ -13,7 +13,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from conftest import write_cache
+from conftest import PATIENCE, write_cache
 from safetensors.torch import load_file
 
 from retrieval import checkpoint, frame_cache, training
@@ -115,7 +115,7 @@ def test_of_two_runs_at_once_one_encodes_and_the_other_waits(model, split, tmp_p
     accelerator = Accelerator()
     with ThreadPoolExecutor() as pool:
         futures = [pool.submit(frame_cache.cached_frames, model, split, tmp_path, accelerator, **SETTINGS) for _ in range(2)]
-        first, second = (future.result(30) for future in futures)
+        first, second = (future.result(PATIENCE) for future in futures)
     assert calls == [3, 3, 3, 3] and np.array_equal(first.read(4), second.read(4))
 
 

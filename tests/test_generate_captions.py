@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from conftest import PATIENCE, wait_for
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "data_prep"))
@@ -277,10 +278,12 @@ def test_faults_are_seen(text, reason):
 
 
 @pytest.mark.parametrize("answer", ["[" * 1_000_000, '{"a":[' * 170_000, "[1," * 330_000, "<think>" * 150_000])
-def test_hostile_answers_of_a_megabyte_are_read_in_a_moment(answer):
-    started = time.monotonic()
+def test_hostile_answers_of_a_megabyte_are_read_in_a_moment(answer, monkeypatch):
+    # The work grows with the square of what is read: all of it took a minute.
+    lengths, decode = [0], json.JSONDecoder.raw_decode
+    monkeypatch.setattr(json.JSONDecoder, "raw_decode", lambda self, text, place=0: (lengths.append(len(text)), decode(self, text, place))[1])
     assert listed_texts(answer) == []
-    assert time.monotonic() - started < 15  # 1; 20 to 60 if all of it is tried
+    assert max(lengths) <= caption_paraphrases.MAX_CHARACTERS
 
 
 @pytest.mark.parametrize(
@@ -424,28 +427,31 @@ def test_what_passes_is_asked_again(server, paths, status):
 
 
 @pytest.mark.parametrize("form", ["seconds", "date"])
-def test_retry_after_is_honoured(server, paths, form):
+def test_retry_after_is_honoured(server, paths, monkeypatch, form):
     from email.utils import formatdate
 
+    pauses = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+
     def play(question, number):
-        after = "1" if form == "seconds" else formatdate(time.time() + 2, usegmt=True)  # whole seconds: 1 to 2 from now
+        after = "200" if form == "seconds" else formatdate(time.time() + 200, usegmt=True)
         return (429, {"Retry-After": after}, {}) if number == 1 else good_answer(question, number)
 
     server.play = play
     assert generate(server, paths, "--num-parallel", "1") == 0
-    pauses = np.diff(server.times)
-    assert pauses[0] > 0.9 and pauses[1:].max() < 0.9
+    (pause,) = filter(None, pauses)
+    assert pause == 200 if form == "seconds" else 100 < pause <= 200
 
 
 def test_a_slow_answer_is_asked_again(server, paths):
     def play(question, number):
         if number == 1:
-            time.sleep(1.0)
+            wait_for(lambda: len(server.questions) > 1)
         return good_answer(question, number)
 
     server.play = play
-    assert generate(server, paths, "--timeout", "0.3", "--num-parallel", "1") == 0
-    assert len(server.questions) == 4
+    assert generate(server, paths, "--timeout", "3", "--num-parallel", "1") == 0
+    assert server.clips_asked()[:2] == clip_names(1) * 2
 
 
 def test_a_pause_grows_between_tries(server, paths, monkeypatch):
@@ -461,9 +467,7 @@ def test_a_pause_grows_between_tries(server, paths, monkeypatch):
 
 def test_a_server_that_drips_is_late(capsys, tmp_path, drip):
     paths = (write_captions(tmp_path / "in.csv", 1), tmp_path / "out.csv")
-    started = time.monotonic()
     assert generate(drip, paths, "--timeout", "0.4") == 2
-    assert time.monotonic() - started < 6  # three tries; a dripped answer takes 8 s
     captured = capsys.readouterr()
     assert "0 of 5 new captions: " in captured.out and "Read timed out. (read timeout=0.4)" in captured.out
     assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
@@ -800,30 +804,26 @@ def test_a_full_disk_is_one_line(server, paths, capsys, monkeypatch):
 # ---- the real command, killed and interrupted
 
 
-def wait_for(condition, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
 def test_a_killed_run_goes_on_with_what_is_missing(server, tmp_path):
     paths = (write_captions(tmp_path / "in.csv", 40), tmp_path / "out.csv")
 
-    def slowly(question, number):
-        time.sleep(0.02 * (number % 4 + 1))
+    is_killed = threading.Event()
+
+    def stuck_after_twelve(question, number):
+        if number > 12:
+            is_killed.wait(PATIENCE)
         return good_answer(question, number)
 
-    server.play = slowly
+    server.play = stuck_after_twelve
     process = subprocess.Popen([*COMMAND, *arguments_for(server, paths, "--num-parallel", "4")])
-    wait_for(lambda: len(journal_clips(paths)) >= 10)
+    wait_for(lambda: len(journal_clips(paths)) == 12 and len(server.questions) == 16, process)
     process.send_signal(signal.SIGKILL)
     process.wait()
+    is_killed.set()
     ready = journal_clips(paths)
-    assert 10 <= len(ready) < 40 and len(server.questions) <= len(ready) + 12 and not paths[1].exists()
+    assert len(ready) == 12 and not paths[1].exists()
     with journal_of(paths).open("ab") as file:
         file.write(b'{"file_name": "clip')  # killed in the middle of a line
-    time.sleep(0.1)  # the last questions of the killed run
     server.questions.clear()
     assert generate(server, paths) == 0
     assert sorted(server.clips_asked()) == sorted(set(clip_names(40)) - set(ready))
@@ -837,16 +837,15 @@ def test_ctrl_c_does_not_wait_for_answers_and_keeps_what_came(server, tmp_path):
 
     def stuck_after_six(question, number):
         if number > 6:
-            end.wait(60)
+            end.wait(PATIENCE)
         return good_answer(question, number)
 
     server.play = stuck_after_six
     process = subprocess.Popen([*COMMAND, *arguments_for(server, paths, "--num-parallel", "3")], stderr=subprocess.PIPE, text=True)
     wait_for(lambda: len(journal_clips(paths)) == 6 and len(server.questions) == 9)
-    started = time.monotonic()
     process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=30)[1] == "interrupted: run the same command again to go on from here\n"
-    assert process.returncode == 130 and time.monotonic() - started < 10 and not paths[1].exists()
+    assert process.communicate(timeout=PATIENCE / 2)[1] == "interrupted: run the same command again to go on from here\n"
+    assert process.returncode == 130 and not paths[1].exists()
     ready = journal_clips(paths)
     end.set()
     server.play = good_answer

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import PATIENCE
 
 import retrieval
 
@@ -32,7 +33,7 @@ def layout(tmp_path):
 
 def run(folder, *command, installed=True):
     environment = {**os.environ, "PYTHONPATH": str(folder / "installed") if installed else ""}
-    return subprocess.run([sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run([sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE)
 
 
 def test_python_train(layout):

@@ -14,9 +14,10 @@ import psutil
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from conftest import PATIENCE, wait_for
 from many_processes import free_port, run_script, run_scripts
 from safetensors.torch import load_file
-from test_training import losses_of, wait_for
+from test_training import losses_of
 from torch import multiprocessing
 
 from retrieval import training
@@ -27,7 +28,6 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[1]
 NO_DROPOUT = ["text_encoder.dropout=0", "pooling.attention_dropout=0", "evaluation.num_pictures=0"]
-MINUTE = 60
 MARK = "LAUNCHED_BY_TEST"  # in the environment of every process that a test here starts
 
 
@@ -87,7 +87,7 @@ def test_two_launchers_train_as_one_process_does(tiny, tmp_path, capsys):
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch 1: validation")]
     arguments = ["--config", str(tiny / "tiny.yaml"), *settings, f"train.output={tmp_path}/two"]
     with launched(two_launchers(free_port()), arguments, tmp_path) as launchers:
-        codes = [launcher.wait(3 * MINUTE) for launcher in launchers]
+        codes = [launcher.wait(PATIENCE) for launcher in launchers]
     log = (tmp_path / "log_0").read_text()
     assert codes == [0, 0], log[-2000:]
     assert "2 process(es)" in log and len(said) == 1 and said[0] in log.splitlines()
@@ -105,11 +105,11 @@ def test_a_process_that_is_killed_ends_the_others_with_an_error(tiny, tmp_path, 
     run = tmp_path / "run"
     arguments = ["--config", str(tiny / "tiny.yaml"), *NO_DROPOUT, "train.epochs=400", "train.save_every_steps=100000", f"train.output={run}"]
     with launched(LAUNCHERS[kind](free_port()), arguments, tmp_path) as launchers:
-        wait_for(lambda: (run / "last").exists(), launchers[0], seconds=3 * MINUTE)
+        wait_for(lambda: (run / "last").exists(), launchers[0])
         processes = training_processes(tmp_path)
         assert sorted(processes) == [0, 1]
         processes[1].send_signal(signal.SIGKILL)
-        wait_for(lambda: running(tmp_path) == [], seconds=MINUTE)
+        wait_for(lambda: running(tmp_path) == [])
         codes = [launcher.wait() for launcher in launchers]
     logs = [(tmp_path / f"log_{number}").read_text() for number in range(len(launchers))]
     assert 0 not in codes

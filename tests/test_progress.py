@@ -15,19 +15,23 @@ import build_clotho  # of data_prep, see conftest.py
 import make_sample_corpus
 import prep_progress
 import pytest
-from conftest import ROOT
+from conftest import PATIENCE, ROOT
 
 from retrieval import pretraining, progress, zero_shot
 
 MODULES = {"retrieval.progress": ROOT, "prep_progress": ROOT / "data_prep"}
 WORK = """
-    import sys, time
+    import sys
+    import tqdm.std
     import {module} as progress
+
+    seconds = 0.0
+    tqdm.std.time = lambda: seconds  # a clock that only the work moves on
     progress.SECONDS_UNSEEN, progress.SECONDS_BETWEEN_LINES = 0.2, 0.5
     {before}
     with progress.bar(total={total}, desc="embedding", unit="clip", initial=1000) as bar:
         for _ in range({steps}):
-            time.sleep(0.05)
+            seconds += 0.05
             bar.set_postfix(loss="0.5", refresh=False)
             bar.update(10)
 """
@@ -40,7 +44,7 @@ def start(request):
     def start(stderr, environment: dict[str, str] | None = None, before: str = "", total: int | None = 1300, steps: int = 30) -> None:
         code = textwrap.dedent(WORK).format(module=request.param, before=before, total=total, steps=steps)
         environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "TQDM_DISABLE")} | (environment or {})
-        subprocess.run([sys.executable, "-c", code], cwd=MODULES[request.param], env=environment, stderr=stderr, check=True, timeout=60)
+        subprocess.run([sys.executable, "-c", code], cwd=MODULES[request.param], env=environment, stderr=stderr, check=True, timeout=PATIENCE)
 
     return start
 

@@ -8,13 +8,12 @@ import re
 import signal
 import subprocess
 import sys
-import time
 import wave
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import digests
+from conftest import PATIENCE, digests, wait_for
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "data_prep"))
@@ -344,12 +343,10 @@ def test_an_interrupted_run_leaves_no_corpus(tmp_path):
     command = [sys.executable, str(ROOT / "data_prep/make_sample_corpus.py"), "--output", str(output), "--num-proc", "2"]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     partial = tmp_path / ".corpus.partial"
-    deadline = time.monotonic() + 60
-    while not list(partial.glob("development/*.wav")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert list(partial.glob("development/*.wav")) and not output.exists()
+    wait_for(lambda: list(partial.glob("development/*.wav")), process)
+    assert not output.exists()
     process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 130
+    assert process.wait(PATIENCE) == 130
     assert not os.listdir(tmp_path)
 
 

@@ -17,7 +17,7 @@ import soundfile
 import soxr
 import torch
 
-from conftest import NOTES, RHYTHMS, SAMPLE_RATE, digests, run_module, tone
+from conftest import NOTES, PATIENCE, RHYTHMS, SAMPLE_RATE, digests, run_module, tone, wait_for
 from retrieval.config import load_config
 from retrieval.errors import UserError
 from retrieval.models import DualEncoder, build_model
@@ -589,7 +589,7 @@ PLACES = [
 def test_a_killed_build_goes_on(sounds, models, indexed, tmp_path, encoded, owner, name, count):
     path = tmp_path / "index"
     process = in_process(build_and_die, owner, name, count, sounds, models / "tap", path)
-    process.join(60)
+    process.join(PATIENCE)
     assert process.exitcode == -signal.SIGKILL
     num_before = 0
     if (path / "index.sqlite").exists():
@@ -613,7 +613,7 @@ def test_a_kill_while_the_index_is_written_anew(own, models, tmp_path):
     shutil.rmtree(own / "high up")
     (own / "long.flac").unlink()
     process = in_process(build_and_die, writer.os, "pread", 3, own, models / "tap", path)
-    process.join(60)
+    process.join(PATIENCE)
     assert process.exitcode == -signal.SIGKILL and (path / "vectors-1.f32").exists()
     index = AudioIndex.build(own, models / "tap", path)
     assert sorted(file.name for file in path.glob("*-*.f*")) == ["frames-1.f16", "vectors-1.f32"]
@@ -621,12 +621,18 @@ def test_a_kill_while_the_index_is_written_anew(own, models, tmp_path):
 
 
 def test_two_at_once_take_turns(sounds, models, indexed, tmp_path, capfd):
-    path = tmp_path / "index"
-    processes = [in_process(AudioIndex.build, sounds, models / "tap", path) for _ in range(2)]
+    path, said = tmp_path / "index", []
+
+    def both_wait() -> bool:
+        said.append(capfd.readouterr().err)
+        return "".join(said).count("waiting for it") == 2
+
+    with writer.locked(path):
+        processes = [in_process(AudioIndex.build, sounds, models / "tap", path) for _ in range(2)]
+        wait_for(both_wait)
     for process in processes:
-        process.join(60)
+        process.join(PATIENCE)
     assert [process.exitcode for process in processes] == [0, 0]
-    assert capfd.readouterr().err.count("waiting for it") == 1
     check_equal(AudioIndex.open(path), AudioIndex.open(indexed))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import datasets
 import pytest
 import yaml
-from conftest import ROOT, SAMPLE_RATE, write_cache
+from conftest import PATIENCE, ROOT, SAMPLE_RATE, write_cache
 from hub_stub import READER, WRITER, Hub, running_hub
 from huggingface_hub import ModelCard
 
@@ -194,7 +194,7 @@ def on_hub(stub: Hub, home: Path, *command: str, token: str | None = WRITER) -> 
     """HF_ENDPOINT is read when huggingface_hub is imported: a process of its own. Without xet, whose protocol the stand-in does not speak."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
     environment |= {"HF_ENDPOINT": stub.address, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"} | ({"HF_TOKEN": token} if token else {})
-    return subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE)
 
 
 SCORES = """

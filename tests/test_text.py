@@ -238,10 +238,11 @@ def no_hub(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["roberta-largest", "nobody/no-such-model"])
-def test_without_the_hub_a_name_fails_at_once_and_says_how_to_get_it(no_hub, name: str):
-    begin = time.perf_counter()
+def test_without_the_hub_a_name_fails_at_once_and_says_how_to_get_it(no_hub, name: str, monkeypatch):
+    pauses = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
     messages = [error_of(text_architecture, name, 0.1), error_of(load_tokenizer, name)]
-    assert time.perf_counter() - begin < 5.0  # s; huggingface_hub alone takes 23 s a file
+    assert pauses == []  # huggingface_hub alone pauses between its tries, 23 s a file
     for message in messages:
         assert message.startswith(f"text encoder {name!r} is no folder here and the Hugging Face hub did not give it (")
         short = name.split("/")[-1]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import digests, write_cache
+from conftest import PATIENCE, digests, wait_for, write_cache
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -168,7 +168,7 @@ def test_a_non_finite_step_stops_the_run_and_spoils_nothing(tiny, tmp_path, monk
 @pytest.mark.slow
 def test_sigkill_anywhere_and_resume_equals_an_undisturbed_run_bit_for_bit(tiny, tmp_path):
     command = [sys.executable, str(ROOT / "tests" / "killed_runs.py"), str(tiny / "tiny.yaml"), str(tmp_path)]
-    output = subprocess.run(command, capture_output=True, text=True, timeout=400, cwd=ROOT)
+    output = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, cwd=ROOT)
     assert output.returncode == 0, output.stderr[-2000:]
     reports = [json.loads(line) for line in output.stdout.splitlines()]
     assert len(reports) == 10
@@ -195,13 +195,13 @@ def test_an_interrupted_launch_saves_and_resume_goes_on(tiny, tmp_path, how):
             process.send_signal(signal.SIGTERM)
         else:
             os.killpg(process.pid, signal.SIGINT)
-        process.wait(30)
+        process.wait(PATIENCE)
         wait_for(lambda: "interrupted; " in (tmp_path / "log").read_text())
     state = latest_state(run)
     again = f"interrupted; continue from {state}: {shlex.join(['accelerate', *command[1:], '--resume'])}\n"
     assert state is not None and again in (tmp_path / "log").read_text()
     steps = int(state.name.removeprefix("step-"))
-    resumed = subprocess.run([*command, "--resume", f"train.max_steps={steps + 3}"], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    resumed = subprocess.run([*command, "--resume", f"train.max_steps={steps + 3}"], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
     assert resumed.returncode == 0, resumed.stderr[-2000:]
     assert f"resumed in epoch {(steps - 1) // 6 + 1} of 400 after step {(steps - 1) % 6 + 1}" in resumed.stdout
     assert max(losses_of(run)) == steps + 3
@@ -250,7 +250,7 @@ def test_a_loader_process_leaves_signals_to_its_parent():
     with interruption.stop_on_signals() as stop:
         process = multiprocessing.get_context("fork").Process(target=signals_itself, args=(stop,))
         process.start()
-        process.join(30)
+        process.join(PATIENCE)
     assert process.exitcode == 0 and stop.signum == 0
 
 
@@ -290,14 +290,6 @@ def restored_sigterm():
     before = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, before)
-
-
-def wait_for(condition, process=None, seconds: float = 90) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "nothing happened in time"
-        assert process is None or process.poll() is None, "the run ended early"
-        time.sleep(0.1)
 
 
 def test_ctrl_c_saves_after_the_step_and_exits_with_130(tiny, tmp_path, monkeypatch, capsys):
