@@ -559,6 +559,12 @@ def in_process(function, *arguments) -> multiprocessing.Process:
     return process
 
 
+def hold(path: Path, is_held, may_end) -> None:
+    with writer.locked(path):
+        is_held.set()
+        may_end.wait()
+
+
 def build_and_die(owner, name: str, count: int, sounds: Path, model: Path, path: Path) -> None:
     """Build an index, and kill this process after the `count`-th call of a function."""
     original, calls = getattr(owner, name), []
@@ -627,12 +633,15 @@ def test_two_at_once_take_turns(sounds, models, indexed, tmp_path, capfd):
         said.append(capfd.readouterr().err)
         return "".join(said).count("waiting for it") == 2
 
-    with writer.locked(path):
-        processes = [in_process(AudioIndex.build, sounds, models / "tap", path) for _ in range(2)]
-        wait_for(both_wait)
-    for process in processes:
+    is_held, may_end = multiprocessing.Event(), multiprocessing.Event()
+    holder = in_process(hold, path, is_held, may_end)
+    assert is_held.wait(PATIENCE)
+    processes = [in_process(AudioIndex.build, sounds, models / "tap", path) for _ in range(2)]
+    wait_for(both_wait)
+    may_end.set()
+    for process in [holder, *processes]:
         process.join(PATIENCE)
-    assert [process.exitcode for process in processes] == [0, 0]
+    assert [process.exitcode for process in [holder, *processes]] == [0, 0, 0]
     check_equal(AudioIndex.open(path), AudioIndex.open(indexed))
 
 
