@@ -1,0 +1,394 @@
+"""Decode sound files in a process of their own: a native library that crashes costs the file that it was reading, and nothing else.
+
+libsndfile, mpg123, soxr and FFmpeg are C code, and the files come from anywhere. A child process that lives on from file to file runs
+retrieval.base.sound and sends back blocks of samples, the same ones to the last bit. If it crashes, is killed, needs more memory than
+MEMORY_LIMIT, or makes no progress for HANG_SECONDS, then the file is unreadable, with that as the reason, and the next file gets a new child.
+What the libraries print goes nowhere.
+
+    parent                                     child (serve)
+    REQUEST {"path": ..., "sample_rate": ...}  ->
+                                               <-  BLOCK float32 ..., FACTS {...}    as many as there is credit for
+    CREDIT                                     ->
+    ABANDON, to end in the middle              ->
+                                               <-  END, or ERROR {"kind": ..., "text": ...}
+
+Numbers and JSON only: nothing that the child sends is run. A child waits for its parent wherever it does not decode, so that it ends when the
+parent does, however that ends. PR_SET_PDEATHSIG would end it with the *thread* that started it.
+"""
+
+import atexit
+import fcntl
+import json
+import os
+import resource
+import signal
+import struct
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from retrieval.base.errors import UserError, one_line
+from retrieval.base.sound import SoundFacts, TruncatedSound, UnreadableSound
+
+READER = "retrieval.base.sound"  # the module whose `mono_blocks` the child runs
+HANG_SECONDS = 300.0  # for one block; generous, since a disk may be slow to wake up and a machine busy
+MEMORY_LIMIT = 4 * 2**30  # bytes of data of a child
+BLOCKS_AHEAD = 2  # decoded before they are asked for
+MOST_IDLE = 8  # children kept for later
+PIPE_BYTES = 2**20  # a larger buffer saves switches between the processes
+
+REQUEST, CREDIT, ABANDON = b"R", b"C", b"A"
+READY, BLOCK, FACTS, END, ERROR = b"Y", b"B", b"F", b"E", b"X"
+HEADER = struct.Struct("<cI")  # kind, bytes that follow
+KINDS_OF_ERROR = {kind.__name__: kind for kind in (UnreadableSound, TruncatedSound)}
+# The child sees the parent's modules, before those of a folder that it happens to run in.
+START = "import sys; sys.path[:] = sys.argv[2:]; from retrieval.base.decoder_process import serve; serve(sys.argv[1])"
+
+
+def mono_blocks(
+    path: Path | str | bytes, sample_rate: int, max_seconds: float | None = None, facts: SoundFacts | None = None, **settings: Any
+) -> Iterator[np.ndarray]:
+    """Do as retrieval.base.sound.mono_blocks does, in another process. May be called from several threads: each stream has a child of its own.
+
+    Raises:
+        UnreadableSound: also where the decoder dies.
+        FileNotFoundError, PermissionError: as the system raises them.
+        UserError: no process can be started.
+    """
+    path = os.fsdecode(path)
+    request = {"path": os.path.abspath(path), "sample_rate": sample_rate, "max_seconds": max_seconds, **settings}
+    num_given, is_second_try = 0, False
+    while True:
+        decoder = _Decoder() if is_second_try else _idle_decoder()
+        is_new = decoder.num_requests == 0
+        num_blocks = 0
+        try:
+            for block in decoder.read(request, path, facts):
+                num_blocks += 1
+                if num_blocks > num_given:  # those of the first try are the same
+                    num_given += 1
+                    yield block
+            return
+        except _DecoderDied as death:
+            # A file that was read before may have spoilt the child's memory, and the system may have killed it for a reason of its own.
+            if is_new or death.was_hanging:
+                raise UnreadableSound(str(death)) from None
+            is_second_try = True
+        finally:
+            decoder.release()
+
+
+class _DecoderDied(Exception):
+    """The message says why."""
+
+    was_hanging = False
+
+
+class _Decoder:
+    """A child process. One stream at a time; `release` after each."""
+
+    def __init__(self) -> None:
+        self.num_requests = 0
+        self._is_streaming = False  # a stream is under way
+        self._is_whole = True  # no message was interrupted half way
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", START, READER, *_module_paths()],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                bufsize=0,
+                start_new_session=True,  # Ctrl-C is the parent's business
+                # One thread a child, as for a decoder in the parent.
+                env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+            )
+        except OSError as error:
+            raise UserError(f"the process that decodes sounds cannot be started: {error.strerror}") from None
+        _all.add(self)
+        self._in, self._out = self._process.stdin.fileno(), self._process.stdout.fileno()
+        with suppress(OSError, AttributeError):  # Linux only, and up to a limit for each user
+            fcntl.fcntl(self._out, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        try:
+            self._receive_ready()
+        except BaseException:
+            self.kill()
+            raise
+
+    def _receive_ready(self) -> None:
+        try:
+            kind, payload = self._receive()
+        except _DecoderDied as death:
+            raise UserError(f"the process that decodes sounds does not start: {death}") from None
+        if kind != READY:
+            raise UserError(f"the process that decodes sounds does not start: {json.loads(payload.tobytes())['text']}")
+
+    def read(self, request: dict[str, Any], path: str, facts: SoundFacts | None) -> Iterator[np.ndarray]:
+        """Blocks float32 (S,). Raises _DecoderDied, and the errors of the reader."""
+        self.num_requests += 1
+        content = json.dumps(request).encode()
+        self._send(REQUEST + struct.pack("<I", len(content)) + content)
+        self._is_streaming = True
+        while True:
+            kind, payload = self._receive()
+            if kind == BLOCK:
+                self._send(CREDIT)
+                yield payload.view(np.float32)
+            elif kind == FACTS:
+                for name, value in json.loads(payload.tobytes()).items():
+                    if facts is not None:
+                        setattr(facts, name, value)
+            else:
+                self._is_streaming = False
+                if kind == ERROR:
+                    _raise(json.loads(payload.tobytes()), path)
+                return
+
+    def release(self) -> None:
+        """Keep the child for the next file, unless it is dead or was interrupted in the middle of a message."""
+        if self in _all and self._is_whole and self._process.poll() is None and len(_idle) < MOST_IDLE:
+            try:
+                if self._is_streaming:
+                    self._send(ABANDON)  # what it has sent by then is passed over when it is needed again
+                _idle.append(self)
+                return
+            except _DecoderDied:
+                pass
+        self.kill()
+
+    def pass_over(self) -> None:
+        """Forget what is left of an abandoned stream. Raises _DecoderDied."""
+        while self._is_streaming:
+            kind, _ = self._receive()
+            self._is_streaming = kind not in (END, ERROR)
+
+    def kill(self) -> None:
+        if self in _all:
+            _all.discard(self)
+            self._process.kill()
+            self._process.wait()
+            self._close()
+
+    def forget(self) -> None:
+        """In a forked copy of the parent: the child belongs to the other one."""
+        self._process.returncode = 0
+        self._in = self._out = -1
+        self._close()
+
+    def _close(self) -> None:
+        for pipe in (self._process.stdin, self._process.stdout):
+            with suppress(OSError):
+                pipe.close()
+
+    def _send(self, message: bytes) -> None:
+        """Raises _DecoderDied."""
+        self._is_whole = False
+        try:
+            while message:
+                message = message[os.write(self._in, message) :]
+        except OSError:
+            raise self._death() from None
+        self._is_whole = True
+
+    def _receive(self) -> tuple[bytes, np.ndarray]:
+        """Kind and payload uint8 (bytes,). Raises _DecoderDied."""
+        self._is_whole = False
+        kind, length = HEADER.unpack(self._receive_bytes(HEADER.size).tobytes())
+        payload = self._receive_bytes(length)
+        self._is_whole = True
+        return kind, payload
+
+    def _receive_bytes(self, length: int) -> np.ndarray:
+        content = np.empty(length, np.uint8)
+        rest = memoryview(content)
+        while len(rest):
+            try:
+                count = os.readv(self._out, [rest])
+            except OSError:
+                count = 0
+            if not count:
+                raise self._death()
+            rest = rest[count:]
+        return content
+
+    def _death(self) -> _DecoderDied:
+        try:
+            code = self._process.wait(timeout=10.0)
+        except subprocess.TimeoutExpired:
+            code = None
+        self.kill()
+        death = _DecoderDied(f"its decoder ended unexpectedly (exit code {code})")
+        if code == -signal.SIGALRM:
+            death = _DecoderDied(f"its decoder made no progress for {HANG_SECONDS:g} s")
+            death.was_hanging = True
+        elif code == -signal.SIGKILL:
+            death = _DecoderDied("its decoder was killed, perhaps for lack of memory")
+        elif code is not None and code < 0:
+            death = _DecoderDied(f"its decoder crashed ({signal.Signals(-code).name})")
+        return death
+
+
+def _module_paths() -> list[str]:
+    """The parent's sys.path for the child, with the current folder at its end: a file there takes the place of no module."""
+    root, current = str(Path(__file__).resolve().parents[2]), os.path.realpath(os.curdir)
+    paths = [path for path in sys.path if os.path.isabs(path)]
+    last = [path for path in paths if os.path.realpath(path) == current != root]
+    return [*(path for path in paths if path not in last), root, *last]
+
+
+_idle: deque[_Decoder] = deque()  # its append and pop need no lock
+_all: set[_Decoder] = set()
+
+
+def _idle_decoder() -> _Decoder:
+    while True:
+        try:
+            decoder = _idle.pop()
+        except IndexError:
+            return _Decoder()
+        try:
+            decoder.pass_over()
+            return decoder
+        except _DecoderDied:
+            pass
+        except BaseException:
+            decoder.kill()
+            raise
+
+
+def _raise(error: dict[str, Any], path: str) -> NoReturn:
+    if error["kind"] == "OSError":
+        raise OSError(error["errno"], error["text"], path)  # FileNotFoundError and PermissionError by their number
+    raise KINDS_OF_ERROR.get(error["kind"], UnreadableSound)(error["text"])
+
+
+@atexit.register
+def close_all() -> None:
+    """End all children."""
+    _idle.clear()
+    for decoder in list(_all):
+        decoder.kill()
+
+
+def _forget_all() -> None:
+    _idle.clear()
+    for decoder in list(_all):
+        decoder.forget()
+    _all.clear()
+
+
+os.register_at_fork(after_in_child=_forget_all)
+
+
+# --- in the child ---
+
+
+def serve(reader: str) -> NoReturn:
+    """Read files for the parent, which is at the other end of stdin and stdout, until it closes them. `reader`: see READER."""
+    requests, answers = os.dup(0), os.dup(1)
+    silence = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1):
+        os.dup2(silence, stream)  # what libraries print must not get among the samples
+    _set_limits()
+    try:
+        module = __import__(reader, fromlist=["mono_blocks"])
+    except Exception as error:
+        _answer(answers, ERROR, json.dumps({"kind": "Start", "text": one_line(error)}).encode())
+        os._exit(1)
+    os.dup2(silence, 2)
+    code = 0
+    try:
+        _answer(answers, READY)
+        while request := _next_request(requests):
+            _serve_request(module, request, requests, answers)
+    except BrokenPipeError:
+        pass  # the parent has gone
+    except BaseException:
+        code = 1
+    os._exit(code)  # nothing of the libraries' own endings
+
+
+def _set_limits() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process, also within a library
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    with suppress(ValueError, OSError):  # a lower limit is there
+        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_LIMIT, MEMORY_LIMIT))
+    with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write("500")  # where memory is short, this process goes before its parent
+
+
+def _serve_request(module: Any, request: dict[str, Any], requests: int, answers: int) -> None:
+    facts = SoundFacts()
+    told = asdict(facts)
+    credit = BLOCKS_AHEAD
+    blocks = module.mono_blocks(os.fsencode(request.pop("path")), facts=facts, **request)
+    try:
+        while True:
+            while credit == 0:
+                if _read_exactly(requests, 1) != CREDIT:
+                    blocks.close()  # so that there is no next one
+                    break
+                credit += 1
+            signal.setitimer(signal.ITIMER_REAL, HANG_SECONDS)
+            block = next(blocks, None)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            if (found := asdict(facts)) != told:
+                told = found
+                _answer(answers, FACTS, json.dumps(found).encode())
+            if block is None:
+                _answer(answers, END)
+                return
+            _answer(answers, BLOCK, np.ascontiguousarray(block, np.float32).view(np.uint8))
+            credit -= 1
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        _answer(answers, FACTS, json.dumps(asdict(facts)).encode())
+        _answer(answers, ERROR, json.dumps(_described(error)).encode())
+
+
+def _described(error: Exception) -> dict[str, Any]:
+    if type(error).__name__ in KINDS_OF_ERROR:
+        return {"kind": type(error).__name__, "text": str(error)}
+    if isinstance(error, OSError):
+        return {"kind": "OSError", "errno": error.errno, "text": error.strerror}
+    if isinstance(error, MemoryError):
+        return {"kind": "UnreadableSound", "text": f"needs more than {MEMORY_LIMIT / 2**30:g} GiB of memory to be decoded"}
+    return {"kind": "UnreadableSound", "text": f"cannot be decoded: {one_line(error)}"}
+
+
+def _next_request(requests: int) -> dict[str, Any] | None:
+    """None where the parent has gone. What was sent for the stream before, after its end, is passed over."""
+    while (kind := _read_exactly(requests, 1)) != REQUEST:
+        if not kind:
+            return None
+    (length,) = struct.unpack("<I", _read_exactly(requests, 4))
+    return json.loads(_read_exactly(requests, length))
+
+
+def _read_exactly(descriptor: int, length: int) -> bytes:
+    """Empty at the end of the file."""
+    content = b""
+    while len(content) < length:
+        if not (part := os.read(descriptor, length - len(content))):
+            return b""
+        content += part
+    return content
+
+
+def _answer(descriptor: int, kind: bytes, payload: Any = b"") -> None:
+    rest = [memoryview(HEADER.pack(kind, len(payload))), memoryview(payload)]
+    while rest:
+        count = os.writev(descriptor, rest)
+        while rest and count >= len(rest[0]):
+            count -= len(rest.pop(0))
+        if rest:
+            rest[0] = rest[0][count:]
