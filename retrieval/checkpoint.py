@@ -165,7 +165,11 @@ def load_state(accelerator: Accelerator, run: Path, progress: Progress, steps_pe
                     f"state {folder} was saved by {num_saved} process(es) at step {step} of {steps_per_epoch} of an epoch, "
                     f"this run has {accelerator.num_processes}; launch as many as before until the epoch has ended, then go on with any number"
                 )
+        scaler = accelerator.scaler
+        if not (folder / "scaler.pt").is_file():  # train.mixed_precision=auto was bf16 where it was saved: fp16 begins with a new scale
+            accelerator.scaler = None
         accelerator.load_state(str(folder))
+        accelerator.scaler = scaler
         if num_saved != accelerator.num_processes:
             set_seed(seed + progress.global_step, device_specific=True)
     except UserError:

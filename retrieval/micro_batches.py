@@ -29,6 +29,8 @@ def backward_in_parts(
     """
     model: DualEncoder = accelerator.unwrap_model(wrapped)
     device = accelerator.device
+    # Not accelerator.no_sync, which does nothing in a group of one process (torchrun --nproc_per_node 1), where DDP counts gradients too.
+    no_sync = getattr(wrapped, "no_sync", nullcontext)
     parts, states, encodings = list(_inputs(batch, size, device)), [], []
     for part in parts:
         states.append(_random_state(device))
@@ -39,7 +41,7 @@ def backward_in_parts(
     mask = _joined([encoding[2] for encoding in encodings])  # (b, T)
     shapes = [encoding[1].shape[:2] for encoding in encodings]
     del encodings
-    with accelerator.no_sync(wrapped):
+    with no_sync():
         loss = loss_of(text, frames, mask)
         accelerator.backward(loss * world_size())
     after = _random_state(device)
@@ -47,7 +49,7 @@ def backward_in_parts(
     for number, (part, state, (count, num_frames)) in enumerate(zip(parts, states, shapes, strict=True), 1):
         _set_random_state(state, device)
         own, first = slice(first, first + count), first + count
-        with nullcontext() if number == len(parts) else accelerator.no_sync(wrapped):
+        with nullcontext() if number == len(parts) else no_sync():
             text_part, frames_part, _ = wrapped(*part())
             outputs, gradients = [text_part, frames_part], [text.grad[own], frames.grad[own, :num_frames]]
             if number == len(parts):

@@ -28,6 +28,8 @@ from retrieval.optim import set_learning_rates
 from retrieval.preparation import TEST, Run, prepare
 from retrieval.progress import bar
 
+SMALLEST_LOSS_SCALE = 1e-4  # of fp16, as fairseq's --min-loss-scale: 30 halvings below the first, 65,536
+
 
 def train(config: Config, resume: bool = False, overwrite: bool = False) -> None:
     """Train as `config` says and leave RUN/best, RUN/last, RUN/metrics.json. Raises UserError, and Interrupted after SIGINT or SIGTERM."""
@@ -98,13 +100,13 @@ def train_step(run: Run, batch: dict[str, Any]) -> tuple[float, dict[str, float]
         accelerator.backward(loss * world_size())  # distributed.py says why
     else:
         loss = backward_in_parts(accelerator, run.wrapped, batch, run.micro_batch_size, partial(batch_loss, run, batch))
-    accelerator.unscale_gradients(run.optimizer)
+    accelerator.unscale_gradients(run.optimizer)  # once a step: GradScaler refuses a second time, as in accelerator.clip_grad_norm_
     norms = {group["name"]: _grad_norm(group["params"]) for group in run.optimizer.param_groups}
     loss_value, *norm_values = torch.stack([loss.detach(), *norms.values()]).tolist()
     grad_norms = dict(zip(norms, norm_values, strict=True))
     _check_finite(run, loss_value, grad_norms)
     if settings.max_grad_norm is not None:
-        accelerator.clip_grad_norm_(run.model.parameters(), settings.max_grad_norm)
+        torch.nn.utils.clip_grad_norm_(run.model.parameters(), settings.max_grad_norm)
     run.optimizer.step()
     return loss_value, grad_norms
 
@@ -123,17 +125,27 @@ def _grad_norm(parameters: list[torch.nn.Parameter]) -> torch.Tensor:
 
 
 def _check_finite(run: Run, loss: float, grad_norms: dict[str, float]) -> None:
-    """Before the optimizer's step, so that no weights are spoilt. With fp16 the gradient scaler skips steps of infinite gradients."""
-    wrong = [] if math.isfinite(loss) else [f"loss is {loss}"]
-    if run.accelerator.scaler is None:
-        wrong += [f"gradient norm of {name} is {norm}" for name, norm in grad_norms.items() if not math.isfinite(norm)]
-    if wrong:
-        state = latest_state(run.folder)
-        kept = f"{run.folder / 'best'} of epoch {run.progress.best_epoch + 1}" if run.progress.best_epoch >= 0 else "no best model yet"
-        raise UserError(
-            f"training stopped at epoch {run.progress.epoch + 1}, step {run.progress.step + 1}: {wrong[0]}; kept: {kept}, state {state}; "
-            f"try a lower learning rate, optimizer.max_grad_norm=1 or train.mixed_precision=no"
-        )
+    """Raise UserError for a step that would spoil the weights; call before the optimizer's step.
+
+    With fp16 the gradient scaler skips a step of infinite gradients and halves its scale: that goes on until the scale has become so small
+    that it is not the cause. A skipped step counts as a step: its batch is gone, and the schedule goes on.
+    """
+    infinite = [f"gradient norm of {name} is {norm}" for name, norm in grad_norms.items() if not math.isfinite(norm)]
+    scaler, settings = run.accelerator.scaler, run.config
+    if infinite and scaler is not None and scaler.get_scale() > SMALLEST_LOSS_SCALE:
+        infinite = []
+    wrong = infinite if math.isfinite(loss) else [f"loss is {loss}"]
+    if not wrong:
+        return
+    state = latest_state(run.folder)
+    kept = f"{run.folder / 'best'} of epoch {run.progress.best_epoch + 1}" if run.progress.best_epoch >= 0 else "no best model yet"
+    remedies = ["a lower learning rate"]
+    remedies += ["optimizer.max_grad_norm=1"] if settings.optimizer.max_grad_norm is None else []
+    remedies += ["train.mixed_precision=no"] if run.accelerator.mixed_precision != "no" else []
+    raise UserError(
+        f"training stopped at epoch {run.progress.epoch + 1}, step {run.progress.step + 1}: {wrong[0]}; kept: {kept}, state {state}; "
+        f"try {' or '.join(remedies)}"
+    )
 
 
 def log_step(run: Run, loss: float, grad_norms: dict[str, float], clips_per_second: float) -> None:
@@ -141,6 +153,8 @@ def log_step(run: Run, loss: float, grad_norms: dict[str, float], clips_per_seco
     peak = torch.cuda.max_memory_allocated() if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     scalars = {"train/loss": loss, "train/temperature": run.model.temperature.item(), "train/clips_per_second": clips_per_second}
     scalars["train/memory_gib"] = peak / 2**30
+    if run.accelerator.scaler is not None:
+        scalars["train/loss_scale"] = run.accelerator.scaler.get_scale()  # halved by every step that fp16 skips
     scalars |= {f"lr/{group['name']}": group["lr"] for group in run.optimizer.param_groups}
     scalars |= {f"grad_norm/{name}": norm for name, norm in grad_norms.items()}
     run.tracker.scalars(run.progress.global_step, scalars)
@@ -160,7 +174,7 @@ def evaluate_model(run: Run, model: DualEncoder, split: ClipSplit) -> Evaluation
 
 
 def validate(run: Run) -> None:
-    """Score the validation split; write RUN/last, and RUN/best when mAP@10 is the highest so far."""
+    """Score the validation split; write RUN/last, and RUN/best when mAP@10 is higher than in every epoch before: of equal ones the first is the best."""
     result = evaluate_model(run, run.model, run.validation)
     metrics = result.metrics["text_to_audio"]
     epoch, progress = run.progress.epoch, run.progress

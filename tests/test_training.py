@@ -91,8 +91,9 @@ def test_the_loss_falls(tiny, tmp_path):
     assert sum(last) < 0.6 * sum(first)
 
 
-def test_best_is_the_epoch_of_highest_validation_map(tiny, tmp_path, monkeypatch):
-    maps, weights = iter([0.3, 0.6, 0.5]), []
+@pytest.mark.parametrize("maps", [[0.3, 0.6, 0.5], [0.3, 0.6, 0.6]], ids=["highest", "first of equal ones"])
+def test_best_is_the_first_epoch_of_the_highest_validation_map(tiny, tmp_path, monkeypatch, maps):
+    maps, weights = iter(maps), []
     original = training.evaluate_split
 
     def scripted(model, split, **settings):

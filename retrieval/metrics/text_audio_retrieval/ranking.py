@@ -74,9 +74,12 @@ def recall(ranks: np.ndarray, k: int) -> float:
 def metrics_of_ranks(
     ranks: Sequence[np.ndarray], map_at: int | Sequence[int] = 10, recall_at: Sequence[int] = (1, 5, 10)
 ) -> dict[str, float]:
-    """Means over the queries, as fractions: {"mAP@10": ..., "R@1": ..., "R@5": ..., "R@10": ...}; map_at may be several depths."""
-    means = {f"mAP@{k}": float(np.mean([average_precision(query, k) for query in ranks])) for k in _depths(map_at)}
-    return means | {f"R@{k}": float(np.mean([recall(query, k) for query in ranks])) for k in recall_at}
+    """Means over the queries, as fractions: {"mAP@10": ..., "R@1": ..., "R@5": ..., "R@10": ...}; map_at may be several depths.
+
+    The same ranks in another order have the same means to the last bit (math.fsum): training compares those of epochs.
+    """
+    means = {f"mAP@{k}": math.fsum(average_precision(query, k) for query in ranks) / len(ranks) for k in _depths(map_at)}
+    return means | {f"R@{k}": math.fsum(recall(query, k) for query in ranks) / len(ranks) for k in recall_at}
 
 
 def _depths(map_at: int | Sequence[int]) -> Sequence[int]:
