@@ -6,7 +6,6 @@ cannot say is taken from the hyper-parameters named in SETTINGS, and else from t
 
 import logging
 import re
-import zipfile
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,15 @@ import torch
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from retrieval.errors import UserError, one_line
-from retrieval.lightning import StoredTensor, read_lightning
+from retrieval.lightning import read_lightning
 from retrieval.models.audio import AUDIO_ENCODERS
 from retrieval.models.audio.official import some
 from retrieval.models.audio.passt import VARIANTS
 from retrieval.models.dual_encoder import DualEncoder
+from retrieval.models.tensor_files import StoredTensor, read_tensors
 from retrieval.models.text import KNOWN_ARCHITECTURES, architecture_of
 from retrieval.models.tokenizer import load_tokenizer
+from retrieval.models.windows import WindowGrid
 
 logger = logging.getLogger(__name__)
 
@@ -52,79 +53,123 @@ IGNORED = (  # beside the weights of the model
 )
 OPTIONAL = r"audio_encoder\.(head|head_dist|classifier|mask_embed)\b"  # no score depends on them: zeros, where the file lacks them
 
-# Hyper-parameters that are believed, at any depth, by what they tell. A value out of its bounds means something else under that name.
+# Trusted names of hyper-parameters, searched at any depth. A value out of its bounds means something else under that name.
 SETTINGS = {
     "window_seconds": ("segment_length", "window_seconds"),
     "hop_seconds": ("segment_hop", "hop_size", "hop_length", "hop_seconds"),  # a mel spectrogram's, in samples, is longer than a window
     "clip_seconds": ("max_audio_length", "audio_max_length", "max_seconds"),
     "max_tokens": ("max_tokens", "max_sentence_tokens", "max_text_length"),
     "sequence": ("return_sequence", "sequence"),
+    "use_first_token": ("sentence_features.use_first_token",),  # another section has one for the audio
     "tau": ("tau", "temperature", "initial_tau"),
 }
-# Switches of the ancestor that change scores and have no counterpart here, and what they mean when they are off.
-ALWAYS_ON = {"normalize": "its scores are no cosines", "sentence_features.remove_punctuation": "its captions keep their punctuation"}
+# Settings that change scores and have no counterpart here: the value that this project computes, and the meaning of others.
+REQUIRED: dict[str, tuple[Any, str]] = {
+    "normalize": (True, "its scores are no cosines"),
+    "sentence_features.remove_punctuation": (True, "its captions keep their punctuation"),
+}
 RECIPE = {"window_seconds": 10.0, "clip_seconds": 30.0, "max_tokens": 32, "tau": 0.05}
 SAMPLE_RATE = 32_000  # Hz
+MOST_LAYERS = 200  # of an encoder; the largest published one has 24
 
 
 def load_salsa_checkpoint(path: str | Path, tokenizer: str | Path | None = None) -> DualEncoder:
     """The model of a Lightning checkpoint, in eval mode: PaSST, EfficientAT or ATST-Frame with a RoBERTa, mean pooling or TAP.
 
-    tokenizer: hub model or folder, since the file holds none; None takes that of roberta-large. Whether PaSST or EfficientAT gave frames
-    or one vector a window is the file's word, where it has none frames for TAP and a vector for mean pooling.
-    Raises UserError for a file that is damaged or no such checkpoint, with the names and shapes of weights that are missing or left over.
+    Logs a warning that names every setting which the file does not give, with the default that is taken, and one where the
+    original cuts clips into fewer windows.
+
+    Args:
+        path: The .ckpt file. Nothing in it is run.
+        tokenizer: Hub model or folder, since the file holds none; None takes that of roberta-large.
+
+    Raises:
+        UserError: The file is damaged or no such checkpoint; names and shapes of weights that are missing or left over are given.
     """
     path = Path(path)
-    weights, settings = read_lightning(path)
+    weights, hyper_parameters = read_lightning(path)
+    settings = _Settings(hyper_parameters)
     shapes = {key: tensor.shape for key, tensor in weights.items()}
     try:
         temperature = _temperature(path, weights, settings)
         architecture, prefixes = _architecture(shapes, settings)
         fast = _tokenizer(tokenizer, architecture["text_encoder"]["vocab_size"])
+        with torch.device("meta"):  # shapes cost nothing there: a file could claim any size
+            planned = DualEncoder(**architecture, temperature=temperature)
+        state = _state(path, planned, weights, prefixes)
         model = DualEncoder(**architecture, temperature=temperature)
-        model.load_state_dict(_state(path, model, weights, prefixes))
+        model.load_state_dict(state | {"temperature": model.temperature.detach()})
     except UserError as error:
         raise UserError(f"checkpoint {path}: {error}") from None
     model.text_encoder.tokenizer = fast
-    tau = {} if "tau" in weights else {"tau": temperature}
-    _warn_of_assumptions(path, architecture | architecture["audio_encoder"] | tau, settings)
+    if settings.assumed:
+        logger.warning("%s does not say, so it is taken from the recipe of the published runs: %s", path, ", ".join(settings.assumed))
+    _warn_of_windows(path, model.windows, architecture)
     return model.eval()
+
+
+class _Settings:
+    """Hyper-parameters of a file by name; `assumed` lists those that it does not give, with the defaults taken."""
+
+    def __init__(self, found: dict[str, Any]):
+        self.found = found
+        self.assumed: list[str] = []
+
+    def get(self, name: str, is_plausible: Callable[[Any], bool], default: Any) -> Any:
+        """The first plausible value under one of the names of SETTINGS, or else `default`."""
+        given = {other: self.found[other] for other in SETTINGS[name] if other in self.found}
+        plausible = [value for value in given.values() if is_plausible(value)]
+        if plausible:
+            return plausible[0]
+        refused = "".join(f" (not {other}={value!r:.40})" for other, value in given.items())
+        self.assumed.append(f"{name}={default}{refused}")
+        return default
+
+    def check_required(self, required: dict[str, tuple[Any, str]]) -> None:
+        """Raises UserError where a setting has another value than the required one."""
+        for name, (value, meaning) in required.items():
+            if name not in self.found:
+                self.assumed.append(f"{name}={value}")
+            elif self.found[name] != value:
+                found = f"{name}: {self.found[name]!r:.40}"
+                raise UserError(f"its hyper-parameters say {found}, so {meaning}, which this project does not compute")
 
 
 # --- what the model was ---
 
 
-def _architecture(shapes: dict[str, tuple], settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+def _architecture(shapes: dict[str, tuple], settings: _Settings) -> tuple[dict[str, Any], dict[str, str]]:
     """Arguments of DualEncoder but the temperature, and where the file has its parts: our prefix -> its prefix. Raises UserError."""
     text_prefix = _only(_prefixes(shapes, TEXT, TEXT_ANCHOR), f"text encoder: keys {TEXT}*{TEXT_ANCHOR}")
-    for name, meaning in ALWAYS_ON.items():
-        if settings.get(name) is False:
-            raise UserError(f"its hyper-parameters say {name}: False, so {meaning}, which this project does not compute")
     is_tap = TAP_ANCHOR in shapes
-    sequence = _setting(settings, "sequence", lambda value: isinstance(value, bool), default=is_tap)
-    audio, audio_prefix = _find_audio_encoder(shapes, sequence)
+    aggregate = ("TAP" if is_tap else "mean", "it pools audio frames in another way than its weights say")
+    settings.check_required(REQUIRED | {"audio_features.aggregate": aggregate})
+    audio, audio_prefix = _find_audio_encoder(shapes)
+    if "sequence" in audio:
+        audio["sequence"] = settings.get("sequence", lambda value: isinstance(value, bool), is_tap)
     longest = 20.0 if audio["name"] == "passt_20" else RECIPE["window_seconds"]
-    clip = _setting(settings, "clip_seconds", lambda value: _is_number(value) and 1 <= value <= 3600, RECIPE["clip_seconds"])
-    window = _setting(settings, "window_seconds", lambda value: _is_number(value) and 0 < value <= clip, min(longest, clip))
+    clip = settings.get("clip_seconds", lambda value: _is_number(value) and 1 <= value <= 3600, RECIPE["clip_seconds"])
+    window = settings.get("window_seconds", lambda value: _is_number(value) and 0 < value <= clip, min(longest, clip))
+    is_first = settings.get("use_first_token", lambda value: isinstance(value, bool), True)
     architecture = {
         "audio_encoder": audio,
         "text_encoder": _text_architecture(shapes, text_prefix),
-        "text_readout": "mean" if settings.get("sentence_features.use_first_token") is False else "first",
+        "text_readout": "first" if is_first else "mean",
         "pooling": {"name": "tap", "attention_dim": _shape(shapes, TAP_ANCHOR, 2)[0]} if is_tap else {"name": "mean"},
         "dim": _shape(shapes, "project_audio.0.weight", 2)[0],
         "sample_rate": SAMPLE_RATE,
         "clip_seconds": float(clip),
         "window_seconds": float(window),
-        "hop_seconds": float(_setting(settings, "hop_seconds", lambda value: _is_number(value) and 0 < value <= window, window)),
-        "max_tokens": _setting(settings, "max_tokens", lambda value: type(value) is int and value > 0, RECIPE["max_tokens"]),
+        "hop_seconds": float(settings.get("hop_seconds", lambda value: _is_number(value) and 0 < value <= window, window)),
+        "max_tokens": settings.get("max_tokens", lambda value: type(value) is int and value > 0, RECIPE["max_tokens"]),
     }
     return architecture, NAMES | {"audio_encoder.": audio_prefix, "text_encoder.model.": text_prefix}
 
 
-def _find_audio_encoder(shapes: dict[str, tuple], sequence: bool) -> tuple[dict[str, Any], str]:
+def _find_audio_encoder(shapes: dict[str, tuple]) -> tuple[dict[str, Any], str]:
     """Arguments of the encoder whose weights are all there, and the prefix of their names in the file."""
     found = {prefix: kind for kind, anchor in ANCHORS.items() for prefix in _prefixes(shapes, AUDIO, anchor)}
-    arguments = {prefix: _audio_arguments(kind, shapes, prefix, sequence) for prefix, kind in found.items()}
+    arguments = {prefix: _audio_arguments(kind, shapes, prefix) for prefix, kind in found.items()}
     if len(found) > 1:
         arguments = {prefix: given for prefix, given in arguments.items() if _is_complete(given, shapes, prefix)} or arguments
     wanted = ", ".join(f"{AUDIO}*{anchor}" for anchor in ANCHORS.values())
@@ -132,9 +177,10 @@ def _find_audio_encoder(shapes: dict[str, tuple], sequence: bool) -> tuple[dict[
     return arguments[prefix], prefix
 
 
-def _audio_arguments(kind: str, shapes: dict[str, tuple], prefix: str, sequence: bool) -> dict[str, Any]:
+def _audio_arguments(kind: str, shapes: dict[str, tuple], prefix: str) -> dict[str, Any]:
+    """Those that shapes tell. No shape tells `sequence`, where an encoder has it."""
     if kind == "efficientat":
-        return {"name": "mn40_as_ext", "width": _shape(shapes, f"{prefix}features.16.0.weight", 4)[0] / 960, "sequence": sequence}
+        return {"name": "mn40_as_ext", "width": _shape(shapes, f"{prefix}features.16.0.weight", 4)[0] / 960, "sequence": True}
     dim, depth = _shape(shapes, f"{prefix}{ANCHORS[kind]}", 2 if kind == "atst" else 4)[0], _count(shapes, f"{prefix}blocks.")
     sizes = {"embed_dim": dim, "depth": depth, "num_heads": _num_heads(dim, "audio encoder")}
     if kind == "atst":
@@ -145,7 +191,7 @@ def _audio_arguments(kind: str, shapes: dict[str, tuple], prefix: str, sequence:
         raise UserError(f"no PaSST has {prefix}time_new_pos_embed {list(table)}; there is: {', '.join(variant.name for variant in VARIANTS)}")
     variant = next((variant for variant in variants if variant.official_depth == depth), variants[0])
     # Patchout is of training alone, and would refuse short windows.
-    return {"name": variant.name, **sizes, "sequence": sequence, "patchout_time": 0, "patchout_frequency": 0}
+    return {"name": variant.name, **sizes, "sequence": True, "patchout_time": 0, "patchout_frequency": 0}
 
 
 def _is_complete(arguments: dict[str, Any], shapes: dict[str, tuple], prefix: str) -> bool:
@@ -173,20 +219,24 @@ def _text_architecture(shapes: dict[str, tuple], prefix: str) -> dict[str, Any]:
     return architecture_of(AutoConfig.for_model(**known), TEXT_DROPOUT)
 
 
-def _temperature(path: Path, weights: dict[str, StoredTensor], settings: dict[str, Any]) -> float:
-    """tau itself, not its logarithm, of the weights or else of the hyper-parameters; there its sign means nothing."""
-    temperature = _setting(settings, "tau", _is_number, RECIPE["tau"])
+def _temperature(path: Path, weights: dict[str, StoredTensor], settings: _Settings) -> float:
+    """tau itself, not its logarithm, of the weights or else of the hyper-parameters; among weights its sign means nothing."""
     if "tau" in weights:
         if weights["tau"].shape.numel() != 1:
             raise UserError(f"its temperature tau has shape {list(weights['tau'].shape)}, expected one number")
         temperature = abs(_read(path, {"tau": weights["tau"]})["tau"].item())
+    else:
+        temperature = settings.get("tau", _is_number, RECIPE["tau"])
     if not 0 < temperature <= 10:
         raise UserError(f"its temperature tau is {temperature}, expected a number above 0, up to 10, such as 0.05; it may be a logarithm")
     return float(temperature)
 
 
 def _state(path: Path, model: DualEncoder, weights: dict[str, StoredTensor], prefixes: dict[str, str]) -> dict[str, torch.Tensor]:
-    """The model's whole state dict, from the file. Raises UserError unless both have the same weights, but IGNORED and OPTIONAL ones."""
+    """State dict of `model`, whose own tensors are on the meta device, but for its temperature.
+
+    Raises UserError unless file and model have the same weights, but IGNORED and OPTIONAL ones.
+    """
     own = model.state_dict()
     names = {key: _file_key(key, weights, prefixes) for key in own if key != "temperature"}
     absent = [key for key, name in names.items() if name not in weights]
@@ -199,14 +249,13 @@ def _state(path: Path, model: DualEncoder, weights: dict[str, StoredTensor], pre
     if missing or extra or wrong:
         found = "; ".join(f"{what} {some(keys)}" for what, keys in problems.items() if keys)
         raise UserError(f"its weights are not those of the model that was looked for, {_description(model, prefixes)}: it {found}")
-    return own | {key: torch.zeros_like(own[key]) for key in absent} | _read(path, present)
+    return {key: torch.zeros(own[key].shape) for key in absent} | _read(path, present)
 
 
 def _read(path: Path, stored: dict[str, StoredTensor]) -> dict[str, torch.Tensor]:
     try:
-        with zipfile.ZipFile(path) as archive:
-            return {key: tensor.read(archive) for key, tensor in stored.items()}
-    except Exception as error:  # zipfile, zlib and torch raise their own kinds
+        return read_tensors(path, stored)
+    except Exception as error:  # zipfile and torch raise their own kinds
         raise UserError(f"its weights cannot be read ({one_line(error)}); copy or download it again") from None
 
 
@@ -236,17 +285,16 @@ def _tokenizer(name: str | Path | None, vocab_size: int) -> PreTrainedTokenizerB
     return tokenizer
 
 
-def _warn_of_assumptions(path: Path, used: dict[str, Any], settings: dict[str, Any]) -> None:
-    said = {name: [settings.get(other) for other in others] for name, others in SETTINGS.items()}
-    if assumed := [f"{name}={used[name]}" for name in SETTINGS if name in used and used[name] not in said[name]]:
-        logger.warning("%s does not say, so it is taken from the recipe of the published runs: %s", path, ", ".join(assumed))
+def _warn_of_windows(path: Path, grid: WindowGrid, architecture: dict[str, Any]) -> None:
+    """Say where the grid has a window more than the original, which leaves the rest of a clip unheard."""
+    num_original = 1 + (grid.clip_samples - grid.window_samples) // grid.hop_samples
+    if grid.num_windows > num_original:
+        seconds = "windows of {window_seconds:g} s, one every {hop_seconds:g} s, do not fill clips of {clip_seconds:g} s".format(**architecture)
+        counts = f"{grid.num_windows} windows here, the last padded with silence; {num_original} in the original, which does not hear the rest"
+        logger.warning("%s: %s (%s): scores are not those of the original", path, seconds, counts)
 
 
 # --- small helpers ---
-
-
-def _setting(settings: dict[str, Any], name: str, is_plausible: Callable[[Any], bool], default: Any) -> Any:
-    return next((settings[other] for other in SETTINGS[name] if other in settings and is_plausible(settings[other])), default)
 
 
 def _is_number(value: Any) -> bool:
@@ -276,7 +324,10 @@ def _shape(shapes: dict[str, tuple], key: str, num_dims: int) -> tuple[int, ...]
 
 def _count(shapes: Collection[str], prefix: str) -> int:
     """How many numbers follow `prefix` in the names."""
-    return len({key.removeprefix(prefix).split(".")[0] for key in shapes if key.startswith(prefix)})
+    count = len({key.removeprefix(prefix).split(".")[0] for key in shapes if key.startswith(prefix)})
+    if count > MOST_LAYERS:
+        raise UserError(f"it has {count} layers {prefix}*, expected at most {MOST_LAYERS}")
+    return count
 
 
 def _num_heads(dim: int, what: str) -> int:

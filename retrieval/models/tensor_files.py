@@ -1,0 +1,369 @@
+"""Reading files of torch.save without running anything in them.
+
+A pickle is a program: it names classes and functions and calls them. Python's Unpickler obeys. Here its instructions are
+followed by hand, on plain data: a name stays a name (`Named`), a call becomes a record of the call (`Built`), a tensor becomes
+the place where its numbers lie (`StoredTensor`). Nothing is imported, nothing is called, and no set or key is hashed that the
+file could make expensive, so it does not matter which classes are installed or what they would do.
+
+Both containers are read: the zip archive that torch.save writes, and the one before PyTorch 1.6.
+"""
+
+import io
+import os
+import pickletools
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+import torch
+
+from retrieval.errors import UserError
+
+DTYPES = {
+    f"{name}Storage": dtype
+    for name, dtype in {
+        **{"Float": torch.float32, "Double": torch.float64, "Half": torch.float16, "BFloat16": torch.bfloat16},
+        **{"Long": torch.int64, "Int": torch.int32, "Short": torch.int16, "Char": torch.int8},
+        **{"Byte": torch.uint8, "Bool": torch.bool, "Untyped": torch.uint8},
+        **{"ComplexFloat": torch.complex64, "ComplexDouble": torch.complex128},
+    }.items()
+}
+ZIP_MAGIC, LEGACY_MAGIC = b"PK\x03\x04", 0x1950A86A20F9469CFC6C
+RUNS_PROGRAMS = ("os", "posix", "nt", "subprocess")
+RUNS_CODE = ("eval", "exec", "compile", "__import__")
+# Weights that are tied share their numbers, so the weights may take more room than the file; a file that asks for more
+# than this many times its own size wants to fill the memory.
+MOST_SHARING = 4
+MOST_INSTRUCTIONS = 64_000_000  # bytes of a pickle; that of a model with its optimizer has less than one million
+
+
+class Named(NamedTuple):
+    """A class or function that a file names. It is never imported."""
+
+    module: str
+    name: str
+
+
+class Built:
+    """An object that a file asks for: `maker` called with `arguments`, then given `items` and `states`. None of it happens."""
+
+    __slots__ = ("maker", "arguments", "items", "states")
+
+    def __init__(self, maker: Any, arguments: tuple, items: dict | None = None):
+        self.maker, self.arguments, self.items, self.states = maker, arguments, items or {}, []
+
+    def parts(self) -> Iterator[Any]:
+        """Its content, wherever its class kept it: in items, in attributes, or in what its maker was given."""
+        yield self.items
+        for state in self.states:  # attributes, or (attributes, slots), or as the class likes it
+            yield from state if isinstance(state, tuple) else (state,)
+        yield from self.arguments
+
+
+@dataclass(eq=False)
+class Storage:
+    """A block of numbers in a file: a record of the archive, or in the old container num_bytes from the byte first on."""
+
+    dtype: torch.dtype
+    record: str
+    first: int = 0
+    num_bytes: int = 0
+
+
+class StoredTensor(NamedTuple):
+    """A tensor whose numbers are still in the file. offset and stride count numbers, not bytes."""
+
+    storage: Storage
+    dtype: torch.dtype
+    offset: int
+    shape: torch.Size
+    stride: tuple[int, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        return self.shape.numel() * self.dtype.itemsize
+
+
+def read_content(path: Path) -> Any:
+    """The object that a file of torch.save holds, with a StoredTensor for each tensor and Built for objects of any class.
+
+    Raises:
+        OSError: The file cannot be opened or read.
+        UserError: The file names a function that runs programs or code.
+        Exception: Of any kind, for a file that is damaged or none of torch.save.
+    """
+    with open(path, "rb") as file:
+        if file.read(len(ZIP_MAGIC)) == ZIP_MAGIC:
+            with zipfile.ZipFile(file) as archive:
+                return _content_of_archive(archive)
+        file.seek(0)
+        return _content_of_old_container(file)
+
+
+def _content_of_archive(archive: zipfile.ZipFile) -> Any:
+    names = archive.namelist()
+    record = next((name for name in names if name.endswith("/data.pkl")), "data.pkl")
+    folder = record.removesuffix("data.pkl")
+    if (order := f"{folder}byteorder") in names and _record(archive, order) != b"little":
+        raise ValueError("it was written on a big-endian machine")
+    return _follow(io.BytesIO(_record(archive, record)), {}, f"{folder}data/")
+
+
+def _content_of_old_container(file: BinaryIO) -> Any:
+    if file.peek(1)[:1] != b"\x80":
+        raise ValueError("it begins neither as a zip archive nor as a pickle")
+    if _follow(file, {}) != LEGACY_MAGIC:
+        raise ValueError("it is a pickle, but not of torch.save")
+    _protocol, system = _follow(file, {}), _follow(file, {})
+    if not system["little_endian"]:
+        raise ValueError("it was written on a big-endian machine")
+    storages: dict[str, Storage] = {}
+    content = _follow(file, storages)
+    for key in _follow(file, {}):
+        storage = storages[_text(key)]
+        storage.num_bytes = int.from_bytes(file.read(8), "little") * storage.dtype.itemsize
+        storage.first = file.tell()
+        file.seek(storage.num_bytes, os.SEEK_CUR)
+    return content
+
+
+def read_tensors(path: Path, stored: dict[str, StoredTensor]) -> dict[str, torch.Tensor]:
+    """The tensors that `stored` names in the file that it came from, on the CPU, each with memory of its own.
+
+    Raises:
+        OSError: The file cannot be opened or read.
+        Exception: Of any kind, for damaged numbers, and for tensors that would take far more memory than the file.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    with open(path, "rb") as file:
+        needed, available = sum(tensor.num_bytes for tensor in stored.values()), os.fstat(file.fileno()).st_size
+        if needed > MOST_SHARING * available:
+            raise ValueError(f"its tensors would take {needed / 1e6:,.1f} MB, the file has {available / 1e6:,.1f} MB")
+        archive = zipfile.ZipFile(file) if file.read(len(ZIP_MAGIC)) == ZIP_MAGIC else None
+        for storage in {id(tensor.storage): tensor.storage for tensor in stored.values()}.values():
+            if archive is None:
+                file.seek(storage.first)
+                numbers = file.read(storage.num_bytes)
+            else:
+                numbers = _record(archive, storage.record)
+            tensors |= {name: _tensor(tensor, numbers) for name, tensor in stored.items() if tensor.storage is storage}
+    return {name: tensors[name] for name in stored}
+
+
+def _record(archive: zipfile.ZipFile, name: str) -> bytes:
+    """Content of a record. torch.save compresses none, and a small file could become a large one."""
+    if archive.getinfo(name).compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"{name} in it is compressed, which torch.save does not do")
+    return archive.read(name)
+
+
+def _tensor(stored: StoredTensor, numbers: bytes) -> torch.Tensor:
+    if stored.num_bytes > len(numbers):
+        raise EOFError(f"a tensor of shape {list(stored.shape)} has {len(numbers)} bytes in the file")
+    if not stored.num_bytes:
+        return torch.empty(stored.shape, dtype=stored.dtype)
+    # as_strided checks that no number lies outside.
+    return torch.frombuffer(bytearray(numbers), dtype=stored.dtype).as_strided(stored.shape, stored.stride, stored.offset).clone()
+
+
+# --- the instructions of a pickle ---
+
+PUSH_ARGUMENT = {
+    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
+    *("STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+    *("UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
+}
+CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+EMPTY = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": list}  # hashing the items of a set may take for ever
+TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+
+
+def _follow(file: BinaryIO, storages: dict[str, Storage], folder: str = "") -> Any:
+    """Follow one pickle from the position of `file` to its end.
+
+    Args:
+        storages: Filled with the storages that it names, by their key.
+        folder: Where the archive has their numbers.
+
+    Returns:
+        The object that it holds.
+
+    Raises:
+        Exception: Of any kind, for a damaged pickle, and for an instruction that torch.save does not write.
+    """
+    stack: list[Any] = []
+    below: list[list[Any]] = []  # the stacks below each mark
+    memo: dict[int, Any] = {}
+    first = file.tell()
+
+    def since_mark() -> list[Any]:
+        nonlocal stack
+        items, stack = stack, below.pop()
+        return items
+
+    for instruction, argument, position in pickletools.genops(file):
+        if position - first > MOST_INSTRUCTIONS:
+            raise ValueError(f"its pickle is longer than {MOST_INSTRUCTIONS / 1e6:.0f} MB")
+        name = instruction.name
+        if name in PUSH_ARGUMENT:
+            stack.append(argument)
+        elif name in CONSTANTS:
+            stack.append(CONSTANTS[name])
+        elif name in EMPTY:
+            stack.append(EMPTY[name]())
+        elif name in TUPLES:
+            items = [stack.pop() for _ in range(TUPLES[name])]
+            stack.append(tuple(reversed(items)))
+        elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
+            memo[argument] = stack[-1]
+        elif name == "MEMOIZE":
+            memo[len(memo)] = stack[-1]
+        elif name in ("GET", "BINGET", "LONG_BINGET"):
+            stack.append(memo[argument])
+        elif name == "MARK":
+            below.append(stack)
+            stack = []
+        elif name in ("TUPLE", "LIST", "FROZENSET"):
+            items = since_mark()
+            stack.append(tuple(items) if name == "TUPLE" else items)
+        elif name == "DICT":
+            items = since_mark()
+            stack.append({})
+            _set_items(stack[-1], items)
+        elif name == "SETITEM":
+            value, key = stack.pop(), stack.pop()
+            _set_items(stack[-1], [key, value])
+        elif name == "SETITEMS":
+            items = since_mark()
+            _set_items(stack[-1], items)
+        elif name == "APPEND":
+            item = stack.pop()
+            _extend(stack[-1], [item])
+        elif name in ("APPENDS", "ADDITEMS"):
+            items = since_mark()
+            _extend(stack[-1], items)
+        elif name == "GLOBAL":
+            stack.append(_named(*argument.split(" ", 1)))
+        elif name == "STACK_GLOBAL":
+            last, module = stack.pop(), stack.pop()
+            stack.append(_named(module, last))
+        elif name in ("REDUCE", "NEWOBJ"):
+            arguments, maker = stack.pop(), stack.pop()
+            stack.append(_build(maker, arguments))
+        elif name == "NEWOBJ_EX":
+            named, arguments, maker = stack.pop(), stack.pop(), stack.pop()
+            stack.append(Built(maker, arguments, named))
+        elif name == "INST":
+            arguments = since_mark()
+            stack.append(Built(_named(*argument.split(" ", 1)), tuple(arguments)))
+        elif name == "OBJ":
+            maker, *arguments = since_mark()
+            stack.append(Built(maker, tuple(arguments)))
+        elif name == "BUILD":
+            state = stack.pop()
+            if isinstance(stack[-1], Built):  # attributes of others, such as the versions beside a state dict, are of no use
+                stack[-1].states.append(state)
+        elif name == "BINPERSID":
+            stack.append(_storage(stack.pop(), storages, folder))
+        elif name == "POP":
+            stack.pop() if stack else since_mark()
+        elif name == "POP_MARK":
+            since_mark()
+        elif name == "DUP":
+            stack.append(stack[-1])
+        elif name == "STOP":
+            return stack.pop()
+        elif name not in ("PROTO", "FRAME"):
+            raise ValueError(f"it has the instruction {name}, which torch.save does not write")
+    raise EOFError("the pickle in it does not end")
+
+
+def _set_items(target: Any, items: list[Any]) -> None:
+    """Keep the items whose key is a text: of no other is anything asked, and hashing some of them may take for ever."""
+    items_of = target.items if isinstance(target, Built) else target
+    for key, value in zip(items[::2], items[1::2], strict=True):
+        if isinstance(key, str):
+            items_of[key] = value
+
+
+def _extend(target: Any, items: list[Any]) -> None:
+    if isinstance(target, list):
+        target.extend(items)
+    elif not isinstance(target, Built):
+        raise TypeError(f"it adds items to a {type(target).__name__}")
+
+
+def _text(value: Any) -> str:
+    """`value` itself, where it is a text. Other keys and names are not shown: a file can make texts of them that never end."""
+    if not isinstance(value, str):
+        raise TypeError(f"it uses a {type(value).__name__} as a name")
+    return value
+
+
+def _named(module: Any, name: Any) -> Named:
+    named = Named(_text(module), _text(name))
+    if named.module in RUNS_PROGRAMS or (named.module in ("builtins", "__builtin__") and named.name in RUNS_CODE):
+        # Nothing would run here either, but the user should know what the file is.
+        raise UserError(f"it would call {module}.{name}, which no checkpoint needs; nothing of it was run: do not load it elsewhere")
+    return named
+
+
+def _build(maker: Any, arguments: Any) -> Any:
+    """Tensors as StoredTensor, plain containers as themselves, everything else as Built."""
+    if not isinstance(arguments, tuple):
+        raise TypeError(f"the arguments of a call in it are a {type(arguments).__name__}")
+    match maker:
+        case Named("torch._utils", "_rebuild_tensor" | "_rebuild_tensor_v2"):
+            return _stored_tensor(*arguments[:4])
+        case Named("torch._utils", "_rebuild_tensor_v3"):  # dtypes that have no kind of storage of their own
+            return _stored_tensor(*arguments[:4], dtype=_dtype(arguments[6]))
+        case Named("torch._utils", "_rebuild_parameter" | "_rebuild_parameter_with_state"):
+            return arguments[0]
+        case Named("torch._tensor", "_rebuild_from_type_v2"):  # a tensor with attributes, or of a subclass
+            return _build(arguments[0], arguments[2])
+        case Named("torch", "Size"):
+            return tuple(arguments[0])
+        case Named("collections", "OrderedDict"):
+            content: dict[str, Any] = {}
+            _set_items(content, [part for pair in (arguments[0] if arguments else ()) for part in pair])
+            return content
+        case Named("_codecs", "encode") if isinstance(arguments[0], str):
+            return arguments[0].encode("latin-1")
+        case Named("numpy.core.multiarray" | "numpy._core.multiarray", "scalar"):
+            return _numpy_number(*arguments)
+    return Built(maker, arguments)
+
+
+def _storage(identity: Any, storages: dict[str, Storage], folder: str) -> Any:
+    match identity:
+        case ("storage", Named(_, kind), str(key), *rest) if kind in DTYPES:
+            if len(rest) > 2 and rest[2] is not None:
+                raise ValueError("it holds views of storages, as torch.save wrote them before PyTorch 1.0")
+            return storages.setdefault(key, Storage(DTYPES[kind], f"{folder}{key}"))
+    return Built(None, ())  # source code of modules, in the old container
+
+
+def _stored_tensor(storage: Storage, offset: Any, shape: Any, stride: Any, dtype: torch.dtype | None = None) -> StoredTensor:
+    if not all(type(number) is int and 0 <= number < 2**63 for number in (offset, *shape, *stride)) or len(shape) != len(stride):
+        raise ValueError("a tensor in it has an impossible shape")
+    return StoredTensor(storage, dtype or storage.dtype, offset, torch.Size(shape), tuple(stride))
+
+
+def _dtype(named: Named) -> torch.dtype:
+    dtype = getattr(torch, named.name, None) if named.module == "torch" else None
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"a tensor in it has the dtype {named.module}.{named.name}")
+    return dtype
+
+
+def _numpy_number(dtype: Any, content: Any) -> Any:
+    """The number of a numpy scalar, whose dtype is a Built; a Built for one that is no number."""
+    if isinstance(dtype, Built) and dtype.arguments and isinstance(content, bytes):
+        kind = dtype.arguments[0]
+        big = any(isinstance(state, tuple) and len(state) > 1 and state[1] == ">" for state in dtype.states)
+        if kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1") and len(content) == int(kind[1]):
+            return np.frombuffer(content, (">" if big else "<") + kind)[0].item()
+    return Built(None, (dtype, content))
