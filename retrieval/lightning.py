@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from retrieval.base.access import check_readable
-from retrieval.errors import UserError, one_line
+from retrieval.base.errors import UserError, one_line
 from retrieval.models.tensor_files import Built, StoredTensor, read_content
 
 # torch.compile, DistributedDataParallel, FSDP and activation checkpointing put these into names.

@@ -20,7 +20,7 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint, StochasticWeightAveraging, WeightAveraging
 from torch import nn
 
-from retrieval.errors import UserError
+from retrieval.base.errors import UserError
 from retrieval.lightning import read_lightning
 from retrieval.models.tensor_files import Built, StoredTensor, read_content, read_tensors
 from retrieval.salsa import load_salsa_checkpoint

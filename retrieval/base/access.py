@@ -5,7 +5,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from retrieval.errors import UserError
+from retrieval.base.errors import UserError
 
 try:
     from pwd import getpwuid

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import torch
 
-from retrieval.errors import UserError
+from retrieval.base.errors import UserError
 
 DTYPES = {
     f"{name}Storage": dtype
