@@ -7,6 +7,7 @@ data_prep imports nothing from `retrieval`, so this is its own copy of that habi
 
 import os
 import sys
+from typing import TextIO
 
 from tqdm import tqdm
 
@@ -42,6 +43,10 @@ class _Lines(tqdm):
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         if msg is None and self.n != self.total:  # close() writes the last line
             self._write(done=False)
+
+    @classmethod
+    def write(cls, s: str, file: TextIO | None = None, end: str = "\n", nolock: bool = False) -> None:
+        print(s, file=file, end=end)  # there is no bar to draw anew below it
 
     def close(self) -> None:
         if not self.disable and self.format_dict["elapsed"] >= self.delay:

@@ -433,9 +433,9 @@ def test_file_size_limit_is_one_line(tmp_path, capsys, num_proc):
     assert not list((root / "cache.partial").rglob("*.arrow"))
 
 
-def write_long_split(folder):
+def write_long_split(folder, num_clips=240):
     """A build of it takes seconds: a test that is not given a core right away still finds it at work."""
-    root = write_split(folder, names=[f"{index:03d}.wav" for index in range(240)], seconds=0.001)
+    root = write_split(folder, names=[f"{index:03d}.wav" for index in range(num_clips)], seconds=0.001)
     first, *others = sorted((root / "evaluation").iterdir())
     soundfile.write(first, tone(10.0), 44_100)
     for path in others:
@@ -496,6 +496,38 @@ def test_a_killed_build_goes_on_and_gives_the_same_cache(tmp_path):
     assert build(root, "--output", str(tmp_path / "uninterrupted")) == 0
     for path in (root / "cache" / "evaluation").iterdir():
         assert path.read_bytes() == (tmp_path / "uninterrupted" / "evaluation" / path.name).read_bytes(), path.name
+
+
+def test_a_killed_worker_costs_no_clip(tmp_path):
+    root = write_long_split(tmp_path / "corpus", num_clips=48)
+    process = subprocess.Popen([*BUILD, str(root), "--quiet"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: list((root / "cache.partial").rglob("*.tmp")), process)
+    children = [pid for pid, (_, parent) in running_processes().items() if parent == process.pid]
+    worker = next(pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    os.kill(worker, signal.SIGKILL)  # as the system does where memory is short
+    lines = process.communicate(timeout=PATIENCE)[1].splitlines()
+    assert process.returncode == 0 and len(lines) == 1 and "worker process was killed" in lines[0] and "going on with 1" in lines[0]
+    assert build(root, "--output", str(tmp_path / "uninterrupted")) == 0
+    files = sorted((root / "cache" / "evaluation").iterdir())
+    assert [path.name for path in files] == sorted(path.name for path in (tmp_path / "uninterrupted" / "evaluation").iterdir())
+    for path in files:
+        assert path.read_bytes() == (tmp_path / "uninterrupted" / "evaluation" / path.name).read_bytes(), path.name
+
+
+def test_a_last_worker_that_is_killed_is_one_line(tmp_path, monkeypatch, capsys):
+    """Each of them, so that there is no going on."""
+    root = write_split(tmp_path, names=[f"{index:03d}.wav" for index in range(20)])
+
+    def killed(jobs, num_proc, num_ready, progress):
+        numbers.append(num_proc)
+        raise cache_shards.BrokenProcessPool
+
+    numbers = []
+    monkeypatch.setattr(cache_shards, "_run_pool", killed)
+    assert build(root, "--num-proc", "3", "--quiet") == 2
+    note, error = capsys.readouterr().err.splitlines()
+    assert numbers == [3, 1] and "going on with 1" in note
+    assert error.startswith("error: ") and "000.wav to 007.wav" in error
 
 
 @pytest.mark.skipif(not EXCERPT.is_dir(), reason="the excerpt of real Clotho clips is not here")
