@@ -8,13 +8,13 @@ A file named by the video alone is used where the CSV files have one clip of tha
 """
 
 import math
-import re
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from audio_files import best_of, find_audio, readable_name, why_unreadable, without_ending
+from audio_files import best_of, find_audio, readable_name, why_unreadable
 from cache_shards import Clip
+from clip_ids import youtube_excerpt, youtube_id
 from csv_files import one_spaced, read_csv
 from exclusions import Exclusions
 from prep_errors import UserError
@@ -22,8 +22,6 @@ from split_plan import Skipped, SplitPlan
 
 CSV_OF_SPLIT = {"development": "train.csv", "validation": "val.csv", "evaluation": "test.csv"}
 COLUMNS = ("audiocap_id", "youtube_id", "start_time", "caption")
-# YouTube's ids have 11 characters, among them _ and -, and may begin with Y.
-FILE_NAME = re.compile(r"Y?(?P<video>[\w-]{11})(_(?P<start>\d+(\.\d+)?)(_\d+(\.\d+)?)?)?", re.ASCII)
 
 ClipKey = tuple[str, float]  # YouTube id, start in s
 
@@ -44,7 +42,7 @@ def read_audiocaps(root: Path, audio: Path, splits: list[str], exclusions: Exclu
     rows_of_split = {split: _read_rows(root / name) for split, name in CSV_OF_SPLIT.items() if (root / name).is_file()}
     for split in ("evaluation", "validation"):
         if split in rows_of_split:
-            exclusions.add_audiocaps(root / CSV_OF_SPLIT[split])
+            exclusions.add_audiocaps(root / CSV_OF_SPLIT[split], option="")
     videos = _audio_files(audio)
     clips_of_video = defaultdict(set)
     for key in (key for rows in rows_of_split.values() for key in rows):
@@ -60,8 +58,8 @@ def read_audiocaps(root: Path, audio: Path, splits: list[str], exclusions: Exclu
 def _read_rows(path: Path) -> dict[ClipKey, _Rows]:
     clips: dict[ClipKey, _Rows] = {}
     for row in read_csv(path, COLUMNS, ["utf-8-sig"]):
-        video, start = row["youtube_id"].strip(), _seconds(row["start_time"])
-        if start is None or not re.fullmatch(r"[\w-]{11}", video, re.ASCII):
+        video, start = youtube_id(row["youtube_id"]), _seconds(row["start_time"])
+        if start is None or video is None:
             found = f"youtube_id {row['youtube_id']!r}, start_time {row['start_time']!r}"
             raise UserError(f"{path}, audiocap_id {row['audiocap_id']!r}: {found}; expected the 11 characters of a YouTube id, and seconds")
         clip = clips.setdefault((video, start), _Rows())
@@ -84,8 +82,8 @@ def _plan(
     for (video, start), clip in rows.items():
         time = str(start).removesuffix(".0")
         name = f"{video}_{time}"
-        if split == "development" and video in exclusions.youtube_ids:
-            plan.excluded.append(Skipped(split, name, exclusions.youtube_ids[video]))
+        if split == "development" and (reason := exclusions.why_youtube(video)):
+            plan.excluded.append(Skipped(split, name, reason))
             continue
         paths = _files_of(start, videos.get(video, []), len(clips_of_video[video]) == 1)
         if not paths:
@@ -113,9 +111,8 @@ def _audio_files(audio: Path) -> dict[str, list[tuple[float | None, Path]]]:
     """YouTube id -> (start in the name, None where it has none; file); names that tell no id under the empty one."""
     videos: dict[str, list[tuple[float | None, Path]]] = defaultdict(list)
     for path in find_audio(audio, "--audio"):
-        match = FILE_NAME.fullmatch(without_ending(path.name))
-        start = match and match["start"]
-        videos[match["video"] if match else ""].append((float(start) if start else None, path))
+        excerpt = youtube_excerpt(readable_name(path.name))
+        videos[excerpt.video if excerpt else ""].append((excerpt.start if excerpt else None, path))
     return dict(videos)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from prep_errors import run, run_main  # isort: skip; first, see there
 from audiocaps_files import CSV_OF_SPLIT, read_audiocaps
-from build_command import build_from_plans, build_parser, check_options, check_output
+from build_command import build_from_plans, build_parser, check_options, check_output, warn
 from exclusions import Exclusions
 from prep_progress import set_quiet
 
@@ -39,7 +39,10 @@ def build(arguments: argparse.Namespace) -> None:
     for path in arguments.exclude_audiocaps:
         exclusions.add_audiocaps(path)
     splits = [split for split in CSV_OF_SPLIT if split in arguments.splits]
-    build_from_plans("audiocaps", output, read_audiocaps(arguments.root, audio, splits, exclusions), arguments)
+    plans = read_audiocaps(arguments.root, audio, splits, exclusions)
+    if "development" in splits:  # from which alone anything is left out
+        warn(plans[0], exclusions.unmatched())
+    build_from_plans("audiocaps", output, plans, arguments)
 
 
 def main(argv: list[str] | None = None) -> int:

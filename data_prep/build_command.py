@@ -49,6 +49,13 @@ def check_output(output: Path, sources: dict[str, Path]) -> None:
             raise UserError(f"--output {output} would replace {option} {source}: choose another folder")
 
 
+def warn(plan: SplitPlan, warnings: list[str]) -> None:
+    """Print warnings now, since the build may take a night, and again in the report at its end."""
+    for warning in warnings:
+        print(f"warning: {warning}", flush=True)
+    plan.notes += [f"warning: {warning}" for warning in warnings]
+
+
 def build_from_plans(corpus: str, output: Path, plans: list[SplitPlan], arguments: argparse.Namespace) -> None:
     """Build the cache of `plans` with the options of `build_parser`, and print what is in it. Raises UserError."""
     settings = CacheSettings(corpus, CODECS[arguments.codec], arguments.sample_rate, arguments.max_seconds or None)

@@ -14,7 +14,7 @@ import argparse
 from pathlib import Path
 
 from prep_errors import run, run_main  # isort: skip; first, see there
-from build_command import build_from_plans, build_parser, check_options, check_output
+from build_command import build_from_plans, build_parser, check_options, check_output, warn
 from exclusions import Exclusions
 from prep_progress import set_quiet
 from wavcaps_files import SOURCES, leak_warnings, read_wavcaps
@@ -48,11 +48,8 @@ def build(arguments: argparse.Namespace) -> None:
     for path in arguments.exclude_audiocaps:
         exclusions.add_audiocaps(path)
     sources = [source for source in SOURCES if source in arguments.sources]
-    warnings = leak_warnings(sources, exclusions)
-    for warning in warnings:  # now, since the build may take a night, and in the report at its end
-        print(f"warning: {warning}", flush=True)
     plan = read_wavcaps(arguments.root, audio, sources, exclusions)
-    plan.notes += [f"warning: {warning}" for warning in warnings]
+    warn(plan, leak_warnings(sources, exclusions) + exclusions.unmatched())
     build_from_plans("wavcaps", output, [plan], arguments)
 
 

@@ -14,7 +14,12 @@ REMEDY = "is a quote missing or the file cut off?"
 
 
 def read_csv(path: Path, columns: tuple[str, ...], encodings: list[str]) -> list[dict[str, str]]:
-    """Rows of `path` by column name, in the first of `encodings` that fits.
+    """Rows of read_numbered_csv without their lines."""
+    return [row for _, row in read_numbered_csv(path, columns, encodings)]
+
+
+def read_numbered_csv(path: Path, columns: tuple[str, ...], encodings: list[str]) -> list[tuple[int, dict[str, str]]]:
+    """Line and fields by column name of each row of `path`, in the first of `encodings` that fits.
 
     Raises UserError unless each of `columns` is in the first line, none is there twice, and every row has as many fields as it.
     """
@@ -33,7 +38,7 @@ def read_csv(path: Path, columns: tuple[str, ...], encodings: list[str]) -> list
         if len(row) not in (0, len(header)):
             raise UserError(f"{path}, line {number}: {len(row)} fields, expected {len(header)}; {REMEDY}")
         if row:
-            rows.append(dict(zip(header, row, strict=True)))
+            rows.append((number, dict(zip(header, row, strict=True))))
     return rows
 
 

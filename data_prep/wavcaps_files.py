@@ -3,8 +3,9 @@
     ROOT/json_files/<source>/*.json     {"data": [{"id": ..., "caption": ..., "file_name": ...}, ...]}
     AUDIO/<source>/.../<id>.flac        or <source>_flac; other endings, sub-folders, and Y before a YouTube id are found too
 
-All clips belong to `development`: WavCaps has nothing to test with. An id that occurs twice counts once (fsd_final_2s.json repeats most of
-fsd_final.json); the first caption is kept.
+All clips belong to `development`: WavCaps has nothing to test with. An id that occurs twice, in whatever spelling (clip_ids.py), counts once
+(fsd_final_2s.json repeats most of fsd_final.json); the first caption is kept. An entry of FreeSound or AudioSet_SL whose id is none is lost:
+nothing could tell whether another corpus tests with it.
 """
 
 import json
@@ -13,8 +14,9 @@ from typing import Any
 
 from audio_files import best_of, find_audio, readable_name, why_unreadable, without_ending
 from cache_shards import Clip
+from clip_ids import freesound_id, youtube_id
 from csv_files import one_spaced
-from exclusions import Exclusions, sound_name
+from exclusions import Exclusions
 from prep_errors import UserError
 from split_plan import Skipped, SplitPlan
 
@@ -42,7 +44,7 @@ def read_wavcaps(root: Path, audio: Path, sources: list[str], exclusions: Exclus
 
 def leak_warnings(sources: list[str], exclusions: Exclusions) -> list[str]:
     """What would leak into the test splits of other corpora with these exclusions."""
-    covered = {"FreeSound": exclusions.freesound_ids or exclusions.freesound_names, "AudioSet_SL": exclusions.youtube_ids}
+    covered = {"FreeSound": exclusions.has_freesound, "AudioSet_SL": exclusions.has_youtube}
     return [warning for source, warning in WARNINGS.items() if source in sources and not covered[source]]
 
 
@@ -67,10 +69,9 @@ def _read_source(plan: SplitPlan, source: str, entries: dict[str, dict[str, Any]
 
 def _why_excluded(source: str, clip_id: str, entry: dict[str, Any], exclusions: Exclusions) -> str | None:
     if source == "AudioSet_SL":
-        return exclusions.youtube_ids.get(clip_id)
+        return exclusions.why_youtube(clip_id)
     if source == "FreeSound":
-        name = sound_name(str(entry.get("file_name") or ""))
-        return exclusions.freesound_ids.get(clip_id) or (exclusions.freesound_names.get(name) if name else None)
+        return exclusions.why_freesound(clip_id, str(entry.get("file_name") or ""))
     return None
 
 
@@ -84,9 +85,11 @@ def _entries(folder: Path, source: str, plan: SplitPlan) -> dict[str, dict[str, 
     for path in paths:
         for number, entry in enumerate(_data(path), 1):
             found = entry.get("id") if isinstance(entry, dict) else None
-            clip_id = _clip_id(_text(str(found) if isinstance(found, int) else found), source)
+            text = _text(str(found) if isinstance(found, (int, float)) else found)
+            clip_id = _clip_id(text, source)
             if not clip_id:
-                plan.lost.append(Skipped(SPLIT, f"{source}/{path.name}", f"entry {number} has no id"))
+                reason = f"entry {number}: its id {text[:80]!r} is none of {source}'s" if text else f"entry {number} has no id"
+                plan.lost.append(Skipped(SPLIT, f"{source}/{path.name}", reason))
             elif clip_id in entries:
                 num_repeated += 1
             else:
@@ -126,6 +129,10 @@ def _text(value: Any) -> str:
 
 
 def _clip_id(name: str, source: str) -> str:
-    """The id of `Yb0RFKhbpFJA.wav` is b0RFKhbpFJA: YouTube's have 11 characters."""
-    clip_id = without_ending(readable_name(name).strip())
-    return clip_id[1:] if source == "AudioSet_SL" and len(clip_id) == 12 and clip_id[0] == "Y" else clip_id
+    """The id in one spelling: b0RFKhbpFJA of `Yb0RFKhbpFJA.wav`. Empty for a name that is no id of the source."""
+    name = readable_name(name).strip()
+    if source == "AudioSet_SL":
+        return youtube_id(name) or ""
+    if source == "FreeSound":
+        return freesound_id(name) or ""
+    return without_ending(name)

@@ -197,7 +197,7 @@ BAD_TABLES = {
     "cut off": (HEADER + b"1,aaaaaaaaaaa,30,Rain.\n2,bbbb", "line 3: 2 fields, expected 4; is a quote missing or the file cut off?"),
     "cut off in quotes": (HEADER + b'1,aaaaaaaaaaa,30,"Rain, fal', "line 2: unexpected end of data; is a quote missing"),
     "an id that is none": (HEADER + b'"1\n2",aaaa,30,x\n', "audiocap_id '1\\n2': youtube_id 'aaaa', start_time '30'; expected the 11 characters"),
-    "an address": (HEADER + b"1,https://youtu.be/aaaaaaaaaaa,30,x\n", "expected the 11 characters of a YouTube id, and seconds"),
+    "another address": (HEADER + b"1,https://example.org/aaaaaaaaaaaa,30,x\n", "expected the 11 characters of a YouTube id, and seconds"),
     "no start": (HEADER + b"1,aaaaaaaaaaa,,x\n", "start_time ''; expected"),
     "a time of day": (HEADER + b"1,aaaaaaaaaaa,0:30,x\n", "start_time '0:30'; expected"),
     "before the start": (HEADER + b"1,aaaaaaaaaaa,-1,x\n", "start_time '-1'; expected"),
