@@ -54,3 +54,12 @@ def mono_blocks(path, sample_rate, max_seconds=None, facts=None, **settings):
         yield np.array([os.getpid()], np.float64).view(np.float32)
     else:
         yield from sound.mono_blocks(path, sample_rate, max_seconds, facts, **settings)
+
+
+class SoundReader(sound.SoundReader):
+    """Dies where the file is to be read from 1 s on, if it lies in a folder of that name."""
+
+    def seek(self, frame):
+        if frame >= self.sample_rate and b"/dies from 1 s/" in self.path:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        super().seek(frame)

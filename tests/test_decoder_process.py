@@ -141,6 +141,42 @@ def test_several_threads_at_once(sounds):
     assert wrong == []
 
 
+def test_any_frames_of_a_file_with_its_channels(sounds):
+    for path in sounds:
+        with sound.SoundReader(path) as reader:
+            whole = np.concatenate(list(reader.blocks(100_000)))
+            facts = reader.sample_rate, reader.channels, len(whole)
+        for first, num_frames in ((0, 700), (300, 10), (len(whole) - 5, 100), (len(whole) + 9, 3), (0, 0), (0, 2 * len(whole))):
+            found, info = decoder_process.read_frames(path, first, num_frames)
+            assert found.shape[1] == info.channels and (info.sample_rate, info.channels, info.num_frames) == facts
+            np.testing.assert_allclose(found, whole[first : first + num_frames], atol=1e-6)
+    with pytest.raises(FileNotFoundError):
+        decoder_process.read_frames(sounds[0].with_name("absent.wav"), 0, 1)
+
+
+def test_frames_of_a_file_that_has_changed(tmp_path, sounds):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.full(1000, 0.25), SAMPLE_RATE)
+    assert decoder_process.read_frames(path, 10, 5)[0].tolist() == [[0.25]] * 5
+    soundfile.write(path, np.full((500, 2), 0.5), SAMPLE_RATE)
+    found, info = decoder_process.read_frames(path, 490, 20)
+    assert found.tolist() == [[0.5, 0.5]] * 10 and info.num_frames == 500
+    (tmp_path / "text.wav").write_text("no sound")
+    with pytest.raises(UnreadableSound):
+        decoder_process.read_frames(tmp_path / "text.wav", 0, 1)
+
+
+def test_a_player_survives_a_file_that_crashes_at_a_seek(crashing, sounds, tmp_path):
+    bad = tmp_path / "dies from 1 s" / "bad.wav"
+    bad.parent.mkdir()
+    bad.write_bytes(sounds[0].read_bytes())
+    for _ in range(2):
+        assert len(decoder_process.read_frames(bad, 0, 100)[0]) == 100
+        with pytest.raises(UnreadableSound, match="SIGSEGV"):
+            decoder_process.read_frames(bad, 10_000, 100)
+        assert len(decoder_process.read_frames(sounds[0], 10_000, 100)[0]) == 100
+
+
 # --- what happens to the child ---
 
 DEATHS = [

@@ -6,7 +6,7 @@ MEMORY_LIMIT, or makes no progress for HANG_SECONDS, then the file is unreadable
 What the libraries print goes nowhere.
 
     parent                                     child (serve)
-    REQUEST {"path": ..., "sample_rate": ...}  ->
+    REQUEST {"service": ..., "path": ..., ...} ->
                                                <-  BLOCK float32 ..., FACTS {...}    as many as there is credit for
     CREDIT                                     ->
     ABANDON, to end in the middle              ->
@@ -18,6 +18,7 @@ parent does, however that ends. PR_SET_PDEATHSIG would end it with the *thread* 
 
 import atexit
 import fcntl
+import importlib
 import json
 import os
 import resource
@@ -26,9 +27,9 @@ import struct
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -37,11 +38,12 @@ import numpy as np
 from retrieval.base.errors import UserError, one_line
 from retrieval.base.sound import SoundFacts, TruncatedSound, UnreadableSound
 
-READER = "retrieval.base.sound"  # the module whose `mono_blocks` the child runs
-HANG_SECONDS = 300.0  # for one block; generous, since a disk may be slow to wake up and a machine busy
+READER = "retrieval.base.sound"  # the module whose `mono_blocks` and `SoundReader` the child runs
+HANG_SECONDS = 600.0  # for one block; generous: a disk may be slow to wake up, and a length may have to be found by decoding hours
 MEMORY_LIMIT = 4 * 2**30  # bytes of data of a child
 BLOCKS_AHEAD = 2  # decoded before they are asked for
 MOST_IDLE = 8  # children kept for later
+MOST_OPEN = 4  # files that a child keeps open for read_frames
 PIPE_BYTES = 2**20  # a larger buffer saves switches between the processes
 
 REQUEST, CREDIT, ABANDON = b"R", b"C", b"A"
@@ -62,8 +64,42 @@ def mono_blocks(
         FileNotFoundError, PermissionError: as the system raises them.
         UserError: no process can be started.
     """
+    arguments = {"sample_rate": sample_rate, "max_seconds": max_seconds, **settings}
+    yield from _stream("mono_blocks", path, arguments, SoundFacts() if facts is None else facts)
+
+
+def read_frames(path: Path | str | bytes, first: int, num_frames: int) -> tuple[np.ndarray, "SoundInfo"]:
+    """Read frames `first` to `first + num_frames` of a file with all its channels, in another process, which keeps it open for the next ones.
+
+    Returns:
+        float32 (S, C), S below num_frames at the end of the file; facts of the whole file.
+
+    Raises:
+        UnreadableSound: also where the decoder dies.
+        FileNotFoundError, PermissionError: as the system raises them.
+        UserError: no process can be started.
+    """
+    info, blocks = SoundInfo(), []
+    try:
+        blocks.extend(_stream("frames", path, {"first": first, "num_frames": num_frames}, info))
+    except TruncatedSound:
+        pass  # that is the end of the file
+    return np.concatenate([np.zeros(0, np.float32), *blocks]).reshape(-1, info.channels), info
+
+
+@dataclass
+class SoundInfo:
+    """Facts of a sound file."""
+
+    sample_rate: int = 0  # Hz
+    channels: int = 1
+    num_frames: int = 0
+
+
+def _stream(service: str, path: Path | str | bytes, arguments: dict[str, Any], facts: Any) -> Iterator[np.ndarray]:
+    """Blocks of a service of the child, see SERVICES; `facts` is a dataclass, which is filled meanwhile."""
     path = os.fsdecode(path)
-    request = {"path": os.path.abspath(path), "sample_rate": sample_rate, "max_seconds": max_seconds, **settings}
+    request = {"service": service, "path": os.path.abspath(path), **arguments}
     num_given, is_second_try = 0, False
     while True:
         decoder = _Decoder() if is_second_try else _idle_decoder()
@@ -128,7 +164,7 @@ class _Decoder:
         if kind != READY:
             raise UserError(f"the process that decodes sounds does not start: {json.loads(payload.tobytes())['text']}")
 
-    def read(self, request: dict[str, Any], path: str, facts: SoundFacts | None) -> Iterator[np.ndarray]:
+    def read(self, request: dict[str, Any], path: str, facts: Any) -> Iterator[np.ndarray]:
         """Blocks float32 (S,). Raises _DecoderDied, and the errors of the reader."""
         self.num_requests += 1
         content = json.dumps(request).encode()
@@ -141,8 +177,7 @@ class _Decoder:
                 yield payload.view(np.float32)
             elif kind == FACTS:
                 for name, value in json.loads(payload.tobytes()).items():
-                    if facts is not None:
-                        setattr(facts, name, value)
+                    setattr(facts, name, value)
             else:
                 self._is_streaming = False
                 if kind == ERROR:
@@ -229,7 +264,8 @@ class _Decoder:
         elif code == -signal.SIGKILL:
             death = _DecoderDied("its decoder was killed, perhaps for lack of memory")
         elif code is not None and code < 0:
-            death = _DecoderDied(f"its decoder crashed ({signal.Signals(-code).name})")
+            known = {number.value: number.name for number in signal.Signals}
+            death = _DecoderDied(f"its decoder crashed ({known.get(-code, f'signal {-code}')})")
         return death
 
 
@@ -296,7 +332,7 @@ def serve(reader: str) -> NoReturn:
         os.dup2(silence, stream)  # what libraries print must not get among the samples
     _set_limits()
     try:
-        module = __import__(reader, fromlist=["mono_blocks"])
+        module = importlib.import_module(reader)
     except Exception as error:
         _answer(answers, ERROR, json.dumps({"kind": "Start", "text": one_line(error)}).encode())
         os._exit(1)
@@ -325,10 +361,10 @@ def _set_limits() -> None:
 
 
 def _serve_request(module: Any, request: dict[str, Any], requests: int, answers: int) -> None:
-    facts = SoundFacts()
-    told = asdict(facts)
-    credit = BLOCKS_AHEAD
-    blocks = module.mono_blocks(os.fsencode(request.pop("path")), facts=facts, **request)
+    service, facts = SERVICES[request.pop("service")]
+    facts = facts()
+    told, credit = asdict(facts), BLOCKS_AHEAD
+    blocks = service(module, os.fsencode(request.pop("path")), facts=facts, **request)
     try:
         while True:
             while credit == 0:
@@ -353,6 +389,36 @@ def _serve_request(module: Any, request: dict[str, Any], requests: int, answers:
         signal.setitimer(signal.ITIMER_REAL, 0)
         _answer(answers, FACTS, json.dumps(asdict(facts)).encode())
         _answer(answers, ERROR, json.dumps(_described(error)).encode())
+
+
+def _mono_blocks(module: Any, path: bytes, facts: SoundFacts, **arguments: Any) -> Iterator[np.ndarray]:
+    return module.mono_blocks(path, facts=facts, **arguments)
+
+
+def _frames(module: Any, path: bytes, facts: SoundInfo, first: int, num_frames: int) -> Iterator[np.ndarray]:
+    status = os.stat(path)
+    key = path, status.st_ino, status.st_size, status.st_mtime_ns
+    reader = _open_readers.pop(key, None) or module.SoundReader(path)
+    try:
+        facts.sample_rate, facts.channels, facts.num_frames = reader.sample_rate, reader.channels, reader.num_frames
+        if num_frames:
+            reader.seek(first)
+        while num_frames and len(block := reader.read(num_frames)):  # (S, C)
+            num_frames -= len(block)
+            yield block.reshape(-1)
+    except BaseException:
+        reader.close()
+        raise
+    _open_readers[key] = reader  # the newest is the last one
+    if len(_open_readers) > MOST_OPEN:
+        _open_readers.pop(next(iter(_open_readers))).close()
+
+
+SERVICES: dict[str, tuple[Callable[..., Iterator[np.ndarray]], type]] = {
+    "mono_blocks": (_mono_blocks, SoundFacts),
+    "frames": (_frames, SoundInfo),
+}
+_open_readers: dict[tuple[bytes, int, int, int], Any] = {}
 
 
 def _described(error: Exception) -> dict[str, Any]:
