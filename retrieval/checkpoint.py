@@ -156,6 +156,8 @@ def load_state(accelerator: Accelerator, run: Path, progress: Progress, steps_pe
     folder = latest_state(run)
     num_saved = len(list(folder.glob("random_states_*.pkl")))
     try:
+        for path in folder.glob("custom_checkpoint_*.pkl"):
+            load(path)  # plain values only: Accelerate itself would run anything in them
         if num_saved == accelerator.num_processes:
             load(folder / f"random_states_{accelerator.process_index}.pkl")  # from a damaged one Accelerate would go on without a word
         else:

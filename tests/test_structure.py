@@ -183,6 +183,30 @@ def test_configuration_stays_out_of_models_and_losses():
     assert users == ["retrieval/models/__init__.py"]  # build_model, which unpacks it
 
 
+# --- files of others run nothing ---
+
+
+def calls_of(*names: str) -> Iterator[tuple[str, ast.Call]]:
+    """Calls of methods and functions by these names, with the file and line of each."""
+    for path in CODE:
+        for node in ast.walk(TREES[path]):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in names:
+                yield f"{name_of(path)}:{node.lineno}", node
+
+
+def test_no_call_of_transformers_may_run_code_of_a_model():
+    """Each takes retrieval.models.hub.loading(name) or NO_CODE, which say trust_remote_code=False: without it transformers ask."""
+    ours = ("DualEncoder", "super()", "cls")
+    calls = [(place, call) for place, call in calls_of("from_pretrained", "from_config") if ast.unparse(call.func.value) not in ours]
+    assert len(calls) >= 7
+    assert [place for place, call in calls if None not in [keyword.arg for keyword in call.keywords]] == []
+
+
+def test_pickles_are_never_loaded_with_their_objects():
+    loads = [(place, call) for place, call in calls_of("load", "loads") if ast.unparse(call.func.value) in ("torch", "pickle")]
+    assert loads and [place for place, call in loads if "weights_only=True" not in ast.unparse(call)] == []
+
+
 # --- settings ---
 
 # Sections that are handed on whole, `**section.model_dump()`: their fields are compared with what takes them.

@@ -1,24 +1,71 @@
-"""Whether the Hugging Face hub answers: asked once, since huggingface_hub tries each file six times over 23 s before it gives up.
+"""Hub models and folders: whether the hub answers, that no code of a model is run, and the reasons why an upload is refused.
 
-And what to say where it refuses an upload.
+The hub is asked once, since huggingface_hub tries each file six times over 23 s before it gives up.
 """
 
 import functools
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import constants, get_session, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
+from transformers import AutoConfig, PreTrainedConfig
 
 from retrieval.errors import UserError, one_line
+
+logger = logging.getLogger(__name__)
+
+
+# For every `from_pretrained` and `from_config` of transformers: without it, a model with code makes them ask on the terminal.
+NO_CODE = {"trust_remote_code": False}
+# Settings of a config.json that name code: classes beside the weights, and kernels of the hub, which are Python packages.
+CODE_SETTINGS = ("auto_map", "attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
+OWN_CODE = "brings code of its own, which is not run"
 
 
 def local_files_only(name: str | Path) -> bool:
     """For `from_pretrained`: True for a folder, and for a hub name while the hub is out of reach; what was downloaded before still loads."""
     return os.path.isdir(name) or not hub_answers()
+
+
+def loading(name: str | Path) -> dict[str, bool]:
+    """Arguments for every `from_pretrained` of hub model or folder `name`."""
+    return NO_CODE | {"local_files_only": local_files_only(name)}
+
+
+def wants_code(error: Exception) -> bool:
+    """Whether transformers refused a model because its own code would have to be run."""
+    return "trust_remote_code" in str(error)
+
+
+def without_code(architecture: dict[str, Any]) -> dict[str, Any]:
+    """A config.json without the settings that name code."""
+    return {name: value for name, value in architecture.items() if name not in CODE_SETTINGS}
+
+
+def config_of(architecture: dict[str, Any], what: str) -> PreTrainedConfig:
+    """The config that a config.json within a model folder describes, without the settings that name code.
+
+    Raises:
+        UserError: It is of a kind that only its own code knows. `what` it is of, for the message.
+    """
+    try:
+        return AutoConfig.for_model(**without_code(architecture))
+    except ValueError:
+        if "auto_map" not in architecture:
+            raise
+        raise UserError(f"the {what} {architecture.get('model_type')} {OWN_CODE}; take another {what}") from None
+
+
+def warn_of_code(what: str, name: str | Path, config: PreTrainedConfig) -> None:
+    """Say that a model of a kind which transformers knows would rather run code of its own."""
+    if getattr(config, "auto_map", None):
+        logger.warning("%s %s %s: the %s of transformers takes its place", what, name, OWN_CODE, config.model_type)
 
 
 @functools.cache

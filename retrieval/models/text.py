@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from retrieval.errors import UserError, one_line
-from retrieval.models.hub import local_files_only
+from retrieval.models.hub import NO_CODE, config_of, loading, local_files_only, warn_of_code, without_code
 from retrieval.models.tokenizer import unreachable
 
 logger = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ class TextEncoder(nn.Module):
         self.tokenizer: PreTrainedTokenizerBase | None = None
         self.readout = readout
         self.as_written = as_written
-        config = AutoConfig.for_model(**architecture)
+        config = config_of(architecture, "text encoder")
         config.use_cache = False  # a decoder would keep keys and values for tokens to come
         self.model = _build(config)
         self.model.pooler = None  # its parameters would never receive a gradient
@@ -106,7 +106,7 @@ class TextEncoder(nn.Module):
 
     def load_pretrained(self, name: str) -> None:
         """Weights of hub model or folder `name`, which must have this architecture."""
-        settings = {"dtype": torch.float32, "local_files_only": local_files_only(name), "output_loading_info": True}
+        settings = loading(name) | {"dtype": torch.float32, "output_loading_info": True}
         if _tower_class(self.model.config) is not None:
             settings["key_mapping"] = {r"^text_model\.": ""}  # what the whole model calls it
         try:
@@ -156,7 +156,7 @@ def _build(config: PreTrainedConfig) -> PreTrainedModel:
     try:
         if tower is not None:
             return tower(config).float()
-        return auto.from_config(config, dtype=torch.float32)  # also where the files are in half precision: autocast takes what it needs
+        return auto.from_config(config, dtype=torch.float32, **NO_CODE)  # also where the files are in half precision: autocast takes what it needs
     except (ValueError, TypeError, ZeroDivisionError) as error:
         found = f"the text encoder's config.json describes no text encoder that transformers can build ({one_line(error)})"
         raise UserError(f"{found}; copy it again, or take another text encoder") from None
@@ -175,6 +175,7 @@ def text_architecture(name: str, dropout: float, allow_known: bool = False) -> d
     """
     try:
         config = _text_config(name)
+        warn_of_code("text encoder", name, config)
     except UserError:
         if not (allow_known and name in KNOWN_ARCHITECTURES):
             raise
@@ -185,14 +186,14 @@ def text_architecture(name: str, dropout: float, allow_known: bool = False) -> d
 
 def _text_config(name: str) -> PreTrainedConfig:
     try:
-        return AutoConfig.from_pretrained(name, local_files_only=local_files_only(name)).get_text_config()
+        return AutoConfig.from_pretrained(name, **loading(name)).get_text_config()
     except Exception as error:
         raise unreachable(name, error) from None
 
 
 def architecture_of(config: PreTrainedConfig, dropout: float) -> dict[str, Any]:
     """`config` as a dict, with every dropout it has set to `dropout`, and without the folder that it was read from: a model is passed on."""
-    architecture = config.to_dict()
+    architecture = without_code(config.to_dict())
     architecture.pop("_name_or_path", None)
     return architecture | {setting: dropout for setting in DROPOUT_SETTINGS if setting in architecture}
 

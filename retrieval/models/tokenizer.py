@@ -6,7 +6,7 @@ from tokenizers import processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from retrieval.errors import UserError
-from retrieval.models.hub import hub_answers, local_files_only
+from retrieval.models.hub import OWN_CODE, hub_answers, loading, wants_code
 
 
 def load_tokenizer(name: str | Path, vocab_size: int | None = None) -> PreTrainedTokenizerBase:
@@ -16,7 +16,7 @@ def load_tokenizer(name: str | Path, vocab_size: int | None = None) -> PreTraine
     as in CLIP, and a caption without a word is still one token. Where it has no padding, the end-of-text token is that as well.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(name), local_files_only=local_files_only(name))
+        tokenizer = AutoTokenizer.from_pretrained(str(name), **loading(name))
     except Exception as error:
         raise unreachable(str(name), error) from None
     # Where a folder has no tokenizer files, transformers makes a tokenizer that knows no word.
@@ -48,6 +48,8 @@ def _append_end(tokenizer: PreTrainedTokenizerBase, begin: list[int], name: str 
 
 def unreachable(name: str, error: Exception) -> UserError:
     """The error for text encoder `name`, which did not load."""
+    if wants_code(error):
+        return UserError(f"text encoder {name} {OWN_CODE}; take another text encoder")
     # transformers raises OSError, ValueError and others, with texts of many lines, for one and the same absence.
     reason = " ".join(str(error).split())[:160] or type(error).__name__
     if Path(name).is_dir():

@@ -20,7 +20,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from retrieval.errors import UserError, one_line
 from retrieval.models.audio.official import load_strictly
-from retrieval.models.hub import local_files_only
+from retrieval.models.hub import NO_CODE, OWN_CODE, config_of, loading, wants_code, warn_of_code, without_code
 
 # Random changes within the models, which the settings of the training know nothing of, and layers after the encoder that thin out its frames.
 NOT_USED = {"apply_spec_augment": False, "mask_time_prob": 0.0, "mask_feature_prob": 0.0, "layerdrop": 0.0, "encoder_layerdrop": 0.0}
@@ -38,7 +38,7 @@ class _Family:
         self.config, self.extractor = config, extractor
 
     def build(self) -> PreTrainedModel:
-        return AutoModel.from_config(self.config, dtype=torch.float32)
+        return AutoModel.from_config(self.config, dtype=torch.float32, **NO_CODE)
 
     def features(self, windows: list, device: torch.device) -> Tensor:
         """float32 (S,) arrays -> (W, M, C), on any device."""
@@ -179,7 +179,7 @@ class HuggingFaceAudioEncoder(nn.Module):
         super().__init__()
         family = FAMILIES[architecture["model_type"]]
         _check_agreement("feature_extractor_type", feature_extractor.get("feature_extractor_type"), family.extractor_type.__name__)
-        self.config = _without_unused(AutoConfig.for_model(**architecture))
+        self.config = _without_unused(config_of(architecture, "audio encoder"))
         self.family = family(self.config, family.extractor_type.from_dict(feature_extractor))
         for name, (found, expected) in self.family.sizes().items():
             _check_agreement(name, found, expected)
@@ -245,12 +245,13 @@ class HuggingFaceAudioEncoder(nn.Module):
 
     def load_official(self, name: str | Path) -> None:
         """Weights of hub model or folder `name`, which must have this architecture. Raises UserError, and changes nothing, where they do not fit."""
-        settings = {"dtype": torch.float32, "local_files_only": local_files_only(name), "output_loading_info": True}
+        settings = loading(name)
         try:
-            config = _without_unused(AutoConfig.from_pretrained(str(name), local_files_only=settings["local_files_only"]))
+            config = _without_unused(AutoConfig.from_pretrained(str(name), **settings))
             # AutoModel knows CLAP only as a whole; a folder of its audio tower says in which class it was saved.
             auto = getattr(transformers, config.architectures[0]) if config.model_type == "clap_audio_model" else AutoModel
-            source, report = auto.from_pretrained(str(name), config=config, **settings)
+            arguments = settings | {"dtype": torch.float32, "output_loading_info": True}
+            source, report = auto.from_pretrained(str(name), config=config, **arguments)
         except Exception as error:  # OSError, ValueError, SafetensorError and others for one and the same absence
             raise _unreachable(name, error) from None
         prefix = f"{self.family.part}." if hasattr(source, self.family.part or "?") else ""
@@ -262,9 +263,10 @@ class HuggingFaceAudioEncoder(nn.Module):
 
 def huggingface_arguments(name: str) -> dict[str, dict[str, Any]]:
     """Arguments of HuggingFaceAudioEncoder for hub model or folder `name`. Raises UserError for one that is absent or of another kind."""
-    settings = {"local_files_only": local_files_only(name)}
+    settings = loading(name)
     try:
         config = AutoConfig.from_pretrained(name, **settings)
+        warn_of_code("audio encoder", name, config)
     except Exception as error:
         raise _unreachable(name, error) from None
     config = config.audio_config if config.model_type == "clap" else config
@@ -274,7 +276,7 @@ def huggingface_arguments(name: str) -> dict[str, dict[str, Any]]:
         extractor = AutoFeatureExtractor.from_pretrained(name, **settings)
     except Exception as error:
         raise _unreachable(name, error) from None
-    return {"architecture": config.to_dict(), "feature_extractor": extractor.to_dict()}
+    return {"architecture": without_code(config.to_dict()), "feature_extractor": extractor.to_dict()}
 
 
 def _without_unused(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -289,6 +291,8 @@ def _check_agreement(what: str, found: Any, expected: Any) -> None:
 
 
 def _unreachable(name: str | Path, error: Exception) -> UserError:
+    if wants_code(error):
+        return UserError(f"audio encoder {name} {OWN_CODE}; take another audio encoder")
     reason = one_line(error, longest=160)
     if Path(name).is_dir():
         files = "config.json, preprocessor_config.json and model.safetensors"
