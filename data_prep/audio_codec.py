@@ -1,34 +1,22 @@
 """One audio file -> the bytes of the cache's `audio` column: mono, resampled, 16 bit.
 
-Reads whatever libsndfile reads, block by block, so that memory is the size of the 16-bit result. A file that would give wrong or no audio
-raises UnusableAudio with the reason. Float samples become round(32768 x), so that a 16-bit file at the cache's rate is kept bit for bit.
-A clip that is cut is read no further than that: the first minute of a recording of ten hours costs a minute.
+Reads whatever retrieval.base.sound reads, block by block, so that memory is the size of the 16-bit result. A file that would give wrong or
+no audio raises UnreadableSound with the reason. Float samples become round(32768 x), so that a 16-bit file at the cache's rate is kept bit for
+bit. A clip that is cut is read no further than that: the first minute of a recording of ten hours costs a minute.
 
 MP3 is written with LAME's best variable bit rate (V0) and its gapless header, from which a decoder knows delay and padding: it gives back
 as many samples as went in, none of them shifted.
 """
 
 import io
-import math
-import os
-import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import prep_errors  # noqa: F401  puts `retrieval` on the path
 import soundfile
-import soxr
 
-BLOCK_FRAMES = 1 << 17  # 3 s at 44.1 kHz: 1 MB of float32 stereo
-CUT_MARGIN = 0.1  # s read beyond a cut, so that the resampler's filter sees what follows
-# Decoders count an MP3 file's delay and padding differently where it has no gapless header: four blocks of 1152 samples.
-MAX_MISSING_MP3_FRAMES = 4 * 1152
-# Programs that write to a pipe do not know the length: ffmpeg leaves 0xFFFFFFFF, sox 0x7FFFF000 or more.
-UNKNOWN_WAV_LENGTH = 0x7FFFF000
-
-
-class UnusableAudio(Exception):
-    """The clip must be left out; the message is the reason, as listed in the build's report."""
+from retrieval.base.sound import SoundFacts, UnreadableSound, mono_blocks
 
 
 @dataclass(frozen=True)
@@ -37,72 +25,21 @@ class EncodedClip:
     num_samples: int  # at the cache's sample rate
     num_clipped: int  # samples beyond [-1, 1], brought back to it
     is_cut: bool  # the file is longer than max_seconds
-
-
-class _ForwardFile(soundfile.SoundFile):
-    """Read from start to end. After every block soundfile seeks to where it already is, which an MP3 decoder answers with a wrong second block."""
-
-    def seekable(self) -> bool:
-        return False
+    took_one_channel: bool  # its channels cancel each other: the first is kept
 
 
 def encode_clip(path: str, sample_rate: int, codec: str, max_seconds: float | None = None) -> EncodedClip:
-    """Decode `path`, average the channels, resample to `sample_rate` (Hz), cut after `max_seconds` and encode with `codec`, a key of CODECS."""
+    """Decode `path` to mono at `sample_rate` (Hz), cut after `max_seconds`, and encode with `codec`, a key of CODECS. Raises UnreadableSound."""
+    facts, blocks, num_clipped = SoundFacts(), [], 0
     try:
-        _check_wav_is_whole(path)
-        with _ForwardFile(os.fsencode(path)) as file:  # soundfile would encode a name that is not UTF-8 anew, and fail
-            is_cut = max_seconds is not None and file.frames > max_seconds * file.samplerate
-            blocks = [_quantise(block) for block in _resampled_blocks(file, sample_rate, max_seconds if is_cut else None)]
-    except soundfile.LibsndfileError as error:
-        reason = error.error_string.removeprefix("Error : ").rstrip(".") or f"libsndfile error {error.code}"
-        raise UnusableAudio(f"cannot be decoded: {reason}") from None
+        for block in mono_blocks(path, sample_rate, max_seconds, facts, quality="VHQ"):
+            samples, clipped = _quantise(block)
+            blocks.append(samples)
+            num_clipped += clipped
     except OSError as error:
-        raise UnusableAudio(f"cannot be read: {error.strerror}") from None
-    samples = np.concatenate([samples for samples, _ in blocks]) if blocks else np.zeros(0, np.int16)  # (S,)
-    if is_cut:
-        samples = samples[: round(max_seconds * sample_rate)]
-    if samples.size == 0:
-        raise UnusableAudio("no samples")
-    return EncodedClip(CODECS[codec](samples, sample_rate), samples.size, sum(num_clipped for _, num_clipped in blocks), is_cut)
-
-
-def _check_wav_is_whole(path: str) -> None:
-    # libsndfile shortens a cut-off WAV silently to what is there.
-    size = os.path.getsize(path)
-    if size == 0:
-        raise UnusableAudio("empty file (0 bytes)")
-    with open(path, "rb") as file:
-        header = file.read(12)
-        if header[:4] != b"RIFF" or header[8:] != b"WAVE":
-            return
-        while len(chunk := file.read(8)) == 8:
-            name, length = struct.unpack("<4sI", chunk)
-            if name == b"data":
-                present = size - file.tell()
-                if present < length < UNKNOWN_WAV_LENGTH:
-                    raise UnusableAudio(f"truncated: the header promises {length} bytes of audio, the file holds {present}")
-                return
-            file.seek(length + length % 2, os.SEEK_CUR)  # chunks start at even offsets
-
-
-def _resampled_blocks(file: soundfile.SoundFile, sample_rate: int, max_seconds: float | None) -> Iterator[np.ndarray]:
-    # Blockwise soxr gives the same samples as one call on the whole clip.
-    resampler = None
-    if file.samplerate != sample_rate:
-        resampler = soxr.ResampleStream(file.samplerate, sample_rate, 1, dtype="float32", quality="VHQ")
-    num_wanted = file.frames if max_seconds is None else math.ceil((max_seconds + CUT_MARGIN) * file.samplerate)
-    num_frames = 0
-    while num_frames < num_wanted and len(block := file.read(BLOCK_FRAMES, dtype="float32", always_2d=True)):  # (frames, channels)
-        num_frames += len(block)
-        mono = block.mean(axis=1) if block.shape[1] > 1 else block[:, 0]  # same numbers; a twelfth of a clip's time saved
-        if not np.isfinite(mono).all():
-            raise UnusableAudio("holds samples that are NaN or infinite")
-        yield resampler.resample_chunk(mono) if resampler else mono
-    allowed = MAX_MISSING_MP3_FRAMES if file.format == "MP3" else 0
-    if num_frames < min(num_wanted, file.frames) - allowed:
-        raise UnusableAudio(f"truncated: {file.frames} frames announced, {num_frames} decoded")
-    if resampler:
-        yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+        raise UnreadableSound(f"cannot be read: {error.strerror}") from None
+    samples = np.concatenate(blocks)  # (S,)
+    return EncodedClip(CODECS[codec](samples, sample_rate), samples.size, num_clipped, facts.is_cut, facts.took_one_channel)
 
 
 def _quantise(samples: np.ndarray) -> tuple[np.ndarray, int]:

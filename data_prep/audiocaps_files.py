@@ -12,7 +12,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from audio_files import best_of, find_audio, readable_name, why_unreadable
+from audio_files import best_of, find_audio, passed_over_note, readable_name, why_unreadable
 from cache_shards import Clip
 from clip_ids import youtube_excerpt, youtube_id
 from csv_files import one_spaced, read_csv
@@ -43,7 +43,8 @@ def read_audiocaps(root: Path, audio: Path, splits: list[str], exclusions: Exclu
     for split in ("evaluation", "validation"):
         if split in rows_of_split:
             exclusions.add_audiocaps(root / CSV_OF_SPLIT[split], option="")
-    videos = _audio_files(audio)
+    found = find_audio(audio, "--audio")
+    videos = _audio_files(found.paths)
     clips_of_video = defaultdict(set)
     for key in (key for rows in rows_of_split.values() for key in rows):
         clips_of_video[key[0]].add(key)
@@ -52,6 +53,7 @@ def read_audiocaps(root: Path, audio: Path, splits: list[str], exclusions: Exclu
     num_unknown = sum(len(files) for video, files in videos.items() if video not in clips_of_video)
     if num_unknown:
         plans[0].notes.append(f"{num_unknown} of {num_files} audio files belong to no clip of the CSV files, or have names that tell no video")
+    plans[0].notes += passed_over_note(found)
     return plans
 
 
@@ -107,10 +109,10 @@ def _files_of(start: float, files: list[tuple[float | None, Path]], is_only_clip
     return seconds or milliseconds or unnamed
 
 
-def _audio_files(audio: Path) -> dict[str, list[tuple[float | None, Path]]]:
+def _audio_files(paths: list[Path]) -> dict[str, list[tuple[float | None, Path]]]:
     """YouTube id -> (start in the name, None where it has none; file); names that tell no id under the empty one."""
     videos: dict[str, list[tuple[float | None, Path]]] = defaultdict(list)
-    for path in find_audio(audio, "--audio"):
+    for path in paths:
         excerpt = youtube_excerpt(readable_name(path.name))
         videos[excerpt.video if excerpt else ""].append((excerpt.start if excerpt else None, path))
     return dict(videos)

@@ -8,7 +8,7 @@
 The CSV has the columns `file_name` (relative to `--audio`, with sub-folders) and `caption`, or `caption_1`, `caption_2`, ...; rows of one file
 are one clip. A column `split` (development, validation, evaluation) says where a clip belongs. Without one, all clips go to `--split`, or are dealt
 out by `--fractions`: by clip, so that no recording is in two splits, and the same way whenever files and seed are the same. With
-`--without-captions` every file that can be read is a clip, whatever lies beside it. Writes `<audio>/cache` (arrow_cache.py).
+`--without-captions` every sound file is a clip, whatever lies beside it. Writes `<audio>/cache` (arrow_cache.py).
 Exit code 0, 2 (error, one line), 130 (interrupted: the same command goes on).
 """
 
@@ -19,7 +19,7 @@ from hashlib import sha256
 from pathlib import Path, PurePosixPath
 
 from prep_errors import UserError, run, run_main  # isort: skip; first, see there
-from audio_files import best_of, find_audio, readable_name, why_unreadable, without_ending
+from audio_files import best_of, find_audio, passed_over_note, readable_name, why_unreadable, without_ending
 from build_command import build_from_plans, build_parser, check_options, check_output
 from cache_shards import Clip
 from csv_files import caption_columns, one_spaced, read_csv
@@ -55,17 +55,20 @@ def build(arguments: argparse.Namespace) -> None:
     _check_fractions(arguments)
     output = arguments.output or arguments.audio / "cache"
     check_output(output, {"--audio": arguments.audio, **({"--csv": arguments.csv} if arguments.csv else {})})
-    files = _audio_files(arguments.audio)
+    found = find_audio(arguments.audio, "--audio")
+    files = _audio_files(arguments.audio, found.paths)
     if arguments.without_captions:
-        captions = _no_captions(files)
+        captions = {name: _Captions([]) for name in files}
     else:
         captions = _captions_of_csv(arguments.csv) if arguments.csv else _captions_of_text_files(files)
     _assign_splits(captions, arguments)
-    plans = [_plan(split, captions, files, not arguments.without_captions) for split in SPLITS]
+    plans = [_plan(split, captions, files, arguments) for split in SPLITS]
     plans = [plan for plan in plans if plan.clips or plan.lost]
     unused = [name for name in files if name not in captions]
-    why_unused = "the same name is there in a format that can be read" if arguments.without_captions else "no captions"
-    plans[0].unused += [Skipped(plans[0].name, name, why_unused) for name in unused]
+    plans[0].unused += [Skipped(plans[0].name, name, "no captions") for name in unused]
+    if not arguments.csv:
+        found.passed_over.pop(".txt", None)  # they hold captions
+    plans[0].notes += passed_over_note(found)
     build_from_plans("folder", output, plans, arguments)
 
 
@@ -77,10 +80,10 @@ def _check_fractions(arguments: argparse.Namespace) -> None:
         raise UserError("--seed has no effect without --fractions")
 
 
-def _audio_files(audio: Path) -> dict[str, Path]:
+def _audio_files(audio: Path, paths: list[Path]) -> dict[str, Path]:
     """Name as a CSV writes it, with slashes and accents as one character -> file."""
     files: dict[str, Path] = {}
-    for path in find_audio(audio, "--audio"):
+    for path in paths:
         name = _name(readable_name(str(path.relative_to(audio))))
         if name in files:
             raise UserError(f"{audio}: two files are named {name!r}, in two spellings: rename one of them")
@@ -127,12 +130,6 @@ def _captions_of_text_files(files: dict[str, Path]) -> dict[str, _Captions]:
     return captions
 
 
-def _no_captions(files: dict[str, Path]) -> dict[str, _Captions]:
-    """All files, but for a film.m4a beside a film.wav, which would count as lost. Two formats that can be read are two clips: labels name either."""
-    readable = {_stem(path) for path in files.values() if not why_unreadable(path)}
-    return {name: _Captions([]) for name, path in files.items() if not why_unreadable(path) or _stem(path) not in readable}
-
-
 def _stem(path: Path) -> Path:
     return path.with_name(without_ending(path.name))
 
@@ -155,13 +152,13 @@ def _assign_splits(captions: dict[str, _Captions], arguments: argparse.Namespace
         clip.split = splits[name]
 
 
-def _plan(split: str, captions: dict[str, _Captions], files: dict[str, Path], need_captions: bool) -> SplitPlan:
-    plan = SplitPlan(split, clips=[])
+def _plan(split: str, captions: dict[str, _Captions], files: dict[str, Path], arguments: argparse.Namespace) -> SplitPlan:
+    plan, need_captions = SplitPlan(split, clips=[]), not arguments.without_captions
     for name, clip in captions.items():
         if clip.split != split:
             continue
         if name not in files:
-            plan.lost.append(Skipped(split, name, "named in the CSV, no such audio file"))
+            plan.lost.append(Skipped(split, name, _why_not_found(name, arguments.audio)))
         elif need_captions and not clip.texts:
             plan.lost.append(Skipped(split, name, "all captions are empty"))
         elif reason := why_unreadable(files[name]):
@@ -169,6 +166,20 @@ def _plan(split: str, captions: dict[str, _Captions], files: dict[str, Path], ne
         else:
             plan.clips.append(Clip(f"{split}/{name}", name, str(files[name]), tuple(clip.texts), {}))
     return plan
+
+
+def _why_not_found(name: str, audio: Path) -> str:
+    """Reason for a name of the CSV that is none of the files that were found. A file that is there is never called absent."""
+    path = audio / name
+    if not path.exists():
+        return "named in the CSV, no such audio file"
+    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+        return "named in the CSV by a path of its own: names are relative to --audio, and lie below it"
+    if not path.is_file():
+        return "named in the CSV, is not a file"
+    if any(part.startswith(".") for part in PurePosixPath(name).parts):
+        return "named in the CSV, is hidden: its name, or that of its folder, begins with a dot"
+    return "named in the CSV, is there, but is no sound: neither its ending nor its first bytes are those of a sound"
 
 
 def _name(text: str) -> str:

@@ -22,13 +22,15 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from audio_codec import UnusableAudio, encode_clip
+from audio_codec import encode_clip
 from prep_errors import UserError
 from prep_progress import bar
 from tqdm import tqdm
 
+from retrieval.base.sound import UnreadableSound
+
 # Numbers of a shard, in its report and, summed up, in cache.json.
-COUNTS = ("num_clips", "num_captions", "num_samples", "num_clipped_samples", "num_cut_clips")
+COUNTS = ("num_clips", "num_captions", "num_samples", "num_clipped_samples", "num_cut_clips", "num_one_channel_clips")
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ def write_shard(job: ShardJob, on_clip: Callable[[], None]) -> dict[str, Any]:
         for clip in job.clips:
             try:
                 encoded = encode_clip(clip.path, job.sample_rate, job.codec, job.max_seconds)
-            except UnusableAudio as reason:
+            except UnreadableSound as reason:
                 report["skipped"].append({"split": job.split, "file_name": clip.file_name, "reason": str(reason)})
             else:
                 row = {
@@ -112,6 +114,7 @@ def write_shard(job: ShardJob, on_clip: Callable[[], None]) -> dict[str, Any]:
                 report["num_samples"] += encoded.num_samples
                 report["num_clipped_samples"] += encoded.num_clipped
                 report["num_cut_clips"] += encoded.is_cut
+                report["num_one_channel_clips"] += encoded.took_one_channel
             on_clip()
     report["num_bytes"] = job.arrow_path.stat().st_size
     with atomic_file(job.report_path) as sink:

@@ -71,8 +71,11 @@ def print_report(info: dict[str, Any], plans: list[SplitPlan]) -> None:
     for plan in plans:
         for reason, number in count_reasons(plan.excluded).items():
             print(f"excluded from {plan.name}: {number} clips, {reason}")
-        if info["splits"][plan.name].get("num_cut_clips"):  # absent from a cache that an earlier version built
-            print(f"note: {plan.name}: {info['splits'][plan.name]['num_cut_clips']} clips were longer than {info['max_seconds']:g} s and are cut")
+        split = info["splits"][plan.name]  # of a cache that an earlier version built, some numbers are absent
+        if split.get("num_cut_clips"):
+            print(f"note: {plan.name}: {split['num_cut_clips']} clips were longer than {info['max_seconds']:g} s and are cut")
+        if split.get("num_one_channel_clips"):
+            print(f"note: {plan.name}: the channels of {split['num_one_channel_clips']} clips cancel each other; their first channel is kept")
         for note in plan.notes:
             print(f"note: {note}")
 

@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from audio_files import best_of, find_audio, readable_name, why_unreadable, without_ending
+from audio_files import best_of, find_audio, passed_over_note, readable_name, why_unreadable, without_ending
 from cache_shards import Clip
 from clip_ids import freesound_id, youtube_id
 from csv_files import one_spaced
@@ -36,7 +36,7 @@ def read_wavcaps(root: Path, audio: Path, sources: list[str], exclusions: Exclus
     plan = SplitPlan(SPLIT, clips=[], notes=[*exclusions.notes])
     for source in sources:
         before = len(plan.clips), len(plan.lost), len(plan.excluded)
-        _read_source(plan, source, _entries(root / "json_files" / source, source, plan), _audio_files(audio, source), exclusions)
+        _read_source(plan, source, _entries(root / "json_files" / source, source, plan), _audio_files(audio, source, plan), exclusions)
         num_clips, num_lost, num_excluded = (len(items) - start for items, start in zip((plan.clips, plan.lost, plan.excluded), before))
         plan.notes.append(f"{source}: {num_clips} clips to read, {num_lost} without file or caption, {num_excluded} excluded")
     return plan
@@ -112,13 +112,15 @@ def _data(path: Path) -> list[Any]:
     return data
 
 
-def _audio_files(audio: Path, source: str) -> dict[str, list[Path]]:
-    """Id -> its files."""
+def _audio_files(audio: Path, source: str, plan: SplitPlan) -> dict[str, list[Path]]:
+    """Id -> its files; a note of the plan says what else is there."""
     folder = next((folder for name in (source, f"{source}_flac") if (folder := audio / name).is_dir()), None)
     if folder is None:
         raise UserError(f"{audio / source} is not a folder: unpack the audio of {source} there, or leave the source out with --sources")
     files: dict[str, list[Path]] = {}
-    for path in find_audio(folder, "--audio"):
+    found = find_audio(folder, "--audio")
+    plan.notes += [f"{source}: {note}" for note in passed_over_note(found)]
+    for path in found.paths:
         files.setdefault(_clip_id(path.name, source), []).append(path)
     return files
 

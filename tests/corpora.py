@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from types import ModuleType
 
+import av
 import datasets
 import numpy as np
 import soundfile
@@ -20,12 +21,31 @@ def write_csv(path: Path, header: list[str], rows: list[list], encoding: str = "
 
 
 def write_sound(path: Path, seconds: float = 0.1) -> Path:
-    """Noise at 16 kHz in the format of its ending; the bytes of .m4a, which libsndfile cannot write, are no audio."""
+    """Noise at 16 kHz in the format of its ending."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    samples = np.random.default_rng(0).uniform(-0.1, 0.1, round(16_000 * seconds))
     if path.suffix == ".m4a":
-        path.write_bytes(bytes(100))
+        write_by_ffmpeg(path, samples.astype(np.float32)[:, None], 16_000, "aac", container="mp4")
     else:
-        soundfile.write(path, np.random.default_rng(0).uniform(-0.1, 0.1, round(16_000 * seconds)), 16_000)
+        soundfile.write(path, samples, 16_000)
+    return path
+
+
+def write_by_ffmpeg(path: Path, samples: np.ndarray, rate: int, codec: str, container: str | None = None, **options: str) -> Path:
+    """Encode samples float32 (S, C) with an encoder and a muxer of FFmpeg; `options` are the muxer's."""
+    layout = {1: "mono", 2: "stereo", 6: "5.1"}[samples.shape[1]]
+    with av.open(str(path), "w", format=container, options=options) as target:
+        stream = target.add_stream(codec, rate=rate)
+        stream.layout = layout
+        resampler = av.AudioResampler(format=stream.codec_context.format or "fltp", layout=layout, rate=rate)
+        size = stream.codec_context.frame_size or 1024
+        for start in range(0, len(samples), size):
+            block = np.ascontiguousarray(samples[start : start + size].T, dtype=np.float32)  # (C, S)
+            frame = av.AudioFrame.from_ndarray(block, format="fltp", layout=layout)
+            frame.sample_rate, frame.pts = rate, start
+            for converted in resampler.resample(frame):
+                target.mux(stream.encode(converted))
+        target.mux(stream.encode(None))
     return path
 
 

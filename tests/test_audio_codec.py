@@ -12,6 +12,7 @@ import pytest
 import soundfile
 from conftest import SAMPLE_RATE, write_rows
 
+from retrieval.base import sound
 from retrieval.data import ClipSplit, open_cache
 from retrieval.errors import UserError
 
@@ -95,7 +96,7 @@ def test_an_mp3_file_is_decoded_as_if_in_one_piece(tmp_path, monkeypatch):
     path = tmp_path / "source.mp3"
     soundfile.write(path, gated_noise(12.0), SAMPLE_RATE, format="MP3", bitrate_mode="VARIABLE", compression_level=0.5)
     expected = np.clip(soundfile.read(path, dtype="float32")[0] * np.float32(32768), -32768, 32767)
-    monkeypatch.setattr(audio_codec, "BLOCK_FRAMES", 10_000)
+    monkeypatch.setattr(sound, "BLOCK_FRAMES", 10_000)
     found = audio_codec.encode_clip(str(path), SAMPLE_RATE, "pcm_s16le")
     assert found.num_samples == 12 * SAMPLE_RATE and np.abs(np.frombuffer(found.audio, "<i2") - expected).max() < 0.51  # rounded
     blocks = np.concatenate(list(soundfile.blocks(path, 10_000, dtype="float32")))  # the negative control seeks between blocks
@@ -106,7 +107,7 @@ def test_a_cut_off_mp3_file_is_not_used(tmp_path):
     path = tmp_path / "source.mp3"
     soundfile.write(path, gated_noise(12.0), SAMPLE_RATE, format="MP3")
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(audio_codec.UnusableAudio, match="truncated: 192000 frames announced"):
+    with pytest.raises(audio_codec.UnreadableSound, match="truncated: 192000 frames announced"):
         audio_codec.encode_clip(str(path), SAMPLE_RATE, "pcm_s16le")
 
 
@@ -130,7 +131,7 @@ def test_nothing_beyond_the_cut_is_read(tmp_path):
     path = tmp_path / "long.flac"
     soundfile.write(path, RNG.uniform(-0.5, 0.5, 60 * SAMPLE_RATE), SAMPLE_RATE)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(audio_codec.UnusableAudio):
+    with pytest.raises(audio_codec.UnreadableSound):
         audio_codec.encode_clip(str(path), SAMPLE_RATE, "flac")
     assert audio_codec.encode_clip(str(path), SAMPLE_RATE, "flac", max_seconds=5.0).num_samples == 5 * SAMPLE_RATE
 

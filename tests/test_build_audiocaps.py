@@ -204,7 +204,7 @@ BAD_TABLES = {
     "NaN": (HEADER + b"1,aaaaaaaaaaa,nan,x\n", "start_time 'nan'; expected"),
     "empty captions": (HEADER + b"1,aaaaaaaaaaa,30, \n", "none of its 1 clips is usable; first 'aaaaaaaaaaa_30': all captions are empty"),
     "no such file": (HEADER + b"1,bbbbbbbbbbb,30,x\n", "none of its 1 clips is usable; first 'bbbbbbbbbbb_30': no such audio file"),
-    "unreadable ending": (HEADER + b"1,ccccccccccc,30,x\n", "'ccccccccccc_30': .m4a cannot be read: convert it"),
+    "no sound": (HEADER + b"1,ccccccccccc,30,x\n", "'ccccccccccc_30.m4a': is no sound"),
     "all excluded": (HEADER + b"1,aaaaaaaaaaa,90,x\n", "no clip is left; 1 are excluded, since other corpora test with them"),
 }
 
@@ -212,8 +212,8 @@ BAD_TABLES = {
 @pytest.mark.parametrize("name", BAD_TABLES)
 def test_a_bad_table_is_one_line(tmp_path, capsys, name):
     content, expected = BAD_TABLES[name]
-    for file_name in (f"{A}_30.wav", f"{C}_30.m4a"):
-        write_sound(tmp_path / "audio" / file_name)
+    write_sound(tmp_path / "audio" / f"{A}_30.wav")
+    (tmp_path / "audio" / f"{C}_30.m4a").write_bytes(bytes(100))
     if content is not None:
         (tmp_path / "train.csv").write_bytes(content)
     excluded = [write_csv(tmp_path / "old.csv", ["youtube_id"], [[A]])] if name == "all excluded" else []

@@ -19,7 +19,7 @@ sys.path.append(str(ROOT / "data_prep"))
 
 import build_clotho  # noqa: E402
 import cache_shards  # noqa: E402
-from audio_codec import UnusableAudio, encode_clip  # noqa: E402
+from audio_codec import UnreadableSound, encode_clip  # noqa: E402
 from clotho_files import normalise_name  # noqa: E402
 from corpora import error_line, load, write_csv  # noqa: E402
 
@@ -246,7 +246,7 @@ def damaged_audio(folder):
         soundfile.write(folder / name, samples, 44_100, subtype="FLOAT")
     return {
         "empty.wav": "empty file (0 bytes)",
-        "text.wav": "cannot be decoded",
+        "text.wav": "is no sound",
         "cut.wav": "truncated: the header promises 44100 bytes of audio, the file holds 22028",
         "header.wav": "truncated",
         "zero.wav": "no samples",
@@ -258,10 +258,10 @@ def damaged_audio(folder):
 
 def test_damaged_audio_is_listed_with_reason(tmp_path):
     for name, reason in damaged_audio(tmp_path).items():
-        with pytest.raises(UnusableAudio) as caught:
+        with pytest.raises(UnreadableSound) as caught:
             encode_clip(str(tmp_path / name), 32_000, "pcm_s16le")
         assert reason in str(caught.value)
-    with pytest.raises(UnusableAudio, match="cannot be read: No such file"):
+    with pytest.raises(UnreadableSound, match="cannot be read: No such file"):
         encode_clip(str(tmp_path / "gone.wav"), 32_000, "pcm_s16le")
 
 

@@ -15,6 +15,7 @@ import copy
 import io
 import math
 import os
+import stat
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ import soxr
 from retrieval.base import sound_kinds
 from retrieval.base.sound_kinds import AUDIO_ENDINGS, Kind, kind_of, kind_of_open
 
-__all__ = ["AUDIO_ENDINGS", "SoundFacts", "SoundReader", "TruncatedSound", "UnreadableSound", "kind_of", "mono_blocks"]
+__all__ = ["AUDIO_ENDINGS", "SoundFacts", "SoundReader", "TruncatedSound", "UnreadableSound", "check_rate", "kind_of", "mono_blocks"]
 
 MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz
 MAX_CHANNELS = 64
@@ -66,6 +67,12 @@ class SoundFacts:
     took_one_channel: bool = False  # its channels cancel each other, so that the first one was taken instead of their mean
 
 
+def check_rate(rate: float) -> None:
+    """Raises UnreadableSound for a sample rate (Hz) that no recording has; resampled, a header's lie would fill the memory."""
+    if not MIN_RATE <= rate <= MAX_RATE:
+        raise UnreadableSound(f"has a sample rate of {rate:g} Hz: expected {MIN_RATE} to {MAX_RATE} Hz")
+
+
 class SoundReader:
     """An open sound file. Raises UnreadableSound for what cannot be read; FileNotFoundError and PermissionError pass through.
 
@@ -74,7 +81,9 @@ class SoundReader:
 
     def __init__(self, path: Path | str | bytes):
         self.path = os.fsencode(path)  # libsndfile would encode a name that is not UTF-8 anew, and fail
-        with _one_kind_of_error(), open(self.path, "rb") as file:
+        with _one_kind_of_error(), open(self.path, "rb", opener=_without_waiting) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise UnreadableSound("is not a file")
             if not os.fstat(file.fileno()).st_size:
                 raise UnreadableSound("empty file (0 bytes)")
             kind = kind_of_open(file)
@@ -82,12 +91,18 @@ class SoundReader:
                 file.seek(0)
                 raise UnreadableSound(sound_kinds.why_no_sound(file.read(64)))
             self.kind = kind
-            self._promise = sound_kinds.promise_of(file, kind)
-            self._source = _open_source(self.path, file, kind)
+            promise = sound_kinds.promise_of(file, kind)
+            broken = promise and f"truncated: the header promises {promise.promised} bytes of audio, the file holds {promise.present}"
+            self._why_truncated = broken
+            try:
+                self._source = _open_source(self.path, file, kind)
+            except UnreadableSound:
+                if broken:  # what is needed to read it stood at its end
+                    raise TruncatedSound(broken) from None
+                raise
         try:
             self.sample_rate, self.channels = self._source.sample_rate, self._source.channels
-            if not MIN_RATE <= self.sample_rate <= MAX_RATE:
-                raise UnreadableSound(f"has a sample rate of {self.sample_rate} Hz: expected {MIN_RATE} to {MAX_RATE} Hz")
+            check_rate(self.sample_rate)
             if not 1 <= self.channels <= MAX_CHANNELS:
                 raise UnreadableSound(f"has {self.channels} channels: expected 1 to {MAX_CHANNELS}")
         except UnreadableSound:
@@ -137,11 +152,8 @@ class SoundReader:
         with _one_kind_of_error():
             block = self._source.read(min(num_frames, max(1, MAX_BLOCK_SAMPLES // self.channels)))
             if not len(block):
-                if self._promise:
-                    promised, present = self._promise.promised, self._promise.present
-                    raise TruncatedSound(f"truncated: the header promises {promised} bytes of audio, the file holds {present}")
-                if reason := self._source.why_truncated():
-                    raise TruncatedSound(f"truncated: {reason}")
+                if reason := self._why_truncated or self._source.why_truncated():
+                    raise TruncatedSound(reason)
             return block
 
     def blocks(self, num_frames: int) -> Iterator[np.ndarray]:
@@ -317,6 +329,10 @@ def _open_source(path: bytes, file: Any, kind: Kind) -> "_Libsndfile | _Chain | 
     return source
 
 
+def _without_waiting(path: bytes, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # a pipe without a writer would wait for one
+
+
 class _one_kind_of_error:
     """Turn the errors of the two libraries, and those of reading a file, into UnreadableSound."""
 
@@ -390,7 +406,7 @@ class _Libsndfile:
         allowed = MAX_MISSING_MP3_FRAMES if self._file.format == "MP3" else 0
         if self.announced_frames is None or self._position >= self.announced_frames - allowed:
             return None
-        return f"{self.announced_frames} frames announced, {self._position} decoded"
+        return f"truncated: {self.announced_frames} frames announced, {self._position} decoded"
 
 
 class _Part(io.RawIOBase):
@@ -471,8 +487,7 @@ class _Stream:
             if samples.shape[1] != self.channels:
                 samples = np.repeat(samples.mean(axis=1, keepdims=True), self.channels, axis=1)
             if rate != self.sample_rate:
-                if not MIN_RATE <= rate <= MAX_RATE:
-                    raise UnreadableSound(f"has a sample rate of {rate} Hz in its middle: expected {MIN_RATE} to {MAX_RATE} Hz")
+                check_rate(rate)
                 if self._resampler is None:
                     self._resampler = soxr.ResampleStream(rate, self.sample_rate, self.channels, dtype="float32", quality="VHQ")
                     self._foreign_rate = rate
@@ -636,9 +651,9 @@ class _Ffmpeg(_Stream):
 
     def why_truncated(self) -> str | None:
         if self._kind is sound_kinds.FLAC and self._is_last_bad:
-            return "the last frame is cut off"
+            return "truncated: the last frame is cut off"
         if self.least_frames and self._position < self.least_frames[0] - self.least_frames[1]:
-            return f"{self.least_frames[0]} frames announced, {self._position} decoded"
+            return f"truncated: {self.least_frames[0]} frames announced, {self._position} decoded"
         return None
 
 

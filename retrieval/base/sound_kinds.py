@@ -13,11 +13,11 @@ from typing import BinaryIO
 # In order of preference: the first is read where one clip is there in several. Lossless kinds come before lossy ones.
 AUDIO_ENDINGS = (
     *(".wav", ".flac", ".ogg", ".opus", ".aiff", ".aif", ".mp3"),
-    *(".wave", ".bwf", ".rf64", ".w64", ".aifc", ".aff", ".caf", ".au", ".snd", ".voc", ".sph", ".nist", ".sf", ".ircam", ".svx", ".8svx", ".paf"),
-    *(".wv", ".ape", ".tta", ".tak", ".shn", ".dsf", ".alac"),
+    *(".wave", ".bwf", ".rf64", ".w64", ".aifc", ".aff", ".caf", ".au", ".snd", ".voc", ".sph", ".nist", ".ircam", ".8svx", ".paf"),
+    *(".wv", ".ape", ".tta", ".tak", ".shn", ".dsf", ".dff"),
     *(".oga", ".spx", ".m4a", ".m4b", ".m4r", ".aac", ".adts", ".mp4", ".m4v", ".mov", ".3gp", ".3g2", ".webm", ".weba", ".mka", ".mkv", ".ogv"),
-    *(".wma", ".asf", ".wmv", ".mp2", ".mp1", ".mpga", ".mpa", ".mpc", ".amr", ".awb", ".ac3", ".eac3", ".ec3", ".dts", ".gsm", ".qcp", ".dss"),
-    *(".avi", ".flv", ".mpg", ".mpeg", ".vob", ".ts", ".mts", ".m2ts", ".rm", ".ra", ".oma", ".aa3", ".qoa", ".mxf"),
+    *(".wma", ".asf", ".wmv", ".mp2", ".mp1", ".mpga", ".mpc", ".amr", ".awb", ".ac3", ".eac3", ".ec3", ".dts", ".gsm", ".qcp", ".dss"),
+    *(".avi", ".flv", ".mpg", ".mpeg", ".vob", ".ra", ".oma", ".qoa"),
 )
 SNIFFED = 4096  # bytes
 MP3_SEARCHED = 1 << 16  # bytes after the tags in which the first MPEG frame is looked for
@@ -38,7 +38,7 @@ AU, W64 = Kind("AU", "au", True), Kind("W64", "w64", True)
 FLAC, OGG, MP3 = Kind("FLAC", "flac", True), Kind("Ogg", "ogg", True), Kind("MP3", "mp3", True)
 MP4, MATROSKA, ASF, AVI = Kind("MP4", "mov"), Kind("Matroska or WebM", "matroska"), Kind("Windows Media", "asf"), Kind("AVI", "avi")
 AAC, AC3, EAC3, DTS = Kind("AAC", "aac"), Kind("AC-3", "ac3"), Kind("E-AC-3", "eac3"), Kind("DTS", "dts")
-GSM, MPEG_TS = Kind("GSM", "gsm"), Kind("MPEG transport stream", "mpegts")
+GSM, MPEG_TS, APE = Kind("GSM", "gsm"), Kind("MPEG transport stream", "mpegts"), Kind("Monkey's Audio", "ape")
 # The length that stands in the header of these is exact, and FFmpeg hands it on.
 WITH_EXACT_LENGTH = ("WavPack", "Monkey's Audio", "TTA", "TAK", "Musepack", "DSF")
 
@@ -65,7 +65,6 @@ SIGNATURES = (
     (0, b"ALawSoundFile**", Kind("Psion", "wve", True)),
     (0, b"#!AMR", Kind("AMR", "amr")),
     (0, b"wvpk", Kind("WavPack", "wv")),
-    (0, b"MAC ", Kind("Monkey's Audio", "ape")),
     (0, b"TTA1", Kind("TTA", "tta")),
     (0, b"tBaK", Kind("TAK", "tak")),
     (0, b"MP+", Kind("Musepack", "mpc")),
@@ -133,9 +132,12 @@ def kind_of_open(file: BinaryIO) -> Kind | None:
     for offset, signature, kind in SIGNATURES:
         if head[offset : offset + len(signature)] == signature:
             return kind
-    if head[4:8] in MP4_BOXES and head[8:12] not in PICTURE_BRANDS:
+    # A text may begin with "The free ...": the length before the name of a first box is below 16 MB, but for the sound itself.
+    if head[4:8] in (MP4_BOXES if head[:1] == b"\0" else (b"mdat", b"moov")) and head[8:12] not in PICTURE_BRANDS:
         return MP4
-    if head[:2] == b"\x0b\x77" and len(head) > 5:
+    if head[:4] == b"MAC " and head[5:6] in (b"\x0e", b"\x0f"):  # version 3.8 to 4
+        return APE
+    if head[:2] == b"\x0b\x77" and len(head) > 5 and head[4] >> 6 != 3:
         return EAC3 if head[5] >> 3 > 10 else AC3
     if len(head) > 376 and head[0] == head[188] == head[376] == 0x47 or len(head) > 388 and head[4] == head[196] == head[388] == 0x47:
         return MPEG_TS

@@ -5,7 +5,8 @@
     python -m retrieval.search query --audio dog.wav --index DIR                      # more like this
     python -m retrieval.search query --queries FILE --index DIR                       # a query a line, or a CSV with a column caption
 
-wav, flac, ogg, opus, mp3 and aiff, of any length: long files are cut into overlapping excerpts, so that an answer is a file and a time.
+WAV, FLAC, Ogg, Opus, MP3, AIFF, M4A, the sound of MP4 and WebM, and more are read, whatever they are called. Files of any length are cut
+into overlapping excerpts, so that an answer is a file and a time.
 An answer has rank, score, file and the seconds that hold half of the attention that TAP pays to the file's excerpt (other poolings: the excerpt).
 """
 
@@ -45,6 +46,11 @@ def index(arguments: argparse.Namespace) -> int:
         print(f"left out: {len(built.unreadable) - FILES_LISTED} more, see {arguments.index / 'unreadable.csv'}", file=sys.stderr)
     hours = sum(file.seconds for file in built.files) / 3600
     print(f"{arguments.index}: {len(built.files):,} files, {hours:.2f} hours; {built.changes} in {time.monotonic() - started:.1f} s")
+    if passed_over := built.changes.passed_over:
+        endings = ", ".join(f"{number:,} {ending or 'without ending'}" for ending, number in passed_over.most_common(10))
+        print(f"passed over: {passed_over.total():,} files that are no sound: {endings}")
+    if built.changes.one_channel:
+        print(f"note: the channels of {built.changes.one_channel:,} of these files cancel each other; their first channel was taken")
     return 0
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from retrieval.base.sound import UnreadableSound
 from retrieval.data import collate_clips
 from retrieval.errors import UserError
 from retrieval.models import DualEncoder
@@ -26,7 +27,7 @@ from retrieval.preparation import make_accelerator
 from retrieval.search.hits import Hit, IndexedFile, make_hit
 from retrieval.search.model_identity import check_as_before, check_same_model, load_model_folder, model_identity
 from retrieval.search.queries import check_query, query_notes
-from retrieval.search.sound import Excerpt, UnreadableAudio, cut, read_excerpts
+from retrieval.search.sound import Excerpt, cut, read_excerpts
 from retrieval.search.storage import DATABASE, Contents, read_index, read_index_meta
 from retrieval.search.update import Changes, ExcerptEncoder, check_any_audio, update_index
 from retrieval.search.writer import IndexWriter, check_target, locked
@@ -251,7 +252,9 @@ class AudioIndex:
             return list(islice(read_excerpts(Path(audio), *cuts), QUERY_EXCERPTS))
         except FileNotFoundError:
             raise UserError(f"{name} does not exist") from None
-        except UnreadableAudio as error:
+        except PermissionError:
+            raise UserError(f"{name} cannot be read: no permission") from None
+        except UnreadableSound as error:
             raise UserError(f"{name} {error}") from None
 
     def _shortlist(self, vectors: np.ndarray, k: int, num_candidates: int, allowed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

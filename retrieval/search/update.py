@@ -5,7 +5,7 @@ Letters: B excerpts of a batch, S samples, T frames, D = dim.
 
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,6 +17,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from retrieval.base.sound import SoundFacts, UnreadableSound
 from retrieval.data.pairs import collate_clips
 from retrieval.errors import UserError
 from retrieval.evaluation import Autocast, eval_mode
@@ -24,7 +25,7 @@ from retrieval.files import sha256_of
 from retrieval.models import DualEncoder
 from retrieval.models.pooling import TextAwareAttentionPooling
 from retrieval.progress import bar
-from retrieval.search.sound import READABLE, Excerpt, Found, UnreadableAudio, find_audio, read_excerpts
+from retrieval.search.sound import Excerpt, Found, find_audio, read_excerpts
 from retrieval.search.writer import IndexWriter
 from retrieval.two_stage import first_stage_vectors
 
@@ -37,7 +38,10 @@ EXCERPTS_AHEAD = 8  # of each of these files; the rest of a long one is read whe
 
 @dataclass
 class Changes:
-    """Files that an update has added, encoded anew, moved or copied without encoding, removed and left as they were, and why some are left out."""
+    """Files that an update has added, encoded anew, moved or copied without encoding, removed and left as they were, and why some are left out.
+
+    `one_channel` counts those added or changed whose channels cancel each other: the first was taken. `passed_over`: files that are no sound.
+    """
 
     added: int = 0
     changed: int = 0
@@ -45,6 +49,8 @@ class Changes:
     removed: int = 0
     unchanged: int = 0
     unreadable: list[tuple[str, str]] = field(default_factory=list)  # file, reason
+    one_channel: int = 0
+    passed_over: Counter[str] = field(default_factory=Counter)  # by ending
 
     def __str__(self) -> str:
         names = "added", "changed", "moved", "removed", "unchanged"
@@ -57,6 +63,7 @@ class _Read:
 
     sha256: str = ""
     excerpts: Iterator[Excerpt] | None = None
+    facts: SoundFacts = field(default_factory=SoundFacts)
     error: Exception | None = None
 
 
@@ -87,14 +94,16 @@ class ExcerptEncoder:
         return torch.cat(vectors).numpy(), [own.numpy() for own in torch.cat(keys).split(num_frames)] if keys else None
 
 
-def check_any_audio(folder: Path, num_known: int) -> tuple[list[Found], dict[str, str]]:
+def check_any_audio(folder: Path, num_known: int) -> tuple[list[Found], dict[str, str], Counter[str]]:
     """find_audio(folder). Raises UserError where there is nothing to index, or nothing is left of `num_known` files."""
-    found, left_out = find_audio(folder)
+    found, left_out, passed_over = find_audio(folder)
     if not found and num_known:
         raise UserError(f"folder {folder} holds no audio file any more, the index has {num_known}; nothing is changed: is a disk missing?")
     if not found:
-        raise UserError(f"folder {folder} holds no audio file ({' '.join(READABLE)})")
-    return found, left_out
+        others = f"; its {passed_over.total():,} files are no sound" if passed_over else ""
+        reason = f"; first {next(iter(left_out.items()))}" if left_out else ""
+        raise UserError(f"folder {folder} holds no audio file{others}{reason}")
+    return found, left_out, passed_over
 
 
 def update_index(writer: IndexWriter, folder: Path, encoder: ExcerptEncoder) -> Changes:
@@ -102,10 +111,10 @@ def update_index(writer: IndexWriter, folder: Path, encoder: ExcerptEncoder) -> 
 
     `folder` may be another one than before, to which the recordings were moved.
     """
-    found, left_out = check_any_audio(folder, len(writer.files()))
+    found, left_out, passed_over = check_any_audio(folder, len(writer.files()))
     moved = _take_over(writer, folder, found) if writer.meta["folder"] != str(folder.resolve()) else set()
     known, unreadable = writer.files(), writer.unreadable()
-    changes = Changes(moved=len(moved))
+    changes = Changes(moved=len(moved), passed_over=passed_over)
     work = []
     for file in found:
         as_before = (file.size, file.mtime_ns)
@@ -185,19 +194,20 @@ class _Update:
             self._encode(everything=True)
 
     def _read(self, found: Found) -> _Read:
-        """In another thread: what numpy, soundfile and soxr do there does not hold Python's lock."""
+        """In another thread: what numpy, soundfile, PyAV and soxr do there does not hold Python's lock."""
         path = self.folder / found.file
         try:
             digest = sha256_of(path)
             if digest in self.digests:
                 return _Read(digest)
-            return _Read(digest, self._excerpts(path))
-        except (UnreadableAudio, OSError) as error:
+            return self._opened(path, digest)
+        except (UnreadableSound, OSError) as error:
             return _Read(error=error)
 
-    def _excerpts(self, path: Path) -> Iterator[Excerpt]:
-        excerpts = read_excerpts(path, self.rate, self.encoder.model.windows.clip_samples, round(self.writer.meta["hop_seconds"] * self.rate))
-        return chain(list(islice(excerpts, EXCERPTS_AHEAD)), excerpts)
+    def _opened(self, path: Path, digest: str) -> _Read:
+        facts, windows = SoundFacts(), self.encoder.model.windows
+        excerpts = read_excerpts(path, self.rate, windows.clip_samples, round(self.writer.meta["hop_seconds"] * self.rate), facts)
+        return _Read(digest, chain(list(islice(excerpts, EXCERPTS_AHEAD)), excerpts), facts)
 
     def _take(self, found: Found, read: _Read) -> None:
         error = read.error
@@ -208,8 +218,8 @@ class _Update:
                 if name := self.writer.add_known(found, read.sha256):
                     self._count("unchanged" if name == found.file else "moved")
                     return
-                read.excerpts = self._excerpts(self.folder / found.file)  # the file that had this content has another one by now
-            opened = _Open(found, read.sha256)
+                read = self._opened(self.folder / found.file, read.sha256)  # the file that had this content has another one by now
+            opened = _Open(found, read.sha256, read.facts)
             for excerpt in read.excerpts:
                 opened.num_excerpts += 1
                 opened.num_samples = max(opened.num_samples, excerpt.start + len(excerpt.samples))
@@ -219,9 +229,9 @@ class _Update:
             self._close(opened)
         except FileNotFoundError:
             return  # gone since the folder was listed; what the index has of it goes at the end of the next update
-        except (UnreadableAudio, OSError) as error:
+        except (UnreadableSound, OSError) as error:
             self.waiting = [(opened, excerpt) for opened, excerpt in self.waiting if opened.found is not found]
-            if isinstance(error, UnreadableAudio):
+            if isinstance(error, UnreadableSound):
                 self.writer.add_unreadable(found.file, str(error), found)
             else:  # tried again next time: permissions change without the file
                 self.writer.add_unreadable(found.file, f"cannot be read: {error.strerror}")
@@ -243,6 +253,7 @@ class _Update:
         if opened.is_read and len(opened.places) == opened.num_excerpts:
             self.writer.add_file(opened.found, opened.sha256, opened.num_samples / self.rate, opened.places)
             self._count("changed" if opened.found.file in self.known else "added")
+            self.changes.one_channel += opened.facts.took_one_channel
 
     def _count(self, what: str) -> None:
         setattr(self.changes, what, getattr(self.changes, what) + 1)
@@ -251,8 +262,8 @@ class _Update:
 class _Open:
     """A file on its way into the index."""
 
-    def __init__(self, found: Found, sha256: str):
-        self.found, self.sha256 = found, sha256
+    def __init__(self, found: Found, sha256: str, facts: SoundFacts):
+        self.found, self.sha256, self.facts = found, sha256, facts
         self.num_excerpts = self.num_samples = 0
         self.is_read = False
         self.places: list[tuple[float, float, int, int, int]] = []

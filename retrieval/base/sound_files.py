@@ -1,0 +1,83 @@
+"""Find the sound files below a folder: those with the ending of a sound, and those whose first bytes say that they are one."""
+
+import os
+import stat
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from retrieval.base.sound_kinds import AUDIO_ENDINGS, kind_of
+
+MARKS = {"cache.json", "index.sqlite"}  # of an Arrow cache and of an index, which may lie below the folder that they were made from
+
+
+@dataclass
+class SoundFiles:
+    """Result of `find_sounds`."""
+
+    paths: list[Path] = field(default_factory=list)  # in order of name; also links that lead nowhere and other things with such a name
+    linked_folders: list[Path] = field(default_factory=list)  # that were not followed
+    closed_folders: dict[Path, str] = field(default_factory=dict)  # folder -> why it cannot be read
+    passed_over: Counter[str] = field(default_factory=Counter)  # ending -> number of files that are no sound
+
+    def __str__(self) -> str:
+        """The files that were passed over, by ending."""
+        return ", ".join(f"{number:,} {name or 'without ending'}" for name, number in self.passed_over.most_common(10))
+
+
+def find_sounds(folder: Path, follow_links: bool) -> SoundFiles:
+    """Walk `folder`. Hidden files, Arrow caches and indexes are left out without a word. macOS leaves `._name.wav` beside the real files.
+
+    Args:
+        folder: what is walked, with all folders in it.
+        follow_links: follow links to folders, but not in circles. A link to a file is found either way if its name has an audio ending.
+    """
+    found = SoundFiles()
+
+    def closed(error: OSError) -> None:
+        found.closed_folders[Path(error.filename)] = error.strerror
+
+    for parent, folders, names in os.walk(folder, onerror=closed, followlinks=follow_links):
+        here = Path(parent)
+        if MARKS & set(names):
+            folders.clear()
+            continue
+        links = [name for name in folders if not name.startswith(".") and (here / name).is_symlink()]
+        if follow_links:
+            unwanted = {name for name in links if _leads_back(here / name)}
+        else:
+            unwanted = set(links)
+            found.linked_folders += [here / name for name in links]
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in unwanted)
+        for name in sorted(names):
+            if name.startswith("."):
+                continue
+            if ending(name) in AUDIO_ENDINGS or _is_sound(here / name, follow_links):
+                found.paths.append(here / name)
+            else:
+                found.passed_over[ending(name)] += 1
+    return found
+
+
+def _leads_back(folder: Path) -> bool:
+    """A link to a folder that it lies in, also by way of other links."""
+    return any(parent.resolve().is_relative_to(folder.resolve()) for parent in folder.parents)
+
+
+def _is_sound(path: Path, follow_links: bool) -> bool:
+    """Look at the first bytes of a regular file; to open a pipe would wait for its writer."""
+    try:
+        status = path.stat() if follow_links else path.lstat()
+        return stat.S_ISREG(status.st_mode) and status.st_size > 0 and kind_of(path) is not None
+    except OSError:
+        return False
+
+
+def ending(name: str) -> str:
+    """`.wav` of `Name.WAV`."""
+    return os.path.splitext(name)[1].lower()
+
+
+def without_ending(name: str) -> str:
+    """`name` without an audio ending; other dots belong to the name."""
+    return name[: -len(ending(name))] if ending(name) in AUDIO_ENDINGS else name
