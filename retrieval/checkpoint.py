@@ -24,14 +24,16 @@ from typing import Any, TextIO
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import load, set_seed
-from safetensors import SafetensorError
+from accelerate.state import PartialState
+from accelerate.utils import extract_model_from_parallel, load, set_seed
 
+from retrieval.base.disk import disk_remedy
 from retrieval.config import Config, config_differences, parse_config, read_yaml
 from retrieval.errors import UserError, one_line
 from retrieval.files import LOCK, atomic_writer, latest_state, lock_folder
 from retrieval.models.card import ABOUT, CARD, about_json, model_card
-from retrieval.models.dual_encoder import DualEncoder
+from retrieval.models.dual_encoder import WEIGHTS, DualEncoder
+from retrieval.models.weights import read_weights, write_weights
 from retrieval.salsa import load_salsa_checkpoint  # noqa: F401 - part of this module
 
 # Settings that may change between a run and its resumption: they do not touch what is computed in training.
@@ -134,17 +136,29 @@ def save_state(accelerator: Accelerator, run: Path, progress: Progress) -> None:
     if accelerator.is_main_process:
         shutil.rmtree(partial, ignore_errors=True)
     accelerator.wait_for_everyone()
-    with _explained(f"state {folder}"):
+    with _explained(f"state {folder}"), accelerator.register_save_state_pre_hook(_write_weights):
         accelerator.save_state(str(partial))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         shutil.rmtree(folder, ignore_errors=True)
-        _flush(partial)
-        partial.rename(folder)
+        with _explained(f"state {folder}"):
+            _flush(partial)
+            partial.rename(folder)
         for other in folder.parent.iterdir():
             if other != folder:
                 shutil.rmtree(other)
     accelerator.wait_for_everyone()
+
+
+def _write_weights(models: list[torch.nn.Module], weights: list[dict[str, Any]], folder: str) -> None:
+    """In place of Accelerate, which drops all but one of the tensors that share memory, whatever they hold."""
+    weights.clear()
+    if PartialState().is_main_process:
+        write_weights(extract_model_from_parallel(models[0]), Path(folder) / WEIGHTS)
+
+
+def _read_weights(models: list[torch.nn.Module], folder: str) -> None:
+    read_weights(extract_model_from_parallel(models.pop()), Path(folder) / WEIGHTS)
 
 
 def load_state(accelerator: Accelerator, run: Path, progress: Progress, steps_per_epoch: int, seed: int) -> None:
@@ -170,7 +184,8 @@ def load_state(accelerator: Accelerator, run: Path, progress: Progress, steps_pe
         scaler = accelerator.scaler
         if not (folder / "scaler.pt").is_file():  # train.mixed_precision=auto was bf16 where it was saved: fp16 begins with a new scale
             accelerator.scaler = None
-        accelerator.load_state(str(folder))
+        with accelerator.register_load_state_pre_hook(_read_weights):
+            accelerator.load_state(str(folder))
         accelerator.scaler = scaler
         if num_saved != accelerator.num_processes:
             set_seed(seed + progress.global_step, device_specific=True)
@@ -178,7 +193,7 @@ def load_state(accelerator: Accelerator, run: Path, progress: Progress, steps_pe
         raise
     except Exception as error:
         raise UserError(f"saved state {folder} does not load ({one_line(error)}); start again with --overwrite") from None
-    best = run / "best" / "model.safetensors"
+    best = run / "best" / WEIGHTS
     if progress.best_epoch >= 0 and not best.is_file():
         # No later epoch need be better, and then the end of the run would have nothing to score.
         what = f"the best model so far (epoch {progress.best_epoch + 1})"
@@ -196,10 +211,10 @@ def save_model(model: DualEncoder, folder: Path, about: dict[str, Any]) -> None:
     model.about = about
     with _explained(f"model {folder}"):
         model.save_pretrained(new)
-    _flush(new)
-    if folder.exists():
-        folder.rename(old)
-    new.rename(folder)
+        _flush(new)
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -248,12 +263,15 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 @contextmanager
 def _explained(what: str) -> Iterator[None]:
-    """A full disk speaks as OSError, RuntimeError or SafetensorError, depending on who was writing."""
+    """Raise UserError for an error of the disk; every other error stays what it is."""
     try:
         yield
-    except (OSError, RuntimeError, SafetensorError) as error:
-        reason = one_line(error)
-        raise UserError(f"{what} could not be written ({reason}); make room and continue with --resume: what was saved before is kept") from None
+    except Exception as error:
+        remedy = disk_remedy(error)
+        if remedy is None:
+            raise
+        advice = f"{remedy}, and continue with --resume: what was saved before is kept"
+        raise UserError(f"{what} could not be written ({one_line(error)}); {advice}") from None
 
 
 def _flush(folder: Path) -> None:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+from retrieval.base.disk import disk_remedy
 from retrieval.errors import UserError
 
 
@@ -53,7 +54,8 @@ def whole_folder(output: Path, what: str) -> Iterator[Path]:
             raise
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
-        raise UserError(f"{what} could not be written to {output}: {error.strerror or error}") from None
+        remedy = f"; {remedy}, or choose another folder" if (remedy := disk_remedy(error)) else ""
+        raise UserError(f"{what} could not be written to {output}: {error.strerror or error}{remedy}") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -70,7 +72,7 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}); choose another output folder or make room") from None
+        raise UserError(f"{path} cannot be written ({error.strerror}); {disk_remedy(error)}, or choose another output folder") from None
 
 
 LOCK = ".lock"

@@ -25,6 +25,7 @@ import torch
 from accelerate import Accelerator
 
 from retrieval.data import ClipSplit, make_clip_loader
+from retrieval.base.disk import disk_remedy
 from retrieval.errors import UserError, one_line
 from retrieval.files import check_writable
 from retrieval.models import DualEncoder
@@ -163,8 +164,10 @@ def _provide(
                     (partial / "made_from.json").write_text(json.dumps(origin, indent=2) + "\n", encoding="utf-8")
                     partial.rename(final)
         except OSError as error:
+            if error.errno is None:
+                raise
             raise UserError(
-                f"{partial} cannot be written ({error.strerror or error}); make room, or set data.frame_cache; what is encoded is kept"
+                f"{partial} cannot be written ({error.strerror or error}); {disk_remedy(error)}, or set data.frame_cache; what is encoded is kept"
             ) from None
     while not final.exists():  # not in a collective, which has a time limit
         time.sleep(0.5)

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from retrieval.data import ClipSplit, open_cache
+from retrieval.base.disk import disk_remedy
 from retrieval.errors import OneLineParser, UserError, one_line, run_main
 from retrieval.files import sha256_of, whole_folder
 from retrieval.models.audio.atst import PREFIXES, AtstFrame
@@ -90,7 +91,11 @@ def pretrain(cache: Path, text_folder: Path, output: Path, sizes: dict[str, int]
             text.model.save_pretrained(folder / "text_encoder")
             text.tokenizer.save_pretrained(folder / "text_encoder")
         except (RuntimeError, MemoryError, SafetensorError) as error:  # torch and safetensors raise these where the disk or the memory is full
-            raise UserError(f"no weights were written to {output} ({one_line(error)}); make room, or choose a smaller encoder") from None
+            is_memory = isinstance(error, MemoryError) or "allocate memory" in str(error)
+            remedy = "memory is full: close other programs" if is_memory else disk_remedy(error)
+            if remedy is None:
+                raise
+            raise UserError(f"no weights were written to {output} ({one_line(error)}); {remedy}, or choose a smaller encoder") from None
         made = {str(path.relative_to(folder)): sha256_of(path) for path in sorted(folder.rglob("*")) if path.is_file()}
         (folder / "made_from.json").write_text(json.dumps({"settings": settings, "files": made}, indent=1) + "\n", encoding="utf-8")
     print(f"{output}: audio_encoder.ckpt and text_encoder/, from {len(clips)} clips and {sum(map(len, clips.captions))} captions")

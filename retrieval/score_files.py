@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from retrieval.base.disk import disk_remedy
 from retrieval.errors import UserError, one_line
 from retrieval.files import atomic_writer
 
@@ -75,7 +76,7 @@ def write_scores(folder: Path, columns: Iterable[tuple["torch.Tensor", "torch.Te
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}); choose another output folder or make room") from None
+        raise UserError(f"{path} cannot be written ({error.strerror}); {disk_remedy(error)}, or choose another output folder") from None
     with atomic_writer(folder / ABOUT) as file:
         json.dump(about | {"split": split.name, "captions_fingerprint": captions_fingerprint(split), "shape": shape}, file, indent=2)
         file.write("\n")

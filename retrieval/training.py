@@ -174,7 +174,10 @@ def evaluate_model(run: Run, model: DualEncoder, split: ClipSplit) -> Evaluation
 
 
 def validate(run: Run) -> None:
-    """Score the validation split; write RUN/last, and RUN/best when mAP@10 is higher than in every epoch before: of equal ones the first is the best."""
+    """Score the validation split; write RUN/last, and RUN/best when mAP@10 is higher than in every epoch before.
+
+    Of equal epochs the first stays the best one.
+    """
     result = evaluate_model(run, run.model, run.validation)
     metrics = result.metrics["text_to_audio"]
     epoch, progress = run.progress.epoch, run.progress

@@ -18,7 +18,10 @@ RATE, DIM = 10, 4
 
 
 class FakeSplit:
-    """Clips of whole numbers, one of them longer than the model's clip_seconds and one without captions. Captions of many lengths, in no order."""
+    """Clips of whole numbers, one of them longer than the model's clip_seconds and one without captions.
+
+    The captions have many lengths, in no order.
+    """
 
     name = "evaluation"
 

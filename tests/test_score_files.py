@@ -89,7 +89,7 @@ def test_a_full_disk_is_noticed_before_the_first_column(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.posix_fallocate", full)
-    with pytest.raises(UserError, match=r"scores.npy cannot be written \(No space left on device\); .* make room"):
+    with pytest.raises(UserError, match=r"scores.npy cannot be written \(No space left on device\); .*make room"):
         write_scores(tmp_path, (1 / 0 for _ in "x"), Split(), {})
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").touch()

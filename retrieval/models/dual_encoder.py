@@ -25,7 +25,11 @@ from retrieval.models.pooling import MeanPooling, TextAwareAttentionPooling
 from retrieval.models.text import TextEncoder
 from retrieval.models.tokenizer import load_tokenizer
 from retrieval.models.transformer_pooling import TransformerPooling
+from retrieval.models.weights import own_memory, read_weights, write_weights
 from retrieval.models.windows import WindowGrid
+
+WEIGHTS = "model.safetensors"
+
 
 class CaptionFeatures(Protocol):
     """Of some captions, what the text encoder says to them: retrieval.frame_cache."""
@@ -84,6 +88,7 @@ class DualEncoder(nn.Module, PyTorchModelHubMixin):
             frames_per_window=self.audio_encoder.num_frames(self._resampled(window_samples)),
         )
         self.pooling = self._build_pooling(dim, **pooling)
+        own_memory(self)
 
     @property
     def architecture(self) -> dict[str, Any]:
@@ -204,7 +209,7 @@ class DualEncoder(nn.Module, PyTorchModelHubMixin):
         return self.encode_text(captions), frames, mask
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        super()._save_pretrained(save_directory)
+        write_weights(self, save_directory / WEIGHTS)
         self.text_encoder.tokenizer.save_pretrained(str(save_directory / "tokenizer"))
         if self.about:
             (save_directory / ABOUT).write_text(about_json(self.architecture, self.about), encoding="utf-8")
@@ -254,7 +259,8 @@ class DualEncoder(nn.Module, PyTorchModelHubMixin):
         model = cls(**architecture)
         model.text_encoder.tokenizer = load_tokenizer(Path(model_id) / "tokenizer")
         model.about = read_about(Path(model_id))
-        return cls._load_as_safetensor(model, os.path.join(model_id, "model.safetensors"), map_location="cpu", strict=True)
+        read_weights(model, Path(model_id) / WEIGHTS)
+        return model.eval()
 
 
 def _run_block(block: nn.Module, forward: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
@@ -274,7 +280,7 @@ def check_finite(model: nn.Module, what: str, remedy: str) -> None:
 
 def check_folder(directory: Path) -> None:
     """Raises UserError for a folder that does not hold a saved model."""
-    for file in ("config.json", "model.safetensors", "tokenizer"):
+    for file in ("config.json", WEIGHTS, "tokenizer"):
         if not (directory / file).exists():
             inside = [f"{directory}/{name}" for name in ("best", "last") if (directory / name / "config.json").exists()]
             hint = f"did you mean {' or '.join(inside)}?" if inside else "a model folder is written by train.py as RUN/best and RUN/last"

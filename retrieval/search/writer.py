@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from retrieval.base.disk import disk_remedy
 from retrieval.errors import UserError
 from retrieval.files import atomic_writer
 from retrieval.search.sound import Found
@@ -261,7 +262,7 @@ def _explained(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, sqlite3.OperationalError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"index {folder} could not be written ({reason}); make room and run the command again: it goes on where it stopped") from None
+        reason, remedy = getattr(error, "strerror", None) or error, disk_remedy(error) or "wait until no other program uses it"
+        raise UserError(f"index {folder} could not be written ({reason}); {remedy}, and run the command again: it goes on where it stopped") from None
     except sqlite3.Error as error:
         raise UserError(f"index {folder} is damaged ({error}); make it again with --overwrite") from None

@@ -1,0 +1,38 @@
+"""Errors of a disk, whoever was writing, and their remedies."""
+
+import errno
+import re
+
+REMEDIES = {
+    errno.ENOSPC: "make room there",
+    errno.EDQUOT: "the quota is used up: make room there",
+    errno.EFBIG: "files of this size are not allowed there: see ulimit -f, and what the file system can hold",
+    errno.EROFS: "the file system is read-only: have it mounted for writing",
+    errno.EACCES: "permission is missing: change it",
+    errno.EPERM: "permission is missing: change it",
+    errno.EIO: "the disk or the network drive fails: check it",
+}
+OTHER = "check that path"
+NUMBER_OF_TEXT = {
+    # torch.save keeps no number
+    **dict.fromkeys(("PytorchStreamWriter failed", "unexpected pos", "iostream error"), errno.ENOSPC),
+    # sqlite3.OperationalError
+    "database or disk is full": errno.ENOSPC,
+    "disk I/O error": errno.EIO,
+    "readonly database": errno.EROFS,
+}
+
+
+def disk_remedy(error: Exception) -> str | None:
+    """Return what helps against an error that the disk caused, or None where something else did.
+
+    A full disk speaks as OSError in Python, as SafetensorError or Exception with `(os error 28)` from Rust (safetensors, tokenizers), as
+    RuntimeError from torch.save, and as OperationalError from SQLite.
+    """
+    if isinstance(error, OSError):
+        number = error.errno  # none in the OSErrors that transformers raises for files it cannot use
+    elif found := re.search(r"\(os error (\d+)\)", str(error)):
+        number = int(found[1])
+    else:
+        number = next((number for text, number in NUMBER_OF_TEXT.items() if text in str(error)), None)
+    return None if number is None else REMEDIES.get(number, OTHER)
