@@ -17,13 +17,16 @@ from retrieval.progress import set_quiet, silence_transformers
 
 def main(argv: list[str] | None = None) -> int:
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, help="YAML file with what differs from the defaults of retrieval/config.py")
+    parser.add_argument("--config", type=Path, required=True, help="YAML file with what differs from the defaults of retrieval/config.py")
     parser.add_argument("--resume", action="store_true", help="continue the run in train.output from its newest state")
     parser.add_argument("--overwrite", action="store_true", help="delete the run in train.output and start anew")
     parser.add_argument("--dry-run", action="store_true", help="print settings, parameters, steps and memory; load no weights")
     parser.add_argument("--quiet", action="store_true", help="show no progress, only each epoch's validation and the results")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that win over the YAML file")
     arguments = parser.parse_intermixed_args(argv)
+    names = [override.partition("=")[0] for override in arguments.overrides]
+    if twice := [name for name in names if names.count(name) > 1]:
+        parser.error(f"{twice[0]} is set twice; leave one out")
     if arguments.resume and arguments.overwrite:
         parser.error("--resume continues a run, --overwrite deletes it: give one of them")
     set_quiet(arguments.quiet)

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.scenes import single_event_captions
+from retrieval.base.paths import expand_home
 from retrieval.comparison import narrow_intervals_warning, paired_bootstrap, query_metrics
 from retrieval.errors import OneLineParser, UserError, one_line, run_main
 from retrieval.metrics.text_audio_retrieval.ranking import metrics_of_ranks
@@ -70,7 +71,10 @@ def models_of_groups(groups: list[str], split: str) -> dict[str, list[Path]]:
             raise UserError(f"{group!r} is not of the form name=MODEL[,MODEL...], such as TAP=runs/tap/best")
         if name in models:
             raise UserError(f"{name} is given twice; list the models of one group with commas: {name}=MODEL,MODEL")
-        models[name] = [Path(folder) for folder in folders.split(",")]
+        try:
+            models[name] = [Path(expand_home(folder)) for folder in folders.split(",")]
+        except ValueError as error:
+            raise UserError(str(error)) from None
         if len({results_of(model, split).resolve() for model in models[name]}) < len(models[name]):
             raise UserError(f"{name} lists one folder twice, which would count as two runs: {folders}")
     return models

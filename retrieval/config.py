@@ -5,13 +5,18 @@ The defaults are the thesis's baseline (README, "Results"). Nothing here knows a
 """
 
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from retrieval.base.paths import expand_home
 from retrieval.config_text import apply_override, explain, flatten, read_yaml
 from retrieval.errors import UserError
+
+
+# A path, or a hub name, which never begins with `~`. Settings hold the expanded path, so that config.yaml means the same to every user.
+UserPath = Annotated[str, AfterValidator(expand_home)]
 
 
 class Section(BaseModel):
@@ -40,10 +45,10 @@ class Section(BaseModel):
 
 
 class DataConfig(Section):
-    cache: str = Field("data/clotho_v2/cache", description="folder of the Arrow cache, written by data_prep/build_*.py")
+    cache: UserPath = Field("data/clotho_v2/cache", description="folder of the Arrow cache, written by data_prep/build_*.py")
     sample_rate: int = Field(32_000, ge=8_000, le=192_000, description="Hz; must be the cache's")
     max_seconds: float = Field(30.0, gt=0, le=600, description="s; longer clips are cut (training: random place, evaluation: start)")
-    frame_cache: str | None = Field(None, description="folder for what frozen encoders say, once a clip (its start) or caption")
+    frame_cache: UserPath | None = Field(None, description="folder for what frozen encoders say, once a clip (its start) or caption")
     num_workers: int = Field(4, ge=0, le=128, description="loader processes, at most one a core; 0 loads in the training process")
 
 
@@ -76,7 +81,7 @@ class AudioEncoderConfig(Section):
     """Settings that are none by default are the encoder's own; one that the named encoder does not have is an error."""
 
     name: str = Field("atst_frame", description="a key of retrieval.models.audio.AUDIO_ENCODERS")
-    checkpoint: str | None = Field(None, description="official weight file (huggingface: hub name or folder); none starts from random weights")
+    checkpoint: UserPath | None = Field(None, description="official weight file (huggingface: hub name or folder); none starts from random weights")
     frozen: bool = Field(False, description="keep the weights: eval mode, no gradient, no optimizer state")
     window_seconds: float = Field(10.0, gt=0, description="s; the encoder sees one window at a time")
     hop_seconds: float = Field(10.0, ge=0.01, description="s between the starts of two windows, at most window_seconds")
@@ -103,7 +108,7 @@ class AudioEncoderConfig(Section):
 
 
 class TextEncoderConfig(Section):
-    name: str = Field("roberta-large", description="Hugging Face hub name, or a folder with config.json and tokenizer")
+    name: UserPath = Field("roberta-large", description="Hugging Face hub name, or a folder with config.json and tokenizer")
     pretrained: bool = Field(True, description="false: the architecture of `name` with random weights")
     dropout: float = Field(0.2, ge=0, lt=1, description="hidden and attention dropout")
     max_tokens: int = Field(32, ge=3, description="longer captions are cut")
@@ -133,8 +138,8 @@ class LossConfig(Section):
     prior_axis: Literal["cross", "same"] = Field("cross", description="pmr: the prior of the other direction, as in dual softmax, or of the same")
     scale: float = Field(1.0, ge=-10, le=10, description="sigmoid: start of t; logits are cosine / temperature * exp(t) + bias")
     bias: float = Field(-10.0, description="sigmoid: start of the bias")
-    sentence_encoder: str = Field("sentence-transformers/all-mpnet-base-v2", description="listnet: hub name or folder; compares captions")
-    teachers: list[str] = Field([], description="distillation: folders that evaluate.py --split development --save-scores wrote")
+    sentence_encoder: UserPath = Field("sentence-transformers/all-mpnet-base-v2", description="listnet: hub name or folder; compares captions")
+    teachers: list[UserPath] = Field([], description="distillation: folders that evaluate.py --split development --save-scores wrote")
     supervised: str = Field("nt_xent", description="distillation: the loss that is added with loss_weight")
     loss_weight: float = Field(0.0, ge=0, description="distillation: weight of the supervised loss")
     distill_weight: float = Field(1.0, ge=0, description="distillation: weight of the distillation loss")
@@ -194,9 +199,9 @@ class OptimizerConfig(Section):
 
 
 class TrainConfig(Section):
-    output: str = Field("", description="run folder; default: runs/<name of the YAML file>")
-    init_from: str | None = Field(None, description="model folder whose weights a run starts from, in place of checkpoints")
-    caches: list[str] = Field([], description="train on the development splits of these; data.cache then gives validation and evaluation alone")
+    output: UserPath = Field("", description="run folder; default: runs/<name of the YAML file>")
+    init_from: UserPath | None = Field(None, description="model folder whose weights a run starts from, in place of checkpoints")
+    caches: list[UserPath] = Field([], description="train on the development splits of these; data.cache then gives validation and evaluation alone")
     cache_weights: list[float] = Field([], description="how often an epoch goes through the pairs of each cache; none: once")
     epochs: int = Field(20, ge=1)
     batch_size: int = Field(16, ge=2, description="(clip, caption) pairs a step, over all processes together")

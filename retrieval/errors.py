@@ -1,6 +1,6 @@
 """UserError and run_main, from where they are: retrieval/base/."""
 
 from retrieval.base.command import run_main
-from retrieval.base.errors import OneLineParser, UserError, one_line
+from retrieval.base.errors import OneLineParser, UserError, one_line, user_path
 
-__all__ = ["OneLineParser", "UserError", "one_line", "run_main"]
+__all__ = ["OneLineParser", "UserError", "one_line", "run_main", "user_path"]

@@ -21,7 +21,7 @@ def parse_arguments(argv: list[str] | None, description: str) -> argparse.Namesp
     parser.add_argument("--output", type=Path, help="folder of what is written; default: CHECKPOINT/results/SPLIT, SPLIT_relevance with --relevance")
     parser.add_argument("--relevance", type=Path, metavar="FILE", help="CSV query,audio_filenames: the queries and all their right clips")
     parser.add_argument("--save-scores", action="store_true", help="also write scores.npy and scores.json")
-    parser.add_argument("--submission", nargs=2, metavar=("FORMAT", "FILE"), help=f"DCASE file: {' or '.join(FORMATS)}")
+    parser.add_argument("--submission", nargs=2, type=Path, metavar=("FORMAT", "FILE"), help=f"DCASE file: {' or '.join(FORMATS)}")
     parser.add_argument("--queries", type=Path, metavar="FILE", help="CSV with a column caption: what --submission asks in place of the captions")
     parser.add_argument("--report", type=Path, metavar="DIR", help="also write report.html, a page to look inside the run, and report.json")
     parser.add_argument("--report-queries", type=int, metavar="N", help=f"hardest queries shown with sound; default: {REPORT_QUERIES}")
@@ -56,13 +56,13 @@ def _check_paths(arguments: argparse.Namespace) -> None:
     report = [arguments.report / name for name in (REPORT_PAGE, REPORT_FIGURES)] if arguments.report else []
     outputs += report
     if arguments.submission:
-        kind, file = arguments.submission
+        kind, file = str(arguments.submission[0]), arguments.submission[1]
         check_format(kind)
-        arguments.submission = kind, Path(file)
+        arguments.submission = kind, file
         results = [arguments.output / name for name in (METRICS, RANKS, ARRAY, ABOUT)] if arguments.output else []
         results += report
-        check_not_among("--submission", Path(file), [*results, *filter(None, (arguments.queries, arguments.relevance))])
-        outputs.append(Path(file))
+        check_not_among("--submission", file, [*results, *filter(None, (arguments.queries, arguments.relevance))])
+        outputs.append(file)
     check_outputs(outputs)
 
 

@@ -18,7 +18,7 @@ import time
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from retrieval.errors import OneLineParser, UserError, run_main
+from retrieval.errors import OneLineParser, UserError, run_main, user_path
 from retrieval.files import atomic_writer, check_writable
 from retrieval.progress import set_quiet, silence_transformers
 from retrieval.reporting import check_not_among
@@ -158,7 +158,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def _path(text: str) -> Path:
     if not text:
         raise argparse.ArgumentTypeError("is empty; give a path")
-    return Path(text)
+    return user_path(text)
 
 
 def check_query_arguments(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
