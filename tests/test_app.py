@@ -11,6 +11,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -100,14 +101,15 @@ def server(indexed, sounds) -> Iterator[str]:
 
 
 @contextmanager
-def served(index: AudioIndex) -> Iterator[str]:
+def served(index: AudioIndex, uploads: Path | None = None, password: str | None = None) -> Iterator[str]:
     """The same from this process: a second page without the seconds of a second start."""
     import uvicorn
 
     from retrieval.app.server import make_server
 
-    with listen("127.0.0.1", 0) as listener:
-        running = uvicorn.Server(uvicorn.Config(make_server(index, local_only=True), log_level="warning", timeout_graceful_shutdown=1))
+    with listen("127.0.0.1", 0) as listener, tempfile.TemporaryDirectory() as folder:
+        server = make_server(index, uploads or Path(folder), frozenset({"localhost"}), password)
+        running = uvicorn.Server(uvicorn.Config(server, log_level="warning", timeout_graceful_shutdown=1))
         thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
         thread.start()
         try:

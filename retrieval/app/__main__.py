@@ -1,15 +1,19 @@
 """A page on this machine that searches an index of recordings, plays what it finds and draws what TAP listened to.
 
-    python -m retrieval.app --index DIR [--host 127.0.0.1] [--port 7860] [--checkpoint DIR] [--fast-text]
+    python -m retrieval.app --index DIR [--host 127.0.0.1] [--port 7860] [--checkpoint DIR] [--fast-text] [--password [WORD] | --no-password]
 
 The index is made by `python -m retrieval.search index`. The page needs no internet and sends nothing anywhere. With another --host than this
-machine's own, everybody who reaches the port can listen to every file of the index: there is no password.
+machine's own, whoever reaches the port and has the password can listen to every file of the index. Without --password a token is made and
+printed at the start.
 """
 
 import argparse
+import getpass
 import logging
 import os
+import secrets
 import socket
+import sys
 import tempfile
 from ipaddress import ip_address
 from pathlib import Path
@@ -17,19 +21,37 @@ from pathlib import Path
 from retrieval.errors import OneLineParser, UserError, run_main
 from retrieval.progress import silence_transformers
 
+PASSWORD_VARIABLE = "RETRIEVAL_PASSWORD"
+SHORTEST_PASSWORD = 8
+
 
 def main(argv: list[str] | None = None) -> int:
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--index", type=Path, required=True, help="folder that `python -m retrieval.search index` made")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen at; default: 127.0.0.1, this machine alone")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen at; default: 127.0.0.1, this machine alone"
+    )
     parser.add_argument("--port", type=int, default=7860, help="default: 7860; 0: any that is free")
     parser.add_argument("--checkpoint", type=Path, help="model folder; default: the one that the index names")
-    parser.add_argument("--fast-text", action="store_true", help="text encoder in 8 bit, on a CPU; made at the first use")
+    parser.add_argument(
+        "--fast-text", action="store_true", help="text encoder in 8 bit, on a CPU; made at the first use"
+    )
+    ask = f"needed to open the page; without WORD it is asked for; {PASSWORD_VARIABLE} holds it too, and other users of this machine cannot read it there"
+    parser.add_argument(
+        "--password", nargs="?", const="", metavar="WORD", help=f"{ask}; default with another --host: a new token"
+    )
+    parser.add_argument("--no-password", action="store_true", help="open to everybody who reaches the port")
     arguments = parser.parse_args(argv)
     if not 0 <= arguments.port <= 65535:
         parser.error(f"--port must be 0 to 65535, found {arguments.port}")
-    with listen(arguments.host, arguments.port) as listener, tempfile.TemporaryDirectory(prefix="retrieval-app-") as uploads:
-        os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "GRADIO_TEMP_DIR": uploads}
+    if arguments.password is not None and arguments.no_password:
+        parser.error("--password and --no-password exclude each other")
+    chosen = None if arguments.no_password else chosen_password(arguments.password)
+    with (
+        listen(arguments.host, arguments.port) as listener,
+        tempfile.TemporaryDirectory(prefix="retrieval-app-") as folder,
+    ):
+        os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "GRADIO_TEMP_DIR": folder}
         # Below the checks, because these take seconds to import; Gradio reads its settings then.
         from retrieval.search.index import AudioIndex
 
@@ -41,11 +63,46 @@ def main(argv: list[str] | None = None) -> int:
         from retrieval.app.server import make_server
 
         logging.getLogger("httpx").setLevel(logging.WARNING)
-        server = make_server(index, local_only=ip_address(listener.getsockname()[0]).is_loopback)
+        address, port = listener.getsockname()[:2]
+        is_local = ip_address(address).is_loopback
+        token = None if chosen or arguments.no_password or is_local else secrets.token_urlsafe(24)
+        password = chosen or token
+        names = None if password and not is_local else own_names(arguments.host, is_local)
+        server = make_server(index, Path(folder) / "uploads", names, password)
         host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
-        print(f"search page: http://{host}:{listener.getsockname()[1]} (Ctrl-C ends it)", flush=True)
+        if not is_local:
+            print(warning(host, port, len(index.files), password), file=sys.stderr, flush=True)
+        print(f"search page: http://{host}:{port}{f'/?token={token}' if token else ''} (Ctrl-C ends it)", flush=True)
         uvicorn.Server(uvicorn.Config(server, log_level="warning", timeout_graceful_shutdown=1)).run(sockets=[listener])
     return 0
+
+
+def chosen_password(given: str | None) -> str | None:
+    """Return the user's own password, from the option, the terminal or the environment. Raises UserError for a short one."""
+    if given == "":
+        if not sys.stdin.isatty():
+            raise UserError(f"--password without a word asks for it, but there is no terminal: set {PASSWORD_VARIABLE}")
+        given = getpass.getpass("password of the page: ")
+    password = given if given is not None else os.environ.get(PASSWORD_VARIABLE)
+    if password is not None and len(password) < SHORTEST_PASSWORD:
+        source = "--password" if given is not None else PASSWORD_VARIABLE
+        raise UserError(f"{source} must have at least {SHORTEST_PASSWORD} characters, found {len(password)}")
+    return password
+
+
+def own_names(host: str, is_local: bool) -> frozenset[str]:
+    """Names of this machine, in lower case."""
+    return frozenset(
+        name.lower() for name in ("localhost", *([] if is_local else [host, socket.gethostname(), socket.getfqdn()]))
+    )
+
+
+def warning(host: str, port: int, num_files: int, password: str | None) -> str:
+    who = "whoever reaches it and has the password" if password else "everybody who reaches it, without a password,"
+    return (
+        f"warning: port {port} of {host} is open to the network: {who} can search and listen to all {num_files:,} recordings of the index, and "
+        f"upload files of their own. What is sent is not encrypted: in a network that you do not trust, put a server with HTTPS in front"
+    )
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -54,9 +111,13 @@ def listen(host: str, port: int) -> socket.socket:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         return socket.create_server(address[:2], family=family, backlog=128)
     except socket.gaierror as error:
-        raise UserError(f"--host {host} is no address of this machine ({error.strerror}): leave it out, or give 0.0.0.0 for all of them") from None
+        raise UserError(
+            f"--host {host} is no address of this machine ({error.strerror}): leave it out, or give 0.0.0.0 for all of them"
+        ) from None
     except OSError as error:
-        raise UserError(f"port {port} of {host} cannot be used ({error.strerror}): is the page running already? Give another --port") from None
+        raise UserError(
+            f"port {port} of {host} cannot be used ({error.strerror}): is the page running already? Give another --port"
+        ) from None
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
 """The page: what is typed and uploaded, what comes back. Every mistake becomes one line on the page.
 
-The model answers one question at a time; the others wait in Gradio's queue.
+The model answers one question at a time; the others wait in Gradio's queue. Fields hold text and numbers only: an uploaded file is named by a
+reference (clients.py), so that Gradio is never given a path.
 """
 
 import logging
 import math
+import re
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import wraps
 from html import escape
 from pathlib import Path
@@ -15,8 +16,10 @@ from pathlib import Path
 import gradio as gr
 
 from retrieval.app.audio import read_excerpt
+from retrieval.app.clients import MAX_UPLOAD_MIB, Clients
+from retrieval.app.events import UPLOAD_FIELD
 from retrieval.app.results import cards, located, message, score_table
-from retrieval.errors import UserError, one_line
+from retrieval.errors import UserError
 from retrieval.search import AudioIndex, Hit
 
 EXAMPLES = (
@@ -26,18 +29,19 @@ EXAMPLES = (
     "an ambulance siren wails",
     "rain pours down",
 )
-MAX_UPLOAD_MIB = 200
 MAX_SENTENCES = 200
 MAX_EXCERPT_SECONDS = 600.0
 MAX_WAITING = 64  # questions in the queue
-SECONDS_UPLOADS_ARE_KEPT = 3600
+MAX_SESSIONS = 256  # whose last answers Gradio keeps at most
 
 FOLDER = Path(__file__).parent
 STYLE = (FOLDER / "page.css").read_text(encoding="utf-8")
 SCRIPT = (FOLDER / "results.js").read_text(encoding="utf-8")
 HEAD = '<meta name="color-scheme" content="light dark">'
 FONT = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]  # the reader's own: none is fetched
-THEME = gr.themes.Base(primary_hue="teal", neutral_hue="slate", radius_size="lg", font=FONT, font_mono=["ui-monospace", "monospace"]).set(
+THEME = gr.themes.Base(
+    primary_hue="teal", neutral_hue="slate", radius_size="lg", font=FONT, font_mono=["ui-monospace", "monospace"]
+).set(
     # Contrast of 4.5 and more.
     body_text_color_subdued="*neutral_600",
     input_placeholder_color="*neutral_500",
@@ -50,21 +54,27 @@ THEME = gr.themes.Base(primary_hue="teal", neutral_hue="slate", radius_size="lg"
 logger = logging.getLogger(__name__)
 
 
-def make_page(index: AudioIndex) -> gr.Blocks:
-    """Not yet served: Gradio's Blocks."""
-    answers = Answers(index)
-    with gr.Blocks(title="Search recordings", delete_cache=(SECONDS_UPLOADS_ARE_KEPT, SECONDS_UPLOADS_ARE_KEPT), analytics_enabled=False) as page:
+def make_page(index: AudioIndex, clients: Clients) -> gr.Blocks:
+    """Return Gradio's Blocks, not yet served."""
+    answers = Answers(index, clients)
+    in_browser = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
+    with gr.Blocks(title="Search recordings", analytics_enabled=False) as page:
         gr.HTML(heading(index), elem_id="heading")
         with gr.Tabs():
             with gr.Tab("With words"):
                 with gr.Row(elem_id="ask", equal_height=True):
-                    query = gr.Textbox(label="What do you want to hear?", placeholder=EXAMPLES[0], lines=1, max_lines=1, scale=5)
+                    query = gr.Textbox(
+                        label="What do you want to hear?", placeholder=EXAMPLES[0], lines=1, max_lines=1, scale=5
+                    )
                     search = gr.Button("Search", variant="primary", scale=1, min_width=120, elem_id="search")
                 with gr.Row(elem_id="examples"):
                     examples = [gr.Button(example, size="sm", variant="secondary", min_width=0) for example in EXAMPLES]
             with gr.Tab("With a sound"):
                 with gr.Row():
                     clip = gr.File(label=f"Your recording (at most {MAX_UPLOAD_MIB} MiB)", height=190, elem_id="clip")
+                    upload = gr.Textbox(visible="hidden", elem_id=UPLOAD_FIELD)
+                    # In the browser: no event carries a file.
+                    clip.change(None, clip, upload, js="(file) => file ? file.path : ''", **in_browser)
                     with gr.Column(elem_id="about-clip"):
                         label, shown = "Sentences to compare it with, one a line", "\n".join(EXAMPLES[:3])
                         sentences = gr.Textbox(label=label, placeholder=shown, lines=3, max_lines=8)
@@ -75,22 +85,33 @@ def make_page(index: AudioIndex) -> gr.Blocks:
             folders = [("all folders", ""), *((name, name) for name in index.folders)]
             folder = gr.Dropdown(folders, value="", label="Folder", min_width=140, visible=bool(index.folders))
             shortest = gr.Number(0, label="Shortest file, s", min_width=140)
-            longest = gr.Number(math.ceil(max((file.seconds for file in index.files), default=0)), label="Longest file, s", min_width=140)
+            longest = gr.Number(
+                math.ceil(max((file.seconds for file in index.files), default=0)),
+                label="Longest file, s",
+                min_width=140,
+            )
             k = gr.Slider(1, 50, value=10, step=1, label="Results", min_width=140)
         status = gr.HTML(answers.greeting(), elem_id="status")
         results = gr.HTML("", elem_id="results", js_on_load=SCRIPT, apply_default_css=False)
 
         filters, outputs = [folder, shortest, longest, k], [status, results]
-        one_at_a_time = {"concurrency_limit": 1, "concurrency_id": "model", "api_visibility": "private", "show_progress": "minimal"}
+        one_at_a_time = {
+            "concurrency_limit": 1,
+            "concurrency_id": "model",
+            "api_visibility": "private",
+            "show_progress": "minimal",
+        }
         gr.on([query.submit, search.click], answers.words, [query, *filters], outputs, **one_at_a_time)
         for button in examples:
-            button.click(lambda text: text, button, query, queue=False, api_visibility="private", show_progress="hidden").then(
-                answers.words, [query, *filters], outputs, **one_at_a_time
-            )
-        by_sound.click(answers.sound, [clip, *filters], outputs, **one_at_a_time)
-        score.click(answers.scores, [clip, sentences], outputs, **one_at_a_time)
+            asked = button.click(None, button, query, js="(text) => text", **in_browser)
+            asked.then(answers.words, [query, *filters], outputs, **one_at_a_time)
+        by_sound.click(answers.sound, [upload, *filters], outputs, **one_at_a_time)
+        score.click(answers.scores, [upload, sentences], outputs, **one_at_a_time)
         results.click(answers.like, filters, outputs, **one_at_a_time)
-    return page.queue(max_size=MAX_WAITING)
+    page.state_session_capacity = MAX_SESSIONS
+    page.queue(max_size=MAX_WAITING)
+    page._queue.ANALYTICS_MAX_EVENTS = 1  # statistics that no route shows
+    return page
 
 
 def heading(index: AudioIndex) -> str:
@@ -114,13 +135,17 @@ def answered(function: Callable[..., tuple[str, str]]) -> Callable[..., tuple[st
     def method(self: "Answers", *arguments) -> tuple[str, str]:
         try:
             if not self.index.files:
-                raise UserError(f"the index holds no recordings: put some into {self.index.folder.name} and index it again")
+                raise UserError(
+                    f"the index holds no recordings: put some into {self.index.folder.name} and index it again"
+                )
             return function(self, *arguments)
         except UserError as error:
-            return message(str(error), "error"), ""
-        except Exception as error:
+            return message(
+                without_folders(str(error), self.index.folder, self.index.path, self.clients.folder), "error"
+            ), ""
+        except Exception:
             logger.exception("the page could not answer")
-            return message(f"the page could not answer ({one_line(error)})", "error"), ""
+            return message("the page could not answer: its maker finds the reason where it was started", "error"), ""
 
     return method
 
@@ -128,12 +153,14 @@ def answered(function: Callable[..., tuple[str, str]]) -> Callable[..., tuple[st
 class Answers:
     """What the page's buttons do: status and results as HTML."""
 
-    def __init__(self, index: AudioIndex):
-        self.index = index
+    def __init__(self, index: AudioIndex, clients: Clients):
+        self.index, self.clients = index, clients
 
     def greeting(self) -> str:
         if not self.index.files:
-            return message(f"The index holds no recordings: put some into {self.index.folder.name} and index it again.", "error")
+            return message(
+                f"The index holds no recordings: put some into {self.index.folder.name} and index it again.", "error"
+            )
         return message("Type a sentence and press Enter, or try one of the examples.")
 
     @answered
@@ -142,13 +169,16 @@ class Answers:
         return self._found(lambda: self.index.search(query, k, **limits), lambda: self.index.notes(query))
 
     @answered
-    def sound(self, clip: str | None, folder: str, shortest: float | None, longest: float | None, k: int) -> tuple[str, str]:
-        path, limits = uploaded(clip), filters(folder, shortest, longest)
-        with named(path):
-            return self._found(lambda: self.index.search_audio(path, k, **limits), lambda: f"like {path.name}")
+    def sound(
+        self, reference: str, folder: str, shortest: float | None, longest: float | None, k: int
+    ) -> tuple[str, str]:
+        path, limits = self._upload(reference), filters(folder, shortest, longest)
+        return self._found(lambda: self.index.search_audio(path, k, **limits), lambda: f"like {path.name}")
 
     @answered
-    def like(self, folder: str, shortest: float | None, longest: float | None, k: int, hit: gr.EventData) -> tuple[str, str]:
+    def like(
+        self, folder: str, shortest: float | None, longest: float | None, k: int, hit: gr.EventData
+    ) -> tuple[str, str]:
         """Recordings like the excerpt of a hit, without that excerpt."""
         start, end, limits = float(hit.start), float(hit.end), filters(folder, shortest, longest)
         if not 0 <= start < end <= start + MAX_EXCERPT_SECONDS:
@@ -157,20 +187,30 @@ class Answers:
 
         def others() -> list[Hit]:
             found = self.index.search_audio(excerpt, k + 1, **limits)
-            return [other for other in found if other.file != hit.file or not other.start < end or not start < other.end][:k]
+            return [
+                other for other in found if other.file != hit.file or not other.start < end or not start < other.end
+            ][:k]
 
         return self._found(others, lambda: f"like {hit.file}, {start:.1f} to {end:.1f}\u00a0s")
 
     @answered
-    def scores(self, clip: str | None, sentences: str) -> tuple[str, str]:
-        path, lines = uploaded(clip), [line.strip() for line in sentences.splitlines() if line.strip()]
+    def scores(self, reference: str, sentences: str) -> tuple[str, str]:
+        path, lines = self._upload(reference), [line.strip() for line in sentences.splitlines() if line.strip()]
         if not lines:
             raise UserError("there is no sentence to compare with: write one a line")
         if len(lines) > MAX_SENTENCES:
             raise UserError(f"at most {MAX_SENTENCES} sentences can be scored at once, found {len(lines)}")
-        with named(path):
-            table = score_table(lines, self.index.score_audio(path, lines))
+        table = score_table(lines, self.index.score_audio(path, lines))
         return message(f"{path.name} against {count(len(lines), 'sentence')}"), table
+
+    def _upload(self, reference: str) -> Path:
+        """Raises UserError where there is none, or an empty one."""
+        if not reference:
+            raise UserError("there is no recording yet: upload one first")
+        upload = self.clients.uploaded(reference)
+        if not upload.size:
+            raise UserError(f"{upload.name} is empty: upload a recording with something to hear")
+        return upload.path
 
     def _found(self, search: Callable[[], list[Hit]], note: Callable[[], str | None]) -> tuple[str, str]:
         begin = time.perf_counter()
@@ -191,20 +231,8 @@ def filters(folder: str, shortest: float | None, longest: float | None) -> dict[
     return limits | {"within": folder}
 
 
-@contextmanager
-def named(path: Path) -> Iterator[None]:
-    """Mistakes name an upload as its owner knows it, not by its place on this machine."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(str(error).replace(str(path), path.name)) from None
-
-
-def uploaded(clip: str | None) -> Path:
-    """Raises UserError where there is none."""
-    if clip is None:
-        raise UserError("there is no recording yet: upload one first")
-    path = Path(clip)
-    if path.stat().st_size == 0:
-        raise UserError(f"{path.name} is empty: upload a recording with something to hear")
-    return path
+def without_folders(text: str, *known: Path) -> str:
+    """Return a message for the browser: files are named without the folders of this machine, `known` ones also with spaces in them."""
+    for folder in known:
+        text = re.sub(re.escape(f"{folder.resolve()}/") + "([0-9a-f]{32}/)?", "", text)  # also that of an upload
+    return re.sub(r"(?<![\w/.])/(?:[^/\s'\"]+/)+", "", text)

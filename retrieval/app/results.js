@@ -4,6 +4,11 @@ const ARROW_SECONDS = 1;
 let scrollToResults = false;
 document.getElementById("status").setAttribute("role", "status"); // read aloud when it changes
 
+// The server keeps uploads while a page is there. One of several tabs says so, for a browser has six connections only; the others wait for its end.
+const stay = () => new Promise(() => new EventSource("presence"));
+if (navigator.locks) navigator.locks.request("presence", stay);
+else stay();
+
 const cardOf = (node) => node.closest(".hit");
 const audioOf = (card) => card.querySelector("audio");
 const spanOf = (card) => [Number(card.dataset.start), Number(card.dataset.end)];

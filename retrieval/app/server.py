@@ -1,17 +1,31 @@
-"""What the page asks for over HTTP: itself, sounds and pictures of indexed files, and nothing else from the disk.
+"""What the page asks for over HTTP: itself, sounds and pictures of indexed files, its own uploads, and nothing else from the disk.
 
 Every file is named by its place in the index and looked up there: a path that leads elsewhere is not found, however it is written.
+Requests pass gate.py first.
 """
 
+import asyncio
+import json
+import logging
 import re
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
 
 import gradio as gr
 from fastapi import FastAPI, HTTPException, Request
-from fastapi.middleware.trustedhost import TrustedHostMiddleware
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException
+from starlette.requests import ClientDisconnect
 
 from retrieval.app.audio import WaveFile, draw_spectrogram, read_excerpt
-from retrieval.app.page import HEAD, MAX_EXCERPT_SECONDS, MAX_UPLOAD_MIB, STYLE, THEME, make_page
+from retrieval.app.clients import MAX_UPLOAD_MIB, MIB, Client, Clients, Refused
+from retrieval.app.events import Events
+from retrieval.app.gate import Gate
+from retrieval.app.page import HEAD, MAX_EXCERPT_SECONDS, STYLE, THEME, make_page
+from retrieval.app.password import Password
 from retrieval.app.results import located
 from retrieval.errors import UserError
 from retrieval.search import AudioIndex
@@ -19,21 +33,86 @@ from retrieval.search import AudioIndex
 # What one answer holds of a recording. A browser asks on as it plays; a long answer that it leaves standing would keep one of its six connections.
 BYTES_AT_ONCE = 2**19
 FORM_BYTES = 2**20  # what an upload's form may take beside the file
+SECONDS_OF_AN_UPLOAD = 1800
+SECONDS_OF_A_PIECE = 60  # of an upload
+SECONDS_BETWEEN_SIGNS = 15  # that an open page is still there
+
+logger = logging.getLogger(__name__)
 
 
-def make_server(index: AudioIndex, local_only: bool) -> FastAPI:
-    """The page of an open index with its sounds and pictures. local_only: refuse names that are not this machine's own.
+def make_server(index: AudioIndex, uploads: Path, names: frozenset[str] | None, password: str | None = None) -> Gate:
+    """Return the ASGI application: the page of an open index with its sounds and pictures.
 
-    Else a foreign page could let its own name point to this machine, and read the answers (DNS rebinding).
+    Args:
+        index: The index that is searched.
+        uploads: Folder for the files that clients send.
+        names: Names of this machine that are answered to, see Gate.
+        password: Needed to open the page, if any.
     """
+    clients = Clients(uploads, lambda session_hash: forget(page, session_hash))
+    page = make_page(index, clients)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    if local_only:
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", "[::1]", "::1"])
-    app.add_middleware(RefuseLargeUploads, max_bytes=MAX_UPLOAD_MIB * 2**20 + FORM_BYTES)
+    add_routes(app, index, clients)
+    gr.mount_gradio_app(
+        app,
+        page,
+        path="/",
+        footer_links=[],
+        run_history=False,
+        show_error=False,
+        ssr_mode=False,
+        pwa=False,
+        mcp_server=False,
+        enable_monitoring=False,
+        theme=THEME,
+        css=STYLE,
+        head=HEAD,
+    )
+    events = Events(page, {file.file: file.seconds for file in index.files})
+    return Gate(
+        app,
+        events,
+        clients,
+        names,
+        Password(password) if password else None,
+        lambda session_hash: num_waiting(page, session_hash),
+    )
+
+
+def num_waiting(page: gr.Blocks, session_hash: str) -> int:
+    """Number of a session's events in Gradio's queue, and of those whose answer was not fetched."""
+    return len(page._queue.pending_event_ids_session.get(session_hash, ()))
+
+
+def forget(page: gr.Blocks, session_hash: str) -> None:
+    """Drop what Gradio keeps of a session for good: its last answer, its configuration, its messages."""
+    queue, states = page._queue, page.state_holder
+    for job in filter(None, queue.active_jobs):
+        for event in job:
+            event.alive = event.alive and event.session_hash != session_hash
+    queue.pending_messages_per_session.pop(session_hash, None)
+    for event_id in queue.pending_event_ids_session.pop(session_hash, ()):
+        queue.event_ids_to_events.pop(event_id, None)
+    states.session_data.pop(session_hash, None)
+    states.time_last_used.pop(session_hash, None)
+
+
+def add_routes(app: FastAPI, index: AudioIndex, clients: Clients) -> None:
+    seconds_of = {file.file: file.seconds for file in index.files}
+    arriving: dict[tuple[str, str], list[int]] = {}  # client and upload_id -> bytes received
 
     @app.exception_handler(UserError)
     def not_found(request: Request, error: UserError) -> JSONResponse:
         return JSONResponse({"detail": str(error)}, status_code=404)
+
+    @app.exception_handler(Refused)
+    def refused(request: Request, error: Refused) -> JSONResponse:
+        return JSONResponse({"detail": error.detail}, error.status, error.headers)
+
+    @app.exception_handler(RequestValidationError)
+    def wrong_argument(request: Request, error: RequestValidationError) -> JSONResponse:
+        names = sorted({str(part["loc"][-1]) for part in error.errors()})
+        return JSONResponse({"detail": f"wrong or missing: {', '.join(names)}"}, 422)
 
     @app.api_route("/recording", methods=["GET", "HEAD"])
     def recording(request: Request, file: str) -> Response:
@@ -41,58 +120,121 @@ def make_server(index: AudioIndex, local_only: bool) -> FastAPI:
 
     @app.get("/picture")
     def picture(file: str, start: float, end: float) -> Response:
+        path = located(file, index)
         if not 0 <= start < end <= start + MAX_EXCERPT_SECONDS:
             raise HTTPException(400, f"start and end must be seconds, at most {MAX_EXCERPT_SECONDS:.0f} apart")
-        samples, rate = read_excerpt(located(file, index), start, end)
+        if start >= seconds_of[file]:
+            raise HTTPException(416, "start lies beyond the end of the recording")
+        samples, rate = read_excerpt(path, start, min(end, seconds_of[file] + 1))
         return Response(draw_spectrogram(samples, rate), media_type="image/png")
 
-    return gr.mount_gradio_app(
-        app,
-        make_page(index),
-        path="/",
-        max_file_size=MAX_UPLOAD_MIB * 2**20,
-        blocked_paths=[str(index.folder)],
-        footer_links=[],
-        run_history=False,
-        ssr_mode=False,
-        pwa=False,
-        theme=THEME,
-        css=STYLE,
-        head=HEAD,
-    )
+    @app.get("/presence")
+    async def presence(request: Request) -> Response:
+        """Held open by a page as long as it is there: uploads go when the last one of a client has gone."""
+        client = clients.client(request.state.client_key)
+
+        async def signs() -> AsyncIterator[str]:
+            client.open_pages += 1
+            try:
+                while True:
+                    yield ": here\n\n"
+                    await asyncio.sleep(SECONDS_BETWEEN_SIGNS)
+                    client.last_seen = time.monotonic()
+            finally:
+                client.open_pages -= 1
+
+        return StreamingResponse(signs(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+
+    @app.post("/gradio_api/upload")
+    async def upload(request: Request, upload_id: str = "") -> Response:
+        client = clients.client(request.state.client_key)
+        length = int(request.headers.get("content-length") or MAX_UPLOAD_MIB * MIB)
+        if length > MAX_UPLOAD_MIB * MIB + FORM_BYTES:
+            raise Refused(
+                413, f"the file is too large: at most {MAX_UPLOAD_MIB} MiB can be uploaded", {"Connection": "close"}
+            )
+        clients.reserve(client, length)
+        received = arriving[client.key, upload_id] = [0]
+        try:
+            reference = await asyncio.wait_for(receive_upload(request, clients, client, received), SECONDS_OF_AN_UPLOAD)
+            return JSONResponse([reference])
+        except (asyncio.TimeoutError, ClientDisconnect):
+            raise Refused(408, "the upload took too long or was broken off", {"Connection": "close"}) from None
+        finally:
+            client.receiving = 0
+            del arriving[client.key, upload_id]
+
+    @app.get("/gradio_api/upload_progress")
+    async def upload_progress(request: Request, upload_id: str) -> Response:
+        key = request.state.client_key, upload_id
+
+        async def steps() -> AsyncIterator[str]:
+            shown = 0
+            while key in arriving:
+                received = arriving[key][0]
+                yield f"data: {json.dumps({'msg': 'update', 'orig_name': '', 'chunk_size': received - shown})}\n\n"
+                shown = received
+                await asyncio.sleep(0.2)
+            yield f"data: {json.dumps({'msg': 'done'})}\n\n"
+
+        return StreamingResponse(steps(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+
+    @app.get("/gradio_api/file={reference:path}")
+    def own_upload(request: Request, reference: str) -> Response:
+        """The link beside an uploaded file's name."""
+        own = clients.upload(clients.client(request.state.client_key), reference)
+        return FileResponse(own.path, media_type="application/octet-stream", filename=own.name)
+
+
+async def receive_upload(request: Request, clients: Clients, client: Client, received: list[int]) -> str:
+    """Return the reference of the file in a form of one file. Raises Refused."""
+    receive = request.receive
+
+    async def receive_within_limits() -> dict:
+        message = await asyncio.wait_for(receive(), SECONDS_OF_A_PIECE)
+        received[0] += len(message.get("body", b""))
+        if received[0] > MAX_UPLOAD_MIB * MIB + FORM_BYTES:
+            raise Refused(
+                413, f"the file is too large: at most {MAX_UPLOAD_MIB} MiB can be uploaded", {"Connection": "close"}
+            )
+        return message
+
+    try:
+        async with Request(request.scope, receive_within_limits).form(max_files=1, max_fields=4) as form:
+            files = [value for value in form.values() if isinstance(value, UploadFile)]
+            if len(files) != 1:
+                raise Refused(400, "an upload is a form with one file")
+            return await asyncio.to_thread(clients.keep, client, files[0].filename or "", files[0].file)
+    except (HTTPException, MultiPartException):
+        raise Refused(400, "an upload is a form with one file") from None
+    except OSError:
+        logger.exception("an upload could not be written")
+        raise Refused(507, "there is no room for uploads on the disk") from None
 
 
 def answer_range(wave: WaveFile, header: str) -> Response:
     """A part of a WAV by a `Range` header of one range (RFC 9110, 14.2); all of it, piece by piece, without one."""
     headers = {"Accept-Ranges": "bytes", "Cache-Control": "no-cache"}
-    wanted = re.fullmatch(r"bytes=(\d*)-(\d*)", header.strip())
-    if wanted is None or wanted.groups() == ("", ""):
-        pieces = (wave.read(first, min(first + BYTES_AT_ONCE, wave.size)) for first in range(0, wave.size, BYTES_AT_ONCE))
+    if not header.strip().lower().startswith("bytes="):
+        pieces = (
+            wave.read(first, min(first + BYTES_AT_ONCE, wave.size)) for first in range(0, wave.size, BYTES_AT_ONCE)
+        )
         return StreamingResponse(pieces, media_type="audio/wav", headers=headers | {"Content-Length": str(wave.size)})
-    first, last = wanted.groups()
-    if not first:
-        first, last = max(wave.size - int(last), 0), wave.size - 1
-    first, last = int(first), min(int(last or wave.size - 1), wave.size - 1)
-    if not first <= last:
+    span = range_of(header, wave.size)
+    if span is None:
         return Response(status_code=416, headers=headers | {"Content-Range": f"bytes */{wave.size}"})
-    last = min(last, first + BYTES_AT_ONCE - 1)
+    first, last = span[0], min(span[1], span[0] + BYTES_AT_ONCE - 1)
     headers["Content-Range"] = f"bytes {first}-{last}/{wave.size}"
     return Response(wave.read(first, last + 1), status_code=206, media_type="audio/wav", headers=headers)
 
 
-class RefuseLargeUploads:
-    """ASGI middleware: a request that announces more than `max_bytes` is answered 413 before any of it is received.
-
-    One that announces nothing is cut off by Gradio when the file has reached the limit.
-    """
-
-    def __init__(self, app, max_bytes: int):
-        self.app, self.max_bytes = app, max_bytes
-
-    async def __call__(self, scope, receive, send) -> None:
-        length = dict(scope.get("headers", ())).get(b"content-length", b"0")
-        if scope["type"] == "http" and length.isdigit() and int(length) > self.max_bytes:
-            answer = JSONResponse({"detail": f"the file is too large: at most {MAX_UPLOAD_MIB} MiB can be uploaded"}, 413, {"Connection": "close"})
-            await answer(scope, receive, send)
-        else:
-            await self.app(scope, receive, send)
+def range_of(header: str, size: int) -> tuple[int, int] | None:
+    """Return first and last byte of a `Range` header of one range; None where it names nothing of `size` bytes."""
+    wanted = re.fullmatch(r"bytes=([0-9]{0,18})-([0-9]{0,18})", header.strip().lower())
+    if wanted is None or wanted.groups() == ("", ""):
+        return None
+    first, last = wanted.groups()
+    if not first:
+        first, last = max(size - int(last), 0), size - 1
+    first, last = int(first), min(int(last or size - 1), size - 1)
+    return (first, last) if first <= last else None

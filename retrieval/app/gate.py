@@ -1,0 +1,372 @@
+"""The gate in front of the page: everything that it does not name is refused, before Gradio or the disk see it.
+
+In order: the machine's name, the route, the origin, the client (and its password), the event. See docs/search.md.
+"""
+
+import asyncio
+import json
+import re
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from http.cookies import CookieError, SimpleCookie
+from ipaddress import ip_address
+from typing import Any
+from urllib.parse import parse_qs, urlencode, urlsplit
+
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+
+from retrieval.app.clients import Client, Clients, Refused
+from retrieval.app.events import Events
+from retrieval.app.password import Password, login_page
+
+EVENT_BYTES = 2**20
+LOGIN_BYTES = 2**12
+MAX_WAITING_OF_CLIENT = 8  # questions of one client in the queue
+SECONDS_BETWEEN_SWEEPS = 5.0
+UPLOAD, FILES = "/gradio_api/upload", "/gradio_api/file="
+JOIN, ANSWERS = "/gradio_api/queue/join", "/gradio_api/queue/data"
+
+
+ROUTES: dict[str, set[str]] = {
+    "/": {"GET", "HEAD"},
+    "/config": {"GET"},
+    "/theme.css": {"GET"},
+    "/favicon.ico": {"GET"},
+    "/recording": {"GET", "HEAD"},
+    "/picture": {"GET"},
+    "/presence": {"GET"},
+    "/login": {"POST"},
+    UPLOAD: {"POST"},
+    "/gradio_api/upload_progress": {"GET"},
+    JOIN: {"POST"},
+    ANSWERS: {"GET"},
+}
+PREFIXES = ("/assets/", "/static/", FILES)  # GET
+STATIC = re.compile(r"(/assets|/static)(/[\w@+-][\w@+.-]*)+")
+GRADIO_HEADERS = {
+    b"host",
+    b"accept",
+    b"accept-encoding",
+    b"accept-language",
+    b"content-type",
+    b"if-none-match",
+    b"if-modified-since",
+    b"user-agent",
+}
+RESPONSE_HEADERS = {
+    # Gradio's scripts are inline and made at run time; nothing may come from, or go to, another origin.
+    "content-security-policy": "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; "
+    "frame-ancestors 'none'; base-uri 'self'; form-action 'self'; object-src 'none'",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "referrer-policy": "same-origin",
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+}
+# A request that another site began carries no SameSite=Strict cookie; the one that this page begins does.
+AGAIN = '<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="0;url=./"><title>Search recordings</title><a href="./">Search recordings</a>'
+
+Scope, Receive, Send = dict[str, Any], Callable[[], Awaitable[dict]], Callable[[dict], Awaitable[None]]
+
+
+@dataclass
+class Asked:
+    """A request whose route is known."""
+
+    scope: Scope
+    headers: dict[str, str]
+    query: dict[str, str]
+
+    @property
+    def path(self) -> str:
+        return self.scope["path"]
+
+    @property
+    def method(self) -> str:
+        return self.scope["method"]
+
+    @property
+    def address(self) -> str:
+        return self.scope["client"][0] if self.scope.get("client") else ""
+
+
+class Gate:
+    """ASGI application in front of the page's.
+
+    Args:
+        app: The page with its routes; it finds the Client in `request.state.client`.
+        events: The events that the page may post.
+        clients: Owners of uploads and sessions.
+        names: Names of this machine that are answered to, beside IP addresses, which cannot be rebound; None: all of them.
+        password: Needed for every route, if any.
+        num_waiting: Number of events in the queue of some sessions.
+    """
+
+    def __init__(
+        self,
+        app,
+        events: Events,
+        clients: Clients,
+        names: frozenset[str] | None,
+        password: Password | None,
+        num_waiting: Callable[[str], int],
+    ):
+        self.app, self.events, self.clients, self.names, self.password, self.num_waiting = (
+            app,
+            events,
+            clients,
+            names,
+            password,
+            num_waiting,
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            sweeper = asyncio.create_task(self._sweep_forever())
+            try:
+                await self.app(scope, receive, send)
+            finally:
+                sweeper.cancel()
+        elif scope["type"] == "http":
+            await self._answer(scope, receive, send)
+        else:
+            await send({"type": "websocket.close", "code": 1008})
+
+    async def _sweep_forever(self) -> None:
+        while True:
+            await asyncio.sleep(SECONDS_BETWEEN_SWEEPS)
+            self.clients.sweep()
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        cookies: list[str] = []
+
+        async def send_safely(message: dict) -> None:
+            if message["type"] == "http.response.start":
+                kept = [
+                    (name, value)
+                    for name, value in message["headers"]
+                    if not name.lower().startswith(b"access-control-")
+                ]
+                added = [(name.encode(), value.encode()) for name, value in RESPONSE_HEADERS.items()]
+                message = message | {"headers": kept + added + [(b"set-cookie", cookie.encode()) for cookie in cookies]}
+            await send(message)
+
+        try:
+            asked = read_head(scope)
+            self._check_host(asked)
+            check_route(asked)
+            check_origin(asked)
+            await self._admit(asked, receive, send_safely, cookies)
+        except Refused as refusal:
+            headers = refusal.headers | ({"Connection": "close"} if scope["method"] == "POST" else {})
+            await JSONResponse({"detail": refusal.detail}, refusal.status, headers)(scope, receive, send_safely)
+
+    def _check_host(self, asked: Asked) -> None:
+        """Refuse a foreign name that leads to this machine: its pages could read the answers (DNS rebinding)."""
+        name = host_name(asked.headers.get("host", ""))
+        if name is None:
+            raise Refused(400, "the Host header is not one of a browser")
+        if self.names is not None and name not in self.names and not is_address(name):
+            raise Refused(400, "this machine is not asked for by this name")
+
+    async def _admit(self, asked: Asked, receive: Receive, send: Send, cookies: list[str]) -> None:
+        scope, cookie_name = asked.scope, f"retrieval_{asked.scope['server'][1]}"
+        name = self.clients.name_in(read_cookie(asked.headers.get("cookie", ""), cookie_name))
+        if asked.path == "/login" or (asked.path == "/" and "token" in asked.query):
+            return await self._login(asked, cookie_name, receive, send)
+        if asked.path == "/" and asked.headers.get("sec-fetch-site") in ("cross-site", "same-site"):
+            return await HTMLResponse(AGAIN)(scope, receive, send)
+        if name is None and self.password:
+            if asked.path == "/":
+                return await HTMLResponse(login_page(), 401)(scope, receive, send)
+            raise Refused(401, "this page needs its password: open it in the browser and give it")
+        if name is None and asked.path in ("/", UPLOAD):
+            cookie = self.clients.new_cookie()
+            cookies.append(cookie_text(cookie_name, cookie))
+            name = self.clients.name_in(cookie)
+        client_key = f"address {asked.address}" if name is None else name
+        await self._pass_on(asked, client_key, receive, send)
+
+    async def _pass_on(self, asked: Asked, client_key: str, receive: Receive, send: Send) -> None:
+        scope = asked.scope | {"state": {"client_key": client_key}}
+        if asked.path == JOIN:
+            await self._join(asked, scope, client_key, receive, send)
+        elif asked.path == ANSWERS:
+            client, session_hash = self.clients.client(client_key), asked.query.get("session_hash", "")
+            if session_hash not in self.clients.sessions:
+                raise Refused(404, "there is no such session")
+            scope |= for_gradio(asked, urlencode({"session_hash": session_hash}))
+            await self._in_session(client, session_hash, scope, receive, send)
+        elif asked.path in ("/", "/config", "/theme.css", "/favicon.ico") or asked.path.startswith(
+            ("/assets/", "/static/")
+        ):
+            await self.app(scope | for_gradio(asked), receive, send)
+        else:
+            await self.app(scope, receive, send)  # the page's own routes, in server.py
+
+    async def _join(self, asked: Asked, scope: Scope, client_key: str, receive: Receive, send: Send) -> None:
+        if asked.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+            raise Refused(415, "an event is application/json")
+        event, uploads = self.events.read(await read_body(asked, receive, EVENT_BYTES))
+        client = self.clients.client(client_key)
+        for reference in uploads:
+            self.clients.upload(client, reference)
+        sessions = [
+            session_hash for session_hash, session in self.clients.sessions.items() if session.owner == client.key
+        ]
+        if sum(map(self.num_waiting, sessions)) >= MAX_WAITING_OF_CLIENT:
+            raise Refused(
+                429,
+                f"{MAX_WAITING_OF_CLIENT} of your questions are still waiting: try again when one is answered",
+                {"Retry-After": "2"},
+            )
+        self.clients.session(client, event["session_hash"])
+        body = json.dumps(event).encode()
+        scope |= for_gradio(asked)
+        scope["headers"] = [*scope["headers"], (b"content-length", str(len(body)).encode())]
+        await self._in_session(client, event["session_hash"], scope, replay(body, receive), send)
+
+    async def _in_session(self, client: Client, session_hash: str, scope: Scope, receive: Receive, send: Send) -> None:
+        """Gradio keeps every session for good; it forgets one whose last stream has ended without a question that waits."""
+        session = self.clients.session(client, session_hash)
+        session.open += 1
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            session.open -= 1
+            if not session.open and not self.num_waiting(session_hash) and session_hash in self.clients.sessions:
+                self.clients.drop_session(session_hash)
+
+    async def _login(self, asked: Asked, cookie_name: str, receive: Receive, send: Send) -> None:
+        if self.password is None:
+            return await RedirectResponse("./", 303)(asked.scope, receive, send)
+        given = asked.query.get("token")
+        if asked.path == "/login":
+            form = parse_qs((await read_body(asked, receive, LOGIN_BYTES)).decode("utf-8", "replace"))
+            given = form.get("password", [""])[0]
+        if not self.password.is_right(given, asked.address):
+            return await HTMLResponse(login_page("This is not the password."), 401)(asked.scope, receive, send)
+        headers = {"Set-Cookie": cookie_text(cookie_name, self.clients.new_cookie())}
+        await HTMLResponse(AGAIN, headers=headers)(asked.scope, receive, send)
+
+
+# --- heads of requests ---
+
+
+def read_head(scope: Scope) -> Asked:
+    """Raises Refused."""
+    headers: dict[str, str] = {}
+    for name, value in scope["headers"]:
+        key = name.decode("latin-1").lower()
+        if key in headers and key in ("host", "origin", "content-length", "content-type", "range"):
+            raise Refused(400, f"the header {key} stands twice")
+        headers[key] = f"{headers[key]}; {value.decode('latin-1')}" if key in headers else value.decode("latin-1")
+    try:
+        query = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True, max_num_fields=20)
+    except ValueError:
+        raise Refused(400, "the query string is too long") from None
+    return Asked(scope, headers, {name: values[0] for name, values in query.items()})
+
+
+def check_route(asked: Asked) -> None:
+    path = asked.path
+    if path in ROUTES:
+        methods = ROUTES[path]
+    elif path.startswith(PREFIXES) and (path.startswith(FILES) or STATIC.fullmatch(path)):
+        methods = {"GET"}
+    else:
+        raise Refused(404, "there is nothing here")
+    if asked.method not in methods:
+        raise Refused(
+            405, f"only {' and '.join(sorted(methods))} can be done here", {"Allow": ", ".join(sorted(methods))}
+        )
+
+
+def check_origin(asked: Asked) -> None:
+    """Refuse requests that a page of another origin began, also of another port of this machine; opening the page from a link is none of them."""
+    origin, site = asked.headers.get("origin"), asked.headers.get("sec-fetch-site")
+    own = f"{asked.scope['scheme']}://{asked.headers['host']}".lower()
+    if origin is not None and plain_origin(origin) != plain_origin(own):
+        raise Refused(403, "a page of another origin cannot do this")
+    is_opened = asked.path == "/" and asked.headers.get("sec-fetch-mode") == "navigate"
+    if site not in (None, "same-origin", "none") and not is_opened:
+        raise Refused(403, "a page of another origin cannot do this")
+
+
+def plain_origin(origin: str) -> tuple[str, str, int | None] | None:
+    """Scheme, name and port; None for what is none, like `null`."""
+    try:
+        parts = urlsplit(origin.lower())
+        port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    except ValueError:
+        return None
+    return (parts.scheme, parts.hostname, port) if parts.hostname else None
+
+
+def host_name(host: str) -> str | None:
+    """Name in a Host header, without port and brackets; None where it is not one."""
+    if not re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[\w.-]+|::1)(:\d{1,5})?", host):
+        return None
+    return "::1" if host == "::1" else urlsplit(f"//{host}").hostname
+
+
+def is_address(name: str) -> bool:
+    try:
+        ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def read_cookie(header: str, name: str) -> str:
+    try:
+        cookie = SimpleCookie(header).get(name)
+    except CookieError:
+        return ""
+    return cookie.value if cookie else ""
+
+
+def cookie_text(name: str, value: str) -> str:
+    return f"{name}={value}; Path=/; HttpOnly; SameSite=Strict"
+
+
+def for_gradio(asked: Asked, query: str = "") -> Scope:
+    """The parts of a scope that Gradio gets: none of the headers and query strings that change its answer."""
+    headers = [(name, value) for name, value in asked.scope["headers"] if name.lower() in GRADIO_HEADERS]
+    return {"headers": headers, "query_string": query.encode()}
+
+
+# --- bodies ---
+
+
+async def read_body(asked: Asked, receive: Receive, limit: int) -> bytes:
+    """Raises Refused for a longer one, before it is read where it says its length."""
+    check_length(asked, limit)
+    body = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Refused(400, "the request was broken off")
+        body += message.get("body", b"")
+        if len(body) > limit:
+            raise Refused(413, f"at most {limit:,} bytes can be sent here")
+        if not message.get("more_body"):
+            return bytes(body)
+
+
+def check_length(asked: Asked, limit: int) -> None:
+    length = asked.headers.get("content-length", "0")
+    if not re.fullmatch(r"[0-9]{1,18}", length):
+        raise Refused(400, "Content-Length is not a number")
+    if int(length) > limit:
+        raise Refused(413, f"at most {limit:,} bytes can be sent here")
+
+
+def replay(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that gives `body` first."""
+    messages = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive_again() -> dict:
+        return messages.pop() if messages else await receive()
+
+    return receive_again
