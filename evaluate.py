@@ -12,6 +12,7 @@ Cache, batch sizes and precision are those of the run (RUN/config.yaml), with se
 `import evaluate` is the Hugging Face package and never this script: see retrieval/__init__.py.
 """
 
+from retrieval.base.launch import check_environment
 from retrieval.errors import run_main
 from retrieval.evaluate_options import parse_arguments
 from retrieval.progress import set_quiet, silence_transformers
@@ -26,6 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     set_quiet(arguments.quiet)
     relevance = read_relevance(arguments.relevance) if arguments.relevance else None
     queries = read_queries(arguments.queries) if arguments.queries else None
+    check_environment()
     # Below the checks, because these take seconds to import.
     import torch
 

@@ -8,6 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from retrieval.base.launch import check_environment
 from retrieval.config import Config, load_config
 from retrieval.errors import OneLineParser, run_main
 from retrieval.files import latest_state
@@ -51,6 +52,7 @@ def run(config: Config, arguments: argparse.Namespace) -> None:
 
         print(describe(config))
     else:
+        check_environment()
         from retrieval.training import train
 
         train(config, resume=arguments.resume, overwrite=arguments.overwrite)

@@ -120,12 +120,13 @@ def train_point(overrides: tuple[str, ...], repeats: int) -> Point:
 
 
 def score_point(overrides: tuple[str, ...], repeats: int, copies: int) -> Point:
+    from retrieval.base.launch import make_accelerator
     from retrieval.config import load_config
     from retrieval.data import JoinedSplit, open_cache
     from retrieval.evaluation import captions_of, similarity_matrix
     from retrieval.frame_cache import cached_captions, cached_frames
     from retrieval.models import build_model
-    from retrieval.preparation import make_accelerator, set_seed
+    from retrieval.preparation import set_seed
 
     config = load_config(ROOT / "configs" / "tap.yaml", overrides)
     set_seed(config.seed)  # the same random weights in every process, so that one cache serves all

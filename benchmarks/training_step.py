@@ -32,6 +32,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import plain
 from benchmarks.full_size import CAPTION_WORDS, WORDS, hardware
 from benchmarks.timing import alternate, is_too_slow
+from retrieval.base.launch import make_accelerator
 from retrieval.config import Config, TrainConfig, load_config
 from retrieval.data import collate_pairs
 from retrieval.errors import OneLineParser, UserError, run_main
@@ -195,7 +196,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def benchmark(arguments: argparse.Namespace) -> int:
-    accelerator = Accelerator(mixed_precision=arguments.precision, cpu=arguments.device == "cpu")
+    accelerator = make_accelerator(arguments.precision, cpu=arguments.device == "cpu", several=False)
     model, config = make_model(arguments.quick)
     run = make_run(model, config, accelerator)
     clips, captions = make_clips(arguments.batch_size, model.sample_rate), make_captions(arguments.batch_size)

@@ -8,7 +8,6 @@ Letters: N texts and B audios of all processes together, n and b of this one, D 
 """
 
 import atexit
-import os
 import time
 
 import torch
@@ -23,14 +22,6 @@ def world_size() -> int:
 
 def rank() -> int:
     return dist.get_rank() if world_size() > 1 else 0
-
-
-def launch_warnings() -> list[str]:
-    """For one process where several were asked for: accelerate launch then sets MASTER_ADDR, and WORLD_SIZE only if it starts them."""
-    environment = os.environ.keys()
-    if {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= environment and "WORLD_SIZE" not in environment:
-        return ["accelerate launch was asked for several processes and has started one; add --multi_gpu, on a CPU as the README's \"Launchers\" says"]
-    return []
 
 
 def gather_texts(text: torch.Tensor) -> torch.Tensor:

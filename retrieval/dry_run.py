@@ -4,12 +4,13 @@ from pathlib import Path
 
 import yaml
 
+from retrieval.base.launch import choose_precision
 from retrieval.config import Config
 from retrieval.data import EpochBatches, check_batch_size, num_steps_per_epoch
 from retrieval.errors import UserError
 from retrieval.models import DualEncoder, build_model_without_weights, warnings_of
 from retrieval.optim import parameter_groups
-from retrieval.preparation import choose_precision, open_splits
+from retrieval.preparation import open_splits
 
 CLOTHO_PAIRS = 19_195  # 3,839 development clips, five captions each
 GIB = 2**30

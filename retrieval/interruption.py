@@ -12,23 +12,27 @@ from pathlib import Path
 from types import FrameType
 
 from retrieval.base.interrupts import DROPS_EXCEPTIONS, interrupt
+from retrieval.base.processes import environment_of, parent_of, words_of
 
 LAUNCHERS = {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"}  # what accelerate launch and torchrun set for the processes they start
+RENDEZVOUS = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}  # where processes are started by hand
 
 
 def resume_command() -> str:
-    """The command line that started this process, the launcher's where there is one, with --resume. To be asked while the launcher lives."""
-    command = [Path(sys.executable).name, *sys.argv]
-    if LAUNCHERS & os.environ.keys():
-        try:
-            words = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().decode().split("\0")[:-1]
-        except (OSError, UnicodeDecodeError):
-            words = []
-        if words[-len(sys.argv) :] == sys.argv:
-            # A script of the environment is started as `python PATH/accelerate`.
-            is_script = Path(words[1]).name in ("accelerate", "torchrun")
-            command = [Path(words[1] if is_script else words[0]).name, *words[2 if is_script else 1 :]]
-    return shlex.join([word for word in command if word not in ("--overwrite", "--resume")] + ["--resume"])
+    """Return the command that started this process, with --resume: its launcher's where there is one, and the variables that it needs.
+
+    To be called while the launcher lives.
+    """
+    words, environment = [sys.executable, *sys.argv], dict(os.environ)
+    process = os.getppid()
+    while (above := words_of(process))[-len(sys.argv) :] == sys.argv:  # a launcher's command ends with that of what it starts
+        words, environment, process = above, environment_of(process), parent_of(process)
+    if Path(words[1]).name in ("accelerate", "torchrun"):
+        words = words[1:]  # a script of the Python environment, started as `python PATH/accelerate`
+    words[0] = Path(words[0]).name
+    needed = [name for name in sorted(environment) if name.startswith("ACCELERATE_") or name in RENDEZVOUS]
+    settings = [f"{name}={shlex.quote(environment[name])}" for name in needed]
+    return " ".join([*settings, shlex.join([word for word in words if word not in ("--overwrite", "--resume")]), "--resume"])
 
 
 class Interrupted(BaseException):

@@ -11,10 +11,11 @@ from typing import Any, TextIO
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
 
 from retrieval import checkpoint
+from retrieval.base.launch import make_accelerator
 from retrieval.checkpoint import Progress
 from retrieval.config import Config, OptimizerConfig, TrainConfig
 from retrieval.data import (
@@ -30,7 +31,7 @@ from retrieval.data import (
     usable_workers,
 )
 from retrieval.data.augmentation import waveform_augmentation
-from retrieval.distributed import launch_warnings, rank, world_size
+from retrieval.distributed import rank, world_size
 from retrieval.errors import UserError
 from retrieval.evaluation import few_clips_warning
 from retrieval.files import check_unlocked
@@ -139,12 +140,6 @@ def make_pairs(splits: Splits, config: Config) -> PairDataset:
     return PairDataset(joined, max_samples, config.seed, augment, settings.mix_probability)
 
 
-def make_accelerator(mixed_precision: str) -> Accelerator:
-    # No buffer changes in training: filters, mel banks and statistics that are kept need not be sent at every step.
-    ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
-    return Accelerator(mixed_precision=choose_precision(mixed_precision), kwargs_handlers=[ddp])
-
-
 def make_optimizer(model: DualEncoder, settings: OptimizerConfig) -> torch.optim.AdamW:
     """Fused: one pass over the weights, gradients and moments."""
     groups = parameter_groups(model, settings.lr.model_dump())
@@ -182,7 +177,7 @@ def prepare(config: Config, folder: Path, resume: bool, overwrite: bool) -> Run:
     batches = EpochBatches(splits.sizes, config.train.batch_size, config.seed, rank(), world_size(), config.train.cache_weights)
     check_batch_size(batches.num_pairs, config.train.batch_size, world_size())
     model = build_model(config).to(accelerator.device)
-    for warning in [*launch_warnings(), *warnings_of(config), *splits.few_clips]:
+    for warning in [*warnings_of(config), *splits.few_clips]:
         accelerator.print(f"warning: {warning}")
     set_up_blocks(model, config.train, accelerator.device)
     set_up_augmentation(model, config)
@@ -231,15 +226,3 @@ def prepare(config: Config, folder: Path, resume: bool, overwrite: bool) -> Run:
         progress=progress,
         lock=lock,
     )
-
-
-def choose_precision(setting: str) -> str:
-    """`auto` is bf16 where the GPU computes it, fp16 on older GPUs, float32 on CPU."""
-    has_gpu = torch.cuda.is_available()
-    if setting == "fp16" and not has_gpu:
-        raise UserError("train.mixed_precision=fp16 needs a GPU, and none is visible here; use auto, bf16 or no")
-    if setting != "auto":
-        return setting
-    if not has_gpu:
-        return "no"
-    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"

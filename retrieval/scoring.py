@@ -8,13 +8,13 @@ from pathlib import Path
 
 import torch
 
+from retrieval.base.launch import make_accelerator
 from retrieval.checkpoint import load_salsa_checkpoint, read_config
 from retrieval.config import Config
 from retrieval.data import Cache, ClipSplit, open_cache, usable_workers
 from retrieval.errors import UserError
 from retrieval.evaluation import score_columns
 from retrieval.models import DualEncoder, bound_memory
-from retrieval.preparation import make_accelerator
 
 CLIPS_AT_ONCE = 256  # columns of a mean
 
@@ -53,6 +53,7 @@ class Scorer:
         has_config = self.checkpoints[0].is_dir() and (run / "config.yaml").is_file()
         config = read_config(run) if has_config else Config()
         self.config = config
+        self.accelerator = make_accelerator(mixed_precision or config.train.mixed_precision)
         rates = {checkpoint: load_model(checkpoint, text_encoder).sample_rate for checkpoint in self.checkpoints[1:]}
         self._first: DualEncoder | None = load_model(self.checkpoints[0], text_encoder)
         if cache is None and not has_config:
@@ -61,7 +62,6 @@ class Scorer:
         self.is_other_cache = has_config and self.cache.path.resolve() != Path(config.data.cache).resolve()  # than that of the run
         for checkpoint, rate in ({self.checkpoints[0]: self._first.sample_rate} | rates).items():
             check_sample_rate(self.cache, checkpoint, rate)
-        self.accelerator = make_accelerator(mixed_precision or config.train.mixed_precision)
         self.settings = {
             "audio_batch_size": audio_batch_size or config.evaluation.audio_batch_size,
             "text_batch_size": text_batch_size or config.evaluation.text_batch_size,

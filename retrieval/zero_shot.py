@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from retrieval.base.launch import check_environment
 from retrieval.errors import OneLineParser, UserError, one_line, run_main
 from retrieval.files import atomic_writer
 from retrieval.metrics.text_audio_retrieval.ranking import average_precision, ranks_of_both_directions, recall
@@ -34,6 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     labels, labels_of_file = read_labels(arguments.labels)
     if labels_of_file is None and not arguments.output:
         raise UserError(f"--labels {arguments.labels} does not say which clip has which label: add --output FILE for the predictions")
+    check_environment()
     # Below the checks, because these take seconds to import.
     from retrieval.scoring import Scorer
 

@@ -55,16 +55,6 @@ def one_process(order: list[int]) -> tuple[float, dict[str, torch.Tensor]]:
     return loss.item(), {name: parameter.grad for name, parameter in toy.named_parameters()}
 
 
-@pytest.mark.parametrize(("environment", "warned"), [({"MASTER_ADDR": "::1"}, 1), ({}, 0), ({"MASTER_ADDR": "::1", "WORLD_SIZE": "2"}, 0)])
-def test_a_launcher_that_starts_one_process_in_place_of_several_is_noticed(monkeypatch, environment, warned):
-    for name in ("MASTER_ADDR", "WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # of accelerate launch
-    assert len(distributed.launch_warnings()) == warned
-
-
 def one_of_two_processes(rank: int, port: int, folder: Path) -> None:
     """The training step's exchange, once as it is and once with each fault; writes the losses and averaged gradients of all."""
     torch.set_num_threads(1)

@@ -171,10 +171,18 @@ def test_nobody_imports_the_scripts():
     assert users == ["retrieval/metrics/text_audio_retrieval/text_audio_retrieval.py"]
 
 
-def test_one_file_touches_torch_distributed():
+def test_torch_distributed_is_touched_where_processes_meet_and_where_they_exchange():
     mention = "torch." + "distributed"
     users = [name_of(path) for path in CODE if mention in path.read_text(encoding="utf-8") or "torch.distributed" in imports_of(path)]
-    assert users == ["retrieval/distributed.py"]
+    assert users == ["retrieval/base/rendezvous.py", "retrieval/distributed.py"]
+
+
+def test_one_function_makes_the_accelerator():
+    """It reads the environment first."""
+    calls = {path: (node.func for node in ast.walk(TREES[path]) if isinstance(node, ast.Call)) for path in CODE}
+    makers = ("Accelerator", "PartialState", "AcceleratorState")
+    users = [name_of(path) for path, functions in calls.items() if any(getattr(f, "id", getattr(f, "attr", "")) in makers for f in functions)]
+    assert users == ["retrieval/base/launch.py"]
 
 
 def test_configuration_stays_out_of_models_and_losses():

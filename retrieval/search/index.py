@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from retrieval.base.launch import make_accelerator
 from retrieval.base.sound import UnreadableSound
 from retrieval.data import collate_clips
 from retrieval.errors import UserError
 from retrieval.models import DualEncoder
 from retrieval.models.dual_encoder import check_finite
 from retrieval.models.pooling import TextAwareAttentionPooling
-from retrieval.preparation import make_accelerator
 from retrieval.search.hits import Hit, IndexedFile, make_hit
 from retrieval.search.model_identity import check_as_before, check_same_model, load_model_folder, model_identity
 from retrieval.search.queries import check_query, query_notes
@@ -106,11 +106,12 @@ class AudioIndex:
         about = {"folder": str(folder.resolve()), "hop_seconds": hop, "clip_seconds": model.clip_seconds}
         about["model"] = model_identity(checkpoint, meta.get("model"))
         about |= {"dim": model.audio_projection.out_features, "has_frames": isinstance(model.pooling, TextAwareAttentionPooling)}
+        encoder = _encoder(model, batch_size, mixed_precision)
         with locked(path):
             with IndexWriter.opened(path, about, overwrite) as writer:
                 check_as_before(path, writer.meta, about)
                 writer.meta["model"] = about["model"]  # where it lies now
-                changes = update_index(writer, folder, _encoder(model, batch_size, mixed_precision))
+                changes = update_index(writer, folder, encoder)
             index = cls(path, model, read_index(path))
         index.changes = changes
         return index
@@ -138,6 +139,7 @@ class AudioIndex:
     def add(self, *, batch_size: int = 16, mixed_precision: str = "auto") -> Changes:
         """Bring the index up to date with its folder. Raises UserError."""
         meta = self._contents.meta
+        encoder = _encoder(self.model, batch_size, mixed_precision)
         with locked(self.path):
             if not (self.path / DATABASE).exists():
                 raise UserError(f"index {self.path} is gone; make it again")
@@ -146,7 +148,7 @@ class AudioIndex:
                 folder = Path(writer.meta["folder"])  # which another process may have changed
                 if not folder.is_dir():
                     raise UserError(f"nothing is changed: {_gone(folder, self.path)}")
-                self.changes = update_index(writer, folder, _encoder(self.model, batch_size, mixed_precision))
+                self.changes = update_index(writer, folder, encoder)
             contents = read_index(self.path)
         with self._lock:
             self._read(contents)
@@ -297,7 +299,7 @@ class AudioIndex:
 
 
 def _encoder(model: DualEncoder, batch_size: int, mixed_precision: str) -> ExcerptEncoder:
-    return ExcerptEncoder(model, make_accelerator(mixed_precision).autocast, batch_size)
+    return ExcerptEncoder(model, make_accelerator(mixed_precision, several=False).autocast, batch_size)
 
 
 def _gone(folder: Path, index: Path) -> str:

@@ -1,0 +1,108 @@
+"""Meet the other processes: say what is waited for, and hear signals meanwhile.
+
+PyTorch waits for them silently, for up to 30 minutes, in C++, where no signal handler of Python runs. Here each process first announces
+itself in a store that the process of rank 0, or its launcher, serves; when all have, the process group is made.
+"""
+
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+from datetime import timedelta
+from threading import Thread
+from typing import TYPE_CHECKING, TypeVar
+
+import torch.distributed as dist
+
+from retrieval.errors import UserError, one_line
+
+if TYPE_CHECKING:
+    from retrieval.base.launch import Launch
+
+FIRST_NOTICE = 30.0  # seconds of silence; later notices after 60, 120, ...
+LONGEST_WAIT = 1800.0  # seconds, as PyTorch's own
+POLL = 0.2  # seconds
+
+Result = TypeVar("Result")
+
+
+def group_size() -> int:
+    """Return the number of processes in the process group; 1 without one."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def join(launch: "Launch") -> None:
+    """Make the process group of all processes of `launch`; does nothing if there is one.
+
+    Raises:
+        UserError: processes do not come, or cannot be reached.
+    """
+    if dist.is_initialized():
+        return
+    # Accelerate looks for these; MPI and users who start processes by hand leave some out.
+    numbers = {"RANK": launch.rank, "WORLD_SIZE": launch.num_processes, "LOCAL_RANK": launch.local_rank, "MASTER_PORT": launch.port}
+    os.environ |= {name: str(number) for name, number in numbers.items()} | {"MASTER_ADDR": launch.address}
+    place = f"{launch.address}:{launch.port}"
+    waiting = _Waiting(f"process {launch.rank} of {launch.num_processes} (ranks from 0), on {socket.gethostname()}", place)
+    try:
+        store = waiting.meanwhile(lambda: _connect(launch), lambda: "process 0, which does not answer there")
+        store.set(f"here/{launch.rank}", "")
+        ranks = range(launch.num_processes)
+        while not store.check([f"here/{rank}" for rank in ranks]):
+            waiting.say(lambda: "rank " + ", ".join(str(rank) for rank in ranks if not store.check([f"here/{rank}"])))
+            time.sleep(POLL)
+        backend = "gloo" if launch.on_cpu else "nccl"
+        arguments = {"rank": launch.rank, "world_size": launch.num_processes, "store": dist.PrefixStore("group", store)}
+        waiting.meanwhile(lambda: dist.init_process_group(backend, **arguments), lambda: "all ranks to connect to each other")
+    except (RuntimeError, ValueError) as error:  # torch's DistError is a RuntimeError
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{waiting.this} cannot meet the others at {place}: {one_line(error)}") from None
+
+
+def _connect(launch: "Launch") -> dist.Store:
+    launcher_serves = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    store = dist.TCPStore(
+        launch.address,
+        launch.port,
+        is_master=launch.rank == 0 and not launcher_serves,
+        wait_for_workers=False,
+        timeout=timedelta(seconds=LONGEST_WAIT),
+        multi_tenant=True,
+    )
+    # A launcher that starts the processes anew keeps its store.
+    return dist.PrefixStore(f"retrieval/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+
+
+class _Waiting:
+    """Tell the user on stderr, after 30 s and more and more rarely, that `this` process waits at `place`."""
+
+    def __init__(self, this: str, place: str):
+        self.this, self.place = this, place
+        self.start, self.next_notice = time.monotonic(), FIRST_NOTICE
+
+    def say(self, missing: Callable[[], str]) -> None:
+        """Raises UserError after the longest wait."""
+        seconds = time.monotonic() - self.start
+        if seconds > LONGEST_WAIT:
+            raise UserError(f"{self.this} waited {LONGEST_WAIT:.0f} s at {self.place} for {missing()}; look into the logs of the others")
+        if seconds > self.next_notice:
+            self.next_notice *= 2
+            print(f"{self.this} has waited {seconds:.0f} s at {self.place} for {missing()}", file=sys.stderr, flush=True)
+
+    def meanwhile(self, work: Callable[[], Result], missing: Callable[[], str]) -> Result:
+        """Return the result of `work`, which may block in C++, done by another thread so that this one hears signals."""
+        future: Future[Result] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(work())
+            except Exception as error:
+                future.set_exception(error)
+
+        Thread(target=run, daemon=True).start()  # a daemon: it does not hold up the end of an interrupted process
+        while not wait([future], POLL).done:
+            self.say(missing)
+        return future.result()
