@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
 
+from retrieval.base.launch import check_environment
 from retrieval.data import ClipSplit, open_cache
 from retrieval.base.disk import disk_remedy
 from retrieval.errors import OneLineParser, UserError, one_line, run_main
@@ -59,6 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise UserError(f"--{name.replace('_', '-')} {getattr(options, name)}: must be 1 to {LARGEST_SIZE}")
     if not 0 <= options.seed < 2**32:
         raise UserError(f"--seed {options.seed}: must be 0 to {2**32 - 1}")
+    check_environment(several=False)
     set_quiet(options.quiet)
     torch.set_num_threads(1)  # the same weights at any number of cores; more hardly help encoders this small
     silence_transformers()

@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from retrieval.base.launch import check_environment
 from retrieval.errors import OneLineParser, UserError, run_main
 
 UPLOADED = ("README.md", "about.json", "config.json", "model.safetensors", "tokenizer/*")
@@ -24,6 +25,7 @@ LICENSE = re.compile(r"[a-z0-9][a-z0-9.\-]*")  # as the hub writes them: cc-by-4
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
+    check_environment(several=False)
     import transformers
 
     transformers.logging.set_verbosity_error()

@@ -18,6 +18,7 @@ import tempfile
 from ipaddress import ip_address
 from pathlib import Path
 
+from retrieval.base.launch import check_environment
 from retrieval.errors import OneLineParser, UserError, run_main
 from retrieval.progress import silence_transformers
 
@@ -46,6 +47,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"--port must be 0 to 65535, found {arguments.port}")
     if arguments.password is not None and arguments.no_password:
         parser.error("--password and --no-password exclude each other")
+    check_environment(several=False)
     chosen = None if arguments.no_password else chosen_password(arguments.password)
     with (
         listen(arguments.host, arguments.port) as listener,

@@ -8,6 +8,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from retrieval.base.launch import check_environment
 from retrieval.errors import OneLineParser, run_main
 from retrieval.progress import set_quiet, silence_transformers
 from retrieval.reporting import check_checkpoints
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     set_quiet(arguments.quiet)
+    check_environment(several=False)
     check_checkpoints([arguments.checkpoint])
     if arguments.onnx:
         write_onnx(arguments)

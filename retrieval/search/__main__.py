@@ -18,6 +18,7 @@ import time
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from retrieval.base.launch import check_environment
 from retrieval.errors import OneLineParser, UserError, run_main, user_path
 from retrieval.files import atomic_writer, check_writable
 from retrieval.progress import set_quiet, silence_transformers
@@ -30,6 +31,7 @@ COLUMNS = ("query", "rank", "score", "file", "from", "to", "excerpt_from", "exce
 def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     set_quiet(arguments.quiet)
+    check_environment(several=False)
     silence_transformers()  # below the checks, because it takes seconds to import
     return index(arguments) if arguments.command == "index" else query(arguments)
 
