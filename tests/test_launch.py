@@ -1,4 +1,4 @@
-"""What the environment says of processes, devices and precision: honoured or refused; the table in docs/launchers.md, checked against Accelerate."""
+"""The environment of a launch: honoured or refused; and the table in docs/launchers.md, checked against Accelerate."""
 
 import os
 import re
@@ -21,7 +21,14 @@ from test_training import wait_for
 
 from retrieval import pretraining, zero_shot
 from retrieval.base import launch
-from retrieval.base.launch import Launch, check_environment, count_processes, ignored_settings, make_accelerator, read_launch
+from retrieval.base.launch import (
+    Launch,
+    check_environment,
+    count_processes,
+    ignored_settings,
+    make_accelerator,
+    read_launch,
+)
 from retrieval.errors import UserError
 from retrieval.export.__main__ import main as export
 from retrieval.search.__main__ import main as search
@@ -83,7 +90,11 @@ def test_every_row_says_honoured_refused_or_without_effect():
     assert [outcome for outcome in outcomes if not re.search("honoured|refused|no effect", outcome)] == []
 
 
-REFUSED = [name for name in sorted(variables_of_accelerate()) if any(fnmatchcase(name, row) and VARIABLES[row] == "refused" for row in VARIABLES)]
+REFUSED = [
+    name
+    for name in sorted(variables_of_accelerate())
+    if any(fnmatchcase(name, row) and VARIABLES[row] == "refused" for row in VARIABLES)
+]
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -98,7 +109,9 @@ def test_refused_are_all_strategies():
 
 
 @pytest.mark.parametrize("name", launch.STRATEGIES)
-@pytest.mark.parametrize(("value", "refused"), [("1", True), ("Yes", True), ("maybe", True), ("", True), ("false", False), ("0", False)])
+@pytest.mark.parametrize(
+    ("value", "refused"), [("1", True), ("Yes", True), ("maybe", True), ("", True), ("false", False), ("0", False)]
+)
 def test_a_strategy_may_be_switched_off(monkeypatch, name, value, refused):
     """Accelerate itself takes `1` for false in some places and for true in others."""
     monkeypatch.setenv(name, value)
@@ -110,27 +123,56 @@ def test_a_strategy_may_be_switched_off(monkeypatch, name, value, refused):
 
 # --- the launcher's file, as the launcher reads it ---
 
-FSDP = {"fsdp_version": 1, "fsdp_sharding_strategy": "FULL_SHARD", "fsdp_auto_wrap_policy": "NO_WRAP", "fsdp_state_dict_type": "FULL_STATE_DICT"}
-FSDP_2 = {"fsdp_version": 2, "fsdp_reshard_after_forward": True, "fsdp_state_dict_type": "SHARDED_STATE_DICT", "fsdp_offload_params": False}
+FSDP = {
+    "fsdp_version": 1,
+    "fsdp_sharding_strategy": "FULL_SHARD",
+    "fsdp_auto_wrap_policy": "NO_WRAP",
+    "fsdp_state_dict_type": "FULL_STATE_DICT",
+}
+FSDP_2 = {
+    "fsdp_version": 2,
+    "fsdp_reshard_after_forward": True,
+    "fsdp_state_dict_type": "SHARDED_STATE_DICT",
+    "fsdp_offload_params": False,
+}
 MEGATRON = {"megatron_lm_tp_degree": 2, "megatron_lm_pp_degree": 1, "megatron_lm_gradient_clipping": 1.0}
 FILES = {
     "FSDP 1": {"distributed_type": "FSDP", "fsdp_config": FSDP},
     "FSDP 2": {"distributed_type": "FSDP", "fsdp_config": FSDP_2},
     "Megatron-LM": {"distributed_type": "MEGATRON_LM", "megatron_lm_config": MEGATRON},
-    "context parallel": {"distributed_type": "FSDP", "fsdp_config": FSDP_2, "parallelism_config": {"parallelism_config_cp_size": 2}},
+    "context parallel": {
+        "distributed_type": "FSDP",
+        "fsdp_config": FSDP_2,
+        "parallelism_config": {"parallelism_config_cp_size": 2},
+    },
     "parallel without FSDP": {"distributed_type": "MULTI_GPU", "parallelism_config": {"parallelism_config_tp_size": 2}},
 }
 
 
 def launched_environment(folder: Path, settings: dict, *options: str) -> dict[str, str]:
-    """The environment that `accelerate launch` gives to a process of `train.py`, for a file as `accelerate config` writes it."""
-    common = {"compute_environment": "LOCAL_MACHINE", "mixed_precision": "no", "use_cpu": False, "debug": False, "num_processes": 2}
+    """The environment that `accelerate launch` gives to a process, for a file as `accelerate config` writes it."""
+    common = {
+        "compute_environment": "LOCAL_MACHINE",
+        "mixed_precision": "no",
+        "use_cpu": False,
+        "debug": False,
+        "num_processes": 2,
+    }
     ClusterConfig(**(common | settings)).to_yaml_file(folder / "launcher.yaml")
-    arguments = launch_command_parser().parse_args(["--config_file", str(folder / "launcher.yaml"), "--main_process_port", "0", *options, "train.py"])
+    arguments = launch_command_parser().parse_args(
+        ["--config_file", str(folder / "launcher.yaml"), "--main_process_port", "0", *options, "train.py"]
+    )
     arguments, *_ = _validate_launch_command(arguments)
     if arguments.use_fsdp or arguments.use_megatron_lm or arguments.multi_gpu:
         # torchrun, which it calls, adds these.
-        own = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+        own = {
+            "RANK": "0",
+            "LOCAL_RANK": "0",
+            "WORLD_SIZE": "2",
+            "LOCAL_WORLD_SIZE": "2",
+            "GROUP_WORLD_SIZE": "1",
+            "MASTER_ADDR": "127.0.0.1",
+        }
         return prepare_multi_gpu_env(arguments) | own
     return prepare_simple_launcher_cmd_env(arguments)[1]
 
@@ -156,14 +198,21 @@ def test_a_file_of_several_cpus_starts_one_process_which_is_refused(tmp_path):
 
 
 def test_a_main_address_of_the_user_s_own_is_no_sign_of_several_processes(monkeypatch, tmp_path):
-    environment = launched_environment(tmp_path, {"distributed_type": "NO", "num_processes": 1}) | {"MASTER_ADDR": "node7"}
+    environment = launched_environment(tmp_path, {"distributed_type": "NO", "num_processes": 1}) | {
+        "MASTER_ADDR": "node7"
+    }
     monkeypatch.setattr(launch, "environment_of", lambda process: {"MASTER_ADDR": "node7"})
     assert count_processes(environment) == 1
 
 
 def test_a_file_of_another_precision_and_dynamo_is_said_to_have_no_effect(tmp_path):
     """Of shared use: what is read is what the launcher writes."""
-    dynamo = {"dynamo_backend": "INDUCTOR", "dynamo_mode": "default", "dynamo_use_dynamic": True, "dynamo_use_fullgraph": True}
+    dynamo = {
+        "dynamo_backend": "INDUCTOR",
+        "dynamo_mode": "default",
+        "dynamo_use_dynamic": True,
+        "dynamo_use_fullgraph": True,
+    }
     file = {"distributed_type": "NO", "num_processes": 1, "mixed_precision": "bf16", "dynamo_config": dynamo}
     environment = launched_environment(tmp_path, file)
     launch.check_settings(environment)
@@ -186,7 +235,12 @@ def test_fp8_is_refused(monkeypatch):
 
 
 def test_the_environment_changes_neither_accumulation_nor_compilation_nor_precision(monkeypatch, capsys):
-    settings = {"GRADIENT_ACCUMULATION_STEPS": "4", "GRADIENT_CLIPPING": "1", "DYNAMO_BACKEND": "INDUCTOR", "DYNAMO_USE_FULLGRAPH": "junk"}
+    settings = {
+        "GRADIENT_ACCUMULATION_STEPS": "4",
+        "GRADIENT_CLIPPING": "1",
+        "DYNAMO_BACKEND": "INDUCTOR",
+        "DYNAMO_USE_FULLGRAPH": "junk",
+    }
     for name, value in (settings | {"MIXED_PRECISION": "bf16"}).items():
         monkeypatch.setenv(f"ACCELERATE_{name}", value)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -197,7 +251,10 @@ def test_the_environment_changes_neither_accumulation_nor_compilation_nor_precis
     assert (accelerator.gradient_accumulation_steps, accelerator.mixed_precision) == (1, "no")
     assert accelerator.state.dynamo_plugin.backend == "NO"
     said = capsys.readouterr().err
-    assert all(name in said for name in ("train.micro_batch_size", "optimizer.max_grad_norm", "train.compile", "train.mixed_precision"))
+    assert all(
+        name in said
+        for name in ("train.micro_batch_size", "optimizer.max_grad_norm", "train.compile", "train.mixed_precision")
+    )
     assert said.count("warning: ") == 4
 
 
@@ -233,7 +290,9 @@ def test_values_without_meaning_are_refused(monkeypatch, name, value):
 
 def test_what_accelerate_itself_refuses_is_one_line(monkeypatch):
     """As on RTX 4000 cards without NCCL_P2P_DISABLE, or with CPU affinity and without pynvml."""
-    monkeypatch.setattr(accelerate, "Accelerator", lambda **settings: exec("raise NotImplementedError('RTX 4000\\nNCCL_P2P_DISABLE=1')"))
+    monkeypatch.setattr(
+        accelerate, "Accelerator", lambda **settings: exec("raise NotImplementedError('RTX 4000\\nNCCL_P2P_DISABLE=1')")
+    )
     with pytest.raises(UserError, match="NCCL_P2P_DISABLE") as caught:
         make_accelerator("no")
     assert "\n" not in str(caught.value)
@@ -248,14 +307,43 @@ def test_honoured_flags_do_no_harm(monkeypatch, flag):
 
 # --- how many processes ---
 
-BY_TORCHRUN = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-BY_MPIRUN = {f"OMPI_COMM_WORLD_{name}": value for name, value in {"SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "LOCAL_SIZE": "2"}.items()}
+BY_TORCHRUN = {
+    "WORLD_SIZE": "2",
+    "RANK": "0",
+    "LOCAL_RANK": "0",
+    "LOCAL_WORLD_SIZE": "2",
+    "GROUP_WORLD_SIZE": "1",
+    "MASTER_ADDR": "127.0.0.1",
+}
+BY_MPIRUN = {
+    f"OMPI_COMM_WORLD_{name}": value
+    for name, value in {"SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "LOCAL_SIZE": "2"}.items()
+}
 JOB = {"SLURM_JOB_ID": "7", "SLURM_NNODES": "1", "SLURM_NTASKS": "2", "SLURM_NPROCS": "2", "SLURM_TASKS_PER_NODE": "2"}
 IN_SCRIPT = JOB | {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_GTIDS": "0"}  # of sbatch
-BY_SRUN = IN_SCRIPT | {"SLURM_STEP_ID": "0", "SLURM_STEPID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "2"}
-ONE_TASK = IN_SCRIPT | {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "1", "SLURM_NTASKS": "1", "SLURM_NPROCS": "1"}  # srun --ntasks=1
-AT_TERMINAL = BY_SRUN | {"SLURM_PTY_PORT": "34889", "SLURM_PTY_WIN_COL": "236", "SLURM_PTY_WIN_ROW": "64"}  # srun --ntasks=2 --pty bash
-SALLOC = JOB | {"SLURM_STEP_ID": "4294967290", "SLURM_STEP_NUM_TASKS": "1", "SLURM_PTY_PORT": "34889", "SLURM_PROCID": "0"}  # interactive step
+BY_SRUN = IN_SCRIPT | {
+    "SLURM_STEP_ID": "0",
+    "SLURM_STEPID": "0",
+    "SLURM_STEP_NUM_TASKS": "2",
+    "SLURM_STEP_TASKS_PER_NODE": "2",
+}
+ONE_TASK = IN_SCRIPT | {
+    "SLURM_STEP_ID": "0",
+    "SLURM_STEP_NUM_TASKS": "1",
+    "SLURM_NTASKS": "1",
+    "SLURM_NPROCS": "1",
+}  # srun --ntasks=1
+AT_TERMINAL = BY_SRUN | {
+    "SLURM_PTY_PORT": "34889",
+    "SLURM_PTY_WIN_COL": "236",
+    "SLURM_PTY_WIN_ROW": "64",
+}  # srun --ntasks=2 --pty bash
+SALLOC = JOB | {
+    "SLURM_STEP_ID": "4294967290",
+    "SLURM_STEP_NUM_TASKS": "1",
+    "SLURM_PTY_PORT": "34889",
+    "SLURM_PROCID": "0",
+}  # interactive step
 BY_ACCELERATE = {"ACCELERATE_MIXED_PRECISION": "no"}  # one process
 
 
@@ -351,7 +439,9 @@ def test_places():
 # --- the commands ---
 
 
-@pytest.mark.parametrize("variables", [{"SLURM_NTASKS": "2"}, {"ACCELERATE_USE_FSDP": "true"}], ids=lambda variables: "".join(variables))
+@pytest.mark.parametrize(
+    "variables", [{"SLURM_NTASKS": "2"}, {"ACCELERATE_USE_FSDP": "true"}], ids=lambda variables: "".join(variables)
+)
 @pytest.mark.parametrize("command", ["train.py", "evaluate.py"])
 def test_scripts_refuse_before_they_write(monkeypatch, tiny, tmp_path, command, variables):
     output = tmp_path / "run"
@@ -360,7 +450,9 @@ def test_scripts_refuse_before_they_write(monkeypatch, tiny, tmp_path, command, 
         "evaluate.py": ["--checkpoint", str(tiny), "--cache", str(tiny / "cache"), "--output", str(output)],
     }
     environment = os.environ | variables
-    ended = subprocess.run([sys.executable, command, *arguments[command]], cwd=ROOT, env=environment, capture_output=True, text=True)
+    ended = subprocess.run(
+        [sys.executable, command, *arguments[command]], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
     assert (ended.returncode, ended.stdout) == (2, ""), ended
     assert ended.stderr.startswith("error: " + "".join(variables)) and ended.stderr.count("\n") == 1
     assert not output.exists()
@@ -370,13 +462,29 @@ def test_other_commands_refuse_before_they_write(monkeypatch, tiny, tmp_path):
     labels = tmp_path / "labels.txt"
     labels.write_text("dog\ncat\n")
     (tmp_path / "checkpoint").mkdir()
-    zero = ["--checkpoint", str(tmp_path / "checkpoint"), "--cache", str(tiny / "cache"), "--labels", str(labels), "--output", str(tmp_path / "out.csv")]
+    zero = [
+        "--checkpoint",
+        str(tmp_path / "checkpoint"),
+        "--cache",
+        str(tiny / "cache"),
+        "--labels",
+        str(labels),
+        "--output",
+        str(tmp_path / "out.csv"),
+    ]
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     before = sorted(tmp_path.rglob("*"))
     pytest.raises(UserError, zero_shot.main, zero).match("ACCELERATE_USE_FSDP")
     index = ["index", str(tmp_path), "--checkpoint", str(tmp_path / "checkpoint"), "--index", str(tmp_path / "index")]
     pytest.raises(UserError, search, index).match("ACCELERATE_USE_FSDP")
-    pretrain = ["--cache", str(tiny / "cache"), "--text-encoder", str(tiny / "text_encoder"), "--output", str(tmp_path / "weights")]
+    pretrain = [
+        "--cache",
+        str(tiny / "cache"),
+        "--text-encoder",
+        str(tiny / "text_encoder"),
+        "--output",
+        str(tmp_path / "weights"),
+    ]
     pytest.raises(UserError, pretraining.main, pretrain).match("ACCELERATE_USE_FSDP")
     onnx = ["--checkpoint", str(tmp_path / "checkpoint"), "--onnx", "--output", str(tmp_path / "onnx")]
     pytest.raises(UserError, export, onnx).match("ACCELERATE_USE_FSDP")
@@ -448,11 +556,25 @@ ASKS = "import retrieval.interruption; print('again:', retrieval.interruption.re
 
 def test_the_command_that_goes_on_is_the_launcher_s_with_its_variables(tmp_path):
     (tmp_path / "ask.py").write_text(ASKS)
-    launcher = [str(Path(sys.executable).with_name("accelerate")), "launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "UNRELATED": "1"}
+    launcher = [
+        str(Path(sys.executable).with_name("accelerate")),
+        "launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "--main_process_port",
+        "0",
+    ]
+    environment = os.environ | {
+        "ACCELERATE_USE_CPU": "true",
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "UNRELATED": "1",
+    }
     command = [*launcher, "ask.py", "--overwrite", "train.output=a b"]
     said = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True).stdout
-    again = "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 --main_process_port 0 ask.py 'train.output=a b' --resume"
+    launched = "accelerate launch --multi_gpu --num_processes 2 --main_process_port 0"
+    again = f"ACCELERATE_USE_CPU=true {launched} ask.py 'train.output=a b' --resume"
     assert said.splitlines() == [f"again: {again}"] * 2
 
 
@@ -461,7 +583,9 @@ def test_the_command_that_goes_on_keeps_what_stands_in_front(tmp_path, wrapper):
     (tmp_path / "ask.py").write_text(ASKS)
     by_hand = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "node 7", "MASTER_PORT": "29500"}
     environment = os.environ | by_hand | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
-    ended = subprocess.run([*wrapper, sys.executable, "ask.py", "--resume"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    ended = subprocess.run(
+        [*wrapper, sys.executable, "ask.py", "--resume"], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
     variables = "ACCELERATE_USE_CPU=true LOCAL_RANK=1 MASTER_ADDR='node 7' MASTER_PORT=29500 RANK=1 WORLD_SIZE=2"
     kept = "timeout 60 " + sys.executable if wrapper[0] == "timeout" else Path(sys.executable).name
     assert ended.stdout == f"again: {variables} {kept} ask.py --resume\n"

@@ -1,7 +1,7 @@
-"""The Accelerator: what the environment says of processes, devices and precision is honoured or refused, before anything is written.
+"""The Accelerator: what the environment says of processes and devices is honoured or refused before anything is written.
 
-`accelerate launch` hands its settings on as environment variables, and Accelerate obeys some of them silently and half of others. Here they
-are read first. docs/launchers.md lists all of them: honoured, refused, or without effect.
+`accelerate launch` hands its settings on as environment variables, and Accelerate obeys some of them silently, others half.
+Here they are read first. docs/launchers.md lists all of them: honoured, refused, or without effect.
 """
 
 import os
@@ -10,14 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from retrieval.base.errors import UserError, one_line
 from retrieval.base.processes import environment_of
-from retrieval.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 MEMORY = "to save memory set train.micro_batch_size and train.activation_checkpointing=true"
-# Switches of strategies that shard or replace the model: the loss over all processes (retrieval.distributed) holds for whole models.
+# Switches of strategies that shard the model: the loss over all processes (retrieval.distributed) needs it whole.
 STRATEGIES = {
     "ACCELERATE_USE_FSDP": "FSDP",
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
@@ -33,7 +33,10 @@ STRATEGY_PREFIXES = {
     "PARALLELISM_CONFIG_": "tensor, context or sequence parallelism",
     "ACCELERATE_FP8_": "fp8",
 }
-FLAGS = ("ACCELERATE_USE_CPU", "ACCELERATE_DEBUG_MODE", "ACCELERATE_CPU_AFFINITY", "FORK_LAUNCHED", "USE_TORCH_XLA", "ACCELERATE_ENABLE_RICH")
+FLAGS = (
+    *("ACCELERATE_USE_CPU", "ACCELERATE_DEBUG_MODE", "ACCELERATE_CPU_AFFINITY", "ACCELERATE_ENABLE_RICH"),
+    *("FORK_LAUNCHED", "USE_TORCH_XLA"),
+)
 TRUE, FALSE = {"y", "yes", "t", "true", "on", "1"}, {"n", "no", "f", "false", "off", "0"}  # as Accelerate reads flags
 
 # In the order in which Accelerate looks for them.
@@ -85,12 +88,17 @@ def make_accelerator(mixed_precision: str, cpu: bool = False, several: bool = Tr
     num_processes = check_environment(several)
     import torch
     from accelerate import Accelerator
-    from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, TorchDynamoPlugin, is_torch_xla_available
+    from accelerate.utils import (
+        DistributedDataParallelKwargs,
+        GradientAccumulationPlugin,
+        TorchDynamoPlugin,
+        is_torch_xla_available,
+    )
 
     from retrieval.base import rendezvous
 
     if is_torch_xla_available():
-        raise UserError("torch_xla is installed, and Accelerate would use XLA, on which nothing here was tested; set USE_TORCH_XLA=0")
+        raise UserError("torch_xla is installed, and Accelerate would train on XLA; set USE_TORCH_XLA=0")
     num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     launch = read_launch(os.environ, num_processes, num_gpus, cpu)
     precision = choose_precision(mixed_precision, launch.on_cpu)
@@ -99,14 +107,21 @@ def make_accelerator(mixed_precision: str, cpu: bool = False, several: bool = Tr
             print(f"warning: {warning}", file=sys.stderr)
     if launch.num_processes > 1:
         rendezvous.join(launch)
+    # With every field given, no variable is read.
+    never_compile = {
+        "backend": "no",
+        "mode": "default",
+        "fullgraph": False,
+        "dynamic": False,
+        "use_regional_compilation": False,
+    }
     try:
         accelerator = Accelerator(
             mixed_precision=precision,
             cpu=launch.on_cpu,
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-            # With every field given, no variable is read.
-            dynamo_plugin=TorchDynamoPlugin(backend="no", mode="default", fullgraph=False, dynamic=False, use_regional_compilation=False),
-            # No buffer changes in training: filters, mel banks and statistics that are kept need not be sent at every step.
+            dynamo_plugin=TorchDynamoPlugin(**never_compile),
+            # No buffer changes in training: filters, mel banks and statistics need not be sent at every step.
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
     except (ValueError, ImportError, NotImplementedError, RuntimeError) as error:
@@ -115,7 +130,9 @@ def make_accelerator(mixed_precision: str, cpu: bool = False, several: bool = Tr
     counts = {"accelerator.num_processes": accelerator.num_processes, "the process group": rendezvous.group_size()}
     if set(counts.values()) != {launch.num_processes}:
         found = ", ".join(f"{name} has {count}" for name, count in counts.items())
-        raise UserError(f"{launch.num_processes} process(es) were started, but {found}; start them with accelerate launch or torchrun")
+        raise UserError(
+            f"{launch.num_processes} process(es) were started, but {found}; use accelerate launch or torchrun"
+        )
     return accelerator
 
 
@@ -159,9 +176,11 @@ def ignored_settings(environment: Mapping[str, str], precision: str) -> list[str
     no_effect = []
     launcher = environment.get("ACCELERATE_MIXED_PRECISION", "no").lower()
     if launcher not in ("no", precision):  # accelerate launch says "no" unless it is told otherwise
-        no_effect.append(("ACCELERATE_MIXED_PRECISION", f"train.mixed_precision (or --mixed-precision) decides: {precision}"))
+        decides = f"train.mixed_precision (or --mixed-precision) decides: {precision}"
+        no_effect.append(("ACCELERATE_MIXED_PRECISION", decides))
     if environment.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1") != "1":
-        no_effect.append(("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "train.micro_batch_size bounds memory and keeps the gradients"))
+        decides = "train.micro_batch_size bounds memory and keeps the gradients"
+        no_effect.append(("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", decides))
     if "ACCELERATE_GRADIENT_CLIPPING" in environment:
         no_effect.append(("ACCELERATE_GRADIENT_CLIPPING", "optimizer.max_grad_norm decides"))
     if environment.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no":
@@ -170,7 +189,7 @@ def ignored_settings(environment: Mapping[str, str], precision: str) -> list[str
 
 
 def choose_precision(setting: str, on_cpu: bool = False) -> str:
-    """Return the precision to compute in. `auto` is bf16 where the GPU computes it, fp16 on older GPUs, float32 (`no`) on the CPU.
+    """Return the precision: `auto` is bf16 where the GPU computes it, fp16 on older GPUs, `no` on the CPU.
 
     Raises:
         UserError: fp16 without a GPU.
@@ -179,7 +198,9 @@ def choose_precision(setting: str, on_cpu: bool = False) -> str:
 
     has_gpu = torch.cuda.is_available() and not on_cpu
     if setting == "fp16" and not has_gpu:
-        raise UserError("train.mixed_precision=fp16 needs a GPU, and none is visible or used here; use auto, bf16 or no")
+        raise UserError(
+            "train.mixed_precision=fp16 needs a GPU, and none is visible or used here; use auto, bf16 or no"
+        )
     if setting != "auto":
         return setting
     if not has_gpu:
@@ -199,30 +220,32 @@ def read_launch(environment: Mapping[str, str], num_processes: int, num_gpus: in
     Raises:
         UserError: something is missing, or Accelerate would see another number of processes.
     """
-    on_cpu = cpu or _flag(environment, "ACCELERATE_USE_CPU") or _checked_device(environment, num_processes) == "cpu"
+    device = _checked_device(environment, num_processes)
+    on_cpu = cpu or _flag(environment, "ACCELERATE_USE_CPU") or device == "cpu"
     if num_processes == 1:
         return Launch(on_cpu=on_cpu)
     size_name = next(name for name in SIZES if name in environment)
     if not on_cpu and num_gpus == 0:
         raise UserError(
-            f"{num_processes} processes were started ({size_name}={environment[size_name]}) and no GPU is visible, so that Accelerate would "
-            f"take each for the only one; {ON_CPU}"
+            f"{num_processes} processes were started ({size_name}={environment[size_name]}) and no GPU is visible: "
+            f"Accelerate would take each for the only one; {ON_CPU}"
         )
     rank, local_rank = (_first_number(environment, names) for names in (RANKS, LOCAL_RANKS))
     local_size = _first_number(environment, LOCAL_SIZES) or 1
     if rank is None or not on_cpu and "LOCAL_RANK" not in environment:
         absent = "RANK" if rank is None else "LOCAL_RANK"
-        raise UserError(f"{size_name}={num_processes}, but {absent} is not set; start the processes with accelerate launch or torchrun")
+        raise UserError(f"{size_name}={num_processes}, but {absent} is not set; use accelerate launch or torchrun")
     if rank >= num_processes:
-        raise UserError(f"RANK={rank} with {size_name}={num_processes}: ranks are 0 to {num_processes - 1}; check what starts the processes")
-    if not on_cpu and max(local_size, (local_rank or 0) + 1) > num_gpus:
+        raise UserError(f"RANK={rank} with {size_name}={num_processes}: ranks are 0 to {num_processes - 1}; correct it")
+    num_here = max(local_size, (local_rank or 0) + 1)
+    if not on_cpu and num_here > num_gpus:
         raise UserError(
-            f"{max(local_size, (local_rank or 0) + 1)} processes on this machine, but {num_gpus} GPU(s) visible; start one process a GPU: "
+            f"{num_here} processes on this machine, but {num_gpus} GPU(s) visible; start one process a GPU: "
             "--num_processes of accelerate launch, --nproc_per_node of torchrun"
         )
     address = environment.get("MASTER_ADDR", "127.0.0.1" if local_size == num_processes else "")
     if not address:
-        raise UserError(f"{size_name}={num_processes}, but MASTER_ADDR is not set; set it to the address of the machine of rank 0")
+        raise UserError(f"{size_name}={num_processes}, but MASTER_ADDR is not set; set it to the machine of rank 0")
     port = _number(environment, "MASTER_PORT") if "MASTER_PORT" in environment else DEFAULT_PORT
     return Launch(num_processes, rank, local_rank or 0, address, port, on_cpu)
 
@@ -230,7 +253,7 @@ def read_launch(environment: Mapping[str, str], num_processes: int, num_gpus: in
 def count_processes(environment: Mapping[str, str]) -> int:
     """Return how many processes were started to work together. Raises UserError where two sources disagree.
 
-    torchrun and accelerate launch, given several processes, tell each WORLD_SIZE, and GROUP_WORLD_SIZE: the number of launchers.
+    torchrun, and accelerate launch for several processes, set WORLD_SIZE and GROUP_WORLD_SIZE, the number of launchers.
     """
     for name in SIZES:
         if name in environment:
@@ -248,11 +271,13 @@ def count_processes(environment: Mapping[str, str]) -> int:
     if "GROUP_WORLD_SIZE" in environment:
         launchers = _number(environment, "GROUP_WORLD_SIZE")
         if tasks > 1 and tasks != launchers:
-            raise UserError(f"{tasks_name}={tasks} tasks, but {launchers} launcher(s) (GROUP_WORLD_SIZE) that know of each other; {remedy}")
+            raise UserError(
+                f"{tasks_name}={tasks} tasks, but launchers in groups of {launchers} (GROUP_WORLD_SIZE); {remedy}"
+            )
         return world_size or 1
     num_processes = world_size or mpi_tasks
     if tasks > 1 and tasks != num_processes:
-        each = "each of them takes itself for the only process" if num_processes == 1 else f"WORLD_SIZE={num_processes}"
+        each = "each would take itself for the only process" if num_processes == 1 else f"WORLD_SIZE={num_processes}"
         raise UserError(f"{tasks_name}={tasks} tasks, but {each}; {remedy}")
     if num_processes == 1 and _launcher_was_asked_for_several(environment):
         raise UserError(
@@ -265,7 +290,8 @@ def count_processes(environment: Mapping[str, str]) -> int:
 def slurm_task_count(environment: Mapping[str, str]) -> tuple[str, int]:
     """Return SLURM's number of tasks, and the variable that says so; 1 outside SLURM and at a terminal.
 
-    srun tells SLURM_STEP_NUM_TASKS; SLURM_NTASKS may be that of the whole job. A shell of `srun --pty` is one process, whatever they say.
+    srun tells SLURM_STEP_NUM_TASKS; SLURM_NTASKS may be that of the whole job. A shell of `srun --pty` is one process,
+    whatever they say.
     """
     if "SLURM_PTY_PORT" in environment:
         return "", 1
@@ -287,19 +313,19 @@ def check_one_process(environment: Mapping[str, str]) -> int:
     counts += [(slurm_name, slurm_tasks)] if slurm_name == "SLURM_STEP_NUM_TASKS" else []
     for name, count in counts:
         if count > 1:
-            raise UserError(f"{name}={count}: several processes were started, and this command is one; start it without a launcher, once")
+            raise UserError(f"{name}={count}: several processes were started, but this command is one; start it once")
     return 1
 
 
 def _checked_device(environment: Mapping[str, str], num_processes: int) -> str:
-    """Return the kind of device that ACCELERATE_TORCH_DEVICE names, if any. Raises UserError for one that cannot be used."""
+    """Return the kind of device that ACCELERATE_TORCH_DEVICE names, if any. Raises UserError if it cannot be used."""
     import torch
 
     name = environment.get("ACCELERATE_TORCH_DEVICE")
     if name is None:
         return ""
     if num_processes > 1:
-        raise UserError(f"ACCELERATE_TORCH_DEVICE={name} would put all {num_processes} processes on one device; unset it")
+        raise UserError(f"ACCELERATE_TORCH_DEVICE={name} would put {num_processes} processes on one device; unset it")
     try:
         torch.zeros(1, device=name).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:

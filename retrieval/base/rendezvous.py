@@ -1,7 +1,7 @@
 """Meet the other processes: say what is waited for, and hear signals meanwhile.
 
-PyTorch waits for them silently, for up to 30 minutes, in C++, where no signal handler of Python runs. Here each process first announces
-itself in a store that the process of rank 0, or its launcher, serves; when all have, the process group is made.
+PyTorch waits for them silently, for up to 30 minutes, in C++, where no signal handler of Python runs. Here each process
+first announces itself in a store that the process of rank 0, or its launcher, serves; then the process group is made.
 """
 
 import os
@@ -11,12 +11,13 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from datetime import timedelta
+from functools import partial
 from threading import Thread
 from typing import TYPE_CHECKING, TypeVar
 
 import torch.distributed as dist
 
-from retrieval.errors import UserError, one_line
+from retrieval.base.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from retrieval.base.launch import Launch
@@ -42,10 +43,15 @@ def join(launch: "Launch") -> None:
     if dist.is_initialized():
         return
     # Accelerate looks for these; MPI and users who start processes by hand leave some out.
-    numbers = {"RANK": launch.rank, "WORLD_SIZE": launch.num_processes, "LOCAL_RANK": launch.local_rank, "MASTER_PORT": launch.port}
-    os.environ |= {name: str(number) for name, number in numbers.items()} | {"MASTER_ADDR": launch.address}
+    os.environ |= {
+        "RANK": str(launch.rank),
+        "LOCAL_RANK": str(launch.local_rank),
+        "WORLD_SIZE": str(launch.num_processes),
+    }
+    os.environ |= {"MASTER_ADDR": launch.address, "MASTER_PORT": str(launch.port)}
     place = f"{launch.address}:{launch.port}"
-    waiting = _Waiting(f"process {launch.rank} of {launch.num_processes} (ranks from 0), on {socket.gethostname()}", place)
+    this = f"process {launch.rank} of {launch.num_processes} (ranks from 0), on {socket.gethostname()},"
+    waiting = _Waiting(this, place)
     try:
         store = waiting.meanwhile(lambda: _connect(launch), lambda: "process 0, which does not answer there")
         store.set(f"here/{launch.rank}", "")
@@ -55,7 +61,8 @@ def join(launch: "Launch") -> None:
             time.sleep(POLL)
         backend = "gloo" if launch.on_cpu else "nccl"
         arguments = {"rank": launch.rank, "world_size": launch.num_processes, "store": dist.PrefixStore("group", store)}
-        waiting.meanwhile(lambda: dist.init_process_group(backend, **arguments), lambda: "all ranks to connect to each other")
+        connect = partial(dist.init_process_group, backend, **arguments)
+        waiting.meanwhile(connect, lambda: "all ranks to connect to each other")
     except (RuntimeError, ValueError) as error:  # torch's DistError is a RuntimeError
         if isinstance(error, UserError):
             raise
@@ -86,14 +93,16 @@ class _Waiting:
     def say(self, missing: Callable[[], str]) -> None:
         """Raises UserError after the longest wait."""
         seconds = time.monotonic() - self.start
+        if seconds < min(self.next_notice, LONGEST_WAIT):
+            return
+        told = f"{self.this} has waited {seconds:.0f} s at {self.place} for {missing()}"
         if seconds > LONGEST_WAIT:
-            raise UserError(f"{self.this} waited {LONGEST_WAIT:.0f} s at {self.place} for {missing()}; look into the logs of the others")
-        if seconds > self.next_notice:
-            self.next_notice *= 2
-            print(f"{self.this} has waited {seconds:.0f} s at {self.place} for {missing()}", file=sys.stderr, flush=True)
+            raise UserError(f"{told}; look into the logs of the others")
+        self.next_notice *= 2
+        print(told, file=sys.stderr, flush=True)
 
     def meanwhile(self, work: Callable[[], Result], missing: Callable[[], str]) -> Result:
-        """Return the result of `work`, which may block in C++, done by another thread so that this one hears signals."""
+        """Return the result of `work`, which may block in C++: another thread does it, and this one hears signals."""
         future: Future[Result] = Future()
 
         def run() -> None:
