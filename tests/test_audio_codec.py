@@ -107,7 +107,7 @@ def test_a_cut_off_mp3_file_is_not_used(tmp_path):
     path = tmp_path / "source.mp3"
     soundfile.write(path, gated_noise(12.0), SAMPLE_RATE, format="MP3")
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(audio_codec.UnreadableSound, match="truncated: 192000 frames announced"):
+    with pytest.raises(audio_codec.UnreadableSound, match="truncated"):
         audio_codec.encode_clip(str(path), SAMPLE_RATE, "pcm_s16le")
 
 

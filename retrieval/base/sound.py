@@ -91,14 +91,12 @@ class SoundReader:
                 file.seek(0)
                 raise UnreadableSound(sound_kinds.why_no_sound(file.read(64)))
             self.kind = kind
-            promise = sound_kinds.promise_of(file, kind)
-            broken = promise and f"truncated: the header promises {promise.promised} bytes of audio, the file holds {promise.present}"
-            self._why_truncated = broken
+            self._why_truncated = sound_kinds.why_truncated(file, kind)
             try:
                 self._source = _open_source(self.path, file, kind)
             except UnreadableSound:
-                if broken:  # what is needed to read it stood at its end
-                    raise TruncatedSound(broken) from None
+                if self._why_truncated:  # what is needed to read it stood at its end
+                    raise TruncatedSound(self._why_truncated) from None
                 raise
         try:
             self.sample_rate, self.channels = self._source.sample_rate, self._source.channels
@@ -310,12 +308,17 @@ def _open_source(path: bytes, file: Any, kind: Kind) -> "_Libsndfile | _Chain | 
         links = sound_kinds.ogg_links(file)
         by_libsndfile = all(len(link.codecs) == 1 and link.codecs[0].startswith((b"\x01vorbis", b"OpusHead")) for link in links)
     if mpeg:
-        # Only a length that counts all of the file's frames is one: a Xing frame may be that of the first of several files.
-        by_libsndfile = bool(mpeg.num_frames and mpeg.num_bytes and mpeg.end - mpeg.start <= mpeg.num_bytes + sound_kinds.ALLOWED_BYTES)
+        # Only a length that counts all of the file's frames is one: a Xing frame may be that of the first of several files. From 1 % on mpg123
+        # warns on stderr.
+        num_bytes = mpeg.end - mpeg.start
+        by_libsndfile = bool(mpeg.num_frames and mpeg.num_bytes and abs(num_bytes - mpeg.num_bytes) <= min(1024, mpeg.num_bytes / 100))
     reason = ""
     if by_libsndfile:
         try:
-            return _Chain(path, links) if len(links) > 1 else _Libsndfile(path)
+            source = _Chain(path, links) if len(links) > 1 else _Libsndfile(path)
+            if kind is not sound_kinds.WAV or not source.is_mpeg:  # of MPEG in a WAV libsndfile estimates the length
+                return source
+            source.close()
         except soundfile.LibsndfileError as error:
             reason = _reason(error)
     if kind.demuxer is None:
@@ -366,6 +369,10 @@ class _Libsndfile:
         self._open()
         self.sample_rate, self.channels = self._file.samplerate, self._file.channels
         self.announced_frames = self._file.frames if self._file.frames < UNKNOWN_FRAMES else None
+
+    @property
+    def is_mpeg(self) -> bool:
+        return self._file.subtype.startswith("MPEG")
 
     def _open(self) -> None:
         self._position = 0
@@ -565,6 +572,7 @@ class _Ffmpeg(_Stream):
     def _decoded_frames(self, seek_to: int | None = None) -> Iterator[Any]:
         """FFmpeg's frames from the start on, or from a packet before the time `seek_to` on."""
         import av  # here: most files need no FFmpeg
+        from av.stream import Discard
 
         self._num_packets = self._num_bad = 0
         self._is_last_bad = False
@@ -580,7 +588,7 @@ class _Ffmpeg(_Stream):
                         self._announced_seconds = float(stream.duration * stream.time_base)
                     for other in container.streams:
                         if other is not stream:
-                            other.discard = "all"
+                            other.discard = Discard.all
                     if seek_to is not None:
                         container.seek(seek_to, stream=stream)
                     yield from self._frames_of(container, stream)
@@ -623,7 +631,7 @@ class _Ffmpeg(_Stream):
     def seek(self, frame: int) -> None:
         number = bisect.bisect_right(self._seek_points, (frame, math.inf)) - 1
         is_near = 0 <= frame - self._position <= PREROLL
-        if number >= 2 and not is_near and self._jump(self._seek_points[number - 1][1], *self._seek_points[number]):
+        if number >= 2 and not is_near and self._kind.has_exact_times and self._jump(self._seek_points[number - 1][1], *self._seek_points[number]):
             self._discard(frame - self._position)
         else:
             super().seek(frame)

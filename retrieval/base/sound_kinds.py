@@ -26,18 +26,27 @@ TAG_END = 128  # bytes of an ID3v1 tag
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of file. `demuxer`: FFmpeg's name, None where FFmpeg has none. `by_libsndfile`: libsndfile is tried first."""
+    """A kind of file.
+
+    Attributes:
+        demuxer: FFmpeg's name, None where FFmpeg has none.
+        by_libsndfile: libsndfile is tried first.
+        has_exact_times: FFmpeg gives a packet the same time after a seek as before.
+    """
 
     name: str
     demuxer: str | None
     by_libsndfile: bool = False
+    has_exact_times: bool = False
 
 
 WAV, AIFF, CAF = Kind("WAV", "wav", True), Kind("AIFF", "aiff", True), Kind("CAF", "caf", True)
 AU, W64 = Kind("AU", "au", True), Kind("W64", "w64", True)
-FLAC, OGG, MP3 = Kind("FLAC", "flac", True), Kind("Ogg", "ogg", True), Kind("MP3", "mp3", True)
-MP4, MATROSKA, ASF, AVI = Kind("MP4", "mov"), Kind("Matroska or WebM", "matroska"), Kind("Windows Media", "asf"), Kind("AVI", "avi")
-AAC, AC3, EAC3, DTS = Kind("AAC", "aac"), Kind("AC-3", "ac3"), Kind("E-AC-3", "eac3"), Kind("DTS", "dts")
+FLAC, OGG, MP3 = Kind("FLAC", "flac", True, True), Kind("Ogg", "ogg", True, True), Kind("MP3", "mp3", True, True)
+MP4, MATROSKA = Kind("MP4", "mov", has_exact_times=True), Kind("Matroska or WebM", "matroska", has_exact_times=True)
+ASF, AVI = Kind("Windows Media", "asf", has_exact_times=True), Kind("AVI", "avi", has_exact_times=True)
+AAC, AC3 = Kind("AAC", "aac", has_exact_times=True), Kind("AC-3", "ac3", has_exact_times=True)
+EAC3, DTS = Kind("E-AC-3", "eac3", has_exact_times=True), Kind("DTS", "dts", has_exact_times=True)
 GSM, MPEG_TS, APE = Kind("GSM", "gsm"), Kind("MPEG transport stream", "mpegts"), Kind("Monkey's Audio", "ape")
 # The length that stands in the header of these is exact, and FFmpeg hands it on.
 WITH_EXACT_LENGTH = ("WavPack", "Monkey's Audio", "TTA", "TAK", "Musepack", "DSF")
@@ -50,7 +59,7 @@ SIGNATURES = (
     (0, b".snd", AU),
     (0, b"dns.", AU),
     (0, b"riff\x2e\x91\xcf\x11", W64),
-    (0, b"Creative Voice File\x1a", Kind("VOC", "voc", True)),
+    (0, b"Creative Voice File\x1a", Kind("VOC", "voc")),  # libsndfile takes the heads of later blocks for samples
     (0, b"NIST_1A", Kind("SPHERE", "nistsphere", True)),
     (0, b"\x64\xa3\x01\x00", Kind("IRCAM", "ircam", True)),
     (0, b"\x64\xa3\x02\x00", Kind("IRCAM", "ircam", True)),
@@ -85,6 +94,9 @@ SIGNATURES = (
     (0, b"XoS.", Kind("SoX", "sox")),
     (0, b"\x00\x00\x01\xba", Kind("MPEG program stream", "mpeg")),
     (0, b"\x06\x0e\x2b\x34\x02\x05\x01\x01", Kind("MXF", "mxf")),
+    (0, b"nut/multimedia container\0", Kind("NUT", "nut")),
+    (4, b"\xf8\x72\x6f\xba", Kind("TrueHD", "truehd")),
+    (4, b"\xf8\x72\x6f\xbb", Kind("MLP", "mlp")),
     (0, b"\x7f\xfe\x80\x01", DTS),
     (0, b"\xfe\x7f\x01\x80", DTS),
     (0, b"\x1f\xff\xe8\x00", DTS),
@@ -96,8 +108,8 @@ FORMS = {  # first four bytes, bytes 8 to 12
     (b"RIFF", b"QLCM"): Kind("QCP", "qcp"),
     (b"FORM", b"AIFF"): AIFF,
     (b"FORM", b"AIFC"): AIFF,
-    (b"FORM", b"8SVX"): Kind("8SVX", "iff", True),
-    (b"FORM", b"16SV"): Kind("16SV", None, True),
+    (b"FORM", b"8SVX"): Kind("8SVX", "iff"),  # libsndfile mixes up the two channels
+    (b"FORM", b"16SV"): Kind("16SV", "iff"),
     (b"FRM8", b"DSD "): Kind("DSDIFF", "iff"),
 }
 MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"moof", b"styp", b"sidx", b"wide", b"free", b"skip", b"pnot", b"udta", b"uuid", b"meta", b"mfra")
@@ -189,7 +201,7 @@ def mpeg_frame(data: bytes, offset: int) -> MpegFrame | None:
         return None
     header = int.from_bytes(data[offset : offset + 4], "big")
     version, layer, bit_rate, rate = header >> 19 & 3, 4 - (header >> 17 & 3), header >> 12 & 15, header >> 10 & 3
-    if header >> 21 != 0x7FF or version == 1 or layer == 4 or bit_rate == 15 or rate == 3:
+    if header >> 21 != 0x7FF or version == 1 or layer == 4 or bit_rate == 15 or rate == 3 or header & 3 == 2:
         return None
     hertz = (44_100, 48_000, 32_000)[rate] // {3: 1, 2: 2, 0: 4}[version]
     bits, padding = 1000 * BIT_RATES[version == 3, layer][bit_rate], header >> 9 & 1
@@ -204,7 +216,8 @@ def mpeg_start(data: bytes) -> int | None:
     while (offset := data.find(b"\xff", offset + 1)) >= 0:
         first = frame = mpeg_frame(data, offset)
         place, num_frames = offset, 0
-        size_of_free_format = _free_format_size(data, offset) if first and not first.size else 0
+        # In a free format three frames are weak evidence, since any distance of two headers will do: only at the start.
+        size_of_free_format = _free_format_size(data, offset) if first and not first.size and not offset else 0
         while frame is not None and (frame.header ^ first.header) & SAME_IN_ALL == 0 and num_frames < 3:
             size = frame.size or size_of_free_format + (frame.header >> 9 & 1)
             if size < 4:
@@ -219,7 +232,7 @@ def mpeg_start(data: bytes) -> int | None:
 def _free_format_size(data: bytes, offset: int) -> int:
     """Bytes of a frame without padding whose bit rate is free: the distance of the next header. 0 if there is none."""
     header = mpeg_frame(data, offset).header
-    for place in range(offset + 24, min(offset + 8192, len(data) - 4)):
+    for place in range(offset + 96, min(offset + 8192, len(data) - 4)):
         other = mpeg_frame(data, place) if data[place] == 0xFF else None
         if other and not other.size and (other.header ^ header) & SAME_IN_ALL == 0:
             return place - offset - (header >> 9 & 1)
@@ -313,31 +326,19 @@ def _adts_start(data: bytes) -> bool:
 
 UNKNOWN_LENGTH = 0x7FFFF000  # programs that write to a pipe leave 0xFFFFFFFF or, as sox, 0x7FFFF000 or more
 UNKNOWN_LENGTH_64 = 1 << 62
-ALLOWED_BYTES = 1024  # that may be missing: headers are off by a few bytes
-ALLOWED_SHARE = 1 / 16  # of the promised ones
+# Bytes that may be missing, since headers are off by a few: the length of a WAV header, 1/16 of what is promised, and no more than 1024.
+ALLOWED_OF_SMALL, ALLOWED_SHARE, ALLOWED_BYTES = 64, 1 / 16, 1024
 
 
-@dataclass(frozen=True)
-class Promise:
-    """Bytes that a container promises from some place on, and those that the file holds from there."""
-
-    promised: int
-    present: int
-
-    @property
-    def is_broken(self) -> bool:
-        """True where more is missing than the error of a careless header."""
-        missing = self.promised - self.present
-        return missing > 64 and missing > min(ALLOWED_BYTES, ALLOWED_SHARE * self.promised)
-
-
-def promise_of(file: BinaryIO, kind: Kind) -> Promise | None:
-    """The bytes that the file's container promises beyond the end of the file; None where it keeps its promise or makes none."""
+def why_truncated(file: BinaryIO, kind: Kind) -> str | None:
+    """Compare the bytes that the file's container promises with those that are there; a few that are missing are a careless header's error."""
     size = file.seek(0, os.SEEK_END)
     walk = WALKS.get(kind.name)
     for start, end in walk(file, size) if walk else ():
-        if end > size and Promise(end - start, size - start).is_broken:
-            return Promise(end - start, size - start)
+        promised, missing = end - start, end - size
+        allowed = 0 if kind is OGG else max(ALLOWED_OF_SMALL, min(ALLOWED_BYTES, ALLOWED_SHARE * promised))
+        if missing > allowed:
+            return f"truncated: the header promises {promised} bytes of audio, the file holds {promised - missing}"
     return None
 
 
@@ -431,6 +432,9 @@ def _mp4_boxes(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
         place += length
 
 
+ASF_DATA = bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c")
+
+
 def _asf_data(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
     place = 0
     while len(head := _at(file, place, 24)) == 24:
@@ -438,7 +442,31 @@ def _asf_data(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
         if length < 24 or length >= UNKNOWN_LENGTH_64:
             return
         yield place, place + length
+        if head[:16] == ASF_DATA:  # of a file that was written to a pipe it tells the length of its own head only
+            return
         place += length
+
+
+def _mpeg_frames(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
+    """The bytes that a Xing, Info or VBRI frame counts; the tags behind them are gone too where some are missing."""
+    layout = mpeg_layout(file)
+    if layout and layout.num_bytes:
+        yield layout.start, layout.start + layout.num_bytes
+
+
+def _sphere_samples(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
+    head = _at(file, 0, 16).split()
+    if len(head) < 2 or not head[1].isdigit():
+        return
+    start = int(head[1])
+    lines = [line.split() for line in _at(file, 0, min(start, 1 << 16)).splitlines()]
+    fields = {line[0]: line[2] for line in lines if len(line) == 3}
+    try:
+        numbers = [int(fields[name]) for name in (b"sample_count", b"sample_n_bytes", b"channel_count")]
+    except (KeyError, ValueError):
+        return
+    if b"sample_coding" not in fields or fields[b"sample_coding"] in (b"pcm", b"ulaw", b"alaw"):  # shortened ones are smaller
+        yield start, start + numbers[0] * numbers[1] * numbers[2]
 
 
 SEGMENT, CLUSTER = 0x18538067, 0x1F43B675
@@ -483,6 +511,8 @@ WALKS = {
     "Windows Media": _asf_data,
     "Matroska or WebM": _matroska_elements,
     "Ogg": _ogg_end,
+    "MP3": _mpeg_frames,
+    "SPHERE": _sphere_samples,
 }
 
 
@@ -504,7 +534,10 @@ def ogg_pages(file: BinaryIO) -> Iterator[OggPage]:
     while True:
         file.seek(place)
         head = file.read(27 + 255 + 8)
-        if len(head) < 27:
+        if not head:
+            return
+        if len(head) < 27 and head[:4] == b"OggS"[: len(head)]:  # even the head of the last page is cut off
+            yield OggPage(place, place + 27, False, 0, b"")
             return
         if head[:4] != b"OggS":
             file.seek(place)
