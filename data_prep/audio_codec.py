@@ -1,6 +1,6 @@
 """One audio file -> the bytes of the cache's `audio` column: mono, resampled, 16 bit.
 
-Reads whatever retrieval.base.sound reads, block by block, so that memory is the size of the 16-bit result. A file that would give wrong or
+Reads whatever retrieval.base.sound reads, in a process of its own, block by block, so that memory is the size of the 16-bit result. A file that would give wrong or
 no audio raises UnreadableSound with the reason. Float samples become round(32768 x), so that a 16-bit file at the cache's rate is kept bit for
 bit. A clip that is cut is read no further than that: the first minute of a recording of ten hours costs a minute.
 
@@ -16,7 +16,8 @@ import numpy as np
 import prep_errors  # noqa: F401  puts `retrieval` on the path
 import soundfile
 
-from retrieval.base.sound import SoundFacts, UnreadableSound, mono_blocks
+from retrieval.base.decoder_process import mono_blocks
+from retrieval.base.sound import SoundFacts, UnreadableSound
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ import torch
 import yaml
 
 from retrieval import progress
+from retrieval.base import decoder_process
 from retrieval.errors import run_main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -149,6 +150,15 @@ def same_numbers_in_any_order(request, monkeypatch):
     """A test module's RNG starts anew for every test: which tests run before it, in this process, is not always the same."""
     if hasattr(request.module, "RNG"):
         monkeypatch.setattr(request.module, "RNG", copy.deepcopy(request.module.RNG))
+
+
+@pytest.fixture
+def crashing(monkeypatch):
+    """Files are decoded by crashing_reader, which may crash."""
+    decoder_process.close_all()
+    monkeypatch.setattr(decoder_process, "READER", "crashing_reader")
+    yield monkeypatch
+    decoder_process.close_all()
 
 
 @pytest.fixture

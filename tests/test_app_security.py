@@ -476,6 +476,17 @@ def test_an_upload_belongs_to_its_client(address, browser, index, sounds):  # no
         assert browser.post(JOIN, event | {"data": [wrong, QUERY]})[0] == 403
 
 
+def test_an_upload_that_kills_its_decoder_gets_one_line(browser, sounds, crashing, capfd):  # noqa: F811
+    reference = json.loads(browser.upload(b"die SIGSEGV 1", "bad.wav")[1])[0]
+    for name, *data in (("scores", reference, QUERY), ("sound", reference, "", None, None, 10)):
+        assert browser.post(JOIN, event_of(browser, name, *data, session_hash=name))[0] == 200
+        assert "bad.wav its decoder crashed (SIGSEGV)" in browser.answer(name)
+    reference = json.loads(browser.upload((sounds / "low steady.wav").read_bytes())[1])[0]
+    assert browser.post(JOIN, event_of(browser, "scores", reference, QUERY, session_hash="good"))[0] == 200
+    assert "own.wav against 1 sentence" in browser.answer("good")
+    assert "Traceback" not in capfd.readouterr().err
+
+
 def test_uploads_are_bounded_and_the_oldest_goes(index, tmp_path, monkeypatch):
     monkeypatch.setattr(clients_module, "MAX_UPLOADS", 3)
     monkeypatch.setattr(clients_module, "MAX_CLIENT_BYTES", 10_000)

@@ -524,7 +524,7 @@ def test_a_last_worker_that_is_killed_is_one_line(tmp_path, monkeypatch, capsys)
 
     numbers = []
     monkeypatch.setattr(cache_shards, "_run_pool", killed)
-    assert build(root, "--num-proc", "3", "--quiet") == 2
+    assert build_clotho.main(["--root", str(root), "--splits", "evaluation", "--num-proc", "3", "--quiet"]) == 2
     note, error = capsys.readouterr().err.splitlines()
     assert numbers == [3, 1] and "going on with 1" in note
     assert error.startswith("error: ") and "000.wav to 007.wav" in error

@@ -1,12 +1,15 @@
 """data_prep/build_folder.py: captions beside the audio or in a CSV, every spelling of a name, who goes to which split, every bad input."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import build_folder  # of data_prep, see conftest.py
 import numpy as np
 import pytest
 import soundfile
+from conftest import PATIENCE
 from corpora import assert_refused, load, read_info, reasons, run_build, truncate, write_csv, write_sound
 
 from retrieval.data import open_cache
@@ -322,3 +325,37 @@ def test_a_bad_option_is_one_line(tmp_path, audio, capsys, options):
 def test_a_column_and_an_option_that_both_say_the_split(tmp_path, audio, capsys, option):
     table = write_csv(tmp_path / "captions.csv", ["file_name", "caption", "split"], [["a.wav", "x", "validation"]])
     assert_refused(build(audio, "--csv", table, *option), "has a column split: leave out --split and --fractions", audio / "cache", capsys)
+
+
+# ---- a decoder that dies
+
+
+def write_ten(root: Path, bad: str) -> Path:
+    """Ten sounds with captions, of which one kills its decoder."""
+    for number in range(10):
+        path = write_sound(root / f"{number}.wav")
+        path.with_suffix(".txt").write_text(f"Sound {number}.")
+    (root / "4.wav").write_text(bad)
+    return root
+
+
+def assert_nine(cache: Path, reason: str) -> None:
+    assert open_cache(cache).split("development").file_names == [f"{number}.wav" for number in range(10) if number != 4]
+    assert reason in reasons(read_info(cache)["skipped"])["4.wav"]
+
+
+def test_a_decoder_that_dies_costs_one_clip(tmp_path, crashing, capfd):
+    folder = write_ten(tmp_path / "audio", "die SIGSEGV 2")
+    assert build(folder, "--output", tmp_path / "cache", "--allow-missing") == 0
+    assert_nine(tmp_path / "cache", "its decoder crashed (SIGSEGV)")
+    output = capfd.readouterr()
+    assert "4.wav: its decoder crashed (SIGSEGV)" in output.out and output.err == ""
+
+
+def test_a_decoder_that_dies_in_a_worker_costs_one_clip(tmp_path):
+    folder = write_ten(tmp_path / "audio", "die SIGABRT 0")
+    script = Path(__file__).with_name("crashing_build.py")
+    options = "--audio", folder, "--output", tmp_path / "cache", "--allow-missing", "--num-proc", "2"
+    ended = subprocess.run([sys.executable, script, *options], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert_nine(tmp_path / "cache", "its decoder crashed (SIGABRT)")

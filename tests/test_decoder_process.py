@@ -22,15 +22,6 @@ LONG = 60  # s, many blocks
 
 
 @pytest.fixture
-def crashing(monkeypatch):
-    """Children that read with crashing_reader."""
-    decoder_process.close_all()
-    monkeypatch.setattr(decoder_process, "READER", "crashing_reader")
-    yield
-    decoder_process.close_all()
-
-
-@pytest.fixture
 def order(tmp_path) -> Callable[[str], Path]:
     """Writes a file that tells crashing_reader what to do."""
 

@@ -17,7 +17,8 @@ import soundfile
 import soxr
 import torch
 
-from conftest import NOTES, PATIENCE, RHYTHMS, SAMPLE_RATE, digests, run_module, tone, wait_for
+from conftest import NOTES, PATIENCE, RHYTHMS, SAMPLE_RATE, digests, run_here, run_module, tone, wait_for
+from retrieval.base import decoder_process
 from retrieval.base import sound as base_sound
 from retrieval.config import load_config
 from retrieval.errors import UserError
@@ -147,6 +148,7 @@ def test_an_answer_from_a_long_file_is_a_place_in_it(indexed, sounds):
 
 
 def test_excerpts_of_a_stream_are_those_of_the_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(sound, "mono_blocks", base_sound.mono_blocks)  # in this process, where the size of a block can be set
     rng = np.random.default_rng(0)
     for num_samples in (1, 99, 100, 101, 149, 150, 151, 250, 1000):
         for hop in (30, 50, 100):
@@ -441,6 +443,29 @@ def test_odd_files_harm_no_others(own, models, tmp_path):
     listed = dict(index.unreadable)
     assert "full scale" in listed.pop("loud.wav") and "link" in listed.pop("loop.wav") or "not a file" in listed["loop.wav"]
     assert len(index.files) == 14 and AudioIndex.build(own, None, tmp_path / "index").changes.unchanged == 14
+
+
+def test_a_decoder_that_dies_costs_one_file(own, models, tmp_path, crashing, capfd):
+    path, bad = tmp_path / "index", own / "below" / "bad.wav"
+    bad.write_text("die SIGSEGV 3")
+    (own / "bad too.flac").write_text("null-pointer")
+    index = AudioIndex.build(own, models / "tap", path)
+    reason = "its decoder crashed (SIGSEGV)"
+    assert len(index.files) == 14 and index.is_complete and dict(index.unreadable) == {"below/bad.wav": reason, "bad too.flac": reason}
+    for search in (index.search_audio, lambda sound: index.score_audio(sound, [QUERY])):
+        with pytest.raises(UserError, match=r"bad.wav its decoder crashed \(SIGSEGV\)"):
+            search(bad)
+        assert search(own / "stereo.wav")
+    assert capfd.readouterr().err == ""
+    ended = run_here(main, "query", "--audio", str(bad), "--index", str(path))
+    assert ended.returncode == 2 and ended.stderr.count("\n") == 1 and reason in ended.stderr
+    soundfile.write(bad, tone(1, 1, 1.0, np.random.default_rng(8)), SAMPLE_RATE)
+    index.add()
+    assert counts_of(index)["added"] == 1 and [file for file, _ in index.unreadable] == ["bad too.flac"]
+    crashing.undo()  # a newer library, which does not crash at the same file
+    decoder_process.close_all()
+    index.add()
+    assert "crashed" not in dict(index.unreadable)["bad too.flac"]
 
 
 # --- recordings that were moved as a whole ---

@@ -59,13 +59,17 @@ KINDS_OF_ERROR = {kind.__name__: kind for kind in (UnreadableSound, TruncatedSou
 START = "import sys; sys.path[:] = sys.argv[2:]; from retrieval.base.decoder_process import serve; serve(sys.argv[1])"
 
 
+class DecoderDied(UnreadableSound):
+    """The decoder crashed at the file or was killed: another time, or another version of a library, may read it."""
+
+
 def mono_blocks(
     path: Path | str | bytes, sample_rate: int, max_seconds: float | None = None, facts: SoundFacts | None = None, **settings: Any
 ) -> Iterator[np.ndarray]:
     """Do as retrieval.base.sound.mono_blocks does, in another process. May be called from several threads: each stream has a child of its own.
 
     Raises:
-        UnreadableSound: also where the decoder dies.
+        UnreadableSound: also where the decoder dies (DecoderDied).
         FileNotFoundError, PermissionError: as the system raises them.
         UserError: no process can be started.
     """
@@ -80,7 +84,7 @@ def read_frames(path: Path | str | bytes, first: int, num_frames: int) -> tuple[
         float32 (S, C), S below num_frames at the end of the file; facts of the whole file.
 
     Raises:
-        UnreadableSound: also where the decoder dies.
+        UnreadableSound: also where the decoder dies (DecoderDied).
         FileNotFoundError, PermissionError: as the system raises them.
         UserError: no process can be started.
     """
@@ -117,16 +121,18 @@ def _stream(service: str, path: Path | str | bytes, arguments: dict[str, Any], f
                     num_given += 1
                     yield block
             return
-        except _DecoderDied as death:
+        except _Death as death:
             # A file that was read before may have spoilt the child's memory, and the system may have killed it for a reason of its own.
-            if is_new or death.was_hanging:
+            if death.was_hanging:
                 raise UnreadableSound(str(death)) from None
+            if is_new:
+                raise DecoderDied(str(death)) from None
             is_second_try = True
         finally:
             decoder.release()
 
 
-class _DecoderDied(Exception):
+class _Death(Exception):
     """The message says why."""
 
     was_hanging = False
@@ -163,13 +169,13 @@ class _Decoder:
     def _receive_ready(self) -> None:
         try:
             kind, payload = self._receive()
-        except _DecoderDied as death:
+        except _Death as death:
             raise UserError(f"the process that decodes sounds does not start: {death}") from None
         if kind != READY:
             raise UserError(f"the process that decodes sounds does not start: {json.loads(payload.tobytes())['text']}")
 
     def read(self, request: dict[str, Any], path: str, facts: Any) -> Iterator[np.ndarray]:
-        """Blocks float32 (S,). Raises _DecoderDied, and the errors of the reader."""
+        """Blocks float32 (S,). Raises _Death, and the errors of the reader."""
         self.num_requests += 1
         content = json.dumps(request).encode()
         self._send(REQUEST + struct.pack("<I", len(content)) + content)
@@ -196,12 +202,12 @@ class _Decoder:
                     self._send(ABANDON)  # what it has sent by then is passed over when it is needed again
                 _idle.append(self)
                 return
-            except _DecoderDied:
+            except _Death:
                 pass
         self.kill()
 
     def pass_over(self) -> None:
-        """Forget what is left of an abandoned stream. Raises _DecoderDied."""
+        """Forget what is left of an abandoned stream. Raises _Death."""
         while self._is_streaming:
             kind, _ = self._receive()
             self._is_streaming = kind not in (END, ERROR)
@@ -225,7 +231,7 @@ class _Decoder:
                 pipe.close()
 
     def _send(self, message: bytes) -> None:
-        """Raises _DecoderDied."""
+        """Raises _Death."""
         self._is_whole = False
         try:
             while message:
@@ -235,7 +241,7 @@ class _Decoder:
         self._is_whole = True
 
     def _receive(self) -> tuple[bytes, np.ndarray]:
-        """Kind and payload uint8 (bytes,). Raises _DecoderDied."""
+        """Kind and payload uint8 (bytes,). Raises _Death."""
         self._is_whole = False
         kind, length = HEADER.unpack(self._receive_bytes(HEADER.size).tobytes())
         payload = self._receive_bytes(length)
@@ -255,21 +261,21 @@ class _Decoder:
             rest = rest[count:]
         return content
 
-    def _death(self) -> _DecoderDied:
+    def _death(self) -> _Death:
         try:
             code = self._process.wait(timeout=10.0)
         except subprocess.TimeoutExpired:
             code = None
         self.kill()
-        death = _DecoderDied(f"its decoder ended unexpectedly (exit code {code})")
+        death = _Death(f"its decoder ended unexpectedly (exit code {code})")
         if code == -signal.SIGALRM:
-            death = _DecoderDied(f"its decoder made no progress for {HANG_SECONDS:g} s")
+            death = _Death(f"its decoder made no progress for {HANG_SECONDS:g} s")
             death.was_hanging = True
         elif code == -signal.SIGKILL:
-            death = _DecoderDied("its decoder was killed, perhaps for lack of memory")
+            death = _Death("its decoder was killed, perhaps for lack of memory")
         elif code is not None and code < 0:
             known = {number.value: number.name for number in signal.Signals}
-            death = _DecoderDied(f"its decoder crashed ({known.get(-code, f'signal {-code}')})")
+            death = _Death(f"its decoder crashed ({known.get(-code, f'signal {-code}')})")
         return death
 
 
@@ -294,7 +300,7 @@ def _idle_decoder() -> _Decoder:
         try:
             decoder.pass_over()
             return decoder
-        except _DecoderDied:
+        except _Death:
             pass
         except BaseException:
             decoder.kill()

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import soxr
 
-from retrieval.base.sound import MAX_CHANNELS, SoundFacts, UnreadableSound, check_rate, mono_blocks
+from retrieval.base.decoder_process import mono_blocks
+from retrieval.base.sound import MAX_CHANNELS, SoundFacts, UnreadableSound, check_rate
 from retrieval.base.sound_files import find_sounds
 
 LOUDEST = 1e6  # full scale is 1: beyond it the encoders' sums may overflow

@@ -17,6 +17,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from retrieval.base.decoder_process import DecoderDied
 from retrieval.base.sound import SoundFacts, UnreadableSound
 from retrieval.data.pairs import collate_clips
 from retrieval.errors import UserError
@@ -231,10 +232,10 @@ class _Update:
             return  # gone since the folder was listed; what the index has of it goes at the end of the next update
         except (UnreadableSound, OSError) as error:
             self.waiting = [(opened, excerpt) for opened, excerpt in self.waiting if opened.found is not found]
-            if isinstance(error, UnreadableSound):
-                self.writer.add_unreadable(found.file, str(error), found)
-            else:  # tried again next time: permissions change without the file
-                self.writer.add_unreadable(found.file, f"cannot be read: {error.strerror}")
+            reason = str(error) if isinstance(error, UnreadableSound) else f"cannot be read: {error.strerror}"
+            # Permissions, memory and libraries change without the file: it is tried again next time.
+            is_final = isinstance(error, UnreadableSound) and not isinstance(error, DecoderDied)
+            self.writer.add_unreadable(found.file, reason, found if is_final else None)
 
     def _encode(self, everything: bool) -> None:
         size = self.encoder.batch_size
