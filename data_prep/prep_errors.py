@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))  # `python data_prep/build_clotho.py` has data_prep there
 
+from retrieval.base.access import follow_umask  # noqa: E402
 from retrieval.base.command import exit_code, run_main  # noqa: E402
 from retrieval.base.errors import OneLineParser, UserError  # noqa: E402
 
@@ -40,6 +41,7 @@ def whole_folder(output: Path, what: str) -> Iterator[Path]:
             shutil.rmtree(leftover, ignore_errors=True)
         partial.mkdir(parents=True)
         yield partial
+        follow_umask(partial)
         if output.exists():
             output.rename(old)
         try:

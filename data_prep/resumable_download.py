@@ -20,6 +20,8 @@ import py7zr.callbacks
 from prep_errors import DISK_FULL, UserError, disk_errors
 from prep_progress import bar
 
+from retrieval.base.access import follow_umask
+
 CHUNK_BYTES = 1 << 18
 TIMEOUT = 60  # s without a byte
 MAX_FAILURES = 6  # attempts in a row that brought nothing
@@ -123,7 +125,8 @@ def extract_wav_folder(archive: Path, folder: Path) -> None:
             found = {path.parent for path in temporary.rglob("*") if path.suffix.lower() == ".wav" and not path.name.startswith("._")}
             if len(found) != 1:
                 raise UserError(f"{archive} holds {len(found)} folders with .wav files, expected one")
-            os.replace(found.pop(), folder)
+            follow_umask(only := found.pop())  # archives bring modes of their own
+            os.replace(only, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+from retrieval.base.access import follow_umask
 from retrieval.base.disk import disk_remedy
 from retrieval.errors import UserError
 
@@ -44,6 +45,7 @@ def whole_folder(output: Path, what: str) -> Iterator[Path]:
             shutil.rmtree(leftover, ignore_errors=True)
         partial.mkdir(parents=True)
         yield partial
+        follow_umask(partial)
         if output.exists():
             output.rename(old)
         try:

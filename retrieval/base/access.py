@@ -64,21 +64,26 @@ def _described(path: Path) -> str:
     return f"{path} ({stat.filemode(status.st_mode)}, owner {owner})"
 
 
-def follow_umask(folder: Path) -> None:
-    """Give each file and folder below `folder`, and itself, the mode that open() and mkdir() give here.
+def follow_umask(path: Path) -> None:
+    """Give a new file, or a new folder and all within, the modes that open() and mkdir() give here.
 
-    Some libraries write through mkstemp (safetensors) or mkdtemp, with mode 0600 or 0700 whatever the umask says.
+    Some libraries write through mkstemp (safetensors) or mkdtemp, with modes 0600 and 0700 whatever the umask says, and
+    archives bring modes of their own. Links are left alone.
     """
-    probe = folder / ".mode"
+    folder = path if path.is_dir() else path.parent
+    probe = folder / f".mode.{os.getpid()}"  # the umask itself can only be read by changing it, under all threads
     with open(probe, "wb") as file:
         file_mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
     probe.unlink()
     probe.mkdir()
     folder_mode = stat.S_IMODE(probe.stat().st_mode)
     probe.rmdir()
+    if path != folder:
+        path.chmod(file_mode)
+        return
     for place, _subfolders, names in os.walk(folder):
         os.chmod(place, folder_mode)
         for name in names:
-            path = Path(place, name)
-            if not path.is_symlink():
-                path.chmod(file_mode)
+            file = Path(place, name)
+            if not file.is_symlink():
+                file.chmod(file_mode)

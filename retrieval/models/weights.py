@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
+from retrieval.base.access import follow_umask
 from retrieval.errors import UserError
 
 
@@ -36,6 +37,7 @@ def write_weights(model: nn.Module, path: Path) -> None:
         written[name] = tensor if fills_storage and is_alone else tensor.clone(memory_format=torch.contiguous_format)
     left_out = {name: first for name, first in first_names.items() if name != first}
     save_file(written, path, {"format": "pt", **left_out})
+    follow_umask(path)
 
 
 def read_weights(model: nn.Module, path: Path) -> None:

@@ -29,7 +29,7 @@ def locked(folder: Path) -> Iterator[None]:
     """Only one process writes to an index; a second one waits and says so. The lock ends with its process, however that ends. Raises UserError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT)
+        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         raise UserError(f"--index {folder} cannot be written ({error.strerror}); choose another folder") from None
     try:
