@@ -16,8 +16,12 @@ ENDING = re.compile(r"\.[A-Za-z][A-Za-z0-9]{1,4}$", re.ASCII)
 
 DIGITS = re.compile(r"(\d{1,18})(\.0*)?", re.ASCII)
 SCIENTIFIC = re.compile(r"(\d)(?:\.(\d*))?[eE]\+?(\d{1,2})", re.ASCII)
-FREESOUND_FILE = re.compile(r"(\d{1,18})(__.+|_\d+-[hl]q)", re.ASCII | re.DOTALL)  # as Freesound names downloads and previews
-FREESOUND_LINK = re.compile(r"(?:https?:)?//(?:[a-z]+\.)?freesound\.org/(?:people/[^/]+/|s/)(?:sounds/)?(\d{1,18})/?(?:[?#].*)?", re.ASCII)
+FREESOUND_FILE = re.compile(
+    r"(\d{1,18})(__.+|_\d+-[hl]q)", re.ASCII | re.DOTALL
+)  # as Freesound names downloads and previews
+FREESOUND_LINK = re.compile(
+    r"(?:https?:)?//(?:[a-z]+\.)?freesound\.org/(?:people/[^/]+/|s/)(?:sounds/)?(\d{1,18})/?(?:[?#].*)?", re.ASCII
+)
 
 YOUTUBE_FILE = re.compile(r"Y?(?P<video>[\w-]{11})(_(?P<start>\d+(\.\d+)?)(_\d+(\.\d+)?)?)?", re.ASCII)
 YOUTUBE_LINK = re.compile(

@@ -65,22 +65,30 @@ class Exclusions:
             for line, row in rows:
                 if is_unknown(row["sound_id"]):
                     num_unknown += 1
-                    names.reasons[sound_name(row["file_name"])] = f"in Clotho's {split} split (file name, its Freesound id is not known)"
+                    names.reasons[sound_name(row["file_name"])] = (
+                        f"in Clotho's {split} split (file name, its Freesound id is not known)"
+                    )
                 else:
                     sound_id = _checked(freesound_id, row["sound_id"], path, line, "sound_id", "Freesound id")
                     ids.reasons[sound_id] = f"in Clotho's {split} split (Freesound id)"
             if num_unknown:
-                self.notes.append(f"{path.name}: {num_unknown} of {len(rows)} clips have no Freesound id there; they are told by their file names")
+                self.notes.append(
+                    f"{path.name}: {num_unknown} of {len(rows)} clips have no Freesound id there; they are told by their file names"
+                )
         self._freesound.append(ids)
         self._names.append(names)
 
     def add_freesound_list(self, path: Path) -> None:
         """A CSV with a column sound_id. Raises UserError."""
-        self._freesound.append(self._read_list("--exclude-ids", path, FREESOUND_COLUMNS, freesound_id, "Freesound id", f"in {path.name}"))
+        self._freesound.append(
+            self._read_list("--exclude-ids", path, FREESOUND_COLUMNS, freesound_id, "Freesound id", f"in {path.name}")
+        )
 
     def add_audiocaps(self, path: Path, option: str = "--exclude-audiocaps") -> None:
         """A CSV with a column youtube_id, such as AudioCaps' test.csv. Raises UserError."""
-        self._youtube.append(self._read_list(option, path, YOUTUBE_COLUMNS, youtube_id, "YouTube id", f"in AudioCaps' {path.name}"))
+        self._youtube.append(
+            self._read_list(option, path, YOUTUBE_COLUMNS, youtube_id, "YouTube id", f"in AudioCaps' {path.name}")
+        )
 
     def why_freesound(self, sound_id: str, file_name: str) -> str | None:
         """Reason to leave a Freesound clip out; `sound_id` as clip_ids.freesound_id gives it, `file_name` may be empty."""
@@ -108,7 +116,13 @@ class Exclusions:
         return self._freesound + self._names + self._youtube
 
     def _read_list(
-        self, option: str, path: Path, columns: tuple[str, ...], spelling: Callable[[str], str | None], kind: str, reason: str
+        self,
+        option: str,
+        path: Path,
+        columns: tuple[str, ...],
+        spelling: Callable[[str], str | None],
+        kind: str,
+        reason: str,
     ) -> _Entries:
         rows = read_numbered_csv(path, (), ["utf-8-sig"])
         # Tables that other programs wrote have other names for the column, and capitals.
@@ -128,7 +142,9 @@ class Exclusions:
             raise UserError(f"{path} holds no id in its column {column}")
         if num_unknown:
             remedy = "; --exclude-clotho tells Clotho's by their file names" if kind == "Freesound id" else ""
-            self.notes.append(f"{path.name}: {num_unknown} of {len(rows)} rows have no {kind} and leave nothing out{remedy}")
+            self.notes.append(
+                f"{path.name}: {num_unknown} of {len(rows)} rows have no {kind} and leave nothing out{remedy}"
+            )
         return entries
 
 

@@ -28,7 +28,7 @@ from accelerate.state import PartialState
 from accelerate.utils import extract_model_from_parallel, load, set_seed
 
 from retrieval.base.disk import disk_remedy
-from retrieval.config import Config, config_differences, parse_config, read_yaml
+from retrieval.config import Config, config_differences, parse_config, read_yaml_file
 from retrieval.errors import UserError, one_line
 from retrieval.files import LOCK, atomic_writer, latest_state, lock_folder
 from retrieval.models.card import ABOUT, CARD, about_json, model_card
@@ -120,12 +120,11 @@ def read_config(run: Path) -> Config:
     """The resolved settings of a run folder."""
     path = run / "config.yaml"
     try:
-        settings = read_yaml(path.read_text(encoding="utf-8"))
+        settings = read_yaml_file(path, str(path))
         if not settings:
-            raise ValueError("it holds no settings")
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} cannot be read ({reason}); it is written when a run starts: put back what that run wrote, or train again") from None
+            raise UserError(f"{path} cannot be read (it holds no settings)")
+    except (UserError, FileNotFoundError) as error:
+        raise UserError(f"{error}; it is written when a run starts: put back what that run wrote, or train again") from None
     return parse_config(settings, source=str(path))
 
 

@@ -7,11 +7,10 @@ The defaults are the thesis's baseline (README, "Results"). Nothing here knows a
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from retrieval.base.paths import expand_home
-from retrieval.config_text import apply_override, explain, flatten, read_yaml
+from retrieval.config_text import apply_override, explain, flatten, read_yaml_file
 from retrieval.errors import UserError
 
 
@@ -270,13 +269,9 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     """
     path = Path(path)
     try:
-        settings = read_yaml(path.read_text(encoding="utf-8")) or {}
+        settings = read_yaml_file(path, f"config {path}") or {}
     except FileNotFoundError:
         raise UserError(f"config {path} does not exist; the experiments are in configs/") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"config {path} cannot be read: {error}") from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"config {path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(settings, dict):
         raise UserError(f"config {path} must be a mapping of sections, found {type(settings).__name__}")
     for override in overrides:
@@ -293,7 +288,7 @@ def parse_config(settings: dict[str, Any], source: str) -> Config:
     try:
         return Config.model_validate(settings)
     except ValidationError as error:
-        raise UserError(f"{source}: " + "; ".join(explain(e, Config) for e in error.errors())) from None
+        raise UserError(f"{source}: {explain(error.errors(), Config)}") from None
 
 
 def config_differences(old: Config, new: Config) -> list[str]:

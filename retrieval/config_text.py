@@ -1,6 +1,13 @@
-"""Between text and settings: strict YAML, `section.key=value` overrides, flat names, and errors in one line that name the nearest valid setting."""
+"""Between text and settings: strict YAML, `section.key=value` overrides, flat names, and errors in one line that name the nearest valid setting.
+
+Of YAML only what settings need is read: mappings, lists, words and decimal numbers, without tags and dates. A file may come from anyone, so its
+size, its depth and what its aliases expand to are bounded before anything is made of it.
+"""
 
 import difflib
+import re
+import reprlib
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -8,9 +15,49 @@ from pydantic import BaseModel
 
 from retrieval.errors import UserError
 
+MAX_BYTES = 2**20  # of a YAML file; the longest of configs/ has 2 kB
+MAX_DEPTH = 20  # of lists and mappings in each other; settings have 4
+MAX_VALUES = 10_000  # keys, values and list elements, aliases written out
+MAX_DIGITS = 300  # as many as a float has before the point
+MAX_ERRORS = 10  # told at once
+SHORT = reprlib.Repr()  # of values in errors
+SHORT.maxstring = SHORT.maxother = 100
+
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which a key that occurs twice is an error: PyYAML would let the last one win without a word."""
+    """Safe YAML with bounds, in which a key that occurs twice is an error: PyYAML would let the last one win without a word."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":timestamp", ":int"))]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def __init__(self, text: str):
+        super().__init__(text)
+        self.depth = self.num_values = 0
+        self.size_of: dict[int, int] = {}  # id of a finished node -> values in it, aliases written out
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event = self.peek_event()
+        before = self.num_values
+        if getattr(event, "tag", None) not in (None, "!"):
+            raise Refused(None, None, f"the tag {event.tag[:80]} is not read: write the value without it", event.start_mark)
+        if isinstance(event, yaml.AliasEvent) and event.anchor in self.anchors:
+            size = self.size_of.get(id(self.anchors[event.anchor]))
+            if size is None:
+                raise Refused(None, None, f"the alias *{event.anchor[:80]} stands within its own anchor", event.start_mark)
+            self.num_values += size
+        else:
+            self.num_values += 1
+        if self.num_values > MAX_VALUES:
+            raise Refused(None, None, f"more than {MAX_VALUES:,} values, aliases written out", event.start_mark)
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise Refused(None, None, f"lists and sections are nested more than {MAX_DEPTH} deep", event.start_mark)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        self.size_of.setdefault(id(node), self.num_values - before)
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[tuple[str, str]] = set()
@@ -21,10 +68,64 @@ class _Loader(yaml.SafeLoader):
                 seen.add((key.tag, key.value))
         return super().construct_mapping(node, deep)
 
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        digits = self.construct_scalar(node).replace("_", "")
+        if len(digits) > MAX_DIGITS:
+            raise Refused(None, None, f"a number of {len(digits)} digits", node.start_mark)
+        return int(digits)
+
+
+# Decimal only: YAML 1.1 would read 010 as 8 and 1:30 as 90. Dates are not among the resolvers: train.output=2026-01-01 is a name.
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?(0|[1-9][0-9_]*)$", re.ASCII), list("-+0123456789"))
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+
+
+class Refused(yaml.MarkedYAMLError):
+    """Valid YAML that settings have no use for."""
+
 
 def read_yaml(text: str) -> Any:
-    """Raises yaml.YAMLError, and ValueError for a date that does not exist."""
-    return yaml.load(text, Loader=_Loader)
+    """Settings in `text`, no part shared with another. Raises yaml.YAMLError."""
+    return _unshared(yaml.load(text, Loader=_Loader))
+
+
+def _unshared(value: Any) -> Any:
+    """A copy in which aliases are written out: an override would change all places of one."""
+    if isinstance(value, dict):
+        return {key: _unshared(item) for key, item in value.items()}
+    return [_unshared(item) for item in value] if isinstance(value, list) else value
+
+
+def read_yaml_file(path: Path, what: str) -> Any:
+    """Settings in the file `path`; `what` names it in the UserError. Raises FileNotFoundError too."""
+    try:
+        if not path.is_file() and path.exists():  # a pipe or a device may never end
+            raise UserError(f"{what} is {'a folder' if path.is_dir() else 'not a regular file'}: give a YAML file")
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+        if len(raw) > MAX_BYTES:
+            raise UserError(f"{what} is larger than {MAX_BYTES // 1024} kB: is it a YAML file of settings?")
+        return read_yaml(raw.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{what} cannot be read: it is not UTF-8 (byte {error.start}); is it a YAML file? save it as UTF-8") from None
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise UserError(f"{what} cannot be read: {error.strerror}") from None
+    except Refused as error:
+        raise UserError(f"{what}: {_with_place(error)}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{what} is not valid YAML: {shortened(' '.join(str(error).split()), 300)}") from None
+
+
+def _with_place(error: yaml.MarkedYAMLError) -> str:
+    mark = error.problem_mark
+    return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
+
+
+def shortened(text: str, longest: int = 100) -> str:
+    """`text`, or its beginning."""
+    return text if len(text) <= longest else f"{text[:longest]}..."
 
 
 def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -39,33 +140,42 @@ def apply_override(settings: dict[str, Any], override: str) -> None:
     """Set what `section.key=value` says in nested `settings`."""
     name, equals, text = override.partition("=")
     if not equals or not name:
-        raise UserError(f"override {override!r} is not of the form section.key=value, for example train.epochs=5")
+        raise UserError(f"override {shortened(override)!r} is not of the form section.key=value, for example train.epochs=5")
+    *sections, key = name.split(".")
+    if len(sections) > MAX_DEPTH:
+        raise UserError(f"override {shortened(override)!r} names a section {len(sections)} deep")
     try:
         value = read_yaml(text) if text else ""
-    except (yaml.YAMLError, ValueError):
+    except Refused as error:
+        raise UserError(f"override {shortened(override)!r}: {_with_place(error)}") from None
+    except yaml.YAMLError:
         value = text
-    *sections, key = name.split(".")
     for section in sections:
         if settings.get(section) is None:
             settings[section] = {}
         settings = settings[section]
         if not isinstance(settings, dict):
-            raise UserError(f"override {override!r}: {section} is a setting, not a section")
+            raise UserError(f"override {shortened(override)!r}: {section} is a setting, not a section")
     settings[key] = value
 
 
-def explain(error: Any, config: type[BaseModel]) -> str:
-    """One error of a pydantic ValidationError of `config`, in words."""
-    location = [str(part) for part in error["loc"]]
+def explain(errors: list[Any], config: type[BaseModel]) -> str:
+    """The errors of a pydantic ValidationError of `config`, in words."""
+    more = f"; and {len(errors) - MAX_ERRORS:,} more" if len(errors) > MAX_ERRORS else ""
+    return "; ".join(_explain_one(error, config) for error in errors[:MAX_ERRORS]) + more
+
+
+def _explain_one(error: Any, config: type[BaseModel]) -> str:
+    location = [shortened(str(part)) for part in error["loc"]]
     name = ".".join(location) or "config"
     if error["type"] == "extra_forbidden":
         return f"{name} is not a setting; " + _suggest(location, config)
     if error["type"] == "model_type":
-        return f"{name}={error['input']!r}: {name} is a section with settings of its own, not a value"
+        return f"{name}={SHORT.repr(error['input'])}: {name} is a section with settings of its own, not a value"
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error":
         return f"{name}: {message}" if location else message
-    return f"{name}={error['input']!r}: {message[0].lower()}{message[1:]}"
+    return f"{name}={SHORT.repr(error['input'])}: {message[0].lower()}{message[1:]}"
 
 
 def _suggest(location: list[str], config: type[BaseModel]) -> str:

@@ -1,11 +1,13 @@
 """Settings: defaults <- YAML <- overrides, one-line errors, and the experiments in configs/ as the README states them."""
 
+import os
 from pathlib import Path
 
 import pytest
 import yaml
 
 from retrieval.config import Config, config_differences, flatten, load_config, parse_config
+from retrieval.config_text import apply_override, read_yaml
 from retrieval.errors import UserError
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -191,7 +193,7 @@ def test_keys_that_are_no_names(tmp_path: Path, text: str):
 
 def test_files_that_cannot_be_read(tmp_path: Path):
     assert error_of(tmp_path / "absent.yaml") == f"config {tmp_path / 'absent.yaml'} does not exist; the experiments are in configs/"
-    assert error_of(tmp_path).startswith(f"config {tmp_path} cannot be read: ")
+    assert error_of(tmp_path).startswith(f"config {tmp_path} is a folder")
     (tmp_path / "latin.yaml").write_bytes("# \xe9\n".encode("latin-1"))
     assert error_of(tmp_path / "latin.yaml").startswith(f"config {tmp_path / 'latin.yaml'} cannot be read: ")
 
@@ -299,9 +301,111 @@ def test_a_key_that_occurs_twice_is_an_error(tmp_path: Path):
     assert "epochs is set twice" in error_of(write(tmp_path, "train:\n  epochs: 1\n  epochs: 2\n"))
 
 
-def test_a_date_that_does_not_exist(tmp_path: Path, empty: Path):
-    assert load_config(empty, ["train.output=2026-13-01"]).train.output == "2026-13-01"
-    assert "is not valid YAML" in error_of(write(tmp_path, "seed: 2026-13-01\n"))
+@pytest.mark.parametrize("name", ["2026-01-01", "2026-13-01", "2026-01-01 10:00:00", "1:30", "010", "1_0_x", "0x1f"])
+def test_names_that_yaml_takes_for_dates_or_numbers(tmp_path: Path, empty: Path, name: str):
+    assert load_config(empty, [f"train.output={name}"]).train.output == name
+    assert load_config(write(tmp_path, f"train:\n  output: {name}\n")).train.output == name
+
+
+@pytest.mark.parametrize(("written", "number"), [("010", 10), ("1_000", 1000), ("+7", 7), ("0", 0), ("'12'", 12)])
+def test_numbers_are_decimal(tmp_path: Path, written: str, number: int):
+    assert load_config(write(tmp_path, f"seed: {written}\n")).seed == number
+
+
+@pytest.mark.parametrize("written", ["0x1f", "0b11", "1:30", "0o17", "-1", "\u0663"])
+def test_numbers_that_are_not_are_named(tmp_path: Path, written: str):
+    assert error_of(write(tmp_path, f"seed: {written}\n")).split(": ", 1)[1].startswith("seed=")
+
+
+# --- files from anyone ---
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{this}: &{this} [{', '.join([f'*{before}'] * 10)}]\n" for before, this in zip("abcdefgh", "bcdefghi")
+)
+MERGES = "a: &a {x: 1, y: 2}\n" + "".join(
+    f"{this}: &{this} {{<<: [{', '.join([f'*{before}'] * 9)}]}}\n" for before, this in zip("abcdefg", "bcdefgh")
+)
+HOSTILE = {
+    "alias bomb": (BOMB, "aliases"),
+    "alias bomb in a typed setting": (f"{BOMB}train:\n  epochs: *i\n", "aliases"),
+    "bomb of merges": (f"{MERGES}train:\n  <<: *h\n", "aliases"),
+    "many values": ("loss:\n  teachers: [" + "x, " * 20_000 + "x]\n", "values"),
+    "nested lists": ("seed: " + "[" * 3000 + "]" * 3000, "nested"),
+    "nested mappings": ("seed: " + "{a: " * 3000 + "1" + "}" * 3000, "nested"),
+    "nested blocks": ("".join(" " * depth + "-\n" for depth in range(900)), "nested"),
+    "alias within itself": ("seed: &a [*a]", "anchor"),
+    "section within itself": ("train: &a {epochs: *a}", "anchor"),
+    "object": ("seed: !!python/object/apply:os.getpid []", "python/object"),
+    "number that is none": ("seed: !!int ''", "tag"),
+    "boolean that is none": ("seed: !!bool maybe", "tag"),
+    "date that is none": ("seed: !!timestamp x", "tag"),
+    "binary": ("seed: !!binary aGVsbG8=", "tag"),
+    "enormous number": ("seed: " + "9" * 5000, "5000 digits"),
+    "enormous hexadecimal number": ("seed: 0x" + "f" * 50_000, "seed="),
+    "enormous word": ("seed: " + "x" * 900_000, "seed="),
+    "enormous word for a section": ("train: " + "x" * 900_000, "train="),
+    "enormous name": ("x" * 900 + ": 1", "is not a setting"),
+    "enormous file": ("# " + "x" * 2**21, "larger"),
+    "many unknown settings": ("".join(f"k{number}: 1\n" for number in range(4000)), "3,990 more"),
+    "two documents": ("seed: 1\n---\nseed: 2\n", "document"),
+    "tab": ("train:\n\tepochs: 1\n", "line 2"),
+    "no end": ("seed: 'x", "valid YAML"),
+    "no such alias": ("seed: *x", "valid YAML"),
+    "merge of a word": ("train:\n  <<: x\n", "valid YAML"),
+    "a list as a name": ("? [a, b]\n: 1\n", "valid YAML"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_file_is_one_short_line(tmp_path: Path, name: str):
+    text, expected = HOSTILE[name]
+    message = error_of(write(tmp_path, text))
+    assert expected in message and len(message) < 3000 and message.startswith("config ")
+
+
+@pytest.mark.parametrize("name", ["alias bomb", "nested lists", "nested mappings", "alias within itself", "object", "enormous number"])
+def test_a_hostile_override_is_one_short_line(empty: Path, name: str):
+    text = HOSTILE[name][0]
+    message = error_of(empty, f"seed={text if name == 'alias bomb' else text.removeprefix('seed: ')}")
+    assert message.startswith("override 'seed=") and len(message) < 400
+
+
+@pytest.mark.parametrize(
+    "override", ["x." * 5000 + "x=1", "data." + "cache." * 3000 + "x=1", "seed=" + "[" * 3000, "x" * 100_000, "x" * 100_000 + "=1"]
+)
+def test_other_overrides_of_any_length_are_one_short_line(empty: Path, override: str):
+    assert len(error_of(empty, override)) < 1000
+
+
+def test_negative_control_small_aliases_and_depths_are_read(tmp_path: Path):
+    path = write(tmp_path, "optimizer:\n  lr: &lr {pooling: 1e-3}\nloss: {teachers: [a, b]}\nx: &n 7\n".replace("x: &n 7", "seed: &n 7\ndim: *n"))
+    with pytest.raises(UserError, match="teachers have no effect"):
+        load_config(path)
+    assert load_config(path, ["loss.name=distillation"]).dim == 7
+
+
+def test_an_override_changes_one_place_of_an_alias(tmp_path: Path):
+    path = write(tmp_path, "optimizer:\n  lr: &lr {pooling: 1e-3}\n  schedule: {<<: {min_lr: 1e-5}}\naugmentation: &a {gain_db: 1}\n")
+    assert load_config(path).optimizer.lr.pooling == 1e-3
+    shared = read_yaml("a: &x {b: {c: 1}}\nd: *x\n")
+    apply_override(shared, "a.b.c=2")
+    assert shared == {"a": {"b": {"c": 2}}, "d": {"b": {"c": 1}}}
+
+
+def test_files_that_are_no_text(tmp_path: Path):
+    contents = {"bytes": bytes(range(256)), "utf-16": "seed: 1".encode("utf-16"), "nul": b"seed: 1\0", "latin-1": "a: é".encode("latin-1")}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+        assert "UTF-8" in error_of(tmp_path / name) or "valid YAML" in error_of(tmp_path / name)
+    (tmp_path / "bom.yaml").write_bytes(b"\xef\xbb\xbfseed: 5\r\n")
+    assert load_config(tmp_path / "bom.yaml").seed == 5
+
+
+def test_places_that_are_no_files(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero"), Path("/dev/stdin"), tmp_path):
+        assert "regular file" in error_of(path) or "folder" in error_of(path)
+    assert "does not exist" in error_of(tmp_path / "absent" / "x.yaml")
 
 
 @pytest.mark.parametrize("override", ["train.output=", "train.output=null"])

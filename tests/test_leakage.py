@@ -167,7 +167,19 @@ def test_spellings_of_a_freesound_id(written: str):
 @pytest.mark.parametrize(
     "written",
     [
-        *("354184.5", "3.5418E+05", "1E+06", "0.354184E+06", "-354184", "+354184", "354,184", "354.184", "354184 265492", "354184_rain.wav", "rain.wav"),
+        *(
+            "354184.5",
+            "3.5418E+05",
+            "1E+06",
+            "0.354184E+06",
+            "-354184",
+            "+354184",
+            "354,184",
+            "354.184",
+            "354184 265492",
+            "354184_rain.wav",
+            "rain.wav",
+        ),
         *("0", "0.0", "id", "1" * 5000, "1e999999", "\u0663\u0665", "inf", "True", "[354184]", "https://example.org/people/user/sounds/354184/"),
     ],
 )
@@ -176,7 +188,18 @@ def test_texts_that_are_no_freesound_id(written: str):
 
 
 # As YouTube gives them out: with Y in front, with _ and -, ending in digits or looking like a start, only digits.
-TRICKY = ["vfY_TJq7n_U", "Ybbbbbbbbbb", "YYYYYYYYYYY", "abcdefgh_30", "abcdefghi_3", "Y12345678_3", "_-_-_-_-_-_", "-ABCDEFGHIJ", "12345678901", "a_10_20_30_"]
+TRICKY = [
+    "vfY_TJq7n_U",
+    "Ybbbbbbbbbb",
+    "YYYYYYYYYYY",
+    "abcdefgh_30",
+    "abcdefghi_3",
+    "Y12345678_3",
+    "_-_-_-_-_-_",
+    "-ABCDEFGHIJ",
+    "12345678901",
+    "a_10_20_30_",
+]
 
 
 @pytest.mark.parametrize("video", TRICKY)
@@ -184,8 +207,15 @@ def test_spellings_of_a_youtube_id(video: str):
     assert len(video) == 11
     ends = ("", "_30", "_30.000", "_000030", "_30000", "_30_40", "_30.000_40.000", "_1_2")
     names = [f"{prefix}{video}{end}" for prefix in ("", "Y") for end in ends]
-    assert {youtube_id(f"{folder}{name}{ending}") for folder in ("", "audio/x/") for name in names for ending in ("", ".wav", ".FLAC", ".m4a")} == {video}
-    links = ("https://www.youtube.com/watch?v=%s", "https://youtube.com/watch?list=x&v=%s&t=30s", "https://youtu.be/%s?t=30", "//m.youtube.com/shorts/%s")
+    assert {youtube_id(f"{folder}{name}{ending}") for folder in ("", "audio/x/") for name in names for ending in ("", ".wav", ".FLAC", ".m4a")} == {
+        video
+    }
+    links = (
+        "https://www.youtube.com/watch?v=%s",
+        "https://youtube.com/watch?list=x&v=%s&t=30s",
+        "https://youtu.be/%s?t=30",
+        "//m.youtube.com/shorts/%s",
+    )
     assert {youtube_id(text % video) for text in (*links, " %s\n", "'%s'", "\ufeff%s")} == {video}
     others = {video.swapcase(), video[:-1] + ("x" if video[-1] != "x" else "y")} - {video}
     assert all(youtube_id(other) == other for other in others)  # case matters, and so does each character
@@ -364,7 +394,13 @@ def test_videos_of_audiocaps_are_ids_in_all_spellings():
     videos = pandas.read_csv(SHARED / "audiocaps_val_head.csv")
     assert len(videos) > 100
     for video, start in zip(videos["youtube_id"], videos["start_time"]):
-        names = (video, f"Y{video}", f"{video}_{start}", f"Y{video}_{start}.000_{start + 10}.000.wav", f"{video}_{start * 1000}_{start * 1000 + 10000}.flac")
+        names = (
+            video,
+            f"Y{video}",
+            f"{video}_{start}",
+            f"Y{video}_{start}.000_{start + 10}.000.wav",
+            f"{video}_{start * 1000}_{start * 1000 + 10000}.flac",
+        )
         assert {youtube_id(name) for name in names} == {video}
 
 
@@ -373,5 +409,7 @@ def test_clotho_excerpt_is_told_by_name(tmp_path, freesound):
     content = (SHARED / "clotho_excerpt" / "clotho_metadata_evaluation.csv").read_bytes()
     for split in ("validation", "evaluation"):
         (tmp_path / f"clotho_metadata_{split}.csv").write_bytes(content)
-    write_wavcaps(freesound, "FreeSound", [{"id": 8, "file_name": "02-bakken_rollercoaster.mp3", "caption": "A ride."}, {"id": 3, "caption": "Rain."}])
+    write_wavcaps(
+        freesound, "FreeSound", [{"id": 8, "file_name": "02-bakken_rollercoaster.mp3", "caption": "A ride."}, {"id": 3, "caption": "Rain."}]
+    )
     assert captions_of(freesound, "--sources", "FreeSound", "--exclude-clotho", str(tmp_path)) == ["Rain."]

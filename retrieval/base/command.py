@@ -1,6 +1,6 @@
 """How a command begins and ends, the same for train.py, `python -m retrieval.*` and data_prep: exit codes, and one line for a user's mistake.
 
-    0 done | 2 a mistake, or something that cannot be read or written: one line on stderr | 130 Ctrl-C | 141 the reader of a pipe has gone
+0 done | 2 a mistake, or something that cannot be read or written: one line on stderr | 130 Ctrl-C | 141 the reader of a pipe has gone
 """
 
 import errno
@@ -34,7 +34,10 @@ def _is_command() -> bool:
     if file is None:
         return False
     path = Path(file).resolve()
-    return path in (ROOT / "train.py", ROOT / "evaluate.py") or path.parent in (ROOT / "data_prep", ROOT / "benchmarks")
+    return path in (ROOT / "train.py", ROOT / "evaluate.py") or path.parent in (
+        ROOT / "data_prep",
+        ROOT / "benchmarks",
+    )
 
 
 def _fill_closed_streams() -> None:
@@ -105,7 +108,11 @@ def _end_of_output(output: "_Output", code: int) -> int:
     _discard(output)
     if code:
         return code
-    return BROKEN_PIPE if error.errno == errno.EPIPE else _say(f"error: standard output cannot be written: {error.strerror}", 2)
+    return (
+        BROKEN_PIPE
+        if error.errno == errno.EPIPE
+        else _say(f"error: standard output cannot be written: {error.strerror}", 2)
+    )
 
 
 def _discard(output: TextIO) -> None:
@@ -117,7 +124,11 @@ def _say(line: str, code: int) -> int:
     """Print `line` on stderr, with escapes for line breaks and terminal commands in names; return the exit code."""
     text = " ".join(line.splitlines())
     try:
-        print("".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text), file=sys.stderr, flush=True)
+        print(
+            "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text),
+            file=sys.stderr,
+            flush=True,
+        )
     except OSError:  # stderr cannot be written either
         _discard(sys.stderr)
     return code
@@ -153,7 +164,13 @@ def _watched_output() -> Iterator[TextIO]:
     if type(outer) is not io.TextIOWrapper:  # a notebook's, a test's, or within another exit_code
         yield outer
         return
-    sys.stdout = _Output(outer.buffer, outer.encoding, outer.errors, line_buffering=outer.line_buffering, write_through=outer.write_through)
+    sys.stdout = _Output(
+        outer.buffer,
+        outer.encoding,
+        outer.errors,
+        line_buffering=outer.line_buffering,
+        write_through=outer.write_through,
+    )
     try:
         yield sys.stdout
     finally:

@@ -27,6 +27,7 @@ DROPS_EXCEPTIONS = ("__del__", "_launch")
 
 _is_command = False
 _phase = "ended"
+_refusal: "_RefuseImports | None" = None  # while an exception waits for the end of an import
 
 
 def watch_start() -> None:
@@ -51,7 +52,10 @@ def watched() -> Iterator[None]:
 
 def _install() -> bool:
     """False where somebody else handles the signal, or where it is ignored: a job in the background."""
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    ):
         return False
     signal.signal(signal.SIGINT, _on_ctrl_c)
     return True
@@ -71,24 +75,26 @@ def interrupt(frame: FrameType | None, exception: BaseException) -> None:
 
     Args:
         frame: The one that the signal interrupted.
-        exception: Raised here or, where an import or a finaliser is at work, in the code that they return to. Until then every further
-            import raises it as well.
+        exception: Raised here or, where an import or a finaliser is at work, in the code that they return to. Until then every
+            further import raises it as well.
     """
+    global _refusal
     receiver = _frame_that_receives(frame)
-    if receiver is None:
+    if receiver is None or _refusal is not None:  # the second Ctrl-C does not wait for the import
         raise exception
-    refusal = _RefuseImports(exception)
 
     def raise_it(*_: Any) -> None:
+        global _refusal
         sys.settrace(None)
-        if refusal in sys.meta_path:
-            sys.meta_path.remove(refusal)
+        sys.meta_path.remove(_refusal)
+        _refusal = None
         raise exception
 
     # As a debugger does: the receiver's next line, return or exception calls its f_trace.
     receiver.f_trace = raise_it
     sys.settrace(lambda *_: None)
-    sys.meta_path.insert(0, refusal)
+    _refusal = _RefuseImports(exception)
+    sys.meta_path.insert(0, _refusal)
 
 
 def _frame_that_receives(frame: FrameType | None) -> FrameType | None:
