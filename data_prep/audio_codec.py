@@ -1,8 +1,9 @@
 """One audio file -> the bytes of the cache's `audio` column: mono, resampled, 16 bit.
 
-Reads whatever retrieval.base.sound reads, in a process of its own, block by block, so that memory is the size of the 16-bit result. A file that would give wrong or
-no audio raises UnreadableSound with the reason. Float samples become round(32768 x), so that a 16-bit file at the cache's rate is kept bit for
-bit. A clip that is cut is read no further than that: the first minute of a recording of ten hours costs a minute.
+Reads whatever retrieval.base.sound reads, in a process of its own, block by block, so that memory is the size of the 16-bit
+result. A file that would give wrong or no audio raises UnreadableSound with the reason. Float samples become round(32768 x), so
+that a 16-bit file at the cache's rate is kept bit for bit. A clip that is cut is read no further than that: the first minute of a
+recording of ten hours costs a minute.
 
 MP3 is written with LAME's best variable bit rate (V0) and its gapless header, from which a decoder knows delay and padding: it gives back
 as many samples as went in, none of them shifted.

@@ -281,7 +281,11 @@ class _Decoder:
 
 def _module_paths() -> list[str]:
     """The parent's sys.path for the child, with the current folder at its end: a file there takes the place of no module."""
-    root, current = str(Path(__file__).resolve().parents[2]), os.path.realpath(os.curdir)
+    root = str(Path(__file__).resolve().parents[2])
+    try:
+        current = os.path.realpath(os.curdir)
+    except FileNotFoundError:  # removed meanwhile
+        current = None
     paths = [path for path in sys.path if os.path.isabs(path)]
     last = [path for path in paths if os.path.realpath(path) == current != root]
     return [*(path for path in paths if path not in last), root, *last]
