@@ -257,23 +257,27 @@ def _one_channel(reader: SoundReader, num_read: float) -> tuple[int | None, dequ
     if reader.channels == 1:
         return None, held
     powers = np.zeros(reader.channels)
-    num_frames, num_held, cancels, is_rewound = 0, 0, True, False
+    num_frames, num_held, cancels, is_rewound, is_end = 0, 0, True, False, False
     try:
-        while cancels and num_frames < num_read:
-            second = _read_exactly(reader, int(min(reader.sample_rate, num_read - num_frames)))
-            if not len(second):
-                break
-            num_frames += len(second)
-            if not is_rewound:
-                held.append(second)
-                num_held += second.size
-            if num_held > 2 * MAX_BLOCK_SAMPLES:
-                held.clear()
-                num_held, is_rewound = 0, True
-            if np.abs(second).max() >= SOUNDING:
-                own = np.square(second, dtype=np.float64).sum(axis=0)
+        while cancels and not is_end and num_frames < num_read:
+            peak, own, together, num_missing = 0.0, np.zeros(reader.channels), 0.0, int(min(reader.sample_rate, num_read - num_frames))
+            while num_missing and not is_end:
+                block = reader.read(num_missing)
+                is_end = not len(block)
+                num_missing -= len(block)
+                num_frames += len(block)
+                if not is_rewound:
+                    held.append(block)
+                    num_held += block.size
+                if num_held > 2 * MAX_BLOCK_SAMPLES:
+                    held.clear()
+                    num_held, is_rewound = 0, True
+                peak = max(peak, float(np.abs(block).max(initial=0)))
+                own += np.square(block, dtype=np.float64).sum(axis=0)
+                together += float(np.square(block.sum(axis=1, dtype=np.float64)).sum())
+            if peak >= SOUNDING:
                 powers += own
-                cancels = np.square(second.sum(axis=1, dtype=np.float64)).sum() <= CANCELLED * own.sum()
+                cancels = together <= CANCELLED * own.sum()
     except UnreadableSound:
         held.clear()
         is_rewound = True  # the same error comes again, after the samples before it
@@ -284,29 +288,25 @@ def _one_channel(reader: SoundReader, num_read: float) -> tuple[int | None, dequ
     return int(np.argmax(powers >= powers.max() / 2)), held
 
 
-def _read_exactly(reader: SoundReader, num_frames: int) -> np.ndarray:
-    blocks = []
-    while num_frames and len(block := reader.read(num_frames)):
-        blocks.append(block)
-        num_frames -= len(block)
-    return np.concatenate(blocks) if blocks else np.zeros((0, reader.channels), np.float32)
-
-
 # --- sources ---
 
 
 def _open_source(path: bytes, file: Any, kind: Kind) -> "_Libsndfile | _Chain | _Ffmpeg":
     """The decoder that reads this file to its end, of those that can."""
-    start = end = mpeg = None
+    mpeg, part = None, None
     if kind is sound_kinds.MP3:
         mpeg = sound_kinds.mpeg_layout(file)
-        start, end = mpeg.start, mpeg.end
-    elif kind in (sound_kinds.AAC, sound_kinds.AC3):
-        start, end = sound_kinds.start_after_tags(file), sound_kinds.end_before_tags(file)
+        part = mpeg.start, mpeg.end
+    elif kind in (sound_kinds.AAC, sound_kinds.AC3, sound_kinds.FLAC):
+        part = sound_kinds.start_after_tags(file), sound_kinds.end_before_tags(file)
+    if part == (0, os.fstat(file.fileno()).st_size):
+        part = None
     by_libsndfile, links = kind.by_libsndfile, []
     if kind is sound_kinds.OGG:
         links = sound_kinds.ogg_links(file)
         by_libsndfile = all(len(link.codecs) == 1 and link.codecs[0].startswith((b"\x01vorbis", b"OpusHead")) for link in links)
+    if kind is sound_kinds.WAV and sound_kinds.wav_was_not_closed(file):
+        by_libsndfile = False
     if mpeg:
         # Only a length that counts all of the file's frames is one: a Xing frame may be that of the first of several files. From 1 % on mpg123
         # warns on stderr.
@@ -315,7 +315,7 @@ def _open_source(path: bytes, file: Any, kind: Kind) -> "_Libsndfile | _Chain | 
     reason = ""
     if by_libsndfile:
         try:
-            source = _Chain(path, links) if len(links) > 1 else _Libsndfile(path)
+            source = _Chain(path, links) if len(links) > 1 else _Libsndfile(path, part)
             if kind is not sound_kinds.WAV or not source.is_mpeg:  # of MPEG in a WAV libsndfile estimates the length
                 return source
             source.close()
@@ -324,7 +324,7 @@ def _open_source(path: bytes, file: Any, kind: Kind) -> "_Libsndfile | _Chain | 
     if kind.demuxer is None:
         raise UnreadableSound(f"cannot be decoded: {reason}")
     try:
-        source = _Ffmpeg(path, kind, start or 0, end)
+        source = _Ffmpeg(path, kind, part)
     except UnreadableSound as error:
         raise UnreadableSound(f"cannot be decoded: {reason}" if reason else str(error)) from None
     if mpeg and mpeg.num_frames:
@@ -419,10 +419,9 @@ class _Libsndfile:
 class _Part(io.RawIOBase):
     """Bytes `start` to `end` of a file, as a file."""
 
-    def __init__(self, path: bytes, start: int, end: int | None):
+    def __init__(self, path: bytes, start: int, end: int):
         self._file = open(path, "rb")  # noqa: SIM115  closed with this object
-        self._start = start
-        self._end = self._file.seek(0, os.SEEK_END) if end is None else end
+        self._start, self._end = start, end
         self._file.seek(start)
 
     def readable(self) -> bool:
@@ -439,7 +438,7 @@ class _Part(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         base = {os.SEEK_SET: self._start, os.SEEK_CUR: self._file.tell(), os.SEEK_END: self._end}[whence]
-        return self._file.seek(max(self._start, base + offset)) - self._start
+        return self._file.seek(min(max(self._start, base + offset), self._end)) - self._start
 
     def tell(self) -> int:
         return self._file.tell() - self._start
@@ -554,12 +553,12 @@ class _Chain(_Stream):
 
 
 class _Ffmpeg(_Stream):
-    """A file, or its bytes `start` to `end`, as FFmpeg reads it; what FFmpeg has to say about it stays unsaid."""
+    """A file, or a part of it, as FFmpeg reads it; what FFmpeg has to say about it stays unsaid."""
 
     least_frames: tuple[int, int] | None = None  # that the header announces, and how many of them may be missing
 
-    def __init__(self, path: bytes, kind: Kind, start: int, end: int | None):
-        self._path, self._kind, self._bytes = path, kind, (start, end)
+    def __init__(self, path: bytes, kind: Kind, part: tuple[int, int] | None):
+        self._path, self._kind, self._part = path, kind, part or (0, os.path.getsize(path))
         self._seek_points: list[tuple[int, int]] = []  # frame, its time in FFmpeg's units
         super().__init__()
         if kind.name in sound_kinds.WITH_EXACT_LENGTH and self._announced_seconds:
@@ -578,7 +577,7 @@ class _Ffmpeg(_Stream):
         self._is_last_bad = False
         self._announced_seconds = None
         av.logging.set_level(None)
-        with contextlib.closing(_Part(self._path, *self._bytes)) as file:
+        with contextlib.closing(_Part(self._path, *self._part)) as file:
             try:
                 with av.open(file, format=self._kind.demuxer, metadata_errors="replace", options={"protocol_whitelist": "none"}) as container:
                     stream = container.streams.best("audio")

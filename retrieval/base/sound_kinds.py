@@ -343,12 +343,14 @@ def why_truncated(file: BinaryIO, kind: Kind) -> str | None:
 
 
 def _at(file: BinaryIO, place: int, size: int) -> bytes:
+    if place >= UNKNOWN_LENGTH_64:  # where a damaged header leads to
+        return b""
     file.seek(place)
     return file.read(size)
 
 
-def _riff_data(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
-    """The data chunk of WAV and its 64-bit relatives, and the RIFF chunks of AVI."""
+def _riff_data_chunk(file: BinaryIO) -> tuple[int, int] | None:
+    """Start and length of the samples of WAV and its 64-bit relatives; -1: the length is not known."""
     order = ">" if _at(file, 0, 4) == b"RIFX" else "<"
     place, length_64 = 12, None
     while len(chunk := _at(file, place, 8)) == 8:
@@ -356,15 +358,31 @@ def _riff_data(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
         if name == b"ds64" and len(sizes := _at(file, place + 8, 24)) == 24:
             length_64 = struct.unpack("<8xQ8x", sizes)[0]
         if name == b"data":
+            place += 8
             if length_64 is not None and length == 0xFFFFFFFF:
-                length = length_64
-                unknown = UNKNOWN_LENGTH_64
-            else:
-                unknown = UNKNOWN_LENGTH
-            if length < unknown:
-                yield place + 8, place + 8 + length
-            return
+                length = length_64 if length_64 < UNKNOWN_LENGTH_64 else -1
+            elif length >= UNKNOWN_LENGTH:
+                length = -1
+            return place, length
         place += 8 + length + length % 2  # chunks start at even offsets
+    return None
+
+
+def _riff_data(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
+    found = _riff_data_chunk(file)
+    if found and found[1] >= 0:
+        yield found[0], sum(found)
+
+
+def wav_was_not_closed(file: BinaryIO) -> bool:
+    """True if the header of a WAV says that it holds nothing, but samples follow: a recorder without power has not come to write the length."""
+    found = _riff_data_chunk(file)
+    if not found or found[1] != 0:
+        return False
+    size, start = file.seek(0, os.SEEK_END), found[0]
+    head = _at(file, start, 8)
+    is_chunk = len(head) == 8 and head[:4].isascii() and head[:4].decode().isprintable() and int.from_bytes(head[4:], "little") <= size - start - 8
+    return size - start > 8 and not is_chunk
 
 
 def _avi_riffs(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
@@ -469,7 +487,11 @@ def _sphere_samples(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
         yield start, start + numbers[0] * numbers[1] * numbers[2]
 
 
-SEGMENT, CLUSTER = 0x18538067, 0x1F43B675
+EBML, SEGMENT, CLUSTER = 0x1A45DFA3, 0x18538067, 0x1F43B675
+MATROSKA_ELEMENTS = {
+    *(EBML, SEGMENT, CLUSTER, 0x114D9B74, 0x1549A966, 0x1654AE6B, 0x1C53BB6B, 0x1254C367, 0x1043A770, 0x1941A469, 0xEC, 0xBF),
+    *(0xE7, 0xA3, 0xA0, 0xAB, 0xA7, 0x5854),  # of a cluster
+}
 
 
 def _matroska_elements(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
@@ -478,19 +500,22 @@ def _matroska_elements(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
     while place < size:
         head = _at(file, place, 12)
         length_of_id = 9 - head[0].bit_length() if head[0] else 9
-        if length_of_id > 4 or len(head) <= length_of_id or not head[length_of_id]:
-            return
         name = int.from_bytes(head[:length_of_id], "big")
+        if name not in MATROSKA_ELEMENTS or len(head) <= length_of_id or not head[length_of_id]:
+            return
         length_of_size = 9 - head[length_of_id].bit_length()
         mask = (1 << 7 * length_of_size) - 1
         length = int.from_bytes(head[length_of_id : length_of_id + length_of_size], "big") & mask
         start = place + length_of_id + length_of_size
-        is_open = length == mask
-        if not is_open:
+        if length == mask:  # open
+            if name not in (SEGMENT, CLUSTER):
+                return
+            place = start
+        else:
             yield start, start + length
-        place = start if is_open and name in (SEGMENT, CLUSTER) else start + length
-        if is_open and name not in (SEGMENT, CLUSTER):
-            return
+            if name == SEGMENT:
+                return
+            place = start + length
 
 
 def _ogg_end(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
