@@ -1,6 +1,7 @@
 """Clotho on disk -> Arrow cache.
 
-    python data_prep/build_clotho.py --root data/clotho_v2 --download
+    python data_prep/build_clotho.py                # of the files in data/clotho_v2, where the configurations look
+    python data_prep/build_clotho.py --download     # fetch them first
     python data_prep/build_clotho.py --root data/clotho_v2 --splits evaluation --codec flac --output data/clotho_flac
 
 Reads Clotho's folder layout (clotho_files.py), writes `<root>/cache` (arrow_cache.py): every clip once, mono, resampled, 16 bit, with its
@@ -14,14 +15,17 @@ from pathlib import Path
 
 from prep_errors import UserError, run, run_main  # isort: skip; first, see there
 from build_command import build_from_plans, build_parser, check_options, check_output
-from clotho_download import ZENODO_URL, download_clotho
-from clotho_files import SPLITS, read_clotho
+from clotho_download import ZENODO_URL, download_clotho, what_download_fetches
+from clotho_files import SPLITS, holds_clotho, read_clotho
 from prep_progress import set_quiet
+
+ROOT = Path("data/clotho_v2")  # data.cache of the configurations is its `cache`
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = build_parser(__doc__)
-    parser.add_argument("--root", type=Path, required=True, help="Clotho's folder: split folders and CSV files")
+    root_help = f"Clotho's folder: split folders and CSV files (default: {ROOT}, in the current folder)"
+    parser.add_argument("--root", type=Path, default=ROOT, help=root_help)
     parser.add_argument("--output", type=Path, help="cache folder to write (default: ROOT/cache)")
     split_help = f"any of {' '.join(SPLITS)} (default: all)"
     parser.add_argument("--splits", nargs="+", choices=SPLITS, default=SPLITS, metavar="SPLIT", help=split_help)
@@ -38,6 +42,10 @@ def build(arguments: argparse.Namespace) -> None:
     splits = [split for split in SPLITS if split in arguments.splits]
     if arguments.download:
         download_clotho(arguments.root, splits, arguments.base_url or ZENODO_URL, arguments.checksums)
+    elif not holds_clotho(arguments.root):
+        place = "" if arguments.root.is_absolute() else f" (in {Path.cwd()})"
+        remedy = f"--download fetches {what_download_fetches(splits)}; where Clotho is there already, give its folder: --root DIR"
+        raise UserError(f"--root {arguments.root}{place} holds no Clotho: {remedy}")
     output = arguments.output or arguments.root / "cache"
     check_output(output, {"--root": arguments.root})
     build_from_plans("clotho", output, read_clotho(arguments.root, splits), arguments)

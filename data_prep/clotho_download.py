@@ -7,6 +7,11 @@ from resumable_download import extract_wav_folder, fetch_file
 
 ZENODO_URL = "https://zenodo.org/record/4783391/files"
 
+# GB of WAV files, by the documentation of aac-datasets 0.7; the three archives have some 6.5 GB (dcase-repo.github.io/dcase_datalist).
+WAV_GB = {"development": 7.1, "validation": 2.0, "evaluation": 2.0}
+ARCHIVES_GB = 6.5
+MAX_UNPACKED_BYTES = 2e9 * max(WAV_GB.values())
+
 # Zenodo's own md5 values, record 4783391.
 MD5 = {
     "clotho_audio_development.7z": "c8b05bc7acdb13895bb3c6a29608667e",
@@ -38,8 +43,15 @@ def download_clotho(root: Path, splits: list[str], base_url: str, checksums: Pat
                 raise UserError(f"{checksums} has no line for {name}")
             fetch_file(f"{base_url.rstrip('/')}/{name}?download=1", root / name, md5[name])
         if archive in names:
-            extract_wav_folder(root / archive, root / split)
+            extract_wav_folder(root / archive, root / split, MAX_UNPACKED_BYTES)
             print(f"{split}/: unpacked; {archive} may be removed")
+
+
+def what_download_fetches(splits: list[str]) -> str:
+    """What, how large, from where."""
+    archives = ARCHIVES_GB * sum(WAV_GB[split] for split in splits) / sum(WAV_GB.values())
+    size = f"some {archives:.1f} GB of archives, {sum(WAV_GB[split] for split in splits):.1f} GB of WAV files unpacked"
+    return f"Clotho v2.1 ({', '.join(splits)}: {size}) from {ZENODO_URL}"
 
 
 def read_checksums(path: Path) -> dict[str, str]:

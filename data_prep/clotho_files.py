@@ -33,10 +33,13 @@ def normalise_name(name: str) -> str:
     return " ".join(stem.split()) + dot + suffix.lower()
 
 
+def holds_clotho(root: Path) -> bool:
+    """True if a part of any split is there."""
+    return any(path.exists() for split in SPLITS for path in _paths(root, split))
+
+
 def read_clotho(root: Path, splits: list[str]) -> list[SplitPlan]:
     """Plans of `splits`; UserError for whatever is missing or contradictory."""
-    if not root.is_dir():
-        raise UserError(f"--root {root} is not a folder; add --download to fetch Clotho into it")
     complete = [split for split in SPLITS if all(path.exists() for path in _paths(root, split))]
     for path in (path for split in splits for path in _paths(root, split)):
         if not path.exists():

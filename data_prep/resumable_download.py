@@ -12,7 +12,7 @@ import shutil
 import time
 import urllib.error
 import urllib.request
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import py7zr
@@ -26,6 +26,7 @@ CHUNK_BYTES = 1 << 18
 TIMEOUT = 60  # s without a byte
 MAX_FAILURES = 6  # attempts in a row that brought nothing
 BACKOFF = 1.0  # s after the first failure, doubled by each further one
+PROTECTED = "it is protected by a password; Clotho's own archives are not"
 TEMPORARY_STATUS = (408, 425, 429, 500, 502, 503, 504)
 
 
@@ -115,13 +116,17 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def extract_wav_folder(archive: Path, folder: Path) -> None:
-    """Unpack the one folder of .wav files that `archive` (7z) holds, whatever its name there, as `folder`."""
+def extract_wav_folder(archive: Path, folder: Path, max_bytes: float) -> None:
+    """Unpack the one folder of .wav files that `archive` (7z) holds, whatever its name there, as `folder`.
+
+    Raises:
+        UserError: The archive is damaged, protected, holds links or other places' names, or more than `max_bytes` unpacked.
+    """
     temporary = folder.with_name(f"{folder.name}.extracting")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         with disk_errors(folder.parent):
-            _extract(archive, temporary)
+            _extract(archive, temporary, max_bytes)
             found = {path.parent for path in temporary.rglob("*") if path.suffix.lower() == ".wav" and not path.name.startswith("._")}
             if len(found) != 1:
                 raise UserError(f"{archive} holds {len(found)} folders with .wav files, expected one")
@@ -131,16 +136,41 @@ def extract_wav_folder(archive: Path, folder: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _extract(archive: Path, target: Path) -> None:
+def _extract(archive: Path, target: Path, max_bytes: float) -> None:
     try:
-        with (
-            py7zr.SevenZipFile(archive) as file,
-            bar(total=file.archiveinfo().uncompressed, desc=f"unpacking {archive.name}", unit="B", scale=True) as progress,
-        ):
-            file.extractall(target, callback=_Progress(progress))
-    except (py7zr.exceptions.ArchiveError, lzma.LZMAError, EOFError) as error:
-        reason = str(error) or type(error).__name__
+        with py7zr.SevenZipFile(archive) as file:
+            if reason := _why_not(file, target, max_bytes):
+                raise UserError(f"{archive} is not unpacked: {reason}")
+            total = sum(member.uncompressed for member in file.files)
+            with bar(total=total, desc=f"unpacking {archive.name}", unit="B", scale=True) as progress:
+                file.extractall(target, callback=_Progress(progress))
+    except (OSError, UserError):
+        raise
+    except py7zr.exceptions.PasswordRequired:
+        raise UserError(f"{archive} is not unpacked: {PROTECTED}") from None
+    except Exception as error:  # a damaged header makes py7zr stumble in a dozen ways
+        reason = str(error) if isinstance(error, (py7zr.exceptions.ArchiveError, lzma.LZMAError)) else "it is damaged"
+        reason = reason[:200] or type(error).__name__
         raise UserError(f"{archive} cannot be unpacked: {reason}; remove it and run again with --download") from None
+
+
+def _why_not(file: py7zr.SevenZipFile, target: Path, max_bytes: float) -> str | None:
+    """Reason to leave an archive alone, by its table of contents."""
+    if file.needs_password():
+        return PROTECTED
+    for member in file.files:
+        parts = PurePosixPath(member.filename.replace("\\", "/")).parts
+        if ".." in parts or parts[:1] == ("/",) or (parts and parts[0].endswith(":")):
+            return f"{member.filename[:80]!r} would lie outside its folder"
+        if not (member.is_directory or member.is_file) or member.is_symlink or member.is_junction:
+            return f"{member.filename[:80]!r} is a link or a device, expected files"
+    size = sum(member.uncompressed for member in file.files)
+    if size > max_bytes:
+        return f"it announces {size / 1e9:,.1f} GB of files, expected at most {max_bytes / 1e9:,.1f} GB"
+    free = shutil.disk_usage(target.parent).free
+    if size > free:
+        return f"its {size / 1e9:.1f} GB of files need more than the {free / 1e9:.1f} GB that are free there; free some space and run again"
+    return None
 
 
 class _Progress(py7zr.callbacks.ExtractCallback):

@@ -23,6 +23,8 @@ from audio_codec import UnreadableSound, encode_clip  # noqa: E402
 from clotho_files import normalise_name  # noqa: E402
 from corpora import error_line, load, write_csv  # noqa: E402
 
+from retrieval.config import load_config  # noqa: E402
+
 EXCERPT = ROOT.parent / "shared" / "data" / "clotho_excerpt"
 BUILD = [sys.executable, str(ROOT / "data_prep" / "build_clotho.py"), "--splits", "evaluation", "--num-proc", "2", "--root"]
 METADATA = ["keywords", "sound_id", "sound_link", "start_end_samples", "manufacturer", "license"]
@@ -201,9 +203,23 @@ def test_bad_corpus_is_one_line(tmp_path, capsys, name):
     assert_nothing_built(tmp_path)
 
 
+def test_the_default_root_is_where_the_configurations_look(tmp_path, monkeypatch, capsys):
+    assert build_clotho.ROOT / "cache" == Path(load_config(ROOT / "configs" / "tap.yaml").data.cache)
+    monkeypatch.chdir(tmp_path)
+    assert build_clotho.main([]) == 2
+    line = error_line(capsys)
+    assert f"data/clotho_v2 (in {tmp_path})" in line and "--download" in line and "11.1 GB" in line
+    assert build_clotho.main(["--splits", "evaluation"]) == 2
+    assert "2.0 GB" in error_line(capsys) and list(tmp_path.iterdir()) == []
+    write_split(tmp_path / "data" / "clotho_v2")
+    assert build_clotho.main(["--splits", "evaluation", "--num-proc", "1"]) == 0
+    assert (tmp_path / "data" / "clotho_v2" / "cache" / "cache.json").is_file()
+
+
 def test_missing_root_and_the_splits_that_are_there(tmp_path, capsys):
     assert build_clotho.main(["--root", str(tmp_path / "nowhere")]) == 2
-    assert "is not a folder; add --download" in error_line(capsys)
+    line = error_line(capsys)
+    assert str(tmp_path / "nowhere") in line and "--download" in line and "zenodo.org" in line and " GB" in line and "--root" in line
     write_split(tmp_path)
     assert build_clotho.main(["--root", str(tmp_path)]) == 2
     assert error_line(capsys).endswith("development is missing: fetch it with --download, or leave the split out: --splits evaluation")

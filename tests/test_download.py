@@ -2,8 +2,13 @@
 
 import hashlib
 import http.server
+import os
+import resource
+import shutil
+import struct
 import sys
 import threading
+import zlib
 from pathlib import Path
 
 import py7zr
@@ -139,8 +144,6 @@ def test_a_server_that_gives_nothing_is_given_up(tmp_path, server):
 
 
 def test_disk_full_is_one_line(tmp_path, server, monkeypatch):
-    import resource
-
     server.files["x.bin"] = CONTENT
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
@@ -161,7 +164,7 @@ def pack(folder, archive, name):
 def test_extraction_is_all_or_nothing(tmp_path):
     write_split(tmp_path / "corpus")
     pack(tmp_path / "corpus" / "evaluation", tmp_path / "a.7z", "some/where")
-    extract_wav_folder(tmp_path / "a.7z", tmp_path / "evaluation")
+    extract_wav_folder(tmp_path / "a.7z", tmp_path / "evaluation", 1e9)
     assert sorted(path.name for path in (tmp_path / "evaluation").iterdir()) == ["a.wav", "b.wav"]
     content = (tmp_path / "a.7z").read_bytes()
     damaged = bytearray(content)
@@ -169,12 +172,125 @@ def test_extraction_is_all_or_nothing(tmp_path):
     for name, data in (("cut", content[: len(content) // 2]), ("text", b"no archive"), ("damaged", bytes(damaged)), ("empty", b"")):
         (tmp_path / "b.7z").write_bytes(data)
         with pytest.raises(UserError, match="cannot be unpacked"):
-            extract_wav_folder(tmp_path / "b.7z", tmp_path / name)
+            extract_wav_folder(tmp_path / "b.7z", tmp_path / name, 1e9)
     (tmp_path / "corpus" / "evaluation" / "a.wav").rename(tmp_path / "corpus" / "a.wav")
     pack(tmp_path / "corpus", tmp_path / "c.7z", "corpus")
     with pytest.raises(UserError, match="holds 2 folders with .wav files, expected one"):
-        extract_wav_folder(tmp_path / "c.7z", tmp_path / "two")
+        extract_wav_folder(tmp_path / "c.7z", tmp_path / "two", 1e9)
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["corpus", "evaluation"]
+
+
+# --- archives that are no plain folder of WAV files; written by py7zr, or changed as a writer of malice would ---
+
+
+def wav_archive(path: Path, *, names: tuple[str, ...] = ("folder/a.wav", "folder/b.wav"), num_bytes: int = 3000, **settings) -> Path:
+    with py7zr.SevenZipFile(path, "w", **settings) as file:
+        file.set_encoded_header_mode(False)  # names and methods can be read in the file
+        for name in names:
+            file.writestr(os.urandom(10) + bytes(num_bytes - 10), name)
+    return path
+
+
+def patched(path: Path, old: bytes, new: bytes) -> Path:
+    """`old` in the archive's table of contents replaced, its checksums right again."""
+    content = bytearray(path.read_bytes())
+    offset, size = struct.unpack("<QQ", content[12:28])
+    header = bytes(content[32 + offset : 32 + offset + size])
+    assert header.count(old) == 1 and len(old) == len(new)
+    content[32 + offset : 32 + offset + size] = header = header.replace(old, new)
+    content[28:32] = struct.pack("<I", zlib.crc32(header))
+    content[8:12] = struct.pack("<I", zlib.crc32(content[12:32]))
+    path.write_bytes(content)
+    return path
+
+
+def with_link(path: Path) -> Path:
+    folder = path.parent / "folder"
+    folder.mkdir()
+    (folder / "a.wav").write_bytes(bytes(100))
+    (folder / "b.wav").symlink_to("/etc/passwd")
+    with py7zr.SevenZipFile(path, "w") as file:
+        file.writeall(folder, "folder")
+    return path
+
+
+def first_volume(path: Path) -> Path:
+    wav_archive(path)
+    path.write_bytes(path.read_bytes()[:60])
+    return path
+
+
+def empty_archive(path: Path) -> Path:
+    py7zr.SevenZipFile(path, "w").close()
+    return path
+
+
+def name(text: str) -> bytes:
+    return text.encode("utf-16-le")
+
+
+ARCHIVES = {
+    "password": (lambda path: wav_archive(path, password="secret"), "password"),
+    "password, names hidden": (lambda path: wav_archive(path, password="secret", header_encryption=True), "password"),
+    "link": (with_link, "link"),
+    "absolute name": (lambda path: patched(wav_archive(path, names=("xtmp/a.wav",)), name("xtmp/"), name("/tmp/")), "outside"),
+    "name that climbs": (lambda path: patched(wav_archive(path, names=("xx/a.wav",)), name("xx/"), name("../")), "outside"),
+    "name of a drive": (lambda path: patched(wav_archive(path, names=("xx/a.wav",)), name("xx/"), name("C:/")), "outside"),
+    "unknown method": (lambda path: patched(wav_archive(path), b"\x21\x21\x01", b"\x21\x7f\x01"), "cannot be unpacked"),
+    "one of several parts": (first_volume, "cannot be unpacked"),
+    "nothing in it": (empty_archive, "7z"),
+    "no sounds in it": (lambda path: wav_archive(path, names=("a.txt",)), "0 folders"),
+    "bomb": (lambda path: wav_archive(path, num_bytes=3_000_000), "announces"),
+    "disk too small for it": (wav_archive, "free"),
+}
+
+
+@pytest.mark.parametrize("kind", ARCHIVES)
+def test_an_archive_of_another_kind_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, kind):
+    write, expected = ARCHIVES[kind]
+    if kind == "disk too small for it":
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6 - 4000, 4000))
+    archive = write(tmp_path / "a.7z")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match=expected) as caught:
+        extract_wav_folder(archive, tmp_path / "evaluation", 1e6)
+    assert str(archive) in str(caught.value) and "\n" not in str(caught.value)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_disk_that_fills_up_while_unpacking(tmp_path):
+    archive = wav_archive(tmp_path / "a.7z", num_bytes=200_000)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    try:
+        with pytest.raises(UserError, match="disk full"):
+            extract_wav_folder(archive, tmp_path / "evaluation", 1e9)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.7z"]
+    extract_wav_folder(archive, tmp_path / "evaluation", 1e9)
+
+
+def test_damage_anywhere_is_one_line_or_does_no_harm(tmp_path):
+    content = wav_archive(tmp_path / "a.7z").read_bytes()
+    (header,) = struct.unpack("<Q", content[12:20])
+    refused = 0
+    for place in [*range(32), *range(32, 32 + header, 40), *range(32 + header, len(content))]:
+        for byte in (0, 0xFF):
+            damaged = bytearray(content)
+            damaged[place] = byte
+            if place >= 32 + header:  # checksums that fit, as a writer of malice would have
+                damaged[28:32] = struct.pack("<I", zlib.crc32(damaged[32 + header :]))
+                damaged[8:12] = struct.pack("<I", zlib.crc32(damaged[12:32]))
+            (tmp_path / "b.7z").write_bytes(damaged)
+            try:
+                extract_wav_folder(tmp_path / "b.7z", tmp_path / "evaluation", 1e6)
+                shutil.rmtree(tmp_path / "evaluation")
+            except UserError as error:
+                assert "\n" not in str(error)
+                refused += 1
+            assert sorted(path.name for path in tmp_path.iterdir()) == ["a.7z", "b.7z"]
+    assert refused > 100
 
 
 @pytest.fixture
