@@ -39,6 +39,7 @@ from retrieval.salsa import load_salsa_checkpoint  # noqa: F401 - part of this m
 # Settings that may change between a run and its resumption: they do not touch what is computed in training.
 HARMLESS = (
     *("data.cache", "data.frame_cache", "data.num_workers"),
+    *("train.caches", "loss.teachers"),  # their content is compared: Progress
     *("train.output", "train.max_steps", "train.save_every_steps", "train.log_every_steps", "evaluation."),
 )
 LIBRARIES = ("torch", "torchaudio", "accelerate", "transformers", "datasets", "evaluate", "numpy")

@@ -25,20 +25,29 @@ MAX_SENTENCE_TOKENS = 64
 
 
 class TeacherScores:
-    """Mean of the score matrices that teachers left on disk; only what a batch needs is read."""
+    """Mean of the score matrices that teachers left on disk; only what a batch needs is read.
+
+    Raises UserError for scores of another corpus, and for a copy of a teacher, which would count twice.
+    """
 
     def __init__(self, folders: list[str], pairs: PairDataset):
         self.files = [open_scores(folder) for folder in folders]
         for file in self.files:
             file.check(pairs.split)
+        whole, folder_of = hashlib.sha256(), {}
+        for folder, file in zip(folders, self.files, strict=True):
+            digest = hashlib.sha256()
+            for clip in file.scores.T:  # a column at a time, as they lie on disk
+                column = np.ascontiguousarray(clip)
+                digest.update(column)
+                whole.update(column)
+            if (other := folder_of.setdefault(digest.hexdigest(), folder)) != folder:
+                raise UserError(f"loss.teachers: {folder} holds the same scores as {other}, which would count twice; leave one of them out")
+        self._fingerprint = whole.hexdigest()
 
     def fingerprint(self) -> str:
         """Of the scores themselves."""
-        digest = hashlib.sha256()
-        for file in self.files:
-            for clip in file.scores.T:  # a column at a time, as they lie on disk
-                digest.update(np.ascontiguousarray(clip))
-        return digest.hexdigest()
+        return self._fingerprint
 
     def block(self, pairs: torch.Tensor, clips: torch.Tensor) -> torch.Tensor:
         """float32 (N, B): the captions of `pairs` (N,) with `clips` (B,)."""

@@ -6,6 +6,7 @@ What can go wrong for a reason of the user's goes wrong here, before the run fol
 import os
 import shutil
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -28,6 +29,7 @@ from retrieval.data import (
     make_loader,
     num_steps_per_epoch,
     open_cache,
+    shared_memory_warnings,
     usable_workers,
 )
 from retrieval.data.augmentation import waveform_augmentation
@@ -88,6 +90,7 @@ class Splits:
     validation: ClipSplit | FrameSplit
     test: ClipSplit | FrameSplit | None
     caches: list[Cache]  # of the training corpora, and that of the other two splits
+    warnings: list[str] = field(default_factory=list)  # of clips that occur twice
 
     @property
     def sizes(self) -> list[int]:
@@ -102,6 +105,28 @@ class Splits:
     def few_clips(self) -> list[str]:
         """A warning for each scored split that is too small for R@10."""
         return [f"{split.name} has {warning}" for split in self.scored if (warning := few_clips_warning(len(split)))]
+
+    def check_copies(self) -> list[str]:
+        """Return a warning for clips that two training corpora share, and for clips that are trained on and scored.
+
+        Raises UserError where that is so for a whole split: a copy of a cache. A clip is told by its file name, samples and captions.
+        """
+        *sources, cache = self.caches
+        trained = [(f"{TRAINING} of {source.path}", _clips_of(split)) for source, split in zip(sources, self.training, strict=True)]
+        scored = [(f"{split.name} of {cache.path}", _clips_of(split)) for split in self.scored]
+        twice = "these clips would count twice and be their own negatives"
+        pairs = [(*first, *second, twice) for first, second in combinations(trained, 2)]
+        leaked = "the model would be trained on what it is scored on"
+        others = [split for source, split in zip(sources, trained, strict=True) if source.path.resolve() != cache.path.resolve()]
+        pairs += [(*first, *second, leaked) for first in others for second in scored]
+        warnings = []
+        for first, first_clips, second, second_clips, consequence in pairs:
+            num_shared = len(first_clips & second_clips)
+            if num_shared and first_clips == second_clips:
+                raise UserError(f"train.caches: {first} and {second} hold the same clips: {consequence}; leave one of them out")
+            if num_shared:
+                warnings.append(f"train.caches: {num_shared} clips of {second} are in {first}, too: {consequence}")
+        return warnings
 
     @property
     def all_captions(self) -> list[str]:
@@ -124,11 +149,17 @@ class Splits:
 
 
 def open_splits(config: Config) -> Splits:
-    """Raises UserError for caches that are absent, damaged or of another sample rate."""
+    """Raises UserError for caches that are absent, damaged, of another sample rate or copies of each other."""
     cache = open_cache(config.data.cache, config.data.sample_rate)
     sources = [open_cache(path, config.data.sample_rate) for path in config.train.caches] or [cache]
     test = cache.split(TEST) if TEST in cache.split_names else None
-    return Splits([source.split(TRAINING) for source in sources], cache.split(VALIDATION), test, [*sources, cache])
+    splits = Splits([source.split(TRAINING) for source in sources], cache.split(VALIDATION), test, [*sources, cache])
+    return replace(splits, warnings=splits.check_copies() if config.train.caches else [])
+
+
+def _clips_of(split: ClipSplit) -> set[int]:
+    """Hashes of (file name, samples, captions), so that hundreds of thousands of clips take megabytes."""
+    return {hash(clip) for clip in zip(split.file_names, split.num_samples.tolist(), map(tuple, split.captions), strict=True)}
 
 
 def make_pairs(splits: Splits, config: Config) -> PairDataset:
@@ -177,7 +208,7 @@ def prepare(config: Config, folder: Path, resume: bool, overwrite: bool) -> Run:
     batches = EpochBatches(splits.sizes, config.train.batch_size, config.seed, rank(), world_size(), config.train.cache_weights)
     check_batch_size(batches.num_pairs, config.train.batch_size, world_size())
     model = build_model(config).to(accelerator.device)
-    for warning in [*warnings_of(config), *splits.few_clips]:
+    for warning in [*warnings_of(config), *splits.warnings, *splits.few_clips]:
         accelerator.print(f"warning: {warning}")
     set_up_blocks(model, config.train, accelerator.device)
     set_up_augmentation(model, config)
@@ -188,6 +219,10 @@ def prepare(config: Config, folder: Path, resume: bool, overwrite: bool) -> Run:
             settings = {"folder": Path(config.data.frame_cache), "batch_size": config.evaluation.text_batch_size}
             model.caption_features = cached_captions(model, splits.all_captions, accelerator=accelerator, **settings)
     pairs = make_pairs(splits, config)
+    num_processes = int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
+    share = -(-config.train.batch_size // world_size())
+    for warning in shared_memory_warnings(pairs, share, config.data.num_workers, num_processes):
+        accelerator.print(f"warning: {warning}")
     objective = Objective(config.loss, pairs, accelerator.device)
     wrapped, optimizer = accelerator.prepare(model, make_optimizer(model, config.optimizer))
     if rank():

@@ -1,8 +1,12 @@
 """Several corpora in one training: which pairs an epoch has, and clips that are mixed."""
 
+import json
+import shutil
+
+import datasets
 import numpy as np
 import pytest
-from conftest import write_cache
+from conftest import write_cache, write_rows
 
 from retrieval.config import load_config
 from retrieval.data import EpochBatches, JoinedSplit, PairDataset, as_float, open_cache
@@ -118,3 +122,47 @@ def test_silence_can_be_mixed(splits, monkeypatch):
     monkeypatch.setattr(type(splits[0]), "read_stored", lambda *_: np.zeros(100, np.float32))
     item = PairDataset(splits[0], 100, seed=0, mix_probability=1.0)[0, 0]
     assert not item["waveform"].any() and np.isfinite(item["waveform"]).all()
+
+
+# --- the same clips twice ---
+
+
+def test_a_copy_of_a_cache_is_refused(tiny, tmp_path):
+    """Under another name and built at another time, as cache.json says: its clips tell."""
+    shutil.copytree(tiny / "cache", tmp_path / "copy")
+    (tmp_path / "copy" / "cache.json").write_text((tiny / "cache" / "cache.json").read_text() + "\n")
+    config = load_config(tiny / "tiny.yaml", [f"train.caches=[{tiny}/cache, {tmp_path}/copy]", f"train.output={tmp_path}/run"])
+    with pytest.raises(UserError, match="train.caches: development of .*cache and development of .*copy hold the same clips") as caught:
+        prepare(config, tmp_path / "run", resume=False, overwrite=False)
+    assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
+    # Without the original it is the corpus, once; the other splits are those of data.cache.
+    opened = open_splits(load_config(tiny / "tiny.yaml", [f"train.caches=[{tmp_path}/copy]"]))
+    assert opened.sizes == [24] and opened.warnings == []
+
+
+def test_training_on_a_split_that_is_scored_is_refused(tiny, tmp_path):
+    """The evaluation split, built once more as a corpus to train on."""
+    (tmp_path / "leak").mkdir()
+    shutil.copytree(tiny / "cache" / "evaluation", tmp_path / "leak" / "development")
+    info = json.loads((tiny / "cache" / "cache.json").read_text())
+    (tmp_path / "leak" / "cache.json").write_text(json.dumps(info | {"splits": {"development": info["splits"]["evaluation"]}}))
+    with pytest.raises(UserError, match="train.caches: development of .*leak and evaluation of .*cache hold the same clips.*scored on"):
+        open_splits(load_config(tiny / "tiny.yaml", [f"train.caches=[{tiny}/cache, {tmp_path}/leak]"]))
+
+
+def test_clips_that_two_caches_share_are_counted(tiny, tmp_path, capsys):
+    """Part of a corpus and part of what is scored, among other clips: said, not refused."""
+
+    def rows(split: str, clips: range) -> list[dict]:
+        table = datasets.load_from_disk(str(tiny / "cache" / split))
+        return [table[clip] for clip in clips]
+
+    shared = write_rows(tmp_path / "shared", {"development": [*rows("development", range(4)), *rows("evaluation", range(3))]})
+    config = load_config(tiny / "tiny.yaml", [f"train.caches=[{tiny}/cache, {shared}]", f"train.output={tmp_path}/run"])
+    run = prepare(config, tmp_path / "run", resume=False, overwrite=False)
+    run.lock.close()
+    run.tracker.close()
+    printed = capsys.readouterr().out
+    assert "warning: train.caches: 4 clips of development of" in printed and "warning: train.caches: 3 clips of evaluation of" in printed
+    other = write_cache(tmp_path / "other", {"development": 12}, seed=9)  # negative control: names and captions of a corpus, other sounds
+    assert open_splits(load_config(tiny / "tiny.yaml", [f"train.caches=[{tiny}/cache, {other}]"])).warnings == []

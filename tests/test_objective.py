@@ -208,6 +208,12 @@ def test_a_learnt_temperature_that_crossed_zero_counts_by_its_size(tiny, pairs):
     assert values[0] == values[1] != values[2]
 
 
+def test_a_copy_of_a_teacher_is_refused(pairs, teachers, tmp_path):
+    shutil.copytree(teachers[0], tmp_path / "copy")
+    with pytest.raises(UserError, match="loss.teachers: .*copy holds the same scores"):
+        TeacherScores([str(teachers[0]), str(teachers[1]), str(tmp_path / "copy")], pairs)
+
+
 def test_a_teacher_may_hear_another_sample_rate(tiny, teachers, tmp_path):
     """Clips and captions of one name, in a cache of another rate and of other lengths in samples."""
     other = open_cache(write_cache(tmp_path / "other", {"development": 12}, seed=3, sample_rate=8_000)).split("development")

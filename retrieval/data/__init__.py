@@ -11,6 +11,7 @@ from retrieval.data.pairs import (
     make_clip_loader,
     make_loader,
     num_steps_per_epoch,
+    shared_memory_warnings,
     usable_workers,
 )
 
@@ -28,5 +29,6 @@ __all__ = [
     "make_loader",
     "num_steps_per_epoch",
     "open_cache",
+    "shared_memory_warnings",
     "usable_workers",
 ]

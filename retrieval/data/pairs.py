@@ -5,22 +5,30 @@ Order and crops depend on (seed, epoch, item) alone, never on worker processes o
 Letters: B clips of a batch, S samples, T frames of F numbers where a frame cache stands in for the audio.
 """
 
+import errno
 import math
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from retrieval.data.cache import ClipSplit, as_float
 from retrieval.data.joined import JoinedSplit
 from retrieval.errors import UserError
 
 GRACE_SECONDS = 60  # that a loader process outlives a SIGTERM
-
+SHARED_MEMORY = "/dev/shm"
+SHARED_MEMORY_ERRORS = (
+    *("unable to allocate shared memory", "unable to open shared memory", "unable to write to file </torch_", "unable to mmap"),
+    "killed by signal: Bus error",  # where memory is given only when it is touched
+)
+MORE_SHARED_MEMORY = "give the container more (docker run --shm-size=8g, or --ipc=host), or load without processes: data.num_workers=0"
+PREFETCHED = 2  # batches that DataLoader has each process make ahead
 
 Augment = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
@@ -160,11 +168,27 @@ def collate_clips(waveforms: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tens
     """
     lengths = torch.tensor([len(waveform) for waveform in waveforms], dtype=torch.int64)  # (B,)
     pcm = all(waveform.dtype == np.int16 for waveform in waveforms)
-    padded = torch.empty(len(waveforms), int(lengths.max()), *waveforms[0].shape[1:], dtype=torch.int16 if pcm else torch.float32)  # (B, S)
+    padded = _empty((len(waveforms), int(lengths.max()), *waveforms[0].shape[1:]), torch.int16 if pcm else torch.float32)  # (B, S)
     for row, waveform in zip(padded.numpy(), waveforms, strict=True):
         row[: len(waveform)] = waveform if pcm else as_float(waveform)
         row[len(waveform) :] = 0
-    return padded, lengths
+    return padded, _shared(lengths)
+
+
+def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """A tensor to fill; in a loader process in the shared memory through which it goes to the training process.
+
+    Torch would move it there on its way, in a thread whose errors end nothing: with a full /dev/shm the training process would wait for ever.
+    """
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=dtype)
+    storage = torch.UntypedStorage._new_shared(math.prod(shape) * dtype.itemsize)
+    return torch.empty(0, dtype=dtype).set_(storage, 0, shape)
+
+
+def _shared(values: torch.Tensor) -> torch.Tensor:
+    """A small tensor, in a loader process in shared memory: as `_empty`."""
+    return values if get_worker_info() is None else values.share_memory_()
 
 
 def collate_pairs(items: list[dict[str, Any]]) -> dict[str, Any]:
@@ -174,9 +198,55 @@ def collate_pairs(items: list[dict[str, Any]]) -> dict[str, Any]:
         "waveform": waveform,
         "lengths": lengths,
         "captions": [item["caption"] for item in items],
-        "clips": torch.tensor([item["clip"] for item in items]),
-        "pairs": torch.tensor([item["pair"] for item in items]),
+        "clips": _shared(torch.tensor([item["clip"] for item in items])),
+        "pairs": _shared(torch.tensor([item["pair"] for item in items])),
     }
+
+
+class Loader(DataLoader):
+    """A DataLoader that raises UserError, one line, for what its processes say in tracebacks: a damaged clip, no shared memory."""
+
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            yield from super().__iter__()
+        except UserError as error:  # of a loader process: "Caught UserError in DataLoader worker process 0.", its traceback, its line
+            raise UserError(str(error).rpartition("UserError: ")[2].strip()) from None
+        except (RuntimeError, OSError) as error:
+            if not _is_shared_memory(error):
+                raise
+            raise UserError(
+                f"data.num_workers={self.num_workers}: the loader processes have too little shared memory ({_shared_memory()}); "
+                f"{MORE_SHARED_MEMORY}, or with smaller batches"
+            ) from None
+
+
+def _is_shared_memory(error: Exception) -> bool:
+    if isinstance(error, OSError):  # of a semaphore, which lies in /dev/shm too
+        return error.filename is None and error.errno in (errno.ENOSPC, errno.ENOENT, errno.EACCES, errno.ENOSYS)
+    return any(text in str(error) for text in SHARED_MEMORY_ERRORS)
+
+
+def _shared_memory() -> str:
+    try:
+        total, _, free = shutil.disk_usage(SHARED_MEMORY)
+    except OSError as error:
+        return f"{SHARED_MEMORY}: {error.strerror}"
+    return f"{SHARED_MEMORY} has {total / 1e6:,.1f} MB, {free / 1e6:,.1f} MB of them free"
+
+
+def shared_memory_warnings(pairs: PairDataset, batch_size: int, num_workers: int, num_processes: int) -> list[str]:
+    """A warning where full batches of the loader processes on this machine need more shared memory than there is.
+
+    batch_size: of one process; num_processes: training processes on this machine.
+    """
+    num_workers = usable_workers(num_workers)
+    if not num_workers or not os.path.isdir(SHARED_MEMORY):
+        return []
+    longest = min(pairs.max_samples, int(pairs.split.num_samples.max()))
+    needed = num_processes * (PREFETCHED * num_workers + 1) * batch_size * pairs.split.read_stored(0, 0, 1)[0].nbytes * longest
+    if needed <= shutil.disk_usage(SHARED_MEMORY).free:
+        return []
+    return [f"loader processes may need {needed / 1e6:,.0f} MB of shared memory, {_shared_memory()}; {MORE_SHARED_MEMORY}"]
 
 
 def make_loader(pairs: PairDataset, batches: EpochBatches, num_workers: int) -> DataLoader:
@@ -185,7 +255,7 @@ def make_loader(pairs: PairDataset, batches: EpochBatches, num_workers: int) -> 
     Its own generator: the loader's draw of worker seeds must not move the random state that dropout uses.
     """
     num_workers = usable_workers(num_workers)
-    return DataLoader(
+    return Loader(
         pairs,
         batch_sampler=batches,
         collate_fn=collate_pairs,
@@ -199,7 +269,7 @@ def make_loader(pairs: PairDataset, batches: EpochBatches, num_workers: int) -> 
 
 def make_clip_loader(split: Any, indices: range, max_samples: int, batch_size: int, num_workers: int, pin_memory: bool = False) -> DataLoader:
     """Batches of `collate_clips` of some clips of a split, in order, each from its start. Its own generator: as in `make_loader`."""
-    return DataLoader(
+    return Loader(
         ClipsFromStart(split, indices, max_samples),
         batch_size=batch_size,
         num_workers=num_workers,
