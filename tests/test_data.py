@@ -5,7 +5,12 @@ Letters: B clips, S samples.
 
 import io
 import json
+import os
 import pickle
+import shutil
+import signal
+import subprocess
+import sys
 import tracemalloc
 from collections import Counter
 from pathlib import Path
@@ -15,7 +20,7 @@ import pyarrow
 import pytest
 import soundfile
 import torch
-from conftest import SAMPLE_RATE, write_cache, write_rows
+from conftest import ROOT, SAMPLE_RATE, write_cache, write_rows
 
 from retrieval.data import (
     ClipSplit,
@@ -24,8 +29,11 @@ from retrieval.data import (
     as_float,
     collate_clips,
     collate_pairs,
+    make_clip_loader,
+    make_loader,
     num_steps_per_epoch,
     open_cache,
+    shared_memory_warnings,
     usable_workers,
 )
 from retrieval.errors import UserError
@@ -377,3 +385,98 @@ def test_no_more_loader_processes_than_cores():
     assert usable_workers(0) == 0
     assert usable_workers(1) == 1
     assert usable_workers(10**6) < 10**6
+
+
+# --- loader processes that fail ---
+
+
+class DyingSplit:
+    """A clip, and another one at which the process that reads it gets a signal."""
+
+    num_samples = np.array([10, 10])
+
+    def __init__(self, signum: int):
+        self.signum = signum
+
+    def read_stored(self, index: int, start: int, stop: int) -> np.ndarray:
+        if index == 1:
+            os.kill(os.getpid(), self.signum)
+        return np.zeros(10, np.int16)
+
+
+def test_a_damaged_clip_is_one_line_also_from_a_loader_process(tmp_path):
+    path = write_cache(tmp_path / "cache", {"development": 3})
+    split = open_cache(path).split("development")
+    split.num_samples[1] += 5
+    for num_workers in (0, 1):
+        with pytest.raises(UserError) as caught:
+            list(make_clip_loader(split, range(3), 10**6, 1, num_workers))
+        assert str(caught.value).startswith("clip '1.wav' in split 'development'") and "\n" not in str(caught.value)
+
+
+def test_a_loader_process_that_dies_is_one_line():
+    """Of a bus error where a container gives shared memory only when it is touched, or killed where all memory is full."""
+    for signum, named in ((signal.SIGBUS, "--shm-size"), (signal.SIGKILL, "a loader process has died.*lower data.num_workers")):
+        with pytest.raises(UserError, match=named) as caught:
+            list(make_clip_loader(DyingSplit(signum), range(2), 10, 1, 1))
+        assert "\n" not in str(caught.value) and "data.num_workers" in str(caught.value)
+        assert ("shm" in str(caught.value)) == (signum == signal.SIGBUS)
+
+
+SMALL_SHARED_MEMORY = """
+import sys
+import numpy as np
+from retrieval.data import make_clip_loader
+from retrieval.errors import run_main
+
+class Split:
+    num_samples = np.full(8, 10**6)
+    def read_stored(self, index, start, stop):
+        return np.full(int(sys.argv[1]), index, np.int16)
+
+def main():
+    for waveform, lengths in make_clip_loader(Split(), range(8), 10**6, 2, 2):
+        print(waveform.shape[1], waveform[0, 0].item(), lengths[0].item(), flush=True)
+
+run_main(main)
+"""
+
+
+@pytest.mark.parametrize("num_samples", [10**6, 10_000], ids=["too large", "small enough"])
+def test_a_small_dev_shm_is_one_line(tmp_path, num_samples):
+    """Of 1 MB, as Docker's of 64 MB for real batches: a batch of 4 MB does not go through, and nothing waits for ever."""
+    (tmp_path / "load.py").write_text(SMALL_SHARED_MEMORY)
+    command = f"mount -t tmpfs -o size=1m tmpfs /dev/shm && exec {sys.executable} {tmp_path}/load.py {num_samples}"
+    if subprocess.run(["unshare", "-m", "mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", "/dev/shm"], capture_output=True).returncode:
+        pytest.skip("no permission to mount another /dev/shm")
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(["unshare", "-m", "sh", "-c", command], capture_output=True, text=True, env=environment, timeout=600)
+    if num_samples == 10_000:  # negative control
+        assert ended.returncode == 0 and ended.stdout.splitlines() == [f"10000 {clip} 10000" for clip in (0, 2, 4, 6)], ended
+    else:
+        assert ended.returncode == 2 and "--shm-size" in ended.stderr and "data.num_workers=0" in ended.stderr
+        assert "/dev/shm" in ended.stderr and len(ended.stderr.splitlines()) == 1, ended.stderr
+
+
+def test_batches_of_loader_processes_are_those_of_one(tmp_path):
+    """In shared memory from the start, with float32 and PCM, and clips of one length and of several."""
+    split = open_cache(write_cache(tmp_path / "cache", {"development": 5})).split("development")
+    for mix in (0.0, 1.0):
+        pairs = PairDataset(split, 16_000, seed=0, mix_probability=mix)
+        found = [[batch for batch in make_loader(pairs, EpochBatches(10, 4, seed=1), num_workers)] for num_workers in (0, 1)]
+        for own, other in zip(*found, strict=True):
+            assert own["captions"] == other["captions"]
+            for name in ("waveform", "lengths", "clips", "pairs"):
+                assert own[name].dtype == other[name].dtype and torch.equal(own[name], other[name])
+                assert other[name].is_shared() and not own[name].is_shared()
+
+
+def test_too_little_shared_memory_for_full_batches_is_said_before(tmp_path, monkeypatch):
+    split = open_cache(write_cache(tmp_path / "cache", {"development": 3}, seconds=(1.0, 1.0))).split("development")
+    pairs, free = PairDataset(split, 10**6, seed=0), shutil.disk_usage(tmp_path)._replace(free=3 * 4 * 16_000 * 2)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: free)
+    assert shared_memory_warnings(pairs, batch_size=4, num_workers=1, num_processes=1) == []
+    assert shared_memory_warnings(pairs, batch_size=9, num_workers=0, num_processes=1) == []
+    for batch_size, num_processes in ((5, 1), (4, 2)):
+        (warning,) = shared_memory_warnings(pairs, batch_size, 1, num_processes)
+        assert "--shm-size" in warning and "data.num_workers=0" in warning

@@ -17,6 +17,10 @@ from retrieval.evaluation import EvaluationResult, evaluate_split, few_clips_war
 RATE, DIM = 10, 4
 
 
+def _caption(number: int, clip: int) -> str:
+    return "long " * ((7 * clip + 3 * number) % 5) + f"caption {number} of clip {clip}"
+
+
 class FakeSplit:
     """Clips of whole numbers, one of them longer than the model's clip_seconds and one without captions.
 
@@ -30,7 +34,7 @@ class FakeSplit:
         self.clip_ids = [f"evaluation/{clip}" for clip in range(num_clips)]
         self.file_names = [f'clip, "{clip}".wav' for clip in range(num_clips)]
         self.num_samples = np.array([(5 + 3 * clip) % 37 + 1 for clip in range(num_clips)])
-        self.captions = [["long " * ((7 * clip + 3 * number) % 5) + f"caption {number} of clip {clip}" for number in range(clip % 3 + 1)] for clip in range(num_clips)]
+        self.captions = [[_caption(number, clip) for number in range(clip % 3 + 1)] for clip in range(num_clips)]
         self.captions[-1] = []
         self.audio = [random.integers(-4, 5, size=length).astype(np.float32) for length in self.num_samples]
         self.num_reads = [0] * num_clips

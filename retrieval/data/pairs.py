@@ -5,11 +5,11 @@ Order and crops depend on (seed, epoch, item) alone, never on worker processes o
 Letters: B clips of a batch, S samples, T frames of F numbers where a frame cache stands in for the audio.
 """
 
-import errno
 import math
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from retrieval.data.cache import ClipSplit, as_float
 from retrieval.data.joined import JoinedSplit
-from retrieval.errors import UserError
+from retrieval.errors import UserError, one_line
 
 GRACE_SECONDS = 60  # that a loader process outlives a SIGTERM
 SHARED_MEMORY = "/dev/shm"
@@ -28,6 +28,7 @@ SHARED_MEMORY_ERRORS = (
     "killed by signal: Bus error",  # where memory is given only when it is touched
 )
 MORE_SHARED_MEMORY = "give the container more (docker run --shm-size=8g, or --ipc=host), or load without processes: data.num_workers=0"
+LEAST_SHARED_MEMORY = 2**19  # bytes, of the queues and of small batches
 PREFETCHED = 2  # batches that DataLoader has each process make ahead
 
 Augment = Callable[[np.ndarray, np.random.Generator], np.ndarray]
@@ -207,23 +208,40 @@ class Loader(DataLoader):
     """A DataLoader that raises UserError, one line, for what its processes say in tracebacks: a damaged clip, no shared memory."""
 
     def __iter__(self) -> Iterator[Any]:
+        if self.num_workers and sys.platform == "linux":
+            self._check_shared_memory()
+        batches = super().__iter__()
         try:
-            yield from super().__iter__()
-        except UserError as error:  # of a loader process: "Caught UserError in DataLoader worker process 0.", its traceback, its line
-            raise UserError(str(error).rpartition("UserError: ")[2].strip()) from None
-        except (RuntimeError, OSError) as error:
-            if not _is_shared_memory(error):
+            yield from batches
+        except Exception as error:
+            explained = self._explained(error)
+            if self.num_workers:
+                # At once: torch's exception keeps its frames alive, and with them the processes, which nothing would end at exit.
+                batches._shutdown_workers()
+                self._iterator = None
+            if explained is None:
                 raise
-            raise UserError(
-                f"data.num_workers={self.num_workers}: the loader processes have too little shared memory ({_shared_memory()}); "
-                f"{MORE_SHARED_MEMORY}, or with smaller batches"
-            ) from None
+            raise explained from None
 
+    def _explained(self, error: Exception) -> UserError | None:
+        said = f"{error} {error.__cause__}"  # of a process that has died, the cause names the signal
+        if any(text in said for text in SHARED_MEMORY_ERRORS):
+            return self._too_little_shared_memory()
+        if "DataLoader worker (pid" in said:
+            advice = "where memory ran out, lower data.num_workers, or set it to 0"
+            return UserError(f"a loader process has died ({one_line(error.__cause__ or error)}); {advice}")
+        if isinstance(error, UserError):  # "Caught UserError in DataLoader worker process 0.", its traceback, and last its line
+            return UserError(str(error).rpartition("UserError: ")[2].strip())
+        return None
 
-def _is_shared_memory(error: Exception) -> bool:
-    if isinstance(error, OSError):  # of a semaphore, which lies in /dev/shm too
-        return error.filename is None and error.errno in (errno.ENOSPC, errno.ENOENT, errno.EACCES, errno.ENOSYS)
-    return any(text in str(error) for text in SHARED_MEMORY_ERRORS)
+    def _check_shared_memory(self) -> None:
+        """Raises UserError where not even the processes' queues have room, whose failure leaves torch with half of an iterator."""
+        if not os.path.isdir(SHARED_MEMORY) or shutil.disk_usage(SHARED_MEMORY).free < LEAST_SHARED_MEMORY:
+            raise self._too_little_shared_memory()
+
+    def _too_little_shared_memory(self) -> UserError:
+        what = f"the {self.num_workers} loader processes have too little shared memory, {_shared_memory()}"
+        return UserError(f"{what}; {MORE_SHARED_MEMORY}, or make batches smaller")
 
 
 def _shared_memory() -> str:
@@ -231,7 +249,7 @@ def _shared_memory() -> str:
         total, _, free = shutil.disk_usage(SHARED_MEMORY)
     except OSError as error:
         return f"{SHARED_MEMORY}: {error.strerror}"
-    return f"{SHARED_MEMORY} has {total / 1e6:,.1f} MB, {free / 1e6:,.1f} MB of them free"
+    return f"{free / 1e6:,.1f} of {total / 1e6:,.1f} MB in {SHARED_MEMORY} are free"
 
 
 def shared_memory_warnings(pairs: PairDataset, batch_size: int, num_workers: int, num_processes: int) -> list[str]:
@@ -246,7 +264,7 @@ def shared_memory_warnings(pairs: PairDataset, batch_size: int, num_workers: int
     needed = num_processes * (PREFETCHED * num_workers + 1) * batch_size * pairs.split.read_stored(0, 0, 1)[0].nbytes * longest
     if needed <= shutil.disk_usage(SHARED_MEMORY).free:
         return []
-    return [f"loader processes may need {needed / 1e6:,.0f} MB of shared memory, {_shared_memory()}; {MORE_SHARED_MEMORY}"]
+    return [f"loader processes may need {needed / 1e6:,.0f} MB of shared memory, and {_shared_memory()}; {MORE_SHARED_MEMORY}"]
 
 
 def make_loader(pairs: PairDataset, batches: EpochBatches, num_workers: int) -> DataLoader:
