@@ -16,6 +16,9 @@ def find_audio(folder: Path, option: str) -> SoundFiles:
     if not folder.is_dir():
         raise UserError(f"{option} {folder} is not a folder: expected the folder with the audio files")
     found = find_sounds(folder, follow_links=True)
+    if not found.paths and found.closed_folders:
+        closed, reason = next(iter(found.closed_folders.items()))
+        raise UserError(f"{option} {folder}: {closed} cannot be read: {reason}")
     if not found.paths:
         others = f"; its {found.passed_over.total()} files are no sound: {found}" if found.passed_over else ""
         raise UserError(f"{option} {folder} holds no audio file{others}")
@@ -23,8 +26,9 @@ def find_audio(folder: Path, option: str) -> SoundFiles:
 
 
 def passed_over_note(found: SoundFiles) -> list[str]:
-    """A note on the files below a folder that are no sound."""
-    return [f"passed over, since they are no sound: {found}"] if found.passed_over else []
+    """Notes on the folders below a folder that may not be read, and on the files that are no sound."""
+    notes = [f"left out: {folder}/ cannot be read: {reason}" for folder, reason in found.closed_folders.items()]
+    return notes + ([f"passed over, since they are no sound: {found}"] if found.passed_over else [])
 
 
 def best_of(paths: list[Path]) -> Path:
@@ -34,9 +38,12 @@ def best_of(paths: list[Path]) -> Path:
 
 
 def why_unreadable(path: Path) -> str | None:
-    """Reason to leave out what is no file."""
-    if not path.is_file():
-        return "is a link that leads nowhere" if path.is_symlink() else "is not a file"
+    """Reason to leave out what is no file, or lies in a folder that may be listed but not entered."""
+    try:
+        if not path.is_file():
+            return "is a link that leads nowhere" if path.is_symlink() else "is not a file"
+    except PermissionError as error:
+        return f"cannot be read: {error.strerror}"
     return None
 
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from retrieval.base.access import follow_umask
+from retrieval.base.access import check_readable, follow_umask
 from retrieval.base.disk import disk_remedy
 from retrieval.errors import UserError
 
@@ -113,7 +113,8 @@ def _record_lock(file: TextIO, kind: int, folder: Path) -> None:
 
 
 def latest_state(run: Path) -> Path | None:
-    """The newest complete state folder of `run`."""
+    """The newest complete state folder of `run`. Raises UserError where it may not be read."""
+    check_readable(run / "states", "saved state")
     states = [path for path in (run / "states").glob("step-*") if path.suffix != ".partial" and path.is_dir()]
     return max(states, default=None)
 

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
+from retrieval.base.access import check_readable
 from retrieval.data import ClipSplit, make_clip_loader
 from retrieval.base.disk import disk_remedy
 from retrieval.errors import UserError, one_line
@@ -138,6 +139,7 @@ def _folder_of(folder: Path, name: str, origin: dict[str, Any]) -> Path:
 
 
 def _opened(path: Path, num_rows: int) -> np.ndarray:
+    check_readable(path, "frame cache")
     try:
         array = np.load(path, mmap_mode="r")
         if len(array) != num_rows:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from retrieval.base.access import check_readable
 from retrieval.errors import UserError
 from retrieval.files import check_writable
 
@@ -18,6 +19,7 @@ REPORT_PAGE, REPORT_FIGURES = "report.html", "report.json"
 def check_checkpoints(checkpoints: Sequence[Path]) -> None:
     """Raises UserError for what is neither a model folder nor a file, and for a repeated one."""
     for checkpoint in checkpoints:
+        check_readable(checkpoint, "checkpoint")
         if not checkpoint.exists():
             raise UserError(
                 f"checkpoint {checkpoint} does not exist; train.py writes RUN/best and RUN/last, "

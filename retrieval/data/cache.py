@@ -16,6 +16,7 @@ import datasets
 import numpy as np
 import pyarrow
 
+from retrieval.base.access import check_readable
 from retrieval.errors import UserError, one_line
 
 SCHEMA = 1
@@ -149,6 +150,7 @@ def open_cache(path: str | Path, sample_rate: int | None = None) -> Cache:
     Raises UserError for an absent or half-built folder, another schema, codec or sample rate.
     """
     path = Path(path)
+    check_readable(path, "cache")
     if not (path / "cache.json").is_file():
         if path.is_dir() or Path(f"{path}.partial").exists():
             what = "the build did not finish or this is another folder"

@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from retrieval.base.access import check_readable
 from retrieval.errors import UserError, one_line
 from retrieval.models.audio import AUDIO_ENCODERS
 from retrieval.models.card import ABOUT, about_json, model_card, read_about
@@ -226,6 +227,7 @@ class DualEncoder(nn.Module, PyTorchModelHubMixin):
     def from_pretrained(cls, directory_or_hub_id: str | Path, **kwargs: Any) -> "DualEncoder":
         """A saved model, in eval mode. Raises UserError for a folder that is absent, damaged or of another architecture."""
         name = str(directory_or_hub_id)
+        check_readable(name, "checkpoint")
         if os.path.isdir(name):
             check_folder(Path(name))
         try:

@@ -16,6 +16,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from transformers import AutoConfig, PreTrainedConfig
 
+from retrieval.base.access import check_readable
 from retrieval.errors import UserError, one_line
 
 logger = logging.getLogger(__name__)
@@ -33,8 +34,13 @@ def local_files_only(name: str | Path) -> bool:
     return os.path.isdir(name) or not hub_answers()
 
 
-def loading(name: str | Path) -> dict[str, bool]:
-    """Arguments for every `from_pretrained` of hub model or folder `name`."""
+def loading(name: str | Path, what: str) -> dict[str, bool]:
+    """Arguments for every `from_pretrained` of hub model or folder `name`.
+
+    Raises:
+        UserError: The folder may not be read; `what` it is, for the message.
+    """
+    check_readable(name, what)
     return NO_CODE | {"local_files_only": local_files_only(name)}
 
 

@@ -106,7 +106,7 @@ class TextEncoder(nn.Module):
 
     def load_pretrained(self, name: str) -> None:
         """Weights of hub model or folder `name`, which must have this architecture."""
-        settings = loading(name) | {"dtype": torch.float32, "output_loading_info": True}
+        settings = loading(name, "text encoder") | {"dtype": torch.float32, "output_loading_info": True}
         if _tower_class(self.model.config) is not None:
             settings["key_mapping"] = {r"^text_model\.": ""}  # what the whole model calls it
         try:
@@ -185,8 +185,9 @@ def text_architecture(name: str, dropout: float, allow_known: bool = False) -> d
 
 
 def _text_config(name: str) -> PreTrainedConfig:
+    settings = loading(name, "text encoder")
     try:
-        return AutoConfig.from_pretrained(name, **loading(name)).get_text_config()
+        return AutoConfig.from_pretrained(name, **settings).get_text_config()
     except Exception as error:
         raise unreachable(name, error) from None
 

@@ -15,8 +15,9 @@ def load_tokenizer(name: str | Path, vocab_size: int | None = None) -> PreTraine
     Where it marks no end of a text (GPT-2), its end-of-text token is appended: the last token is then the same in all captions,
     as in CLIP, and a caption without a word is still one token. Where it has no padding, the end-of-text token is that as well.
     """
+    settings = loading(name, "tokenizer")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(name), **loading(name))
+        tokenizer = AutoTokenizer.from_pretrained(str(name), **settings)
     except Exception as error:
         raise unreachable(str(name), error) from None
     # Where a folder has no tokenizer files, transformers makes a tokenizer that knows no word.

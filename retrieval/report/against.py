@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from retrieval.base.access import check_readable
 from retrieval.data import ClipSplit
 from retrieval.errors import UserError, one_line
 from retrieval.evaluation import EvaluationResult, first_columns
@@ -39,6 +40,7 @@ class Against:
 
     def __init__(self, path: Path, text_encoder: Path | None):
         self.path, self.text_encoder = path, text_encoder
+        check_readable(path, "--against")
         self.results = _read_results(path) if all((path / name).is_file() for name in (METRICS, RANKS)) else None
         self.sample_rate = None if self.results else load_model(path, text_encoder).sample_rate
         self.scores = None  # float32 (N, B), once scored

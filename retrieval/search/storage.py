@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from retrieval.base.access import check_readable
 from retrieval.errors import UserError, one_line
 
 Taken = TypeVar("Taken")
@@ -141,6 +142,7 @@ def array_files(folder: Path, meta: dict[str, Any]) -> list[Path]:
 
 
 def _check_there(folder: Path) -> None:
+    check_readable(folder / DATABASE, "index")
     if not (folder / DATABASE).is_file():
         what = "is not an index of recordings" if folder.exists() else "does not exist"
         raise UserError(f"index {folder} {what}; make one: python -m retrieval.search index FOLDER --checkpoint MODEL --index {folder}")

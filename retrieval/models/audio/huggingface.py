@@ -245,7 +245,7 @@ class HuggingFaceAudioEncoder(nn.Module):
 
     def load_official(self, name: str | Path) -> None:
         """Weights of hub model or folder `name`, which must have this architecture. Raises UserError, and changes nothing, where they do not fit."""
-        settings = loading(name)
+        settings = loading(name, "audio encoder")
         try:
             config = _without_unused(AutoConfig.from_pretrained(str(name), **settings))
             # AutoModel knows CLAP only as a whole; a folder of its audio tower says in which class it was saved.
@@ -263,7 +263,7 @@ class HuggingFaceAudioEncoder(nn.Module):
 
 def huggingface_arguments(name: str) -> dict[str, dict[str, Any]]:
     """Arguments of HuggingFaceAudioEncoder for hub model or folder `name`. Raises UserError for one that is absent or of another kind."""
-    settings = loading(name)
+    settings = loading(name, "audio encoder")
     try:
         config = AutoConfig.from_pretrained(name, **settings)
         warn_of_code("audio encoder", name, config)

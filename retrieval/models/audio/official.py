@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from retrieval.base.access import check_readable
 from retrieval.errors import UserError
 
 CONTAINERS = ("state_dict", "model")  # where training frameworks put the weights; many files have them at the top
@@ -22,6 +23,7 @@ def read_official(path: str | Path) -> dict[str, Tensor]:
     Nothing but tensors, plain containers and argparse.Namespace is unpickled. Raises UserError.
     """
     path, remedy = Path(path), "download the official checkpoint again"
+    check_readable(path, "audio weights")
     if path.is_dir():
         raise UserError(f"audio weights {path} is a folder, expected a file; set audio_encoder.checkpoint to the checkpoint file itself")
     if not path.is_file():
