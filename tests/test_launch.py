@@ -305,6 +305,12 @@ def test_honoured_flags_do_no_harm(monkeypatch, flag):
     assert make_accelerator("no").num_processes == 1
 
 
+def test_xla_is_refused(monkeypatch):
+    """Where torch_xla is installed Accelerate takes it, whatever the devices."""
+    monkeypatch.setattr(accelerate.utils, "is_torch_xla_available", lambda: True)
+    pytest.raises(UserError, make_accelerator, "no").match("USE_TORCH_XLA=0")
+
+
 # --- how many processes ---
 
 BY_TORCHRUN = {

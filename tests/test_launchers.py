@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from accelerate.commands.config.config_args import ClusterConfig
 from accelerate.state import AcceleratorState
 from conftest import PATIENCE, wait_for
 from many_processes import free_port, run_script, run_scripts
@@ -41,6 +42,29 @@ def two_launchers(port: int) -> list[list[str]]:
 
 def torchrun(port: int) -> list[list[str]]:
     return [[sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port), "train.py"]]
+
+
+# What stands in for SLURM's commands: srun sets the variables that the real one sets, and starts all tasks here.
+SRUN = """#!/bin/bash
+while [[ $1 == --* ]]; do [[ $1 == --ntasks=* ]] && tasks=${1#*=}; shift; done
+export SLURM_STEP_ID=0 SLURM_STEPID=0 SLURM_STEP_NUM_TASKS=$tasks SLURM_NTASKS=$tasks SLURM_NPROCS=$tasks SLURM_LOCALID=0
+for task in $(seq 0 $((tasks - 1))); do SLURM_PROCID=$task SLURM_NODEID=$task "$@" & done
+code=0
+for process in $(jobs -p); do wait "$process" || code=$?; done
+exit $code
+"""
+SCONTROL = "#!/bin/bash\nprintf '127.0.0.1\\n127.0.0.2\\n'\n"  # show hostnames
+
+
+def slurm_job(port: int, folder: Path) -> list[list[str]]:
+    """configs/accelerate/slurm.sh as the script of a job of two nodes of one process each."""
+    for name, script in {"srun": SRUN, "scontrol": SCONTROL}.items():
+        (folder / name).write_text(script)
+        (folder / name).chmod(0o755)
+    path = os.pathsep.join([str(folder), str(Path(sys.executable).parent), os.environ["PATH"]])
+    job = {"JOB_ID": str(port - 10_000), "NNODES": "2", "NTASKS": "2", "PROCID": "0", "JOB_NODELIST": "node[1-2]"}
+    variables = [f"SLURM_{name}={value}" for name, value in job.items()]  # of the job's number the script makes a port
+    return [["env", f"PATH={path}", *variables, "PROCESSES_PER_NODE=1", "bash", "configs/accelerate/slurm.sh"]]
 
 
 LAUNCHERS = {"torchrun": torchrun, "two accelerate launch": two_launchers}
@@ -81,15 +105,17 @@ def training_processes(folder: Path) -> dict[int, psutil.Process]:
     return {int(environment["RANK"]): process for process, environment in environments if "RANK" in environment}
 
 
-def test_two_launchers_train_as_one_process_does(tiny, tmp_path, capsys):
+@pytest.mark.parametrize("kind", ["two launchers", "SLURM"])
+def test_two_launchers_train_as_one_process_does(tiny, tmp_path, capsys, kind):
     settings = [*NO_DROPOUT, "train.epochs=1"]
     training.train(load_config(tiny / "tiny.yaml", [*settings, f"train.output={tmp_path}/one"]))
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch 1: validation")]
     arguments = ["--config", str(tiny / "tiny.yaml"), *settings, f"train.output={tmp_path}/two"]
-    with launched(two_launchers(free_port()), arguments, tmp_path) as launchers:
+    commands = two_launchers(free_port()) if kind == "two launchers" else slurm_job(free_port(), tmp_path)
+    with launched(commands, arguments, tmp_path) as launchers:
         codes = [launcher.wait(PATIENCE) for launcher in launchers]
     log = (tmp_path / "log_0").read_text()
-    assert codes == [0, 0], log[-2000:]
+    assert set(codes) == {0}, log[-2000:]
     assert "2 process(es)" in log and len(said) == 1 and said[0] in log.splitlines()
     one, two = tmp_path / "one", tmp_path / "two"
     assert losses_of(two) == pytest.approx(losses_of(one), rel=1e-5) and len(losses_of(one)) == 6
@@ -115,6 +141,54 @@ def test_a_process_that_is_killed_ends_the_others_with_an_error(tiny, tmp_path, 
     assert 0 not in codes
     assert "Signal 9 (SIGKILL)" in logs[-1]
     assert "Error" in logs[0]
+
+
+def test_the_script_for_slurm_is_bash():
+    assert subprocess.run(["bash", "-n", "configs/accelerate/slurm.sh"], cwd=ROOT).returncode == 0
+
+
+# --- processes that Accelerate would not count ---
+
+
+def refused(command: list[str], **variables: str) -> str:
+    """Run `command` without a GPU and without ACCELERATE_USE_CPU; its output."""
+    names = ("ACCELERATE_", "SLURM_", "WORLD_SIZE", "RANK")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(names)}
+    environment |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"} | variables
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert ended.returncode != 0
+    return ended.stderr
+
+
+ACCELERATE = [str(Path(sys.executable).with_name("accelerate")), "launch", "--quiet"]
+
+
+@pytest.mark.parametrize(
+    ("launcher", "remedy"),
+    [
+        ([*ACCELERATE, "--config_file", "configs/accelerate/multi_gpu.yaml", "--num_processes", "2"], "ACCELERATE_USE_CPU=true"),
+        ([*ACCELERATE, "--cpu", "--num_processes", "2"], "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu"),
+    ],
+)
+def test_processes_on_a_machine_without_a_gpu_are_refused(tiny, tmp_path, launcher, remedy):
+    arguments = ["--config", str(tiny / "tiny.yaml"), f"train.output={tmp_path / 'run'}"]
+    place = ["--main_process_port", str(free_port()), "--mixed_precision", "no", "--dynamo_backend", "no"]
+    said = refused([*launcher, *place, "train.py", *arguments])
+    lines = {line for line in said.splitlines() if line.startswith("error: ")}
+    assert len(lines) == 1 and remedy in lines.pop(), said
+    assert "train.py\", line" not in said and not (tmp_path / "run").exists()
+
+
+def test_a_default_file_that_accelerate_config_wrote_is_read(tiny, tmp_path):
+    """The user answered `accelerate config` once, on another machine or for another project."""
+    file = {"distributed_type": "FSDP", "num_processes": 2, "fsdp_config": {"fsdp_version": 1, "fsdp_state_dict_type": "FULL_STATE_DICT"}}
+    common = {"compute_environment": "LOCAL_MACHINE", "mixed_precision": "bf16", "use_cpu": False, "debug": False, "same_network": True}
+    (tmp_path / "accelerate").mkdir()
+    ClusterConfig(**file, **common).to_yaml_file(tmp_path / "accelerate" / "default_config.yaml")
+    arguments = ["--config", str(tiny / "tiny.yaml"), f"train.output={tmp_path / 'run'}"]
+    said = refused([*ACCELERATE, "--main_process_port", str(free_port()), "train.py", *arguments], HF_HOME=str(tmp_path))
+    assert "error: ACCELERATE_USE_FSDP=true" in said and "train.micro_batch_size" in said
+    assert not (tmp_path / "run").exists()
 
 
 # --- going on with another number of processes ---

@@ -17,7 +17,8 @@ set -euo pipefail
 # PROCESSES_PER_NODE is for nodes without GPUs, together with ACCELERATE_USE_CPU=true.
 export NUM_PROCESSES=$((SLURM_NNODES * ${PROCESSES_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}))
 export MAIN_ADDRESS=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-export MAIN_PORT=$((10000 + SLURM_JOB_ID % 20000))  # jobs that share a node need ports of their own
+export MAIN_PORT=$((10000 + SLURM_JOB_ID % 22000))  # jobs that share a node need ports of their own
+export LOGLEVEL=${LOGLEVEL:-INFO}  # the launchers say where they wait for each other
 
 # bash runs on each node, so that SLURM_NODEID is that node's.
 srun --ntasks="$SLURM_NNODES" --ntasks-per-node=1 ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} bash -c '

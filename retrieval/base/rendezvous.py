@@ -53,7 +53,7 @@ def join(launch: "Launch") -> None:
     this = f"process {launch.rank} of {launch.num_processes} (ranks from 0), on {socket.gethostname()},"
     waiting = _Waiting(this, place)
     try:
-        store = waiting.meanwhile(lambda: _connect(launch), lambda: "process 0, which does not answer there")
+        store = waiting.meanwhile(lambda: _connect(launch), lambda: "process 0 or its launcher, which does not answer there")
         store.set(f"here/{launch.rank}", "")
         ranks = range(launch.num_processes)
         while not store.check([f"here/{rank}" for rank in ranks]):
