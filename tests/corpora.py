@@ -69,10 +69,12 @@ def write_wavcaps(root: Path, source: str, entries: list[dict]) -> Path:
     return root
 
 
-def run_build(script: ModuleType, *arguments: object) -> int:
-    """Exit code of a build at 16 kHz without worker processes."""
+def run_build(script: ModuleType, defaults: dict[str, object], *arguments: object) -> int:
+    """Exit code of a build at 16 kHz without worker processes. `defaults`: options that hold unless `arguments` give them."""
+    given = [*map(str, arguments)]
+    defaults = {"--num-proc": 1, "--sample-rate": 16_000} | defaults
     try:
-        return script.main(["--num-proc", "1", "--sample-rate", "16000", *map(str, arguments)])
+        return script.main([word for option, value in defaults.items() if option not in given for word in (option, str(value))] + given)
     except SystemExit as end:  # argparse's errors
         return end.code
 

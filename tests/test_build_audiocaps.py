@@ -16,7 +16,7 @@ NAMES = ["{}", "Y{}", "{}_30", "Y{}_30", "{}_30_40", "Y{}_30_40", "{}_30.000", "
 
 def build(root: Path, *arguments: object) -> int:
     """Exit code of a build of the training split, unless `arguments` say otherwise."""
-    return run_build(build_audiocaps, "--root", root, "--splits", "development", *arguments)
+    return run_build(build_audiocaps, {"--root": root, "--splits": "development"}, *arguments)
 
 
 def write_audiocaps(root: Path, rows: list[tuple], files: list[str], table: str = "train.csv") -> Path:

@@ -17,7 +17,7 @@ from retrieval.errors import UserError
 
 
 def build(audio: Path, *arguments: object) -> int:
-    return run_build(build_folder, "--audio", audio, *arguments)
+    return run_build(build_folder, {"--audio": audio}, *arguments)
 
 
 def captions_by_name(cache: Path, split: str = "development") -> dict[str, list[str]]:

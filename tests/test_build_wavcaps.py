@@ -16,7 +16,7 @@ EXCLUDED = Path(__file__).resolve().parents[2] / "shared" / "data" / "dcase2025_
 
 def build(root: Path, *arguments: object) -> int:
     """Exit code of a build of SoundBible, unless `arguments` say otherwise."""
-    return run_build(build_wavcaps, "--root", root, "--sources", "SoundBible", *arguments)
+    return run_build(build_wavcaps, {"--root": root, "--sources": "SoundBible"}, *arguments)
 
 
 def entries(*ids: object) -> list[dict]:
@@ -37,7 +37,7 @@ def test_four_sources_are_one_split(tmp_path, capsys):
     write_wavcaps(tmp_path, "BBC_Sound_Effects", entries("NHU05104086", "17"))
     write_wavcaps(tmp_path, "SoundBible", entries(2219, 0, "Yellow (5.1)"))
     write_wavcaps(tmp_path, "AudioSet_SL", entries("Yb0RFKhbpFJA.wav", "Ybbbbbbbbbb.wav", "YYcccccccccc.wav", "aaaaaaaaa-_"))
-    assert run_build(build_wavcaps, "--root", tmp_path) == 0
+    assert run_build(build_wavcaps, {"--root": tmp_path}) == 0
     clips = open_cache(tmp_path / "cache", 16_000).split("development")
     names = ["FreeSound/180913", "FreeSound/17", "BBC_Sound_Effects/NHU05104086", "BBC_Sound_Effects/17"]
     names += ["SoundBible/2219", "SoundBible/0", "SoundBible/Yellow (5.1)"]

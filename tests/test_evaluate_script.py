@@ -276,7 +276,7 @@ def test_recordings_without_captions(checkpoint, tmp_path, monkeypatch):
     """Built from audio alone: what is asked comes from the files."""
     for number, seconds in enumerate((0.5, 0.7, 0.9)):
         write_sound(tmp_path / "audio" / f"{number}.wav", seconds)
-    assert run_build(build_folder, "--audio", tmp_path / "audio", "--without-captions", "--output", tmp_path / "cache") == 0
+    assert run_build(build_folder, {}, "--audio", tmp_path / "audio", "--without-captions", "--output", tmp_path / "cache") == 0
     score = ["--checkpoint", str(checkpoint), "--cache", str(tmp_path / "cache")]
     (tmp_path / "queries.csv").write_text("caption\nA low tone\nA high tone\n")
     script.main([*score, "--submission", "dcase2025", str(tmp_path / "s.csv"), "--queries", str(tmp_path / "queries.csv")])

@@ -92,7 +92,7 @@ def test_the_command(checkpoint, tiny, tmp_path, capsys):
 def test_recordings_without_captions_and_what_the_model_is_asked(checkpoint, tmp_path, monkeypatch, capsys):
     for name in ("low.wav", "high.wav"):
         write_sound(tmp_path / "audio" / name, 0.5)
-    assert run_build(build_folder, "--audio", tmp_path / "audio", "--without-captions", "--output", tmp_path / "cache") == 0
+    assert run_build(build_folder, {}, "--audio", tmp_path / "audio", "--without-captions", "--output", tmp_path / "cache") == 0
     (tmp_path / "labels.csv").write_text('file_name, label\nlow.wav, a_low_ tone\nhigh.wav, "high, shrill"\n')
     asked, matrix = [], Scorer.matrix
     monkeypatch.setattr(Scorer, "matrix", lambda self, captions, split: asked.append(captions) or matrix(self, captions, split))
