@@ -330,3 +330,9 @@ def test_a_child_is_light(sounds, crashing, order):
     modules = (Path(f"/proc/{pid_of_child(order)}/maps")).read_text()
     assert "soundfile" in modules or "sndfile" in modules
     assert "libtorch" not in modules and "pyarrow" not in modules
+
+
+def test_a_child_writes_no_core_dump_and_takes_bounded_memory(crashing, order):
+    limits = Path(f"/proc/{pid_of_child(order)}/limits").read_text()
+    soft = {line[:26].strip(): line[26:].split()[0] for line in limits.splitlines()}
+    assert soft["Max core file size"] == "0" and int(soft["Max data size"]) <= decoder_process.MEMORY_LIMIT
