@@ -21,6 +21,9 @@ from retrieval.base.decoder_process import mono_blocks
 from retrieval.base.sound import SoundFacts, UnreadableSound
 
 
+MAX_SAMPLES = 1 << 30  # 2 GB of 16 bit in memory: 9 hours at 32 kHz
+
+
 @dataclass(frozen=True)
 class EncodedClip:
     audio: bytes
@@ -32,12 +35,15 @@ class EncodedClip:
 
 def encode_clip(path: str, sample_rate: int, codec: str, max_seconds: float | None = None) -> EncodedClip:
     """Decode `path` to mono at `sample_rate` (Hz), cut after `max_seconds`, and encode with `codec`, a key of CODECS. Raises UnreadableSound."""
-    facts, blocks, num_clipped = SoundFacts(), [], 0
+    facts, blocks, num_samples, num_clipped = SoundFacts(), [], 0, 0
     try:
         for block in mono_blocks(path, sample_rate, max_seconds, facts, quality="VHQ"):
             samples, clipped = _quantise(block)
             blocks.append(samples)
+            num_samples += len(samples)
             num_clipped += clipped
+            if num_samples > MAX_SAMPLES:
+                raise UnreadableSound(f"is longer than {MAX_SAMPLES / sample_rate / 3600:.1f} h, too long for a clip: cut it with --max-seconds")
     except OSError as error:
         raise UnreadableSound(f"cannot be read: {error.strerror}") from None
     samples = np.concatenate(blocks)  # (S,)

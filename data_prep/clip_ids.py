@@ -12,7 +12,7 @@ from dataclasses import dataclass
 # What Clotho, DCASE, pandas and spreadsheets write where there is no id.
 UNKNOWN = {"", "not found", "nan", "none", "null", "na", "n/a", "<na>", "#n/a"}
 AROUND = " \t\r\n\v\f\xa0\ufeff\u200b=\"'`\u201c\u201d\u2018\u2019"  # blanks, byte order mark, quotes, a spreadsheet's ="354184"
-ENDING = re.compile(r"\.[A-Za-z][A-Za-z0-9]{1,4}$", re.ASCII)
+ENDING = re.compile(r"\.([A-Za-z][A-Za-z0-9]{1,4}|3gp|3g2)$", re.ASCII)
 
 DIGITS = re.compile(r"(\d{1,18})(\.0*)?", re.ASCII)
 SCIENTIFIC = re.compile(r"(\d)(?:\.(\d*))?[eE]\+?(\d{1,2})", re.ASCII)

@@ -31,12 +31,15 @@ def write_sound(path: Path, seconds: float = 0.1) -> Path:
     return path
 
 
+BIT_RATES = {"libopencore_amrnb": 12_200, "libmp3lame": 64_000}  # bit/s
+
+
 def write_by_ffmpeg(path: Path, samples: np.ndarray, rate: int, codec: str, container: str | None = None, **options: str) -> Path:
     """Encode samples float32 (S, C) with an encoder and a muxer of FFmpeg; `options` are the muxer's."""
     layout = {1: "mono", 2: "stereo", 6: "5.1"}[samples.shape[1]]
     with av.open(str(path), "w", format=container, options=options) as target:
         stream = target.add_stream(codec, rate=rate)
-        stream.layout = layout
+        stream.layout, stream.bit_rate = layout, BIT_RATES.get(codec, 128_000)
         resampler = av.AudioResampler(format=stream.codec_context.format or "fltp", layout=layout, rate=rate)
         size = stream.codec_context.frame_size or 1024
         for start in range(0, len(samples), size):

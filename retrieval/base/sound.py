@@ -29,8 +29,9 @@ import soxr
 from retrieval.base import sound_kinds
 from retrieval.base.sound_kinds import AUDIO_ENDINGS, Kind, kind_of, kind_of_open
 
-__all__ = ["AUDIO_ENDINGS", "SoundFacts", "SoundReader", "TruncatedSound", "UnreadableSound", "check_rate", "kind_of", "mono_blocks"]
+__all__ = ["AUDIO_ENDINGS", "READER_VERSION", "SoundFacts", "SoundReader", "TruncatedSound", "UnreadableSound", "check_rate", "kind_of", "mono_blocks"]
 
+READER_VERSION = 2  # rises when files become readable that were not: an index then tries those that it has listed as unreadable once more
 MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz
 MAX_CHANNELS = 64
 BLOCK_FRAMES = 1 << 17  # 3 s at 44.1 kHz: 1 MB of float32 stereo

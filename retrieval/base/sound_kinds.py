@@ -308,7 +308,12 @@ def mpeg_layout(file: BinaryIO) -> MpegLayout | None:
             (num_bytes,) = struct.unpack_from(">I", data.ljust(place + 4), place)
     elif data[offset + 36 : offset + 40] == b"VBRI" and len(data) >= offset + 54:
         num_bytes, num_frames = struct.unpack_from(">II", data, offset + 46)
-    return MpegLayout(tags + offset, end, num_frames or None, num_bytes or None, frame.num_samples)
+    start = tags + offset
+    if num_bytes and start + num_bytes < end:
+        file.seek(start + num_bytes)
+        if mpeg_start(file.read(MP3_SEARCHED)) is None:  # zeros or noise; else it is another file, joined to this one
+            end = start + num_bytes
+    return MpegLayout(start, end, num_frames or None, num_bytes or None, frame.num_samples)
 
 
 def _adts_start(data: bytes) -> bool:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from retrieval.base.decoder_process import DecoderDied
-from retrieval.base.sound import SoundFacts, UnreadableSound
+from retrieval.base.sound import READER_VERSION, SoundFacts, UnreadableSound
 from retrieval.data.pairs import collate_clips
 from retrieval.errors import UserError
 from retrieval.evaluation import Autocast, eval_mode
@@ -115,13 +115,14 @@ def update_index(writer: IndexWriter, folder: Path, encoder: ExcerptEncoder) -> 
     found, left_out, passed_over = check_any_audio(folder, len(writer.files()))
     moved = _take_over(writer, folder, found) if writer.meta["folder"] != str(folder.resolve()) else set()
     known, unreadable = writer.files(), writer.unreadable()
+    is_same_reader = writer.meta.get("reader") == READER_VERSION  # another one may read what could not be read
     changes = Changes(moved=len(moved), passed_over=passed_over)
     work = []
     for file in found:
         as_before = (file.size, file.mtime_ns)
         if known.get(file.file) == as_before:
             changes.unchanged += file.file not in moved
-        elif unreadable.get(file.file) != as_before:
+        elif not is_same_reader or unreadable.get(file.file) != as_before:
             work.append(file)
     if writer.meta["complete"] and work:
         writer.commit(complete=False)
@@ -138,7 +139,7 @@ def update_index(writer: IndexWriter, folder: Path, encoder: ExcerptEncoder) -> 
         writer.remove(file)
     for file, reason in left_out.items():
         writer.add_unreadable(file, reason)
-    writer.commit(complete=True)
+    writer.commit(complete=True, reader=READER_VERSION)
     writer.finish()
     changes.unreadable = writer.listed_unreadable()
     return changes
