@@ -12,6 +12,7 @@ import soundfile
 from conftest import PATIENCE
 from corpora import assert_refused, load, read_info, reasons, run_build, truncate, write_csv, write_sound
 
+from retrieval.base import decoder_process
 from retrieval.data import open_cache
 from retrieval.errors import UserError
 
@@ -359,3 +360,11 @@ def test_a_decoder_that_dies_in_a_worker_costs_one_clip(tmp_path):
     ended = subprocess.run([sys.executable, script, *options], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert_nine(tmp_path / "cache", "its decoder crashed (SIGABRT)")
+
+
+def test_a_decoder_that_cannot_be_started_is_no_fault_of_the_files(tmp_path, audio, monkeypatch, capsys):
+    decoder_process.close_all()
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "absent"))
+    assert_refused(build(audio, "--without-captions"), "cannot be started", audio / "cache", capsys)
+    monkeypatch.undo()
+    assert build(audio, "--without-captions") == 0 and read_info(audio / "cache")["skipped"] == []
