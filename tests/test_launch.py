@@ -1,6 +1,7 @@
 """The environment of a launch: honoured or refused; and the table in docs/launchers.md, checked against Accelerate."""
 
 import os
+import pty
 import re
 import signal
 import subprocess
@@ -399,6 +400,26 @@ def test_sources_that_disagree_are_refused(environment, named):
         count_processes(environment)
 
 
+def test_a_shell_of_srun_is_told_from_the_tasks_that_srun_starts_in_it():
+    """Both have SLURM_PTY_PORT; the shell, whose number is SLURM_TASK_PID, has a terminal."""
+    main, terminal = pty.openpty()
+    prints = "import os; print(os.getpid(), flush=True); input()"
+    arguments = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "start_new_session": True}
+    take = f"import fcntl, termios; fcntl.ioctl({terminal}, termios.TIOCSCTTY, 0); {prints}"
+    shell = subprocess.Popen([sys.executable, "-c", take], pass_fds=[terminal], **arguments)
+    task = subprocess.Popen([sys.executable, "-c", prints], **arguments)
+    try:
+        in_shell, in_task = (AT_TERMINAL | {"SLURM_TASK_PID": process.stdout.readline()} for process in (shell, task))
+        assert launch.slurm_task_count(in_shell) == ("", 1)
+        assert launch.slurm_task_count(in_task) == ("SLURM_STEP_NUM_TASKS", 2)
+        assert launch.slurm_task_count(AT_TERMINAL | {"SLURM_TASK_PID": str(2**22 + 1)})[1] == 2  # of another machine
+    finally:
+        for process in (shell, task):
+            process.communicate("\n")
+        os.close(main)
+        os.close(terminal)
+
+
 @pytest.mark.parametrize("name", ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"])
 def test_commands_of_one_process_refuse_to_be_one_of_several(monkeypatch, name):
     monkeypatch.setenv(name, "2")
@@ -425,6 +446,8 @@ def test_commands_of_one_process_run_in_a_job_of_several_tasks(monkeypatch):
         ({"WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "a"}, 2, "RANK"),
         ({"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}, 2, "MASTER_ADDR"),
         (BY_TORCHRUN | {"MASTER_PORT": "http"}, 2, "MASTER_PORT"),
+        (BY_TORCHRUN | {"MASTER_PORT": "0"}, 2, "MASTER_PORT"),
+        (BY_TORCHRUN | {"MASTER_PORT": "99999"}, 2, "MASTER_PORT"),
         (BY_TORCHRUN | {"ACCELERATE_TORCH_DEVICE": "cpu"}, 2, "ACCELERATE_TORCH_DEVICE"),
     ],
 )

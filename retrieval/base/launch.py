@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from retrieval.base.errors import UserError, one_line
-from retrieval.base.processes import environment_of
+from retrieval.base.processes import environment_of, has_terminal
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -247,6 +247,8 @@ def read_launch(environment: Mapping[str, str], num_processes: int, num_gpus: in
     if not address:
         raise UserError(f"{size_name}={num_processes}, but MASTER_ADDR is not set; set it to the machine of rank 0")
     port = _number(environment, "MASTER_PORT") if "MASTER_PORT" in environment else DEFAULT_PORT
+    if not 0 < port < 2**16:
+        raise UserError(f"MASTER_PORT={port}: ports are 1 to 65535; correct it")
     return Launch(num_processes, rank, local_rank or 0, address, port, on_cpu)
 
 
@@ -290,11 +292,12 @@ def count_processes(environment: Mapping[str, str]) -> int:
 def slurm_task_count(environment: Mapping[str, str]) -> tuple[str, int]:
     """Return SLURM's number of tasks, and the variable that says so; 1 outside SLURM and at a terminal.
 
-    srun tells SLURM_STEP_NUM_TASKS; SLURM_NTASKS may be that of the whole job. A shell of `srun --pty` is one process,
-    whatever they say.
+    srun tells SLURM_STEP_NUM_TASKS; SLURM_NTASKS may be that of the whole job. The shell of `srun --pty` runs in one task,
+    whatever they say. A further srun in that shell hands SLURM_PTY_PORT on, but gives its tasks no terminal.
     """
     if "SLURM_PTY_PORT" in environment:
-        return "", 1
+        if "SLURM_TASK_PID" not in environment or has_terminal(_number(environment, "SLURM_TASK_PID")):
+            return "", 1
     name = next((name for name in ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "SLURM_NPROCS") if name in environment), "")
     return (name, _number(environment, name)) if name else ("", 1)
 

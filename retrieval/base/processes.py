@@ -15,11 +15,21 @@ def environment_of(process: int) -> dict[str, str]:
 
 def parent_of(process: int) -> int:
     """Return the number of the parent process; 0 where the system does not tell."""
+    return _status_of(process)[1]
+
+
+def has_terminal(process: int) -> bool:
+    """Return True if the process is controlled by a terminal; False where the system does not tell."""
+    return _status_of(process)[4] != 0
+
+
+def _status_of(process: int) -> list[int]:
+    """State (as 0), parent, process group, session and number of the terminal: see proc_pid_stat(5)."""
     try:
         status = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return 0
-    return int(status.rpartition(")")[2].split()[1])  # the name, in parentheses, may hold anything
+        return [0] * 5
+    return [0, *map(int, status.rpartition(")")[2].split()[1:5])]  # the name, in parentheses, may hold anything
 
 
 def _entries(process: int, file: str) -> list[str]:
