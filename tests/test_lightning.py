@@ -207,6 +207,16 @@ def test_tensors_and_numbers_are_what_torch_load_gives(tmp_path: Path, is_zip: b
     assert {name for name, value in found.items() if isinstance(value, Built)} >= objects
 
 
+def test_tensors_of_another_device_are_read_on_the_cpu(tmp_path: Path):
+    """As saved on a GPU that is not here: the device stands in the pickle beside each storage."""
+    buffer = io.BytesIO()
+    torch.save({"w": torch.arange(3.0)}, buffer, _use_new_zipfile_serialization=False)
+    (tmp_path / "file.pt").write_bytes(buffer.getvalue().replace(text("cpu"), text("xpu")))
+    assert buffer.getvalue().count(text("cpu")) == 1
+    tensors = read_tensors(tmp_path / "file.pt", read_content(tmp_path / "file.pt"))
+    assert torch.equal(tensors["w"], torch.arange(3.0))
+
+
 class TensorWithAttributes(nn.Parameter):
     """Saved by way of torch._tensor._rebuild_from_type_v2."""
 
