@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torchaudio
+from accelerate.utils import set_seed
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
@@ -82,8 +83,6 @@ def pretrain(cache: Path, text_folder: Path, output: Path, sizes: dict[str, int]
     if _reusable(output, settings):
         print(f"{output} was made from this cache and these settings: reused")
         return
-    from accelerate.utils import set_seed  # here, because it reads the environment that `main` checks first
-
     with whole_folder(output, "the weights") as folder:  # replaces an empty folder, or one made by this command
         set_seed(seed)
         text = untrained_text_encoder(text_folder)

@@ -441,7 +441,7 @@ def test_commands_of_one_process_run_in_a_job_of_several_tasks(monkeypatch):
         (BY_MPIRUN, 0, "OMPI_COMM_WORLD_SIZE=2.*ACCELERATE_USE_CPU=true"),
         (BY_MPIRUN, 2, "LOCAL_RANK"),  # Accelerate looks at MPI's variables on CPUs only
         (BY_TORCHRUN, 1, r"1 GPU\(s\)"),
-        ({"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "3", "MASTER_ADDR": "a"}, 2, r"2 GPU\(s\)"),
+        (BY_TORCHRUN | {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4"}, 2, r"2 GPU\(s\)"),
         (BY_TORCHRUN | {"RANK": "2"}, 2, "RANK=2"),
         ({"WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "a"}, 2, "RANK"),
         ({"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}, 2, "MASTER_ADDR"),
@@ -462,6 +462,9 @@ def test_places():
     on_cpu = {"ACCELERATE_USE_CPU": "true"}
     assert read_launch(BY_MPIRUN | on_cpu, 2, num_gpus=0) == Launch(2, 0, 0, "127.0.0.1", 29500, on_cpu=True)
     assert read_launch(on_cpu, 1, num_gpus=1) == Launch(on_cpu=True)
+    # srun --gpus-per-task=1: each process sees a GPU of its own.
+    by_hand = {"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "3", "MASTER_ADDR": "node1"}
+    assert read_launch(by_hand, 4, num_gpus=1) == Launch(4, 3, 3, "node1", 29500)
     assert read_launch({"ACCELERATE_TORCH_DEVICE": "cpu"}, 1, num_gpus=1).on_cpu
 
 

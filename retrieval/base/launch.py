@@ -237,10 +237,10 @@ def read_launch(environment: Mapping[str, str], num_processes: int, num_gpus: in
         raise UserError(f"{size_name}={num_processes}, but {absent} is not set; use accelerate launch or torchrun")
     if rank >= num_processes:
         raise UserError(f"RANK={rank} with {size_name}={num_processes}: ranks are 0 to {num_processes - 1}; correct it")
-    num_here = max(local_size, (local_rank or 0) + 1)
-    if not on_cpu and num_here > num_gpus:
+    if not on_cpu and "GROUP_WORLD_SIZE" in environment and local_size > num_gpus:
+        # Only of a launcher: its processes see the same GPUs, others may each see one of their own.
         raise UserError(
-            f"{num_here} processes on this machine, but {num_gpus} GPU(s) visible; start one process a GPU: "
+            f"{local_size} processes on this machine, but {num_gpus} GPU(s) visible; start one process a GPU: "
             "--num_processes of accelerate launch, --nproc_per_node of torchrun"
         )
     address = environment.get("MASTER_ADDR", "127.0.0.1" if local_size == num_processes else "")
