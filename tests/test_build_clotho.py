@@ -49,7 +49,9 @@ def write_split(root, split="evaluation", names=("a.wav", "b.wav"), seconds=0.1)
 
 
 def build(root, *arguments):
-    return build_clotho.main(["--root", str(root), "--splits", "evaluation", "--num-proc", "1", *arguments])
+    defaults = {"--splits": "evaluation", "--num-proc": "1"}
+    given = [word for option, value in defaults.items() if option not in arguments for word in (option, value)]
+    return build_clotho.main(["--root", str(root), *given, *arguments])
 
 
 def assert_nothing_built(root):
