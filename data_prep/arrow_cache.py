@@ -30,6 +30,8 @@ from cache_shards import COUNTS, ShardJob, atomic_file, cache_schema, finished_r
 from prep_errors import UserError, disk_errors
 from split_plan import SplitPlan, check_losses, count_reasons, none_usable
 
+from retrieval.base.json_files import read_json
+
 SCHEMA = 1
 # Up to 16 shards a split load without a progress bar of their own; at most 256 clips (360 MB of Clotho) are lost by an interruption.
 MIN_SHARD_CLIPS, MAX_SHARD_CLIPS, TARGET_SHARDS = 8, 256, 16
@@ -115,7 +117,7 @@ def _existing_cache(output: Path) -> dict[str, Any] | None:
     if not (output / "cache.json").is_file():
         raise UserError(f"{output} exists and is not a finished cache: move it away, or choose another --output")
     try:
-        info = json.loads((output / "cache.json").read_text(encoding="utf-8"))
+        info = read_json(output / "cache.json")
     except ValueError:
         return {}
     return info if isinstance(info, dict) and isinstance(info.get("splits"), dict) else {}

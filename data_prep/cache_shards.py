@@ -27,6 +27,7 @@ from prep_errors import UserError
 from prep_progress import bar
 from tqdm import tqdm
 
+from retrieval.base.json_files import read_json
 from retrieval.base.sound import UnreadableSound
 
 # Numbers of a shard, in its report and, summed up, in cache.json.
@@ -69,7 +70,7 @@ def shard_digest(clips: tuple[Clip, ...], settings: dict[str, Any]) -> str:
 def finished_report(job: ShardJob) -> dict[str, Any] | None:
     """Report of an earlier run whose shard can be used as it is."""
     try:
-        report = json.loads(job.report_path.read_text(encoding="utf-8"))
+        report = read_json(job.report_path)
         whole = report["digest"] == job.digest and report["num_bytes"] == job.arrow_path.stat().st_size
     except (OSError, ValueError, KeyError):
         return None

@@ -36,6 +36,8 @@ from sample_corpus.file_names import file_name
 from sample_corpus.scenes import Scene, plan_scene, render_scene
 from sample_corpus.signals import SAMPLE_RATE
 
+from retrieval.base.json_files import read_json
+
 VERSION = 1  # raise it with every change that changes bytes: an older corpus is then not taken for this one
 SPLITS = ("development", "validation", "evaluation")
 METADATA_COLUMNS = ("file_name", "keywords", "sound_id", "sound_link", "start_end_samples", "manufacturer", "license")
@@ -88,7 +90,7 @@ def _reusable(output: Path, settings: dict[str, Any], overwrite: bool) -> bool:
     if not any(output.iterdir()):
         return False
     try:
-        found = json.loads((output / "scenes.json").read_text(encoding="utf-8"))
+        found = read_json(output / "scenes.json")
         files = [output / clip["split"] / clip["file_name"] for clip in found["clips"]]
         files += [output / f"clotho_{table}_{split}.csv" for table in ("captions", "metadata") for split in SPLITS]
         different = [f"{key} {found[key]}" for key in settings if found[key] != settings[key]]

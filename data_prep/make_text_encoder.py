@@ -15,6 +15,8 @@ from pathlib import Path
 from prep_errors import OneLineParser, UserError, run, run_main, whole_folder  # isort: skip; first, see there
 from csv_files import caption_columns, read_csv
 
+from retrieval.base.json_files import read_json
+
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a few thousand captions need no threads
 
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")  # RoBERTa's; the first four have its numbers 0 to 3
@@ -83,7 +85,7 @@ def _reusable(output: Path, made_from: dict[str, object]) -> bool:
     if not output.is_dir():
         raise UserError(f"{output} is not a folder; give another --output")
     try:
-        found = json.loads((output / "made_from.json").read_text(encoding="utf-8"))
+        found = read_json(output / "made_from.json")
         ours = "captions_sha256" in found
     except (OSError, ValueError, TypeError):
         ours = False

@@ -8,7 +8,6 @@ All clips belong to `development`: WavCaps has nothing to test with. An id that 
 nothing could tell whether another corpus tests with it.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,8 @@ from csv_files import one_spaced
 from exclusions import Exclusions
 from prep_errors import UserError
 from split_plan import Skipped, SplitPlan
+
+from retrieval.base.json_files import read_json
 
 SOURCES = ("FreeSound", "BBC_Sound_Effects", "SoundBible", "AudioSet_SL")
 SPLIT = "development"
@@ -101,7 +102,7 @@ def _entries(folder: Path, source: str, plan: SplitPlan) -> dict[str, dict[str, 
 
 def _data(path: Path) -> list[Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = read_json(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:  # not JSON, or not UTF-8

@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
 
+from retrieval.base.json_files import read_json
 from retrieval.base.launch import check_environment
 from retrieval.data import ClipSplit, open_cache
 from retrieval.base.disk import disk_remedy
@@ -180,7 +181,7 @@ def _reusable(output: Path, settings: dict) -> bool:
     if not output.is_dir():
         raise UserError(f"{output} is not a folder; give another --output")
     try:
-        found = json.loads((output / "made_from.json").read_text(encoding="utf-8"))
+        found = read_json(output / "made_from.json")
         same, files = found["settings"] == settings, found["files"].items()
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         if any(output.iterdir()):

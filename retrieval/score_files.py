@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from retrieval.base.disk import disk_remedy
+from retrieval.base.json_files import read_json
 from retrieval.errors import UserError, one_line
 from retrieval.files import atomic_writer
 
@@ -101,7 +102,7 @@ def open_scores(folder: str | Path) -> ScoreFile:
         if not (folder / name).is_file():
             raise UserError(f"{folder} has no {name}; {REMEDY}")
     try:
-        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        about = read_json(folder / ABOUT)
         split, fingerprint, shape = str(about["split"]), str(about["captions_fingerprint"]), tuple(about["shape"])
         # Copy on write: torch.from_numpy wants an array that may be written to.
         scores = np.load(folder / ARRAY, mmap_mode="c", allow_pickle=False)

@@ -10,12 +10,12 @@ A token comes from `hf auth login` or HF_TOKEN.
 """
 
 import argparse
-import json
 import re
 import sys
 from pathlib import Path
 from typing import Any
 
+from retrieval.base.json_files import read_json
 from retrieval.base.launch import check_environment
 from retrieval.errors import OneLineParser, UserError, run_main
 
@@ -106,7 +106,7 @@ def read_architecture(folder: Path) -> dict[str, Any]:
 
     check_is_folder(folder)
     check_folder(folder)
-    return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return read_json(folder / "config.json")
 
 
 def check_is_folder(checkpoint: Path) -> None:
@@ -141,7 +141,7 @@ def _measured(folder: Path) -> dict[str, Any]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except (OSError, ValueError):
         return {}
 

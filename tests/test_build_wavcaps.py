@@ -184,7 +184,7 @@ BAD_JSON = {
     "empty": ("", "final.json cannot be understood (Expecting value: line 1 column 1 (char 0)): is it cut off? fetch it again"),
     "cut off": ('{"data": [{"id": "1", "caption": "A be', "is it cut off? fetch it again"),
     "a page of HTML": ("<html>\n<body>404</body></html>\n", "cannot be understood"),
-    "far too deep": ("[" * 100_000, "cannot be understood (maximum recursion depth exceeded"),
+    "far too deep": ("[" * 100_000, "cannot be understood (its lists and objects are nested too deep"),
     "a list": ('[{"id": "1", "caption": "x"}]', EXPECTED),
     "no data": ('{"entries": []}', EXPECTED),
     "data of a wrong kind": ('{"data": {"1": "x"}}', EXPECTED),

@@ -7,7 +7,6 @@ then gives other samples, off by up to full scale at low bit rates.
 
 import hashlib
 import io
-import json
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import numpy as np
 import pyarrow
 
 from retrieval.base.access import check_readable
+from retrieval.base.json_files import read_json
 from retrieval.errors import UserError, one_line
 
 SCHEMA = 1
@@ -157,7 +157,7 @@ def open_cache(path: str | Path, sample_rate: int | None = None) -> Cache:
             raise UserError(f"{path} is not a complete cache (no cache.json): {what}; {BUILD}, or {OTHER}")
         raise UserError(f"cache {path} does not exist; {BUILD}, or {OTHER}")
     try:
-        info = json.loads((path / "cache.json").read_text(encoding="utf-8"))
+        info = read_json(path / "cache.json")
         schema, codec, rate = info["schema"], info["codec"], info["sample_rate"]
         _ = [split["num_clips"] for split in info["splits"].values()]
         if not isinstance(rate, int) or rate < 1:

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from retrieval.base.json_files import read_json
 from retrieval.errors import UserError
 
 ABOUT = "about.json"
@@ -80,7 +81,7 @@ UNKNOWN_LICENCE = (
 def read_about(folder: Path) -> dict[str, Any]:
     """Content of about.json; empty where there is none, as in models of earlier versions. Raises UserError for one that cannot be read."""
     try:
-        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        about = read_json(folder / ABOUT)
         kinds = {"data": list, "settings": dict, "validation": dict, "evaluation": dict}
         if not isinstance(about, dict) or not all(isinstance(about.get(name, kind()), kind) for name, kind in kinds.items()):
             raise ValueError(f"expected {', '.join(kinds)}")

@@ -3,7 +3,6 @@
 Letters: B clips, S samples, W windows, M windows with valid frames, T frames, N captions, D = dim.
 """
 
-import json
 import os
 from collections.abc import Callable
 from functools import partial
@@ -18,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from retrieval.base.access import check_readable
+from retrieval.base.json_files import read_json
 from retrieval.errors import UserError, one_line
 from retrieval.models.audio import AUDIO_ENCODERS
 from retrieval.models.card import ABOUT, about_json, model_card, read_about
@@ -288,7 +288,7 @@ def check_folder(directory: Path) -> None:
             hint = f"did you mean {' or '.join(inside)}?" if inside else "a model folder is written by train.py as RUN/best and RUN/last"
             raise UserError(f"checkpoint {directory} has no {file}; {hint}")
     try:
-        missing = {"audio_encoder", "text_encoder", "pooling"} - set(json.loads((directory / "config.json").read_text(encoding="utf-8")))
+        missing = {"audio_encoder", "text_encoder", "pooling"} - set(read_json(directory / "config.json"))
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{directory / 'config.json'} cannot be read ({error}); train or copy the checkpoint again") from None
     if missing:

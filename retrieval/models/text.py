@@ -4,7 +4,6 @@ Letters: N captions, L tokens of the longest.
 """
 
 import copy
-import json
 import logging
 import string
 from pathlib import Path
@@ -25,6 +24,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from retrieval.base.json_files import read_json
 from retrieval.errors import UserError, one_line
 from retrieval.models.hub import NO_CODE, config_of, loading, local_files_only, warn_of_code, without_code
 from retrieval.models.tokenizer import unreachable
@@ -245,7 +245,7 @@ def _read_json(name: str, file: str) -> Any:
     try:
         if not Path(name).is_dir():
             path = Path(hf_hub_download(name, file, local_files_only=local_files_only(name)))
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except (FileNotFoundError, EntryNotFoundError):
         return None
     except (OSError, ValueError) as error:

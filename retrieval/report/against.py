@@ -5,7 +5,6 @@ are refused where they are not those of the same queries and clips.
 """
 
 import csv
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from retrieval.base.access import check_readable
+from retrieval.base.json_files import read_json
 from retrieval.data import ClipSplit
 from retrieval.errors import UserError, one_line
 from retrieval.evaluation import EvaluationResult, first_columns
@@ -97,7 +97,7 @@ class Against:
 def _read_results(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """metrics.json, and of ranks.csv query, clip, first and ranks. Raises UserError."""
     try:
-        about = json.loads((folder / METRICS).read_text(encoding="utf-8"))
+        about = read_json(folder / METRICS)
         with open(folder / RANKS, encoding="utf-8", newline="") as file:
             rows = [
                 {"query": row["query"], "clip": row["clip"], "first": row["top_1"], "ranks": np.array([int(rank) for rank in row["ranks"].split()])}

@@ -17,6 +17,7 @@ import onnxruntime
 import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
+from retrieval.base.json_files import read_json
 from retrieval.errors import UserError, one_line
 from retrieval.export.onnx_files import open_session, text_part, write_graph
 from retrieval.files import whole_folder
@@ -43,7 +44,7 @@ def fast_text_encoder(index: Path, model: DualEncoder, identity: dict[str, Any])
 
 def _is_of(path: Path, made_from: dict[str, str]) -> bool:
     try:
-        return path.is_file() and json.loads(path.with_name(MADE_FROM).read_text(encoding="utf-8")) == made_from
+        return path.is_file() and read_json(path.with_name(MADE_FROM)) == made_from
     except (OSError, ValueError):
         return False
 

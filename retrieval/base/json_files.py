@@ -1,0 +1,21 @@
+"""Reading JSON that anyone may have written."""
+
+import errno
+import json
+from pathlib import Path
+from typing import Any
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Content of `text`. Raises ValueError for what is no JSON, is not UTF-8, or is nested deeper than Python can follow."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("its lists and objects are nested too deep") from None
+
+
+def read_json(path: Path) -> Any:
+    """Content of the file `path`. Raises OSError, and ValueError as parse_json does."""
+    if path.exists() and not path.is_file():  # a pipe or a device may never end
+        raise OSError(errno.EINVAL, "Not a regular file", str(path))
+    return parse_json(path.read_text(encoding="utf-8-sig"))
