@@ -196,7 +196,7 @@ def _lay_out(
         **settings.content(),
         "command": shlex.join(sys.argv),
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "library_versions": {name: importlib.metadata.version(name) for name in ("datasets", "pyarrow", "numpy", "soundfile", "soxr")},
+        "library_versions": {name: importlib.metadata.version(name) for name in ("datasets", "pyarrow", "numpy", "soundfile", "av", "soxr")},
         "splits": splits,
         "skipped": skipped,
         "excluded": [asdict(item) for plan in plans for item in plan.excluded],

@@ -43,11 +43,15 @@ def encode_clip(path: str, sample_rate: int, codec: str, max_seconds: float | No
             num_samples += len(samples)
             num_clipped += clipped
             if num_samples > MAX_SAMPLES:
-                raise UnreadableSound(f"is longer than {MAX_SAMPLES / sample_rate / 3600:.1f} h, too long for a clip: cut it with --max-seconds")
+                raise UnreadableSound(
+                    f"is longer than {MAX_SAMPLES / sample_rate / 3600:.1f} h, too long for a clip: cut it, --max-seconds"
+                )
     except OSError as error:
         raise UnreadableSound(f"cannot be read: {error.strerror}") from None
     samples = np.concatenate(blocks)  # (S,)
-    return EncodedClip(CODECS[codec](samples, sample_rate), samples.size, num_clipped, facts.is_cut, facts.took_one_channel)
+    return EncodedClip(
+        CODECS[codec](samples, sample_rate), samples.size, num_clipped, facts.is_cut, facts.took_one_channel
+    )
 
 
 def _quantise(samples: np.ndarray) -> tuple[np.ndarray, int]:
@@ -77,4 +81,6 @@ def _to_mp3(samples: np.ndarray, sample_rate: int) -> bytes:
 
 
 CODECS: dict[str, Callable[[np.ndarray, int], bytes]] = {"pcm_s16le": _to_pcm, "flac": _to_flac, "mp3": _to_mp3}
-RATES_OF_CODEC = {"mp3": (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000)}  # Hz; the others take any
+RATES_OF_CODEC = {
+    "mp3": (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000)
+}  # Hz; the others take any

@@ -12,7 +12,11 @@ __all__ = ["best_of", "find_audio", "passed_over_note", "readable_name", "why_un
 
 
 def find_audio(folder: Path, option: str) -> SoundFiles:
-    """The audio files below `folder`; links to folders are followed. Raises UserError naming `option` where the folder is absent or holds none."""
+    """Find the audio files below `folder`, the value of `option`; links to folders are followed.
+
+    Raises:
+        UserError: the folder is absent or holds none.
+    """
     if not folder.is_dir():
         raise UserError(f"{option} {folder} is not a folder: expected the folder with the audio files")
     found = find_sounds(folder, follow_links=True)

@@ -6,9 +6,10 @@
     python data_prep/build_folder.py --audio recordings --without-captions                   # to be searched or classified, not to train on
 
 The CSV has the columns `file_name` (relative to `--audio`, with sub-folders) and `caption`, or `caption_1`, `caption_2`, ...; rows of one file
-are one clip. A column `split` (development, validation, evaluation) says where a clip belongs. Without one, all clips go to `--split`, or are dealt
-out by `--fractions`: by clip, so that no recording is in two splits, and the same way whenever files and seed are the same. With
-`--without-captions` every sound file is a clip, whatever lies beside it. Writes `<audio>/cache` (arrow_cache.py).
+are one clip. A column `split` (development, validation, evaluation) says where a clip belongs. Without one, all clips go to `--split`, or are
+dealt out by `--fractions`: by clip, so that no recording is in two splits, and the same way whenever files and seed are the same. With
+`--without-captions` every sound file is a clip, whatever lies beside it. Sounds of any kind are found, whatever they are called, the sound of
+films too (docs/sound.md). Writes `<audio>/cache` (arrow_cache.py).
 Exit code 0, 2 (error, one line), 130 (interrupted: the same command goes on).
 """
 

@@ -145,6 +145,41 @@ def test_what_cannot_be_used_is_listed(tmp_path, capsys):
     assert list(captions_by_name(tmp_path / "cache")) == ["good.wav"]
 
 
+def test_a_file_that_is_there_is_never_called_absent(tmp_path, audio, capsys):
+    outside = write_sound(tmp_path / "outside.wav")
+    soundfile.write(audio / "c.dat", np.zeros(1_600), 16_000, format="WAV")
+    write_sound(audio / ".hidden.wav")
+    (audio / "notes.pdf").write_bytes(b"%PDF-1.7")
+    (audio / "sub.wav").mkdir()
+    names = {
+        "c.dat": None,
+        str(audio / "a.wav"): "relative to --audio",
+        "../outside.wav": "relative to --audio",
+        str(outside): "relative to --audio",
+        ".hidden.wav": "hidden",
+        "notes.pdf": "is no sound",
+        "sub.wav": "not a file",
+        "gone.wav": "no such audio file",
+    }
+    table = write_csv(tmp_path / "captions.csv", ["file_name", "caption"], [[name, "A sound."] for name in names])
+    assert build(audio, "--csv", table, "--allow-missing") == 0
+    found = reasons(read_info(audio / "cache")["skipped"])
+    assert [name for name, reason in names.items() if reason and reason not in found[name]] == []
+    assert list(captions_by_name(audio / "cache")) == ["c.dat"]
+    assert "passed over, since they are no sound: 1 .pdf" in capsys.readouterr().out
+
+
+def test_channels_that_cancel_are_counted(tmp_path, capsys):
+    wave = np.sin(np.arange(16_000) / 20) / 2
+    soundfile.write(tmp_path / "a.wav", np.stack([wave, -wave], axis=1), 16_000)
+    soundfile.write(tmp_path / "b.wav", np.stack([wave, wave], axis=1), 16_000)
+    assert build(tmp_path, "--without-captions") == 0
+    assert read_info(tmp_path / "cache")["splits"]["evaluation"]["num_one_channel_clips"] == 1
+    assert "the channels of 1 clips cancel" in capsys.readouterr().out
+    clips = open_cache(tmp_path / "cache").split("evaluation", need_captions=False)
+    assert np.abs(clips.read(0) - wave).max() < 1e-3 and np.abs(clips.read(1) - wave).max() < 1e-3
+
+
 def test_without_captions_every_file_is_a_clip(tmp_path, capsys):
     """Which of two formats is meant the labels say."""
     for name in ("a.wav", "a.mp3", "sub/b.flac", "film.m4a", "film.wav"):

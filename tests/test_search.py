@@ -19,6 +19,7 @@ import torch
 
 from conftest import NOTES, PATIENCE, RHYTHMS, SAMPLE_RATE, digests, run_here, run_module, tone, wait_for
 from retrieval.base import decoder_process
+from corpora import write_by_ffmpeg
 from retrieval.base import sound as base_sound
 from retrieval.config import load_config
 from retrieval.errors import UserError
@@ -389,6 +390,37 @@ def test_files_that_cannot_be_read_are_listed_and_tried_again_when_they_change(o
     index.add()
     assert sum(encoded) == 1 and index.changes.added == 1
     assert set(dict(index.unreadable)) == set(listed) - {"nan.wav", "text.mp3"}
+
+
+def test_files_of_other_names_are_indexed_and_what_is_no_sound_is_counted(own, models, tmp_path, capsys):
+    wave = tone(1, 0, 1.0, np.random.default_rng(5))
+    soundfile.write(own / "recorder.dat", wave, SAMPLE_RATE, format="WAV")
+    soundfile.write(own / "old.aifc", np.stack([wave, -wave], axis=1), SAMPLE_RATE, format="AIFF")
+    write_by_ffmpeg(own / "phone.m4a", wave[:, None], SAMPLE_RATE, "aac", "ipod")
+    half = (own / "phone.m4a").read_bytes()
+    (own / "half.m4a").write_bytes(half[: len(half) // 2])
+    (own / "notes.txt").write_text("The free sounds")
+    assert main(["index", str(own), "--checkpoint", str(models / "tap"), "--index", str(tmp_path / "index")]) == 0
+    printed = capsys.readouterr()
+    assert "passed over: 1 files that are no sound: 1 .txt" in printed.out and "the channels of 1 of these files cancel" in printed.out
+    index = AudioIndex.open(tmp_path / "index")
+    assert {"recorder.dat", "old.aifc", "phone.m4a"} <= {file.file for file in index.files}
+    assert [file for file, reason in index.unreadable if "truncated" in reason] == ["half.m4a"]
+
+
+def test_a_reader_that_reads_more_tries_once_more(own, models, tmp_path, encoded, monkeypatch):
+    (own / "junk.mp3").write_text("no sound")
+    path = tmp_path / "index"
+    index = AudioIndex.build(own, models / "tap", path)
+    opened = []
+    read_excerpts = update.read_excerpts
+    monkeypatch.setattr(update, "read_excerpts", lambda path, *rest: opened.append(path.name) or read_excerpts(path, *rest))
+    index.add()
+    assert opened == []
+    monkeypatch.setattr(update, "READER_VERSION", update.READER_VERSION + 1)
+    index.add()
+    index.add()
+    assert opened == ["junk.mp3"] and [file for file, _ in index.unreadable] == ["junk.mp3"]
 
 
 def test_an_index_without_a_readable_file_answers_nothing(models, tmp_path):

@@ -1,6 +1,7 @@
-"""retrieval/base/sound.py: what other programs write is read whole, what was cut is refused, no header costs more than the file is worth.
+"""retrieval/base/sound.py: what other programs write is read whole, what was cut is refused, no header costs memory.
 
-`tests/sounds` holds files of other programs; its README says which. The others are written here by FFmpeg's encoders (PyAV) and libsndfile.
+`tests/sounds` holds files of other programs; its README says which. The others are written here by FFmpeg's encoders
+(PyAV) and libsndfile.
 """
 
 import os
@@ -66,11 +67,15 @@ def error_of(path: Path) -> str:
 )
 def test_a_length_that_is_open_or_estimated_is_no_evidence(name, seconds):
     with SoundReader(SOUNDS / name) as reader:
-        assert sum(len(block) for block in reader.blocks(5_000)) == reader.num_frames == round(seconds * reader.sample_rate)
+        assert (
+            sum(len(block) for block in reader.blocks(5_000))
+            == reader.num_frames
+            == round(seconds * reader.sample_rate)
+        )
     assert abs(len(read(SOUNDS / name)) - seconds * RATE) <= 1
 
 
-# File name, FFmpeg's encoder and muxer, the rate, and the samples that encoder and container may add: frames that are padded, and delay.
+# File name, FFmpeg's encoder and muxer, the rate, and the samples that encoder and container may add: padding, delay.
 FFMPEG = [
     ("a.m4a", "aac", "ipod", 44_100, 2048),
     ("a.m4b", "aac", "ipod", 44_100, 2048),
@@ -113,7 +118,9 @@ def test_what_ffmpeg_writes(tmp_path, name, codec, container, rate, added):
         assert likeness(whole[:, 0], wave[:, 0], max_delay=2_200) > 0.93
         for first in (len(whole) - 500, 0, 2 * rate, rate // 2, *RNG.integers(0, len(whole), 3).tolist()):
             reader.seek(first)
-            np.testing.assert_allclose(reader.read(500), whole[first : first + 500], atol=0.03)  # AAC and AC-3 fill in noise of their own
+            np.testing.assert_allclose(
+                reader.read(500), whole[first : first + 500], atol=0.03
+            )  # AAC and AC-3 fill in noise of their own
     assert abs(len(read(path)) - len(whole) * RATE / rate) <= 2
     truncate(path)
     if name in WITHOUT_LENGTH:
@@ -124,10 +131,46 @@ def test_what_ffmpeg_writes(tmp_path, name, codec, container, rate, added):
 
 
 SNDFILE = [
-    *(("WAV", subtype) for subtype in ("PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "IMA_ADPCM", "MS_ADPCM", "GSM610")),
-    *(("WAVEX", "PCM_16"), ("RF64", "PCM_16"), ("WAV", "G721_32"), ("WAV", "NMS_ADPCM_24"), ("W64", "PCM_16"), ("W64", "GSM610")),
-    *(("AIFF", "PCM_16"), ("AIFF", "ALAW"), ("AIFF", "DWVW_16"), ("AU", "PCM_16"), ("AU", "G723_24"), ("CAF", "PCM_16"), ("CAF", "ALAC_16")),
-    *(("FLAC", "PCM_16"), ("OGG", "VORBIS"), ("OGG", "OPUS"), ("MP3", "MPEG_LAYER_III"), ("NIST", "PCM_16"), ("IRCAM", "PCM_16")),
+    *(
+        ("WAV", subtype)
+        for subtype in (
+            "PCM_U8",
+            "PCM_16",
+            "PCM_24",
+            "PCM_32",
+            "FLOAT",
+            "DOUBLE",
+            "ULAW",
+            "IMA_ADPCM",
+            "MS_ADPCM",
+            "GSM610",
+        )
+    ),
+    *(
+        ("WAVEX", "PCM_16"),
+        ("RF64", "PCM_16"),
+        ("WAV", "G721_32"),
+        ("WAV", "NMS_ADPCM_24"),
+        ("W64", "PCM_16"),
+        ("W64", "GSM610"),
+    ),
+    *(
+        ("AIFF", "PCM_16"),
+        ("AIFF", "ALAW"),
+        ("AIFF", "DWVW_16"),
+        ("AU", "PCM_16"),
+        ("AU", "G723_24"),
+        ("CAF", "PCM_16"),
+        ("CAF", "ALAC_16"),
+    ),
+    *(
+        ("FLAC", "PCM_16"),
+        ("OGG", "VORBIS"),
+        ("OGG", "OPUS"),
+        ("MP3", "MPEG_LAYER_III"),
+        ("NIST", "PCM_16"),
+        ("IRCAM", "PCM_16"),
+    ),
 ]
 
 
@@ -203,9 +246,13 @@ def test_sound_among_pictures_and_other_sound(tmp_path):
         for track in tracks:
             track.layout = "mono"
         for number in range(10):
-            target.mux(video.encode(av.VideoFrame.from_ndarray(np.full((64, 64, 3), 20 * number, np.uint8), format="rgb24")))
+            target.mux(
+                video.encode(av.VideoFrame.from_ndarray(np.full((64, 64, 3), 20 * number, np.uint8), format="rgb24"))
+            )
             for track, level in zip(tracks, (3_000, -9_000)):
-                frame = av.AudioFrame.from_ndarray(np.full((1, RATE // 10), level, np.int16), format="s16", layout="mono")
+                frame = av.AudioFrame.from_ndarray(
+                    np.full((1, RATE // 10), level, np.int16), format="s16", layout="mono"
+                )
                 frame.sample_rate, frame.pts = RATE, number * RATE // 10
                 target.mux(track.encode(frame))
         target.mux(video.encode(None))
@@ -245,7 +292,9 @@ MP3_AROUND = {
 @pytest.mark.parametrize("around", MP3_AROUND)
 @pytest.mark.parametrize("xing", ["1", "0"])
 def test_mp3_with_anything_around_it(tmp_path, around, xing, capfd):
-    wave = np.concatenate([np.zeros((RATE, 1), np.float32), chirp(5.0)])  # libsndfile's estimate rests on the first frames, which are small
+    wave = np.concatenate(
+        [np.zeros((RATE, 1), np.float32), chirp(5.0)]
+    )  # libsndfile's estimate rests on the first frames, which are small
     path = write_by_ffmpeg(tmp_path / "a.mp3", wave, RATE, "libmp3lame", "mp3", write_xing=xing, id3v2_version="0")
     expected = read_all(path)
     assert len(wave) <= len(expected) <= len(wave) + (0 if xing == "1" else 2 * 1152)
@@ -274,8 +323,27 @@ def test_noise_in_the_middle_of_an_mp3_costs_a_moment(tmp_path):
 
 
 def wav(data: bytes, **changed) -> bytes:
-    form = {"form": b"RIFF", "tag": 1, "channels": 1, "rate": RATE, "width": 2, "length": len(data), "before": b"", "after": b""} | changed
-    fmt = struct.pack("<4sIHHIIHH", b"fmt ", 16, form["tag"], form["channels"], form["rate"], form["rate"] * form["width"], form["width"], 16)
+    form = {
+        "form": b"RIFF",
+        "tag": 1,
+        "channels": 1,
+        "rate": RATE,
+        "width": 2,
+        "length": len(data),
+        "before": b"",
+        "after": b"",
+    } | changed
+    fmt = struct.pack(
+        "<4sIHHIIHH",
+        b"fmt ",
+        16,
+        form["tag"],
+        form["channels"],
+        form["rate"],
+        form["rate"] * form["width"],
+        form["width"],
+        16,
+    )
     body = b"WAVE" + form["before"] + fmt + struct.pack("<4sI", b"data", form["length"]) + data + form["after"]
     return form["form"] + struct.pack("<I", form.get("riff", len(body))) + body
 
@@ -309,7 +377,10 @@ BAD_WAVS = {
     "all is gone": (wav(b"", length=2 * RATE), "truncated"),
     "half of an RF64 is gone": (wav(PCM[:RATE], form=b"RF64", before=DS64, length=0xFFFFFFFF), "truncated"),
     "no samples": (wav(b""), "no samples"),
-    "no samples, but a chunk": (wav(b"", after=b"LIST" + struct.pack("<I", 26) + b"INFOISFT" + bytes(18)), "no samples"),
+    "no samples, but a chunk": (
+        wav(b"", after=b"LIST" + struct.pack("<I", 26) + b"INFOISFT" + bytes(18)),
+        "no samples",
+    ),
     "1 Hz": (wav(PCM, rate=1), "1 Hz"),
     "999 Hz": (wav(PCM, rate=999), "999 Hz"),
     "769 kHz": (wav(PCM, rate=769_000), "769000 Hz"),
@@ -335,7 +406,11 @@ def test_bad_files_are_one_line(tmp_path, name, capfd):
 
 def test_a_length_that_is_open_in_other_containers(tmp_path):
     samples = np.frombuffer(PCM, "<i2").astype(">i2").tobytes()
-    caf = b"caff\0\1\0\0" + struct.pack(">4sQd4sIIIII", b"desc", 32, RATE, b"lpcm", 0, 2, 1, 1, 16) + struct.pack(">4sqI", b"data", -1, 0)
+    caf = (
+        b"caff\0\1\0\0"
+        + struct.pack(">4sQd4sIIIII", b"desc", 32, RATE, b"lpcm", 0, 2, 1, 1, 16)
+        + struct.pack(">4sqI", b"data", -1, 0)
+    )
     for name, head in (("a.au", b".snd" + struct.pack(">IIIII", 24, 0xFFFFFFFF, 3, RATE, 1)), ("a.caf", caf)):
         (tmp_path / name).write_bytes(head + samples)
         assert np.array_equal(read(tmp_path / name), np.frombuffer(PCM, "<i2") / np.float32(32768))
@@ -389,9 +464,12 @@ def test_neither_decoder_prints(tmp_path):
     (tmp_path / "junk.mp3").write_text("no sound at all " * 1000)
     script = (
         "import sys\nfrom pathlib import Path\nfrom retrieval.base.sound import UnreadableSound, mono_blocks\n"
-        "for path in sorted(Path(sys.argv[1]).iterdir()):\n    try:\n        list(mono_blocks(path, 16000))\n    except UnreadableSound:\n        pass\n"
+        "for path in sorted(Path(sys.argv[1]).iterdir()):\n"
+        "    try:\n        list(mono_blocks(path, 16000))\n    except UnreadableSound:\n        pass\n"
     )
-    ended = subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    ended = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=600
+    )
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
 
 
@@ -444,7 +522,10 @@ def test_many_channels_of_which_one_sounds_are_averaged(tmp_path):
     assert not one and np.abs(samples - wave.mean(axis=1)).max() < 1e-7
 
 
-@pytest.mark.parametrize(("name", "codec", "container"), [("a.mp3", "libmp3lame", "mp3"), ("a.m4a", "aac", "ipod"), ("a.mka", "flac", "matroska")])
+@pytest.mark.parametrize(
+    ("name", "codec", "container"),
+    [("a.mp3", "libmp3lame", "mp3"), ("a.m4a", "aac", "ipod"), ("a.mka", "flac", "matroska")],
+)
 def test_a_cut_is_the_beginning_of_the_whole(tmp_path, name, codec, container):
     path = write_by_ffmpeg(tmp_path / name, chirp(4.0, 44_100, 2), 44_100, codec, container)
     whole = read(path)
@@ -464,7 +545,12 @@ def test_files_are_found_by_their_ending_and_by_their_first_bytes(tmp_path):
         soundfile.write(tmp_path / name, np.zeros(100), RATE, format="WAV")
     write_by_ffmpeg(tmp_path / "d.bin", chirp(0.5), RATE, "aac", "ipod")
     write_by_ffmpeg(tmp_path / "e.download", chirp(0.5), RATE, "libmp3lame", "mp3")
-    for name, text in (("f.txt", "The free world"), ("g.txt", "MAC address"), ("h.jpg", "\x00\x00\x00\x18ftypheic"), ("i", "")):
+    for name, text in (
+        ("f.txt", "The free world"),
+        ("g.txt", "MAC address"),
+        ("h.jpg", "\x00\x00\x00\x18ftypheic"),
+        ("i", ""),
+    ):
         (tmp_path / name).write_text(text)
     (tmp_path / "junk.mp3").write_text("no sound")  # listed where it is read
     os.mkfifo(tmp_path / "pipe")

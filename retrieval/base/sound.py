@@ -1,10 +1,11 @@
 """Read any sound file as blocks of float samples; the one reader of data preparation, search and the page.
 
-libsndfile reads where it can read, seek, and know the length. FFmpeg (PyAV) reads everything else: M4A, MP4, WebM, Windows Media, AMR, AC-3, MP3
-without a Xing frame, whose length libsndfile only estimates. Which of the two takes a file is decided by its first bytes, never by its name.
+libsndfile reads where it can read, seek, and know the length. FFmpeg (PyAV) reads everything else: M4A, MP4, WebM,
+Windows Media, AMR, AC-3, MP3 without a Xing frame, whose length libsndfile only estimates. Which of the two takes a
+file is decided by its first bytes, never by its name.
 
-A file whose container promises more than is there is truncated: its samples are read, then TruncatedSound is raised. A length that the
-header leaves open, or that had to be estimated, is no evidence of anything.
+A file whose container promises more than is there is truncated: its samples are read, then TruncatedSound is raised.
+A length that the header leaves open, or that had to be estimated, is no evidence of anything.
 
 Letters: S samples (frames of all channels), C channels.
 """
@@ -29,23 +30,37 @@ import soxr
 from retrieval.base import sound_kinds
 from retrieval.base.sound_kinds import AUDIO_ENDINGS, Kind, kind_of, kind_of_open
 
-__all__ = ["AUDIO_ENDINGS", "READER_VERSION", "SoundFacts", "SoundReader", "TruncatedSound", "UnreadableSound", "check_rate", "kind_of", "mono_blocks"]
+__all__ = [
+    "AUDIO_ENDINGS",
+    "READER_VERSION",
+    "SoundFacts",
+    "SoundReader",
+    "TruncatedSound",
+    "UnreadableSound",
+    "check_rate",
+    "kind_of",
+    "mono_blocks",
+]
 
-READER_VERSION = 2  # rises when files become readable that were not: an index then tries those that it has listed as unreadable once more
+# Rises when files become readable that were not: an index then tries those once more that it lists as unreadable.
+READER_VERSION = 2
 MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz
 MAX_CHANNELS = 64
 BLOCK_FRAMES = 1 << 17  # 3 s at 44.1 kHz: 1 MB of float32 stereo
 MAX_BLOCK_SAMPLES = 1 << 19  # of a block: over all channels, and after resampling
 CUT_MARGIN = 0.1  # s read beyond a cut, so that the resampler's filter sees what follows
-# Decoders count an MP3 file's delay and padding differently where it has no gapless header: four blocks of 1152 samples.
+# Decoders count an MP3 file's delay and padding differently where it has no gapless header: four blocks.
 MAX_MISSING_MP3_FRAMES = 4 * 1152
 MAX_MISSING_SECONDS = 0.1  # of other lossy files
 MAX_BAD_PACKETS = 0.1  # share of the packets that may be damaged
-# libsndfile's decoders of these begin with wrong samples after a seek, and libvorbis misses the place near the end: read on from earlier.
+# After a seek the decoders of these begin with wrong samples, and libvorbis misses places near the end: from earlier on.
 PREROLL = 1 << 18  # frames
 NEEDS_PREROLL = ("VORBIS", "OPUS", "MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III")
-CANNOT_SEEK = ("GSM610", "DWVW_12", "DWVW_16", "DWVW_24", "G721_32", "G723_24", "G723_40", "VOX_ADPCM", "DPCM_8", "DPCM_16")
-CANNOT_SEEK += ("NMS_ADPCM_16", "NMS_ADPCM_24", "NMS_ADPCM_32")
+CANNOT_SEEK = (
+    *("GSM610", "DWVW_12", "DWVW_16", "DWVW_24", "G721_32", "G723_24", "G723_40", "VOX_ADPCM", "DPCM_8", "DPCM_16"),
+    *("NMS_ADPCM_16", "NMS_ADPCM_24", "NMS_ADPCM_32"),
+)
+ENDLESS = 1 << 62  # frames
 UNKNOWN_FRAMES = 1 << 62  # libsndfile announces 2^63 - 1 where a FLAC header leaves the length open
 # Channels cancel where the sum of them is 30 dB below what independent channels would give.
 CANCELLED = 1e-3
@@ -65,19 +80,26 @@ class SoundFacts:
     """Facts of a file that are found while `mono_blocks` reads it."""
 
     is_cut: bool = False  # the file is longer than max_seconds
-    took_one_channel: bool = False  # its channels cancel each other, so that the first one was taken instead of their mean
+    took_one_channel: bool = False  # its channels cancel: the first one was taken in place of their mean
 
 
 def check_rate(rate: float) -> None:
-    """Raises UnreadableSound for a sample rate (Hz) that no recording has; resampled, a header's lie would fill the memory."""
+    """Raises UnreadableSound for a sample rate (Hz) that no recording has; a header's lie would fill the memory."""
     if not MIN_RATE <= rate <= MAX_RATE:
         raise UnreadableSound(f"has a sample rate of {rate:g} Hz: expected {MIN_RATE} to {MAX_RATE} Hz")
 
 
 class SoundReader:
-    """An open sound file. Raises UnreadableSound for what cannot be read; FileNotFoundError and PermissionError pass through.
+    """An open sound file.
 
-    Attributes: `kind` (sound_kinds.Kind), `sample_rate` (Hz), `channels`.
+    Attributes:
+        kind: what the file is by its first bytes.
+        sample_rate: Hz.
+        channels: 1 to MAX_CHANNELS.
+
+    Raises:
+        UnreadableSound: the file is no sound, or cannot be decoded.
+        FileNotFoundError, PermissionError: as the system raises them.
     """
 
     def __init__(self, path: Path | str | bytes):
@@ -101,6 +123,7 @@ class SoundReader:
                 raise
         try:
             self.sample_rate, self.channels = self._source.sample_rate, self._source.channels
+            self._num_frames = self._source.announced_frames
             check_rate(self.sample_rate)
             if not 1 <= self.channels <= MAX_CHANNELS:
                 raise UnreadableSound(f"has {self.channels} channels: expected 1 to {MAX_CHANNELS}")
@@ -125,10 +148,10 @@ class SoundReader:
     @property
     def num_frames(self) -> int:
         """The number of frames; where the header leaves it open the file is decoded once. Raises UnreadableSound."""
-        if self._source.announced_frames is not None:
-            return self._source.announced_frames
-        with _one_kind_of_error():
-            return self._source.count_frames()
+        if self._num_frames is None:
+            with _one_kind_of_error():
+                self._num_frames = self._source.count_frames()
+        return self._num_frames
 
     def seek(self, frame: int) -> None:
         """Let the next `read` begin at `frame`; at the end of the file if it is shorter. Raises UnreadableSound."""
@@ -162,12 +185,16 @@ class SoundReader:
 
 
 def mono_blocks(
-    path: Path | str | bytes, sample_rate: int, max_seconds: float | None = None, facts: SoundFacts | None = None, quality: str = "HQ"
+    path: Path | str | bytes,
+    sample_rate: int,
+    max_seconds: float | None = None,
+    facts: SoundFacts | None = None,
+    quality: str = "HQ",
 ) -> Iterator[np.ndarray]:
-    """Read a file as mono sound at one rate: the mean of its channels, or the first of them where they cancel each other.
+    """Read a file as mono sound at one rate: the mean of its channels, or the first of them where they cancel.
 
-    Channels cancel if they do so in every second of the (cut) file in which one of them sounds: a cable with swapped wires, a stereo pair of
-    opposite sign. That is found before the first block is given, so that all blocks are made in the same way.
+    Channels cancel if they do so in every second of the (cut) file in which one of them sounds: a cable with swapped
+    wires, a stereo pair of opposite sign. That is found before the first block is given: all blocks are made alike.
 
     Args:
         path: the file.
@@ -186,87 +213,91 @@ def mono_blocks(
     facts = SoundFacts() if facts is None else facts
     with SoundReader(path) as reader:
         rate = reader.sample_rate
-        num_wanted = math.inf if max_seconds is None else max_seconds * rate
-        if max_seconds is not None and reader.announced_frames is not None and reader.announced_frames <= num_wanted:
-            num_wanted = math.inf
-        num_read = math.inf if num_wanted == math.inf else math.ceil(num_wanted + CUT_MARGIN * rate)
+        announced = reader.announced_frames
+        may_be_cut = max_seconds is not None and (announced is None or announced > max_seconds * rate)
+        num_read = math.ceil((max_seconds + CUT_MARGIN) * rate) if may_be_cut else ENDLESS
+        num_left = round(max_seconds * sample_rate) if may_be_cut else ENDLESS
         channel, held = _one_channel(reader, num_read)
         facts.took_one_channel = channel is not None
-        # Blockwise soxr gives the same samples as one call on the whole clip.
-        resampler = soxr.ResampleStream(rate, sample_rate, 1, dtype="float32", quality=quality) if rate != sample_rate else None
-        num_out, left = math.inf if max_seconds is None else round(max_seconds * sample_rate), 0
-        num_given = 0
-        num_frames = 0
         block_frames = max(1, min(BLOCK_FRAMES, MAX_BLOCK_SAMPLES * rate // max(rate, sample_rate) // 2))
-        for block in _bounded(reader, held, num_read, block_frames):
-            num_frames += len(block)
-            mono = _mono(block, channel)
-            if not np.isfinite(mono).all():
-                raise UnreadableSound("holds samples that are NaN or infinite")
-            given = _resampled(resampler, mono) if resampler else mono
-            given = given[: int(min(len(given), num_out - num_given))]
-            num_given += len(given)
-            if len(given):
-                yield given
-        facts.is_cut = num_frames > num_wanted
-        if resampler and num_given < num_out:
-            given = _resampled(resampler, np.zeros(0, np.float32), last=True)
-            given = given[: int(min(len(given), num_out - num_given))]
-            num_given += len(given)
-            if len(given):
-                yield given
-    if not num_given:
+        num_frames, is_any = 0, False
+
+        def mono() -> Iterator[np.ndarray]:
+            nonlocal num_frames
+            for block in _bounded(reader, held, num_read, block_frames):  # (S, C)
+                num_frames += len(block)
+                if channel is not None:
+                    yield block[:, channel]
+                else:  # of one channel the same numbers; a twelfth of a clip's time saved
+                    yield block.mean(axis=1) if reader.channels > 1 else block[:, 0]
+
+        for block in _at_rate(_finite(mono()), rate, sample_rate, quality):
+            block = block[:num_left]
+            num_left -= len(block)
+            if len(block):
+                is_any = True
+                yield block
+        facts.is_cut = may_be_cut and num_frames > max_seconds * rate
+    if not is_any:
         raise UnreadableSound("holds no samples")
 
 
-def _bounded(reader: SoundReader, held: deque[np.ndarray], num_read: float, block_frames: int) -> Iterator[np.ndarray]:
+def _bounded(reader: SoundReader, held: deque[np.ndarray], num_read: int, block_frames: int) -> Iterator[np.ndarray]:
     """Blocks (S, C) of the held ones and those that follow, `num_read` frames in all."""
-    num_frames = 0
-    while num_frames < num_read:
-        if held:
-            block = held.popleft()
-            for start in range(0, len(block), block_frames):
-                yield block[start : start + block_frames]
-        else:
-            block = reader.read(int(min(block_frames, num_read - num_frames)))
-            if not len(block):
-                return
-            yield block
-        num_frames += len(block)
+    while held:
+        block = held.popleft()
+        num_read -= len(block)
+        for start in range(0, len(block), block_frames):
+            yield block[start : start + block_frames]
+    while num_read > 0 and len(block := reader.read(min(block_frames, num_read))):
+        num_read -= len(block)
+        yield block
 
 
-def _mono(block: np.ndarray, channel: int | None) -> np.ndarray:
-    if channel is not None:
-        return block[:, channel]
-    return block.mean(axis=1) if block.shape[1] > 1 else block[:, 0]  # same numbers; a twelfth of a clip's time saved
+def _finite(blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    for block in blocks:
+        if not np.isfinite(block).all():
+            raise UnreadableSound("holds samples that are NaN or infinite")
+        yield block
 
 
-def _resampled(resampler: Any, samples: np.ndarray, last: bool = False) -> np.ndarray:
+def _at_rate(blocks: Iterator[np.ndarray], rate: int, sample_rate: int, quality: str) -> Iterator[np.ndarray]:
+    """Resample. Blockwise soxr gives the same samples as one call on the whole clip."""
+    if rate == sample_rate:
+        yield from blocks
+        return
     try:
-        return resampler.resample_chunk(samples, last=last)
+        resampler = soxr.ResampleStream(rate, sample_rate, 1, dtype="float32", quality=quality)
+        for block in blocks:
+            yield resampler.resample_chunk(block)
+        yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
     except (ValueError, RuntimeError) as error:
         raise UnreadableSound(f"cannot be resampled: {' '.join(str(error).split())[:200]}") from None
 
 
-def _one_channel(reader: SoundReader, num_read: float) -> tuple[int | None, deque[np.ndarray]]:
-    """The channel to take where all channels together cancel, else None; and the blocks (S, C) read so far.
+def _one_channel(reader: SoundReader, num_read: int) -> tuple[int | None, deque[np.ndarray]]:
+    """Find the channel to take where all channels together cancel.
 
-    One second after the other is judged until one in which the channels do not cancel: usually the first. What does not fit into memory on the
-    way is read again.
+    One second after the other is judged until one in which the channels do not cancel: usually the first. What does
+    not fit into memory on the way is read again.
+
+    Returns:
+        The channel, None for the mean of all; the blocks (S, C) that were read.
     """
     held: deque[np.ndarray] = deque()
     if reader.channels == 1:
         return None, held
     powers = np.zeros(reader.channels)
-    num_frames, num_held, cancels, is_rewound, is_end = 0, 0, True, False, False
+    num_held, cancels, is_rewound, is_end = 0, True, False, False
     try:
-        while cancels and not is_end and num_frames < num_read:
-            peak, own, together, num_missing = 0.0, np.zeros(reader.channels), 0.0, int(min(reader.sample_rate, num_read - num_frames))
+        while cancels and not is_end and num_read > 0:
+            num_missing = min(reader.sample_rate, num_read)
+            peak, own, together = 0.0, np.zeros(reader.channels), 0.0
             while num_missing and not is_end:
                 block = reader.read(num_missing)
                 is_end = not len(block)
                 num_missing -= len(block)
-                num_frames += len(block)
+                num_read -= len(block)
                 if not is_rewound:
                     held.append(block)
                     num_held += block.size
@@ -305,14 +336,18 @@ def _open_source(path: bytes, file: Any, kind: Kind) -> "_Libsndfile | _Chain | 
     by_libsndfile, links = kind.by_libsndfile, []
     if kind is sound_kinds.OGG:
         links = sound_kinds.ogg_links(file)
-        by_libsndfile = all(len(link.codecs) == 1 and link.codecs[0].startswith((b"\x01vorbis", b"OpusHead")) for link in links)
+        by_libsndfile = all(
+            len(link.codecs) == 1 and link.codecs[0].startswith((b"\x01vorbis", b"OpusHead")) for link in links
+        )
     if kind is sound_kinds.WAV and sound_kinds.wav_was_not_closed(file):
         by_libsndfile = False
     if mpeg:
-        # Only a length that counts all of the file's frames is one: a Xing frame may be that of the first of several files. From 1 % on mpg123
-        # warns on stderr.
+        # Only a length that counts all of the file's frames is one: a Xing frame may be that of the first of several
+        # files. From 1 % on mpg123 warns on stderr.
         num_bytes = mpeg.end - mpeg.start
-        by_libsndfile = bool(mpeg.num_frames and mpeg.num_bytes and abs(num_bytes - mpeg.num_bytes) <= min(1024, mpeg.num_bytes / 100))
+        by_libsndfile = bool(
+            mpeg.num_frames and mpeg.num_bytes and abs(num_bytes - mpeg.num_bytes) <= min(1024, mpeg.num_bytes / 100)
+        )
     reason = ""
     if by_libsndfile:
         try:
@@ -352,11 +387,13 @@ class _one_kind_of_error:
 
 def _reason(error: Exception) -> str:
     text = getattr(error, "error_string", None) or str(error)
-    return " ".join(text.removeprefix("Error : ").split()).rstrip(".") or f"libsndfile error {getattr(error, 'code', '')}"
+    return (
+        " ".join(text.removeprefix("Error : ").split()).rstrip(".") or f"libsndfile error {getattr(error, 'code', '')}"
+    )
 
 
 class _ForwardFile(soundfile.SoundFile):
-    """Read from start to end. After every block soundfile seeks to where it already is, which an MP3 decoder answers with a wrong second block."""
+    """Read from start to end. After every block soundfile seeks to where it is: an MP3 decoder then errs in the next."""
 
     def seekable(self) -> bool:
         return False
@@ -377,10 +414,13 @@ class _Libsndfile:
 
     def _open(self) -> None:
         self._position = 0
-        self._file = _ForwardFile(_Part(self._path, *self._part) if self._part else self._path)
+        self._part_file = _Part(self._path, *self._part) if self._part else None
+        self._file = _ForwardFile(self._part_file or self._path)
 
     def close(self) -> None:
         self._file.close()
+        if self._part_file:
+            self._part_file.close()
 
     def read(self, num_frames: int) -> np.ndarray:
         block = self._file.read(num_frames, dtype="float32", always_2d=True)
@@ -450,7 +490,7 @@ class _Part(io.RawIOBase):
 
 
 class _Stream:
-    """Decoded pieces as one sound: the first piece says the rate and the number of channels, and those that differ are brought to them."""
+    """Decoded pieces as one sound, at the rate and with the number of channels of the first piece."""
 
     announced_frames: int | None = None
 
@@ -496,12 +536,16 @@ class _Stream:
             if rate != self.sample_rate:
                 check_rate(rate)
                 if self._resampler is None:
-                    self._resampler = soxr.ResampleStream(rate, self.sample_rate, self.channels, dtype="float32", quality="VHQ")
+                    self._resampler = soxr.ResampleStream(
+                        rate, self.sample_rate, self.channels, dtype="float32", quality="VHQ"
+                    )
                     self._foreign_rate = rate
                 # A packet may be large, and 1 kHz become 768 kHz: bounded pieces.
                 step = max(1, MAX_BLOCK_SAMPLES * rate // self.sample_rate // self.channels)
                 for start in range(0, len(samples), step):
-                    self._pending.append(self._resampler.resample_chunk(np.ascontiguousarray(samples[start : start + step])))
+                    self._pending.append(
+                        self._resampler.resample_chunk(np.ascontiguousarray(samples[start : start + step]))
+                    )
             else:
                 self._pending.append(samples)
             return True
@@ -563,7 +607,10 @@ class _Ffmpeg(_Stream):
         self._seek_points: list[tuple[int, int]] = []  # frame, its time in FFmpeg's units
         super().__init__()
         if kind.name in sound_kinds.WITH_EXACT_LENGTH and self._announced_seconds:
-            self.least_frames = round(self._announced_seconds * self.sample_rate), round(MAX_MISSING_SECONDS * self.sample_rate)
+            self.least_frames = (
+                round(self._announced_seconds * self.sample_rate),
+                round(MAX_MISSING_SECONDS * self.sample_rate),
+            )
 
     def _decode(self) -> Iterator[tuple[np.ndarray, int]]:
         for frame in self._decoded_frames():
@@ -580,7 +627,9 @@ class _Ffmpeg(_Stream):
         av.logging.set_level(None)
         with contextlib.closing(_Part(self._path, *self._part)) as file:
             try:
-                with av.open(file, format=self._kind.demuxer, metadata_errors="replace", options={"protocol_whitelist": "none"}) as container:
+                with av.open(
+                    file, format=self._kind.demuxer, metadata_errors="replace", options={"protocol_whitelist": "none"}
+                ) as container:
                     stream = container.streams.best("audio")
                     if stream is None:
                         raise UnreadableSound(f"is {self._kind.name} without sound")
@@ -614,7 +663,9 @@ class _Ffmpeg(_Stream):
                 self._is_last_bad = False
             yield from (frame for frame in frames if frame.samples)
         if self._num_bad > max(1, MAX_BAD_PACKETS * self._num_packets):
-            raise UnreadableSound(f"cannot be decoded: {self._num_bad} of its {self._num_packets} packets are damaged ({first_error})")
+            raise UnreadableSound(
+                f"cannot be decoded: {self._num_bad} of its {self._num_packets} packets are damaged ({first_error})"
+            )
 
     def count_frames(self) -> int:
         """Decode the file once, and keep a seek point of every second."""
@@ -631,13 +682,18 @@ class _Ffmpeg(_Stream):
     def seek(self, frame: int) -> None:
         number = bisect.bisect_right(self._seek_points, (frame, math.inf)) - 1
         is_near = 0 <= frame - self._position <= PREROLL
-        if number >= 2 and not is_near and self._kind.has_exact_times and self._jump(self._seek_points[number - 1][1], *self._seek_points[number]):
+        if (
+            number >= 2
+            and not is_near
+            and self._kind.has_exact_times
+            and self._jump(self._seek_points[number - 1][1], *self._seek_points[number])
+        ):
             self._discard(frame - self._position)
         else:
             super().seek(frame)
 
     def _jump(self, earlier: int, position: int, pts: int) -> bool:
-        """Go on with the frame of time `pts`, the decoder having begun at the time `earlier`; False where FFmpeg does not find it."""
+        """Go on with the frame of time `pts`, from the time `earlier` on; return False if FFmpeg does not find it."""
         self._restart()
         self._pieces = self._decode_from(earlier, pts)
         first = next(self._pieces, None)

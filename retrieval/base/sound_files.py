@@ -1,4 +1,4 @@
-"""Find the sound files below a folder: those with the ending of a sound, and those whose first bytes say that they are one."""
+"""Find the sound files below a folder: by their endings, and by their first bytes where the ending is no sound's."""
 
 import os
 import stat
@@ -8,14 +8,19 @@ from pathlib import Path
 
 from retrieval.base.sound_kinds import AUDIO_ENDINGS, kind_of
 
-MARKS = {"cache.json", "index.sqlite"}  # of an Arrow cache and of an index, which may lie below the folder that they were made from
+MARKS = {
+    "cache.json",
+    "index.sqlite",
+}  # of an Arrow cache and of an index, which may lie below the folder that they were made from
 
 
 @dataclass
 class SoundFiles:
     """Result of `find_sounds`."""
 
-    paths: list[Path] = field(default_factory=list)  # in order of name; also links that lead nowhere and other things with such a name
+    paths: list[Path] = field(
+        default_factory=list
+    )  # in order of name; also links that lead nowhere and other things with such a name
     linked_folders: list[Path] = field(default_factory=list)  # that were not followed
     closed_folders: dict[Path, str] = field(default_factory=dict)  # folder -> why it cannot be read
     passed_over: Counter[str] = field(default_factory=Counter)  # ending -> number of files that are no sound
@@ -26,11 +31,12 @@ class SoundFiles:
 
 
 def find_sounds(folder: Path, follow_links: bool) -> SoundFiles:
-    """Walk `folder`. Hidden files, Arrow caches and indexes are left out without a word. macOS leaves `._name.wav` beside the real files.
+    """Walk `folder`. Hidden files (macOS leaves `._name.wav`), Arrow caches and indexes are left out without a word.
 
     Args:
         folder: what is walked, with all folders in it.
-        follow_links: follow links to folders, but not in circles. A link to a file is found either way if its name has an audio ending.
+        follow_links: follow links to folders, but not in circles. A link to a file whose name has an audio ending is
+            found either way.
     """
     found = SoundFiles()
 

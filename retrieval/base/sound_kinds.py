@@ -1,6 +1,7 @@
 """Kinds of sound files: which kind a file is by its first bytes, and how many bytes its container promises.
 
-A file's name says nothing for certain: a WAV may be called `.dat`, an error page of a web server `.mp3`. So the first bytes decide.
+A file's name says nothing for certain: a WAV may be called `.dat`, an error page of a web server `.mp3`. So the first
+bytes decide.
 """
 
 import os
@@ -13,10 +14,61 @@ from typing import BinaryIO
 # In order of preference: the first is read where one clip is there in several. Lossless kinds come before lossy ones.
 AUDIO_ENDINGS = (
     *(".wav", ".flac", ".ogg", ".opus", ".aiff", ".aif", ".mp3"),
-    *(".wave", ".bwf", ".rf64", ".w64", ".aifc", ".aff", ".caf", ".au", ".snd", ".voc", ".sph", ".nist", ".ircam", ".8svx", ".paf"),
+    *(
+        ".wave",
+        ".bwf",
+        ".rf64",
+        ".w64",
+        ".aifc",
+        ".aff",
+        ".caf",
+        ".au",
+        ".snd",
+        ".voc",
+        ".sph",
+        ".nist",
+        ".ircam",
+        ".8svx",
+        ".paf",
+    ),
     *(".wv", ".ape", ".tta", ".tak", ".shn", ".dsf", ".dff"),
-    *(".oga", ".spx", ".m4a", ".m4b", ".m4r", ".aac", ".adts", ".mp4", ".m4v", ".mov", ".3gp", ".3g2", ".webm", ".weba", ".mka", ".mkv", ".ogv"),
-    *(".wma", ".asf", ".wmv", ".mp2", ".mp1", ".mpga", ".mpc", ".amr", ".awb", ".ac3", ".eac3", ".ec3", ".dts", ".gsm", ".qcp", ".dss"),
+    *(
+        ".oga",
+        ".spx",
+        ".m4a",
+        ".m4b",
+        ".m4r",
+        ".aac",
+        ".adts",
+        ".mp4",
+        ".m4v",
+        ".mov",
+        ".3gp",
+        ".3g2",
+        ".webm",
+        ".weba",
+        ".mka",
+        ".mkv",
+        ".ogv",
+    ),
+    *(
+        ".wma",
+        ".asf",
+        ".wmv",
+        ".mp2",
+        ".mp1",
+        ".mpga",
+        ".mpc",
+        ".amr",
+        ".awb",
+        ".ac3",
+        ".eac3",
+        ".ec3",
+        ".dts",
+        ".gsm",
+        ".qcp",
+        ".dss",
+    ),
     *(".avi", ".flv", ".mpg", ".mpeg", ".vob", ".ra", ".oma", ".qoa"),
 )
 SNIFFED = 4096  # bytes
@@ -112,8 +164,36 @@ FORMS = {  # first four bytes, bytes 8 to 12
     (b"FORM", b"16SV"): Kind("16SV", "iff"),
     (b"FRM8", b"DSD "): Kind("DSDIFF", "iff"),
 }
-MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"moof", b"styp", b"sidx", b"wide", b"free", b"skip", b"pnot", b"udta", b"uuid", b"meta", b"mfra")
-PICTURE_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1", b"avif", b"avis", b"crx ", b"jp2 ", b"jxl ")
+MP4_BOXES = (
+    b"ftyp",
+    b"moov",
+    b"mdat",
+    b"moof",
+    b"styp",
+    b"sidx",
+    b"wide",
+    b"free",
+    b"skip",
+    b"pnot",
+    b"udta",
+    b"uuid",
+    b"meta",
+    b"mfra",
+)
+PICTURE_BRANDS = (
+    b"heic",
+    b"heix",
+    b"heim",
+    b"heis",
+    b"hevc",
+    b"mif1",
+    b"msf1",
+    b"avif",
+    b"avis",
+    b"crx ",
+    b"jp2 ",
+    b"jxl ",
+)
 NO_SOUND = (  # that are often found under the name of a sound
     (b"<!doctype html", "a web page"),
     (b"<html", "a web page"),
@@ -144,14 +224,19 @@ def kind_of_open(file: BinaryIO) -> Kind | None:
     for offset, signature, kind in SIGNATURES:
         if head[offset : offset + len(signature)] == signature:
             return kind
-    # A text may begin with "The free ...": the length before the name of a first box is below 16 MB, but for the sound itself.
+    # A text may begin with "The free ...": the length before the name of a first box is below 16 MB, but for samples.
     if head[4:8] in (MP4_BOXES if head[:1] == b"\0" else (b"mdat", b"moov")) and head[8:12] not in PICTURE_BRANDS:
         return MP4
     if head[:4] == b"MAC " and head[5:6] in (b"\x0e", b"\x0f"):  # version 3.8 to 4
         return APE
     if head[:2] == b"\x0b\x77" and len(head) > 5 and head[4] >> 6 != 3:
         return EAC3 if head[5] >> 3 > 10 else AC3
-    if len(head) > 376 and head[0] == head[188] == head[376] == 0x47 or len(head) > 388 and head[4] == head[196] == head[388] == 0x47:
+    if (
+        len(head) > 376
+        and head[0] == head[188] == head[376] == 0x47
+        or len(head) > 388
+        and head[4] == head[196] == head[388] == 0x47
+    ):
         return MPEG_TS
     if len(head) >= 66 and all(head[offset] >> 4 == 0xD for offset in range(0, min(len(head), 330), 33)):
         return GSM
@@ -169,7 +254,11 @@ def why_no_sound(head: bytes) -> str:
     """Say of the first bytes of a file without a kind what they are."""
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     found = next((name for signature, name in NO_SOUND if start.startswith(signature)), None)
-    return f"is no sound, it is {found}" if found else "is no sound: its first bytes belong to no kind of sound file that is known"
+    return (
+        f"is no sound, it is {found}"
+        if found
+        else "is no sound: its first bytes belong to no kind of sound file that is known"
+    )
 
 
 # --- MPEG audio ---
@@ -211,7 +300,11 @@ def mpeg_frame(data: bytes, offset: int) -> MpegFrame | None:
 
 
 def mpeg_start(data: bytes) -> int | None:
-    """Offset of the first of three MPEG audio frames in a row, None if there are none. At the start fewer are enough where the data end."""
+    """Find the first of three MPEG audio frames in a row; at the start fewer are enough where the data end.
+
+    Returns:
+        Its offset, None if there are none.
+    """
     offset = -1
     while (offset := data.find(b"\xff", offset + 1)) >= 0:
         first = frame = mpeg_frame(data, offset)
@@ -331,12 +424,17 @@ def _adts_start(data: bytes) -> bool:
 
 UNKNOWN_LENGTH = 0x7FFFF000  # programs that write to a pipe leave 0xFFFFFFFF or, as sox, 0x7FFFF000 or more
 UNKNOWN_LENGTH_64 = 1 << 62
-# Bytes that may be missing, since headers are off by a few: the length of a WAV header, 1/16 of what is promised, and no more than 1024.
+# Bytes that may be missing, since headers are off by a few: 1/16 of the promised ones, 1024 at most. Some programs count
+# the header of 44 bytes too, so that 64 are never too many.
 ALLOWED_OF_SMALL, ALLOWED_SHARE, ALLOWED_BYTES = 64, 1 / 16, 1024
 
 
 def why_truncated(file: BinaryIO, kind: Kind) -> str | None:
-    """Compare the bytes that the file's container promises with those that are there; a few that are missing are a careless header's error."""
+    """Compare the bytes that the container promises with those that are there.
+
+    Returns:
+        The reason to call the file truncated; None where no more is missing than careless headers are off by.
+    """
     size = file.seek(0, os.SEEK_END)
     walk = WALKS.get(kind.name)
     for start, end in walk(file, size) if walk else ():
@@ -380,13 +478,18 @@ def _riff_data(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
 
 
 def wav_was_not_closed(file: BinaryIO) -> bool:
-    """True if the header of a WAV says that it holds nothing, but samples follow: a recorder without power has not come to write the length."""
+    """True if the header of a WAV tells no samples, but there are: a recorder lost its power before it wrote the length."""
     found = _riff_data_chunk(file)
     if not found or found[1] != 0:
         return False
     size, start = file.seek(0, os.SEEK_END), found[0]
     head = _at(file, start, 8)
-    is_chunk = len(head) == 8 and head[:4].isascii() and head[:4].decode().isprintable() and int.from_bytes(head[4:], "little") <= size - start - 8
+    is_chunk = (
+        len(head) == 8
+        and head[:4].isascii()
+        and head[:4].decode().isprintable()
+        and int.from_bytes(head[4:], "little") <= size - start - 8
+    )
     return size - start > 8 and not is_chunk
 
 
@@ -488,13 +591,30 @@ def _sphere_samples(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
         numbers = [int(fields[name]) for name in (b"sample_count", b"sample_n_bytes", b"channel_count")]
     except (KeyError, ValueError):
         return
-    if b"sample_coding" not in fields or fields[b"sample_coding"] in (b"pcm", b"ulaw", b"alaw"):  # shortened ones are smaller
+    if b"sample_coding" not in fields or fields[b"sample_coding"] in (
+        b"pcm",
+        b"ulaw",
+        b"alaw",
+    ):  # shortened ones are smaller
         yield start, start + numbers[0] * numbers[1] * numbers[2]
 
 
 EBML, SEGMENT, CLUSTER = 0x1A45DFA3, 0x18538067, 0x1F43B675
 MATROSKA_ELEMENTS = {
-    *(EBML, SEGMENT, CLUSTER, 0x114D9B74, 0x1549A966, 0x1654AE6B, 0x1C53BB6B, 0x1254C367, 0x1043A770, 0x1941A469, 0xEC, 0xBF),
+    *(
+        EBML,
+        SEGMENT,
+        CLUSTER,
+        0x114D9B74,
+        0x1549A966,
+        0x1654AE6B,
+        0x1C53BB6B,
+        0x1254C367,
+        0x1043A770,
+        0x1941A469,
+        0xEC,
+        0xBF,
+    ),
     *(0xE7, 0xA3, 0xA0, 0xAB, 0xA7, 0x5854),  # of a cluster
 }
 
@@ -579,13 +699,15 @@ def ogg_pages(file: BinaryIO) -> Iterator[OggPage]:
         num_segments = head[26]
         payload = 27 + num_segments
         size = payload + sum(head[27:payload])
-        yield OggPage(place, place + size, bool(head[5] & 2), int.from_bytes(head[14:18], "little"), head[payload : payload + 8])
+        yield OggPage(
+            place, place + size, bool(head[5] & 2), int.from_bytes(head[14:18], "little"), head[payload : payload + 8]
+        )
         place += size
 
 
 @dataclass(frozen=True)
 class OggLink:
-    """One of the files that a chained Ogg file consists of: bytes `start` to `end`, and the codec of each of its streams."""
+    """One of the files that a chained Ogg file consists of; `codecs`: the first bytes of each of its streams."""
 
     start: int
     end: int

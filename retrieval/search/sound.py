@@ -1,6 +1,7 @@
 """Audio files below a folder, and what is heard of each: mono excerpts at the model's sample rate, read as a stream.
 
-A file of any length is cut into excerpts of at most `clip_samples`, a new one every `hop_samples`; the last one ends where the file ends.
+A file of any length is cut into excerpts of at most `clip_samples`, a new one every `hop_samples`; the last one ends
+where the file ends.
 Letters: S samples.
 """
 
@@ -42,15 +43,17 @@ def find_audio(folder: Path) -> tuple[list[Found], dict[str, str], Counter[str]]
     """Find the audio files below `folder`. Hidden ones are passed over; links are not followed out of it.
 
     Returns:
-        The files in order of name; why others are left out, by name: files, and folders (which end in "/") that cannot be read;
-        the number of files that are no sound, by ending.
+        The files in order of name; why others are left out, by name: files, and folders (which end in "/") that cannot
+        be read; the number of files that are no sound, by ending.
     """
     sounds, inside = find_sounds(folder, follow_links=False), folder.resolve()
     found, left_out = [], {}
     for closed, reason in sounds.closed_folders.items():
         left_out[_shown(f"{closed.relative_to(folder).as_posix()}/")] = f"the folder cannot be read: {reason}"
     for linked in sounds.linked_folders:
-        left_out[_shown(linked.relative_to(folder).as_posix())] = "a link to a folder: give that folder an index of its own"
+        left_out[_shown(linked.relative_to(folder).as_posix())] = (
+            "a link to a folder: give that folder an index of its own"
+        )
     for path in sounds.paths:
         file = path.relative_to(folder).as_posix()
         try:
@@ -84,7 +87,9 @@ def _why_left_out(path: Path, file: str, inside: Path) -> str | None:
     return None if path.is_file() else "not a file"
 
 
-def read_excerpts(path: Path, sample_rate: int, clip_samples: int, hop_samples: int, facts: SoundFacts | None = None) -> Iterator[Excerpt]:
+def read_excerpts(
+    path: Path, sample_rate: int, clip_samples: int, hop_samples: int, facts: SoundFacts | None = None
+) -> Iterator[Excerpt]:
     """Cut the file into excerpts.
 
     Args:
