@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.abc import MetaPathFinder
 from types import FrameType, ModuleType
 from typing import Any
@@ -65,7 +65,8 @@ def _on_ctrl_c(signum: int, frame: FrameType | None) -> None:
     if _phase == "running":
         interrupt(frame, KeyboardInterrupt())
     if _phase == "starting":
-        os.write(2, f"{INTERRUPTED}\n".encode())
+        with suppress(OSError):
+            os.write(2, f"{INTERRUPTED}\n".encode())
     if _phase != "running":
         os._exit(EXIT_CODE)
 
