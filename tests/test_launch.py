@@ -17,8 +17,8 @@ import torch
 from accelerate.commands.config.config_args import ClusterConfig
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
+from conftest import PATIENCE, wait_for
 from many_processes import free_port
-from test_training import wait_for
 
 from retrieval import pretraining, zero_shot
 from retrieval.base import launch
@@ -32,6 +32,7 @@ from retrieval.base.launch import (
 )
 from retrieval.errors import UserError
 from retrieval.export.__main__ import main as export
+from retrieval.scoring import Scorer
 from retrieval.search.__main__ import main as search
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -204,6 +205,16 @@ def test_a_main_address_of_the_user_s_own_is_no_sign_of_several_processes(monkey
     }
     monkeypatch.setattr(launch, "environment_of", lambda process: {"MASTER_ADDR": "node7"})
     assert count_processes(environment) == 1
+
+
+def test_a_variable_that_the_launcher_replaces_is_not_lost(monkeypatch, tmp_path):
+    """The launcher of one process writes ACCELERATE_USE_CPU=False over what the user has set."""
+    environment = launched_environment(tmp_path, {"distributed_type": "NO", "num_processes": 1})
+    assert environment["ACCELERATE_USE_CPU"] == "False"
+    monkeypatch.setattr(launch, "environment_of", lambda process: {"ACCELERATE_USE_CPU": "true"})
+    pytest.raises(UserError, read_launch, environment, 1, num_gpus=1).match("ACCELERATE_USE_CPU.*--cpu")
+    assert read_launch(environment, 1, num_gpus=0) == Launch()
+    assert read_launch(environment | {"ACCELERATE_USE_CPU": "True"}, 1, num_gpus=1) == Launch(on_cpu=True)
 
 
 def test_a_file_of_another_precision_and_dynamo_is_said_to_have_no_effect(tmp_path):
@@ -523,6 +534,13 @@ def test_other_commands_refuse_before_they_write(monkeypatch, tiny, tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_processes_without_a_gpu_are_refused_before_a_model_is_loaded(monkeypatch, tmp_path):
+    for name, value in BY_TORCHRUN.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    pytest.raises(UserError, Scorer, [tmp_path / "absent"]).match("ACCELERATE_USE_CPU=true")
+
+
 # --- waiting ---
 
 WAITS = """
@@ -550,7 +568,7 @@ def test_a_process_says_for_whom_it_waits_and_where_and_ends_on_a_signal(tmp_pat
         said = log.read_text()
         assert f"process {rank} of 2" in said and f"127.0.0.1:{port}" in said and missing in said
         process.send_signal(signal.SIGINT)  # unlike SIGTERM it needs Python's handler, which C++ would hold up
-        process.wait(60)
+        process.wait(PATIENCE)
         assert "KeyboardInterrupt" in log.read_text() and "together" not in log.read_text()
     finally:
         process.kill()
@@ -563,7 +581,7 @@ def test_a_process_that_comes_late_is_waited_for(tmp_path):
     try:
         wait_for(lambda: "has waited" in logs[1].read_text(), processes[0])
         processes.append(waiting(0, port, logs[0]))
-        assert [process.wait(120) for process in processes] == [0, 0]
+        assert [process.wait(PATIENCE) for process in processes] == [0, 0]
         assert all("together" in log.read_text() for log in logs)
     finally:
         for process in processes:

@@ -163,19 +163,12 @@ def refused(command: list[str], **variables: str) -> str:
 ACCELERATE = [str(Path(sys.executable).with_name("accelerate")), "launch", "--quiet"]
 
 
-@pytest.mark.parametrize(
-    ("launcher", "remedy"),
-    [
-        ([*ACCELERATE, "--config_file", "configs/accelerate/multi_gpu.yaml", "--num_processes", "2"], "ACCELERATE_USE_CPU=true"),
-        ([*ACCELERATE, "--cpu", "--num_processes", "2"], "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu"),
-    ],
-)
-def test_processes_on_a_machine_without_a_gpu_are_refused(tiny, tmp_path, launcher, remedy):
+def test_processes_on_a_machine_without_a_gpu_are_refused(tiny, tmp_path):
     arguments = ["--config", str(tiny / "tiny.yaml"), f"train.output={tmp_path / 'run'}"]
-    place = ["--main_process_port", str(free_port()), "--mixed_precision", "no", "--dynamo_backend", "no"]
-    said = refused([*launcher, *place, "train.py", *arguments])
+    launcher = [*ACCELERATE, "--config_file", "configs/accelerate/multi_gpu.yaml", "--num_processes", "2"]
+    said = refused([*launcher, "--main_process_port", str(free_port()), "train.py", *arguments])
     lines = {line for line in said.splitlines() if line.startswith("error: ")}
-    assert len(lines) == 1 and remedy in lines.pop(), said
+    assert len(lines) == 1 and "ACCELERATE_USE_CPU=true" in lines.pop(), said
     assert "train.py\", line" not in said and not (tmp_path / "run").exists()
 
 

@@ -223,6 +223,10 @@ def read_launch(environment: Mapping[str, str], num_processes: int, num_gpus: in
     device = _checked_device(environment, num_processes)
     on_cpu = cpu or _flag(environment, "ACCELERATE_USE_CPU") or device == "cpu"
     if num_processes == 1:
+        if num_gpus and not on_cpu and _flag(_environment_of_launcher(environment), "ACCELERATE_USE_CPU"):
+            raise UserError(
+                "accelerate launch replaces ACCELERATE_USE_CPU=true, and a GPU would be used; add --cpu to it"
+            )
         return Launch(on_cpu=on_cpu)
     size_name = next(name for name in SIZES if name in environment)
     if not on_cpu and num_gpus == 0:
@@ -306,7 +310,12 @@ def _launcher_was_asked_for_several(environment: Mapping[str, str]) -> bool:
     """accelerate launch sets MASTER_ADDR when it is asked for several processes, also where it starts one."""
     if "ACCELERATE_MIXED_PRECISION" not in environment or "MASTER_ADDR" not in environment:
         return False
-    return environment_of(os.getppid()).get("MASTER_ADDR") != environment["MASTER_ADDR"]
+    return _environment_of_launcher(environment).get("MASTER_ADDR") != environment["MASTER_ADDR"]
+
+
+def _environment_of_launcher(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return what accelerate launch was started with; empty for processes that it did not start."""
+    return environment_of(os.getppid()) if "ACCELERATE_MIXED_PRECISION" in environment else {}
 
 
 def check_one_process(environment: Mapping[str, str]) -> int:
