@@ -43,6 +43,8 @@ class StockMel(nn.Module):
         self.register_buffer("second_half", steps[32:])
         self.register_buffer("expanded", torch.ones(1).expand(24))
         self.register_buffer("transposed", torch.arange(6.0).reshape(2, 3).T)
+        self.register_buffer("grid", torch.arange(6.0).reshape(2, 3))
+        self.register_buffer("flat_grid", self.grid.view(-1))
         self.register_buffer("empty", torch.zeros(0))
         self.register_buffer("scalar", torch.tensor(2.0))
 
