@@ -146,10 +146,11 @@ def run_jobs(jobs: list[ShardJob], num_proc: int) -> list[dict[str, Any]]:
 
 
 def _run_parallel(jobs: list[ShardJob], num_proc: int, progress: tqdm) -> list[dict[str, Any]]:
-    """As run_jobs. Where the system kills a worker, the shards that were not finished are begun again, with half as many processes."""
+    """As run_jobs. Where a worker is killed, unfinished shards are begun again, with half as many processes."""
     reports: dict[Path, dict[str, Any]] = {}
     while todo := [job for job in jobs if job.report_path not in reports]:
-        num_proc, num_ready = min(num_proc, len(todo)), sum(len(job.clips) for job in jobs if job.report_path in reports)
+        num_proc = min(num_proc, len(todo))
+        num_ready = sum(len(job.clips) for job in jobs if job.report_path in reports)
         try:
             written = _run_pool(todo, num_proc, num_ready, progress)
         except BrokenProcessPool:
@@ -157,19 +158,19 @@ def _run_parallel(jobs: list[ShardJob], num_proc: int, progress: tqdm) -> list[d
             if num_proc == 1:
                 clips = next(job.clips for job, report in zip(todo, written) if not report)
                 raise UserError(
-                    f"the worker process was killed, perhaps for lack of memory, at the clips {clips[0].file_name} to {clips[-1].file_name}: "
-                    "run the same command again; finished parts are kept"
+                    "the worker process was killed, perhaps for lack of memory, at the clips "
+                    f"{clips[0].file_name} to {clips[-1].file_name}: run the same command again; finished parts are kept"
                 ) from None
             num_proc = max(1, num_proc // 2)
             _remove_leftovers(todo)
-            line = f"note: a worker process was killed, perhaps for lack of memory; going on with {num_proc}, finished parts are kept"
-            progress.write(line, file=sys.stderr)
+            reason = "a worker process was killed, perhaps for lack of memory"
+            progress.write(f"note: {reason}; going on with {num_proc}, finished parts are kept", file=sys.stderr)
         reports.update({job.report_path: report for job, report in zip(todo, written, strict=True) if report})
     return [reports[job.report_path] for job in jobs]
 
 
 def _run_pool(jobs: list[ShardJob], num_proc: int, num_ready: int, progress: tqdm) -> list[dict[str, Any]]:
-    """Reports of `jobs`; `num_ready` clips were done before. Raises BrokenProcessPool if a worker dies, with which all of them end."""
+    """Reports of `jobs`; `num_ready` clips were done before. Raises BrokenProcessPool if a worker dies: all end then."""
     context = multiprocessing.get_context("spawn")  # a forked copy of a process with threads can hang
     counter, stop = context.Value("q", num_ready), context.Event()
     executor = ProcessPoolExecutor(num_proc, context, _start_worker, (counter, stop))

@@ -1,9 +1,9 @@
-"""Decode sound files in a process of their own: a native library that crashes costs the file that it was reading, and nothing else.
+"""Decode sound files in a process of their own: a native library that crashes costs one file.
 
-libsndfile, mpg123, soxr and FFmpeg are C code, and the files come from anywhere. A child process that lives on from file to file runs
-retrieval.base.sound and sends back blocks of samples, the same ones to the last bit. If it crashes, is killed, needs more memory than
-MEMORY_LIMIT, or makes no progress for HANG_SECONDS, then the file is unreadable, with that as the reason, and the next file gets a new child.
-What the libraries print goes nowhere.
+libsndfile, mpg123, soxr and FFmpeg are C code, and the files come from anywhere. A child process that lives on from
+file to file runs retrieval.base.sound and sends back blocks of samples, the same ones to the last bit. If it crashes,
+is killed, needs more memory than MEMORY_LIMIT, or makes no progress for HANG_SECONDS, then the file is unreadable, with
+that as the reason, and the next file gets a new child. What the libraries print goes nowhere.
 
     parent                                     child (serve)
     REQUEST {"service": ..., "path": ..., ...} ->
@@ -12,8 +12,8 @@ What the libraries print goes nowhere.
     ABANDON, to end in the middle              ->
                                                <-  END, or ERROR {"kind": ..., "text": ...}
 
-Numbers and JSON only: nothing that the child sends is run. A child waits for its parent wherever it does not decode, so that it ends when the
-parent does, however that ends. PR_SET_PDEATHSIG would end it with the *thread* that started it.
+Numbers and JSON only: nothing that the child sends is run. A child waits for its parent wherever it does not decode, so
+that it ends when the parent does, however that ends. PR_SET_PDEATHSIG would end it with the *thread* that started it.
 """
 
 import atexit
@@ -64,9 +64,15 @@ class DecoderDied(UnreadableSound):
 
 
 def mono_blocks(
-    path: Path | str | bytes, sample_rate: int, max_seconds: float | None = None, facts: SoundFacts | None = None, **settings: Any
+    path: Path | str | bytes,
+    sample_rate: int,
+    max_seconds: float | None = None,
+    facts: SoundFacts | None = None,
+    **settings: Any,
 ) -> Iterator[np.ndarray]:
-    """Do as retrieval.base.sound.mono_blocks does, in another process. May be called from several threads: each stream has a child of its own.
+    """Do as retrieval.base.sound.mono_blocks does, in another process.
+
+    May be called from several threads: each stream has a child of its own.
 
     Raises:
         UnreadableSound: also where the decoder dies (DecoderDied).
@@ -122,7 +128,8 @@ def _stream(service: str, path: Path | str | bytes, arguments: dict[str, Any], f
                     yield block
             return
         except _Death as death:
-            # A file that was read before may have spoilt the child's memory, and the system may have killed it for a reason of its own.
+            # A file that was read before may have spoilt the child's memory, and the system may have killed it for a
+            # reason of its own.
             if death.was_hanging:
                 raise UnreadableSound(str(death)) from None
             if is_new:
@@ -339,7 +346,11 @@ os.register_at_fork(after_in_child=_forget_all)
 
 
 def serve(reader: str) -> NoReturn:
-    """Read files for the parent, which is at the other end of stdin and stdout, until it closes them. `reader`: see READER."""
+    """Read files for the parent, which is at the other end of stdin and stdout, until it closes them.
+
+    Args:
+        reader: see READER.
+    """
     requests, answers = os.dup(0), os.dup(1)
     silence = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1):
@@ -406,7 +417,8 @@ def _serve_request(module: Any, request: dict[str, Any], requests: int, answers:
         raise
     except Exception as error:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        waiting += _message(FACTS, json.dumps(vars(facts)).encode()) + _message(ERROR, json.dumps(_described(error)).encode())
+        waiting += _message(FACTS, json.dumps(vars(facts)).encode())
+        waiting += _message(ERROR, json.dumps(_described(error)).encode())
     _send_all(answers, waiting)
 
 

@@ -146,10 +146,19 @@ def update_index(writer: IndexWriter, folder: Path, encoder: ExcerptEncoder) -> 
 
 
 def _take_over(writer: IndexWriter, folder: Path, files: list[Found]) -> set[str]:
-    """Make `folder` the one that is indexed, if it holds most of what the index knows; its files that were recognised by their content.
+    """Make `folder` the one that is indexed, if it holds most of what the index knows.
 
-    A folder of other recordings, or a part of those that are indexed, given by mistake, would empty the index: it is refused.
-    Names and times are no evidence here, since copies and archives may give the same ones to other content. Raises UserError.
+    A folder of other recordings, or a part of those that are indexed, given by mistake, would empty the index: it is
+    refused. Names and times are no evidence here, since copies and archives may give the same ones to other content.
+
+    Args:
+        files: those of `folder`.
+
+    Returns:
+        The names of the files that were recognised by their content.
+
+    Raises:
+        UserError: The folder is another one.
     """
     digests, sizes = writer.digests(), {size for size, _ in writer.files().values()}
     contents, recognised = set(digests.values()), []
@@ -164,11 +173,12 @@ def _take_over(writer: IndexWriter, folder: Path, files: list[Found]) -> set[str
     before = writer.meta["folder"]
     if num_there < LEAST_IN_COMMON * len(digests):
         raise UserError(
-            f"index {writer.folder} is of folder {before}; {folder} holds {num_there:,} of its {len(digests):,} recordings: give the folder "
-            "that they were moved to, or another --index, or --overwrite, which forgets them"
+            f"index {writer.folder} is of folder {before}; {folder} holds {num_there:,} of its {len(digests):,} "
+            "recordings: give the folder that they were moved to, or another --index, or --overwrite, which forgets them"
         )
     writer.move_folder(folder, recognised)
-    print(f"note: index {writer.folder} was of folder {before}; {num_there:,} of its {len(digests):,} recordings are in {folder}", file=sys.stderr)
+    found_there = f"{num_there:,} of its {len(digests):,} recordings are in {folder}"
+    print(f"note: index {writer.folder} was of folder {before}; {found_there}", file=sys.stderr)
     return {file.file for file, _ in recognised}
 
 
