@@ -116,7 +116,10 @@ def latest_state(run: Path) -> Path | None:
     """The newest complete state folder of `run`. Raises UserError where it may not be read."""
     check_readable(run / "states", "saved state")
     states = [path for path in (run / "states").glob("step-*") if path.suffix != ".partial" and path.is_dir()]
-    return max(states, default=None)
+    newest = max(states, default=None)
+    if newest is not None:
+        check_readable(newest, "saved state")
+    return newest
 
 
 def sha256_of(path: Path) -> str:

@@ -133,7 +133,7 @@ def test_unpacked_sounds_follow_the_umask(tmp_path: Path, sounds: Path):
     with py7zr.SevenZipFile(tmp_path / "sounds.7z", "w") as archive:
         archive.writeall(private, "clotho_audio")
     with umask(0o022):
-        resumable_download.extract_wav_folder(tmp_path / "sounds.7z", tmp_path / "unpacked")
+        resumable_download.extract_wav_folder(tmp_path / "sounds.7z", tmp_path / "unpacked", max_bytes=1e9)
     check_modes(tmp_path / "unpacked", 0o022)
 
 
@@ -146,8 +146,9 @@ def shared(tmp_path) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp())
     folder.chmod(0o755)
     yield folder
-    for place, subfolders, names in os.walk(folder):
-        os.chmod(place, 0o755)
+    for place, subfolders, _names in os.walk(folder):
+        for name in subfolders:
+            Path(place, name).chmod(0o755)  # before they are walked
     shutil.rmtree(folder)
 
 
@@ -275,7 +276,7 @@ READERS: dict[str, tuple[Callable[[Path, Path], object], Callable[[Path], object
     "text encoder": (make_text_encoder, read_text_encoder, ("config.json", "tokenizer.json", "model.safetensors")),
     "audio encoder": (make_audio_encoder, read_audio_encoder, ("config.json", "preprocessor_config.json", "model.safetensors")),
     "run": (make_run, config_of_run, ("config.yaml",)),
-    "states": (make_run, read_states, ("states", "states/*")),
+    "states": (make_run, read_states, ("states", "states/*", "states/*/optimizer.bin")),
     "scores": (make_scores, open_scores, ("scores.npy", "*.json")),
     "results": (make_results, lambda place: Against(place, None), ("metrics.json", "ranks.csv")),
     "relevance": (lambda place, tiny: place.write_text(RELEVANCE), read_relevance, ()),
@@ -328,6 +329,7 @@ def test_folders_of_sounds_that_may_not_be_read_are_named(shared: Path, sounds: 
 def test_what_others_own_but_may_be_read_is_said_nothing_of(shared: Path):
     (shared / "file").touch()
     (shared / "link").symlink_to("nowhere")
+    (shared / "results").mkdir(mode=0)  # of no use to a reader of the folder
     with without_privileges():
         check_readable(shared, "folder")
         check_readable(shared / "absent" / "file", "file")

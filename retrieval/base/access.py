@@ -19,7 +19,8 @@ EFFECTIVE = {"effective_ids": os.access in os.supports_effective_ids}
 def check_readable(path: str | Path, what: str) -> None:
     """Refuse a file, or a folder with a file in it, that is there but may not be read. Says nothing of what is absent.
 
-    Libraries report a missing permission as absence or damage; call this before them.
+    Libraries report a missing permission as absence or damage; call this before them. Folders within a folder are not
+    looked into: some hold what nobody needs here, such as another user's results.
 
     Args:
         path: File or folder.
@@ -34,11 +35,11 @@ def check_readable(path: str | Path, what: str) -> None:
 
 
 def _places(path: Path) -> Iterator[Path]:
-    """The folders above, each only after the one above it was found to be open; `path`; and all within."""
+    """The folders above, each only after the one above it was found to be open; `path`; and the files in it."""
     yield from reversed(path.absolute().parents)
     yield path
-    for folder, subfolders, names in os.walk(path):
-        yield from (Path(folder, name) for name in (*subfolders, *names))
+    _, _, names = next(os.walk(path), (path, [], []))
+    yield from (path / name for name in names if not name.startswith("."))
 
 
 def _may_read(path: Path) -> bool:

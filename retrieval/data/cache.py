@@ -128,6 +128,7 @@ class Cache:
             raise UserError(f"cache {self.path} has no split {name!r}, only: {', '.join(self.split_names)}")
         if not self.info["splits"][name]["num_clips"]:  # asked here, since datasets cannot load a table without rows
             raise UserError(f"split {name!r} of cache {self.path} holds no clips; check the corpus and build the cache again")
+        check_readable(self.path / name, "cache")
         try:
             table = datasets.load_from_disk(str(self.path / name))
             clips = ClipSplit(name, table, self.info["codec"], self.sample_rate)

@@ -228,6 +228,7 @@ class DualEncoder(nn.Module, PyTorchModelHubMixin):
         """A saved model, in eval mode. Raises UserError for a folder that is absent, damaged or of another architecture."""
         name = str(directory_or_hub_id)
         check_readable(name, "checkpoint")
+        check_readable(Path(name, "tokenizer"), "checkpoint")
         if os.path.isdir(name):
             check_folder(Path(name))
         try:
