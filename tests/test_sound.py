@@ -249,7 +249,7 @@ def test_sound_among_pictures_and_other_sound(tmp_path):
             target.mux(
                 video.encode(av.VideoFrame.from_ndarray(np.full((64, 64, 3), 20 * number, np.uint8), format="rgb24"))
             )
-            for track, level in zip(tracks, (3_000, -9_000)):
+            for track, level in zip(tracks, (3_000, -9_000), strict=True):
                 frame = av.AudioFrame.from_ndarray(
                     np.full((1, RATE // 10), level, np.int16), format="s16", layout="mono"
                 )

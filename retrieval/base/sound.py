@@ -619,7 +619,6 @@ class _Ffmpeg(_Stream):
     def _decoded_frames(self, seek_to: int | None = None) -> Iterator[Any]:
         """FFmpeg's frames from the start on, or from a packet before the time `seek_to` on."""
         import av  # here: most files need no FFmpeg
-        from av.stream import Discard
 
         self._num_packets = self._num_bad = 0
         self._is_last_bad = False
@@ -636,8 +635,8 @@ class _Ffmpeg(_Stream):
                     if stream.duration:
                         self._announced_seconds = float(stream.duration * stream.time_base)
                     for other in container.streams:
-                        if other is not stream:
-                            other.discard = Discard.all
+                        if other is not stream and hasattr(other, "discard"):  # newer PyAV: pictures are not even read
+                            other.discard = type(other.discard).all
                     if seek_to is not None:
                         container.seek(seek_to, stream=stream)
                     yield from self._frames_of(container, stream)
