@@ -166,3 +166,11 @@ def test_clips_that_two_caches_share_are_counted(tiny, tmp_path, capsys):
     assert "warning: train.caches: 4 clips of development of" in printed and "warning: train.caches: 3 clips of evaluation of" in printed
     other = write_cache(tmp_path / "other", {"development": 12}, seed=9)  # negative control: names and captions of a corpus, other sounds
     assert open_splits(load_config(tiny / "tiny.yaml", [f"train.caches=[{tiny}/cache, {other}]"])).warnings == []
+
+
+def test_what_one_cache_holds_twice_is_its_builder_s_to_say(tiny, tmp_path):
+    """As without train.caches: builds warn of clips in two splits."""
+    table = datasets.load_from_disk(str(tiny / "cache" / "development"))
+    own = write_rows(tmp_path / "own", {"development": [table[0], table[1]], "validation": [table[1], table[2]]})
+    other = write_cache(tmp_path / "other", {"development": 3}, seed=9)
+    assert open_splits(load_config(tiny / "tiny.yaml", [f"data.cache={own}", f"train.caches=[{own}, {other}]"])).warnings == []
