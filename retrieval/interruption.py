@@ -15,24 +15,27 @@ from retrieval.base.interrupts import DROPS_EXCEPTIONS, interrupt
 from retrieval.base.processes import environment_of, parent_of, words_of
 
 LAUNCHERS = {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"}  # what accelerate launch and torchrun set for the processes they start
-RENDEZVOUS = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}  # where processes are started by hand
+# Set by users who start each process by hand.
+RENDEZVOUS = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 
 
 def resume_command() -> str:
-    """Return the command that started this process, with --resume: its launcher's where there is one, and the variables that it needs.
+    """Return the command that started this process, with --resume and the variables that it needs.
 
-    To be called while the launcher lives.
+    Where there is a launcher, it is the launcher's. To be called while the launcher lives.
     """
     words, environment = [sys.executable, *sys.argv], dict(os.environ)
     process = os.getppid()
-    while (above := words_of(process))[-len(sys.argv) :] == sys.argv:  # a launcher's command ends with that of what it starts
+    # A launcher's command ends with that of what it starts.
+    while (above := words_of(process))[-len(sys.argv) :] == sys.argv:
         words, environment, process = above, environment_of(process), parent_of(process)
     if Path(words[1]).name in ("accelerate", "torchrun"):
         words = words[1:]  # a script of the Python environment, started as `python PATH/accelerate`
     words[0] = Path(words[0]).name
     needed = [name for name in sorted(environment) if name.startswith("ACCELERATE_") or name in RENDEZVOUS]
     settings = [f"{name}={shlex.quote(environment[name])}" for name in needed]
-    return " ".join([*settings, shlex.join([word for word in words if word not in ("--overwrite", "--resume")]), "--resume"])
+    command = [word for word in words if word not in ("--overwrite", "--resume")] + ["--resume"]
+    return " ".join([*settings, shlex.join(command)])
 
 
 class Interrupted(BaseException):

@@ -42,6 +42,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # Progress lines appear after seconds, so on a busy machine in what a command says: the commands that tests start show none. tqdm, which
 # reads the variable when it is imported, has been imported: in this process `no_progress_lines` does the same.
 os.environ["TQDM_DISABLE"] = "1"
+# In a job of several tasks each of the commands below would be refused.
+for name in [name for name in os.environ if name.startswith("SLURM_")]:
+    del os.environ[name]
 
 # How long a test waits for another process or thread before it fails: no measure of speed.
 PATIENCE = 600.0  # s
