@@ -47,7 +47,9 @@ LOCAL_RANKS = ("LOCAL_RANK", "MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "M
 DEFAULT_PORT = 29500
 
 ON_CPU = "to use the CPU set ACCELERATE_USE_CPU=true"
-ONE_TASK = "for one process use srun --ntasks=1, for independent runs unset SLURM_NTASKS and SLURM_STEP_NUM_TASKS"
+ONE_TASK = (
+    "for one process use srun --ntasks=1, for independent runs unset SLURM_NTASKS, SLURM_NPROCS and SLURM_STEP_NUM_TASKS"
+)
 BY_LAUNCHER = "for several start accelerate launch in each task, as configs/accelerate/slurm.sh does"
 
 
