@@ -133,6 +133,7 @@ def test_a_run_with_a_stock_spectrogram_saves_resumes_and_loads(tiny, tmp_path, 
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
         patch.setattr(training, "train_step", stopped_in_step_3)
         training.train(config)
+    assert [path.name for path in (tmp_path / "run" / "states").iterdir()] == ["step-00000003"]  # not that of step 2 as well
     training.train(config, resume=True)
     whole, resumed = (DualEncoder.from_pretrained(tmp_path / name / "last") for name in ("whole", "run"))
     assert_same(resumed, whole)
