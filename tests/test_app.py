@@ -295,7 +295,7 @@ def test_a_recording_of_ones_own(page, indexed, sounds, tmp_path):
 
 
 @needs_chromium
-@pytest.mark.parametrize(("content", "reason"), [(b"", "is empty"), (b"RIFF no sound at all" * 50, "cannot be decoded")])
+@pytest.mark.parametrize(("content", "reason"), [(b"", "is empty"), (b"RIFF no sound at all" * 50, "is no sound")])
 def test_a_broken_upload_gets_one_line(page, tmp_path, content, reason):
     clip = tmp_path / "broken.wav"
     clip.write_bytes(content)
@@ -377,7 +377,7 @@ def test_a_recording_that_broke_since_is_said_on_its_card(browser, models, tmp_p
         page.locator(".hit .timeline").click()
         page.locator(".hit [role=alert]").get_by_text("cannot be played").wait_for()
         page.locator(".hit .like").click()
-        assert status(page, "cannot be read") == "low.wav cannot be read as audio (Format not recognised)"
+        assert status(page, "is no sound").startswith("low.wav")
 
 
 # --- without one ---
@@ -419,7 +419,7 @@ def test_a_recording_of_an_hour_is_never_decoded_whole(tmp_path):
     with soundfile.SoundFile(file, "w", 8_000, 2) as writer:
         for minute in range(60):
             writer.write(np.full((60 * 8_000, 2), minute / 100, dtype=np.float32))
-    wave = audio.WaveFile(file)
+    wave = audio.WaveFile(file, 3600.0)
     assert wave.size == 44 + 3600 * 8_000 * 4
     at = 44 + 1800 * 8_000 * 4
     part = np.frombuffer(wave.read(at, at + 4096), dtype="<i2")
@@ -438,7 +438,7 @@ def test_sizes_beyond_32_bits_have_their_own_header(tmp_path, monkeypatch):
 def test_what_a_truncated_recording_lacks_is_silence(tmp_path):
     file = tmp_path / "cut.wav"
     soundfile.write(file, np.full(8_000, 0.5, dtype=np.float32), 8_000)
-    wave, whole = audio.WaveFile(file), file.read_bytes()
+    wave, whole = audio.WaveFile(file, 1.0), file.read_bytes()
     file.write_bytes(whole[:8_044])
     data = np.frombuffer(wave.read(44, wave.size), dtype="<i2")
     assert len(data) == 8_000 and data[3_000] > 16_000 and not data[5_000:].any()
@@ -446,7 +446,7 @@ def test_what_a_truncated_recording_lacks_is_silence(tmp_path):
 
 def test_more_than_two_channels_are_averaged(tmp_path):
     soundfile.write(tmp_path / "four.wav", np.tile(np.float32([0.1, 0.2, 0.3, 0.4]), (100, 1)), 8_000)
-    wave = audio.WaveFile(tmp_path / "four.wav")
+    wave = audio.WaveFile(tmp_path / "four.wav", 100 / 8_000)
     assert wave.size == 44 + 200 and np.frombuffer(wave.read(44, 244), dtype="<i2")[5] / 32767 == pytest.approx(0.25, abs=1e-4)
 
 

@@ -1,6 +1,7 @@
 """Recordings as a browser takes them: any part of any file as 16-bit WAV, decoded when it is asked for, and pictures of excerpts.
 
-A recording of an hour is never decoded whole: its WAV exists only as a header and the bytes between any two places.
+A recording of an hour is never decoded whole: its WAV exists only as a header and the bytes between any two places. Decoding happens in a process
+of its own (retrieval.base.decoder_process), which keeps files open, with places to go on from.
 Letters: S samples, C channels.
 """
 
@@ -9,38 +10,48 @@ import struct
 from pathlib import Path
 
 import numpy as np
-import soundfile
 import torch
 import torchaudio
 from matplotlib import image
 
-from retrieval.errors import UserError
+from retrieval.base.decoder_process import SoundInfo, read_frames
+from retrieval.base.errors import UserError
+from retrieval.base.sound import CANCELLED, UnreadableSound
 
 MAX_COLUMNS, NUM_MELS, DYNAMIC_RANGE = 600, 64, 70.0  # of pictures; dB
 RIFF_LIMIT = 2**32 - 1
+FRAMES_AT_ONCE = 2**18  # of an excerpt, before its channels become one
 
 
 class WaveFile:
-    """The 16-bit WAV that a recording would be: one or two channels, more are averaged to one. Raises UserError for what cannot be read."""
+    """The 16-bit WAV that a recording would be: one or two channels, more are averaged to one.
 
-    def __init__(self, path: Path):
+    Args:
+        path: The recording.
+        seconds: Its length as the index knows it, for a header that leaves it open.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+
+    def __init__(self, path: Path, seconds: float):
         self.path = path
-        with open_audio(path) as file:
-            rate, frames, channels = file.samplerate, file.frames, file.channels if file.channels <= 2 else 1
+        _, info = read(path, 0, 0)
+        num_frames = round(seconds * info.sample_rate) if info.num_frames is None else info.num_frames
+        channels = info.channels if info.channels <= 2 else 1
         self.width = 2 * channels  # bytes of a frame
-        self.header = wave_header(frames, channels, rate)
-        self.size = len(self.header) + frames * self.width
+        self.header = wave_header(num_frames, channels, info.sample_rate)
+        self.size = len(self.header) + num_frames * self.width
 
     def read(self, first: int, stop: int) -> bytes:
-        """Bytes `first` to `stop`. What a truncated recording lacks is silence."""
+        """Bytes `first` to `stop`; silence where the recording ends sooner. Raises UserError."""
         offset = len(self.header)
         head = self.header[first:stop]
         if stop <= offset:
             return head
         begin, end = max(first - offset, 0), stop - offset
         first_frame, stop_frame = begin // self.width, -(-end // self.width)
-        with open_audio(self.path) as file:
-            samples = read_frames(file, first_frame, stop_frame - first_frame)  # (S, C)
+        samples, _ = read(self.path, first_frame, stop_frame - first_frame)  # (S, C)
         if samples.shape[1] > 2:
             samples = samples.mean(axis=1, keepdims=True)
         data = (samples.clip(-1, 1) * 32767).round().astype("<i2").tobytes()
@@ -58,40 +69,51 @@ def wave_header(frames: int, channels: int, rate: int) -> bytes:
     return struct.pack("<4sI4s", b"RF64", RIFF_LIMIT, b"WAVE") + sizes + form + struct.pack("<4sI", b"data", RIFF_LIMIT)
 
 
-def open_audio(path: Path) -> soundfile.SoundFile:
-    """Raises UserError naming the file."""
+def read(path: Path, first: int, num_frames: int) -> tuple[np.ndarray, SoundInfo]:
+    """Frames float32 (S, C) from `first` on, S < num_frames where the file ends, and facts of the file. Raises UserError naming the file."""
     try:
-        return soundfile.SoundFile(path)
-    except soundfile.LibsndfileError as error:
-        raise UserError(f"{path.name} cannot be read as audio ({error.error_string.removeprefix('Error : ').rstrip('.')})") from None
-
-
-def read_frames(file: soundfile.SoundFile, first: int, frames: int) -> np.ndarray:
-    """float32 (S, C), S <= frames; nothing from a place that a broken file does not have."""
-    try:
-        file.seek(first)
-        return file.read(frames, dtype="float32", always_2d=True)
-    except soundfile.SoundFileError:
-        return np.zeros((0, file.channels), dtype=np.float32)
+        return read_frames(path, first, num_frames)
+    except UnreadableSound as error:
+        raise UserError(f"{path.name} {error}") from None
+    except OSError as error:
+        raise UserError(f"{path.name} cannot be read: {error.strerror}") from None
 
 
 def read_excerpt(path: Path, start: float, end: float) -> tuple[np.ndarray, int]:
-    """Samples float32 (S, C) of `start` to `end` s, and their rate in Hz. Raises UserError."""
-    with open_audio(path) as file:
-        first = round(start * file.samplerate)
-        samples, rate = read_frames(file, first, round(end * file.samplerate) - first), file.samplerate
+    """One channel float32 (S,) of `start` to `end` s, and its rate in Hz. Raises UserError."""
+    _, info = read(path, 0, 0)
+    first, stop = (
+        round(start * info.sample_rate),
+        max(round(end * info.sample_rate), round(start * info.sample_rate) + 1),
+    )
+    pieces = []
+    for place in range(first, stop, FRAMES_AT_ONCE):
+        samples, _ = read(path, place, min(FRAMES_AT_ONCE, stop - place))
+        pieces.append(one_channel(samples))
+    samples = np.concatenate(pieces)
     if not len(samples):
         raise UserError(f"{path.name} has nothing to hear between {start:.1f} and {end:.1f} s")
-    return samples, rate
+    return samples, info.sample_rate
+
+
+def one_channel(samples: np.ndarray) -> np.ndarray:
+    """The mean (S,) of channels (S, C), or the first that sounds where they cancel each other."""
+    powers = np.square(samples, dtype=np.float64).sum(axis=0)  # (C,)
+    if np.square(samples.sum(axis=1, dtype=np.float64)).sum() <= CANCELLED * powers.sum():
+        return samples[:, int(np.argmax(powers >= powers.max() / 2))]
+    return samples.mean(axis=1)
 
 
 def draw_spectrogram(samples: np.ndarray, rate: int) -> bytes:
-    """PNG of the mel spectrogram of samples (S, C), of the loudest value and 70 dB below it; time to the right, low tones at the bottom."""
-    waveform = torch.from_numpy(samples.mean(axis=1))  # (S,)
+    """PNG of the mel spectrogram of one channel (S,), of the loudest value and 70 dB below it; time to the right, low tones at the bottom."""
+    waveform = torch.from_numpy(samples)
     window = 2 ** round(np.log2(0.046 * rate))  # some 46 ms
+    # The spectrogram's edges mirror half a window: a sound shorter than that is drawn with silence behind it.
+    waveform = torch.nn.functional.pad(waveform, (0, max(0, window - len(waveform))))
     hop = max(window // 4, -(-len(waveform) // MAX_COLUMNS))
-    mel = torchaudio.transforms.MelSpectrogram(rate, n_fft=window, hop_length=hop, n_mels=NUM_MELS, f_min=20.0)(waveform)  # (mels, columns)
-    level = 10 * mel.clamp_min(1e-10).log10()
+    num_mels = min(NUM_MELS, window // 8)  # at low rates 64 would be narrower than a frequency
+    transform = torchaudio.transforms.MelSpectrogram(rate, n_fft=window, hop_length=hop, n_mels=num_mels, f_min=20.0)
+    level = 10 * transform(waveform).clamp_min(1e-10).log10()  # (mels, columns)
     top = float(level.max())
     file = io.BytesIO()
     image.imsave(file, level.numpy(), vmin=top - DYNAMIC_RANGE, vmax=top, cmap="magma", origin="lower", format="png")

@@ -30,7 +30,6 @@ EXAMPLES = (
     "rain pours down",
 )
 MAX_SENTENCES = 200
-MAX_EXCERPT_SECONDS = 600.0
 MAX_WAITING = 64  # questions in the queue
 MAX_SESSIONS = 256  # whose last answers Gradio keeps at most
 
@@ -114,6 +113,11 @@ def make_page(index: AudioIndex, clients: Clients) -> gr.Blocks:
     return page
 
 
+def longest_excerpt(index: AudioIndex) -> float:
+    """Return the length of the model's clips in seconds, and one for what is rounded."""
+    return index.model.windows.clip_samples / index.model.sample_rate + 1
+
+
 def heading(index: AudioIndex) -> str:
     minutes = sum(file.seconds for file in index.files) / 60
     length = f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
@@ -181,7 +185,7 @@ class Answers:
     ) -> tuple[str, str]:
         """Recordings like the excerpt of a hit, without that excerpt."""
         start, end, limits = float(hit.start), float(hit.end), filters(folder, shortest, longest)
-        if not 0 <= start < end <= start + MAX_EXCERPT_SECONDS:
+        if not 0 <= start < end <= start + longest_excerpt(self.index):
             raise UserError("the excerpt to compare with must have a start and an end in seconds")
         excerpt = read_excerpt(located(hit.file, self.index), start, end)
 

@@ -2,10 +2,10 @@
 
 import hashlib
 import hmac
-import time
 from collections import OrderedDict
 from html import escape
 from ipaddress import ip_address, ip_network
+from time import monotonic
 
 from retrieval.app.clients import Refused
 
@@ -37,7 +37,7 @@ class Password:
 
     def is_right(self, given: str | None, address: str) -> bool:
         """Raises Refused (429) without a look at the attempt while the address has to wait."""
-        network, now = network_of(address), time.monotonic()
+        network, now = network_of(address), monotonic()
         attempts, closed_until = self._wrong.get(network, (0, 0.0))
         if now < closed_until:
             seconds = int(closed_until - now) + 1

@@ -7,10 +7,12 @@ Requests pass gate.py first.
 import asyncio
 import json
 import logging
+import os
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 from fastapi import FastAPI, HTTPException, Request
@@ -24,14 +26,16 @@ from retrieval.app.audio import WaveFile, draw_spectrogram, read_excerpt
 from retrieval.app.clients import MAX_UPLOAD_MIB, MIB, Client, Clients, Refused
 from retrieval.app.events import Events
 from retrieval.app.gate import Gate
-from retrieval.app.page import HEAD, MAX_EXCERPT_SECONDS, STYLE, THEME, make_page
+from retrieval.app.page import HEAD, STYLE, THEME, longest_excerpt, make_page
 from retrieval.app.password import Password
 from retrieval.app.results import located
+from retrieval.app.turns import Turns
 from retrieval.errors import UserError
 from retrieval.search import AudioIndex
 
 # What one answer holds of a recording. A browser asks on as it plays; a long answer that it leaves standing would keep one of its six connections.
 BYTES_AT_ONCE = 2**19
+RANGES = {"Accept-Ranges": "bytes", "Cache-Control": "no-cache"}
 FORM_BYTES = 2**20  # what an upload's form may take beside the file
 SECONDS_OF_AN_UPLOAD = 1800
 SECONDS_OF_A_PIECE = 60  # of an upload
@@ -114,19 +118,33 @@ def add_routes(app: FastAPI, index: AudioIndex, clients: Clients) -> None:
         names = sorted({str(part["loc"][-1]) for part in error.errors()})
         return JSONResponse({"detail": f"wrong or missing: {', '.join(names)}"}, 422)
 
+    turns = Turns(max(1, (os.cpu_count() or 1) // 2))  # the other half of the cores answers queries
+
     @app.api_route("/recording", methods=["GET", "HEAD"])
-    def recording(request: Request, file: str) -> Response:
-        return answer_range(WaveFile(located(file, index)), request.headers.get("range", ""))
+    async def recording(request: Request, file: str) -> Response:
+        path = await asyncio.to_thread(located, file, index)
+
+        async def decode(function: Callable[..., Any], *arguments: Any) -> Any:
+            async with turns.turn(request.state.client_key, request.is_disconnected):
+                return await asyncio.to_thread(function, *arguments)
+
+        wave = await decode(WaveFile, path, seconds_of[file])
+        if request.method == "HEAD":
+            return Response(media_type="audio/wav", headers=RANGES | {"Content-Length": str(wave.size)})
+        return await answer_range(wave, request.headers.get("range", ""), decode)
 
     @app.get("/picture")
-    def picture(file: str, start: float, end: float) -> Response:
-        path = located(file, index)
-        if not 0 <= start < end <= start + MAX_EXCERPT_SECONDS:
-            raise HTTPException(400, f"start and end must be seconds, at most {MAX_EXCERPT_SECONDS:.0f} apart")
+    async def picture(request: Request, file: str, start: float, end: float) -> Response:
+        path = await asyncio.to_thread(located, file, index)
+        if not 0 <= start < end <= start + longest_excerpt(index):
+            raise Refused(400, f"start and end must be seconds, at most {longest_excerpt(index):.0f} apart")
         if start >= seconds_of[file]:
-            raise HTTPException(416, "start lies beyond the end of the recording")
-        samples, rate = read_excerpt(path, start, min(end, seconds_of[file] + 1))
-        return Response(draw_spectrogram(samples, rate), media_type="image/png")
+            raise Refused(416, "start lies beyond the end of the recording")
+        async with turns.turn(request.state.client_key, request.is_disconnected):
+            content = await asyncio.to_thread(
+                lambda: draw_spectrogram(*read_excerpt(path, start, min(end, seconds_of[file] + 1)))
+            )
+        return Response(content, media_type="image/png")
 
     @app.get("/presence")
     async def presence(request: Request) -> Response:
@@ -212,20 +230,26 @@ async def receive_upload(request: Request, clients: Clients, client: Client, rec
         raise Refused(507, "there is no room for uploads on the disk") from None
 
 
-def answer_range(wave: WaveFile, header: str) -> Response:
+async def answer_range(wave: WaveFile, header: str, decode: Callable[..., Awaitable[bytes]]) -> Response:
     """A part of a WAV by a `Range` header of one range (RFC 9110, 14.2); all of it, piece by piece, without one."""
-    headers = {"Accept-Ranges": "bytes", "Cache-Control": "no-cache"}
     if not header.strip().lower().startswith("bytes="):
-        pieces = (
-            wave.read(first, min(first + BYTES_AT_ONCE, wave.size)) for first in range(0, wave.size, BYTES_AT_ONCE)
-        )
-        return StreamingResponse(pieces, media_type="audio/wav", headers=headers | {"Content-Length": str(wave.size)})
+
+        async def pieces() -> AsyncIterator[bytes]:
+            for first in range(0, wave.size, BYTES_AT_ONCE):
+                stop = min(first + BYTES_AT_ONCE, wave.size)
+                try:
+                    yield await decode(wave.read, first, stop)
+                except UserError:
+                    yield bytes(stop - first)  # damaged here: silence, since the header has promised so much
+
+        return StreamingResponse(pieces(), media_type="audio/wav", headers=RANGES | {"Content-Length": str(wave.size)})
     span = range_of(header, wave.size)
     if span is None:
-        return Response(status_code=416, headers=headers | {"Content-Range": f"bytes */{wave.size}"})
+        return Response(status_code=416, headers=RANGES | {"Content-Range": f"bytes */{wave.size}"})
     first, last = span[0], min(span[1], span[0] + BYTES_AT_ONCE - 1)
-    headers["Content-Range"] = f"bytes {first}-{last}/{wave.size}"
-    return Response(wave.read(first, last + 1), status_code=206, media_type="audio/wav", headers=headers)
+    headers = RANGES | {"Content-Range": f"bytes {first}-{last}/{wave.size}"}
+    content = await decode(wave.read, first, last + 1)
+    return Response(content, status_code=206, media_type="audio/wav", headers=headers)
 
 
 def range_of(header: str, size: int) -> tuple[int, int] | None:

@@ -43,7 +43,7 @@ HANG_SECONDS = 600.0  # for one block; generous: a disk may be slow to wake up, 
 MEMORY_LIMIT = 4 * 2**30  # bytes of data of a child
 BLOCKS_AHEAD = 2  # decoded before they are asked for
 MOST_IDLE = 8  # children kept for later
-MOST_OPEN = 4  # files that a child keeps open for read_frames
+MOST_OPEN = 16  # files that a child keeps open for read_frames: a page shows ten
 PIPE_BYTES = 2**20  # a larger buffer saves switches between the processes
 
 # Of a child: one thread, and memory that glibc keeps for the next block, in place of giving it back to the system each time (which made
@@ -87,7 +87,7 @@ def read_frames(path: Path | str | bytes, first: int, num_frames: int) -> tuple[
     """Read frames `first` to `first + num_frames` of a file with all its channels, in another process, which keeps it open for the next ones.
 
     Returns:
-        float32 (S, C), S below num_frames at the end of the file; facts of the whole file.
+        float32 (S, C), S below num_frames at the end of the file; facts of the whole file. No frames, no decoding.
 
     Raises:
         UnreadableSound: also where the decoder dies (DecoderDied).
@@ -104,11 +104,11 @@ def read_frames(path: Path | str | bytes, first: int, num_frames: int) -> tuple[
 
 @dataclass
 class SoundInfo:
-    """Facts of a sound file."""
+    """Facts of a sound file, from its header."""
 
     sample_rate: int = 0  # Hz
     channels: int = 1
-    num_frames: int = 0
+    num_frames: int | None = None  # None: the header leaves it open
 
 
 def _stream(service: str, path: Path | str | bytes, arguments: dict[str, Any], facts: Any) -> Iterator[np.ndarray]:
@@ -117,7 +117,7 @@ def _stream(service: str, path: Path | str | bytes, arguments: dict[str, Any], f
     request = {"service": service, "path": os.path.abspath(path), **arguments}
     num_given, is_second_try = 0, False
     while True:
-        decoder = _Decoder() if is_second_try else _idle_decoder()
+        decoder = _Decoder() if is_second_try else _idle_decoder(path)
         is_new = decoder.num_requests == 0
         num_blocks = 0
         try:
@@ -150,6 +150,7 @@ class _Decoder:
 
     def __init__(self) -> None:
         self.num_requests = 0
+        self.paths: deque[str] = deque(maxlen=MOST_OPEN)  # the files that it may have open
         self._is_streaming = False  # a stream is under way
         self._is_whole = True  # no message was interrupted half way
         try:
@@ -184,6 +185,8 @@ class _Decoder:
     def read(self, request: dict[str, Any], path: str, facts: Any) -> Iterator[np.ndarray]:
         """Blocks float32 (S,). Raises _Death, and the errors of the reader."""
         self.num_requests += 1
+        if request["service"] == "frames" and path not in self.paths:
+            self.paths.append(path)
         content = json.dumps(request).encode()
         self._send(REQUEST + struct.pack("<I", len(content)) + content)
         self._is_streaming = True
@@ -302,10 +305,17 @@ _idle: deque[_Decoder] = deque()  # its append and pop need no lock
 _all: set[_Decoder] = set()
 
 
-def _idle_decoder() -> _Decoder:
+def _idle_decoder(path: str) -> _Decoder:
+    """An idle child, at best one that has the file open."""
     while True:
         try:
-            decoder = _idle.pop()
+            decoder = next((one for one in list(_idle) if path in one.paths), None)
+            if decoder:
+                _idle.remove(decoder)
+            else:
+                decoder = _idle.pop()
+        except ValueError:
+            continue  # another thread has taken it
         except IndexError:
             return _Decoder()
         try:
@@ -431,7 +441,7 @@ def _frames(module: Any, path: bytes, facts: SoundInfo, first: int, num_frames: 
     key = path, status.st_ino, status.st_size, status.st_mtime_ns
     reader = _open_readers.pop(key, None) or module.SoundReader(path)
     try:
-        facts.sample_rate, facts.channels, facts.num_frames = reader.sample_rate, reader.channels, reader.num_frames
+        facts.sample_rate, facts.channels, facts.num_frames = reader.sample_rate, reader.channels, reader.announced_frames
         if num_frames:
             reader.seek(first)
         while num_frames and len(block := reader.read(num_frames)):  # (S, C)

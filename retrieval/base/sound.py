@@ -604,7 +604,7 @@ class _Ffmpeg(_Stream):
 
     def __init__(self, path: bytes, kind: Kind, part: tuple[int, int] | None):
         self._path, self._kind, self._part = path, kind, part or (0, os.path.getsize(path))
-        self._seek_points: list[tuple[int, int]] = []  # frame, its time in FFmpeg's units
+        self._seek_points: list[tuple[int, int]] = []  # of every second decoded so far: frame, its time in FFmpeg's units
         super().__init__()
         if kind.name in sound_kinds.WITH_EXACT_LENGTH and self._announced_seconds:
             self.least_frames = (
@@ -613,7 +613,17 @@ class _Ffmpeg(_Stream):
             )
 
     def _decode(self) -> Iterator[tuple[np.ndarray, int]]:
-        for frame in self._decoded_frames():
+        return self._noted(self._decoded_frames(), 0)
+
+    def _noted(self, frames: Iterator[Any], position: int) -> Iterator[tuple[np.ndarray, int]]:
+        """Samples of FFmpeg's frames; a seek point is kept of every second that was not decoded before."""
+        rate, is_one_rate = 0, True  # behind a change of the rate positions are those of resampled frames
+        for frame in frames:
+            rate = rate or frame.sample_rate
+            is_one_rate = is_one_rate and frame.sample_rate == rate
+            if is_one_rate and frame.pts is not None and position >= len(self._seek_points) * rate:
+                self._seek_points.append((position, frame.pts))
+            position += frame.samples
             yield _samples_of(frame), frame.sample_rate
 
     def _decoded_frames(self, seek_to: int | None = None) -> Iterator[Any]:
@@ -666,23 +676,12 @@ class _Ffmpeg(_Stream):
                 f"cannot be decoded: {self._num_bad} of its {self._num_packets} packets are damaged ({first_error})"
             )
 
-    def count_frames(self) -> int:
-        """Decode the file once, and keep a seek point of every second."""
-        points, num_frames = [], 0
-        for frame in copy.copy(self)._decoded_frames():
-            if frame.sample_rate != self.sample_rate:
-                return super().count_frames()
-            if frame.pts is not None and num_frames >= len(points) * self.sample_rate:
-                points.append((num_frames, frame.pts))
-            num_frames += frame.samples
-        self._seek_points = points
-        return num_frames
-
     def seek(self, frame: int) -> None:
         number = bisect.bisect_right(self._seek_points, (frame, math.inf)) - 1
         is_near = 0 <= frame - self._position <= PREROLL
+        leads_on = number >= 2 and (frame < self._position or self._seek_points[number][0] > self._position)
         if (
-            number >= 2
+            leads_on
             and not is_near
             and self._kind.has_exact_times
             and self._jump(self._seek_points[number - 1][1], *self._seek_points[number])
@@ -694,7 +693,7 @@ class _Ffmpeg(_Stream):
     def _jump(self, earlier: int, position: int, pts: int) -> bool:
         """Go on with the frame of time `pts`, from the time `earlier` on; return False if FFmpeg does not find it."""
         self._restart()
-        self._pieces = self._decode_from(earlier, pts)
+        self._pieces = self._noted(self._frames_from(earlier, pts), position)
         first = next(self._pieces, None)
         if first is None:
             self._restart()
@@ -703,14 +702,14 @@ class _Ffmpeg(_Stream):
         self._position = position
         return True
 
-    def _decode_from(self, earlier: int, pts: int) -> Iterator[tuple[np.ndarray, int]]:
+    def _frames_from(self, earlier: int, pts: int) -> Iterator[Any]:
         is_found = False
         for frame in self._decoded_frames(earlier):
             if not is_found and (frame.pts is None or frame.pts > pts):
                 return
             is_found = is_found or frame.pts == pts
             if is_found:
-                yield _samples_of(frame), frame.sample_rate
+                yield frame
 
     def why_truncated(self) -> str | None:
         if self._kind is sound_kinds.FLAC and self._is_last_bad:
