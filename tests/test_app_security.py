@@ -1,4 +1,5 @@
-"""The page of retrieval.app under attack: paths and URLs in events, foreign origins, other clients' uploads, passwords, floods.
+"""The page of retrieval.app under attack: paths and URLs in events, foreign origins, other clients' uploads,
+passwords, floods.
 
 Requests are those that a program sends; that a browser's own still work is shown by test_app.py, in Chromium.
 """
@@ -92,7 +93,8 @@ class Browser:
         return code, body
 
     def upload(self, content: bytes, name: str = "own.wav", **headers: str) -> tuple[int, bytes]:
-        head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\nContent-Type: audio/wav\r\n\r\n'
+        disposition = f'Content-Disposition: form-data; name="files"; filename="{name}"'
+        head = f"--{BOUNDARY}\r\n{disposition}\r\nContent-Type: audio/wav\r\n\r\n"
         body = head.encode() + content + f"\r\n--{BOUNDARY}--\r\n".encode()
         code, _, answer = self.ask(
             "POST", UPLOAD, body, Content_Type=f"multipart/form-data; boundary={BOUNDARY}", **headers
@@ -323,11 +325,14 @@ WRONG_EVENTS = [
     b'{"fn_index": 1, "data": ["a tone", "", 0, 8, true], "session_hash": "s1"}',
     b'{"fn_index": 1, "data": ["a tone", "", 0, 8, 10], "session_hash": "../s1"}',
     b'{"fn_index": 1, "data": ["a tone", "", 0, 8, 10], "session_hash": null}',
-    b'{"fn_index": 1, "data": ["a tone", "", 0, 8, 10], "session_hash": "s1", "event_data": {"file": "low steady.wav"}}',
+    b'{"fn_index": 1, "data": ["a tone", "", 0, 8, 10], "session_hash": "s1", '
+    b'"event_data": {"file": "low steady.wav"}}',
     b'{"fn_index": 1, "data": ["a tone", "", 0, 8, 10], "session_hash": "s1", "batched": true}',
     b'{"fn_index": 14, "data": ["", 0, 8, 10], "session_hash": "s1"}',
-    b'{"fn_index": 14, "data": ["", 0, 8, 10], "session_hash": "s1", "event_data": {"file": "low steady.wav", "start": 1e15, "end": 2e15}}',
-    b'{"fn_index": 14, "data": ["", 0, 8, 10], "session_hash": "s1", "event_data": {"file": "low steady.wav", "start": 100, "end": 101}}',
+    b'{"fn_index": 14, "data": ["", 0, 8, 10], "session_hash": "s1", '
+    b'"event_data": {"file": "low steady.wav", "start": 1e15, "end": 2e15}}',
+    b'{"fn_index": 14, "data": ["", 0, 8, 10], "session_hash": "s1", '
+    b'"event_data": {"file": "low steady.wav", "start": 100, "end": 101}}',
 ]
 
 

@@ -1,10 +1,11 @@
 """A page on this machine that searches an index of recordings, plays what it finds and draws what TAP listened to.
 
-    python -m retrieval.app --index DIR [--host 127.0.0.1] [--port 7860] [--checkpoint DIR] [--fast-text] [--password [WORD] | --no-password]
+    python -m retrieval.app --index DIR [--host 127.0.0.1] [--port 7860] [--checkpoint DIR] [--fast-text]
+    [--password [WORD] | --no-password]
 
-The index is made by `python -m retrieval.search index`. The page needs no internet and sends nothing anywhere. With another --host than this
-machine's own, whoever reaches the port and has the password can listen to every file of the index. Without --password a token is made and
-printed at the start.
+The index is made by `python -m retrieval.search index`. The page needs no internet and sends nothing anywhere.
+With another --host than this machine's own, whoever reaches the port and has the password can listen to every file
+of the index. Without --password a token is made and printed at the start.
 """
 
 import argparse
@@ -37,7 +38,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--fast-text", action="store_true", help="text encoder in 8 bit, on a CPU; made at the first use"
     )
-    ask = f"needed to open the page; without WORD it is asked for; {PASSWORD_VARIABLE} holds it too, and other users of this machine cannot read it there"
+    ask = (
+        f"needed to open the page; without WORD it is asked for; {PASSWORD_VARIABLE} holds it too, "
+        f"and other users of this machine cannot read it there"
+    )
     parser.add_argument(
         "--password", nargs="?", const="", metavar="WORD", help=f"{ask}; default with another --host: a new token"
     )
@@ -80,7 +84,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def chosen_password(given: str | None) -> str | None:
-    """Return the user's own password, from the option, the terminal or the environment. Raises UserError for a short one."""
+    """Return the user's own password, from the option, the terminal or the environment.
+
+    Raises UserError for a short one.
+    """
     if given == "":
         if not sys.stdin.isatty():
             raise UserError(f"--password without a word asks for it, but there is no terminal: set {PASSWORD_VARIABLE}")
@@ -102,8 +109,9 @@ def own_names(host: str, is_local: bool) -> frozenset[str]:
 def warning(host: str, port: int, num_files: int, password: str | None) -> str:
     who = "whoever reaches it and has the password" if password else "everybody who reaches it, without a password,"
     return (
-        f"warning: port {port} of {host} is open to the network: {who} can search and listen to all {num_files:,} recordings of the index, and "
-        f"upload files of their own. What is sent is not encrypted: in a network that you do not trust, put a server with HTTPS in front"
+        f"warning: port {port} of {host} is open to the network: {who} can search and listen to all {num_files:,} "
+        f"recordings of the index, and upload files of their own. What is sent is not encrypted: in a network that "
+        f"you do not trust, put a server with HTTPS in front"
     )
 
 

@@ -1,7 +1,7 @@
-"""Recordings as a browser takes them: any part of any file as 16-bit WAV, decoded when it is asked for, and pictures of excerpts.
+"""Recordings as a browser takes them: any part of any file as 16-bit WAV, and pictures of excerpts.
 
-A recording of an hour is never decoded whole: its WAV exists only as a header and the bytes between any two places. Decoding happens in a process
-of its own (retrieval.base.decoder_process), which keeps files open, with places to go on from.
+A recording of an hour is never decoded whole: its WAV exists only as a header and the bytes between any two places.
+Decoding happens in a process of its own (retrieval.base.decoder_process), which keeps files open, with seek points.
 Letters: S samples, C channels.
 """
 
@@ -70,7 +70,10 @@ def wave_header(frames: int, channels: int, rate: int) -> bytes:
 
 
 def read(path: Path, first: int, num_frames: int) -> tuple[np.ndarray, SoundInfo]:
-    """Frames float32 (S, C) from `first` on, S < num_frames where the file ends, and facts of the file. Raises UserError naming the file."""
+    """Frames float32 (S, C) from `first` on, S < num_frames where the file ends, and facts of the file.
+
+    Raises UserError naming the file.
+    """
     try:
         return read_frames(path, first, num_frames)
     except UnreadableSound as error:
@@ -105,7 +108,10 @@ def one_channel(samples: np.ndarray) -> np.ndarray:
 
 
 def draw_spectrogram(samples: np.ndarray, rate: int) -> bytes:
-    """PNG of the mel spectrogram of one channel (S,), of the loudest value and 70 dB below it; time to the right, low tones at the bottom."""
+    """Draw the mel spectrogram of one channel (S,) as PNG: the loudest value and 70 dB below it.
+
+    Time goes to the right; low tones are at the bottom.
+    """
     waveform = torch.from_numpy(samples)
     window = 2 ** round(np.log2(0.046 * rate))  # some 46 ms
     # The spectrogram's edges mirror half a window: a sound shorter than that is drawn with silence behind it.

@@ -190,7 +190,10 @@ class Clients:
 
 
 def safe_name(name: str) -> str:
-    """Return the last part of a file's name as a browser sends it, without control characters and of a length that every disk takes."""
+    """Return the last part of a file's name as a browser sends it.
+
+    Control characters go, and it is shortened to a length that every disk takes.
+    """
     last = re.split(r"[/\\]", name)[-1]
     plain = "".join(
         character for character in last if character.isprintable() and not "\ud800" <= character <= "\udfff"

@@ -1,6 +1,7 @@
-"""Shapes of the page's events: what Gradio's queue is given is written anew from values of the kinds that the page's own fields have.
+"""Shapes of the page's events: Gradio's queue gets only values of the kinds that the page's own fields have.
 
-Gradio opens every path and URL that it meets in an event, at any depth. Here no field takes anything but text and numbers, so that none gets there.
+Gradio opens every path and URL that it meets in an event, at any depth. Here no field takes anything but text and
+numbers, so that none gets there.
 """
 
 import inspect
@@ -109,7 +110,7 @@ def is_upload(block: Any) -> bool:
 
 
 def rule_of(block: Any) -> Rule:
-    """Return the test of an argument by the component that it comes from; a kind of component that none stands here for cannot be used."""
+    """Return the test of an argument by the component that it comes from. Raises TypeError for an unknown kind."""
     if isinstance(block, gr.Textbox):
         return lambda value: isinstance(value, str)
     if isinstance(block, gr.Slider):

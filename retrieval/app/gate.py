@@ -64,7 +64,10 @@ RESPONSE_HEADERS = {
     "x-frame-options": "DENY",
 }
 # A request that another site began carries no SameSite=Strict cookie; the one that this page begins does.
-AGAIN = '<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="0;url=./"><title>Search recordings</title><a href="./">Search recordings</a>'
+AGAIN = (
+    '<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="0;url=./">'
+    '<title>Search recordings</title><a href="./">Search recordings</a>'
+)
 
 Scope, Receive, Send = dict[str, Any], Callable[[], Awaitable[dict]], Callable[[dict], Awaitable[None]]
 
@@ -97,7 +100,8 @@ class Gate:
         app: The page with its routes; it finds the Client in `request.state.client`.
         events: The events that the page may post.
         clients: Owners of uploads and sessions.
-        names: Names of this machine that are answered to, beside IP addresses, which cannot be rebound; None: all of them.
+        names: Names of this machine that are answered to, beside IP addresses, which cannot be rebound; None: all
+        of them.
         password: Needed for every route, if any.
         num_waiting: Number of events in the queue of some sessions.
     """
@@ -227,7 +231,7 @@ class Gate:
         await self._in_session(client, event["session_hash"], scope, replay(body, receive), send)
 
     async def _in_session(self, client: Client, session_hash: str, scope: Scope, receive: Receive, send: Send) -> None:
-        """Gradio keeps every session for good; it forgets one whose last stream has ended without a question that waits."""
+        """Call Gradio, and let it forget the session when its last stream has ended and no question waits."""
         session = self.clients.session(client, session_hash)
         session.open += 1
         try:
@@ -283,7 +287,10 @@ def check_route(asked: Asked) -> None:
 
 
 def check_origin(asked: Asked) -> None:
-    """Refuse requests that a page of another origin began, also of another port of this machine; opening the page from a link is none of them."""
+    """Refuse requests of pages of another origin, also of another port of this machine.
+
+    A link that opens the page is none of them.
+    """
     origin, site = asked.headers.get("origin"), asked.headers.get("sec-fetch-site")
     own = f"{asked.scope['scheme']}://{asked.headers['host']}".lower()
     if origin is not None and plain_origin(origin) != plain_origin(own):

@@ -1,7 +1,7 @@
 """The page: what is typed and uploaded, what comes back. Every mistake becomes one line on the page.
 
-The model answers one question at a time; the others wait in Gradio's queue. Fields hold text and numbers only: an uploaded file is named by a
-reference (clients.py), so that Gradio is never given a path.
+The model answers one question at a time; the others wait in Gradio's queue. Fields hold text and numbers only: an
+uploaded file is named by a reference (clients.py), so that Gradio is never given a path.
 """
 
 import logging
@@ -236,7 +236,12 @@ def filters(folder: str, shortest: float | None, longest: float | None) -> dict[
 
 
 def without_folders(text: str, *known: Path) -> str:
-    """Return a message for the browser: files are named without the folders of this machine, `known` ones also with spaces in them."""
+    """Return a message for the browser, without the folders of this machine in the names of files.
+
+    Args:
+        text: The message.
+        known: Folders that are found also where their names hold spaces.
+    """
     for folder in known:
         text = re.sub(re.escape(f"{folder.resolve()}/") + "([0-9a-f]{32}/)?", "", text)  # also that of an upload
     return re.sub(r"(?<![\w/.])/(?:[^/\s'\"]+/)+", "", text)

@@ -1,4 +1,7 @@
-"""The password of a page that others can reach: compared in constant time, wrong attempts slowed down, and the form that asks for it."""
+"""The password of a page that others can reach, and the form that asks for it.
+
+It is compared in constant time; wrong attempts are slowed down.
+"""
 
 import hashlib
 import hmac
@@ -13,11 +16,14 @@ FREE_ATTEMPTS = 3
 LONGEST_WAIT = 60.0  # s, doubled from 1 s with every wrong attempt
 MAX_ADDRESSES = 10_000
 
-FORM = """<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+FORM = """<!doctype html><html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark"><title>Search recordings</title>
 <style>body{{font:1rem/1.5 system-ui,sans-serif;max-width:22rem;margin:20vh auto;padding:0 1rem}}
-input,button{{font:inherit;width:100%;box-sizing:border-box;min-height:44px;margin:.25rem 0;padding:0 .75rem}}</style></head>
-<body><h1>Search recordings</h1><form method="post" action="/login"><label>Password, or the token that was printed at the start
+input,button{{font:inherit;width:100%;box-sizing:border-box;min-height:44px;margin:.25rem 0;padding:0
+.75rem}}</style></head>
+<body><h1>Search recordings</h1><form method="post" action="/login"><label>Password, or the token that was printed
+at the start
 <input name="password" type="password" autocomplete="current-password" required autofocus></label>
 <p role="alert">{line}</p><button>Open</button></form></body></html>"""
 
@@ -27,7 +33,7 @@ def login_page(line: str = "") -> str:
 
 
 class Password:
-    """Checks attempts; after three wrong ones from an address every further one costs it twice the time of the one before."""
+    """Checks attempts. After three wrong ones from an address each costs it twice the time of the one before."""
 
     def __init__(self, password: str):
         self._digest = digest(password)

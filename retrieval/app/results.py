@@ -1,4 +1,6 @@
-"""Answers as HTML. Names of files come from the disk and sentences from a stranger: whatever goes into the page is escaped here."""
+"""Answers as HTML. Names of files come from the disk and sentences from a stranger: whatever goes into the page is
+escaped here.
+"""
 
 from html import escape
 from pathlib import Path
@@ -22,7 +24,10 @@ def cards(hits: list[Hit], index: AudioIndex) -> str:
 
 
 def located(file: str, index: AudioIndex) -> Path:
-    """Where a file of the index lies. Raises UserError, without the folders of this machine, for one that is gone and any other file."""
+    """Where a file of the index lies.
+
+    Raises UserError, without the folders of this machine, for one that is gone and any other file.
+    """
     try:
         return index.path_of(file)
     except UserError:
@@ -47,7 +52,9 @@ def card(rank: int, hit: Hit, index: AudioIndex) -> str:
 
 
 def timeline(hit: Hit, name: str) -> str:
-    """The excerpt from left to right: spectrogram, attention, its strongest stretch; a click or an arrow key moves the player there."""
+    """The excerpt from left to right: spectrogram, attention, its strongest stretch; a click or an arrow key moves
+    the player there.
+    """
     length = hit.end - hit.start
     source = escape("picture?" + urlencode({"file": hit.file, "start": f"{hit.start:.3f}", "end": f"{hit.end:.3f}"}))
     span = f"{hit.start:.1f} to {hit.end:.1f} s"

@@ -1,6 +1,7 @@
-"""What the page asks for over HTTP: itself, sounds and pictures of indexed files, its own uploads, and nothing else from the disk.
+"""The page's server: the page itself, sounds and pictures of indexed files, its clients' uploads, and nothing else.
 
-Every file is named by its place in the index and looked up there: a path that leads elsewhere is not found, however it is written.
+Every file is named by its place in the index and looked up there: a path that leads elsewhere is not found,
+however it is written.
 Requests pass gate.py first.
 """
 
@@ -33,7 +34,8 @@ from retrieval.app.turns import Turns
 from retrieval.errors import UserError
 from retrieval.search import AudioIndex
 
-# What one answer holds of a recording. A browser asks on as it plays; a long answer that it leaves standing would keep one of its six connections.
+# What one answer holds of a recording. A browser asks on as it plays; a long answer that it leaves standing would
+# keep one of its six connections.
 BYTES_AT_ONCE = 2**19
 RANGES = {"Accept-Ranges": "bytes", "Cache-Control": "no-cache"}
 FORM_BYTES = 2**20  # what an upload's form may take beside the file

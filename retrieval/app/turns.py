@@ -1,4 +1,7 @@
-"""Turns at the decoders: a bounded number at once, clients one after the other, so that fifty requests of one hold up nobody else."""
+"""Turns at the decoders: a bounded number at once, clients one after the other.
+
+Fifty requests of one client hold up neither the others nor the queries.
+"""
 
 import asyncio
 from collections import OrderedDict, deque
