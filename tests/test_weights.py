@@ -217,3 +217,12 @@ def test_a_full_disk_is_understood_whoever_writes(full_disk, writer):
     with pytest.raises(Exception) as caught:
         WRITERS[writer](full_disk / "file")
     assert "make room" in disk_remedy(caught.value), repr(caught.value)
+
+
+def test_a_model_that_was_killed_between_its_two_renames_is_there_on_resume(tmp_path):
+    """best.old is the model before, best.new the one that was whole and not yet in its place."""
+    for name in ("best.old", "best.new", "last", "last.new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights").write_text(name)
+    checkpoint._recover_models(tmp_path)
+    assert (tmp_path / "best" / "weights").read_text() == "best.new" and (tmp_path / "last" / "weights").read_text() == "last"
