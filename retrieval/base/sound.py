@@ -636,12 +636,15 @@ class _Ffmpeg(_Stream):
         av.logging.set_level(None)
         with contextlib.closing(_Part(self._path, *self._part)) as file:
             try:
-                with av.open(
-                    file, format=self._kind.demuxer, metadata_errors="replace", options={"protocol_whitelist": "none"}
-                ) as container:
+                # Not `options`: PyAV reads beyond an array of them where streams are found only after the header (FLV, VOC).
+                limits = {"protocol_whitelist": "none"}
+                demuxer = self._kind.demuxer
+                with av.open(file, format=demuxer, container_options=limits, metadata_errors="replace") as container:
                     stream = container.streams.best("audio")
                     if stream is None:
                         raise UnreadableSound(f"is {self._kind.name} without sound")
+                    if stream.codec_context is None:
+                        raise UnreadableSound("cannot be decoded: its coding is not known")
                     if stream.duration:
                         self._announced_seconds = float(stream.duration * stream.time_base)
                     for other in container.streams:
