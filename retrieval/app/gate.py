@@ -186,7 +186,7 @@ class Gate:
             raise Refused(401, "this page needs its password: open it in the browser and give it")
         if name is None and asked.path in ("/", UPLOAD):
             cookie = self.clients.new_cookie()
-            cookies.append(cookie_text(cookie_name, cookie))
+            cookies.append(cookie_text(cookie_name, cookie, scope["scheme"]))
             name = self.clients.name_in(cookie)
         client_key = f"address {asked.address}" if name is None else name
         await self._pass_on(asked, client_key, receive, send)
@@ -250,7 +250,7 @@ class Gate:
             given = form.get("password", [""])[0]
         if not self.password.is_right(given, asked.address):
             return await HTMLResponse(login_page("This is not the password."), 401)(asked.scope, receive, send)
-        headers = {"Set-Cookie": cookie_text(cookie_name, self.clients.new_cookie())}
+        headers = {"Set-Cookie": cookie_text(cookie_name, self.clients.new_cookie(), asked.scope["scheme"])}
         await HTMLResponse(AGAIN, headers=headers)(asked.scope, receive, send)
 
 
@@ -333,8 +333,8 @@ def read_cookie(header: str, name: str) -> str:
     return cookie.value if cookie else ""
 
 
-def cookie_text(name: str, value: str) -> str:
-    return f"{name}={value}; Path=/; HttpOnly; SameSite=Strict"
+def cookie_text(name: str, value: str, scheme: str) -> str:
+    return f"{name}={value}; Path=/; HttpOnly; SameSite=Strict{'; Secure' if scheme == 'https' else ''}"
 
 
 def for_gradio(asked: Asked, query: str = "") -> Scope:
