@@ -233,7 +233,7 @@ ARCHIVES = {
     "password": (lambda path: wav_archive(path, password="secret"), "password"),
     "password, names hidden": (lambda path: wav_archive(path, password="secret", header_encryption=True), "password"),
     "link": (with_link, "link"),
-    "absolute name": (lambda path: patched(wav_archive(path, names=("xtmp/a.wav",)), name("xtmp/"), name("/tmp/")), "outside"),
+    "absolute name": (lambda path: patched(wav_archive(path, names=("xsrv/a.wav",)), name("xsrv/"), name("/srv/")), "outside"),
     "name that climbs": (lambda path: patched(wav_archive(path, names=("xx/a.wav",)), name("xx/"), name("../")), "outside"),
     "name of a drive": (lambda path: patched(wav_archive(path, names=("xx/a.wav",)), name("xx/"), name("C:/")), "outside"),
     "unknown method": (lambda path: patched(wav_archive(path), b"\x21\x21\x01", b"\x21\x7f\x01"), "cannot be unpacked"),

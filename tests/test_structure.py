@@ -31,7 +31,7 @@ def project_files() -> Iterator[Path]:
     """Files that belong to the project: nothing hidden or generated."""
     for folder, subfolders, names in os.walk(ROOT):
         subfolders[:] = [name for name in subfolders if is_project_folder(Path(folder, name))]
-        yield from (Path(folder, name) for name in names)
+        yield from (Path(folder, name) for name in names if name != ".git")  # a file in a worktree
 
 
 FILES = sorted(project_files())
