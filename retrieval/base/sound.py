@@ -655,6 +655,8 @@ class _Ffmpeg(_Stream):
                     yield from self._frames_of(container, stream)
             except av.error.FFmpegError as error:
                 raise UnreadableSound(f"cannot be decoded: {error.strerror}") from None
+            except IndexError:  # of PyAV, which knows the streams that the file has at its start
+                raise UnreadableSound("cannot be decoded: a stream begins in its middle") from None
 
     def _frames_of(self, container: Any, stream: Any) -> Iterator[Any]:
         import av
