@@ -4,6 +4,8 @@
 """
 
 from collections import deque
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ from retrieval.models.tensor_files import Built, StoredTensor, read_content
 WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 HYPER_PARAMETERS = ("hyper_parameters", "datamodule_hyper_parameters")
 # A file could nest its hyper-parameters without end; those of real ones have a few levels and some hundred values.
-MOST_LEVELS, MOST_VALUES = 20, 10_000
+MOST_LEVELS, MOST_LETTERS, MOST_VALUES = 20, 200, 10_000  # letters of all names on the way to a value
+MOST_ITEMS = 1_000  # of one dict or object: the rest of a vocabulary takes no room from the settings behind it
 
 
 def read_lightning(path: Path) -> tuple[dict[str, StoredTensor], dict[str, Any]]:
@@ -65,17 +68,25 @@ def _flat(sources: list[Any]) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     queue = deque(((), source) for source in sources)
-    for _ in range(MOST_VALUES):
-        if not queue:
-            break
+    room = MOST_VALUES  # counted before they are queued: a file can name one large object many times
+    while queue:
         path, value = queue.popleft()
-        if isinstance(value, (bool, int, float, str)):
+        if isinstance(value, (bool, float, str)) or (isinstance(value, int) and value.bit_length() < 64):
             for start in range(len(path)):
                 found.setdefault(".".join(path[start:]), value)
-        elif isinstance(value, dict):
-            for key, item in value.items():
-                if key not in ("_parent", "_metadata") and len(path) < MOST_LEVELS:
-                    queue.append((path if key.startswith("_") else (*path, key), item))
-        elif isinstance(value, Built):
-            queue.extend((path, part) for part in value.parts())
+        elif isinstance(value, (dict, Built)):
+            items = list(islice(_named_parts(value), min(room, MOST_ITEMS)))
+            room -= len(items)
+            for name, item in items:
+                below = (*path, *name)
+                if len(below) <= MOST_LEVELS and sum(map(len, below)) <= MOST_LETTERS:
+                    queue.append((below, item))
     return found
+
+
+def _named_parts(value: dict | Built) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """What a dict or an object holds, with the name that it adds to the path: one or none."""
+    if isinstance(value, dict):
+        yield from (((), item) if key.startswith("_") else ((key,), item) for key, item in value.items() if key not in ("_parent", "_metadata"))
+    else:
+        yield from (((), part) for part in value.parts())

@@ -70,6 +70,7 @@ REQUIRED: dict[str, tuple[Any, str]] = {
 }
 RECIPE = {"window_seconds": 10.0, "clip_seconds": 30.0, "max_tokens": 32, "tau": 0.05}
 SAMPLE_RATE = 32_000  # Hz
+SHORTEST_HOP = 0.1  # s; a hop of 10 or 20 ms is a spectrogram's, too
 MOST_LAYERS = 200  # of an encoder; the largest published one has 24
 
 
@@ -160,7 +161,7 @@ def _architecture(shapes: dict[str, tuple], settings: _Settings) -> tuple[dict[s
         "sample_rate": SAMPLE_RATE,
         "clip_seconds": float(clip),
         "window_seconds": float(window),
-        "hop_seconds": float(settings.get("hop_seconds", lambda value: _is_number(value) and 0 < value <= window, window)),
+        "hop_seconds": float(settings.get("hop_seconds", lambda value: _is_number(value) and SHORTEST_HOP <= value <= window, window)),
         "max_tokens": settings.get("max_tokens", lambda value: type(value) is int and value > 0, RECIPE["max_tokens"]),
     }
     return architecture, NAMES | {"audio_encoder.": audio_prefix, "text_encoder.model.": text_prefix}
@@ -245,8 +246,10 @@ def _state(path: Path, model: DualEncoder, weights: dict[str, StoredTensor], pre
     extra = [f"{name} {list(tensor.shape)}" for name, tensor in weights.items() if name not in used and not any(re.match(i, name) for i in IGNORED)]
     present = {key: weights[name] for key, name in names.items() if name in weights}
     wrong = [f"{names[key]} {list(stored.shape)} for {list(own[key].shape)}" for key, stored in present.items() if stored.shape != own[key].shape]
-    problems = {"lacks": missing, "has left over": extra, "has in another shape": wrong}
-    if missing or extra or wrong:
+    # load_state_dict would take the integers of a quantised model for its weights.
+    kinds = [f"{names[key]} {stored.dtype}" for key, stored in present.items() if own[key].is_floating_point() and not stored.dtype.is_floating_point]
+    problems = {"lacks": missing, "has left over": extra, "has in another shape": wrong, "has as other numbers than fractions": kinds}
+    if any(problems.values()):
         found = "; ".join(f"{what} {some(keys)}" for what, keys in problems.items() if keys)
         raise UserError(f"its weights are not those of the model that was looked for, {_description(model, prefixes)}: it {found}")
     return {key: torch.zeros(own[key].shape) for key in absent} | _read(path, present)

@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import datetime
 import enum
 import functools
 import gc
@@ -10,6 +11,7 @@ import logging
 import os
 import pickle
 import struct
+import tracemalloc
 import zipfile
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -247,6 +249,45 @@ def test_settings_in_objects_of_any_class_are_found(tmp_path: Path, hold):
     assert settings["audio_features.segment_length"] == settings["segment_length"] == 2.5
 
 
+@pytest.mark.parametrize(
+    "value",
+    [np.array(2.0), np.array([1, 2]), datetime.timedelta(seconds=10), complex(1, 2), range(3), 2**5000],
+    ids=["array", "vector", "timedelta", "complex", "range", "endless"],
+)
+def test_numbers_within_objects_that_only_their_class_understands_are_no_settings(tmp_path: Path, value):
+    """The first number that numpy writes of an array is the version of its format, 1."""
+    torch.save({"state_dict": {}, "hyper_parameters": {"max_tokens": value, "tau": 0.1}}, tmp_path / "file.ckpt")
+    assert read_lightning(tmp_path / "file.ckpt") == ({}, {"tau": 0.1})
+
+
+def test_settings_behind_a_vocabulary_are_found(tmp_path: Path):
+    settings = {"vocabulary": {f"word{number}": number for number in range(20_000)}, "sentence_features": {"max_tokens": 7}}
+    torch.save({"state_dict": {}, "hyper_parameters": settings}, tmp_path / "file.ckpt")
+    assert read_lightning(tmp_path / "file.ckpt")[1]["sentence_features.max_tokens"] == 7
+
+
+def test_numbers_that_are_no_weights_are_refused(tmp_path: Path, tokenizer: Path):
+    """load_state_dict would take the integers of a quantised model, and half of a complex number."""
+    trained(small_model(ATST, TAP, tokenizer), tmp_path, SETTINGS).save_checkpoint(tmp_path / "model.ckpt")
+    content = torch.load(tmp_path / "model.ckpt", weights_only=True)
+    weights = content["state_dict"].copy()
+    name = "project_audio.0.weight"
+    for wrong in (weights[name].mul(100).to(torch.int8), weights[name].to(torch.complex64), torch._neg_view(weights[name])):
+        torch.save(content | {"state_dict": weights | {name: wrong}}, tmp_path / "model.ckpt")
+        with pytest.raises(UserError, match=name):
+            load_salsa_checkpoint(tmp_path / "model.ckpt", tokenizer)
+
+
+@pytest.mark.parametrize("hop", [1e-9, 0.01, 0.02])
+def test_a_hop_of_a_spectrogram_is_not_that_of_windows(tmp_path: Path, tokenizer: Path, caplog, hop: float):
+    caplog.set_level(logging.WARNING)
+    settings = SETTINGS | {"audio_features": SETTINGS["audio_features"] | {"hop_length": hop}}
+    trained(small_model(ATST, TAP, tokenizer), tmp_path, settings).save_checkpoint(tmp_path / "model.ckpt")
+    grid = load_salsa_checkpoint(tmp_path / "model.ckpt", tokenizer).windows
+    assert grid.hop_samples == grid.window_samples
+    assert f"hop_seconds=1.0 (not hop_length={hop})" in assumed(caplog)
+
+
 # --- hostile files ---
 
 
@@ -358,6 +399,42 @@ def test_settings_without_end_are_cut(tmp_path: Path):
     assert found["max_tokens"] == 7 and len(found) < 5_000_000
     del found
     gc.collect()
+
+
+class Wide:
+    """Pickled as a call with very many arguments."""
+
+    arguments = (1,) * 200_000
+
+    def __reduce__(self):
+        return Wide, self.arguments
+
+
+@pytest.mark.parametrize("kind", ["names", "dict", "object"])
+def test_a_small_file_does_not_fill_the_memory_with_its_settings(tmp_path: Path, kind: str):
+    """Pickles name one object as often as they like, so that some MB stand for terabytes."""
+    if kind == "names":  # the path of each number would have 19 MB
+        settings: Any = {f"k{number}": number for number in range(5000)}
+        for _ in range(19):
+            settings = {"a" * 1_000_000: settings}
+    else:
+        wide = {f"k{number}": 1 for number in range(100_000)} if kind == "dict" else Wide()
+        settings = {f"k{number}": wide for number in range(900)}
+    torch.save({"state_dict": {}, "hyper_parameters": settings | {"tau": 0.1}}, tmp_path / "file.ckpt")
+    tracemalloc.start()
+    try:
+        _, found = read_lightning(tmp_path / "file.ckpt")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found["tau"] == 0.1 and peak < 200e6
+
+
+@pytest.mark.parametrize("arguments", [b"}K\x05", b"K\x05)", b"K\x05K\x05"], ids=["dict", "number", "numbers"])
+def test_objects_whose_arguments_are_none_are_one_line(tmp_path: Path, arguments: bytes):
+    path = archive_of(tmp_path / "file.ckpt", b"\x80\x04}(" + text("state_dict") + b"}" + text("hyper_parameters") + b"cx\ny\n" + arguments + b"\x92u.")
+    with pytest.raises(UserError, match="no file of torch.save"):
+        read_lightning(path)
 
 
 def stored_zeros(shape: tuple[int, ...], stride: tuple[int, ...], num_stored: int) -> bytes:

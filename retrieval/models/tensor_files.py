@@ -56,11 +56,19 @@ class Built:
         self.maker, self.arguments, self.items, self.states = maker, arguments, items or {}, []
 
     def parts(self) -> Iterator[Any]:
-        """Its content, wherever its class kept it: in items, in attributes, or in what its maker was given."""
+        """Its content, wherever its class kept it: in items, in attributes, or in what its maker was given.
+
+        A number or a text counts as the only argument (an enum's value). Among others its class alone knows what it means:
+        a numpy array begins with the version of its format.
+        """
         yield self.items
         for state in self.states:  # attributes, or (attributes, slots), or as the class likes it
-            yield from state if isinstance(state, tuple) else (state,)
-        yield from self.arguments
+            yield from _containers(state if isinstance(state, tuple) else (state,))
+        yield from self.arguments if len(self.arguments) == 1 else _containers(self.arguments)
+
+
+def _containers(values: tuple) -> Iterator[Any]:
+    return (value for value in values if isinstance(value, (dict, Built)))
 
 
 @dataclass(eq=False)
@@ -255,6 +263,8 @@ def _follow(file: BinaryIO, storages: dict[str, Storage], folder: str = "") -> A
             stack.append(_build(maker, arguments))
         elif name == "NEWOBJ_EX":
             named, arguments, maker = stack.pop(), stack.pop(), stack.pop()
+            if not isinstance(arguments, tuple) or not isinstance(named, dict):
+                raise TypeError(f"the arguments of a call in it are a {type(arguments).__name__} and a {type(named).__name__}")
             stack.append(Built(maker, arguments, named))
         elif name == "INST":
             arguments = since_mark()
@@ -316,6 +326,8 @@ def _build(maker: Any, arguments: Any) -> Any:
     if not isinstance(arguments, tuple):
         raise TypeError(f"the arguments of a call in it are a {type(arguments).__name__}")
     match maker:
+        case Named("torch._utils", "_rebuild_tensor_v2") if any(arguments[6:]):
+            return Built(maker, arguments)  # its numbers are to be negated or conjugated
         case Named("torch._utils", "_rebuild_tensor" | "_rebuild_tensor_v2"):
             return _stored_tensor(*arguments[:4])
         case Named("torch._utils", "_rebuild_tensor_v3"):  # dtypes that have no kind of storage of their own
