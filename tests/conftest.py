@@ -47,7 +47,7 @@ for name in [name for name in os.environ if name.startswith("SLURM_")]:
     del os.environ[name]
 
 # How long a test waits for another process or thread before it fails: no measure of speed.
-PATIENCE = 600.0  # s
+PATIENCE = 300.0  # s
 
 torch.set_num_threads(1)  # beside other work on the cores, waiting threads cost more than they bring
 datasets.disable_progress_bars()
@@ -139,6 +139,16 @@ def write_cache(path: Path, splits: dict[str, int], seed: int = 0, seconds: tupl
 def digests(folder: Path) -> dict[str, str]:
     """sha256 of every file under `folder`, by its path in there."""
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture(autouse=True)
+def same_environment():
+    """Variables that a test, or what it calls, sets or deletes are put back: WORLD_SIZE of one test would fail all that follow."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
 
 
 @pytest.fixture(autouse=True)

@@ -18,11 +18,14 @@ from retrieval.models.text import TextEncoder, text_architecture
 from retrieval.models.tokenizer import load_tokenizer
 
 SIZES = {"embed_dim": 32, "depth": 1, "num_heads": 2}
-ARGUMENTS = ["--embed-dim", "32", "--depth", "1", "--num-heads", "2", "--steps", "40"]
+ARGUMENTS = {"--embed-dim": "32", "--depth": "1", "--num-heads": "2", "--steps": "40"}
 
 
 def pretrain(tiny, output, *arguments):
-    return pretraining.main(["--cache", f"{tiny}/cache", "--text-encoder", f"{tiny}/text_encoder", "--output", str(output), *ARGUMENTS, *arguments])
+    """The command with `arguments`, and with these options unless `arguments` gives them."""
+    options = ARGUMENTS | {"--cache": f"{tiny}/cache", "--text-encoder": f"{tiny}/text_encoder", "--output": str(output)}
+    words = [word for name, value in options.items() if name not in arguments for word in (name, value)]
+    return pretraining.main([*words, *arguments])
 
 
 @pytest.fixture(scope="module")
