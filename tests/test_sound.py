@@ -101,7 +101,7 @@ FFMPEG = [
     ("mp3.wav", "libmp3lame", "wav", 44_100, 1152 * 3),
     ("a.voc", "pcm_u8", "voc", 8_000, 0),
 ]
-WITHOUT_LENGTH = {"a.aac", "a.amr", "a.ac3", "a.eac3", "a.mp2", "a.ts", "a.voc"}  # a part of such a file is a whole one
+WITHOUT_LENGTH = {"a.aac", "a.amr", "a.ac3", "a.eac3", "a.mp2", "a.ts"}  # a part of such a file is a whole one
 
 
 @pytest.mark.parametrize(("name", "codec", "container", "rate", "added"), FFMPEG, ids=[row[0] for row in FFMPEG])
@@ -225,6 +225,39 @@ def test_a_chained_ogg_is_all_of_its_links(tmp_path):
     assert "truncated" in error_of(tmp_path / "cut.ogg")
 
 
+@pytest.mark.parametrize(("codec", "container"), [("flac", "ogg"), ("libopus", "webm")])
+def test_places_in_files_that_were_joined(tmp_path, codec, container):
+    """The times of the second file begin anew: a jump to one of them must not land in the first file."""
+    parts = [write_by_ffmpeg(tmp_path / str(n), chirp(6.0) * [1, -0.3][n], RATE, codec, container) for n in range(2)]
+    path = tmp_path / "both"
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    whole = read_all(path)
+    with SoundReader(path) as reader:
+        assert len(whole) > 11.9 * reader.sample_rate
+        for place in [4.5, 2.5, 3.5, *RNG.permutation(np.arange(0.3, 11.5, 0.5))]:
+            first = round(place * reader.sample_rate)
+            reader.seek(first)
+            assert np.abs(reader.read(2_000) - whole[first : first + 2_000]).max() < 2e-3, place
+
+
+@pytest.mark.parametrize(("codec", "container"), [("tta", "tta"), ("wavpack", "wv"), ("ac3", "ac3"), ("flac", "flac")])
+def test_an_id3_tag_before_other_kinds(tmp_path, codec, container):
+    """Programs that tag MP3 files put the same tag before others."""
+    rate = 48_000
+    path = write_by_ffmpeg(tmp_path / "a", chirp(1.0, rate), rate, codec, container)
+    expected = read_all(path)
+    path.write_bytes(id3v2(5_000).replace(b"\xff\xfb\x90\0", bytes(4)) + path.read_bytes())
+    assert np.array_equal(read_all(path), expected)
+
+
+def test_aac_that_begins_within_a_frame(tmp_path):
+    """So do recordings of a radio stream."""
+    path = write_by_ffmpeg(tmp_path / "a.aac", chirp(5.0), RATE, "aac", "adts")
+    num_frames = len(read_all(path))
+    path.write_bytes(path.read_bytes()[100:])
+    assert num_frames - 2 * 1024 <= len(read_all(path)) < num_frames
+
+
 def test_streams_that_change_their_rate_go_on_at_the_first_one(tmp_path):
     first = write_by_ffmpeg(tmp_path / "a.aac", chirp(1.0, 44_100, channels=2), 44_100, "aac", "adts")
     second = write_by_ffmpeg(tmp_path / "b.aac", chirp(1.0, 22_050), 22_050, "aac", "adts")
@@ -310,6 +343,9 @@ def test_mp3_files_that_were_joined(tmp_path):
         write_by_ffmpeg(tmp_path / f"{name}.mp3", chirp(seconds), RATE, "libmp3lame", "mp3")
     (tmp_path / "both.mp3").write_bytes((tmp_path / "a.mp3").read_bytes() + (tmp_path / "b.mp3").read_bytes())
     assert 5.0 <= len(read(tmp_path / "both.mp3")) / RATE < 5.3
+    first, second = ((tmp_path / f"{name}.mp3").read_bytes() for name in "ab")
+    (tmp_path / "picture.mp3").write_bytes(first + b"TAG" + bytes(125) + id3v2(100_000) + second)
+    assert 5.0 <= len(read(tmp_path / "picture.mp3")) / RATE < 5.3
 
 
 def test_noise_in_the_middle_of_an_mp3_costs_a_moment(tmp_path):
@@ -563,6 +599,27 @@ def test_files_are_found_by_their_ending_and_by_their_first_bytes(tmp_path):
     assert found.passed_over == {".txt": 2, ".jpg": 1, "": 2} and "2 .txt" in str(found)
     assert all(ending == ending.lower() and ending.startswith(".") for ending in sound_kinds.AUDIO_ENDINGS)
     assert len(set(sound_kinds.AUDIO_ENDINGS)) == len(sound_kinds.AUDIO_ENDINGS)
+
+
+TEXTS = (
+    "Запись сделана в лесу около озера, вечером, после дождя. ",
+    "ההקלטה נעשתה ביער ליד האגם בערב אחרי הגשם נשמעות ציפורים ",
+    "تم التسجيل في الغابة بالقرب من البحيرة في المساء بعد المطر ",
+    "Hello, these are notes of today's birds.\r\n",
+    "[section]\nkey=1\n",
+)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_text_is_no_sound(text):
+    """Short UTF-8 of other scripts looks like GSM, and the mark of UTF-16 like the head of an MPEG frame."""
+    from io import BytesIO
+
+    for coding in ("utf-8", "utf-8-sig", "utf-16", "cp1251", "koi8-r"):
+        content = (20 * text).encode(coding, "replace")
+        for size in (20, 66, 70, 91, 92, 99, 120, 200, 500, 2_000):
+            for start in range(0, 40, 2) if coding != "utf-16" else (0,):
+                assert sound_kinds.kind_of_open(BytesIO(content[start : start + size])) is None, (coding, start, size)
 
 
 def test_noise_is_no_sound():

@@ -329,8 +329,11 @@ def _open_source(path: bytes, file: Any, kind: Kind) -> "_Libsndfile | _Chain | 
     if kind is sound_kinds.MP3:
         mpeg = sound_kinds.mpeg_layout(file)
         part = mpeg.start, mpeg.end
-    elif kind in (sound_kinds.AAC, sound_kinds.AC3, sound_kinds.FLAC):
-        part = sound_kinds.start_after_tags(file), sound_kinds.end_before_tags(file)
+    elif (start := sound_kinds.start_after_tags(file)) or kind in (sound_kinds.AAC, sound_kinds.AC3, sound_kinds.FLAC):
+        if kind is sound_kinds.AAC:
+            file.seek(start)
+            start += sound_kinds.adts_start(file.read(sound_kinds.MP3_SEARCHED)) or 0
+        part = start, sound_kinds.end_before_tags(file)
     if part == (0, os.fstat(file.fileno()).st_size):
         part = None
     by_libsndfile, links = kind.by_libsndfile, []
@@ -363,6 +366,7 @@ def _open_source(path: bytes, file: Any, kind: Kind) -> "_Libsndfile | _Chain | 
         source = _Ffmpeg(path, kind, part)
     except UnreadableSound as error:
         raise UnreadableSound(f"cannot be decoded: {reason}" if reason else str(error)) from None
+    source.can_jump = len(links) <= 1  # each link has times of its own
     if mpeg and mpeg.num_frames:
         source.least_frames = mpeg.num_frames * mpeg.samples_of_frame, MAX_MISSING_MP3_FRAMES
     return source
@@ -601,6 +605,7 @@ class _Ffmpeg(_Stream):
     """A file, or a part of it, as FFmpeg reads it; what FFmpeg has to say about it stays unsaid."""
 
     least_frames: tuple[int, int] | None = None  # that the header announces, and how many of them may be missing
+    can_jump = True  # times rise from the start to the end of the file
 
     def __init__(self, path: bytes, kind: Kind, part: tuple[int, int] | None):
         self._path, self._kind, self._part = path, kind, part or (0, os.path.getsize(path))
@@ -617,10 +622,14 @@ class _Ffmpeg(_Stream):
 
     def _noted(self, frames: Iterator[Any], position: int) -> Iterator[tuple[np.ndarray, int]]:
         """Samples of FFmpeg's frames; a seek point is kept of every second that was not decoded before."""
-        rate, is_one_rate = 0, True  # behind a change of the rate positions are those of resampled frames
+        # Behind a change of the rate positions are those of resampled frames. Times that begin anew (chained Ogg) lead
+        # to other places.
+        rate, is_one_rate = 0, True
         for frame in frames:
             rate = rate or frame.sample_rate
             is_one_rate = is_one_rate and frame.sample_rate == rate
+            if frame.pts is not None and self._seek_points and position > self._seek_points[-1][0]:
+                self.can_jump = self.can_jump and frame.pts > self._seek_points[-1][1]
             if is_one_rate and frame.pts is not None and position >= len(self._seek_points) * rate:
                 self._seek_points.append((position, frame.pts))
             position += frame.samples
@@ -689,6 +698,7 @@ class _Ffmpeg(_Stream):
             leads_on
             and not is_near
             and self._kind.has_exact_times
+            and self.can_jump
             and self._jump(self._seek_points[number - 1][1], *self._seek_points[number])
         ):
             self._discard(frame - self._position)

@@ -4,6 +4,7 @@ A file's name says nothing for certain: a WAV may be called `.dat`, an error pag
 bytes decide.
 """
 
+import codecs
 import os
 import struct
 from collections.abc import Iterator
@@ -219,6 +220,26 @@ def kind_of_open(file: BinaryIO) -> Kind | None:
     """`kind_of` of an open file, wherever it stands."""
     file.seek(0)
     head = file.read(SNIFFED)
+    if kind := _kind_at(head):
+        return kind
+    if _is_text(head):  # short ones look like GSM (Cyrillic, Arabic in UTF-8) or MPEG (UTF-16)
+        return None
+    if len(head) >= 330 and all(head[offset] >> 4 == 0xD for offset in range(0, len(head), 33)):  # 10 frames, 0.2 s
+        return GSM
+    start = start_after_tags(file)
+    file.seek(start)
+    head = file.read(MP3_SEARCHED)
+    kind = _kind_at(head) if start else None
+    if kind and (kind is FLAC or kind.name not in WALKS):  # the others count their bytes from the file's start
+        return kind
+    aac, mpeg = adts_start(head), mpeg_start(head)
+    if aac is not None and (mpeg is None or aac < mpeg):
+        return AAC
+    return None if mpeg is None else MP3
+
+
+def _kind_at(head: bytes) -> Kind | None:
+    """The kind whose signature stands at the start of `head`."""
     if kind := FORMS.get((head[:4], head[8:12])):
         return kind
     for offset, signature, kind in SIGNATURES:
@@ -238,16 +259,17 @@ def kind_of_open(file: BinaryIO) -> Kind | None:
         and head[4] == head[196] == head[388] == 0x47
     ):
         return MPEG_TS
-    if len(head) >= 66 and all(head[offset] >> 4 == 0xD for offset in range(0, min(len(head), 330), 33)):
-        return GSM
-    start = start_after_tags(file)
-    file.seek(start)
-    head = file.read(MP3_SEARCHED)
-    if start and head[:4] == b"fLaC":
-        return FLAC
-    if _adts_start(head):
-        return AAC
-    return MP3 if mpeg_start(head) is not None else None
+    return None
+
+
+def _is_text(head: bytes) -> bool:
+    """True for printable UTF-8, and for UTF-16 with its mark."""
+    encoding = "utf-16" if head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8"
+    try:
+        text = codecs.getincrementaldecoder(encoding)().decode(head)  # the last character may be cut
+    except UnicodeDecodeError:
+        return False
+    return all(letter.isprintable() or letter.isspace() for letter in text)
 
 
 def why_no_sound(head: bytes) -> str:
@@ -332,9 +354,8 @@ def _free_format_size(data: bytes, offset: int) -> int:
     return 0
 
 
-def start_after_tags(file: BinaryIO) -> int:
-    """Offset of the first byte after ID3v2 and APEv2 tags at the start of a file."""
-    place = 0
+def start_after_tags(file: BinaryIO, place: int = 0) -> int:
+    """Offset of the first byte after ID3v2 and APEv2 tags at `place`, the start of a file."""
     while True:
         file.seek(place)
         head = file.read(32)
@@ -403,21 +424,42 @@ def mpeg_layout(file: BinaryIO) -> MpegLayout | None:
         num_bytes, num_frames = struct.unpack_from(">II", data, offset + 46)
     start = tags + offset
     if num_bytes and start + num_bytes < end:
-        file.seek(start + num_bytes)
-        if mpeg_start(file.read(MP3_SEARCHED)) is None:  # zeros or noise; else it is another file, joined to this one
+        if not _has_mpeg(file, start + num_bytes):  # zeros or noise; else it is another file, joined to this one
             end = start + num_bytes
     return MpegLayout(start, end, num_frames or None, num_bytes or None, frame.num_samples)
 
 
-def _adts_start(data: bytes) -> bool:
-    """True if AAC frames (ADTS) stand at the start: three in a row, fewer where the data end there."""
-    place, num_frames = 0, 0
-    while num_frames < 3 and len(data) >= place + 7 and data[place] == 0xFF and data[place + 1] & 0xF6 == 0xF0:
-        size = (data[place + 3] & 3) << 11 | data[place + 4] << 3 | data[place + 5] >> 5
-        if size < 7:
+def _has_mpeg(file: BinaryIO, place: int) -> bool:
+    """True if MPEG frames follow `place` soon, or behind a tag there, whose picture may be large."""
+    while True:
+        file.seek(place)
+        data = file.read(MP3_SEARCHED)
+        if mpeg_start(data) is not None:
+            return True
+        tag = data.find(b"ID3")
+        if tag < 0:
             return False
-        place, num_frames = place + size, num_frames + 1
-    return num_frames == 3 or num_frames > 0 and place >= len(data)
+        place = max(place + tag + 1, start_after_tags(file, place + tag))
+
+
+def adts_start(data: bytes) -> int | None:
+    """Find the first of three AAC frames (ADTS) in a row; at the start fewer are enough where the data end there.
+
+    Returns:
+        Its offset, None if there are none. A stream that was recorded from the air begins in the middle of a frame.
+    """
+    offset = -1
+    while (offset := data.find(b"\xff", offset + 1)) >= 0:
+        place, num_frames = offset, 0
+        while num_frames < 3 and len(data) >= place + 7 and data[place] == 0xFF and data[place + 1] & 0xF6 == 0xF0:
+            size = (data[place + 3] & 3) << 11 | data[place + 4] << 3 | data[place + 5] >> 5
+            is_same = data[place + 1 : place + 3] == data[offset + 1 : offset + 3]  # version, profile, rate
+            if size < 7 or not is_same or data[place + 2] >> 2 & 15 > 12:
+                break
+            place, num_frames = place + size, num_frames + 1
+        if num_frames == 3 or offset == 0 and num_frames and place >= len(data):
+            return offset
+    return None
 
 
 # --- containers: the bytes that they promise ---
@@ -521,6 +563,16 @@ def _au_data(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
         offset, length = struct.unpack(">4xII" if head[:4] == b".snd" else "<4xII", head)
         if length < UNKNOWN_LENGTH:
             yield offset, offset + length
+
+
+def _voc_blocks(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
+    head = _at(file, 0, 26)
+    place = int.from_bytes(head[20:22], "little")
+    # Block 0 is the end. Some programs count the length of the last block wrongly.
+    while place < size - ALLOWED_OF_SMALL and len(block := _at(file, place, 4)) == 4 and block[0]:
+        length = int.from_bytes(block[1:], "little")
+        yield place, place + 4 + length
+        place += 4 + length
 
 
 def _caf_data(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
@@ -655,6 +707,7 @@ WALKS = {
     "8SVX": _iff_data,
     "16SV": _iff_data,
     "AU": _au_data,
+    "VOC": _voc_blocks,
     "CAF": _caf_data,
     "W64": _w64_data,
     "MP4": _mp4_boxes,
