@@ -15,11 +15,13 @@ import pytest
 import soundfile
 import torch
 import transformers
+import wavcaps_files
 import yaml
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 import build_folder
+import exclusions
 import resumable_download
 import train
 from audio_files import find_audio, passed_over_note, why_unreadable
@@ -173,6 +175,16 @@ def without_privileges() -> Iterator[None]:
         os.seteuid(0)
         os.setegid(0)
         os.setgroups(groups)
+
+
+def test_a_folder_of_wavcaps_that_is_closed_is_not_called_empty(shared: Path):
+    folder = shared / "json_files" / "SoundBible"
+    (shared / "audio" / "SoundBible").mkdir(parents=True)
+    folder.mkdir(parents=True)
+    (folder / "final.json").write_text('{"data": [{"id": "1", "caption": "a tone"}]}')
+    folder.chmod(0o700)
+    with without_privileges(), pytest.raises(UserError, match="SoundBible cannot be read: Permission denied"):
+        wavcaps_files.read_wavcaps(shared, shared / "audio", ["SoundBible"], exclusions.Exclusions())
 
 
 def make_text_encoder(place: Path, tiny: Path) -> None:

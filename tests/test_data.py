@@ -188,7 +188,11 @@ def test_an_empty_path_is_the_current_folder(tmp_path: Path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{", "[]", "3", '"text"', '{"schema": 1}', '{"schema": 1, "codec": "flac", "sample_rate": 1, "splits": []}']
+    "content",
+    [
+        *("", "{", "[]", "3", '"text"', '{"schema": 1}', '{"schema": 1, "codec": "flac", "sample_rate": 1, "splits": []}'),
+        '{"schema": 1, "codec": ["flac"], "sample_rate": 1, "splits": {}}',
+    ],
 )
 def test_cache_json_that_makes_no_sense(cache: Path, content: str):
     (cache / "cache.json").write_text(content)

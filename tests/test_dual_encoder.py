@@ -5,6 +5,7 @@ Letters: B clips, S samples, W windows, T frames, N captions, D = dim.
 
 import json
 import os
+import resource
 import time
 from pathlib import Path
 from typing import Any
@@ -490,3 +491,35 @@ def test_a_model_without_weights_allocates_nothing(no_hub):
     assert counts["audio_projection"] == 768 * 1024 + 1024 and counts["text_projection"] == 1024 * 1024 + 1024
     assert counts["pooling"] == 3 * (1024 * 2048 + 2048) + 2048 * 1024 + 1024 + 2 * 1024
     assert model.windows.num_frames == 750
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"hop_seconds": 1e-9},
+        {"hop_seconds": -1.0},
+        {"clip_seconds": 1e30},
+        {"max_tokens": 0},
+        {"dim": 10**10},
+        {"text_encoder": {"num_hidden_layers": 10**9}},
+        {"text_encoder": {"vocab_size": 10**11}},
+        {"audio_encoder": {"depth": 10**9}},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_config_that_claims_what_cannot_be_is_one_line_and_no_model_is_made(tmp_path: Path, text_folder: str, change: dict):
+    """Of a model folder from anywhere: 5 kB of config.json could fill the memory, or fail at the first clip."""
+    make_model(text_folder).save_pretrained(tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    config = json.loads(path.read_text())
+    changed = {name: config[name] | value if isinstance(value, dict) else value for name, value in change.items()}
+    path.write_text(json.dumps(config | changed))
+    resource_limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (16 << 30, resource_limits[1]))  # or a failure would end the machine
+    try:
+        with pytest.raises(UserError) as caught:
+            DualEncoder.from_pretrained(tmp_path / "model")
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, resource_limits)
+    assert "\n" not in str(caught.value)
+    assert not any(word in str(caught.value) for word in ("allocate", "MemoryError"))

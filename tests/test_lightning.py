@@ -432,7 +432,8 @@ def test_a_small_file_does_not_fill_the_memory_with_its_settings(tmp_path: Path,
 
 @pytest.mark.parametrize("arguments", [b"}K\x05", b"K\x05)", b"K\x05K\x05"], ids=["dict", "number", "numbers"])
 def test_objects_whose_arguments_are_none_are_one_line(tmp_path: Path, arguments: bytes):
-    path = archive_of(tmp_path / "file.ckpt", b"\x80\x04}(" + text("state_dict") + b"}" + text("hyper_parameters") + b"cx\ny\n" + arguments + b"\x92u.")
+    call = b"cx\ny\n" + arguments + b"\x92"
+    path = archive_of(tmp_path / "file.ckpt", b"\x80\x04}(" + text("state_dict") + b"}" + text("hyper_parameters") + call + b"u.")
     with pytest.raises(UserError, match="no file of torch.save"):
         read_lightning(path)
 

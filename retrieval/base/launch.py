@@ -109,6 +109,9 @@ def make_accelerator(mixed_precision: str, cpu: bool = False, several: bool = Tr
             print(f"warning: {warning}", file=sys.stderr)
     if launch.num_processes > 1:
         rendezvous.join(launch)
+    else:
+        # With it Accelerate would make a process group of one, at a MASTER_ADDR that a notebook or a container left behind.
+        os.environ.pop("LOCAL_RANK", None)
     # With every field given, no variable is read.
     never_compile = {
         "backend": "no",
