@@ -78,7 +78,12 @@ def _why_excluded(source: str, clip_id: str, entry: dict[str, Any], exclusions: 
 
 def _entries(folder: Path, source: str, plan: SplitPlan) -> dict[str, dict[str, Any]]:
     """Id -> entry of all JSON files of a source."""
-    paths = sorted(path for path in folder.glob("*.json") if not path.name.startswith("."))
+    try:  # glob finds nothing in a folder that may not be read
+        paths = sorted(path for path in folder.iterdir() if path.suffix == ".json" and not path.name.startswith("."))
+    except (FileNotFoundError, NotADirectoryError):
+        paths = []
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read: {error.strerror}") from None
     if not paths:
         raise UserError(f"{folder} holds no .json file: fetch it from WavCaps, or leave the source out with --sources")
     entries: dict[str, dict[str, Any]] = {}

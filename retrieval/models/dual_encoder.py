@@ -3,7 +3,9 @@
 Letters: B clips, S samples, W windows, M windows with valid frames, T frames, N captions, D = dim.
 """
 
+import math
 import os
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any, Protocol
 import torch
 import torchaudio
 from huggingface_hub import ModelCard, PyTorchModelHubMixin, snapshot_download
+from safetensors import safe_open
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
@@ -23,6 +26,7 @@ from retrieval.models.audio import AUDIO_ENCODERS
 from retrieval.models.card import ABOUT, about_json, model_card, read_about
 from retrieval.models.hub import explained_upload, hub_answers, local_files_only
 from retrieval.models.pooling import MeanPooling, TextAwareAttentionPooling
+from retrieval.models.tensor_files import MOST_SHARING
 from retrieval.models.text import TextEncoder
 from retrieval.models.tokenizer import load_tokenizer
 from retrieval.models.transformer_pooling import TransformerPooling
@@ -259,6 +263,7 @@ class DualEncoder(nn.Module, PyTorchModelHubMixin):
             model_id = snapshot_download(
                 model_id, revision=revision, cache_dir=cache_dir, force_download=force_download, local_files_only=local_files_only, token=token
             )
+        _check_size(architecture, Path(model_id) / WEIGHTS)
         model = cls(**architecture)
         model.text_encoder.tokenizer = load_tokenizer(Path(model_id) / "tokenizer")
         model.about = read_about(Path(model_id))
@@ -272,6 +277,35 @@ def _run_block(block: nn.Module, forward: Callable[[torch.Tensor], torch.Tensor]
 
 def _build_audio_encoder(name: str, **arguments: Any) -> nn.Module:
     return AUDIO_ENCODERS[name](**arguments)
+
+
+def _check_size(architecture: dict[str, Any], weights: Path) -> None:
+    """Refuse a config.json that describes far more than the weights beside it hold, before a model of that size is made.
+
+    Raises:
+        ValueError: It has more layers than there are tensors, or more than MOST_SHARING times their numbers.
+        Exception: Of any kind, for damaged weights.
+    """
+    with safe_open(weights, "pt") as file:
+        shapes = [file.get_slice(name).get_shape() for name in file.keys()]
+    if (layers := _most_layers(architecture)) > max(len(shapes), 100):
+        raise ValueError(f"its config.json describes {layers:.3g} layers, {weights.name} holds {len(shapes)} tensors")
+    try:
+        with torch.device("meta"):  # shapes cost nothing there
+            planned = DualEncoder(**architecture)
+    except Exception:  # encoders that compute while they are built; for others the model itself says it better
+        return
+    needed, stored = sum(tensor.numel() for tensor in planned.state_dict().values()), sum(map(math.prod, shapes))
+    if needed > MOST_SHARING * stored:
+        raise ValueError(f"its config.json describes {needed:.3g} numbers, {weights.name} holds {stored:.3g}")
+
+
+def _most_layers(value: Any, name: str = "") -> int:
+    """The largest number under a name of layers in nested settings."""
+    if isinstance(value, (dict, list)):
+        items = value.items() if isinstance(value, dict) else ((name, item) for item in value)
+        return max((_most_layers(item, str(key)) for key, item in items), default=0)
+    return value if type(value) is int and re.search("layer|depth|block", name) else 0
 
 
 def check_finite(model: nn.Module, what: str, remedy: str) -> None:

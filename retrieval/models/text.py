@@ -93,6 +93,8 @@ class TextEncoder(nn.Module):
         self.feature_dim: int = config.hidden_size
         longest = self._longest_text()
         self.max_tokens = longest if max_tokens is None else max_tokens
+        if max_tokens is not None and max_tokens < 1:
+            raise UserError(f"text_encoder.max_tokens={max_tokens}: a caption has one token or more")
         if None not in (longest, max_tokens) and max_tokens > longest:
             raise UserError(f"text_encoder.max_tokens={max_tokens}: the text encoder has positions for {longest} tokens; set it to that or less")
 
@@ -232,8 +234,8 @@ def _sentence_pooling(name: str) -> str | None:
         modes = settings.get("pooling_mode") or [key for key, value in settings.items() if key.startswith("pooling_mode_") and value is True]
     except (StopIteration, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"text encoder {name}: modules.json names no pooling that can be read ({one_line(error)}); copy the folder again") from None
-    modes = [modes] if isinstance(modes, str) else modes
-    found = [mode.removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token") for mode in modes] or ["mean"]
+    modes = modes if isinstance(modes, list) else [modes]
+    found = [str(mode).removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token") for mode in modes] or ["mean"]
     if len(found) > 1 or found[0] not in SENTENCE_POOLINGS:
         raise UserError(f"text encoder {name} was made for the pooling {'+'.join(found)}; set text_encoder.readout to {', '.join(READOUTS)}")
     return SENTENCE_POOLINGS[found[0]]

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+MOST_WINDOWS = 100_000  # of a clip; a file could ask for any number
+
 
 @dataclass(frozen=True)
 class WindowGrid:
@@ -18,6 +20,11 @@ class WindowGrid:
     window_samples: int
     hop_samples: int
     frames_per_window: int
+
+    def __post_init__(self):
+        if self.hop_samples < 1 or not 1 <= self.window_samples <= self.clip_samples or self.num_windows > MOST_WINDOWS:
+            found = f"windows of {self.window_samples} samples, one every {self.hop_samples}, of clips of {self.clip_samples}"
+            raise ValueError(f"{found[:200]}: expected a hop of 1 sample or more, and at most {MOST_WINDOWS:,} windows")
 
     @property
     def num_windows(self) -> int:
