@@ -317,6 +317,17 @@ def test_honoured_flags_do_no_harm(monkeypatch, flag):
     assert make_accelerator("no").num_processes == 1
 
 
+@pytest.mark.parametrize("variables", [{}, {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}], ids=len)
+@pytest.mark.parametrize("cpu", ["true", "false"])
+def test_one_process_meets_nobody_at_an_address_that_was_left_behind(monkeypatch, variables, cpu):
+    """As in a notebook or a container: Accelerate would wait there for itself, in C++, where no signal is heard."""
+    settings = variables | {"LOCAL_RANK": "0", "MASTER_PORT": str(free_port()), "ACCELERATE_USE_CPU": cpu}
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    assert make_accelerator("no").num_processes == 1
+    assert not torch.distributed.is_initialized()
+
+
 def test_xla_is_refused(monkeypatch):
     """Where torch_xla is installed Accelerate takes it, whatever the devices."""
     monkeypatch.setattr(accelerate.utils, "is_torch_xla_available", lambda: True)
