@@ -42,6 +42,7 @@ READER = "retrieval.base.sound"  # the module whose `mono_blocks` and `SoundRead
 HANG_SECONDS = 600.0  # for one block; generous: a disk may be slow to wake up, and a length may have to be found by decoding hours
 MEMORY_LIMIT = 4 * 2**30  # bytes of data of a child
 BLOCKS_AHEAD = 2  # decoded before they are asked for
+MOST_STARTS = 3  # tries to start a child: one that is killed before it decodes costs no file, and no hours of work
 MOST_IDLE = 8  # children kept for later
 MOST_OPEN = 16  # files that a child keeps open for read_frames: a page shows ten
 PIPE_BYTES = 2**20  # a larger buffer saves switches between the processes
@@ -117,7 +118,7 @@ def _stream(service: str, path: Path | str | bytes, arguments: dict[str, Any], f
     request = {"service": service, "path": os.path.abspath(path), **arguments}
     num_given, is_second_try = 0, False
     while True:
-        decoder = _Decoder() if is_second_try else _idle_decoder(path)
+        decoder = _started_decoder() if is_second_try else _idle_decoder(path)
         is_new = decoder.num_requests == 0
         num_blocks = 0
         try:
@@ -175,10 +176,7 @@ class _Decoder:
             raise
 
     def _receive_ready(self) -> None:
-        try:
-            kind, payload = self._receive()
-        except _Death as death:
-            raise UserError(f"the process that decodes sounds does not start: {death}") from None
+        kind, payload = self._receive()
         if kind != READY:
             raise UserError(f"the process that decodes sounds does not start: {json.loads(payload.tobytes())['text']}")
 
@@ -305,6 +303,16 @@ _idle: deque[_Decoder] = deque()  # its append and pop need no lock
 _all: set[_Decoder] = set()
 
 
+def _started_decoder() -> _Decoder:
+    """A new child. Raises UserError if none starts."""
+    for _ in range(MOST_STARTS):
+        try:
+            return _Decoder()
+        except _Death as death:  # the system may have killed it
+            reason = str(death)
+    raise UserError(f"the process that decodes sounds does not start: {reason}")
+
+
 def _idle_decoder(path: str) -> _Decoder:
     """An idle child, at best one that has the file open."""
     while True:
@@ -317,7 +325,7 @@ def _idle_decoder(path: str) -> _Decoder:
         except ValueError:
             continue  # another thread has taken it
         except IndexError:
-            return _Decoder()
+            return _started_decoder()
         try:
             decoder.pass_over()
             return decoder
