@@ -365,7 +365,10 @@ def test_a_sentence_encoder_says_how_it_pools(tmp_path: Path, settings: dict, re
 
 @pytest.mark.parametrize(
     ("settings", "named"),
-    [(old_pooling("max_tokens"), "max"), (old_pooling("cls_token", "mean_tokens"), "cls+mean"), ({"pooling_mode": "weightedmean"}, "weightedmean"), ({"pooling_mode": [5]}, "5"), ({"pooling_mode": 5}, "5")],
+    [
+        *((old_pooling("max_tokens"), "max"), (old_pooling("cls_token", "mean_tokens"), "cls+mean")),
+        *(({"pooling_mode": "weightedmean"}, "weightedmean"), ({"pooling_mode": [5]}, "5"), ({"pooling_mode": 5}, "5")),
+    ],
 )
 def test_another_pooling_is_refused(tmp_path: Path, settings: dict, named: str):
     minilm(40).config.save_pretrained(tmp_path)
