@@ -265,7 +265,7 @@ def damaged_audio(folder):
     return {
         "empty.wav": "empty file (0 bytes)",
         "text.wav": "is no sound",
-        "cut.wav": "truncated: the header promises 44100 bytes of audio, the file holds 22028",
+        "cut.wav": "truncated: the header announces 44100 bytes of audio, the file holds 22028",
         "header.wav": "truncated",
         "zero.wav": "no samples",
         "cutflac.wav": "cannot be decoded",

@@ -135,7 +135,7 @@ def test_what_cannot_be_used_is_listed(tmp_path, capsys):
     assert_refused(build(tmp_path, "--csv", table), "3 of 6 clips are lost, at most 1% may be; first ", tmp_path / "cache", capsys)
     assert build(tmp_path, "--csv", table, "--allow-missing", "84") == 0
     found = reasons(read_info(tmp_path / "cache")["skipped"])
-    assert found.pop("cut.wav").startswith("truncated: the header promises 3200 bytes")
+    assert found.pop("cut.wav").startswith("truncated: the header announces 3200 bytes")
     assert "truncated" in found.pop("film.m4a")
     assert found == {
         "nowhere.wav": "is a link that leads nowhere",

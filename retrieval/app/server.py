@@ -242,7 +242,7 @@ async def answer_range(wave: WaveFile, header: str, decode: Callable[..., Awaita
                 try:
                     yield await decode(wave.read, first, stop)
                 except UserError:
-                    yield bytes(stop - first)  # damaged here: silence, since the header has promised so much
+                    yield bytes(stop - first)  # damaged here: silence, to match Content-Length
 
         return StreamingResponse(pieces(), media_type="audio/wav", headers=RANGES | {"Content-Length": str(wave.size)})
     span = range_of(header, wave.size)

@@ -1,1 +1,1 @@
-"""What everything stands on; light: no torch, so that data_prep may import it."""
+"""Shared foundation of retrieval and data_prep. Imports torch only where a function needs it."""

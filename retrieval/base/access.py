@@ -1,4 +1,4 @@
-"""Who may read and write files: no permission is told from absent and damaged, and new files follow the umask."""
+"""File permissions: report a missing permission as such, and let new files follow the umask."""
 
 import os
 import stat
@@ -12,22 +12,22 @@ try:
 except ImportError:  # not on Windows
     getpwuid = None
 
-# As a set-user-ID program would be asked, where the system knows the difference.
+# os.access checks the real user id by default; opening a file checks the effective one.
 EFFECTIVE = {"effective_ids": os.access in os.supports_effective_ids}
 
 
 def check_readable(path: str | Path, what: str) -> None:
-    """Refuse a file, or a folder with a file in it, that is there but may not be read. Says nothing of what is absent.
+    """Raise UserError for a file, or a folder with a file in it, that exists but may not be read. Accept absent paths.
 
-    Libraries report a missing permission as absence or damage; call this before them. Folders within a folder are not
-    looked into: some hold what nobody needs here, such as another user's results.
+    Libraries report a missing permission as an absent or damaged file, so call this before them. Sub-folders are not
+    checked: they may hold files that are not needed, such as another user's results.
 
     Args:
         path: File or folder.
-        what: What it is, for the message: "checkpoint", "index".
+        what: Name of its kind in the message, such as "checkpoint".
 
     Raises:
-        UserError: This user may not read it, or may not enter a folder above it.
+        UserError: The user may not read it, or may not enter a folder above it.
     """
     place = next((place for place in _places(Path(path)) if not _may_read(place)), None)
     if place is not None:
@@ -35,7 +35,7 @@ def check_readable(path: str | Path, what: str) -> None:
 
 
 def _places(path: Path) -> Iterator[Path]:
-    """The folders above, each only after the one above it was found to be open; `path`; and the files in it."""
+    """Yield the folders above `path` from the root down, `path` itself, and the files in it."""
     yield from reversed(path.absolute().parents)
     yield path
     _, _, names = next(os.walk(path), (path, [], []))
@@ -66,10 +66,16 @@ def _described(path: Path) -> str:
 
 
 def follow_umask(path: Path) -> None:
-    """Give a new file, or a new folder and all within, the modes that open() and mkdir() give here.
+    """Set a new file, or a new folder with all its content, to the modes that open() and mkdir() give.
 
-    Some libraries write through mkstemp (safetensors) or mkdtemp, with modes 0600 and 0700 whatever the umask says, and
-    archives bring modes of their own. Links are left alone.
+    Some libraries write through mkstemp (safetensors) or mkdtemp, which ignore the umask (modes 0600 and 0700), and
+    archives bring their own modes. Links are not changed.
+
+    Args:
+        path: File or folder.
+
+    Raises:
+        OSError: The folder cannot be written.
     """
     folder = path if path.is_dir() else path.parent
     probe = folder / f".mode.{os.getpid()}"  # the umask itself can only be read by changing it, under all threads

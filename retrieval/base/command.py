@@ -1,6 +1,6 @@
 """How a command begins and ends, the same for train.py, `python -m retrieval.*` and data_prep: exit codes, and one line for a user's mistake.
 
-0 done | 2 a mistake, or something that cannot be read or written: one line on stderr | 130 Ctrl-C | 141 the reader of a pipe has gone
+0 success | 2 a mistake, or a file that cannot be read or written: one line on stderr | 130 Ctrl-C | 141 the pipe's reader has ended
 """
 
 import errno
@@ -27,7 +27,7 @@ def begin() -> None:
 
 
 def _is_command() -> bool:
-    """False where `retrieval` is a library of another program, which has its own ways with signals."""
+    """Return False if `retrieval` is a library of another program, which handles signals itself."""
     if sys.argv[:1] == ["-m"]:  # `python -m retrieval.search`: its package is imported before __main__ is known
         return "-m" in sys.orig_argv and sys.orig_argv[sys.orig_argv.index("-m") + 1].startswith("retrieval.")
     file = getattr(sys.modules.get("__main__"), "__file__", None)
@@ -41,7 +41,7 @@ def _is_command() -> bool:
 
 
 def _fill_closed_streams() -> None:
-    """Put /dev/null where a standard stream is closed: a file opened later would get its number, and with it what libraries print."""
+    """Open /dev/null for each closed standard stream: otherwise a file opened later gets its number, and libraries print into it."""
     for number in (0, 1, 2):
         try:
             os.fstat(number)
@@ -61,14 +61,14 @@ def run_main(main: Callable[[], int | None], interrupted: str = interrupts.INTER
 
 
 def exit_code(main: Callable[[], int | None], interrupted: str = interrupts.INTERRUPTED) -> int:
-    """Run `main`; say in one line on stderr what the user can put right.
+    """Run `main`, print a user's mistake as one line on stderr, and return the exit code.
 
     Args:
         main: Returns an exit code, None for 0. It may raise UserError, OSError, KeyboardInterrupt, and SystemExit as argparse does.
-        interrupted: The line after Ctrl-C.
+        interrupted: The line to print after Ctrl-C.
 
     Returns:
-        The exit code. Other exceptions pass: they are faults of the program, and show where.
+        The exit code. Other exceptions are faults of the program and pass through.
     """
     if sys.stdout is None:
         return _say("error: standard output is closed: send it to a file, or to /dev/null", 2)
@@ -96,14 +96,14 @@ def _run(main: Callable[[], int | None], interrupted: str) -> int:
         return _say(f"error: {error}", 2)
     except OSError as error:
         if error is getattr(sys.stdout, "error", None):
-            return 0  # said by _end_of_output
+            return 0  # _end_of_output reports it
         if error.errno == errno.ENAMETOOLONG:
             return _say(f"error: {str(error.filename)[:80]}...: the name is too long", 2)
         return _say(f"error: {error}", 2)
 
 
 def _end_of_output(output: "_Output", code: int) -> int:
-    """Say that `output` is lost, unless its reader has gone or another error was said before."""
+    """Report that `output` is lost, unless its reader has ended or another error was reported before."""
     error, output.error = output.error, None
     _discard(output)
     if code:
@@ -116,7 +116,7 @@ def _end_of_output(output: "_Output", code: int) -> int:
 
 
 def _discard(output: TextIO) -> None:
-    """Send to /dev/null what is left to write: Python flushes once more at its end."""
+    """Send unwritten text to /dev/null: Python flushes once more at its end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())
 
 
@@ -156,7 +156,7 @@ class _Output(io.TextIOWrapper):
 
 @contextmanager
 def _watched_output() -> Iterator[TextIO]:
-    """Standard output, by which an error of its own is told from others. What a terminal without Unicode cannot show is escaped."""
+    """Standard output that records its own errors. Characters that the terminal cannot show are escaped."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

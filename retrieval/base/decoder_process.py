@@ -1,9 +1,9 @@
 """Decode sound files in a process of their own: a native library that crashes costs one file.
 
-libsndfile, mpg123, soxr and FFmpeg are C code, and the files come from anywhere. A child process that lives on from
-file to file runs retrieval.base.sound and sends back blocks of samples, the same ones to the last bit. If it crashes,
-is killed, needs more memory than MEMORY_LIMIT, or makes no progress for HANG_SECONDS, then the file is unreadable, with
-that as the reason, and the next file gets a new child. What the libraries print goes nowhere.
+libsndfile, mpg123, soxr and FFmpeg are C code, and the files come from anywhere. A child process runs
+retrieval.base.sound for one file after another and sends back blocks of samples, identical to the last bit. If it crashes,
+is killed, needs more memory than MEMORY_LIMIT, or makes no progress for HANG_SECONDS, the file is unreadable with
+that reason, and the next file gets a new child. Messages of the libraries are discarded.
 
     parent                                     child (serve)
     REQUEST {"service": ..., "path": ..., ...} ->
@@ -12,8 +12,8 @@ that as the reason, and the next file gets a new child. What the libraries print
     ABANDON, to end in the middle              ->
                                                <-  END, or ERROR {"kind": ..., "text": ...}
 
-Numbers and JSON only: nothing that the child sends is run. A child waits for its parent wherever it does not decode, so
-that it ends when the parent does, however that ends. PR_SET_PDEATHSIG would end it with the *thread* that started it.
+The child sends numbers and JSON only, so nothing from it is executed. Between blocks it reads from its parent, so it ends
+when the parent ends, in any way. PR_SET_PDEATHSIG would end it with the *thread* that started it.
 """
 
 import atexit
@@ -39,16 +39,15 @@ from retrieval.base.errors import UserError, one_line
 from retrieval.base.sound import SoundFacts, TruncatedSound, UnreadableSound
 
 READER = "retrieval.base.sound"  # the module whose `mono_blocks` and `SoundReader` the child runs
-HANG_SECONDS = 600.0  # for one block; generous: a disk may be slow to wake up, and a length may have to be found by decoding hours
-MEMORY_LIMIT = 4 * 2**30  # bytes of data of a child
-BLOCKS_AHEAD = 2  # decoded before they are asked for
-MOST_STARTS = 3  # tries to start a child: one that is killed before it decodes costs no file, and no hours of work
+HANG_SECONDS = 600.0  # for one block: a disk may wake up slowly, and finding a length may mean decoding hours
+MEMORY_LIMIT = 4 * 2**30  # bytes, for each child (RLIMIT_DATA)
+BLOCKS_AHEAD = 2  # decoded before the parent asks for them
+MOST_STARTS = 3  # attempts to start a child: the system may kill one before it decodes anything
 MOST_IDLE = 8  # children kept for later
 MOST_OPEN = 16  # files that a child keeps open for read_frames: a page shows ten
 PIPE_BYTES = 2**20  # a larger buffer saves switches between the processes
 
-# Of a child: one thread, and memory that glibc keeps for the next block, in place of giving it back to the system each time (which made
-# 1 s of sound three times as costly).
+# A child uses one thread. glibc keeps memory for the next block: returning it to the system each time made 1 s of sound three times as slow.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 ENVIRONMENT |= {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**26)}
 
@@ -61,7 +60,7 @@ START = "import sys; sys.path[:] = sys.argv[2:]; from retrieval.base.decoder_pro
 
 
 class DecoderDied(UnreadableSound):
-    """The decoder crashed at the file or was killed: another time, or another version of a library, may read it."""
+    """The decoder crashed at the file or was killed. A later attempt or another version of a library may succeed."""
 
 
 def mono_blocks(
@@ -71,35 +70,50 @@ def mono_blocks(
     facts: SoundFacts | None = None,
     **settings: Any,
 ) -> Iterator[np.ndarray]:
-    """Do as retrieval.base.sound.mono_blocks does, in another process.
+    """Run retrieval.base.sound.mono_blocks in another process.
 
-    May be called from several threads: each stream has a child of its own.
+    Safe to call from several threads: each stream has its own child.
+
+    Args:
+        path: The file.
+        sample_rate: Hz of the result.
+        max_seconds: Stop reading there; None reads the whole file.
+        facts: Filled while blocks are read.
+        settings: Further arguments of retrieval.base.sound.mono_blocks.
+
+    Yields:
+        float32 (S,), S samples, at least one block.
 
     Raises:
-        UnreadableSound: also where the decoder dies (DecoderDied).
-        FileNotFoundError, PermissionError: as the system raises them.
-        UserError: no process can be started.
+        UnreadableSound: As mono_blocks raises it; DecoderDied if the decoder dies.
+        FileNotFoundError, PermissionError: As the system raises them.
+        UserError: No process can be started.
     """
     arguments = {"sample_rate": sample_rate, "max_seconds": max_seconds, **settings}
     yield from _stream("mono_blocks", path, arguments, SoundFacts() if facts is None else facts)
 
 
 def read_frames(path: Path | str | bytes, first: int, num_frames: int) -> tuple[np.ndarray, "SoundInfo"]:
-    """Read frames `first` to `first + num_frames` of a file with all its channels, in another process, which keeps it open for the next ones.
+    """Read a range of frames in another process, which keeps the file open for the next call.
+
+    Args:
+        path: The file.
+        first: Number of the first frame.
+        num_frames: Number of frames; 0 reads the facts only and decodes nothing.
 
     Returns:
-        float32 (S, C), S below num_frames at the end of the file; facts of the whole file. No frames, no decoding.
+        float32 (S, C): S frames (fewer than num_frames at the end of the file), C channels; facts of the whole file.
 
     Raises:
-        UnreadableSound: also where the decoder dies (DecoderDied).
-        FileNotFoundError, PermissionError: as the system raises them.
-        UserError: no process can be started.
+        UnreadableSound: The file cannot be decoded; DecoderDied if the decoder dies.
+        FileNotFoundError, PermissionError: As the system raises them.
+        UserError: No process can be started.
     """
     info, blocks = SoundInfo(), []
     try:
         blocks.extend(_stream("frames", path, {"first": first, "num_frames": num_frames}, info))
     except TruncatedSound:
-        pass  # that is the end of the file
+        pass  # the samples before the cut are in `blocks`
     return np.concatenate([np.zeros(0, np.float32), *blocks]).reshape(-1, info.channels), info
 
 
@@ -113,7 +127,7 @@ class SoundInfo:
 
 
 def _stream(service: str, path: Path | str | bytes, arguments: dict[str, Any], facts: Any) -> Iterator[np.ndarray]:
-    """Blocks of a service of the child, see SERVICES; `facts` is a dataclass, which is filled meanwhile."""
+    """Yield the blocks of one of the child's SERVICES, and fill the dataclass `facts` meanwhile."""
     path = os.fsdecode(path)
     request = {"service": service, "path": os.path.abspath(path), **arguments}
     num_given, is_second_try = 0, False
@@ -203,11 +217,11 @@ class _Decoder:
                 return
 
     def release(self) -> None:
-        """Keep the child for the next file, unless it is dead or was interrupted in the middle of a message."""
+        """Keep the child for the next file, unless it is dead or a message was interrupted half way."""
         if self in _all and self._is_whole and len(_idle) < MOST_IDLE:
             try:
                 if self._is_streaming:
-                    self._send(ABANDON)  # what it has sent by then is passed over when it is needed again
+                    self._send(ABANDON)  # pass_over skips the blocks that are already on their way
                 _idle.append(self)
                 return
             except _Death:
@@ -215,7 +229,7 @@ class _Decoder:
         self.kill()
 
     def pass_over(self) -> None:
-        """Forget what is left of an abandoned stream. Raises _Death."""
+        """Skip the rest of an abandoned stream. Raises _Death."""
         while self._is_streaming:
             kind, _ = self._receive()
             self._is_streaming = kind not in (END, ERROR)
@@ -228,7 +242,7 @@ class _Decoder:
             self._close()
 
     def forget(self) -> None:
-        """In a forked copy of the parent: the child belongs to the other one."""
+        """Drop the child in a forked copy of the parent: it belongs to the original."""
         self._process.returncode = 0
         self._in = self._out = -1
         self._close()
@@ -288,7 +302,7 @@ class _Decoder:
 
 
 def _module_paths() -> list[str]:
-    """The parent's sys.path for the child, with the current folder at its end: a file there takes the place of no module."""
+    """Return the parent's sys.path for the child, with the current folder last: a file there must not shadow a module."""
     root = str(Path(__file__).resolve().parents[2])
     try:
         current = os.path.realpath(os.curdir)
@@ -304,7 +318,7 @@ _all: set[_Decoder] = set()
 
 
 def _started_decoder() -> _Decoder:
-    """A new child. Raises UserError if none starts."""
+    """Start a child. Raises UserError if MOST_STARTS attempts fail."""
     for _ in range(MOST_STARTS):
         try:
             return _Decoder()
@@ -314,7 +328,7 @@ def _started_decoder() -> _Decoder:
 
 
 def _idle_decoder(path: str) -> _Decoder:
-    """An idle child, at best one that has the file open."""
+    """Take an idle child, preferably one that has the file open, or start one."""
     while True:
         try:
             decoder = next((one for one in list(_idle) if path in one.paths), None)
@@ -364,15 +378,15 @@ os.register_at_fork(after_in_child=_forget_all)
 
 
 def serve(reader: str) -> NoReturn:
-    """Read files for the parent, which is at the other end of stdin and stdout, until it closes them.
+    """Serve requests of the parent on stdin and stdout until it closes them.
 
     Args:
-        reader: see READER.
+        reader: Name of the module that decodes, see READER.
     """
     requests, answers = os.dup(0), os.dup(1)
     silence = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1):
-        os.dup2(silence, stream)  # what libraries print must not get among the samples
+        os.dup2(silence, stream)  # libraries must not print into the stream of samples
     _set_limits()
     try:
         module = importlib.import_module(reader)
@@ -389,7 +403,7 @@ def serve(reader: str) -> NoReturn:
         pass  # the parent has gone
     except BaseException:
         code = 1
-    os._exit(code)  # nothing of the libraries' own endings
+    os._exit(code)  # without the libraries' own exit handlers
 
 
 def _set_limits() -> None:
@@ -481,7 +495,7 @@ def _described(error: Exception) -> dict[str, Any]:
 
 
 def _next_request(requests: int) -> dict[str, Any] | None:
-    """None where the parent has gone. What was sent for the stream before, after its end, is passed over."""
+    """Read the next request, None if the parent has ended. Skip late messages for the previous stream."""
     while (kind := _read_exactly(requests, 1)) != REQUEST:
         if not kind:
             return None
@@ -490,7 +504,7 @@ def _next_request(requests: int) -> dict[str, Any] | None:
 
 
 def _read_exactly(descriptor: int, length: int) -> bytes:
-    """Empty at the end of the file."""
+    """Read `length` bytes; empty at the end of the file."""
     content = b""
     while len(content) < length:
         if not (part := os.read(descriptor, length - len(content))):

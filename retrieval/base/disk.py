@@ -1,4 +1,4 @@
-"""Errors of a disk, whoever was writing, and their remedies."""
+"""Disk errors of Python and of libraries, and their remedies."""
 
 import errno
 import re
@@ -14,7 +14,7 @@ REMEDIES = {
 }
 OTHER = "check that path"
 NUMBER_OF_TEXT = {
-    # torch.save keeps no number
+    # torch.save: no error number in its message
     **dict.fromkeys(("PytorchStreamWriter failed", "unexpected pos", "iostream error"), errno.ENOSPC),
     # sqlite3.OperationalError
     "database or disk is full": errno.ENOSPC,
@@ -24,10 +24,10 @@ NUMBER_OF_TEXT = {
 
 
 def disk_remedy(error: Exception) -> str | None:
-    """Return what helps against an error that the disk caused, or None where something else did.
+    """Return the remedy of an error that the disk caused, None for any other error.
 
-    A full disk speaks as OSError in Python, as SafetensorError or Exception with `(os error 28)` from Rust (safetensors, tokenizers), as
-    RuntimeError from torch.save, and as OperationalError from SQLite.
+    A full disk raises OSError in Python, SafetensorError or Exception with `(os error 28)` in Rust (safetensors, tokenizers),
+    RuntimeError in torch.save, and OperationalError in SQLite.
     """
     if isinstance(error, OSError):
         number = error.errno  # none in the OSErrors that transformers raises for files it cannot use

@@ -8,14 +8,14 @@ from retrieval.base.paths import expand_home
 
 
 class UserError(ValueError):
-    """Found, expected, remedy: one line."""
+    """A user's mistake. The message is one line: what was found, what was expected, what to do."""
 
 
 class OneLineParser(argparse.ArgumentParser):
     """argparse for the commands of the project.
 
-    An error has no usage text in front. `type=Path` expands `~`. An option that holds one value is refused where it is given twice: argparse
-    would take the last value and forget the first without a word.
+    Errors are one line, without the usage text. `type=Path` expands `~`. A single-value option that is given twice is an error: argparse
+    would silently use the last value.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -44,7 +44,7 @@ class _StoreOnce(argparse._StoreAction):
 
 
 def user_path(text: str) -> Path:
-    """The type of a path in an option: `~` is the home folder."""
+    """Convert an option's text to a path; `~` is the home folder. Raises argparse.ArgumentTypeError for an unknown user."""
     try:
         return Path(expand_home(text))
     except ValueError as error:
@@ -52,5 +52,5 @@ def user_path(text: str) -> Path:
 
 
 def one_line(error: Exception, longest: int = 200) -> str:
-    """Kind and text of any exception, without line breaks."""
+    """Return type and text of an exception in one line of at most `longest` characters."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:longest]

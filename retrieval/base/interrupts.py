@@ -1,12 +1,12 @@
 """Ctrl-C at any moment of a command: one line, exit code 130, and every `finally` runs.
 
-Python's own handler raises KeyboardInterrupt wherever the program is. In the middle of an import that exception is easily lost: in the
-weak-reference callbacks of Python's import locks ("Exception ignored in ..."), in a library that catches everything around an optional
-import, in an extension module that makes an ImportError of it. The program then runs on, or ends in a traceback. So there are three phases:
+Python's own handler raises KeyboardInterrupt at any line. In the middle of an import that exception is easily lost: in the
+weak-reference callbacks of Python's import locks ("Exception ignored in ..."), in a library that catches every error of an optional
+import, or in an extension module that turns it into an ImportError. The program then continues, or ends in a traceback. So there are three phases:
 
-    starting   the command's own imports: nothing is begun, the process ends at once
-    running    the exception is raised; within an import not before the import has ended, which all further imports hasten
-    ended      the last words are said: another Ctrl-C only stops waiting for threads
+    starting   the command's own imports: no work has begun, the process ends at once
+    running    the exception is raised; during an import only after it has ended, and further imports fail at once to shorten the wait
+    ended      the last line is printed: another Ctrl-C only stops waiting for threads
 """
 
 import os
@@ -31,7 +31,7 @@ _refusal: "_RefuseImports | None" = None  # while an exception waits for the end
 
 
 def watch_start() -> None:
-    """From here until `watched`, Ctrl-C ends the process with one line. Called once, where a command begins to import."""
+    """Let Ctrl-C end the process with one line until `watched` begins. Call once, before the imports of a command."""
     global _is_command, _phase
     if _install():
         _is_command, _phase = True, "starting"
@@ -39,7 +39,7 @@ def watch_start() -> None:
 
 @contextmanager
 def watched() -> Iterator[None]:
-    """Within it Ctrl-C raises KeyboardInterrupt, in imports too. Afterwards a process that is no command has its handler back."""
+    """Raise KeyboardInterrupt on Ctrl-C inside the block, in imports too. Restore the handler at its end if the process is no command."""
     global _phase
     outer, has_installed, _phase = _phase, _install(), "running"
     try:
@@ -51,7 +51,7 @@ def watched() -> Iterator[None]:
 
 
 def _install() -> bool:
-    """False where somebody else handles the signal, or where it is ignored: a job in the background."""
+    """Return False if other code handles the signal, or if it is ignored (a background job)."""
     if (
         threading.current_thread() is not threading.main_thread()
         or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
@@ -72,12 +72,12 @@ def _on_ctrl_c(signum: int, frame: FrameType | None) -> None:
 
 
 def interrupt(frame: FrameType | None, exception: BaseException) -> None:
-    """Raise `exception` out of a signal's handler, where it cannot be lost.
+    """Raise `exception` from a signal handler at a place where it cannot be lost.
 
     Args:
-        frame: The one that the signal interrupted.
-        exception: Raised here or, where an import or a finaliser is at work, in the code that they return to. Until then every
-            further import raises it as well.
+        frame: The frame that the signal interrupted.
+        exception: Raised here. During an import or a finaliser it is raised in the code that they return to; until then every
+            further import raises it too.
     """
     global _refusal
     receiver = _frame_that_receives(frame)
@@ -99,7 +99,7 @@ def interrupt(frame: FrameType | None, exception: BaseException) -> None:
 
 
 def _frame_that_receives(frame: FrameType | None) -> FrameType | None:
-    """The frame that started the outermost import or finaliser; None where neither is at work."""
+    """Return the frame that started the outermost import or finaliser; None if neither is running."""
     receiver = None
     while frame is not None:
         if frame.f_code.co_filename == IMPORT or frame.f_code.co_name in DROPS_EXCEPTIONS:

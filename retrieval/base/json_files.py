@@ -1,4 +1,4 @@
-"""Reading JSON that anyone may have written."""
+"""Read JSON files from any source, with errors instead of hangs and crashes."""
 
 import errno
 import json
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Content of `text`. Raises ValueError for what is no JSON, is not UTF-8, or is nested deeper than Python can follow."""
+    """Parse `text`. Raises ValueError if it is no JSON, not UTF-8, or nested too deep for Python."""
     try:
         return json.loads(text)
     except RecursionError:
@@ -15,7 +15,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def read_json(path: Path) -> Any:
-    """Content of the file `path`. Raises OSError, and ValueError as parse_json does."""
+    """Parse the file `path`. Raises OSError, and ValueError as parse_json does."""
     if path.exists() and not path.is_file():  # a pipe or a device may never end
         raise OSError(errno.EINVAL, "Not a regular file", str(path))
     return parse_json(path.read_text(encoding="utf-8-sig"))

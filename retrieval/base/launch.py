@@ -1,7 +1,7 @@
-"""The Accelerator: what the environment says of processes and devices is honoured or refused before anything is written.
+"""Make the Accelerator, after every launch setting in the environment was honoured or refused.
 
-`accelerate launch` hands its settings on as environment variables, and Accelerate obeys some of them silently, others half.
-Here they are read first. docs/launchers.md lists all of them: honoured, refused, or without effect.
+`accelerate launch` passes its settings on as environment variables. Accelerate obeys some of them silently, others partly.
+So they are checked here first. docs/launchers.md lists all of them: honoured, refused, or without effect.
 """
 
 import os
@@ -25,7 +25,7 @@ STRATEGIES = {
     "ACCELERATE_USE_PARALLELISM_CONFIG": "tensor, context or sequence parallelism",
     "ACCELERATE_USE_SAGEMAKER": "SageMaker's data parallelism",
 }
-# Settings of these strategies: without their switch Accelerate does not read them, and trains without the strategy.
+# Settings of these strategies. Without the switch above Accelerate ignores them and trains without the strategy.
 STRATEGY_PREFIXES = {
     "FSDP_": "FSDP",
     "ACCELERATE_DEEPSPEED_": "DeepSpeed",
@@ -55,15 +55,15 @@ BY_LAUNCHER = "for several start accelerate launch in each task, as configs/acce
 
 @dataclass(frozen=True)
 class Launch:
-    """This process among those that were started together.
+    """Place of this process among the processes of a launch.
 
     Args:
-        num_processes: of all machines.
+        num_processes: Number of processes on all machines.
         rank: 0 to num_processes - 1.
-        local_rank: the same on this machine.
-        address: name or IP address of the machine of rank 0; empty for one process.
-        port: where rank 0, or its launcher, listens.
-        on_cpu: no GPU is used, although one may be there.
+        local_rank: Rank among the processes of this machine.
+        address: Name or IP address of the machine of rank 0; empty for one process.
+        port: Port where rank 0, or its launcher, listens.
+        on_cpu: Use the CPU even if there is a GPU.
     """
 
     num_processes: int = 1
@@ -75,17 +75,17 @@ class Launch:
 
 
 def make_accelerator(mixed_precision: str, cpu: bool = False, several: bool = True) -> "Accelerator":
-    """Make the Accelerator of this process, and wait for the other processes where there are several.
+    """Make the Accelerator of this process; with several processes, wait for the others first.
 
     The environment decides on processes and devices, the configuration on everything else.
 
     Args:
         mixed_precision: `auto`, `bf16`, `fp16` or `no`; the environment does not change it.
-        cpu: use the CPU, as ACCELERATE_USE_CPU=true does.
-        several: several processes share the work; else there must be one.
+        cpu: Use the CPU, as ACCELERATE_USE_CPU=true does.
+        several: Accept several processes that share the work; False requires one.
 
     Raises:
-        UserError: the environment asks for something that would be obeyed half or not at all.
+        UserError: The environment has a setting that Accelerate would obey partly or not at all.
     """
     num_processes = check_environment(several)
     import torch
@@ -110,9 +110,9 @@ def make_accelerator(mixed_precision: str, cpu: bool = False, several: bool = Tr
     if launch.num_processes > 1:
         rendezvous.join(launch)
     else:
-        # With it Accelerate would make a process group of one, at a MASTER_ADDR that a notebook or a container left behind.
+        # With LOCAL_RANK Accelerate would make a process group of one, at a MASTER_ADDR left behind by a notebook or a container.
         os.environ.pop("LOCAL_RANK", None)
-    # With every field given, no variable is read.
+    # With every field given, TorchDynamoPlugin reads no variable of the environment.
     never_compile = {
         "backend": "no",
         "mode": "default",
@@ -147,10 +147,10 @@ def check_environment(several: bool = True) -> int:
     Commands call this before imports that take seconds.
 
     Args:
-        several: the command shares its work among processes; else there must be one.
+        several: Accept several processes that share the work; False requires one.
 
     Raises:
-        UserError: the environment asks for something that would be obeyed half or not at all.
+        UserError: The environment has a setting that Accelerate would obey partly or not at all.
     """
     check_settings(os.environ)
     return count_processes(os.environ) if several else check_one_process(os.environ)
@@ -177,7 +177,7 @@ def _unsupported(strategy: str) -> str:
 
 
 def ignored_settings(environment: Mapping[str, str], precision: str) -> list[str]:
-    """Return a warning for each variable that has no effect although it asks for one, given the precision in use."""
+    """Return a warning for each variable that is set but has no effect, given the precision in use."""
     no_effect = []
     launcher = environment.get("ACCELERATE_MIXED_PRECISION", "no").lower()
     if launcher not in ("no", precision):  # accelerate launch says "no" unless it is told otherwise
@@ -214,16 +214,16 @@ def choose_precision(setting: str, on_cpu: bool = False) -> str:
 
 
 def read_launch(environment: Mapping[str, str], num_processes: int, num_gpus: int, cpu: bool = False) -> Launch:
-    """Read from the environment which of `num_processes` this is, and where to meet the others.
+    """Read this process's rank, and the address where the processes meet, from the environment.
 
     Args:
-        environment: as os.environ.
-        num_processes: as counted by `count_processes`.
-        num_gpus: that this process sees.
-        cpu: use the CPU whatever the environment says.
+        environment: Variables, as os.environ.
+        num_processes: Result of `count_processes`.
+        num_gpus: Number of GPUs that this process sees.
+        cpu: Use the CPU regardless of the environment.
 
     Raises:
-        UserError: something is missing, or Accelerate would see another number of processes.
+        UserError: A variable is missing, or Accelerate would see another number of processes.
     """
     device = _checked_device(environment, num_processes)
     on_cpu = cpu or _flag(environment, "ACCELERATE_USE_CPU") or device == "cpu"
@@ -275,7 +275,7 @@ def count_processes(environment: Mapping[str, str]) -> int:
     slurm_name, slurm_tasks = slurm_task_count(environment)
     has_launcher = "ACCELERATE_MIXED_PRECISION" in environment or "GROUP_WORLD_SIZE" in environment
     if has_launcher and slurm_name != "SLURM_STEP_NUM_TASKS":
-        slurm_tasks = 1  # the job's: a launcher in its script starts as many processes as it is told
+        slurm_tasks = 1  # the count is the job's; a launcher in its script may start any number of processes
     by_mpi = mpi_tasks > 1 and mpi_tasks != slurm_tasks  # srun may set PMI_SIZE as well
     tasks_name, tasks = (mpi_name, mpi_tasks) if by_mpi else (slurm_name, slurm_tasks)
     remedy = f"{ONE_TASK}; {BY_LAUNCHER}" if tasks_name == slurm_name else "start one launcher, or none"
@@ -299,10 +299,10 @@ def count_processes(environment: Mapping[str, str]) -> int:
 
 
 def slurm_task_count(environment: Mapping[str, str]) -> tuple[str, int]:
-    """Return SLURM's number of tasks, and the variable that says so; 1 outside SLURM and at a terminal.
+    """Return the name of SLURM's variable and its number of tasks; 1 outside SLURM and at a terminal.
 
-    srun tells SLURM_STEP_NUM_TASKS; SLURM_NTASKS may be that of the whole job. The shell of `srun --pty` runs in one task,
-    whatever they say. A further srun in that shell hands SLURM_PTY_PORT on, but gives its tasks no terminal.
+    srun sets SLURM_STEP_NUM_TASKS; SLURM_NTASKS may belong to the whole job. The shell of `srun --pty` always runs in one
+    task. Another srun in that shell passes SLURM_PTY_PORT on, but its tasks have no terminal.
     """
     if "SLURM_PTY_PORT" in environment:
         if "SLURM_TASK_PID" not in environment or has_terminal(_number(environment, "SLURM_TASK_PID")):
@@ -312,19 +312,19 @@ def slurm_task_count(environment: Mapping[str, str]) -> tuple[str, int]:
 
 
 def _launcher_was_asked_for_several(environment: Mapping[str, str]) -> bool:
-    """accelerate launch sets MASTER_ADDR when it is asked for several processes, also where it starts one."""
+    """Return True if accelerate launch has set MASTER_ADDR. It does so for several processes, even if it starts only one."""
     if "ACCELERATE_MIXED_PRECISION" not in environment or "MASTER_ADDR" not in environment:
         return False
     return _environment_of_launcher(environment).get("MASTER_ADDR") != environment["MASTER_ADDR"]
 
 
 def _environment_of_launcher(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return what accelerate launch was started with; empty for processes that it did not start."""
+    """Return the environment of accelerate launch; empty for processes that it did not start."""
     return environment_of(os.getppid()) if "ACCELERATE_MIXED_PRECISION" in environment else {}
 
 
 def check_one_process(environment: Mapping[str, str]) -> int:
-    """Return 1. Raises UserError in one of several processes, which would all do the same work."""
+    """Return 1. Raises UserError if several processes were started: each would do the same work."""
     counts = [(name, _number(environment, name)) for name in SIZES if name in environment]
     slurm_name, slurm_tasks = slurm_task_count(environment)
     counts += [(slurm_name, slurm_tasks)] if slurm_name == "SLURM_STEP_NUM_TASKS" else []

@@ -4,9 +4,9 @@ import os
 
 
 def expand_home(path: str) -> str:
-    """Return `path` with the home folder in place of a leading `~` or `~user`; every other text, such as a hub name, as it is.
+    """Replace a leading `~` or `~user` by the home folder; return any other text, such as a hub name, unchanged.
 
-    A shell does this where `~` begins a word, so not in `train.output=~/runs/x`. Raises ValueError for a user who is not known.
+    A shell does this only at the start of a word, not in `train.output=~/runs/x`. Raises ValueError for an unknown user.
     """
     expanded = os.path.expanduser(path)
     if expanded.startswith("~") and not os.path.lexists(path):

@@ -1,25 +1,25 @@
-"""How other processes of this user were started, as far as the system tells (Linux)."""
+"""Command line, environment and parent of other processes, from /proc (Linux)."""
 
 from pathlib import Path
 
 
 def words_of(process: int) -> list[str]:
-    """Return the command line of a process; empty where the system does not tell."""
+    """Return the command line of a process; empty if unknown."""
     return _entries(process, "cmdline")
 
 
 def environment_of(process: int) -> dict[str, str]:
-    """Return the environment that a process was started with; empty where the system does not tell."""
+    """Return the environment that a process was started with; empty if unknown."""
     return dict(entry.split("=", 1) for entry in _entries(process, "environ") if "=" in entry)
 
 
 def parent_of(process: int) -> int:
-    """Return the number of the parent process; 0 where the system does not tell."""
+    """Return the number of the parent process; 0 if unknown."""
     return _status_of(process)[1]
 
 
 def has_terminal(process: int) -> bool:
-    """Return True if the process is controlled by a terminal; False where the system does not tell."""
+    """Return True if the process has a controlling terminal; False if unknown."""
     return _status_of(process)[4] != 0
 
 

@@ -1,7 +1,7 @@
-"""Meet the other processes: say what is waited for, and hear signals meanwhile.
+"""Make the process group; meanwhile report which processes are missing, and react to signals.
 
-PyTorch waits for them silently, for up to 30 minutes, in C++, where no signal handler of Python runs. Here each process
-first announces itself in a store that the process of rank 0, or its launcher, serves; then the process group is made.
+PyTorch waits silently for up to 30 minutes, in C++, where no Python signal handler runs. Here each process first announces
+itself in a store that the process of rank 0, or its launcher, serves; then the process group is made.
 """
 
 import os
@@ -35,10 +35,10 @@ def group_size() -> int:
 
 
 def join(launch: "Launch") -> None:
-    """Make the process group of all processes of `launch`; does nothing if there is one.
+    """Make the process group of all processes of `launch`, unless it exists.
 
     Raises:
-        UserError: processes do not come, or cannot be reached.
+        UserError: Processes are missing after LONGEST_WAIT, or cannot be reached.
     """
     if dist.is_initialized():
         return
@@ -84,14 +84,14 @@ def _connect(launch: "Launch") -> dist.Store:
 
 
 class _Waiting:
-    """Tell the user on stderr, after 30 s and more and more rarely, that `this` process waits at `place`."""
+    """Report on stderr that `this` process waits at `place`: after 30 s, 1 min, 2 min, 4 min, ..."""
 
     def __init__(self, this: str, place: str):
         self.this, self.place = this, place
         self.start, self.next_notice = time.monotonic(), FIRST_NOTICE
 
     def say(self, missing: Callable[[], str]) -> None:
-        """Raises UserError after the longest wait."""
+        """Print the next notice if it is due. Raises UserError after LONGEST_WAIT."""
         seconds = time.monotonic() - self.start
         if seconds < min(self.next_notice, LONGEST_WAIT):
             return
@@ -102,7 +102,7 @@ class _Waiting:
         print(told, file=sys.stderr, flush=True)
 
     def meanwhile(self, work: Callable[[], Result], missing: Callable[[], str]) -> Result:
-        """Return the result of `work`, which may block in C++: another thread does it, and this one hears signals."""
+        """Return the result of `work`, which may block in C++: it runs in another thread, so that this one reacts to signals."""
         future: Future[Result] = Future()
 
         def run() -> None:

@@ -1,11 +1,11 @@
 """Read any sound file as blocks of float samples; the one reader of data preparation, search and the page.
 
-libsndfile reads where it can read, seek, and know the length. FFmpeg (PyAV) reads everything else: M4A, MP4, WebM,
-Windows Media, AMR, AC-3, MP3 without a Xing frame, whose length libsndfile only estimates. Which of the two takes a
-file is decided by its first bytes, never by its name.
+libsndfile reads the files that it can decode and seek in, and whose length it knows. FFmpeg (PyAV) reads all others: M4A,
+MP4, WebM, Windows Media, AMR, AC-3, and MP3 without a Xing frame, whose length libsndfile only estimates. The first bytes
+of a file decide which of the two reads it, never its name.
 
-A file whose container promises more than is there is truncated: its samples are read, then TruncatedSound is raised.
-A length that the header leaves open, or that had to be estimated, is no evidence of anything.
+A file is truncated if its container announces more than the file holds: its samples are read, then TruncatedSound is
+raised. Lengths that the header leaves open, and estimated lengths, are not used for this.
 
 Letters: S samples (frames of all channels), C channels.
 """
@@ -42,18 +42,18 @@ __all__ = [
     "mono_blocks",
 ]
 
-# Rises when files become readable that were not: an index then tries those once more that it lists as unreadable.
+# Increase it when more files become readable: an index then tries its unreadable files once more.
 READER_VERSION = 2
 MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz
 MAX_CHANNELS = 64
 BLOCK_FRAMES = 1 << 17  # 3 s at 44.1 kHz: 1 MB of float32 stereo
-MAX_BLOCK_SAMPLES = 1 << 19  # of a block: over all channels, and after resampling
-CUT_MARGIN = 0.1  # s read beyond a cut, so that the resampler's filter sees what follows
-# Decoders count an MP3 file's delay and padding differently where it has no gapless header: four blocks.
+MAX_BLOCK_SAMPLES = 1 << 19  # in a block, over all channels, and also after resampling
+CUT_MARGIN = 0.1  # s read beyond a cut, for the resampler's filter
+# Decoders count delay and padding differently for MP3 files without a gapless header: allow four MPEG frames.
 MAX_MISSING_MP3_FRAMES = 4 * 1152
 MAX_MISSING_SECONDS = 0.1  # of other lossy files
 MAX_BAD_PACKETS = 0.1  # share of the packets that may be damaged
-# After a seek the decoders of these begin with wrong samples, and libvorbis misses places near the end: from earlier on.
+# After a seek these decoders begin with wrong samples, and libvorbis misses places near the end. So decoding starts earlier.
 PREROLL = 1 << 18  # frames
 NEEDS_PREROLL = ("VORBIS", "OPUS", "MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III")
 CANNOT_SEEK = (
@@ -62,29 +62,29 @@ CANNOT_SEEK = (
 )
 ENDLESS = 1 << 62  # frames
 UNKNOWN_FRAMES = 1 << 62  # libsndfile announces 2^63 - 1 where a FLAC header leaves the length open
-# Channels cancel where the sum of them is 30 dB below what independent channels would give.
+# Channels cancel if the power of their sum is 30 dB below that of independent channels.
 CANCELLED = 1e-3
-SOUNDING = 1e-3  # peak from which on a second of a channel counts; quieter ones may be noise of the recorder
+SOUNDING = 1e-3  # smallest peak of a second that counts; quieter ones may be noise of the recorder
 
 
 class UnreadableSound(Exception):
-    """The file cannot be read, or not to its end; the message is the reason, one line."""
+    """The file cannot be read to its end. The message is one line with the reason."""
 
 
 class TruncatedSound(UnreadableSound):
-    """The file holds less than it promises. Everything that it holds was read before."""
+    """The file holds less than its header announces. All its samples were returned before."""
 
 
 @dataclass
 class SoundFacts:
-    """Facts of a file that are found while `mono_blocks` reads it."""
+    """Facts about a file, filled while `mono_blocks` reads it."""
 
     is_cut: bool = False  # the file is longer than max_seconds
-    took_one_channel: bool = False  # its channels cancel: the first one was taken in place of their mean
+    took_one_channel: bool = False  # its channels cancel: the first one replaces their mean
 
 
 def check_rate(rate: float) -> None:
-    """Raises UnreadableSound for a sample rate (Hz) that no recording has; a header's lie would fill the memory."""
+    """Raise UnreadableSound for a sample rate (Hz) outside MIN_RATE to MAX_RATE: resampling a false one would fill the memory."""
     if not MIN_RATE <= rate <= MAX_RATE:
         raise UnreadableSound(f"has a sample rate of {rate:g} Hz: expected {MIN_RATE} to {MAX_RATE} Hz")
 
@@ -93,13 +93,13 @@ class SoundReader:
     """An open sound file.
 
     Attributes:
-        kind: what the file is by its first bytes.
+        kind: Kind of file, by its first bytes.
         sample_rate: Hz.
         channels: 1 to MAX_CHANNELS.
 
     Raises:
-        UnreadableSound: the file is no sound, or cannot be decoded.
-        FileNotFoundError, PermissionError: as the system raises them.
+        UnreadableSound: The file is no sound, or cannot be decoded.
+        FileNotFoundError, PermissionError: As the system raises them.
     """
 
     def __init__(self, path: Path | str | bytes):
@@ -118,7 +118,7 @@ class SoundReader:
             try:
                 self._source = _open_source(self.path, file, kind)
             except UnreadableSound:
-                if self._why_truncated:  # what is needed to read it stood at its end
+                if self._why_truncated:  # the missing end holds data that decoding needs
                     raise TruncatedSound(self._why_truncated) from None
                 raise
         try:
@@ -142,34 +142,34 @@ class SoundReader:
 
     @property
     def announced_frames(self) -> int | None:
-        """The number of frames that the header tells; None where it leaves it open."""
+        """Number of frames by the header; None if the header leaves it open."""
         return self._source.announced_frames
 
     @property
     def num_frames(self) -> int:
-        """The number of frames; where the header leaves it open the file is decoded once. Raises UnreadableSound."""
+        """Number of frames. If the header leaves it open, the file is decoded once. Raises UnreadableSound."""
         if self._num_frames is None:
             with _one_kind_of_error():
                 self._num_frames = self._source.count_frames()
         return self._num_frames
 
     def seek(self, frame: int) -> None:
-        """Let the next `read` begin at `frame`; at the end of the file if it is shorter. Raises UnreadableSound."""
+        """Move to `frame`, or to the end of a shorter file; the next `read` begins there. Raises UnreadableSound."""
         with _one_kind_of_error():
             self._source.seek(frame)
 
     def read(self, num_frames: int) -> np.ndarray:
-        """Read on.
+        """Read the next frames.
 
         Args:
-            num_frames: frames that are wanted, at least 1; up to MAX_BLOCK_SAMPLES samples are given at once.
+            num_frames: Largest number of frames to return, at least 1.
 
         Returns:
-            float32 (S, C), 1 <= S <= num_frames; S = 0 at the end of the file.
+            float32 (S, C), 1 <= S <= num_frames, at most MAX_BLOCK_SAMPLES samples; S = 0 at the end of the file.
 
         Raises:
-            TruncatedSound: at the end, if the file promises more.
-            UnreadableSound: the data are damaged.
+            TruncatedSound: At the end, if the header announces more.
+            UnreadableSound: The data are damaged.
         """
         with _one_kind_of_error():
             block = self._source.read(min(num_frames, max(1, MAX_BLOCK_SAMPLES // self.channels)))
@@ -179,7 +179,7 @@ class SoundReader:
             return block
 
     def blocks(self, num_frames: int) -> Iterator[np.ndarray]:
-        """Read to the end, float32 (S, C) after (S, C), S <= num_frames. Raises as `read` does."""
+        """Yield blocks float32 (S, C), S <= num_frames, to the end of the file. Raises as `read` does."""
         while len(block := self.read(num_frames)):
             yield block
 
@@ -191,24 +191,24 @@ def mono_blocks(
     facts: SoundFacts | None = None,
     quality: str = "HQ",
 ) -> Iterator[np.ndarray]:
-    """Read a file as mono sound at one rate: the mean of its channels, or the first of them where they cancel.
+    """Read a file as mono sound at one rate: the mean of its channels, or the first one if they cancel.
 
-    Channels cancel if they do so in every second of the (cut) file in which one of them sounds: a cable with swapped
-    wires, a stereo pair of opposite sign. That is found before the first block is given: all blocks are made alike.
+    Channels cancel (a cable with swapped wires, a stereo pair of opposite sign) if they do so in every second of the file,
+    or of its first max_seconds, in which one of them sounds. This is decided before the first block, for all blocks.
 
     Args:
-        path: the file.
+        path: The file.
         sample_rate: Hz of the result.
-        max_seconds: the file is read no further than that.
-        facts: filled while blocks are read.
-        quality: of the resampler, see soxr.
+        max_seconds: Stop reading there; None reads the whole file.
+        facts: Filled while blocks are read.
+        quality: Quality of the resampler, see soxr.
 
     Yields:
-        float32 (S,), at most MAX_BLOCK_SAMPLES; at least one of them, in [-1, 1] unless the file overshoots.
+        float32 (S,), S <= MAX_BLOCK_SAMPLES, at least one block, in [-1, 1] unless the file overshoots.
 
     Raises:
-        UnreadableSound: also after the first blocks; TruncatedSound after the last one.
-        FileNotFoundError, PermissionError: as the system raises them.
+        UnreadableSound: The file cannot be decoded; may come after some blocks. TruncatedSound comes after the last one.
+        FileNotFoundError, PermissionError: As the system raises them.
     """
     facts = SoundFacts() if facts is None else facts
     with SoundReader(path) as reader:
@@ -243,7 +243,7 @@ def mono_blocks(
 
 
 def _bounded(reader: SoundReader, held: deque[np.ndarray], num_read: int, block_frames: int) -> Iterator[np.ndarray]:
-    """Blocks (S, C) of the held ones and those that follow, `num_read` frames in all."""
+    """Yield the blocks in `held`, then read on: blocks (S, C), `num_read` frames in total."""
     while held:
         block = held.popleft()
         num_read -= len(block)
@@ -262,7 +262,7 @@ def _finite(blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
 
 
 def _at_rate(blocks: Iterator[np.ndarray], rate: int, sample_rate: int, quality: str) -> Iterator[np.ndarray]:
-    """Resample. Blockwise soxr gives the same samples as one call on the whole clip."""
+    """Resample block by block. soxr gives the same samples as in one call on the whole clip."""
     if rate == sample_rate:
         yield from blocks
         return
@@ -276,13 +276,13 @@ def _at_rate(blocks: Iterator[np.ndarray], rate: int, sample_rate: int, quality:
 
 
 def _one_channel(reader: SoundReader, num_read: int) -> tuple[int | None, deque[np.ndarray]]:
-    """Find the channel to take where all channels together cancel.
+    """Choose the channel to use if the channels cancel.
 
-    One second after the other is judged until one in which the channels do not cancel: usually the first. What does
-    not fit into memory on the way is read again.
+    Seconds are checked one by one until the channels do not cancel in one of them: usually the first. Blocks read so far
+    are kept if they fit into memory; otherwise the reader is rewound.
 
     Returns:
-        The channel, None for the mean of all; the blocks (S, C) that were read.
+        The channel, None for the mean of all; the blocks (S, C) that were read and kept.
     """
     held: deque[np.ndarray] = deque()
     if reader.channels == 1:
@@ -312,7 +312,7 @@ def _one_channel(reader: SoundReader, num_read: int) -> tuple[int | None, deque[
                 cancels = together <= CANCELLED * own.sum()
     except UnreadableSound:
         held.clear()
-        is_rewound = True  # the same error comes again, after the samples before it
+        is_rewound = True  # reading again raises the same error, after the samples before it
     if is_rewound:
         reader.seek(0)
     if not cancels or not powers.any():
@@ -324,7 +324,7 @@ def _one_channel(reader: SoundReader, num_read: int) -> tuple[int | None, deque[
 
 
 def _open_source(path: bytes, file: Any, kind: Kind) -> "_Libsndfile | _Chain | _Ffmpeg":
-    """The decoder that reads this file to its end, of those that can."""
+    """Open the file with the decoder that reads it to its end."""
     mpeg, part = None, None
     if kind is sound_kinds.MP3:
         mpeg = sound_kinds.mpeg_layout(file)
@@ -345,8 +345,8 @@ def _open_source(path: bytes, file: Any, kind: Kind) -> "_Libsndfile | _Chain | 
     if kind is sound_kinds.WAV and sound_kinds.wav_was_not_closed(file):
         by_libsndfile = False
     if mpeg:
-        # Only a length that counts all of the file's frames is one: a Xing frame may be that of the first of several
-        # files. From 1 % on mpg123 warns on stderr.
+        # The Xing frame must count the whole file: it may belong to the first of several joined files. mpg123 warns on
+        # stderr where its number of bytes is wrong by 1 % or more.
         num_bytes = mpeg.end - mpeg.start
         by_libsndfile = bool(
             mpeg.num_frames and mpeg.num_bytes and abs(num_bytes - mpeg.num_bytes) <= min(1024, mpeg.num_bytes / 100)
@@ -366,14 +366,14 @@ def _open_source(path: bytes, file: Any, kind: Kind) -> "_Libsndfile | _Chain | 
         source = _Ffmpeg(path, kind, part)
     except UnreadableSound as error:
         raise UnreadableSound(f"cannot be decoded: {reason}" if reason else str(error)) from None
-    source.can_jump = len(links) <= 1  # each link has times of its own
+    source.can_jump = len(links) <= 1  # times restart in each link
     if mpeg and mpeg.num_frames:
         source.least_frames = mpeg.num_frames * mpeg.samples_of_frame, MAX_MISSING_MP3_FRAMES
     return source
 
 
 def _without_waiting(path: bytes, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)  # a pipe without a writer would wait for one
+    return os.open(path, flags | os.O_NONBLOCK)  # opening a pipe would wait for a writer
 
 
 class _one_kind_of_error:
@@ -397,14 +397,14 @@ def _reason(error: Exception) -> str:
 
 
 class _ForwardFile(soundfile.SoundFile):
-    """Read from start to end. After every block soundfile seeks to where it is: an MP3 decoder then errs in the next."""
+    """A file that is read without seeking. soundfile seeks to the current place after each block, which spoils the next MP3 block."""
 
     def seekable(self) -> bool:
         return False
 
 
 class _Libsndfile:
-    """A file, or a part of one, as libsndfile reads it."""
+    """A file, or a part of one, read by libsndfile."""
 
     def __init__(self, path: bytes, part: tuple[int, int] | None = None):
         self._path, self._part = path, part
@@ -462,7 +462,7 @@ class _Libsndfile:
 
 
 class _Part(io.RawIOBase):
-    """Bytes `start` to `end` of a file, as a file."""
+    """Bytes `start` to `end` of a file as a file object."""
 
     def __init__(self, path: bytes, start: int, end: int):
         self._file = open(path, "rb")  # noqa: SIM115  closed with this object
@@ -494,7 +494,7 @@ class _Part(io.RawIOBase):
 
 
 class _Stream:
-    """Decoded pieces as one sound, at the rate and with the number of channels of the first piece."""
+    """Joins decoded pieces; all get the sample rate and the number of channels of the first piece."""
 
     announced_frames: int | None = None
 
@@ -509,7 +509,7 @@ class _Stream:
         self._pending.append(samples)
 
     def _decode(self) -> Iterator[tuple[np.ndarray, int]]:
-        """Float32 (S, C) and Hz of one piece after the other, from the start of the file."""
+        """Yield the pieces from the start of the file on: float32 (S, C), Hz."""
         raise NotImplementedError
 
     def _restart(self) -> None:
@@ -531,7 +531,7 @@ class _Stream:
         return np.concatenate(blocks) if blocks else np.zeros((0, self.channels), np.float32)
 
     def _fill(self) -> bool:
-        """Put the next piece into `_pending`; False at the end."""
+        """Put the next piece into `_pending`; return False at the end."""
         for samples, rate in self._pieces:
             if rate != self._foreign_rate:
                 self._end_of_resampling()
@@ -544,7 +544,7 @@ class _Stream:
                         rate, self.sample_rate, self.channels, dtype="float32", quality="VHQ"
                     )
                     self._foreign_rate = rate
-                # A packet may be large, and 1 kHz become 768 kHz: bounded pieces.
+                # Resample in bounded parts: a packet may be large, and 1 kHz may become 768 kHz.
                 step = max(1, MAX_BLOCK_SAMPLES * rate // self.sample_rate // self.channels)
                 for start in range(0, len(samples), step):
                     self._pending.append(
@@ -585,7 +585,7 @@ class _Stream:
 
 
 class _Chain(_Stream):
-    """The links of a chained Ogg file, one after the other."""
+    """The links of a chained Ogg file, read by libsndfile one after the other."""
 
     def __init__(self, path: bytes, links: list[sound_kinds.OggLink]):
         self._path, self._parts = path, [(link.start, link.end) for link in links]
@@ -602,14 +602,14 @@ class _Chain(_Stream):
 
 
 class _Ffmpeg(_Stream):
-    """A file, or a part of it, as FFmpeg reads it; what FFmpeg has to say about it stays unsaid."""
+    """A file, or a part of one, read by FFmpeg without its log messages."""
 
-    least_frames: tuple[int, int] | None = None  # that the header announces, and how many of them may be missing
-    can_jump = True  # times rise from the start to the end of the file
+    least_frames: tuple[int, int] | None = None  # announced number of frames, and how many of them may be missing
+    can_jump = True  # times increase from the start to the end of the file
 
     def __init__(self, path: bytes, kind: Kind, part: tuple[int, int] | None):
         self._path, self._kind, self._part = path, kind, part or (0, os.path.getsize(path))
-        self._seek_points: list[tuple[int, int]] = []  # of every second decoded so far: frame, its time in FFmpeg's units
+        self._seek_points: list[tuple[int, int]] = []  # one a decoded second: frame, time in FFmpeg's units
         super().__init__()
         if kind.name in sound_kinds.WITH_EXACT_LENGTH and self._announced_seconds:
             self.least_frames = (
@@ -621,9 +621,8 @@ class _Ffmpeg(_Stream):
         return self._noted(self._decoded_frames(), 0)
 
     def _noted(self, frames: Iterator[Any], position: int) -> Iterator[tuple[np.ndarray, int]]:
-        """Samples of FFmpeg's frames; a seek point is kept of every second that was not decoded before."""
-        # Behind a change of the rate positions are those of resampled frames. Times that begin anew (chained Ogg) lead
-        # to other places.
+        """Yield samples and rate of FFmpeg's frames, and keep a seek point for each newly decoded second."""
+        # After a change of the rate, positions count resampled frames. Times that restart (chained Ogg) are ambiguous.
         rate, is_one_rate = 0, True
         for frame in frames:
             rate = rate or frame.sample_rate
@@ -636,8 +635,8 @@ class _Ffmpeg(_Stream):
             yield _samples_of(frame), frame.sample_rate
 
     def _decoded_frames(self, seek_to: int | None = None) -> Iterator[Any]:
-        """FFmpeg's frames from the start on, or from a packet before the time `seek_to` on."""
-        import av  # here: most files need no FFmpeg
+        """Yield FFmpeg's frames from the start, or from a packet before the time `seek_to`."""
+        import av  # slow to import, and most files need no FFmpeg
 
         self._num_packets = self._num_bad = 0
         self._is_last_bad = False
@@ -645,7 +644,7 @@ class _Ffmpeg(_Stream):
         av.logging.set_level(None)
         with contextlib.closing(_Part(self._path, *self._part)) as file:
             try:
-                # Not `options`: PyAV reads beyond an array of them where streams are found only after the header (FLV, VOC).
+                # Not `options`: PyAV reads past the end of that array if streams appear after the header (FLV, VOC).
                 limits = {"protocol_whitelist": "none"}
                 demuxer = self._kind.demuxer
                 with av.open(file, format=demuxer, container_options=limits, metadata_errors="replace") as container:
@@ -664,7 +663,7 @@ class _Ffmpeg(_Stream):
                     yield from self._frames_of(container, stream)
             except av.error.FFmpegError as error:
                 raise UnreadableSound(f"cannot be decoded: {error.strerror}") from None
-            except IndexError:  # of PyAV, which knows the streams that the file has at its start
+            except IndexError:  # PyAV counts the streams once, at the start of the file
                 raise UnreadableSound("cannot be decoded: a stream begins in its middle") from None
 
     def _frames_of(self, container: Any, stream: Any) -> Iterator[Any]:
@@ -706,7 +705,7 @@ class _Ffmpeg(_Stream):
             super().seek(frame)
 
     def _jump(self, earlier: int, position: int, pts: int) -> bool:
-        """Go on with the frame of time `pts`, from the time `earlier` on; return False if FFmpeg does not find it."""
+        """Continue with the frame of time `pts`; decode from the time `earlier`. Return False if FFmpeg does not find the frame."""
         self._restart()
         self._pieces = self._noted(self._frames_from(earlier, pts), position)
         first = next(self._pieces, None)
@@ -735,7 +734,7 @@ class _Ffmpeg(_Stream):
 
 
 def _samples_of(frame: Any) -> np.ndarray:
-    """Float32 (S, C) of one of FFmpeg's frames, full scale 1."""
+    """Return the samples of one FFmpeg frame, float32 (S, C), full scale 1."""
     data = frame.to_ndarray()  # (C, S), or (1, S * C)
     data = data.T if frame.format.is_planar else data.reshape(frame.samples, -1)
     if data.dtype == np.uint8:

@@ -1,4 +1,4 @@
-"""Find the sound files below a folder: by their endings, and by their first bytes where the ending is no sound's."""
+"""Find the sound files below a folder: by their endings, and by their first bytes if the ending is not an audio one."""
 
 import os
 import stat
@@ -8,35 +8,35 @@ from pathlib import Path
 
 from retrieval.base.sound_kinds import AUDIO_ENDINGS, kind_of
 
-MARKS = {
-    "cache.json",
-    "index.sqlite",
-}  # of an Arrow cache and of an index, which may lie below the folder that they were made from
+# Files that mark an Arrow cache and an index. Both may lie below the folder that they were made from.
+MARKS = {"cache.json", "index.sqlite"}
 
 
 @dataclass
 class SoundFiles:
     """Result of `find_sounds`."""
 
-    paths: list[Path] = field(
-        default_factory=list
-    )  # in order of name; also links that lead nowhere and other things with such a name
-    linked_folders: list[Path] = field(default_factory=list)  # that were not followed
+    paths: list[Path] = field(default_factory=list)  # by name; also broken links, pipes and devices with an audio ending
+    linked_folders: list[Path] = field(default_factory=list)  # links to folders that were not followed
     closed_folders: dict[Path, str] = field(default_factory=dict)  # folder -> why it cannot be read
     passed_over: Counter[str] = field(default_factory=Counter)  # ending -> number of files that are no sound
 
     def __str__(self) -> str:
-        """The files that were passed over, by ending."""
+        """Return the counts of `passed_over`, the most frequent endings first."""
         return ", ".join(f"{number:,} {name or 'without ending'}" for name, number in self.passed_over.most_common(10))
 
 
 def find_sounds(folder: Path, follow_links: bool) -> SoundFiles:
-    """Walk `folder`. Hidden files (macOS leaves `._name.wav`), Arrow caches and indexes are left out without a word.
+    """Find the sound files in `folder` and its sub-folders.
+
+    Hidden files (macOS leaves `._name.wav`), Arrow caches and indexes are skipped and not counted.
 
     Args:
-        folder: what is walked, with all folders in it.
-        follow_links: follow links to folders, but not in circles. A link to a file whose name has an audio ending is
-            found either way.
+        folder: The folder to search.
+        follow_links: Follow links to folders, but not in circles. A link to a file with an audio ending is found either way.
+
+    Returns:
+        The files, and the folders and files that were left out.
     """
     found = SoundFiles()
 
@@ -66,12 +66,12 @@ def find_sounds(folder: Path, follow_links: bool) -> SoundFiles:
 
 
 def _leads_back(folder: Path) -> bool:
-    """A link to a folder that it lies in, also by way of other links."""
+    """Return True if the link leads to a folder above itself, directly or through other links."""
     return any(parent.resolve().is_relative_to(folder.resolve()) for parent in folder.parents)
 
 
 def _is_sound(path: Path, follow_links: bool) -> bool:
-    """Look at the first bytes of a regular file; to open a pipe would wait for its writer."""
+    """Check the first bytes of a regular file. Pipes are not opened: that would wait for a writer."""
     try:
         status = path.stat() if follow_links else path.lstat()
         return stat.S_ISREG(status.st_mode) and status.st_size > 0 and kind_of(path) is not None
@@ -80,10 +80,10 @@ def _is_sound(path: Path, follow_links: bool) -> bool:
 
 
 def ending(name: str) -> str:
-    """`.wav` of `Name.WAV`."""
+    """Return the ending in lower case: `.wav` for `Name.WAV`."""
     return os.path.splitext(name)[1].lower()
 
 
 def without_ending(name: str) -> str:
-    """`name` without an audio ending; other dots belong to the name."""
+    """Return `name` without its audio ending; other dots belong to the name."""
     return name[: -len(ending(name))] if ending(name) in AUDIO_ENDINGS else name

@@ -1,7 +1,6 @@
-"""Kinds of sound files: which kind a file is by its first bytes, and how many bytes its container promises.
+"""Kinds of sound files: detect the kind by the first bytes, and compare the announced number of bytes with the file.
 
-A file's name says nothing for certain: a WAV may be called `.dat`, an error page of a web server `.mp3`. So the first
-bytes decide.
+Names are not reliable: a WAV may be called `.dat`, and an error page of a web server `.mp3`.
 """
 
 import codecs
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-# In order of preference: the first is read where one clip is there in several. Lossless kinds come before lossy ones.
+# In order of preference, if a clip exists in several kinds: lossless ones come first.
 AUDIO_ENDINGS = (
     *(".wav", ".flac", ".ogg", ".opus", ".aiff", ".aif", ".mp3"),
     *(
@@ -82,9 +81,10 @@ class Kind:
     """A kind of file.
 
     Attributes:
-        demuxer: FFmpeg's name, None where FFmpeg has none.
-        by_libsndfile: libsndfile is tried first.
-        has_exact_times: FFmpeg gives a packet the same time after a seek as before.
+        name: Name for messages.
+        demuxer: FFmpeg's name of the kind, None if FFmpeg cannot read it.
+        by_libsndfile: Try libsndfile first.
+        has_exact_times: In FFmpeg a packet has the same time after a seek as without one.
     """
 
     name: str
@@ -101,10 +101,10 @@ ASF, AVI = Kind("Windows Media", "asf", has_exact_times=True), Kind("AVI", "avi"
 AAC, AC3 = Kind("AAC", "aac", has_exact_times=True), Kind("AC-3", "ac3", has_exact_times=True)
 EAC3, DTS = Kind("E-AC-3", "eac3", has_exact_times=True), Kind("DTS", "dts", has_exact_times=True)
 GSM, MPEG_TS, APE = Kind("GSM", "gsm"), Kind("MPEG transport stream", "mpegts"), Kind("Monkey's Audio", "ape")
-# The length that stands in the header of these is exact, and FFmpeg hands it on.
+# Kinds with an exact length in the header, which FFmpeg reports.
 WITH_EXACT_LENGTH = ("WavPack", "Monkey's Audio", "TTA", "TAK", "Musepack", "DSF")
 
-# Offset, bytes, kind; the first that fits counts.
+# Offset, bytes, kind; the first match counts.
 SIGNATURES = (
     (0, b"fLaC", FLAC),
     (0, b"OggS", OGG),
@@ -112,7 +112,7 @@ SIGNATURES = (
     (0, b".snd", AU),
     (0, b"dns.", AU),
     (0, b"riff\x2e\x91\xcf\x11", W64),
-    (0, b"Creative Voice File\x1a", Kind("VOC", "voc")),  # libsndfile takes the heads of later blocks for samples
+    (0, b"Creative Voice File\x1a", Kind("VOC", "voc")),  # libsndfile reads the headers of later blocks as samples
     (0, b"NIST_1A", Kind("SPHERE", "nistsphere", True)),
     (0, b"\x64\xa3\x01\x00", Kind("IRCAM", "ircam", True)),
     (0, b"\x64\xa3\x02\x00", Kind("IRCAM", "ircam", True)),
@@ -195,7 +195,7 @@ PICTURE_BRANDS = (
     b"jp2 ",
     b"jxl ",
 )
-NO_SOUND = (  # that are often found under the name of a sound
+NO_SOUND = (  # first bytes of other files that often have an audio ending
     (b"<!doctype html", "a web page"),
     (b"<html", "a web page"),
     (b"<?xml", "XML"),
@@ -211,18 +211,18 @@ NO_SOUND = (  # that are often found under the name of a sound
 
 
 def kind_of(path: Path | str | bytes) -> Kind | None:
-    """Return the kind of the file by its first bytes, None if it is no sound that is known. Raises OSError."""
+    """Return the kind of the file by its first bytes, None if it is no known sound file. Raises OSError."""
     with open(path, "rb") as file:
         return kind_of_open(file)
 
 
 def kind_of_open(file: BinaryIO) -> Kind | None:
-    """`kind_of` of an open file, wherever it stands."""
+    """Return the kind of an open file, as `kind_of` does, from any position."""
     file.seek(0)
     head = file.read(SNIFFED)
     if kind := _kind_at(head):
         return kind
-    if _is_text(head):  # short ones look like GSM (Cyrillic, Arabic in UTF-8) or MPEG (UTF-16)
+    if _is_text(head):  # short texts look like GSM (Cyrillic, Arabic in UTF-8) or MPEG (UTF-16)
         return None
     if len(head) >= 330 and all(head[offset] >> 4 == 0xD for offset in range(0, len(head), 33)):  # 10 frames, 0.2 s
         return GSM
@@ -230,7 +230,7 @@ def kind_of_open(file: BinaryIO) -> Kind | None:
     file.seek(start)
     head = file.read(MP3_SEARCHED)
     kind = _kind_at(head) if start else None
-    if kind and (kind is FLAC or kind.name not in WALKS):  # the others count their bytes from the file's start
+    if kind and (kind is FLAC or kind.name not in WALKS):  # the others count bytes from the start of the file
         return kind
     aac, mpeg = adts_start(head), mpeg_start(head)
     if aac is not None and (mpeg is None or aac < mpeg):
@@ -239,13 +239,13 @@ def kind_of_open(file: BinaryIO) -> Kind | None:
 
 
 def _kind_at(head: bytes) -> Kind | None:
-    """The kind whose signature stands at the start of `head`."""
+    """Return the kind whose signature `head` begins with."""
     if kind := FORMS.get((head[:4], head[8:12])):
         return kind
     for offset, signature, kind in SIGNATURES:
         if head[offset : offset + len(signature)] == signature:
             return kind
-    # A text may begin with "The free ...": the length before the name of a first box is below 16 MB, but for samples.
+    # A text may begin with "The free ...". The length before the first box's name is below 16 MB, except for mdat and moov.
     if head[4:8] in (MP4_BOXES if head[:1] == b"\0" else (b"mdat", b"moov")) and head[8:12] not in PICTURE_BRANDS:
         return MP4
     if head[:4] == b"MAC " and head[5:6] in (b"\x0e", b"\x0f"):  # version 3.8 to 4
@@ -263,7 +263,7 @@ def _kind_at(head: bytes) -> Kind | None:
 
 
 def _is_text(head: bytes) -> bool:
-    """True for printable UTF-8, and for UTF-16 with its mark."""
+    """Return True for printable UTF-8, and for UTF-16 with a byte order mark."""
     encoding = "utf-16" if head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8"
     try:
         text = codecs.getincrementaldecoder(encoding)().decode(head)  # the last character may be cut
@@ -273,7 +273,7 @@ def _is_text(head: bytes) -> bool:
 
 
 def why_no_sound(head: bytes) -> str:
-    """Say of the first bytes of a file without a kind what they are."""
+    """Describe a file without a kind by its first bytes, for an error message."""
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     found = next((name for signature, name in NO_SOUND if start.startswith(signature)), None)
     return (
@@ -293,7 +293,7 @@ BIT_RATES = {  # kbit/s by (version is 1, layer)
     (False, 2): (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
     (False, 3): (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
-SAME_IN_ALL = 0xFFFE0C00  # bits of a frame header that all frames of a file share: sync, version, layer, rate
+SAME_IN_ALL = 0xFFFE0C00  # bits of the header that are the same in all frames: sync, version, layer, rate
 
 
 @dataclass(frozen=True)
@@ -307,7 +307,7 @@ class MpegFrame:
 
 
 def mpeg_frame(data: bytes, offset: int) -> MpegFrame | None:
-    """The MPEG audio frame whose header stands at `offset`."""
+    """Parse the header of an MPEG audio frame at `offset`; None if there is none."""
     if len(data) < offset + 4:
         return None
     header = int.from_bytes(data[offset : offset + 4], "big")
@@ -322,16 +322,16 @@ def mpeg_frame(data: bytes, offset: int) -> MpegFrame | None:
 
 
 def mpeg_start(data: bytes) -> int | None:
-    """Find the first of three MPEG audio frames in a row; at the start fewer are enough where the data end.
+    """Find three MPEG audio frames in a row; at the start of the data fewer are enough if the data end there.
 
     Returns:
-        Its offset, None if there are none.
+        Offset of the first frame, None if there are none.
     """
     offset = -1
     while (offset := data.find(b"\xff", offset + 1)) >= 0:
         first = frame = mpeg_frame(data, offset)
         place, num_frames = offset, 0
-        # In a free format three frames are weak evidence, since any distance of two headers will do: only at the start.
+        # In a free format any distance between two headers is valid, so three frames are weak evidence: accept them at the start only.
         size_of_free_format = _free_format_size(data, offset) if first and not first.size and not offset else 0
         while frame is not None and (frame.header ^ first.header) & SAME_IN_ALL == 0 and num_frames < 3:
             size = frame.size or size_of_free_format + (frame.header >> 9 & 1)
@@ -345,7 +345,7 @@ def mpeg_start(data: bytes) -> int | None:
 
 
 def _free_format_size(data: bytes, offset: int) -> int:
-    """Bytes of a frame without padding whose bit rate is free: the distance of the next header. 0 if there is none."""
+    """Return the size (bytes, without padding) of a frame with free bit rate: the distance to the next header; 0 without one."""
     header = mpeg_frame(data, offset).header
     for place in range(offset + 96, min(offset + 8192, len(data) - 4)):
         other = mpeg_frame(data, place) if data[place] == 0xFF else None
@@ -355,7 +355,7 @@ def _free_format_size(data: bytes, offset: int) -> int:
 
 
 def start_after_tags(file: BinaryIO, place: int = 0) -> int:
-    """Offset of the first byte after ID3v2 and APEv2 tags at `place`, the start of a file."""
+    """Return the offset after ID3v2 and APEv2 tags that begin at `place`."""
     while True:
         file.seek(place)
         head = file.read(32)
@@ -369,7 +369,7 @@ def start_after_tags(file: BinaryIO, place: int = 0) -> int:
 
 
 def end_before_tags(file: BinaryIO, start: int = 0) -> int:
-    """Offset of the first byte of the ID3v1, Lyrics3, APEv2 and ID3v2 tags at the end of a file."""
+    """Return the offset of the ID3v1, Lyrics3, APEv2 and ID3v2 tags at the end of a file."""
     end = file.seek(0, os.SEEK_END)
     while True:
         file.seek(max(start, end - TAG_END))
@@ -391,12 +391,12 @@ def end_before_tags(file: BinaryIO, start: int = 0) -> int:
 
 @dataclass(frozen=True)
 class MpegLayout:
-    """Where the MPEG audio of a file lies, and what its Xing, Info or VBRI frame says: None where there is none."""
+    """Position of a file's MPEG audio, and the counts of its Xing, Info or VBRI frame; None without such a frame."""
 
     start: int
     end: int
-    num_frames: int | None  # of MPEG, without the frame that says it
-    num_bytes: int | None  # from the frame that says it on
+    num_frames: int | None  # MPEG frames, without the Xing frame itself
+    num_bytes: int | None  # from the Xing frame on
     samples_of_frame: int
 
 
@@ -424,13 +424,13 @@ def mpeg_layout(file: BinaryIO) -> MpegLayout | None:
         num_bytes, num_frames = struct.unpack_from(">II", data, offset + 46)
     start = tags + offset
     if num_bytes and start + num_bytes < end:
-        if not _has_mpeg(file, start + num_bytes):  # zeros or noise; else it is another file, joined to this one
+        if not _has_mpeg(file, start + num_bytes):  # zeros or noise; otherwise another file is joined to this one
             end = start + num_bytes
     return MpegLayout(start, end, num_frames or None, num_bytes or None, frame.num_samples)
 
 
 def _has_mpeg(file: BinaryIO, place: int) -> bool:
-    """True if MPEG frames follow `place` soon, or behind a tag there, whose picture may be large."""
+    """Return True if MPEG frames follow soon after `place`, or after a tag there (its picture may be large)."""
     while True:
         file.seek(place)
         data = file.read(MP3_SEARCHED)
@@ -443,10 +443,10 @@ def _has_mpeg(file: BinaryIO, place: int) -> bool:
 
 
 def adts_start(data: bytes) -> int | None:
-    """Find the first of three AAC frames (ADTS) in a row; at the start fewer are enough where the data end there.
+    """Find three AAC frames (ADTS) in a row; at the start of the data fewer are enough if the data end there.
 
     Returns:
-        Its offset, None if there are none. A stream that was recorded from the air begins in the middle of a frame.
+        Offset of the first frame, None if there are none. A recorded broadcast begins in the middle of a frame.
     """
     offset = -1
     while (offset := data.find(b"\xff", offset + 1)) >= 0:
@@ -462,20 +462,20 @@ def adts_start(data: bytes) -> int | None:
     return None
 
 
-# --- containers: the bytes that they promise ---
+# --- containers: the bytes that they announce ---
 
 UNKNOWN_LENGTH = 0x7FFFF000  # programs that write to a pipe leave 0xFFFFFFFF or, as sox, 0x7FFFF000 or more
 UNKNOWN_LENGTH_64 = 1 << 62
-# Bytes that may be missing, since headers are off by a few: 1/16 of the promised ones, 1024 at most. Some programs count
-# the header of 44 bytes too, so that 64 are never too many.
+# Bytes that may be missing, since headers are often wrong by a few: 1/16 of the announced ones, at most 1024, at least 64 (some
+# programs also count the 44 bytes of the header).
 ALLOWED_OF_SMALL, ALLOWED_SHARE, ALLOWED_BYTES = 64, 1 / 16, 1024
 
 
 def why_truncated(file: BinaryIO, kind: Kind) -> str | None:
-    """Compare the bytes that the container promises with those that are there.
+    """Compare the bytes that the container announces with the size of the file.
 
     Returns:
-        The reason to call the file truncated; None where no more is missing than careless headers are off by.
+        Why the file is truncated; None if no more bytes are missing than allowed for inaccurate headers.
     """
     size = file.seek(0, os.SEEK_END)
     walk = WALKS.get(kind.name)
@@ -483,19 +483,19 @@ def why_truncated(file: BinaryIO, kind: Kind) -> str | None:
         promised, missing = end - start, end - size
         allowed = 0 if kind is OGG else max(ALLOWED_OF_SMALL, min(ALLOWED_BYTES, ALLOWED_SHARE * promised))
         if missing > allowed:
-            return f"truncated: the header promises {promised} bytes of audio, the file holds {promised - missing}"
+            return f"truncated: the header announces {promised} bytes of audio, the file holds {promised - missing}"
     return None
 
 
 def _at(file: BinaryIO, place: int, size: int) -> bytes:
-    if place >= UNKNOWN_LENGTH_64:  # where a damaged header leads to
+    if place >= UNKNOWN_LENGTH_64:  # a damaged header
         return b""
     file.seek(place)
     return file.read(size)
 
 
 def _riff_data_chunk(file: BinaryIO) -> tuple[int, int] | None:
-    """Start and length of the samples of WAV and its 64-bit relatives; -1: the length is not known."""
+    """Return start and length (bytes) of the samples of WAV, RF64 and BW64; length -1 if unknown."""
     order = ">" if _at(file, 0, 4) == b"RIFX" else "<"
     place, length_64 = 12, None
     while len(chunk := _at(file, place, 8)) == 8:
@@ -520,7 +520,7 @@ def _riff_data(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
 
 
 def wav_was_not_closed(file: BinaryIO) -> bool:
-    """True if the header of a WAV tells no samples, but there are: a recorder lost its power before it wrote the length."""
+    """Return True if a WAV has samples but its header says 0: the recorder lost power before it wrote the length."""
     found = _riff_data_chunk(file)
     if not found or found[1] != 0:
         return False
@@ -546,7 +546,7 @@ def _avi_riffs(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
 
 
 def _iff_data(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
-    """The SSND or BODY chunk."""
+    """Yield the SSND or BODY chunk."""
     place = 12
     while len(chunk := _at(file, place, 8)) == 8:
         name, length = struct.unpack(">4sI", chunk)
@@ -568,7 +568,7 @@ def _au_data(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
 def _voc_blocks(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
     head = _at(file, 0, 26)
     place = int.from_bytes(head[20:22], "little")
-    # Block 0 is the end. Some programs count the length of the last block wrongly.
+    # A block of type 0 ends the file. Some programs write a wrong length of the last block.
     while place < size - ALLOWED_OF_SMALL and len(block := _at(file, place, 4)) == 4 and block[0]:
         length = int.from_bytes(block[1:], "little")
         yield place, place + 4 + length
@@ -620,13 +620,13 @@ def _asf_data(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
         if length < 24 or length >= UNKNOWN_LENGTH_64:
             return
         yield place, place + length
-        if head[:16] == ASF_DATA:  # of a file that was written to a pipe it tells the length of its own head only
+        if head[:16] == ASF_DATA:  # in a file written to a pipe this is only the length of its header
             return
         place += length
 
 
 def _mpeg_frames(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
-    """The bytes that a Xing, Info or VBRI frame counts; the tags behind them are gone too where some are missing."""
+    """Yield the range that a Xing, Info or VBRI frame counts. If its end is missing, so are the tags after it."""
     layout = mpeg_layout(file)
     if layout and layout.num_bytes:
         yield layout.start, layout.start + layout.num_bytes
@@ -643,11 +643,8 @@ def _sphere_samples(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
         numbers = [int(fields[name]) for name in (b"sample_count", b"sample_n_bytes", b"channel_count")]
     except (KeyError, ValueError):
         return
-    if b"sample_coding" not in fields or fields[b"sample_coding"] in (
-        b"pcm",
-        b"ulaw",
-        b"alaw",
-    ):  # shortened ones are smaller
+    # Other codings (shorten) compress.
+    if b"sample_coding" not in fields or fields[b"sample_coding"] in (b"pcm", b"ulaw", b"alaw"):
         yield start, start + numbers[0] * numbers[1] * numbers[2]
 
 
@@ -667,12 +664,12 @@ MATROSKA_ELEMENTS = {
         0xEC,
         0xBF,
     ),
-    *(0xE7, 0xA3, 0xA0, 0xAB, 0xA7, 0x5854),  # of a cluster
+    *(0xE7, 0xA3, 0xA0, 0xAB, 0xA7, 0x5854),  # in a cluster
 }
 
 
 def _matroska_elements(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
-    """The segment; where its length is open, as in a recording that was written to a pipe, the elements in it."""
+    """Yield the segment; if its length is open (written to a pipe), the elements inside it."""
     place = 0
     while place < size:
         head = _at(file, place, 12)
@@ -726,20 +723,20 @@ WALKS = {
 class OggPage:
     start: int
     end: int
-    is_first: bool  # of a logical stream
+    is_first: bool  # first page of a logical stream
     serial: int
-    codec: bytes  # first bytes of the payload of a first page
+    codec: bytes  # first 8 bytes of the payload; they name the codec in a first page
 
 
 def ogg_pages(file: BinaryIO) -> Iterator[OggPage]:
-    """The pages of an Ogg file in order; junk between them is passed over."""
+    """Yield the pages of an Ogg file in order, and skip other data between them."""
     place = 0
     while True:
         file.seek(place)
         head = file.read(27 + 255 + 8)
         if not head:
             return
-        if len(head) < 27 and head[:4] == b"OggS"[: len(head)]:  # even the head of the last page is cut off
+        if len(head) < 27 and head[:4] == b"OggS"[: len(head)]:  # the header of the last page is cut off
             yield OggPage(place, place + 27, False, 0, b"")
             return
         if head[:4] != b"OggS":
@@ -760,7 +757,7 @@ def ogg_pages(file: BinaryIO) -> Iterator[OggPage]:
 
 @dataclass(frozen=True)
 class OggLink:
-    """One of the files that a chained Ogg file consists of; `codecs`: the first bytes of each of its streams."""
+    """One part of a chained Ogg file; `codecs`: the first bytes of each of its streams."""
 
     start: int
     end: int
@@ -768,7 +765,7 @@ class OggLink:
 
 
 def ogg_links(file: BinaryIO) -> list[OggLink]:
-    """The links of an Ogg file; more than one where it is chained."""
+    """Return the links of an Ogg file: one, or several if it is chained."""
     links: list[OggLink] = []
     was_first = False
     for page in ogg_pages(file):
