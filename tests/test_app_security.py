@@ -461,7 +461,7 @@ def test_an_upload_belongs_to_its_client(address, browser, index, sounds):  # no
     stranger.ask("GET", "/")
     for other in (stranger, nobody):
         code, body = other.post(JOIN, event | {"session_hash": "theirs"})
-        assert code == 403 and b"no upload of yours" in body
+        assert code == 403 and b"not yours" in body
         assert other.ask("GET", FILES + quote(reference))[0] == 403
         assert other.ask("GET", "/gradio_api/queue/data?session_hash=mine")[0] == 404
     assert browser.post(JOIN, event)[0] == 200
@@ -691,7 +691,7 @@ def test_a_page_on_the_network_prints_a_token_and_a_warning(indexed):  # noqa: F
 def test_without_a_password_the_network_is_told_of_and_only_own_names_are_answered(index):
     from retrieval.app.__main__ import own_names, warning
 
-    assert "without a password" in warning("0.0.0.0", 7860, 6, None) and "has the password" in warning(
+    assert "without a password" in warning("0.0.0.0", 7860, 6, None) and "with the password" in warning(
         "0.0.0.0", 7860, 6, "x"
     )
     assert own_names("127.0.0.1", True) == {"localhost"} and {"localhost", "0.0.0.0"} < own_names("0.0.0.0", False)

@@ -1,11 +1,11 @@
-"""A page on this machine that searches an index of recordings, plays what it finds and draws what TAP listened to.
+"""Search page in the browser: finds recordings of an index, plays them and draws the attention of TAP.
 
     python -m retrieval.app --index DIR [--host 127.0.0.1] [--port 7860] [--checkpoint DIR] [--fast-text]
     [--password [WORD] | --no-password]
 
-The index is made by `python -m retrieval.search index`. The page needs no internet and sends nothing anywhere.
-With another --host than this machine's own, whoever reaches the port and has the password can listen to every file
-of the index. Without --password a token is made and printed at the start.
+`python -m retrieval.search index` makes the index. The page needs no internet and sends no data to other machines.
+By default only this machine reaches the page. --host 0.0.0.0 opens it to the network; it then needs a password, by default
+a token that is printed at the start. Everyone with the password can listen to every file of the index.
 """
 
 import argparse
@@ -28,24 +28,26 @@ SHORTEST_PASSWORD = 8
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(
+        prog="python -m retrieval.app", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--index", type=Path, required=True, help="folder that `python -m retrieval.search index` made")
     parser.add_argument(
-        "--host", default="127.0.0.1", help="address to listen at; default: 127.0.0.1, this machine alone"
+        "--host", default="127.0.0.1", help="address to listen at; default: 127.0.0.1, this machine only"
     )
-    parser.add_argument("--port", type=int, default=7860, help="default: 7860; 0: any that is free")
+    parser.add_argument("--port", type=int, default=7860, help="default: 7860; 0: any free port")
     parser.add_argument("--checkpoint", type=Path, help="model folder; default: the one that the index names")
     parser.add_argument(
         "--fast-text", action="store_true", help="text encoder in 8 bit, on a CPU; made at the first use"
     )
     ask = (
-        f"needed to open the page; without WORD it is asked for; {PASSWORD_VARIABLE} holds it too, "
-        f"and other users of this machine cannot read it there"
+        f"password of the page; without WORD the command asks for it. {PASSWORD_VARIABLE} sets it too; "
+        f"other users of this machine can read WORD, but not the variable"
     )
     parser.add_argument(
-        "--password", nargs="?", const="", metavar="WORD", help=f"{ask}; default with another --host: a new token"
+        "--password", nargs="?", const="", metavar="WORD", help=f"{ask}. Default for another --host: a new token"
     )
-    parser.add_argument("--no-password", action="store_true", help="open to everybody who reaches the port")
+    parser.add_argument("--no-password", action="store_true", help="open the page to everyone who reaches the port")
     arguments = parser.parse_args(argv)
     if not 0 <= arguments.port <= 65535:
         parser.error(f"--port must be 0 to 65535, found {arguments.port}")
@@ -58,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
         tempfile.TemporaryDirectory(prefix="retrieval-app-") as folder,
     ):
         os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "GRADIO_TEMP_DIR": folder}
-        # Below the checks, because these take seconds to import; Gradio reads its settings then.
+        # After the checks, because these imports take seconds. Gradio reads the variables above at import.
         from retrieval.search.index import AudioIndex
 
         silence_transformers()
@@ -84,9 +86,13 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def chosen_password(given: str | None) -> str | None:
-    """Return the user's own password, from the option, the terminal or the environment.
+    """Return the user's own password from the option, the terminal or the environment; None without one.
 
-    Raises UserError for a short one.
+    Args:
+        given: Value of --password; empty: ask at the terminal.
+
+    Raises:
+        UserError: The password is too short, or there is no terminal to ask at.
     """
     if given == "":
         if not sys.stdin.isatty():
@@ -100,29 +106,29 @@ def chosen_password(given: str | None) -> str | None:
 
 
 def own_names(host: str, is_local: bool) -> frozenset[str]:
-    """Names of this machine, in lower case."""
+    """Return the names of this machine that the page answers to, in lower case."""
     return frozenset(
         name.lower() for name in ("localhost", *([] if is_local else [host, socket.gethostname(), socket.getfqdn()]))
     )
 
 
 def warning(host: str, port: int, num_files: int, password: str | None) -> str:
-    who = "whoever reaches it and has the password" if password else "everybody who reaches it, without a password,"
+    who = "everyone with the password" if password else "everyone who reaches it, without a password,"
     return (
         f"warning: port {port} of {host} is open to the network: {who} can search and listen to all {num_files:,} "
-        f"recordings of the index, and upload files of their own. What is sent is not encrypted: in a network that "
-        f"you do not trust, put a server with HTTPS in front"
+        f"recordings of the index, and upload files. The connection is not encrypted: in a network that you do not "
+        f"trust, put a server with HTTPS in front"
     )
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens from now on: a page that is opened while the model loads waits for it. Raises UserError."""
+    """Open the listening socket, so that a browser can connect while the model loads. Raises UserError."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         return socket.create_server(address[:2], family=family, backlog=128)
     except socket.gaierror as error:
         raise UserError(
-            f"--host {host} is no address of this machine ({error.strerror}): leave it out, or give 0.0.0.0 for all of them"
+            f"--host {host} is no address of this machine ({error.strerror}): leave it out, or give 0.0.0.0 for all addresses"
         ) from None
     except OSError as error:
         raise UserError(

@@ -1,7 +1,7 @@
-"""Recordings as a browser takes them: any part of any file as 16-bit WAV, and pictures of excerpts.
+"""Audio for the browser: any part of any file as 16-bit WAV, and spectrograms of excerpts.
 
-A recording of an hour is never decoded whole: its WAV exists only as a header and the bytes between any two places.
-Decoding happens in a process of its own (retrieval.base.decoder_process), which keeps files open, with seek points.
+No recording is decoded whole: WaveFile makes the header and any range of bytes when they are requested.
+Another process decodes (retrieval.base.decoder_process) and keeps files open, with seek points.
 Letters: S samples, C channels.
 """
 
@@ -24,14 +24,14 @@ FRAMES_AT_ONCE = 2**18  # of an excerpt, before its channels become one
 
 
 class WaveFile:
-    """The 16-bit WAV that a recording would be: one or two channels, more are averaged to one.
+    """A recording as 16-bit WAV, made on demand: one or two channels; more are averaged to one.
 
     Args:
         path: The recording.
-        seconds: Its length as the index knows it, for a header that leaves it open.
+        seconds: Its length in the index, used if the header leaves it open.
 
     Raises:
-        UserError: It cannot be read.
+        UserError: The recording cannot be read.
     """
 
     def __init__(self, path: Path, seconds: float):
@@ -44,7 +44,7 @@ class WaveFile:
         self.size = len(self.header) + num_frames * self.width
 
     def read(self, first: int, stop: int) -> bytes:
-        """Bytes `first` to `stop`; silence where the recording ends sooner. Raises UserError."""
+        """Return bytes `first` to `stop` (exclusive); silence after the end of the recording. Raises UserError."""
         offset = len(self.header)
         head = self.header[first:stop]
         if stop <= offset:
@@ -60,7 +60,7 @@ class WaveFile:
 
 
 def wave_header(frames: int, channels: int, rate: int) -> bytes:
-    """RIFF, or RF64 where the sizes need more than 32 bits (EBU Tech 3306)."""
+    """Return a RIFF header, or RF64 if the sizes need more than 32 bits (EBU Tech 3306)."""
     form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, channels, rate, rate * 2 * channels, 2 * channels, 16)
     size = frames * 2 * channels
     if size + 36 <= RIFF_LIMIT:
@@ -70,9 +70,9 @@ def wave_header(frames: int, channels: int, rate: int) -> bytes:
 
 
 def read(path: Path, first: int, num_frames: int) -> tuple[np.ndarray, SoundInfo]:
-    """Frames float32 (S, C) from `first` on, S < num_frames where the file ends, and facts of the file.
+    """Read frames from `first` on: float32 (S, C), S < num_frames at the end of the file, and facts of the file.
 
-    Raises UserError naming the file.
+    Raises UserError, which names the file.
     """
     try:
         return read_frames(path, first, num_frames)
@@ -83,7 +83,7 @@ def read(path: Path, first: int, num_frames: int) -> tuple[np.ndarray, SoundInfo
 
 
 def read_excerpt(path: Path, start: float, end: float) -> tuple[np.ndarray, int]:
-    """One channel float32 (S,) of `start` to `end` s, and its rate in Hz. Raises UserError."""
+    """Read `start` to `end` (s) as one channel float32 (S,), and its rate in Hz. Raises UserError."""
     _, info = read(path, 0, 0)
     first, stop = (
         round(start * info.sample_rate),
@@ -95,12 +95,12 @@ def read_excerpt(path: Path, start: float, end: float) -> tuple[np.ndarray, int]
         pieces.append(one_channel(samples))
     samples = np.concatenate(pieces)
     if not len(samples):
-        raise UserError(f"{path.name} has nothing to hear between {start:.1f} and {end:.1f} s")
+        raise UserError(f"{path.name} has no sound between {start:.1f} and {end:.1f} s")
     return samples, info.sample_rate
 
 
 def one_channel(samples: np.ndarray) -> np.ndarray:
-    """The mean (S,) of channels (S, C), or the first that sounds where they cancel each other."""
+    """Return the mean (S,) of channels (S, C), or the first one that sounds if they cancel each other."""
     powers = np.square(samples, dtype=np.float64).sum(axis=0)  # (C,)
     if np.square(samples.sum(axis=1, dtype=np.float64)).sum() <= CANCELLED * powers.sum():
         return samples[:, int(np.argmax(powers >= powers.max() / 2))]
@@ -114,10 +114,10 @@ def draw_spectrogram(samples: np.ndarray, rate: int) -> bytes:
     """
     waveform = torch.from_numpy(samples)
     window = 2 ** round(np.log2(0.046 * rate))  # some 46 ms
-    # The spectrogram's edges mirror half a window: a sound shorter than that is drawn with silence behind it.
+    # MelSpectrogram mirrors half a window at the edges, so shorter sounds get silence at their end.
     waveform = torch.nn.functional.pad(waveform, (0, max(0, window - len(waveform))))
     hop = max(window // 4, -(-len(waveform) // MAX_COLUMNS))
-    num_mels = min(NUM_MELS, window // 8)  # at low rates 64 would be narrower than a frequency
+    num_mels = min(NUM_MELS, window // 8)  # at low rates 64 bands would be narrower than a frequency bin
     transform = torchaudio.transforms.MelSpectrogram(rate, n_fft=window, hop_length=hop, n_mels=num_mels, f_min=20.0)
     level = 10 * transform(waveform).clamp_min(1e-10).log10()  # (mels, columns)
     top = float(level.max())

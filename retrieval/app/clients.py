@@ -1,6 +1,6 @@
-"""Clients of the page: how one is recognised, the sessions and uploads that it holds, and when these are taken back.
+"""Clients of the page, with their sessions and uploads, and the limits of both.
 
-A client is a browser with the page's cookie; a program without cookies is its address, and cannot upload.
+A cookie identifies a browser. A program without cookies is identified by its address and cannot upload.
 """
 
 import hashlib
@@ -23,12 +23,12 @@ MAX_CLIENT_BYTES = 400 * MIB
 MAX_TOTAL_BYTES = 2048 * MIB  # of all clients together
 MAX_SESSIONS = 32  # of a client: open tabs
 MAX_CLIENTS = 1000
-SECONDS_AWAY = 60.0  # without an open page and a request: the client has left
-SECONDS_UNUSED = 3600.0  # an upload goes at the latest then, also where its page stays open
+SECONDS_AWAY = 60.0  # without an open page and a request, the client has left
+SECONDS_UNUSED = 3600.0  # after its last use an upload is removed, even if the page stays open
 
 
 class Refused(Exception):
-    """A request that is answered with an HTTP status and one line, which names no path of this machine."""
+    """A refused request: HTTP status and a one-line reason, which names no path of this machine."""
 
     def __init__(self, status: int, detail: str, headers: dict[str, str] | None = None):
         super().__init__(detail)
@@ -37,7 +37,7 @@ class Refused(Exception):
 
 @dataclass
 class Upload:
-    """A file that a client sent; `name` is the one that the client gave it."""
+    """An uploaded file; `name` is the client's name for it, made safe."""
 
     path: Path
     name: str
@@ -68,7 +68,7 @@ class Clients:
 
     Args:
         folder: Holds the uploads, in a folder of its own for each.
-        forget_session: Called with the session_hash of a page that has gone.
+        forget_session: Called with the session_hash of a closed page.
     """
 
     def __init__(self, folder: Path, forget_session: Callable[[str], None]):
@@ -95,19 +95,19 @@ class Clients:
     # --- clients ---
 
     def client(self, key: str) -> Client:
-        """Return the client, made at its first need. Raises Refused where too many are there."""
+        """Return the client; create it if it is new. Raises Refused if there are too many."""
         now = time.monotonic()
         if key not in self._clients:
             if len(self._clients) >= MAX_CLIENTS:
                 self.sweep()
             if len(self._clients) >= MAX_CLIENTS:
-                raise Refused(503, "too many people are here: try again in a minute", {"Retry-After": "60"})
+                raise Refused(503, "too many people use this page: try again in a minute", {"Retry-After": "60"})
             self._clients[key] = Client(key, now)
         self._clients[key].last_seen = now
         return self._clients[key]
 
     def sweep(self) -> None:
-        """Take back the uploads and sessions of clients that have left, and uploads that are not used."""
+        """Remove uploads and sessions of clients that have left, and unused uploads."""
         now = time.monotonic()
         for session_hash, session in list(self.sessions.items()):
             if not session.open and now - session.last_used > SECONDS_AWAY:
@@ -123,7 +123,7 @@ class Clients:
     # --- sessions ---
 
     def session(self, client: Client, session_hash: str) -> Session:
-        """Return the client's session, made at its first event. Raises Refused for that of another client."""
+        """Return the client's session; create it if it is new. Raises Refused for a session of another client."""
         if session_hash not in self.sessions:
             if sum(session.owner == client.key for session in self.sessions.values()) >= MAX_SESSIONS:
                 raise Refused(
@@ -143,9 +143,9 @@ class Clients:
     # --- uploads ---
 
     def reserve(self, client: Client, num_bytes: int) -> None:
-        """Make room for an upload of `num_bytes`; the client's oldest ones go. Raises Refused where there is none."""
+        """Make room for `num_bytes`; remove the client's oldest uploads for it. Raises Refused if there is no room."""
         if client.receiving:
-            raise Refused(429, "an upload of yours is still on its way: wait for it", {"Retry-After": "5"})
+            raise Refused(429, "your last upload is still in progress: wait for it", {"Retry-After": "5"})
         while client.uploads and (
             len(client.uploads) >= MAX_UPLOADS or self._bytes(client) + num_bytes > MAX_CLIENT_BYTES
         ):
@@ -155,7 +155,7 @@ class Clients:
         client.receiving = num_bytes
 
     def keep(self, client: Client, file_name: str, source: BinaryIO) -> str:
-        """Write an upload to the disk; return the reference by which the page's events name it."""
+        """Write an upload to the disk; return its reference for the page's events. Raises OSError."""
         token, name = secrets.token_hex(16), safe_name(file_name)
         path = self.folder / token / name
         try:
@@ -169,18 +169,18 @@ class Clients:
         return f"{token}/{name}"
 
     def upload(self, client: Client, reference: str) -> Upload:
-        """Return an upload of this very client. Raises Refused for everything else, without looking at the disk."""
+        """Return an upload of this client. Raises Refused for any other reference, without access to the disk."""
         if reference not in client.uploads:
-            raise Refused(403, "this is no upload of yours, or no longer there: upload the recording again")
+            raise Refused(403, "this upload is not yours, or was removed: upload the recording again")
         client.uploads[reference].last_used = time.monotonic()
         return client.uploads[reference]
 
     def uploaded(self, reference: str) -> Upload:
-        """Return the upload that an admitted event names. Raises UserError where it went since."""
+        """Return the upload that an accepted event names. Raises UserError if it was removed meanwhile."""
         for client in list(self._clients.values()):
             if reference in client.uploads:
                 return client.uploads[reference]
-        raise UserError("the uploaded recording is no longer there: upload it again")
+        raise UserError("the uploaded recording was removed: upload it again")
 
     def _bytes(self, client: Client) -> int:
         return client.receiving + sum(upload.size for upload in client.uploads.values())
@@ -190,10 +190,7 @@ class Clients:
 
 
 def safe_name(name: str) -> str:
-    """Return the last part of a file's name as a browser sends it.
-
-    Control characters go, and it is shortened to a length that every disk takes.
-    """
+    """Return the file name without folders and control characters, short enough for every file system."""
     last = re.split(r"[/\\]", name)[-1]
     plain = "".join(
         character for character in last if character.isprintable() and not "\ud800" <= character <= "\udfff"

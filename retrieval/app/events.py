@@ -1,7 +1,7 @@
-"""Shapes of the page's events: Gradio's queue gets only values of the kinds that the page's own fields have.
+"""Validate the events of the page: only values that the page's own fields can hold reach Gradio's queue.
 
-Gradio opens every path and URL that it meets in an event, at any depth. Here no field takes anything but text and
-numbers, so that none gets there.
+Gradio opens every path and URL in an event, at any depth. Here fields accept text and numbers only, so Gradio never
+gets a file object.
 """
 
 import inspect
@@ -15,7 +15,7 @@ import gradio as gr
 
 from retrieval.app.clients import Refused
 
-UPLOAD_FIELD = "upload-reference"  # elem_id of the field that names the client's upload
+UPLOAD_FIELD = "upload-reference"  # elem_id of the field with the reference of the upload
 MAX_NUMBER = 1e9  # of seconds
 SESSION_HASH = re.compile(r"[A-Za-z0-9_-]{1,64}")
 KEYS = {"data", "event_data", "fn_index", "trigger_id", "session_hash"}
@@ -24,10 +24,10 @@ Rule = Callable[[Any], bool]
 
 
 class Events:
-    """The events that a browser may post for a page.
+    """Events that a browser may post for a page.
 
     Args:
-        page: Gradio's Blocks, complete.
+        page: Gradio's complete Blocks.
         files: Names and lengths (s) of the indexed files.
     """
 
@@ -41,10 +41,13 @@ class Events:
         self.of_hits = {number for number, function in functions.items() if takes_a_hit(function.fn)}
 
     def read(self, body: bytes) -> tuple[dict[str, Any], list[str]]:
-        """Return a checked event and the uploads that it names.
+        """Parse and check the body of an event.
+
+        Returns:
+            The event, and the references of the uploads that it names.
 
         Raises:
-            Refused: The body is not what the page itself would send.
+            Refused: The page itself would never send this body.
         """
         event = parse(body)
         if not isinstance(event, dict) or not set(event) <= KEYS:
@@ -62,7 +65,7 @@ class Events:
             raise Refused(422, f"this event has {len(rules)} arguments")
         for place, (rule, value) in enumerate(zip(rules, data, strict=True)):
             if not rule(value):
-                raise Refused(422, f"argument {place} is not what this field of the page can hold")
+                raise Refused(422, f"argument {place} is not a value that this field of the page can hold")
         hit = event.get("event_data")
         if number in self.of_hits:
             self._check_hit(hit)
@@ -90,7 +93,7 @@ class Events:
 
 
 def parse(body: bytes) -> Any:
-    """JSON as its standard has it: without NaN, infinities, and endless depth. Raises Refused."""
+    """Parse strict JSON: no NaN, no infinities, limited depth. Raises Refused."""
 
     def refuse(constant: str) -> None:
         raise ValueError(constant)
@@ -110,7 +113,7 @@ def is_upload(block: Any) -> bool:
 
 
 def rule_of(block: Any) -> Rule:
-    """Return the test of an argument by the component that it comes from. Raises TypeError for an unknown kind."""
+    """Return the check for values of a component. Raises TypeError for an unknown kind of component."""
     if isinstance(block, gr.Textbox):
         return lambda value: isinstance(value, str)
     if isinstance(block, gr.Slider):
@@ -120,7 +123,7 @@ def rule_of(block: Any) -> Rule:
     if isinstance(block, gr.Dropdown):
         choices = {choice for _, choice in block.choices}
         return lambda value: isinstance(value, str) and value in choices
-    raise TypeError(f"an event of the page takes a {type(block).__name__}: say in rule_of what it may hold")
+    raise TypeError(f"an event of the page takes a {type(block).__name__}: add a rule for it in rule_of")
 
 
 def takes_a_hit(function: Callable) -> bool:

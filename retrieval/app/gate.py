@@ -1,6 +1,6 @@
-"""The gate in front of the page: everything that it does not name is refused, before Gradio or the disk see it.
+"""Access control in front of the page: refuses every request that is not on its lists, before Gradio or the disk are used.
 
-In order: the machine's name, the route, the origin, the client (and its password), the event. See docs/search.md.
+It checks in this order: host name, route, origin, client (and password), event. See docs/search.md.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from retrieval.app.password import Password, login_page
 
 EVENT_BYTES = 2**20
 LOGIN_BYTES = 2**12
-MAX_WAITING_OF_CLIENT = 8  # questions of one client in the queue
+MAX_WAITING_OF_CLIENT = 8  # events of one client in Gradio's queue
 SECONDS_BETWEEN_SWEEPS = 5.0
 UPLOAD, FILES = "/gradio_api/upload", "/gradio_api/file="
 JOIN, ANSWERS = "/gradio_api/queue/join", "/gradio_api/queue/data"
@@ -63,7 +63,7 @@ RESPONSE_HEADERS = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
 }
-# A request that another site began carries no SameSite=Strict cookie; the one that this page begins does.
+# A request that starts at another site carries no SameSite=Strict cookie. This page repeats it from here, with the cookie.
 AGAIN = (
     '<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="0;url=./">'
     '<title>Search recordings</title><a href="./">Search recordings</a>'
@@ -97,13 +97,12 @@ class Gate:
     """ASGI application in front of the page's.
 
     Args:
-        app: The page with its routes; it finds the Client in `request.state.client`.
-        events: The events that the page may post.
+        app: The page with its routes; it finds the client's key in `request.state.client_key`.
+        events: Events that the page may post.
         clients: Owners of uploads and sessions.
-        names: Names of this machine that are answered to, beside IP addresses, which cannot be rebound; None: all
-        of them.
+        names: Host names to answer to, in addition to IP addresses (which DNS rebinding cannot use); None: all names.
         password: Needed for every route, if any.
-        num_waiting: Number of events in the queue of some sessions.
+        num_waiting: Function from a session_hash to its number of events in the queue.
     """
 
     def __init__(
@@ -166,12 +165,12 @@ class Gate:
             await JSONResponse({"detail": refusal.detail}, refusal.status, headers)(scope, receive, send_safely)
 
     def _check_host(self, asked: Asked) -> None:
-        """Refuse a foreign name that leads to this machine: its pages could read the answers (DNS rebinding)."""
+        """Refuse foreign names that resolve to this machine: pages of that name could read the answers (DNS rebinding)."""
         name = host_name(asked.headers.get("host", ""))
         if name is None:
-            raise Refused(400, "the Host header is not one of a browser")
+            raise Refused(400, "the Host header is not valid")
         if self.names is not None and name not in self.names and not is_address(name):
-            raise Refused(400, "this machine is not asked for by this name")
+            raise Refused(400, "this page does not answer to this host name")
 
     async def _admit(self, asked: Asked, receive: Receive, send: Send, cookies: list[str]) -> None:
         scope, cookie_name = asked.scope, f"retrieval_{asked.scope['server'][1]}"
@@ -183,7 +182,7 @@ class Gate:
         if name is None and self.password:
             if asked.path == "/":
                 return await HTMLResponse(login_page(), 401)(scope, receive, send)
-            raise Refused(401, "this page needs its password: open it in the browser and give it")
+            raise Refused(401, "this page needs a password: open it in a browser and enter it")
         if name is None and asked.path in ("/", UPLOAD):
             cookie = self.clients.new_cookie()
             cookies.append(cookie_text(cookie_name, cookie, scope["scheme"]))
@@ -210,7 +209,7 @@ class Gate:
 
     async def _join(self, asked: Asked, scope: Scope, client_key: str, receive: Receive, send: Send) -> None:
         if asked.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-            raise Refused(415, "an event is application/json")
+            raise Refused(415, "an event must have the type application/json")
         event, uploads = self.events.read(await read_body(asked, receive, EVENT_BYTES))
         client = self.clients.client(client_key)
         for reference in uploads:
@@ -221,7 +220,7 @@ class Gate:
         if sum(map(self.num_waiting, sessions)) >= MAX_WAITING_OF_CLIENT:
             raise Refused(
                 429,
-                f"{MAX_WAITING_OF_CLIENT} of your questions are still waiting: try again when one is answered",
+                f"{MAX_WAITING_OF_CLIENT} of your queries are still waiting: try again when one is answered",
                 {"Retry-After": "2"},
             )
         self.clients.session(client, event["session_hash"])
@@ -231,7 +230,7 @@ class Gate:
         await self._in_session(client, event["session_hash"], scope, replay(body, receive), send)
 
     async def _in_session(self, client: Client, session_hash: str, scope: Scope, receive: Receive, send: Send) -> None:
-        """Call Gradio, and let it forget the session when its last stream has ended and no question waits."""
+        """Call Gradio; forget the session when its last stream has ended and no event waits."""
         session = self.clients.session(client, session_hash)
         session.open += 1
         try:
@@ -258,12 +257,12 @@ class Gate:
 
 
 def read_head(scope: Scope) -> Asked:
-    """Raises Refused."""
+    """Read headers and query of a request. Raises Refused."""
     headers: dict[str, str] = {}
     for name, value in scope["headers"]:
         key = name.decode("latin-1").lower()
         if key in headers and key in ("host", "origin", "content-length", "content-type", "range"):
-            raise Refused(400, f"the header {key} stands twice")
+            raise Refused(400, f"the header {key} is given twice")
         headers[key] = f"{headers[key]}; {value.decode('latin-1')}" if key in headers else value.decode("latin-1")
     try:
         query = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True, max_num_fields=20)
@@ -279,17 +278,15 @@ def check_route(asked: Asked) -> None:
     elif path.startswith(PREFIXES) and (path.startswith(FILES) or STATIC.fullmatch(path)):
         methods = {"GET"}
     else:
-        raise Refused(404, "there is nothing here")
+        raise Refused(404, "not found")
     if asked.method not in methods:
         raise Refused(
-            405, f"only {' and '.join(sorted(methods))} can be done here", {"Allow": ", ".join(sorted(methods))}
+            405, f"only {' and '.join(sorted(methods))} can be used here", {"Allow": ", ".join(sorted(methods))}
         )
 
 
 def check_origin(asked: Asked) -> None:
-    """Refuse requests of pages of another origin, also of another port of this machine.
-
-    A link that opens the page is none of them.
+    """Refuse requests of pages of another origin, including other ports of this machine. Links that open the page pass.
     """
     origin, site = asked.headers.get("origin"), asked.headers.get("sec-fetch-site")
     own = f"{asked.scope['scheme']}://{asked.headers['host']}".lower()
@@ -301,7 +298,7 @@ def check_origin(asked: Asked) -> None:
 
 
 def plain_origin(origin: str) -> tuple[str, str, int | None] | None:
-    """Scheme, name and port; None for what is none, like `null`."""
+    """Return scheme, host name and port; None for an invalid origin, such as `null`."""
     try:
         parts = urlsplit(origin.lower())
         port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
@@ -311,7 +308,7 @@ def plain_origin(origin: str) -> tuple[str, str, int | None] | None:
 
 
 def host_name(host: str) -> str | None:
-    """Name in a Host header, without port and brackets; None where it is not one."""
+    """Return the name in a Host header, without port and brackets; None if it is invalid."""
     if not re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[\w.-]+|::1)(:\d{1,5})?", host):
         return None
     return "::1" if host == "::1" else urlsplit(f"//{host}").hostname
@@ -338,7 +335,7 @@ def cookie_text(name: str, value: str, scheme: str) -> str:
 
 
 def for_gradio(asked: Asked, query: str = "") -> Scope:
-    """The parts of a scope that Gradio gets: none of the headers and query strings that change its answer."""
+    """Return headers and query string for Gradio, without the ones that change its answer."""
     headers = [(name, value) for name, value in asked.scope["headers"] if name.lower() in GRADIO_HEADERS]
     return {"headers": headers, "query_string": query.encode()}
 
@@ -347,13 +344,13 @@ def for_gradio(asked: Asked, query: str = "") -> Scope:
 
 
 async def read_body(asked: Asked, receive: Receive, limit: int) -> bytes:
-    """Raises Refused for a longer one, before it is read where it says its length."""
+    """Read a body of at most `limit` bytes. Raises Refused; if Content-Length is too large, before reading."""
     check_length(asked, limit)
     body = bytearray()
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise Refused(400, "the request was broken off")
+            raise Refused(400, "the request was interrupted")
         body += message.get("body", b"")
         if len(body) > limit:
             raise Refused(413, f"at most {limit:,} bytes can be sent here")
@@ -370,7 +367,7 @@ def check_length(asked: Asked, limit: int) -> None:
 
 
 def replay(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that gives `body` first."""
+    """Return a `receive` that delivers `body` first."""
     messages = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def receive_again() -> dict:

@@ -1,7 +1,7 @@
-"""The page: what is typed and uploaded, what comes back. Every mistake becomes one line on the page.
+"""The page: its fields, buttons and answers. Every mistake becomes one line on the page.
 
-The model answers one question at a time; the others wait in Gradio's queue. Fields hold text and numbers only: an
-uploaded file is named by a reference (clients.py), so that Gradio is never given a path.
+The model answers one query at a time; others wait in Gradio's queue. Fields hold text and numbers only: events name an
+upload by its reference (clients.py), so Gradio never gets a path.
 """
 
 import logging
@@ -31,7 +31,7 @@ EXAMPLES = (
 )
 MAX_SENTENCES = 200
 MAX_WAITING = 64  # questions in the queue
-MAX_SESSIONS = 256  # whose last answers Gradio keeps at most
+MAX_SESSIONS = 256  # Gradio keeps the last answers of so many sessions
 
 FOLDER = Path(__file__).parent
 STYLE = (FOLDER / "page.css").read_text(encoding="utf-8")
@@ -54,7 +54,7 @@ logger = logging.getLogger(__name__)
 
 
 def make_page(index: AudioIndex, clients: Clients) -> gr.Blocks:
-    """Return Gradio's Blocks, not yet served."""
+    """Return the page as Gradio's Blocks, not yet served."""
     answers = Answers(index, clients)
     in_browser = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
     with gr.Blocks(title="Search recordings", analytics_enabled=False) as page:
@@ -109,12 +109,12 @@ def make_page(index: AudioIndex, clients: Clients) -> gr.Blocks:
         results.click(answers.like, filters, outputs, **one_at_a_time)
     page.state_session_capacity = MAX_SESSIONS
     page.queue(max_size=MAX_WAITING)
-    page._queue.ANALYTICS_MAX_EVENTS = 1  # statistics that no route shows
+    page._queue.ANALYTICS_MAX_EVENTS = 1  # Gradio's statistics, which no route shows
     return page
 
 
 def longest_excerpt(index: AudioIndex) -> float:
-    """Return the length of the model's clips in seconds, and one for what is rounded."""
+    """Return the length of the model's clips in seconds, plus one second for rounding."""
     return index.model.windows.clip_samples / index.model.sample_rate + 1
 
 
@@ -133,7 +133,7 @@ def count(number: int, noun: str) -> str:
 
 
 def answered(function: Callable[..., tuple[str, str]]) -> Callable[..., tuple[str, str]]:
-    """Where something is wrong: the reason as status, and no results."""
+    """Turn errors into a status line without results."""
 
     @wraps(function)
     def method(self: "Answers", *arguments) -> tuple[str, str]:
@@ -149,13 +149,13 @@ def answered(function: Callable[..., tuple[str, str]]) -> Callable[..., tuple[st
             ), ""
         except Exception:
             logger.exception("the page could not answer")
-            return message("the page could not answer: its maker finds the reason where it was started", "error"), ""
+            return message("the page could not answer: the log of the command that started the page has the reason", "error"), ""
 
     return method
 
 
 class Answers:
-    """What the page's buttons do: status and results as HTML."""
+    """Handlers of the page's buttons; each returns status and results as HTML."""
 
     def __init__(self, index: AudioIndex, clients: Clients):
         self.index, self.clients = index, clients
@@ -183,7 +183,7 @@ class Answers:
     def like(
         self, folder: str, shortest: float | None, longest: float | None, k: int, hit: gr.EventData
     ) -> tuple[str, str]:
-        """Recordings like the excerpt of a hit, without that excerpt."""
+        """Find recordings like the excerpt of a hit, without that excerpt."""
         start, end, limits = float(hit.start), float(hit.end), filters(folder, shortest, longest)
         if not 0 <= start < end <= start + longest_excerpt(self.index):
             raise UserError("the excerpt to compare with must have a start and an end in seconds")
@@ -208,12 +208,12 @@ class Answers:
         return message(f"{path.name} against {count(len(lines), 'sentence')}"), table
 
     def _upload(self, reference: str) -> Path:
-        """Raises UserError where there is none, or an empty one."""
+        """Return the path of the upload. Raises UserError if there is none, or if it is empty."""
         if not reference:
             raise UserError("there is no recording yet: upload one first")
         upload = self.clients.uploaded(reference)
         if not upload.size:
-            raise UserError(f"{upload.name} is empty: upload a recording with something to hear")
+            raise UserError(f"{upload.name} is empty: upload another recording")
         return upload.path
 
     def _found(self, search: Callable[[], list[Hit]], note: Callable[[], str | None]) -> tuple[str, str]:
@@ -236,11 +236,11 @@ def filters(folder: str, shortest: float | None, longest: float | None) -> dict[
 
 
 def without_folders(text: str, *known: Path) -> str:
-    """Return a message for the browser, without the folders of this machine in the names of files.
+    """Remove the folders of this machine from the file names in a message for the browser.
 
     Args:
         text: The message.
-        known: Folders that are found also where their names hold spaces.
+        known: Folders to remove even if their names contain spaces.
     """
     for folder in known:
         text = re.sub(re.escape(f"{folder.resolve()}/") + "([0-9a-f]{32}/)?", "", text)  # also that of an upload

@@ -1,6 +1,6 @@
-"""The password of a page that others can reach, and the form that asks for it.
+"""Password of the page and its login form.
 
-It is compared in constant time; wrong attempts are slowed down.
+Passwords are compared in constant time; wrong attempts are slowed down.
 """
 
 import hashlib
@@ -33,16 +33,16 @@ def login_page(line: str = "") -> str:
 
 
 class Password:
-    """Checks attempts. After three wrong ones from an address each costs it twice the time of the one before."""
+    """Checks login attempts. From the fourth wrong one on, an address has to wait, twice as long each time."""
 
     def __init__(self, password: str):
         self._digest = digest(password)
         self._wrong: OrderedDict[str, tuple[int, float]] = (
             OrderedDict()
-        )  # network -> wrong attempts, time (s) before which none is heard
+        )  # network -> number of wrong attempts, end of the wait (s)
 
     def is_right(self, given: str | None, address: str) -> bool:
-        """Raises Refused (429) without a look at the attempt while the address has to wait."""
+        """Return True if `given` is the password. Raises Refused (429), without a check, while the address has to wait."""
         network, now = network_of(address), monotonic()
         attempts, closed_until = self._wrong.get(network, (0, 0.0))
         if now < closed_until:
@@ -60,12 +60,12 @@ class Password:
 
 
 def digest(text: str) -> bytes:
-    """Of one length, so that the comparison tells nothing of the password's."""
+    """Hash `text`, so that the time of the comparison does not depend on its length."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 
 def network_of(address: str) -> str:
-    """One machine has as many IPv6 addresses as it likes, all in the same /64."""
+    """Return the /64 of an IPv6 address, since one machine can use all addresses in it; other addresses unchanged."""
     try:
         ip = ip_address(address.partition("%")[0])
     except ValueError:

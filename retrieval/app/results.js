@@ -4,7 +4,7 @@ const ARROW_SECONDS = 1;
 let scrollToResults = false;
 document.getElementById("status").setAttribute("role", "status"); // read aloud when it changes
 
-// The server keeps uploads while a page is there. One of several tabs says so, for a browser has six connections only; the others wait for its end.
+// The server keeps uploads while a page is open. Only one tab holds this connection, since a browser has six; when that tab closes, another takes over.
 const stay = () => new Promise(() => new EventSource("presence"));
 if (navigator.locks) navigator.locks.request("presence", stay);
 else stay();

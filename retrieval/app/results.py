@@ -1,5 +1,4 @@
-"""Answers as HTML. Names of files come from the disk and sentences from a stranger: whatever goes into the page is
-escaped here.
+"""Answers as HTML. Names of files and sentences may come from anyone, so everything is escaped here.
 """
 
 from html import escape
@@ -24,9 +23,9 @@ def cards(hits: list[Hit], index: AudioIndex) -> str:
 
 
 def located(file: str, index: AudioIndex) -> Path:
-    """Where a file of the index lies.
+    """Return the path of a file of the index.
 
-    Raises UserError, without the folders of this machine, for one that is gone and any other file.
+    Raises UserError, without folders of this machine, for a missing file and for any file outside the index.
     """
     try:
         return index.path_of(file)
@@ -52,8 +51,8 @@ def card(rank: int, hit: Hit, index: AudioIndex) -> str:
 
 
 def timeline(hit: Hit, name: str) -> str:
-    """The excerpt from left to right: spectrogram, attention, its strongest stretch; a click or an arrow key moves
-    the player there.
+    """Return an excerpt from left to right: spectrogram, attention, and its strongest stretch. A click or an arrow key
+    moves the player.
     """
     length = hit.end - hit.start
     source = escape("picture?" + urlencode({"file": hit.file, "start": f"{hit.start:.3f}", "end": f"{hit.end:.3f}"}))

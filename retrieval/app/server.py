@@ -1,7 +1,6 @@
-"""The page's server: the page itself, sounds and pictures of indexed files, its clients' uploads, and nothing else.
+"""Server of the page: the page itself, sounds and spectrograms of indexed files, and uploads.
 
-Every file is named by its place in the index and looked up there: a path that leads elsewhere is not found,
-however it is written.
+Files are looked up by their name in the index, so no path can lead to another file.
 Requests pass gate.py first.
 """
 
@@ -34,25 +33,25 @@ from retrieval.app.turns import Turns
 from retrieval.errors import UserError
 from retrieval.search import AudioIndex
 
-# What one answer holds of a recording. A browser asks on as it plays; a long answer that it leaves standing would
-# keep one of its six connections.
+# Of a recording, in one answer. The browser requests more while it plays; an unfinished long answer would block one of its
+# six connections.
 BYTES_AT_ONCE = 2**19
 RANGES = {"Accept-Ranges": "bytes", "Cache-Control": "no-cache"}
-FORM_BYTES = 2**20  # what an upload's form may take beside the file
+FORM_BYTES = 2**20  # of an upload's form, in addition to the file
 SECONDS_OF_AN_UPLOAD = 1800
-SECONDS_OF_A_PIECE = 60  # of an upload
-SECONDS_BETWEEN_SIGNS = 15  # that an open page is still there
+SECONDS_OF_A_PIECE = 60  # longest wait for the next bytes of an upload
+SECONDS_BETWEEN_SIGNS = 15  # between signs of life of an open page
 
 logger = logging.getLogger(__name__)
 
 
 def make_server(index: AudioIndex, uploads: Path, names: frozenset[str] | None, password: str | None = None) -> Gate:
-    """Return the ASGI application: the page of an open index with its sounds and pictures.
+    """Return the ASGI application: the page of an open index, with its sounds and pictures.
 
     Args:
-        index: The index that is searched.
-        uploads: Folder for the files that clients send.
-        names: Names of this machine that are answered to, see Gate.
+        index: The index to search.
+        uploads: Folder for the files that clients upload.
+        names: Host names to answer to, see Gate.
         password: Needed to open the page, if any.
     """
     clients = Clients(uploads, lambda session_hash: forget(page, session_hash))
@@ -86,12 +85,12 @@ def make_server(index: AudioIndex, uploads: Path, names: frozenset[str] | None, 
 
 
 def num_waiting(page: gr.Blocks, session_hash: str) -> int:
-    """Number of a session's events in Gradio's queue, and of those whose answer was not fetched."""
+    """Count a session's events that are in Gradio's queue or whose answer was not fetched yet."""
     return len(page._queue.pending_event_ids_session.get(session_hash, ()))
 
 
 def forget(page: gr.Blocks, session_hash: str) -> None:
-    """Drop what Gradio keeps of a session for good: its last answer, its configuration, its messages."""
+    """Delete the state that Gradio would keep of a session: last answer, configuration, messages."""
     queue, states = page._queue, page.state_holder
     for job in filter(None, queue.active_jobs):
         for event in job:
@@ -150,7 +149,7 @@ def add_routes(app: FastAPI, index: AudioIndex, clients: Clients) -> None:
 
     @app.get("/presence")
     async def presence(request: Request) -> Response:
-        """Held open by a page as long as it is there: uploads go when the last one of a client has gone."""
+        """Keep a connection with each open page: a client's uploads are removed after its last page was closed."""
         client = clients.client(request.state.client_key)
 
         async def signs() -> AsyncIterator[str]:
@@ -179,7 +178,7 @@ def add_routes(app: FastAPI, index: AudioIndex, clients: Clients) -> None:
             reference = await asyncio.wait_for(receive_upload(request, clients, client, received), SECONDS_OF_AN_UPLOAD)
             return JSONResponse([reference])
         except (asyncio.TimeoutError, ClientDisconnect):
-            raise Refused(408, "the upload took too long or was broken off", {"Connection": "close"}) from None
+            raise Refused(408, "the upload took too long or was interrupted", {"Connection": "close"}) from None
         finally:
             client.receiving = 0
             del arriving[client.key, upload_id]
@@ -201,13 +200,13 @@ def add_routes(app: FastAPI, index: AudioIndex, clients: Clients) -> None:
 
     @app.get("/gradio_api/file={reference:path}")
     def own_upload(request: Request, reference: str) -> Response:
-        """The link beside an uploaded file's name."""
+        """Return the client's own upload: the link next to its name."""
         own = clients.upload(clients.client(request.state.client_key), reference)
         return FileResponse(own.path, media_type="application/octet-stream", filename=own.name)
 
 
 async def receive_upload(request: Request, clients: Clients, client: Client, received: list[int]) -> str:
-    """Return the reference of the file in a form of one file. Raises Refused."""
+    """Receive a form with one file; return the reference of the file. Raises Refused."""
     receive = request.receive
 
     async def receive_within_limits() -> dict:
@@ -233,7 +232,7 @@ async def receive_upload(request: Request, clients: Clients, client: Client, rec
 
 
 async def answer_range(wave: WaveFile, header: str, decode: Callable[..., Awaitable[bytes]]) -> Response:
-    """A part of a WAV by a `Range` header of one range (RFC 9110, 14.2); all of it, piece by piece, without one."""
+    """Answer a `Range` header of one range (RFC 9110, 14.2) with that part of the WAV; without it, stream the whole WAV."""
     if not header.strip().lower().startswith("bytes="):
 
         async def pieces() -> AsyncIterator[bytes]:
@@ -255,7 +254,7 @@ async def answer_range(wave: WaveFile, header: str, decode: Callable[..., Awaita
 
 
 def range_of(header: str, size: int) -> tuple[int, int] | None:
-    """Return first and last byte of a `Range` header of one range; None where it names nothing of `size` bytes."""
+    """Return first and last byte of a `Range` header of one range; None if it is invalid for `size` bytes."""
     wanted = re.fullmatch(r"bytes=([0-9]{0,18})-([0-9]{0,18})", header.strip().lower())
     if wanted is None or wanted.groups() == ("", ""):
         return None

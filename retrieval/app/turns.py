@@ -1,6 +1,6 @@
-"""Turns at the decoders: a bounded number at once, clients one after the other.
+"""Share the decoders among clients: a limited number of requests at a time, clients in turn.
 
-Fifty requests of one client hold up neither the others nor the queries.
+Many requests of one client delay neither other clients nor queries.
 """
 
 import asyncio
@@ -10,16 +10,16 @@ from contextlib import asynccontextmanager
 
 from retrieval.app.clients import Refused
 
-MAX_WAITING_OF_CLIENT = 64  # a page of 50 answers asks for as many pictures; a browser has six connections
+MAX_WAITING_OF_CLIENT = 64  # a page of 50 answers requests 50 pictures
 MAX_WAITING = 512
-SECONDS_BETWEEN_LOOKS = 0.5  # whether a client that waits has gone
+SECONDS_BETWEEN_LOOKS = 0.5  # between checks whether a waiting client has disconnected
 
 
 class Turns:
-    """Waiting clients take turns; within a client the first comes first.
+    """Lets waiting clients take turns; requests of one client keep their order.
 
     Args:
-        at_once: Number of turns that may be taken at the same time.
+        at_once: Number of turns at the same time.
     """
 
     def __init__(self, at_once: int):
@@ -28,7 +28,7 @@ class Turns:
 
     @asynccontextmanager
     async def turn(self, client_key: str, has_gone: Callable[[], Awaitable[bool]]) -> AsyncIterator[None]:
-        """Wait for a turn and hold it. Raises Refused where too many wait, and where the client has gone meanwhile."""
+        """Wait for a turn and hold it. Raises Refused if too many wait, or if the client disconnects."""
         if self.free and not self._waiting:
             self.free -= 1
         else:
@@ -42,7 +42,7 @@ class Turns:
         own, in_all = len(self._waiting.get(client_key, ())), sum(map(len, self._waiting.values()))
         if own >= MAX_WAITING_OF_CLIENT or in_all >= MAX_WAITING:
             raise Refused(
-                503, "too many parts of recordings are asked for at once: try again in a moment", {"Retry-After": "1"}
+                503, "too many requests for recordings at once: try again in a moment", {"Retry-After": "1"}
             )
         place = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(client_key, deque()).append(place)
@@ -50,7 +50,7 @@ class Turns:
             while not place.done():
                 await asyncio.wait({place}, timeout=SECONDS_BETWEEN_LOOKS)
                 if not place.done() and await has_gone():
-                    raise Refused(408, "the client has gone")
+                    raise Refused(408, "the client has disconnected")
         except BaseException:
             if place.done():
                 self._pass_on()
