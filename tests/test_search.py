@@ -557,10 +557,15 @@ def test_a_wrong_folder_does_not_empty_the_index(own, models, tmp_path, encoded)
     other.mkdir()
     soundfile.write(other / "a.wav", tone(1, 1, 1.0, np.random.default_rng(8)), SAMPLE_RATE)
     encoded.clear()
-    for folder, count in ((other, 0), (own / "below", 6)):  # a part of the indexed folder is the likely mistake
+    # A part of the indexed folder is the likely mistake, also where it is the larger one.
+    for folder, count in ((other, 0), (own / "below", 6), (own / "most", 8)):
+        if folder.name == "most":
+            (own / "high up").rename(folder), shutil.move(own / "long.flac", folder), shutil.move(own / "stereo.wav", folder)
         with pytest.raises(UserError, match=f"of folder {own}; {folder} holds {count} of its 14 recordings.*--overwrite"):
             AudioIndex.build(folder, None, path)
         assert digests(path) == before and encoded == []
+    shutil.move(own / "below", own / "most")
+    assert counts_of(AudioIndex.build(own / "most", None, path)) == {"moved": 14}  # everything lies in there now
     assert counts_of(AudioIndex.build(own.parent, None, path)) == {"moved": 14, "added": 1}  # a folder around it loses nothing
 
 

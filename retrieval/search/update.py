@@ -148,8 +148,8 @@ def update_index(writer: IndexWriter, folder: Path, encoder: ExcerptEncoder) -> 
 def _take_over(writer: IndexWriter, folder: Path, files: list[Found]) -> set[str]:
     """Make `folder` the one that is indexed, if it holds most of what the index knows.
 
-    A folder of other recordings, or a part of those that are indexed, given by mistake, would empty the index: it is
-    refused. Names and times are no evidence here, since copies and archives may give the same ones to other content.
+    A folder of other recordings, or a part of the one that is indexed, given by mistake, would empty the index: it is
+    refused, the part unless everything lies in there now. Names and times are no evidence here, since copies and archives may give the same ones to other content.
 
     Args:
         files: those of `folder`.
@@ -171,7 +171,8 @@ def _take_over(writer: IndexWriter, folder: Path, files: list[Found]) -> set[str
     there = {digest for _, digest in recognised}
     num_there = sum(digest in there for digest in digests.values())
     before = writer.meta["folder"]
-    if num_there < LEAST_IN_COMMON * len(digests):
+    is_part = folder.resolve().is_relative_to(before)  # the others still lie beside it: they were not moved
+    if num_there < (1.0 if is_part else LEAST_IN_COMMON) * len(digests):
         raise UserError(
             f"index {writer.folder} is of folder {before}; {folder} holds {num_there:,} of its {len(digests):,} "
             "recordings: give the folder that they were moved to, or another --index, or --overwrite, which forgets them"
