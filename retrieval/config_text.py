@@ -59,6 +59,12 @@ class _Loader(yaml.SafeLoader):
         self.size_of.setdefault(id(node), self.num_values - before)
         return node
 
+    def construct_scalar(self, node: yaml.Node) -> str:
+        text = super().construct_scalar(node)
+        if any(letter == "\0" or "\ud800" <= letter <= "\udfff" for letter in text):
+            raise Refused(None, None, "a null byte or half a surrogate pair, which no path and no text can hold", node.start_mark)
+        return text
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[tuple[str, str]] = set()
         for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():

@@ -334,6 +334,8 @@ HOSTILE = {
     "nested mappings": ("seed: " + "{a: " * 3000 + "1" + "}" * 3000, "nested"),
     "nested blocks": ("".join(" " * depth + "-\n" for depth in range(900)), "nested"),
     "alias within itself": ("seed: &a [*a]", "anchor"),
+    "null byte": ('seed: "a\\0b"', "null byte"),
+    "half a surrogate pair": ('seed: "\\ud800"', "surrogate"),
     "section within itself": ("train: &a {epochs: *a}", "anchor"),
     "object": ("seed: !!python/object/apply:os.getpid []", "python/object"),
     "number that is none": ("seed: !!int ''", "tag"),
@@ -363,7 +365,9 @@ def test_a_hostile_file_is_one_short_line(tmp_path: Path, name: str):
     assert expected in message and len(message) < 3000 and message.startswith("config ")
 
 
-@pytest.mark.parametrize("name", ["alias bomb", "nested lists", "nested mappings", "alias within itself", "object", "enormous number"])
+@pytest.mark.parametrize(
+    "name", ["alias bomb", "nested lists", "nested mappings", "alias within itself", "null byte", "object", "enormous number"]
+)
 def test_a_hostile_override_is_one_short_line(empty: Path, name: str):
     text = HOSTILE[name][0]
     message = error_of(empty, f"seed={text if name == 'alias bomb' else text.removeprefix('seed: ')}")
