@@ -100,6 +100,9 @@ FFMPEG = [
     ("adpcm.wav", "adpcm_yamaha", "wav", 44_100, 2048),
     ("mp3.wav", "libmp3lame", "wav", 44_100, 1152 * 3),
     ("a.voc", "pcm_u8", "voc", 8_000, 0),
+    ("a.sox", "pcm_s32le", "sox", 44_100, 0),
+    ("a.flv", "libmp3lame", "flv", 44_100, 1152 * 3),
+    ("a.rm", "ac3", "rm", 44_100, 2048),
 ]
 WITHOUT_LENGTH = {"a.aac", "a.amr", "a.ac3", "a.eac3", "a.mp2", "a.ts"}  # a part of such a file is a whole one
 
@@ -238,6 +241,15 @@ def test_places_in_files_that_were_joined(tmp_path, codec, container):
             first = round(place * reader.sample_rate)
             reader.seek(first)
             assert np.abs(reader.read(2_000) - whole[first : first + 2_000]).max() < 2e-3, place
+
+
+def test_places_in_a_speex_file_that_was_broken_off():
+    whole = read_all(SOUNDS / "broken_off.spx")
+    with SoundReader(SOUNDS / "broken_off.spx") as reader:
+        for first in RNG.integers(0, len(whole), 40):
+            reader.seek(int(first))
+            found = reader.read(len(whole))
+            assert len(found) == len(whole) - first and np.abs(found - whole[first:]).max() < 2e-3
 
 
 @pytest.mark.parametrize(("codec", "container"), [("tta", "tta"), ("wavpack", "wv"), ("ac3", "ac3"), ("flac", "flac")])

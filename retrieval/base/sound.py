@@ -366,7 +366,8 @@ def _open_source(path: bytes, file: Any, kind: Kind) -> "_Libsndfile | _Chain | 
         source = _Ffmpeg(path, kind, part)
     except UnreadableSound as error:
         raise UnreadableSound(f"cannot be decoded: {reason}" if reason else str(error)) from None
-    source.can_jump = len(links) <= 1  # times restart in each link
+    # Times restart in each link; those of Speex are not exact in a recording that was broken off.
+    source.can_jump = len(links) <= 1 and not any(b"Speex   " in link.codecs for link in links)
     if mpeg and mpeg.num_frames:
         source.least_frames = mpeg.num_frames * mpeg.samples_of_frame, MAX_MISSING_MP3_FRAMES
     return source

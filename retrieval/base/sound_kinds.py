@@ -575,6 +575,34 @@ def _voc_blocks(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
         place += 4 + length
 
 
+def _sox_samples(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
+    head = _at(file, 0, 16)
+    if len(head) == 16:
+        length_of_head, num_samples = struct.unpack("<4xIQ" if head[:4] == b".SoX" else ">4xIQ", head)
+        if num_samples < UNKNOWN_LENGTH_64 // 4:
+            yield 4 + length_of_head, 4 + length_of_head + 4 * num_samples
+
+
+def _flv_tags(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
+    place = int.from_bytes(_at(file, 5, 4), "big") + 4
+    while len(tag := _at(file, place, 4)) == 4 and tag[0] in (8, 9, 18):  # sound, picture, text
+        length = 11 + int.from_bytes(tag[1:], "big") + 4
+        yield place, place + length
+        place += length
+
+
+def _real_chunks(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
+    place = 0
+    while len(chunk := _at(file, place, 8)) == 8:
+        length = int.from_bytes(chunk[4:], "big")  # with its head
+        if not 8 <= length < UNKNOWN_LENGTH:
+            return
+        yield place, place + length
+        if chunk[:4] == b"DATA":
+            return
+        place += length
+
+
 def _caf_data(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
     place = 8
     while len(chunk := _at(file, place, 12)) == 12:
@@ -705,6 +733,9 @@ WALKS = {
     "16SV": _iff_data,
     "AU": _au_data,
     "VOC": _voc_blocks,
+    "SoX": _sox_samples,
+    "Flash video": _flv_tags,
+    "RealMedia": _real_chunks,
     "CAF": _caf_data,
     "W64": _w64_data,
     "MP4": _mp4_boxes,
