@@ -305,7 +305,7 @@ def _most_layers(value: Any, name: str = "") -> int:
     if isinstance(value, (dict, list)):
         items = value.items() if isinstance(value, dict) else ((name, item) for item in value)
         return max((_most_layers(item, str(key)) for key, item in items), default=0)
-    return value if type(value) is int and re.search("layer|depth|block", name) else 0
+    return value if type(value) is int and re.search("(layers?|depths?|blocks)$", name) else 0
 
 
 def check_finite(model: nn.Module, what: str, remedy: str) -> None:
