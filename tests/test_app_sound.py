@@ -200,6 +200,32 @@ def test_one_that_has_gone_frees_its_place_and_too_many_are_sent_away(monkeypatc
     asyncio.run(scenario())
 
 
+def test_a_whole_recording_waits_for_its_turns(index, found, monkeypatch):
+    """Its header has promised all bytes: where too many wait at the decoders it waits too."""
+    monkeypatch.setattr(server, "BYTES_AT_ONCE", 20_000)
+    monkeypatch.setattr(server, "SECONDS_BETWEEN_TRIES", 0.0)
+    tries = []
+
+    async def decode(function, *arguments):
+        tries.append(arguments)
+        if len(tries) % 2:
+            raise Refused(503, "too many")
+        return function(*arguments)
+
+    async def scenario(is_gone: bool) -> bytes:
+        async def has_gone() -> bool:
+            return is_gone
+
+        answer = await server.answer_range(wave, "", decode, has_gone)
+        return b"".join([part async for part in answer.body_iterator])
+
+    wave = audio.WaveFile(found[0] / "gsm.wav", SECONDS)
+    assert asyncio.run(scenario(False)) == wave.read(0, wave.size)
+    num_tries = len(tries)
+    assert num_tries == 2 * -(-wave.size // 20_000)
+    assert len(asyncio.run(scenario(True))) == wave.size and len(tries) == num_tries  # nothing is decoded for no one
+
+
 def test_a_query_is_answered_while_fifty_ranges_wait(index, monkeypatch):
     """The decoder stands still: nothing but the query can go on."""
     begin, go_on, at_once = threading.Event(), threading.Event(), []

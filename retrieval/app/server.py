@@ -40,6 +40,7 @@ RANGES = {"Accept-Ranges": "bytes", "Cache-Control": "no-cache"}
 FORM_BYTES = 2**20  # of an upload's form, in addition to the file
 SECONDS_OF_AN_UPLOAD = 1800
 SECONDS_OF_A_PIECE = 60  # longest wait for the next bytes of an upload
+SECONDS_BETWEEN_TRIES = 1.0  # to get a turn at the decoders
 SECONDS_BETWEEN_SIGNS = 15  # between signs of life of an open page
 
 logger = logging.getLogger(__name__)
@@ -132,7 +133,7 @@ def add_routes(app: FastAPI, index: AudioIndex, clients: Clients) -> None:
         wave = await decode(WaveFile, path, seconds_of[file])
         if request.method == "HEAD":
             return Response(media_type="audio/wav", headers=RANGES | {"Content-Length": str(wave.size)})
-        return await answer_range(wave, request.headers.get("range", ""), decode)
+        return await answer_range(wave, request.headers.get("range", ""), decode, request.is_disconnected)
 
     @app.get("/picture")
     async def picture(request: Request, file: str, start: float, end: float) -> Response:
@@ -231,17 +232,26 @@ async def receive_upload(request: Request, clients: Clients, client: Client, rec
         raise Refused(507, "there is no room for uploads on the disk") from None
 
 
-async def answer_range(wave: WaveFile, header: str, decode: Callable[..., Awaitable[bytes]]) -> Response:
+async def answer_range(
+    wave: WaveFile, header: str, decode: Callable[..., Awaitable[bytes]], has_gone: Callable[[], Awaitable[bool]]
+) -> Response:
     """Answer a `Range` header of one range (RFC 9110, 14.2) with that part of the WAV; without it, stream the whole WAV."""
     if not header.strip().lower().startswith("bytes="):
 
+        async def piece(first: int, stop: int) -> bytes:
+            """Wait where the decoders are busy: the status has been sent, so that it is too late to refuse."""
+            while not await has_gone():
+                try:
+                    return await decode(wave.read, first, stop)
+                except UserError:
+                    break  # damaged here: silence, to match Content-Length
+                except Refused:  # no turn at the decoders, for now
+                    await asyncio.sleep(SECONDS_BETWEEN_TRIES)
+            return bytes(stop - first)
+
         async def pieces() -> AsyncIterator[bytes]:
             for first in range(0, wave.size, BYTES_AT_ONCE):
-                stop = min(first + BYTES_AT_ONCE, wave.size)
-                try:
-                    yield await decode(wave.read, first, stop)
-                except UserError:
-                    yield bytes(stop - first)  # damaged here: silence, to match Content-Length
+                yield await piece(first, min(first + BYTES_AT_ONCE, wave.size))
 
         return StreamingResponse(pieces(), media_type="audio/wav", headers=RANGES | {"Content-Length": str(wave.size)})
     span = range_of(header, wave.size)
