@@ -12,6 +12,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,7 +26,7 @@ from retrieval.app import clients as clients_module
 from retrieval.app import password as password_module
 from retrieval.app.__main__ import main
 from retrieval.app.clients import Clients, Refused, safe_name
-from retrieval.app.gate import FILES, JOIN, PREFIXES, ROUTES, UPLOAD
+from retrieval.app.gate import ANSWERS, FILES, JOIN, PREFIXES, ROUTES, UPLOAD
 from retrieval.app.password import Password
 from retrieval.search import AudioIndex
 
@@ -65,6 +66,12 @@ def ask_directly(app, event: object) -> tuple[int, bytes]:
     return messages[0]["status"], messages[1]["body"]
 
 
+def browser_form(content: bytes, name: str = "own.wav") -> bytes:
+    disposition = f'Content-Disposition: form-data; name="files"; filename="{name}"'
+    head = f"--{BOUNDARY}\r\n{disposition}\r\nContent-Type: audio/wav\r\n\r\n"
+    return head.encode() + content + f"\r\n--{BOUNDARY}--\r\n".encode()
+
+
 class Browser:
     """A client with its own cookie jar, as it reaches the page over HTTP."""
 
@@ -93,9 +100,7 @@ class Browser:
         return code, body
 
     def upload(self, content: bytes, name: str = "own.wav", **headers: str) -> tuple[int, bytes]:
-        disposition = f'Content-Disposition: form-data; name="files"; filename="{name}"'
-        head = f"--{BOUNDARY}\r\n{disposition}\r\nContent-Type: audio/wav\r\n\r\n"
-        body = head.encode() + content + f"\r\n--{BOUNDARY}--\r\n".encode()
+        body = browser_form(content, name)
         code, _, answer = self.ask(
             "POST", UPLOAD, body, Content_Type=f"multipart/form-data; boundary={BOUNDARY}", **headers
         )
@@ -399,6 +404,32 @@ def test_a_wrong_range_is_4xx_without_a_traceback(browser, capfd, span):
     assert "Traceback" not in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("host", ["[1:2]", "[::::]", "[127.0.0.1]", "127.0.0.1:99999", "localhost:0", "[::1", "a b"])
+def test_a_host_that_is_none_is_4xx_without_a_traceback(browser, capfd, host):
+    assert browser.ask("GET", "/config", Host=host)[0] == 400
+    assert browser.ask("GET", "/config", Host=host, Origin="null")[0] == 400  # none is not the origin of none
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_two_streams_of_a_session_that_break_off_leave_no_traceback(browser, index, monkeypatch, capfd):
+    go_on = threading.Event()
+    monkeypatch.setattr(index, "search", lambda *_, **__: go_on.wait(60) and [])
+    try:
+        assert browser.post(JOIN, event_of(browser, "words", QUERY, "", 0, 9, 10, session_hash="twice"))[0] == 200
+        streams = []
+        for _ in range(3):
+            connection = http.client.HTTPConnection(urlsplit(browser.address).netloc, timeout=60)
+            connection.request("GET", f"{ANSWERS}?session_hash=twice", headers={"Cookie": browser.cookie})
+            streams.append(connection)
+        assert streams[0].getresponse().status == 200
+        for connection in streams:
+            connection.close()
+        wait_for(lambda: browser.ask("GET", f"{ANSWERS}?session_hash=twice")[0] == 404)
+    finally:
+        go_on.set()
+    assert "Traceback" not in capfd.readouterr().err
+
+
 # --- origins ---
 
 
@@ -523,6 +554,27 @@ def test_a_form_that_is_no_upload_is_refused(browser, capfd):
         assert browser.ask("POST", UPLOAD, body, Content_Type=kind)[0] == 400
     assert browser.ask("POST", UPLOAD, b"{}", Content_Type="application/json")[0] == 400
     assert browser.ask("POST", UPLOAD, b"x", Content_Type="multipart/form-data")[0] == 400
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_an_upload_of_two_lengths_is_refused(browser, capfd):
+    """Its Content-Length would be counted and its chunks kept."""
+    form = browser_form(b"x")
+    head = (
+        f"POST {UPLOAD} HTTP/1.1\r\nHost: {urlsplit(browser.address).netloc}\r\nCookie: {browser.cookie}\r\n"
+        f"Content-Type: multipart/form-data; boundary={BOUNDARY}\r\n"
+        "Content-Length: 0\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+    connections = []
+    for _ in range(3):  # side by side
+        connection = http.client.HTTPConnection(urlsplit(browser.address).netloc, timeout=60)
+        connection.connect()
+        connection.send(head.encode() + b"1\r\n-\r\n")
+        connections.append(connection)
+    for connection in connections:
+        connection.sock.sendall(b"%x\r\n%s\r\n0\r\n\r\n" % (len(form) - 1, form[1:]))
+        assert connection.sock.makefile("rb").readline().split()[1] == b"400"
+        connection.close()
     assert "Traceback" not in capfd.readouterr().err
 
 

@@ -3,6 +3,7 @@
 A cookie identifies a browser. A program without cookies is identified by its address and cannot upload.
 """
 
+import asyncio
 import hashlib
 import hmac
 import re
@@ -47,11 +48,15 @@ class Upload:
 
 @dataclass
 class Session:
-    """An open page: Gradio's session_hash and the number of its event streams and requests in progress."""
+    """An open page: Gradio's session_hash and the number of its event streams and requests in progress.
+
+    One stream at a time gets `answers`: Gradio fails where the first of two is broken off.
+    """
 
     owner: str
     last_used: float
     open: int = 0
+    answers: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 @dataclass

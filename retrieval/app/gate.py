@@ -199,7 +199,10 @@ class Gate:
             if session_hash not in self.clients.sessions:
                 raise Refused(404, "there is no such session")
             scope |= for_gradio(asked, urlencode({"session_hash": session_hash}))
-            await self._in_session(client, session_hash, scope, receive, send)
+            async with self.clients.session(client, session_hash).answers:
+                if not self.num_waiting(session_hash):
+                    raise Refused(404, "no question of this session waits for its answer")
+                await self._in_session(client, session_hash, scope, receive, send)
         elif asked.path in ("/", "/config", "/theme.css", "/favicon.ico") or asked.path.startswith(
             ("/assets/", "/static/")
         ):
@@ -264,6 +267,8 @@ def read_head(scope: Scope) -> Asked:
         if key in headers and key in ("host", "origin", "content-length", "content-type", "range"):
             raise Refused(400, f"the header {key} is given twice")
         headers[key] = f"{headers[key]}; {value.decode('latin-1')}" if key in headers else value.decode("latin-1")
+    if "content-length" in headers and "transfer-encoding" in headers:
+        raise Refused(400, "a body has a Content-Length or a Transfer-Encoding, not both")  # which is the length?
     try:
         query = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True, max_num_fields=20)
     except ValueError:
@@ -311,7 +316,13 @@ def host_name(host: str) -> str | None:
     """Return the name in a Host header, without port and brackets; None if it is invalid."""
     if not re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[\w.-]+|::1)(:\d{1,5})?", host):
         return None
-    return "::1" if host == "::1" else urlsplit(f"//{host}").hostname
+    if host == "::1":
+        return host
+    try:
+        parts = urlsplit(f"//{host}")
+        return parts.hostname if parts.port != 0 else None  # a port beyond 65535 is a ValueError
+    except ValueError:
+        return None
 
 
 def is_address(name: str) -> bool:

@@ -86,8 +86,13 @@ def make_server(index: AudioIndex, uploads: Path, names: frozenset[str] | None, 
 
 
 def num_waiting(page: gr.Blocks, session_hash: str) -> int:
-    """Count a session's events that are in Gradio's queue or whose answer was not fetched yet."""
-    return len(page._queue.pending_event_ids_session.get(session_hash, ()))
+    """Count a session's events that are in Gradio's queue or whose answer was not fetched yet.
+
+    Events whose stream was broken off are not counted, even while they run.
+    """
+    events = page._queue.event_ids_to_events
+    waiting = page._queue.pending_event_ids_session.get(session_hash, ())
+    return sum(event_id not in events or events[event_id].alive for event_id in waiting)
 
 
 def forget(page: gr.Blocks, session_hash: str) -> None:
