@@ -148,8 +148,9 @@ def update_index(writer: IndexWriter, folder: Path, encoder: ExcerptEncoder) -> 
 def _take_over(writer: IndexWriter, folder: Path, files: list[Found]) -> set[str]:
     """Make `folder` the one that is indexed, if it holds most of what the index knows.
 
-    A folder of other recordings, or a part of the one that is indexed, given by mistake, would empty the index: it is
-    refused, the part unless everything lies in there now. Names and times are no evidence here, since copies and archives may give the same ones to other content.
+    A folder of other recordings, given by mistake, would empty the index: it is refused. So is a folder within the
+    indexed one, unless it holds all recordings. Names and times are no evidence here, since copies and archives may
+    give the same ones to other content.
 
     Args:
         files: those of `folder`.
