@@ -578,6 +578,19 @@ def test_an_upload_of_two_lengths_is_refused(browser, capfd):
     assert "Traceback" not in capfd.readouterr().err
 
 
+def test_a_page_that_outlives_its_server_is_a_client_again(address):
+    """Its cookie is one of the server before."""
+    page = http.client.HTTPConnection(urlsplit(address).netloc, timeout=60)
+    page.request("GET", "/presence", headers={"Cookie": f"retrieval_{urlsplit(address).port}=of.before"})
+    answer = page.getresponse()
+    browser = Browser(address)
+    browser.cookie = answer.getheader("set-cookie").partition(";")[0]
+    code, body = browser.upload(b"x")
+    assert code == 200 and browser.ask("GET", FILES + json.loads(body)[0])[0] == 200
+    answer.close()
+    page.close()
+
+
 def test_uploads_go_when_the_client_leaves(index, tmp_path, monkeypatch):
     monkeypatch.setattr("retrieval.app.gate.SECONDS_BETWEEN_SWEEPS", 0.05)
     monkeypatch.setattr(clients_module, "SECONDS_AWAY", 0.3)
@@ -734,9 +747,13 @@ def test_a_page_on_the_network_prints_a_token_and_a_warning(indexed):  # noqa: F
             browser = Browser(f"http://127.0.0.1:{port}")
             assert browser.ask("GET", "/config")[0] == 401
             assert browser.ask("GET", f"/?token={token}")[0] == 200 and browser.ask("GET", "/config")[0] == 200
+            page = http.client.HTTPConnection(f"127.0.0.1:{port}", timeout=60)
+            page.request("GET", "/presence", headers={"Cookie": browser.cookie})
+            assert page.getresponse().read(1)
         finally:
-            process.terminate()
+            process.terminate()  # a page is still open
             errors = process.communicate(timeout=60)[1]
+    assert "Traceback" not in errors
     assert "open to the network" in errors and "6 recordings" in errors and token not in errors
 
 

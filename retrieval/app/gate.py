@@ -143,8 +143,12 @@ class Gate:
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         cookies: list[str] = []
 
+        is_stream = False
+
         async def send_safely(message: dict) -> None:
+            nonlocal is_stream
             if message["type"] == "http.response.start":
+                is_stream = all(name.lower() != b"content-length" for name, _ in message["headers"])
                 kept = [
                     (name, value)
                     for name, value in message["headers"]
@@ -160,6 +164,10 @@ class Gate:
             check_route(asked)
             check_origin(asked)
             await self._admit(asked, receive, send_safely, cookies)
+        except asyncio.CancelledError:  # the server ends, and this page is still open
+            if not is_stream:
+                raise
+            await send({"type": "http.response.body"})
         except Refused as refusal:
             headers = refusal.headers | ({"Connection": "close"} if scope["method"] == "POST" else {})
             await JSONResponse({"detail": refusal.detail}, refusal.status, headers)(scope, receive, send_safely)
@@ -183,7 +191,7 @@ class Gate:
             if asked.path == "/":
                 return await HTMLResponse(login_page(), 401)(scope, receive, send)
             raise Refused(401, "this page needs a password: open it in a browser and enter it")
-        if name is None and asked.path in ("/", UPLOAD):
+        if name is None and asked.path in ("/", UPLOAD, "/presence"):  # presence: after a restart of the server
             cookie = self.clients.new_cookie()
             cookies.append(cookie_text(cookie_name, cookie, scope["scheme"]))
             name = self.clients.name_in(cookie)
