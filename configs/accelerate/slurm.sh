@@ -4,7 +4,7 @@
 # Submit it where train.py lies, with the Python environment active. The cache must be readable, and train.output the same shared folder, on all
 # nodes. Before its time is up the job gets SIGTERM, saves a state and ends: submit it again with --resume.
 # `srun python train.py` alone starts processes that do not know of each other, and is refused. For one process: srun --ntasks=1 python evaluate.py ...
-# Not run yet on a SLURM cluster, nor on several GPUs.
+# Run with SLURM 22.05 on one node without GPUs, two processes (PROCESSES_PER_NODE=2); not run yet on several nodes, nor on GPUs.
 #SBATCH --job-name=retrieval
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
