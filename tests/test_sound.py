@@ -419,6 +419,36 @@ def test_wav_headers_that_are_not_quite_right(tmp_path, name):
     assert np.array_equal(read(tmp_path / "a.wav"), np.frombuffer(PCM, "<i2") / np.float32(32768))
 
 
+@pytest.mark.parametrize("length", [0, 1_000, 2 * RATE - 4])
+def test_a_wav_whose_length_has_wrapped(tmp_path, monkeypatch, length):
+    """Recorders that know no RF64 write the lower 32 bits of the length; here 12 bits, as a test of 4 GB takes long."""
+    monkeypatch.setattr(sound_kinds, "WRAPPED", 1 << 12)
+    path = tmp_path / "a.wav"
+    path.write_bytes(wav(PCM + PCM, length=length))
+    assert np.array_equal(read(path), np.frombuffer(PCM + PCM, "<i2") / np.float32(32768))
+    with SoundReader(path) as reader:
+        reader.seek(RATE + 100)
+        assert np.array_equal(reader.read(50)[:, 0], np.frombuffer(PCM, "<i2")[100:150] / np.float32(32768))
+
+
+def test_a_real_wav_of_more_than_4_gb_is_read_beyond_its_header(tmp_path):
+    path, size = tmp_path / "a.wav", 2**32 + 2 * RATE
+    path.write_bytes(wav(PCM, length=size % 2**32))
+    os.truncate(path, size + 44)  # a file with a hole takes no room
+    with SoundReader(path) as reader:
+        assert reader.announced_frames is None and reader.read(RATE).any()
+        reader.seek(RATE + 10_000)
+        assert len(reader.read(1_000)) == 1_000
+
+
+def test_an_ogg_of_nothing_but_beginnings_takes_no_time(tmp_path):
+    page = b"OggS\0\2" + bytes(20) + b"\0"
+    (tmp_path / "a.ogg").write_bytes(page * 40_000)
+    with open(tmp_path / "a.ogg", "rb") as file:
+        assert len(sound_kinds.ogg_links(file)[0].codecs) == sound_kinds.MOST_STREAMS
+    error_of(tmp_path / "a.ogg")
+
+
 BAD_WAVS = {
     "half is gone": (wav(PCM[:RATE], length=2 * RATE), "truncated"),
     "two kilobytes are gone": (wav(PCM[:-2000], length=2 * RATE), "truncated"),

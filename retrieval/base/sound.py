@@ -342,7 +342,9 @@ def _open_source(path: bytes, file: Any, kind: Kind) -> "_Libsndfile | _Chain | 
         by_libsndfile = all(
             len(link.codecs) == 1 and link.codecs[0].startswith((b"\x01vorbis", b"OpusHead")) for link in links
         )
-    if kind is sound_kinds.WAV and sound_kinds.wav_was_not_closed(file):
+    if kind is sound_kinds.WAV and (
+        sound_kinds.wav_was_not_closed(file) or sound_kinds.wrapped_wav_length(file) is not None
+    ):
         by_libsndfile = False
     if mpeg:
         # The Xing frame must count the whole file: it may belong to the first of several joined files. mpg123 warns on
@@ -465,9 +467,9 @@ class _Libsndfile:
 class _Part(io.RawIOBase):
     """Bytes `start` to `end` of a file as a file object."""
 
-    def __init__(self, path: bytes, start: int, end: int):
+    def __init__(self, path: bytes, start: int, end: int, zeroed: int | None = None):
         self._file = open(path, "rb")  # noqa: SIM115  closed with this object
-        self._start, self._end = start, end
+        self._start, self._end, self._zeroed = start, end, zeroed  # zeroed: place of 4 bytes, a length that is wrong
         self._file.seek(start)
 
     def readable(self) -> bool:
@@ -479,6 +481,9 @@ class _Part(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         place = self._file.tell()
         data = self._file.read(max(0, min(len(buffer), self._end - place)))
+        if self._zeroed is not None and place < self._zeroed + 4 and place + len(data) > self._zeroed:
+            first, stop = max(0, self._zeroed - place), min(len(data), self._zeroed + 4 - place)
+            data = data[:first] + bytes(stop - first) + data[stop:]
         buffer[: len(data)] = data
         return len(data)
 
@@ -610,6 +615,8 @@ class _Ffmpeg(_Stream):
 
     def __init__(self, path: bytes, kind: Kind, part: tuple[int, int] | None):
         self._path, self._kind, self._part = path, kind, part or (0, os.path.getsize(path))
+        with open(path, "rb") as file:
+            self._zeroed = sound_kinds.wrapped_wav_length(file) if kind is sound_kinds.WAV else None
         self._seek_points: list[tuple[int, int]] = []  # one a decoded second: frame, time in FFmpeg's units
         super().__init__()
         if kind.name in sound_kinds.WITH_EXACT_LENGTH and self._announced_seconds:
@@ -643,7 +650,7 @@ class _Ffmpeg(_Stream):
         self._is_last_bad = False
         self._announced_seconds = None
         av.logging.set_level(None)
-        with contextlib.closing(_Part(self._path, *self._part)) as file:
+        with contextlib.closing(_Part(self._path, *self._part, self._zeroed)) as file:
             try:
                 # Not `options`: PyAV reads past the end of that array if streams appear after the header (FLV, VOC).
                 limits = {"protocol_whitelist": "none"}

@@ -466,6 +466,7 @@ def adts_start(data: bytes) -> int | None:
 
 UNKNOWN_LENGTH = 0x7FFFF000  # programs that write to a pipe leave 0xFFFFFFFF or, as sox, 0x7FFFF000 or more
 UNKNOWN_LENGTH_64 = 1 << 62
+WRAPPED = 1 << 32  # bytes that a length of 32 bits misses
 # Bytes that may be missing, since headers are often wrong by a few: 1/16 of the announced ones, at most 1024, at least 64 (some
 # programs also count the 44 bytes of the header).
 ALLOWED_OF_SMALL, ALLOWED_SHARE, ALLOWED_BYTES = 64, 1 / 16, 1024
@@ -533,6 +534,17 @@ def wav_was_not_closed(file: BinaryIO) -> bool:
         and int.from_bytes(head[4:], "little") <= size - start - 8
     )
     return size - start > 8 and not is_chunk
+
+
+def wrapped_wav_length(file: BinaryIO) -> int | None:
+    """Return the place of the length in the header of a WAV of more than 4 GB, if its 32 bits do not hold the length."""
+    found = _riff_data_chunk(file)
+    if not found or _at(file, 0, 4) not in (b"RIFF", b"RIFX"):
+        return None
+    start, length = found
+    if length < 0:
+        length = int.from_bytes(_at(file, start - 4, 4), "big" if _at(file, 0, 4) == b"RIFX" else "little")
+    return start - 4 if file.seek(0, os.SEEK_END) - start - length >= WRAPPED else None
 
 
 def _avi_riffs(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
@@ -795,13 +807,18 @@ class OggLink:
     codecs: tuple[bytes, ...]
 
 
+MOST_STREAMS = 64  # of a link, that are noted
+
+
 def ogg_links(file: BinaryIO) -> list[OggLink]:
     """Return the links of an Ogg file: one, or several if it is chained."""
     links: list[OggLink] = []
     was_first = False
     for page in ogg_pages(file):
         if page.is_first and was_first:
-            links[-1] = OggLink(links[-1].start, page.end, (*links[-1].codecs, page.codec))
+            links[-1] = OggLink(links[-1].start, page.end, links[-1].codecs)
+            if len(links[-1].codecs) < MOST_STREAMS:  # more are no recording
+                links[-1] = OggLink(links[-1].start, page.end, (*links[-1].codecs, page.codec))
         elif page.is_first or not links:
             links.append(OggLink(page.start, page.end, (page.codec,)))
         else:
