@@ -328,7 +328,10 @@ def test_a_decoder_that_does_not_start_is_one_line(sounds, monkeypatch, capfd):
 
 def test_a_child_that_is_killed_while_it_starts_is_started_again(sounds, tmp_path, monkeypatch):
     decoder_process.close_all()
-    kill = f"import os; n = {str(tmp_path)!r} + '/' + str(len(os.listdir({str(tmp_path)!r}))); os.mkdir(n); n[-1] < '{{}}' and os.kill(os.getpid(), 9)\n"
+    kill = (
+        f"import os; place = {str(tmp_path)!r}; number = len(os.listdir(place)); "
+        "os.mkdir(os.path.join(place, str(number))); number < {} and os.kill(os.getpid(), 9)\n"
+    )
     monkeypatch.setattr(decoder_process, "START", kill.format(2) + decoder_process.START)
     assert decoder_process.read_frames(sounds[0], 0, 10)[1].sample_rate > 0
     assert len(list(tmp_path.iterdir())) == 3  # two were killed
