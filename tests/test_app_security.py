@@ -591,6 +591,12 @@ def test_a_page_that_outlives_its_server_is_a_client_again(address):
     page.close()
 
 
+def test_a_page_that_lost_the_connection_finds_the_server_again(browser):
+    """Gradio's script asks for this every two seconds, and loads the page again when it is answered."""
+    code, _, body = browser.ask("GET", "/gradio_api/app_id")
+    assert code == 200 and json.loads(body)["app_id"] == json.loads(browser.ask("GET", "/config")[2])["app_id"]
+
+
 def test_uploads_go_when_the_client_leaves(index, tmp_path, monkeypatch):
     monkeypatch.setattr("retrieval.app.gate.SECONDS_BETWEEN_SWEEPS", 0.05)
     monkeypatch.setattr(clients_module, "SECONDS_AWAY", 0.3)

@@ -24,12 +24,14 @@ LOGIN_BYTES = 2**12
 MAX_WAITING_OF_CLIENT = 8  # events of one client in Gradio's queue
 SECONDS_BETWEEN_SWEEPS = 5.0
 UPLOAD, FILES = "/gradio_api/upload", "/gradio_api/file="
+APP_ID = "/gradio_api/app_id"  # asked for by a page that lost the connection, until it can load again
 JOIN, ANSWERS = "/gradio_api/queue/join", "/gradio_api/queue/data"
 
 
 ROUTES: dict[str, set[str]] = {
     "/": {"GET", "HEAD"},
     "/config": {"GET"},
+    APP_ID: {"GET"},
     "/theme.css": {"GET"},
     "/favicon.ico": {"GET"},
     "/recording": {"GET", "HEAD"},
@@ -143,7 +145,7 @@ class Gate:
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         cookies: list[str] = []
 
-        is_stream = False
+        is_stream: bool | None = None  # None: nothing was answered yet
 
         async def send_safely(message: dict) -> None:
             nonlocal is_stream
@@ -165,9 +167,12 @@ class Gate:
             check_origin(asked)
             await self._admit(asked, receive, send_safely, cookies)
         except asyncio.CancelledError:  # the server ends, and this page is still open
-            if not is_stream:
+            if is_stream is None:
+                await JSONResponse({"detail": "the page has ended"}, 503)(scope, receive, send)
+            elif is_stream:
+                await send({"type": "http.response.body"})
+            else:
                 raise
-            await send({"type": "http.response.body"})
         except Refused as refusal:
             headers = refusal.headers | ({"Connection": "close"} if scope["method"] == "POST" else {})
             await JSONResponse({"detail": refusal.detail}, refusal.status, headers)(scope, receive, send_safely)
@@ -211,7 +216,7 @@ class Gate:
                 if not self.num_waiting(session_hash):
                     raise Refused(404, "no question of this session waits for its answer")
                 await self._in_session(client, session_hash, scope, receive, send)
-        elif asked.path in ("/", "/config", "/theme.css", "/favicon.ico") or asked.path.startswith(
+        elif asked.path in ("/", "/config", APP_ID, "/theme.css", "/favicon.ico") or asked.path.startswith(
             ("/assets/", "/static/")
         ):
             await self.app(scope | for_gradio(asked), receive, send)
