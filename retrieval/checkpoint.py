@@ -151,7 +151,7 @@ def save_state(accelerator: Accelerator, run: Path, progress: Progress) -> None:
 
 
 def _write_weights(models: list[torch.nn.Module], weights: list[dict[str, Any]], folder: str) -> None:
-    """In place of Accelerate, which drops all but one of the tensors that share memory, whatever they hold."""
+    """Write the weights instead of Accelerate, which keeps only one of the tensors that share memory, even if they differ."""
     weights.clear()
     if PartialState().is_main_process:
         write_weights(extract_model_from_parallel(models[0]), Path(folder) / WEIGHTS)
@@ -171,7 +171,7 @@ def load_state(accelerator: Accelerator, run: Path, progress: Progress, steps_pe
     num_saved = len(list(folder.glob("random_states_*.pkl")))
     try:
         for path in folder.glob("custom_checkpoint_*.pkl"):
-            load(path)  # plain values only: Accelerate itself would run anything in them
+            load(path)  # refuses anything but plain values; Accelerate would run code in them
         if num_saved == accelerator.num_processes:
             load(folder / f"random_states_{accelerator.process_index}.pkl")  # from a damaged one Accelerate would go on without a word
         else:
@@ -182,7 +182,7 @@ def load_state(accelerator: Accelerator, run: Path, progress: Progress, steps_pe
                     f"this run has {accelerator.num_processes}; launch as many as before until the epoch has ended, then go on with any number"
                 )
         scaler = accelerator.scaler
-        if not (folder / "scaler.pt").is_file():  # train.mixed_precision=auto was bf16 where it was saved: fp16 begins with a new scale
+        if not (folder / "scaler.pt").is_file():  # saved with bf16 (train.mixed_precision=auto): fp16 begins with a new scale
             accelerator.scaler = None
         with accelerator.register_load_state_pre_hook(_read_weights):
             accelerator.load_state(str(folder))
@@ -263,7 +263,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 @contextmanager
 def _explained(what: str) -> Iterator[None]:
-    """Raise UserError for an error of the disk; every other error stays what it is."""
+    """Turn an error of the disk into a UserError; raise every other error unchanged."""
     try:
         yield
     except Exception as error:

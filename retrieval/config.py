@@ -14,7 +14,7 @@ from retrieval.config_text import apply_override, explain, flatten, read_yaml_fi
 from retrieval.errors import UserError
 
 
-# A path, or a hub name, which never begins with `~`. Settings hold the expanded path, so that config.yaml means the same to every user.
+# A path or a hub name. A leading `~` is expanded at once, so that config.yaml means the same for every user.
 UserPath = Annotated[str, AfterValidator(expand_home)]
 
 
@@ -47,7 +47,7 @@ class DataConfig(Section):
     cache: UserPath = Field("data/clotho_v2/cache", description="folder of the Arrow cache, written by data_prep/build_*.py")
     sample_rate: int = Field(32_000, ge=8_000, le=192_000, description="Hz; must be the cache's")
     max_seconds: float = Field(30.0, gt=0, le=600, description="s; longer clips are cut (training: random place, evaluation: start)")
-    frame_cache: UserPath | None = Field(None, description="folder for what frozen encoders say, once a clip (its start) or caption")
+    frame_cache: UserPath | None = Field(None, description="folder of the cached outputs of frozen encoders, one a clip (its start) or caption")
     num_workers: int = Field(4, ge=0, le=128, description="loader processes, at most one a core; 0 loads in the training process")
 
 
@@ -200,7 +200,7 @@ class OptimizerConfig(Section):
 class TrainConfig(Section):
     output: UserPath = Field("", description="run folder; default: runs/<name of the YAML file>")
     init_from: UserPath | None = Field(None, description="model folder whose weights a run starts from, in place of checkpoints")
-    caches: list[UserPath] = Field([], description="train on the development splits of these; data.cache then gives validation and evaluation alone")
+    caches: list[UserPath] = Field([], description="train on the development splits of these; data.cache then gives validation and evaluation only")
     cache_weights: list[float] = Field([], description="how often an epoch goes through the pairs of each cache; none: once")
     epochs: int = Field(20, ge=1)
     batch_size: int = Field(16, ge=2, description="(clip, caption) pairs a step, over all processes together")

@@ -1,7 +1,7 @@
 """Between text and settings: strict YAML, `section.key=value` overrides, flat names, and errors in one line that name the nearest valid setting.
 
-Of YAML only what settings need is read: mappings, lists, words and decimal numbers, without tags and dates. A file may come from anyone, so its
-size, its depth and what its aliases expand to are bounded before anything is made of it.
+Settings need a part of YAML only: mappings, lists, words and decimal numbers, without tags and dates. A file may come from anyone, so its size, its
+depth and the expansion of its aliases are limited during parsing.
 """
 
 import difflib
@@ -16,16 +16,16 @@ from pydantic import BaseModel
 from retrieval.errors import UserError
 
 MAX_BYTES = 2**20  # of a YAML file; the longest of configs/ has 2 kB
-MAX_DEPTH = 20  # of lists and mappings in each other; settings have 4
-MAX_VALUES = 10_000  # keys, values and list elements, aliases written out
-MAX_DIGITS = 300  # as many as a float has before the point
-MAX_ERRORS = 10  # told at once
+MAX_DEPTH = 20  # of nested lists and mappings; settings have 4
+MAX_VALUES = 10_000  # keys, values and list elements, with aliases expanded
+MAX_DIGITS = 300  # about as many as the largest float has
+MAX_ERRORS = 10  # in one message
 SHORT = reprlib.Repr()  # of values in errors
 SHORT.maxstring = SHORT.maxother = 100
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML with bounds, in which a key that occurs twice is an error: PyYAML would let the last one win without a word."""
+    """Safe YAML with limits. A duplicate key is an error: PyYAML would silently use the last value."""
 
     yaml_implicit_resolvers = {
         first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":timestamp", ":int"))]
@@ -35,25 +35,25 @@ class _Loader(yaml.SafeLoader):
     def __init__(self, text: str):
         super().__init__(text)
         self.depth = self.num_values = 0
-        self.size_of: dict[int, int] = {}  # id of a finished node -> values in it, aliases written out
+        self.size_of: dict[int, int] = {}  # id of a finished node -> values in it, with aliases expanded
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         event = self.peek_event()
         before = self.num_values
         if getattr(event, "tag", None) not in (None, "!"):
-            raise Refused(None, None, f"the tag {event.tag[:80]} is not read: write the value without it", event.start_mark)
+            raise Refused(None, None, f"the tag {event.tag[:80]} is not supported: write the value without it", event.start_mark)
         if isinstance(event, yaml.AliasEvent) and event.anchor in self.anchors:
             size = self.size_of.get(id(self.anchors[event.anchor]))
             if size is None:
-                raise Refused(None, None, f"the alias *{event.anchor[:80]} stands within its own anchor", event.start_mark)
+                raise Refused(None, None, f"the alias *{event.anchor[:80]} refers to a value that contains it: write the value out", event.start_mark)
             self.num_values += size
         else:
             self.num_values += 1
         if self.num_values > MAX_VALUES:
-            raise Refused(None, None, f"more than {MAX_VALUES:,} values, aliases written out", event.start_mark)
+            raise Refused(None, None, f"more than {MAX_VALUES:,} values with aliases expanded: is it a file of settings?", event.start_mark)
         self.depth += 1
         if self.depth > MAX_DEPTH:
-            raise Refused(None, None, f"lists and sections are nested more than {MAX_DEPTH} deep", event.start_mark)
+            raise Refused(None, None, f"lists and sections are nested more than {MAX_DEPTH} deep: is it a file of settings?", event.start_mark)
         node = super().compose_node(parent, index)
         self.depth -= 1
         self.size_of.setdefault(id(node), self.num_values - before)
@@ -77,7 +77,7 @@ class _Loader(yaml.SafeLoader):
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
         digits = self.construct_scalar(node).replace("_", "")
         if len(digits) > MAX_DIGITS:
-            raise Refused(None, None, f"a number of {len(digits)} digits", node.start_mark)
+            raise Refused(None, None, f"a number of {len(digits)} digits, at most {MAX_DIGITS} are allowed", node.start_mark)
         return int(digits)
 
 
@@ -87,23 +87,32 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
 class Refused(yaml.MarkedYAMLError):
-    """Valid YAML that settings have no use for."""
+    """Valid YAML that settings do not support."""
 
 
 def read_yaml(text: str) -> Any:
-    """Settings in `text`, no part shared with another. Raises yaml.YAMLError."""
+    """Return the settings in `text`, with aliases expanded to copies. Raises yaml.YAMLError."""
     return _unshared(yaml.load(text, Loader=_Loader))
 
 
 def _unshared(value: Any) -> Any:
-    """A copy in which aliases are written out: an override would change all places of one."""
+    """Copy `value` with aliases expanded: otherwise an override would change all places of an alias."""
     if isinstance(value, dict):
         return {key: _unshared(item) for key, item in value.items()}
     return [_unshared(item) for item in value] if isinstance(value, list) else value
 
 
 def read_yaml_file(path: Path, what: str) -> Any:
-    """Settings in the file `path`; `what` names it in the UserError. Raises FileNotFoundError too."""
+    """Return the settings in a YAML file.
+
+    Args:
+        path: The file.
+        what: Its name in messages, such as "config runs/a.yaml".
+
+    Raises:
+        UserError: It cannot be read, or is no YAML of settings.
+        FileNotFoundError: It is absent.
+    """
     try:
         if not path.is_file() and path.exists():  # a pipe or a device may never end
             raise UserError(f"{what} is {'a folder' if path.is_dir() else 'not a regular file'}: give a YAML file")
@@ -130,7 +139,7 @@ def _with_place(error: yaml.MarkedYAMLError) -> str:
 
 
 def shortened(text: str, longest: int = 100) -> str:
-    """`text`, or its beginning."""
+    """Return `text`, cut to `longest` characters."""
     return text if len(text) <= longest else f"{text[:longest]}..."
 
 
@@ -149,7 +158,7 @@ def apply_override(settings: dict[str, Any], override: str) -> None:
         raise UserError(f"override {shortened(override)!r} is not of the form section.key=value, for example train.epochs=5")
     *sections, key = name.split(".")
     if len(sections) > MAX_DEPTH:
-        raise UserError(f"override {shortened(override)!r} names a section {len(sections)} deep")
+        raise UserError(f"override {shortened(override)!r} names a section {len(sections)} levels deep, at most {MAX_DEPTH} are allowed")
     try:
         value = read_yaml(text) if text else ""
     except Refused as error:
@@ -166,7 +175,7 @@ def apply_override(settings: dict[str, Any], override: str) -> None:
 
 
 def explain(errors: list[Any], config: type[BaseModel]) -> str:
-    """The errors of a pydantic ValidationError of `config`, in words."""
+    """Return the errors of a pydantic ValidationError of `config` as one line."""
     more = f"; and {len(errors) - MAX_ERRORS:,} more" if len(errors) > MAX_ERRORS else ""
     return "; ".join(_explain_one(error, config) for error in errors[:MAX_ERRORS]) + more
 

@@ -1,4 +1,4 @@
-"""UserError and run_main, from where they are: retrieval/base/."""
+"""Re-exports the errors and run_main of retrieval/base."""
 
 from retrieval.base.command import run_main
 from retrieval.base.errors import OneLineParser, UserError, one_line, user_path

@@ -113,7 +113,7 @@ def _record_lock(file: TextIO, kind: int, folder: Path) -> None:
 
 
 def latest_state(run: Path) -> Path | None:
-    """The newest complete state folder of `run`. Raises UserError where it may not be read."""
+    """Return the newest complete state folder of `run`, None without one. Raises UserError if it may not be read."""
     check_readable(run / "states", "saved state")
     states = [path for path in (run / "states").glob("step-*") if path.suffix != ".partial" and path.is_dir()]
     newest = max(states, default=None)

@@ -22,11 +22,11 @@ RENDEZVOUS = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_AD
 def resume_command() -> str:
     """Return the command that started this process, with --resume and the variables that it needs.
 
-    Where there is a launcher, it is the launcher's. To be called while the launcher lives.
+    With a launcher, this is the launcher's command. Call it while the launcher is running.
     """
     words, environment = [sys.executable, *sys.argv], dict(os.environ)
     process = os.getppid()
-    # A launcher's command ends with that of what it starts.
+    # A launcher's command line ends with the command that it starts.
     while (above := words_of(process))[-len(sys.argv) :] == sys.argv:
         words, environment, process = above, environment_of(process), parent_of(process)
     if Path(words[1]).name in ("accelerate", "torchrun"):

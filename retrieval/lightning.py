@@ -1,6 +1,6 @@
-"""Reading PyTorch Lightning checkpoints of anybody without running anything in them, and without Lightning.
+"""Read PyTorch Lightning checkpoints without running code in them, and without Lightning.
 
-`read_lightning(path)` gives the weights by name, still in the file, and the hyper-parameters, whatever classes held them.
+`read_lightning(path)` returns the weights by name (their numbers are still in the file) and the hyper-parameters, from objects of any class.
 """
 
 from collections import deque
@@ -13,23 +13,23 @@ from retrieval.base.access import check_readable
 from retrieval.base.errors import UserError, one_line
 from retrieval.models.tensor_files import Built, StoredTensor, read_content
 
-# torch.compile, DistributedDataParallel, FSDP and activation checkpointing put these into names.
+# Prefixes that torch.compile, DistributedDataParallel, FSDP and activation checkpointing add to names.
 WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 HYPER_PARAMETERS = ("hyper_parameters", "datamodule_hyper_parameters")
-# A file could nest its hyper-parameters without end; those of real ones have a few levels and some hundred values.
+# Limits against hostile files. Real hyper-parameters have a few levels and some hundred values.
 MOST_LEVELS, MOST_LETTERS, MOST_VALUES = 20, 200, 10_000  # letters of all names on the way to a value
-MOST_ITEMS = 1_000  # of one dict or object: the rest of a vocabulary takes no room from the settings behind it
+MOST_ITEMS = 1_000  # of one dict or object, so that a vocabulary does not use up the limit for the settings after it
 
 
 def read_lightning(path: Path) -> tuple[dict[str, StoredTensor], dict[str, Any]]:
-    """Weights and hyper-parameters of a checkpoint.
+    """Read weights and hyper-parameters of a checkpoint.
 
     Returns:
         Weights by name, without WRAPPERS; retrieval.models.tensor_files.read_tensors reads their numbers.
-        Hyper-parameters as `_flat` gives them.
+        Hyper-parameters by name, as `_flat` returns them.
 
     Raises:
-        UserError: The file is absent, may not be read, is damaged or no checkpoint, or would run programs elsewhere.
+        UserError: The file is absent, not readable, damaged or no checkpoint, or would run programs in other readers.
     """
     remedy = "expected a PyTorch Lightning .ckpt; copy or download it again"
     check_readable(path, "checkpoint")
@@ -46,7 +46,7 @@ def read_lightning(path: Path) -> tuple[dict[str, StoredTensor], dict[str, Any]]
     state = state.items if isinstance(state, Built) else state
     if not isinstance(state, dict):
         raise UserError(f'checkpoint {path} has no "state_dict" of weights by name; {remedy}')
-    # What modules keep beside their weights (get_extra_state) may be any object.
+    # Extra states of modules (get_extra_state) may be any object.
     kept = {key: value for key, value in state.items() if not key.endswith("_extra_state")}
     if others := [key for key, value in kept.items() if not isinstance(value, StoredTensor)]:
         raise UserError(f'checkpoint {path} has a "state_dict" in which {others[0]} is no tensor of numbers; {remedy}')
@@ -61,14 +61,14 @@ def _plain_name(key: str) -> str:
 
 
 def _flat(sources: list[Any]) -> dict[str, Any]:
-    """Numbers and texts by their path, and by every end of it: `sentence_features.use_first_token`, `use_first_token`.
+    """Return numbers and texts by path and by every suffix of it: `sentence_features.use_first_token`, `use_first_token`.
 
-    Of values with the same name the outermost counts. Objects count as what they hold, in items, attributes or arguments
-    (sacred gives its read-only dicts a dict as argument). Names with an underscore in front are wrappers (omegaconf).
+    Of values with the same name the outermost is kept. Objects are searched in items, attributes and arguments (sacred
+    passes a dict to its read-only dicts). Names that begin with an underscore are wrappers (omegaconf) and not in the path.
     """
     found: dict[str, Any] = {}
     queue = deque(((), source) for source in sources)
-    room = MOST_VALUES  # counted before they are queued: a file can name one large object many times
+    room = MOST_VALUES  # counted before queuing: a file can repeat one large object many times
     while queue:
         path, value = queue.popleft()
         if isinstance(value, (bool, float, str)) or (isinstance(value, int) and value.bit_length() < 64):
@@ -85,7 +85,7 @@ def _flat(sources: list[Any]) -> dict[str, Any]:
 
 
 def _named_parts(value: dict | Built) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """What a dict or an object holds, with the name that it adds to the path: one or none."""
+    """Yield the content of a dict or an object, each part with the name that it adds to the path (one or none)."""
     if isinstance(value, dict):
         yield from (((), item) if key.startswith("_") else ((key,), item) for key, item in value.items() if key not in ("_parent", "_metadata"))
     else:

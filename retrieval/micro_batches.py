@@ -29,7 +29,7 @@ def backward_in_parts(
     """
     model: DualEncoder = accelerator.unwrap_model(wrapped)
     device = accelerator.device
-    # Not accelerator.no_sync, which does nothing in a group of one process (torchrun --nproc_per_node 1), where DDP counts gradients too.
+    # Not accelerator.no_sync: it does nothing in a group of one process (torchrun --nproc_per_node 1), but DDP still counts gradients there.
     no_sync = getattr(wrapped, "no_sync", nullcontext)
     parts, states, encodings = list(_inputs(batch, size, device)), [], []
     for part in parts:

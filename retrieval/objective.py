@@ -25,7 +25,7 @@ MAX_SENTENCE_TOKENS = 64
 
 
 class TeacherScores:
-    """Mean of the score matrices that teachers left on disk; only what a batch needs is read.
+    """Mean of the score matrices of teachers; a batch reads only its own block from disk.
 
     Raises UserError for scores of another corpus, and for a copy of a teacher, which would count twice.
     """

@@ -90,7 +90,7 @@ class Splits:
     validation: ClipSplit | FrameSplit
     test: ClipSplit | FrameSplit | None
     caches: list[Cache]  # of the training corpora, and that of the other two splits
-    warnings: list[str] = field(default_factory=list)  # of clips that occur twice
+    warnings: list[str] = field(default_factory=list)  # about clips that occur twice
 
     @property
     def sizes(self) -> list[int]:
@@ -107,9 +107,9 @@ class Splits:
         return [f"{split.name} has {warning}" for split in self.scored if (warning := few_clips_warning(len(split)))]
 
     def check_copies(self) -> list[str]:
-        """Return a warning for clips that two training corpora share, and for clips that are trained on and scored.
+        """Return warnings for clips in two training corpora, and for clips that are both trained on and scored.
 
-        Raises UserError where that is so for a whole split: a copy of a cache. A clip is told by its file name, samples and captions.
+        Raises UserError if whole splits are equal: a copy of a cache. Clips are equal if file name, number of samples and captions are.
         """
         *sources, cache = self.caches
         trained = [(f"{TRAINING} of {source.path}", _clips_of(split)) for source, split in zip(sources, self.training, strict=True)]
@@ -149,7 +149,7 @@ class Splits:
 
 
 def open_splits(config: Config) -> Splits:
-    """Raises UserError for caches that are absent, damaged, of another sample rate or copies of each other."""
+    """Open all splits of a run. Raises UserError for caches that are absent, damaged, of another sample rate or copies of each other."""
     cache = open_cache(config.data.cache, config.data.sample_rate)
     sources = [open_cache(path, config.data.sample_rate) for path in config.train.caches] or [cache]
     test = cache.split(TEST) if TEST in cache.split_names else None
@@ -158,7 +158,7 @@ def open_splits(config: Config) -> Splits:
 
 
 def _clips_of(split: ClipSplit) -> set[int]:
-    """Hashes of (file name, samples, captions), so that hundreds of thousands of clips take megabytes."""
+    """Return hashes of (file name, number of samples, captions); hundreds of thousands of clips take megabytes."""
     return {hash(clip) for clip in zip(split.file_names, split.num_samples.tolist(), map(tuple, split.captions), strict=True)}
 
 

@@ -1,7 +1,7 @@
 """Checkpoints of other projects as a DualEncoder: PyTorch Lightning files (.ckpt) of salsa and of the thesis that grew out of it.
 
-The file holds weights by name, and hyper-parameters whose names nobody promises. Shapes of weights are therefore asked first; what they
-cannot say is taken from the hyper-parameters named in SETTINGS, and else from the recipe of the published runs.
+The file holds weights by name, and hyper-parameters whose names may differ between files. So the shapes of the weights decide first. Settings
+that shapes do not determine come from the hyper-parameters in SETTINGS, otherwise from the recipe of the published runs.
 """
 
 import logging
@@ -28,16 +28,16 @@ logger = logging.getLogger(__name__)
 
 TEXT_ENCODER = "roberta-large"  # its tokenizer is that of every RoBERTa
 TEXT_DROPOUT = 0.2  # of the recipe; no effect on scores
-HEAD_SIZE = 64  # of each attention head, in RoBERTa, ATST-Frame and PaSST of any published size; no shape says it
+HEAD_SIZE = 64  # of each attention head, in RoBERTa, ATST-Frame and PaSST of every published size; shapes do not determine it
 
-# Where the file has what we call so; the encoders' own prefixes are found by ANCHORS.
+# Our prefixes of weight names -> those of the file. ANCHORS find the prefixes of the encoders.
 AUDIO, TEXT = "audio_embedding_model.", "sentence_embedding_model."
 NAMES = {"audio_projection.": "project_audio.0.", "text_projection.": "project_sentence.0."}
 NAMES |= {
     f"pooling.{ours}.": f"text_aware_pooling.{theirs}."
     for ours, theirs in {"query": "w_q", "key": "w_k", "value": "w_v", "output": "w_0", "norm": "layer_norm"}.items()
 }
-# A weight that only this kind of encoder has; what stands before it in the file is the encoder's prefix.
+# A weight that only this kind of encoder has; the part of its name before it is the encoder's prefix.
 ANCHORS = {"atst": "patch_embed.patch_embed.weight", "passt": "patch_embed.proj.weight", "efficientat": "features.0.0.weight"}
 TEXT_ANCHOR = "embeddings.word_embeddings.weight"
 TAP_ANCHOR = "text_aware_pooling.w_q.weight"
@@ -51,9 +51,9 @@ IGNORED = (  # beside the weights of the model
     r"(audio_token|posencode\..*|audio_output_projection\.(weight|bias))$",
     r"(timing_tau|sigmoid_loss\.[tb]|sentence_transformer\..*)$",  # of losses
 )
-OPTIONAL = r"audio_encoder\.(head|head_dist|classifier|mask_embed)\b"  # no score depends on them: zeros, where the file lacks them
+OPTIONAL = r"audio_encoder\.(head|head_dist|classifier|mask_embed)\b"  # no score depends on them: zeros if the file lacks them
 
-# Trusted names of hyper-parameters, searched at any depth. A value out of its bounds means something else under that name.
+# Trusted names of hyper-parameters, searched at any depth. A value out of bounds belongs to another setting of that name.
 SETTINGS = {
     "window_seconds": ("segment_length", "window_seconds"),
     "hop_seconds": ("segment_hop", "hop_size", "hop_length", "hop_seconds"),  # a mel spectrogram's, in samples, is longer than a window
@@ -63,7 +63,7 @@ SETTINGS = {
     "use_first_token": ("sentence_features.use_first_token",),  # another section has one for the audio
     "tau": ("tau", "temperature", "initial_tau"),
 }
-# Settings that change scores and have no counterpart here: the value that this project computes, and the meaning of others.
+# Settings that change scores and have no counterpart here: the supported value, and the meaning of all others.
 REQUIRED: dict[str, tuple[Any, str]] = {
     "normalize": (True, "its scores are no cosines"),
     "sentence_features.remove_punctuation": (True, "its captions keep their punctuation"),
@@ -77,15 +77,15 @@ MOST_LAYERS = 200  # of an encoder; the largest published one has 24
 def load_salsa_checkpoint(path: str | Path, tokenizer: str | Path | None = None) -> DualEncoder:
     """The model of a Lightning checkpoint, in eval mode: PaSST, EfficientAT or ATST-Frame with a RoBERTa, mean pooling or TAP.
 
-    Logs a warning that names every setting which the file does not give, with the default that is taken, and one where the
-    original cuts clips into fewer windows.
+    One warning names every setting that the file lacks, with the default used. Another one says if the original cuts clips
+    into fewer windows.
 
     Args:
-        path: The .ckpt file. Nothing in it is run.
-        tokenizer: Hub model or folder, since the file holds none; None takes that of roberta-large.
+        path: The .ckpt file. No code in it is run.
+        tokenizer: Hub model or folder, since the file holds no tokenizer; None uses that of roberta-large.
 
     Raises:
-        UserError: The file is damaged or no such checkpoint; names and shapes of weights that are missing or left over are given.
+        UserError: The file is damaged or no such checkpoint. The message names missing and additional weights, with shapes.
     """
     path = Path(path)
     weights, hyper_parameters = read_lightning(path)
@@ -95,7 +95,7 @@ def load_salsa_checkpoint(path: str | Path, tokenizer: str | Path | None = None)
         temperature = _temperature(path, weights, settings)
         architecture, prefixes = _architecture(shapes, settings)
         fast = _tokenizer(tokenizer, architecture["text_encoder"]["vocab_size"])
-        with torch.device("meta"):  # shapes cost nothing there: a file could claim any size
+        with torch.device("meta"):  # no memory is used: a file could claim any size
             planned = DualEncoder(**architecture, temperature=temperature)
         state = _state(path, planned, weights, prefixes)
         model = DualEncoder(**architecture, temperature=temperature)
@@ -104,20 +104,21 @@ def load_salsa_checkpoint(path: str | Path, tokenizer: str | Path | None = None)
         raise UserError(f"checkpoint {path}: {error}") from None
     model.text_encoder.tokenizer = fast
     if settings.assumed:
-        logger.warning("%s does not say, so it is taken from the recipe of the published runs: %s", path, ", ".join(settings.assumed))
+        what = "settings that the file lacks or gives out of bounds, with the values of the published runs used instead"
+        logger.warning("%s: %s: %s", path, what, ", ".join(settings.assumed))
     _warn_of_windows(path, model.windows, architecture)
     return model.eval()
 
 
 class _Settings:
-    """Hyper-parameters of a file by name; `assumed` lists those that it does not give, with the defaults taken."""
+    """Hyper-parameters of a file by name; `assumed` lists the missing ones with the defaults used."""
 
     def __init__(self, found: dict[str, Any]):
         self.found = found
         self.assumed: list[str] = []
 
     def get(self, name: str, is_plausible: Callable[[Any], bool], default: Any) -> Any:
-        """The first plausible value under one of the names of SETTINGS, or else `default`."""
+        """Return the first plausible value under one of the names in SETTINGS, otherwise `default`."""
         given = {other: self.found[other] for other in SETTINGS[name] if other in self.found}
         plausible = [value for value in given.values() if is_plausible(value)]
         if plausible:
@@ -127,7 +128,7 @@ class _Settings:
         return default
 
     def check_required(self, required: dict[str, tuple[Any, str]]) -> None:
-        """Raises UserError where a setting has another value than the required one."""
+        """Raise UserError if a setting has another value than the required one."""
         for name, (value, meaning) in required.items():
             if name not in self.found:
                 self.assumed.append(f"{name}={value}")
@@ -179,7 +180,7 @@ def _find_audio_encoder(shapes: dict[str, tuple]) -> tuple[dict[str, Any], str]:
 
 
 def _audio_arguments(kind: str, shapes: dict[str, tuple], prefix: str) -> dict[str, Any]:
-    """Those that shapes tell. No shape tells `sequence`, where an encoder has it."""
+    """Return the arguments that follow from shapes; `sequence` does not, and is True."""
     if kind == "efficientat":
         return {"name": "mn40_as_ext", "width": _shape(shapes, f"{prefix}features.16.0.weight", 4)[0] / 960, "sequence": True}
     dim, depth = _shape(shapes, f"{prefix}{ANCHORS[kind]}", 2 if kind == "atst" else 4)[0], _count(shapes, f"{prefix}blocks.")
@@ -221,7 +222,7 @@ def _text_architecture(shapes: dict[str, tuple], prefix: str) -> dict[str, Any]:
 
 
 def _temperature(path: Path, weights: dict[str, StoredTensor], settings: _Settings) -> float:
-    """tau itself, not its logarithm, of the weights or else of the hyper-parameters; among weights its sign means nothing."""
+    """Return tau (not its logarithm) from the weights, otherwise from the hyper-parameters. The sign of the weight has no meaning."""
     if "tau" in weights:
         if weights["tau"].shape.numel() != 1:
             raise UserError(f"its temperature tau has shape {list(weights['tau'].shape)}, expected one number")
@@ -234,9 +235,9 @@ def _temperature(path: Path, weights: dict[str, StoredTensor], settings: _Settin
 
 
 def _state(path: Path, model: DualEncoder, weights: dict[str, StoredTensor], prefixes: dict[str, str]) -> dict[str, torch.Tensor]:
-    """State dict of `model`, whose own tensors are on the meta device, but for its temperature.
+    """Return the state dict for `model` (whose tensors are on the meta device) without its temperature.
 
-    Raises UserError unless file and model have the same weights, but IGNORED and OPTIONAL ones.
+    Raises UserError unless file and model have the same weights, except IGNORED and OPTIONAL ones.
     """
     own = model.state_dict()
     names = {key: _file_key(key, weights, prefixes) for key in own if key != "temperature"}
@@ -258,7 +259,7 @@ def _state(path: Path, model: DualEncoder, weights: dict[str, StoredTensor], pre
 def _read(path: Path, stored: dict[str, StoredTensor]) -> dict[str, torch.Tensor]:
     try:
         return read_tensors(path, stored)
-    except Exception as error:  # zipfile and torch raise their own kinds
+    except Exception as error:  # zipfile and torch raise errors of many types
         raise UserError(f"its weights cannot be read ({one_line(error)}); copy or download it again") from None
 
 
@@ -289,11 +290,11 @@ def _tokenizer(name: str | Path | None, vocab_size: int) -> PreTrainedTokenizerB
 
 
 def _warn_of_windows(path: Path, grid: WindowGrid, architecture: dict[str, Any]) -> None:
-    """Say where the grid has a window more than the original, which leaves the rest of a clip unheard."""
+    """Warn if the grid has one window more than the original, which ignores the rest of a clip."""
     num_original = 1 + (grid.clip_samples - grid.window_samples) // grid.hop_samples
     if grid.num_windows > num_original:
         seconds = "windows of {window_seconds:g} s, one every {hop_seconds:g} s, do not fill clips of {clip_seconds:g} s".format(**architecture)
-        counts = f"{grid.num_windows} windows here, the last padded with silence; {num_original} in the original, which does not hear the rest"
+        counts = f"{grid.num_windows} windows here, the last padded with silence; {num_original} in the original, which ignores the rest"
         logger.warning("%s: %s (%s): scores are not those of the original", path, seconds, counts)
 
 

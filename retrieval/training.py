@@ -28,7 +28,7 @@ from retrieval.optim import set_learning_rates
 from retrieval.preparation import TEST, Run, prepare
 from retrieval.progress import bar
 
-SMALLEST_LOSS_SCALE = 1e-4  # of fp16, as fairseq's --min-loss-scale: 30 halvings below the first, 65,536
+SMALLEST_LOSS_SCALE = 1e-4  # for fp16, as fairseq's --min-loss-scale: about 30 halvings below the initial 65,536
 
 
 def train(config: Config, resume: bool = False, overwrite: bool = False) -> None:
@@ -125,10 +125,10 @@ def _grad_norm(parameters: list[torch.nn.Parameter]) -> torch.Tensor:
 
 
 def _check_finite(run: Run, loss: float, grad_norms: dict[str, float]) -> None:
-    """Raise UserError for a step that would spoil the weights; call before the optimizer's step.
+    """Raise UserError if the step would make the weights infinite or NaN; call before the optimizer's step.
 
-    With fp16 the gradient scaler skips a step of infinite gradients and halves its scale: that goes on until the scale has become so small
-    that it is not the cause. A skipped step counts as a step: its batch is gone, and the schedule goes on.
+    With fp16 the gradient scaler skips a step with infinite gradients and halves its scale. This is accepted until the scale is below
+    SMALLEST_LOSS_SCALE. A skipped step counts as a step: its batch is not repeated, and the schedule advances.
     """
     infinite = [f"gradient norm of {name} is {norm}" for name, norm in grad_norms.items() if not math.isfinite(norm)]
     scaler, settings = run.accelerator.scaler, run.config
@@ -176,7 +176,7 @@ def evaluate_model(run: Run, model: DualEncoder, split: ClipSplit) -> Evaluation
 def validate(run: Run) -> None:
     """Score the validation split; write RUN/last, and RUN/best when mAP@10 is higher than in every epoch before.
 
-    Of equal epochs the first stays the best one.
+    If epochs are equal, the first one stays the best.
     """
     result = evaluate_model(run, run.model, run.validation)
     metrics = result.metrics["text_to_audio"]

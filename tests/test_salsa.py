@@ -92,7 +92,7 @@ ALWAYS_ASSUMED = {"normalize=True", "sentence_features.remove_punctuation=True",
 
 def assumed(caplog) -> set[str]:
     """The settings that a loaded checkpoint was said not to give, with what is taken in their place."""
-    (line,) = [message for message in caplog.messages if "does not say" in message]
+    (line,) = [message for message in caplog.messages if "lacks" in message]
     return set(line.rsplit(": ", 1)[1].split(", "))
 
 

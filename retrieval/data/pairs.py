@@ -25,11 +25,11 @@ GRACE_SECONDS = 60  # that a loader process outlives a SIGTERM
 SHARED_MEMORY = "/dev/shm"
 SHARED_MEMORY_ERRORS = (
     *("unable to allocate shared memory", "unable to open shared memory", "unable to write to file </torch_", "unable to mmap"),
-    "killed by signal: Bus error",  # where memory is given only when it is touched
+    "killed by signal: Bus error",  # on systems that allocate shared memory only at its first use
 )
 MORE_SHARED_MEMORY = "give the container more (docker run --shm-size=8g, or --ipc=host), or load without processes: data.num_workers=0"
-LEAST_SHARED_MEMORY = 2**19  # bytes, of the queues and of small batches
-PREFETCHED = 2  # batches that DataLoader has each process make ahead
+LEAST_SHARED_MEMORY = 2**19  # bytes, for the queues and small batches
+PREFETCHED = 2  # batches that each loader process makes ahead (DataLoader's default)
 
 Augment = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
@@ -177,9 +177,9 @@ def collate_clips(waveforms: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tens
 
 
 def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """A tensor to fill; in a loader process in the shared memory through which it goes to the training process.
+    """Return an uninitialised tensor; in a loader process it lies in shared memory.
 
-    Torch would move it there on its way, in a thread whose errors end nothing: with a full /dev/shm the training process would wait for ever.
+    Otherwise torch moves it there in a thread whose errors are lost: with a full /dev/shm the training process would wait forever.
     """
     if get_worker_info() is None:
         return torch.empty(shape, dtype=dtype)
@@ -188,7 +188,7 @@ def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
 
 
 def _shared(values: torch.Tensor) -> torch.Tensor:
-    """A small tensor, in a loader process in shared memory: as `_empty`."""
+    """Move a small tensor to shared memory if this is a loader process, for the reason in `_empty`."""
     return values if get_worker_info() is None else values.share_memory_()
 
 
@@ -205,7 +205,7 @@ def collate_pairs(items: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 class Loader(DataLoader):
-    """A DataLoader that raises UserError, one line, for what its processes say in tracebacks: a damaged clip, no shared memory."""
+    """DataLoader that turns tracebacks of its processes (a damaged clip, too little shared memory) into a UserError."""
 
     def __iter__(self) -> Iterator[Any]:
         if self.num_workers and sys.platform == "linux":
@@ -216,7 +216,7 @@ class Loader(DataLoader):
         except Exception as error:
             explained = self._explained(error)
             if self.num_workers:
-                # At once: torch's exception keeps its frames alive, and with them the processes, which nothing would end at exit.
+                # Shut down now: torch's exception keeps its frames and so the processes alive, and nothing would end them at exit.
                 batches._shutdown_workers()
                 self._iterator = None
             if explained is None:
@@ -224,18 +224,18 @@ class Loader(DataLoader):
             raise explained from None
 
     def _explained(self, error: Exception) -> UserError | None:
-        said = f"{error} {error.__cause__}"  # of a process that has died, the cause names the signal
+        said = f"{error} {error.__cause__}"  # if a process has died, the cause names the signal
         if any(text in said for text in SHARED_MEMORY_ERRORS):
             return self._too_little_shared_memory()
         if "DataLoader worker (pid" in said:
             advice = "where memory ran out, lower data.num_workers, or set it to 0"
             return UserError(f"a loader process has died ({one_line(error.__cause__ or error)}); {advice}")
-        if isinstance(error, UserError):  # "Caught UserError in DataLoader worker process 0.", its traceback, and last its line
+        if isinstance(error, UserError):  # "Caught UserError in DataLoader worker process 0.", a traceback, and the message at the end
             return UserError(str(error).rpartition("UserError: ")[2].strip())
         return None
 
     def _check_shared_memory(self) -> None:
-        """Raises UserError where not even the processes' queues have room, whose failure leaves torch with half of an iterator."""
+        """Raise UserError if the processes' queues have no room: torch fails there with a half-made iterator."""
         if not os.path.isdir(SHARED_MEMORY) or shutil.disk_usage(SHARED_MEMORY).free < LEAST_SHARED_MEMORY:
             raise self._too_little_shared_memory()
 
@@ -253,9 +253,13 @@ def _shared_memory() -> str:
 
 
 def shared_memory_warnings(pairs: PairDataset, batch_size: int, num_workers: int, num_processes: int) -> list[str]:
-    """A warning where full batches of the loader processes on this machine need more shared memory than there is.
+    """Return a warning if full batches of all loader processes on this machine need more shared memory than is free.
 
-    batch_size: of one process; num_processes: training processes on this machine.
+    Args:
+        pairs: The training pairs.
+        batch_size: Pairs a batch of one training process.
+        num_workers: Loader processes of each training process.
+        num_processes: Training processes on this machine.
     """
     num_workers = usable_workers(num_workers)
     if not num_workers or not os.path.isdir(SHARED_MEMORY):

@@ -1,4 +1,4 @@
-"""Hub models and folders: whether the hub answers, that no code of a model is run, and the reasons why an upload is refused.
+"""Hub models and folders: check that the hub answers, run no code of a model, and explain refused uploads.
 
 The hub is asked once, since huggingface_hub tries each file six times over 23 s before it gives up.
 """
@@ -22,9 +22,9 @@ from retrieval.errors import UserError, one_line
 logger = logging.getLogger(__name__)
 
 
-# For every `from_pretrained` and `from_config` of transformers: without it, a model with code makes them ask on the terminal.
+# For every `from_pretrained` and `from_config` of transformers: otherwise they ask on the terminal for models with code.
 NO_CODE = {"trust_remote_code": False}
-# Settings of a config.json that name code: classes beside the weights, and kernels of the hub, which are Python packages.
+# Settings of a config.json that name code: classes next to the weights, and kernels of the hub (Python packages).
 CODE_SETTINGS = ("auto_map", "attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
 OWN_CODE = "brings code of its own, which is not run"
 
@@ -35,30 +35,38 @@ def local_files_only(name: str | Path) -> bool:
 
 
 def loading(name: str | Path, what: str) -> dict[str, bool]:
-    """Arguments for every `from_pretrained` of hub model or folder `name`.
+    """Return the arguments for every `from_pretrained` of a hub model or folder.
+
+    Args:
+        name: Hub name or folder.
+        what: Name of its kind in the message, such as "audio encoder".
 
     Raises:
-        UserError: The folder may not be read; `what` it is, for the message.
+        UserError: The user may not read the folder.
     """
     check_readable(name, what)
     return NO_CODE | {"local_files_only": local_files_only(name)}
 
 
 def wants_code(error: Exception) -> bool:
-    """Whether transformers refused a model because its own code would have to be run."""
+    """Return True if transformers refused a model because it needs its own code."""
     return "trust_remote_code" in str(error)
 
 
 def without_code(architecture: dict[str, Any]) -> dict[str, Any]:
-    """A config.json without the settings that name code."""
+    """Return a config.json without the settings that name code."""
     return {name: value for name, value in architecture.items() if name not in CODE_SETTINGS}
 
 
 def config_of(architecture: dict[str, Any], what: str) -> PreTrainedConfig:
-    """The config that a config.json within a model folder describes, without the settings that name code.
+    """Return the config for a config.json of a model folder, without the settings that name code.
+
+    Args:
+        architecture: Content of the config.json.
+        what: Name of its kind in the message, such as "audio encoder".
 
     Raises:
-        UserError: It is of a kind that only its own code knows. `what` it is of, for the message.
+        UserError: The model type needs its own code.
     """
     try:
         return AutoConfig.for_model(**without_code(architecture))
@@ -69,9 +77,9 @@ def config_of(architecture: dict[str, Any], what: str) -> PreTrainedConfig:
 
 
 def warn_of_code(what: str, name: str | Path, config: PreTrainedConfig) -> None:
-    """Say that a model of a kind which transformers knows would rather run code of its own."""
+    """Warn if a model brings its own code and transformers' implementation is used instead."""
     if getattr(config, "auto_map", None):
-        logger.warning("%s %s %s: the %s of transformers takes its place", what, name, OWN_CODE, config.model_type)
+        logger.warning("%s %s %s: the implementation %s of transformers is used instead", what, name, OWN_CODE, config.model_type)
 
 
 @functools.cache

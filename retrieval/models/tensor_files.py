@@ -1,9 +1,9 @@
-"""Reading files of torch.save without running anything in them.
+"""Read files of torch.save without running any code in them.
 
-A pickle is a program: it names classes and functions and calls them. Python's Unpickler obeys. Here its instructions are
-followed by hand, on plain data: a name stays a name (`Named`), a call becomes a record of the call (`Built`), a tensor becomes
-the place where its numbers lie (`StoredTensor`). Nothing is imported, nothing is called, and no set or key is hashed that the
-file could make expensive, so it does not matter which classes are installed or what they would do.
+A pickle is a program that names classes and functions and calls them, and Python's Unpickler does so. This module follows its
+instructions on plain data: a name stays a name (`Named`), a call becomes a record of the call (`Built`), a tensor becomes the
+place of its numbers in the file (`StoredTensor`). It imports nothing, calls nothing, and hashes texts only. So the installed
+classes do not matter.
 
 Both containers are read: the zip archive that torch.save writes, and the one before PyTorch 1.6.
 """
@@ -34,21 +34,21 @@ DTYPES = {
 ZIP_MAGIC, LEGACY_MAGIC = b"PK\x03\x04", 0x1950A86A20F9469CFC6C
 RUNS_PROGRAMS = ("os", "posix", "nt", "subprocess")
 RUNS_CODE = ("eval", "exec", "compile", "__import__")
-# Weights that are tied share their numbers, so the weights may take more room than the file; a file that asks for more
-# than this many times its own size wants to fill the memory.
+# Tied weights share their numbers, so the weights may need more memory than the file has bytes. Files that need more than
+# this many times their own size are refused.
 MOST_SHARING = 4
 MOST_INSTRUCTIONS = 64_000_000  # bytes of a pickle; that of a model with its optimizer has less than one million
 
 
 class Named(NamedTuple):
-    """A class or function that a file names. It is never imported."""
+    """Name of a class or function in a file. It is never imported."""
 
     module: str
     name: str
 
 
 class Built:
-    """An object that a file asks for: `maker` called with `arguments`, then given `items` and `states`. None of it happens."""
+    """Record of an object in a file: a call of `maker` with `arguments`, then its `items` and `states`. Nothing is called."""
 
     __slots__ = ("maker", "arguments", "items", "states")
 
@@ -56,13 +56,13 @@ class Built:
         self.maker, self.arguments, self.items, self.states = maker, arguments, items or {}, []
 
     def parts(self) -> Iterator[Any]:
-        """Its content, wherever its class kept it: in items, in attributes, or in what its maker was given.
+        """Yield the content of the object: its items, its attributes, and the arguments of its maker.
 
-        A number or a text counts as the only argument (an enum's value). Among others its class alone knows what it means:
-        a numpy array begins with the version of its format.
+        Numbers and texts are included only as the single argument (an enum's value). Among several arguments their meaning
+        depends on the class: a numpy array begins with the version of its format.
         """
         yield self.items
-        for state in self.states:  # attributes, or (attributes, slots), or as the class likes it
+        for state in self.states:  # attributes, or (attributes, slots), or any other object
             yield from _containers(state if isinstance(state, tuple) else (state,))
         yield from self.arguments if len(self.arguments) == 1 else _containers(self.arguments)
 
@@ -73,7 +73,7 @@ def _containers(values: tuple) -> Iterator[Any]:
 
 @dataclass(eq=False)
 class Storage:
-    """A block of numbers in a file: a record of the archive, or in the old container num_bytes from the byte first on."""
+    """A block of numbers in a file: a record of the archive; in the old container, `num_bytes` bytes from offset `first` on."""
 
     dtype: torch.dtype
     record: str
@@ -82,7 +82,7 @@ class Storage:
 
 
 class StoredTensor(NamedTuple):
-    """A tensor whose numbers are still in the file. offset and stride count numbers, not bytes."""
+    """A tensor whose numbers are still in the file. `offset` and `stride` count elements, not bytes."""
 
     storage: Storage
     dtype: torch.dtype
@@ -96,7 +96,7 @@ class StoredTensor(NamedTuple):
 
 
 def read_content(path: Path) -> Any:
-    """The object that a file of torch.save holds, with a StoredTensor for each tensor and Built for objects of any class.
+    """Return the object in a file of torch.save, with a StoredTensor for each tensor and a Built for objects of other classes.
 
     Raises:
         OSError: The file cannot be opened or read.
@@ -139,7 +139,7 @@ def _content_of_old_container(file: BinaryIO) -> Any:
 
 
 def read_tensors(path: Path, stored: dict[str, StoredTensor]) -> dict[str, torch.Tensor]:
-    """The tensors that `stored` names in the file that it came from, on the CPU, each with memory of its own.
+    """Read the tensors `stored` from their file, on the CPU, each with its own memory.
 
     Raises:
         OSError: The file cannot be opened or read.
@@ -162,7 +162,7 @@ def read_tensors(path: Path, stored: dict[str, StoredTensor]) -> dict[str, torch
 
 
 def _record(archive: zipfile.ZipFile, name: str) -> bytes:
-    """Content of a record. torch.save compresses none, and a small file could become a large one."""
+    """Return the content of a record. Refuse compressed ones: torch.save writes none, and a small file could fill the memory."""
     if archive.getinfo(name).compress_type != zipfile.ZIP_STORED:
         raise ValueError(f"{name} in it is compressed, which torch.save does not do")
     return archive.read(name)
@@ -185,7 +185,7 @@ PUSH_ARGUMENT = {
     *("UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
 }
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
-EMPTY = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": list}  # hashing the items of a set may take for ever
+EMPTY = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": list}  # hashing the items of a set could take forever
 TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
@@ -193,11 +193,12 @@ def _follow(file: BinaryIO, storages: dict[str, Storage], folder: str = "") -> A
     """Follow one pickle from the position of `file` to its end.
 
     Args:
-        storages: Filled with the storages that it names, by their key.
-        folder: Where the archive has their numbers.
+        file: Open file.
+        storages: Filled with the storages that the pickle names, by key.
+        folder: Folder of their records in the archive.
 
     Returns:
-        The object that it holds.
+        The object in the pickle.
 
     Raises:
         Exception: Of any kind, for a damaged pickle, and for an instruction that torch.save does not write.
@@ -274,7 +275,7 @@ def _follow(file: BinaryIO, storages: dict[str, Storage], folder: str = "") -> A
             stack.append(Built(maker, tuple(arguments)))
         elif name == "BUILD":
             state = stack.pop()
-            if isinstance(stack[-1], Built):  # attributes of others, such as the versions beside a state dict, are of no use
+            if isinstance(stack[-1], Built):  # other attributes, such as the versions of a state dict, are not needed
                 stack[-1].states.append(state)
         elif name == "BINPERSID":
             stack.append(_storage(stack.pop(), storages, folder))
@@ -292,7 +293,7 @@ def _follow(file: BinaryIO, storages: dict[str, Storage], folder: str = "") -> A
 
 
 def _set_items(target: Any, items: list[Any]) -> None:
-    """Keep the items whose key is a text: of no other is anything asked, and hashing some of them may take for ever."""
+    """Keep the items with a text as key: others are not needed, and hashing them could take forever."""
     items_of = target.items if isinstance(target, Built) else target
     for key, value in zip(items[::2], items[1::2], strict=True):
         if isinstance(key, str):
@@ -307,7 +308,7 @@ def _extend(target: Any, items: list[Any]) -> None:
 
 
 def _text(value: Any) -> str:
-    """`value` itself, where it is a text. Other keys and names are not shown: a file can make texts of them that never end."""
+    """Return `value` if it is a text. The error does not print other values: a file can make them endless."""
     if not isinstance(value, str):
         raise TypeError(f"it uses a {type(value).__name__} as a name")
     return value
@@ -316,13 +317,13 @@ def _text(value: Any) -> str:
 def _named(module: Any, name: Any) -> Named:
     named = Named(_text(module), _text(name))
     if named.module in RUNS_PROGRAMS or (named.module in ("builtins", "__builtin__") and named.name in RUNS_CODE):
-        # Nothing would run here either, but the user should know what the file is.
-        raise UserError(f"it would call {module}.{name}, which no checkpoint needs; nothing of it was run: do not load it elsewhere")
+        # It would not run here, but the user should know.
+        raise UserError(f"it would call {module}.{name}, which no checkpoint needs; nothing was run: do not load it with other programs")
     return named
 
 
 def _build(maker: Any, arguments: Any) -> Any:
-    """Tensors as StoredTensor, plain containers as themselves, everything else as Built."""
+    """Return a StoredTensor for tensors, a plain container for containers, a Built for everything else."""
     if not isinstance(arguments, tuple):
         raise TypeError(f"the arguments of a call in it are a {type(arguments).__name__}")
     match maker:
@@ -330,7 +331,7 @@ def _build(maker: Any, arguments: Any) -> Any:
             return Built(maker, arguments)  # its numbers are to be negated or conjugated
         case Named("torch._utils", "_rebuild_tensor" | "_rebuild_tensor_v2"):
             return _stored_tensor(*arguments[:4])
-        case Named("torch._utils", "_rebuild_tensor_v3"):  # dtypes that have no kind of storage of their own
+        case Named("torch._utils", "_rebuild_tensor_v3"):  # dtypes without their own kind of storage
             return _stored_tensor(*arguments[:4], dtype=_dtype(arguments[6]))
         case Named("torch._utils", "_rebuild_parameter" | "_rebuild_parameter_with_state"):
             return arguments[0]

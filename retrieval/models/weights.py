@@ -1,8 +1,8 @@
-"""The weights of a model as one safetensors file, also where tensors share memory.
+"""Save and load the weights of a model as one safetensors file, including tensors that share memory.
 
-safetensors knows no shared memory. One tensor of several names (tied weights) is written under the first of them, and the file's metadata says
-which names are left out, as safetensors.torch.save_model has it. Every other tensor is written whole: also one that is a part of a larger
-storage, such as the window of torchaudio's spectrograms, where save_model gives up.
+safetensors does not support shared memory. A tensor with several names (tied weights) is written under the first one, and the metadata list
+the other names, as in safetensors.torch.save_model. Every other tensor is written whole, even a part of a larger storage, such as the
+window of torchaudio's spectrograms, where save_model fails.
 """
 
 from collections import defaultdict
@@ -20,7 +20,7 @@ from retrieval.errors import UserError
 
 
 def write_weights(model: nn.Module, path: Path) -> None:
-    """Write the parameters and persistent buffers of `model`. Raises UserError for one that no file can hold."""
+    """Write the parameters and persistent buffers of `model` to `path`. Raises UserError for a tensor that cannot be saved."""
     state = model.state_dict()
     for name, tensor in state.items():
         if not isinstance(tensor, torch.Tensor) or tensor.is_meta or tensor.layout != torch.strided:
@@ -41,16 +41,16 @@ def write_weights(model: nn.Module, path: Path) -> None:
 
 
 def read_weights(model: nn.Module, path: Path) -> None:
-    """Fill `model` with what `write_weights`, safetensors' save_model or Accelerate wrote.
+    """Load weights that `write_weights`, safetensors' save_model or Accelerate wrote into `model`.
 
-    Raises RuntimeError for weights that are missing, too many or of another shape, and the errors of safetensors for a damaged file.
+    Raises RuntimeError for missing or additional weights and other shapes, and the errors of safetensors for a damaged file.
     """
     state = load_file(path)
     consume_prefix_in_state_dict_if_present(state, "module.")  # of DistributedDataParallel, in states of earlier versions
     with safe_open(path, "pt") as file:
         left_out = file.metadata() or {}
     own = model.state_dict()
-    # Accelerate says nothing of the names that it leaves out: there the model's own ties do.
+    # Accelerate's files do not list the names that it leaves out: use the model's own ties.
     groups: dict[str, list[str]] = defaultdict(list)
     for name, first in _first_names(own).items():
         groups[first].append(name)
@@ -63,7 +63,7 @@ def read_weights(model: nn.Module, path: Path) -> None:
 
 
 def own_memory(model: nn.Module) -> None:
-    """Give every expanded buffer (stride 0) memory of its own: nothing can be loaded or broadcast into one number that stands for many."""
+    """Copy every expanded buffer (stride 0) to its own memory: loading and broadcasting need one element for each value."""
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             if any(stride == 0 and size > 1 for stride, size in zip(buffer.stride(), buffer.shape, strict=True)):
@@ -71,7 +71,7 @@ def own_memory(model: nn.Module) -> None:
 
 
 def _first_names(state: dict[str, torch.Tensor]) -> dict[str, str]:
-    """Of each name the first, in alphabetical order, of those that mean the same tensor."""
+    """Map each name to the first name, in alphabetical order, of the same tensor."""
     firsts: dict[Any, str] = {}
     return {name: firsts.setdefault(_identity(name, state[name]), name) for name in sorted(state)}
 

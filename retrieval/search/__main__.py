@@ -5,7 +5,7 @@
     python -m retrieval.search query --audio dog.wav --index DIR                      # more like this
     python -m retrieval.search query --queries FILE --index DIR                       # a query a line, or a CSV with a column caption
 
-WAV, FLAC, Ogg, Opus, MP3, AIFF, M4A, the sound of MP4 and WebM, and more are read, whatever they are called. Files of any length are cut
+Reads WAV, FLAC, Ogg, Opus, MP3, AIFF, M4A, the sound of MP4 and WebM, and more (docs/sound.md), under any file name. Files of any length are cut
 into overlapping excerpts, so that an answer is a file and a time.
 An answer has rank, score, file and the seconds that hold half of the attention that TAP pays to the file's excerpt (other poolings: the excerpt).
 """
@@ -52,7 +52,7 @@ def index(arguments: argparse.Namespace) -> int:
         endings = ", ".join(f"{number:,} {ending or 'without ending'}" for ending, number in passed_over.most_common(10))
         print(f"passed over: {passed_over.total():,} files that are no sound: {endings}")
     if built.changes.one_channel:
-        print(f"note: the channels of {built.changes.one_channel:,} of these files cancel each other; their first channel was taken")
+        print(f"note: the channels of {built.changes.one_channel:,} of these files cancel each other; their first channel was used")
     return 0
 
 
@@ -128,7 +128,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = OneLineParser(prog="python -m retrieval.search", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True, metavar="index|query")
     making = commands.add_parser("index", help="make an index, or bring it up to date")
-    making.add_argument("folder", type=_path, metavar="FOLDER", help="recordings, in any sub-folders; another one than before where they were moved")
+    making.add_argument("folder", type=_path, metavar="FOLDER", help="recordings, in any sub-folders; after a move, the new folder")
     making.add_argument("--checkpoint", type=_path, metavar="DIR", help="model folder; default: that of the index that is there")
     making.add_argument("--hop-seconds", type=float, help="from one excerpt of a long file to the next; default: half of the model's clip_seconds")
     making.add_argument("--batch-size", type=int, default=16, help="excerpts encoded at once")

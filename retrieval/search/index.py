@@ -80,7 +80,7 @@ class AudioIndex:
     ) -> "AudioIndex":
         """Index the recordings below `folder` with the model folder `checkpoint`, or bring an index of them up to date; see `.changes`.
 
-        folder: may be another one than before, if it holds most of the index's recordings: those are not encoded again.
+        folder: may be a new place of the indexed recordings (at least half of them), which are then not encoded again.
         checkpoint: None for that of an index that is there. hop_seconds: from one excerpt of a long file to the next, half of the model's
         clip_seconds unless given. overwrite: forget what the index holds. Raises UserError.
         """
@@ -145,7 +145,7 @@ class AudioIndex:
                 raise UserError(f"index {self.path} is gone; make it again")
             with IndexWriter.opened(self.path, meta, overwrite=False) as writer:
                 check_as_before(self.path, writer.meta, meta)
-                folder = Path(writer.meta["folder"])  # which another process may have changed
+                folder = Path(writer.meta["folder"])  # another process may have changed it
                 if not folder.is_dir():
                     raise UserError(f"nothing is changed: {_gone(folder, self.path)}")
                 self.changes = update_index(writer, folder, encoder)
@@ -304,4 +304,4 @@ def _encoder(model: DualEncoder, batch_size: int, mixed_precision: str) -> Excer
 
 def _gone(folder: Path, index: Path) -> str:
     where = f"python -m retrieval.search index ITS_NEW_PLACE --index {index}"
-    return f"folder {folder} of index {index} is gone; if it was moved, nothing need be encoded again: {where}"
+    return f"folder {folder} of index {index} is gone; if it was moved, give its new place, and nothing is encoded again: {where}"

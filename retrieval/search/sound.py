@@ -1,4 +1,4 @@
-"""Audio files below a folder, and what is heard of each: mono excerpts at the model's sample rate, read as a stream.
+"""Find the audio files below a folder, and read mono excerpts of them at the model's sample rate, as a stream.
 
 A file of any length is cut into excerpts of at most `clip_samples`, a new one every `hop_samples`; the last one ends
 where the file ends.
@@ -24,7 +24,7 @@ LATEST = 2**63 - 1  # ns, what SQLite holds
 
 @dataclass(frozen=True)
 class Found:
-    """A file below the folder; `file` is its path in there, "/" between folders."""
+    """A file below the folder; `file` is its relative path with "/" between folders."""
 
     file: str
     size: int  # bytes
@@ -40,11 +40,12 @@ class Excerpt:
 
 
 def find_audio(folder: Path) -> tuple[list[Found], dict[str, str], Counter[str]]:
-    """Find the audio files below `folder`. Hidden ones are passed over; links are not followed out of it.
+    """Find the audio files below `folder`. Hidden files are skipped; links out of the folder are not followed.
 
     Returns:
-        The files in order of name; why others are left out, by name: files, and folders (which end in "/") that cannot
-        be read; the number of files that are no sound, by ending.
+        Files in order of name.
+        Reasons for left-out files and folders, by name; names of folders end in "/".
+        Number of files that are no sound, by ending.
     """
     sounds, inside = find_sounds(folder, follow_links=False), folder.resolve()
     found, left_out = [], {}
@@ -60,7 +61,7 @@ def find_audio(folder: Path) -> tuple[list[Found], dict[str, str], Counter[str]]
             reason = _why_left_out(path, file, inside)
             status = None if reason else path.stat()
         except FileNotFoundError:
-            continue  # gone since
+            continue  # removed meanwhile
         except OSError as error:
             reason = f"cannot be read: {error.strerror}"
         if reason:
@@ -90,17 +91,21 @@ def _why_left_out(path: Path, file: str, inside: Path) -> str | None:
 def read_excerpts(
     path: Path, sample_rate: int, clip_samples: int, hop_samples: int, facts: SoundFacts | None = None
 ) -> Iterator[Excerpt]:
-    """Cut the file into excerpts.
+    """Read a file as excerpts.
 
     Args:
-        path: the file.
+        path: The file.
         sample_rate: Hz of the excerpts; channels are averaged, see `mono_blocks`.
-        clip_samples, hop_samples: the longest excerpt, and the distance of two.
-        facts: filled before the first excerpt is given.
+        clip_samples: Longest excerpt.
+        hop_samples: Distance between the starts of two excerpts.
+        facts: Filled before the first excerpt.
+
+    Yields:
+        Excerpts in order; the last one ends with the file.
 
     Raises:
-        UnreadableSound: also after the first excerpts.
-        FileNotFoundError, PermissionError: as the system raises them.
+        UnreadableSound: The file cannot be decoded; may come after some excerpts.
+        FileNotFoundError, PermissionError: As the system raises them.
     """
     kept, first = np.zeros(0, np.float32), 0  # (S,) samples from number `first` on
     start = 0  # of the next excerpt
@@ -109,7 +114,7 @@ def read_excerpts(
         while first + len(kept) > start + clip_samples:  # more to come after it
             yield Excerpt(start, kept[start - first : start - first + clip_samples])
             start += hop_samples
-        # The last excerpt may begin before `start`, since it ends with the file, and the file does not end before here.
+        # Keep enough for the last excerpt, which ends with the file and so may begin before `start`.
         spare = max(0, min(start, first + len(kept) - clip_samples) - first)
         kept, first = kept[spare:], first + spare
     last = max(0, first + len(kept) - clip_samples)
@@ -117,7 +122,7 @@ def read_excerpts(
 
 
 def check_finite(samples: np.ndarray) -> np.ndarray:
-    """`samples`. Raises UnreadableSound for NaN, infinity, and what is no sound any more."""
+    """Return `samples`. Raises UnreadableSound for NaN, infinity, and absurd amplitudes (LOUDEST)."""
     if not np.isfinite(samples).all():
         raise UnreadableSound("holds samples that are NaN or infinite")
     if np.abs(samples).max(initial=0.0) > LOUDEST:

@@ -31,7 +31,7 @@ from retrieval.search.writer import IndexWriter
 from retrieval.two_stage import first_stage_vectors
 
 Taken = TypeVar("Taken")
-LEAST_IN_COMMON = 0.5  # share of the index's files that another folder must hold to take the place of the one that was indexed
+LEAST_IN_COMMON = 0.5  # share of the index's files that a folder must hold to replace the indexed one
 SECONDS_BETWEEN_COMMITS = 10.0  # what an interruption costs at most, beside the file that it falls into
 FILES_AHEAD = 4  # read by other threads while the model computes
 EXCERPTS_AHEAD = 8  # of each of these files; the rest of a long one is read when its turn comes
@@ -39,9 +39,10 @@ EXCERPTS_AHEAD = 8  # of each of these files; the rest of a long one is read whe
 
 @dataclass
 class Changes:
-    """Files that an update has added, encoded anew, moved or copied without encoding, removed and left as they were, and why some are left out.
+    """Counts of an update. `moved` files (also copies) were not encoded again.
 
-    `one_channel` counts those added or changed whose channels cancel each other: the first was taken. `passed_over`: files that are no sound.
+    `one_channel` counts added or changed files whose channels cancel each other: their first channel was used. `passed_over` counts files that
+    are no sound.
     """
 
     added: int = 0
@@ -115,7 +116,7 @@ def update_index(writer: IndexWriter, folder: Path, encoder: ExcerptEncoder) -> 
     found, left_out, passed_over = check_any_audio(folder, len(writer.files()))
     moved = _take_over(writer, folder, found) if writer.meta["folder"] != str(folder.resolve()) else set()
     known, unreadable = writer.files(), writer.unreadable()
-    is_same_reader = writer.meta.get("reader") == READER_VERSION  # another one may read what could not be read
+    is_same_reader = writer.meta.get("reader") == READER_VERSION  # a newer reader may read more files
     changes = Changes(moved=len(moved), passed_over=passed_over)
     work = []
     for file in found:
@@ -146,20 +147,22 @@ def update_index(writer: IndexWriter, folder: Path, encoder: ExcerptEncoder) -> 
 
 
 def _take_over(writer: IndexWriter, folder: Path, files: list[Found]) -> set[str]:
-    """Make `folder` the one that is indexed, if it holds most of what the index knows.
+    """Replace the indexed folder by `folder`, if it holds at least LEAST_IN_COMMON of the indexed recordings.
 
     A folder of other recordings, given by mistake, would empty the index: it is refused. So is a folder within the
     indexed one, unless it holds all recordings. Names and times are no evidence here, since copies and archives may
     give the same ones to other content.
 
     Args:
-        files: those of `folder`.
+        writer: Writer of the index.
+        folder: The new folder.
+        files: The files in it.
 
     Returns:
-        The names of the files that were recognised by their content.
+        Names of the files that were recognised by their content.
 
     Raises:
-        UserError: The folder is another one.
+        UserError: The folder holds too few of the recordings.
     """
     digests, sizes = writer.digests(), {size for size, _ in writer.files().values()}
     contents, recognised = set(digests.values()), []
@@ -176,7 +179,7 @@ def _take_over(writer: IndexWriter, folder: Path, files: list[Found]) -> set[str
     if num_there < (1.0 if is_part else LEAST_IN_COMMON) * len(digests):
         raise UserError(
             f"index {writer.folder} is of folder {before}; {folder} holds {num_there:,} of its {len(digests):,} "
-            "recordings: give the folder that they were moved to, or another --index, or --overwrite, which forgets them"
+            "recordings: give the folder that they were moved to, another --index, or --overwrite to make the index anew"
         )
     writer.move_folder(folder, recognised)
     found_there = f"{num_there:,} of its {len(digests):,} recordings are in {folder}"
@@ -232,7 +235,7 @@ class _Update:
                 if name := self.writer.add_known(found, read.sha256):
                     self._count("unchanged" if name == found.file else "moved")
                     return
-                read = self._opened(self.folder / found.file, read.sha256)  # the file that had this content has another one by now
+                read = self._opened(self.folder / found.file, read.sha256)  # the other file with this content has changed meanwhile
             opened = _Open(found, read.sha256, read.facts)
             for excerpt in read.excerpts:
                 opened.num_excerpts += 1
@@ -246,7 +249,7 @@ class _Update:
         except (UnreadableSound, OSError) as error:
             self.waiting = [(opened, excerpt) for opened, excerpt in self.waiting if opened.found is not found]
             reason = str(error) if isinstance(error, UnreadableSound) else f"cannot be read: {error.strerror}"
-            # Permissions, memory and libraries change without the file: it is tried again next time.
+            # Permissions, memory and libraries may change although the file does not: try it again next time.
             is_final = isinstance(error, UnreadableSound) and not isinstance(error, DecoderDied)
             self.writer.add_unreadable(found.file, reason, found if is_final else None)
 
@@ -285,7 +288,7 @@ class _Open:
 
 @contextmanager
 def _reading_ahead() -> Iterator[ThreadPoolExecutor]:
-    """Threads for `_ahead`; reads that have not begun by the end, or by an exception, are dropped."""
+    """Start threads for `_ahead`. At the end, or after an exception, reads that have not begun are cancelled."""
     with ThreadPoolExecutor(FILES_AHEAD) as pool:
         try:
             yield pool

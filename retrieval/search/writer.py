@@ -93,7 +93,7 @@ class IndexWriter:
     # --- what is there ---
 
     def files(self) -> dict[str, tuple[int, int | None]]:
-        """Size and time of the files of the index; no time where only their content tells whether they are as before."""
+        """Return size and time of each file; time None if only the content can show whether the file has changed."""
         return {file: (size, time) for file, size, time in self.database.execute("SELECT file, size, mtime_ns FROM files")}
 
     def unreadable(self) -> dict[str, tuple[int, int]]:
@@ -105,7 +105,7 @@ class IndexWriter:
         return self.database.execute("SELECT file, reason FROM unreadable ORDER BY file").fetchall()
 
     def digests(self) -> dict[str, str]:
-        """sha256 of each file of the index."""
+        """Return the sha256 of each file in the index."""
         return dict(self.database.execute("SELECT file, sha256 FROM files"))
 
     # --- changes: they count from the next commit on ---
@@ -145,10 +145,11 @@ class IndexWriter:
     def move_folder(self, folder: Path, recognised: list[tuple[Found, str]]) -> None:
         """Make this the index of `folder`, in one transaction.
 
-        Entries of files that were not recognised stay, without a time: the update that follows compares their content.
+        Entries of files that were not recognised stay, without a time: the next update compares their content.
 
         Args:
-            recognised: files of `folder` whose content the index has, with their sha256.
+            folder: The new folder.
+            recognised: Its files with content that is in the index, with their sha256.
         """
         digests, names, contents = self.digests(), {found.file for found, _ in recognised}, {sha256 for _, sha256 in recognised}
         self._pending += [("UPDATE files SET mtime_ns = NULL", ()), ("DELETE FROM unreadable", ())]
@@ -159,7 +160,7 @@ class IndexWriter:
                 self.add_known(found, sha256)
         for file, sha256 in digests.items():
             if sha256 in contents and file not in names:
-                self.remove(file)  # its content has another name now
+                self.remove(file)  # its content now has another name
         self.commit(folder=str(folder.resolve()), complete=False)
 
     def add_unreadable(self, file: str, reason: str, found: Found | None = None) -> None:

@@ -76,7 +76,7 @@ def metrics_of_ranks(
 ) -> dict[str, float]:
     """Means over the queries, as fractions: {"mAP@10": ..., "R@1": ..., "R@5": ..., "R@10": ...}; map_at may be several depths.
 
-    The same ranks in another order have the same means to the last bit (math.fsum): training compares those of epochs.
+    The order of the ranks does not change the means, not even the last bit (math.fsum): training compares the means of epochs.
     """
     means = {f"mAP@{k}": math.fsum(average_precision(query, k) for query in ranks) / len(ranks) for k in _depths(map_at)}
     return means | {f"R@{k}": math.fsum(recall(query, k) for query in ranks) / len(ranks) for k in recall_at}
