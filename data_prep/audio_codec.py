@@ -1,9 +1,8 @@
 """One audio file -> the bytes of the cache's `audio` column: mono, resampled, 16 bit.
 
-Reads whatever retrieval.base.sound reads, in a process of its own, block by block, so that memory is the size of the 16-bit
-result. A file that would give wrong or no audio raises UnreadableSound with the reason. Float samples become round(32768 x), so
-that a 16-bit file at the cache's rate is kept bit for bit. A clip that is cut is read no further than that: the first minute of a
-recording of ten hours costs a minute.
+Another process decodes all formats of retrieval.base.sound, block by block, so memory is the size of the 16-bit result. Damaged
+files raise UnreadableSound with the reason. Float samples become round(32768 x), so a 16-bit file at the cache's rate is kept bit
+for bit. A clip that is cut is not read further: the first minute of a recording of ten hours costs a minute.
 
 MP3 is written with LAME's best variable bit rate (V0) and its gapless header, from which a decoder knows delay and padding: it gives back
 as many samples as went in, none of them shifted.
@@ -30,7 +29,7 @@ class EncodedClip:
     num_samples: int  # at the cache's sample rate
     num_clipped: int  # samples beyond [-1, 1], brought back to it
     is_cut: bool  # the file is longer than max_seconds
-    took_one_channel: bool  # its channels cancel each other: the first is kept
+    took_one_channel: bool  # its channels cancel each other: the first one is kept
 
 
 def encode_clip(path: str, sample_rate: int, codec: str, max_seconds: float | None = None) -> EncodedClip:
@@ -44,7 +43,7 @@ def encode_clip(path: str, sample_rate: int, codec: str, max_seconds: float | No
             num_clipped += clipped
             if num_samples > MAX_SAMPLES:
                 raise UnreadableSound(
-                    f"is longer than {MAX_SAMPLES / sample_rate / 3600:.1f} h, too long for a clip: cut it, --max-seconds"
+                    f"is longer than {MAX_SAMPLES / sample_rate / 3600:.1f} h, too long for a clip: cut it with --max-seconds"
                 )
     except OSError as error:
         raise UnreadableSound(f"cannot be read: {error.strerror}") from None

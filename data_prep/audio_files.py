@@ -1,4 +1,4 @@
-"""Finds the audio files below a folder, whatever its sub-folders, and says which of them are no files."""
+"""Find the audio files below a folder, and explain why files are left out."""
 
 import os
 from pathlib import Path
@@ -12,10 +12,14 @@ __all__ = ["best_of", "find_audio", "passed_over_note", "readable_name", "why_un
 
 
 def find_audio(folder: Path, option: str) -> SoundFiles:
-    """Find the audio files below `folder`, the value of `option`; links to folders are followed.
+    """Find the audio files below a folder; links to folders are followed.
+
+    Args:
+        folder: The folder.
+        option: The option that named it, for messages.
 
     Raises:
-        UserError: the folder is absent or holds none.
+        UserError: The folder is absent, not readable, or holds no audio file.
     """
     if not folder.is_dir():
         raise UserError(f"{option} {folder} is not a folder: expected the folder with the audio files")
@@ -30,7 +34,7 @@ def find_audio(folder: Path, option: str) -> SoundFiles:
 
 
 def passed_over_note(found: SoundFiles) -> list[str]:
-    """Notes on the folders below a folder that may not be read, and on the files that are no sound."""
+    """Return notes on unreadable sub-folders, and on files that are no sound."""
     notes = [f"left out: {folder}/ cannot be read: {reason}" for folder, reason in found.closed_folders.items()]
     return notes + ([f"passed over, since they are no sound: {found}"] if found.passed_over else [])
 
@@ -42,7 +46,7 @@ def best_of(paths: list[Path]) -> Path:
 
 
 def why_unreadable(path: Path) -> str | None:
-    """Reason to leave out what is no file, or lies in a folder that may be listed but not entered."""
+    """Return why `path` is left out: it is no file, or its folder may be listed but not entered. None if it is readable."""
     try:
         if not path.is_file():
             return "is a link that leads nowhere" if path.is_symlink() else "is not a file"

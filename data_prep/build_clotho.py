@@ -1,7 +1,7 @@
 """Clotho on disk -> Arrow cache.
 
-    python data_prep/build_clotho.py                # of the files in data/clotho_v2, where the configurations look
-    python data_prep/build_clotho.py --download     # fetch them first
+    python data_prep/build_clotho.py                # from the files in data/clotho_v2, where the configurations look
+    python data_prep/build_clotho.py --download     # download them first
     python data_prep/build_clotho.py --root data/clotho_v2 --splits evaluation --codec flac --output data/clotho_flac
 
 Reads Clotho's folder layout (clotho_files.py), writes `<root>/cache` (arrow_cache.py): every clip once, mono, resampled, 16 bit, with its
@@ -44,7 +44,7 @@ def build(arguments: argparse.Namespace) -> None:
         download_clotho(arguments.root, splits, arguments.base_url or ZENODO_URL, arguments.checksums)
     elif not holds_clotho(arguments.root):
         place = "" if arguments.root.is_absolute() else f" (in {Path.cwd()})"
-        remedy = f"--download fetches {what_download_fetches(splits)}; where Clotho is there already, give its folder: --root DIR"
+        remedy = f"--download fetches {what_download_fetches(splits)}; if you have Clotho already, give its folder: --root DIR"
         raise UserError(f"--root {arguments.root}{place} holds no Clotho: {remedy}")
     output = arguments.output or arguments.root / "cache"
     check_output(output, {"--root": arguments.root})

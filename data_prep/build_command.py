@@ -50,7 +50,7 @@ def check_output(output: Path, sources: dict[str, Path]) -> None:
 
 
 def warn(plan: SplitPlan, warnings: list[str]) -> None:
-    """Print warnings now, since the build may take a night, and again in the report at its end."""
+    """Print warnings at once, since the build may take hours, and again in the report at its end."""
     for warning in warnings:
         print(f"warning: {warning}", flush=True)
     plan.notes += [f"warning: {warning}" for warning in warnings]

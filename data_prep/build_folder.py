@@ -6,10 +6,9 @@
     python data_prep/build_folder.py --audio recordings --without-captions                   # to be searched or classified, not to train on
 
 The CSV has the columns `file_name` (relative to `--audio`, with sub-folders) and `caption`, or `caption_1`, `caption_2`, ...; rows of one file
-are one clip. A column `split` (development, validation, evaluation) says where a clip belongs. Without one, all clips go to `--split`, or are
-dealt out by `--fractions`: by clip, so that no recording is in two splits, and the same way whenever files and seed are the same. With
-`--without-captions` every sound file is a clip, whatever lies beside it. Sounds of any kind are found, whatever they are called, the sound of
-films too (docs/sound.md). Writes `<audio>/cache` (arrow_cache.py).
+are one clip. A column `split` (development, validation, evaluation) gives the split of a clip. Without it, all clips go to `--split`, or are
+divided by `--fractions`: by clip, so that no recording is in two splits, and always in the same way for the same files and seed. With
+`--without-captions` every sound file is a clip, and captions are ignored. Sounds are found under any file name, including films (docs/sound.md). Writes `<audio>/cache` (arrow_cache.py).
 Exit code 0, 2 (error, one line), 130 (interrupted: the same command goes on).
 """
 
@@ -170,17 +169,17 @@ def _plan(split: str, captions: dict[str, _Captions], files: dict[str, Path], ar
 
 
 def _why_not_found(name: str, audio: Path) -> str:
-    """Reason for a name of the CSV that is none of the files that were found. A file that is there is never called absent."""
+    """Return why a name in the CSV was not found. A file that exists is never called absent."""
     path = audio / name
     if not path.exists():
         return "named in the CSV, no such audio file"
     if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-        return "named in the CSV by a path of its own: names are relative to --audio, and lie below it"
+        return "named in the CSV by a path outside --audio: give a path relative to it"
     if not path.is_file():
         return "named in the CSV, is not a file"
     if any(part.startswith(".") for part in PurePosixPath(name).parts):
         return "named in the CSV, is hidden: its name, or that of its folder, begins with a dot"
-    return "named in the CSV, is there, but is no sound: neither its ending nor its first bytes are those of a sound"
+    return "named in the CSV, exists, but is no sound by its ending or its first bytes"
 
 
 def _name(text: str) -> str:

@@ -146,7 +146,7 @@ def run_jobs(jobs: list[ShardJob], num_proc: int) -> list[dict[str, Any]]:
 
 
 def _run_parallel(jobs: list[ShardJob], num_proc: int, progress: tqdm) -> list[dict[str, Any]]:
-    """As run_jobs. Where a worker is killed, unfinished shards are begun again, with half as many processes."""
+    """Do the work of run_jobs. If a worker is killed, repeat the unfinished shards with half as many processes."""
     reports: dict[Path, dict[str, Any]] = {}
     while todo := [job for job in jobs if job.report_path not in reports]:
         num_proc = min(num_proc, len(todo))
@@ -164,13 +164,13 @@ def _run_parallel(jobs: list[ShardJob], num_proc: int, progress: tqdm) -> list[d
             num_proc = max(1, num_proc // 2)
             _remove_leftovers(todo)
             reason = "a worker process was killed, perhaps for lack of memory"
-            progress.write(f"note: {reason}; going on with {num_proc}, finished parts are kept", file=sys.stderr)
+            progress.write(f"note: {reason}; continuing with {num_proc} process(es), finished parts are kept", file=sys.stderr)
         reports.update({job.report_path: report for job, report in zip(todo, written, strict=True) if report})
     return [reports[job.report_path] for job in jobs]
 
 
 def _run_pool(jobs: list[ShardJob], num_proc: int, num_ready: int, progress: tqdm) -> list[dict[str, Any]]:
-    """Reports of `jobs`; `num_ready` clips were done before. Raises BrokenProcessPool if a worker dies: all end then."""
+    """Return the reports of `jobs`; `num_ready` clips were done before. Raises BrokenProcessPool if a worker dies, which ends all."""
     context = multiprocessing.get_context("spawn")  # a forked copy of a process with threads can hang
     counter, stop = context.Value("q", num_ready), context.Event()
     executor = ProcessPoolExecutor(num_proc, context, _start_worker, (counter, stop))

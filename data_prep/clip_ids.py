@@ -1,24 +1,23 @@
-"""Ids of Freesound and YouTube in one spelling, however a list, a JSON file or a file name writes them.
+"""Bring ids of Freesound and YouTube to one spelling, from lists, JSON files and file names.
 
     Freesound, an integer              354184 | 354184.0 (pandas) | 0354184 | 3.54184E+05 | 354184.flac | 354184__user__name.wav | a link
     YouTube, 11 of A-Z a-z 0-9 _ -     ID | YID | ID.wav | ID_START | ID_START_END | a link; case matters, and an id may begin with Y itself
 
-Folders in front, quotes and blanks around are passed over. Ids compared as text in two spellings would exclude nothing: a leak that no score shows.
+Leading folders, and quotes and blanks around an id, are ignored. Without one spelling an exclusion list would match nothing: a leak that no score shows.
 """
 
 import re
 from dataclasses import dataclass
 
-# What Clotho, DCASE, pandas and spreadsheets write where there is no id.
+# Words that Clotho, DCASE, pandas and spreadsheets write for a missing id.
 UNKNOWN = {"", "not found", "nan", "none", "null", "na", "n/a", "<na>", "#n/a"}
 AROUND = " \t\r\n\v\f\xa0\ufeff\u200b=\"'`\u201c\u201d\u2018\u2019"  # blanks, byte order mark, quotes, a spreadsheet's ="354184"
 ENDING = re.compile(r"\.([A-Za-z][A-Za-z0-9]{1,4}|3gp|3g2)$", re.ASCII)
 
 DIGITS = re.compile(r"(\d{1,18})(\.0*)?", re.ASCII)
 SCIENTIFIC = re.compile(r"(\d)(?:\.(\d*))?[eE]\+?(\d{1,2})", re.ASCII)
-FREESOUND_FILE = re.compile(
-    r"(\d{1,18})(__.+|_\d+-[hl]q)", re.ASCII | re.DOTALL
-)  # as Freesound names downloads and previews
+# Names of Freesound's downloads and previews.
+FREESOUND_FILE = re.compile(r"(\d{1,18})(__.+|_\d+-[hl]q)", re.ASCII | re.DOTALL)
 FREESOUND_LINK = re.compile(
     r"(?:https?:)?//(?:[a-z]+\.)?freesound\.org/(?:people/[^/]+/|s/)(?:sounds/)?(\d{1,18})/?(?:[?#].*)?", re.ASCII
 )
@@ -32,19 +31,19 @@ YOUTUBE_LINK = re.compile(
 
 @dataclass(frozen=True)
 class Excerpt:
-    """A part of a YouTube video, by the name of its file."""
+    """A part of a YouTube video, from the name of its file."""
 
     video: str
-    start: float | None  # as the name has it, in seconds or milliseconds; None where it has none
+    start: float | None  # as in the name, in seconds or milliseconds; None if absent
 
 
 def is_unknown(text: str) -> bool:
-    """True for the words that stand in place of an id."""
+    """Return True for words that mark a missing id."""
     return text.strip(AROUND).lower() in UNKNOWN
 
 
 def freesound_id(text: str) -> str | None:
-    """The digits of a Freesound id, without leading zeros; None for other texts, also where a spreadsheet has rounded the number."""
+    """Return the digits of a Freesound id without leading zeros; None for other texts, and if a spreadsheet has rounded the number."""
     text = text.strip(AROUND)
     name = _file_name(text)
     for found in (FREESOUND_LINK.fullmatch(text), DIGITS.fullmatch(name), FREESOUND_FILE.fullmatch(name)):
@@ -53,14 +52,14 @@ def freesound_id(text: str) -> str | None:
     if found := SCIENTIFIC.fullmatch(name):
         first, others, exponent = found[1], found[2] or "", int(found[3])
         whole, rest = others[:exponent], others[exponent:]
-        # Fewer digits than the exponent asks for: the others are lost.
+        # With fewer digits than the exponent needs, the others are lost.
         if len(whole) == exponent and not rest.strip("0") and first != "0":
             return first + whole
     return None
 
 
 def youtube_id(text: str) -> str | None:
-    """The 11 characters of a YouTube id; None for other texts."""
+    """Return the 11 characters of a YouTube id; None for other texts."""
     if link := YOUTUBE_LINK.fullmatch(text.strip(AROUND)):
         return link[1]
     excerpt = youtube_excerpt(text)
@@ -68,15 +67,15 @@ def youtube_id(text: str) -> str | None:
 
 
 def youtube_excerpt(file_name: str) -> Excerpt | None:
-    """Video and start that a file is named after; None for other names.
+    """Return video and start in the name of a file; None for other names.
 
-    No name can be read in two ways: with Y in front the underscore before START is the 13th character, without it the 12th, and a digit follows.
+    Names are unambiguous: with a leading Y the underscore before START is the 13th character, without it the 12th, and a digit follows.
     """
     found = YOUTUBE_FILE.fullmatch(_file_name(file_name.strip(AROUND)))
     return Excerpt(found["video"], float(found["start"]) if found["start"] else None) if found else None
 
 
 def _file_name(text: str) -> str:
-    """Without folders and ending."""
+    """Return `text` without folders and ending."""
     name = re.split(r"[/\\]", text)[-1].strip(AROUND)
     return ENDING.sub("", name)

@@ -7,7 +7,7 @@ from resumable_download import extract_wav_folder, fetch_file
 
 ZENODO_URL = "https://zenodo.org/record/4783391/files"
 
-# GB of WAV files, by the documentation of aac-datasets 0.7; the three archives have some 6.5 GB (dcase-repo.github.io/dcase_datalist).
+# GB of WAV files, from the documentation of aac-datasets 0.7; the three archives have about 6.5 GB (dcase-repo.github.io/dcase_datalist).
 WAV_GB = {"development": 7.1, "validation": 2.0, "evaluation": 2.0}
 ARCHIVES_GB = 6.5
 MAX_UNPACKED_BYTES = 2e9 * max(WAV_GB.values())
@@ -48,7 +48,7 @@ def download_clotho(root: Path, splits: list[str], base_url: str, checksums: Pat
 
 
 def what_download_fetches(splits: list[str]) -> str:
-    """What, how large, from where."""
+    """Describe the download: files, size and source."""
     archives = ARCHIVES_GB * sum(WAV_GB[split] for split in splits) / sum(WAV_GB.values())
     size = f"some {archives:.1f} GB of archives, {sum(WAV_GB[split] for split in splits):.1f} GB of WAV files unpacked"
     return f"Clotho v2.1 ({', '.join(splits)}: {size}) from {ZENODO_URL}"

@@ -34,7 +34,7 @@ def normalise_name(name: str) -> str:
 
 
 def holds_clotho(root: Path) -> bool:
-    """True if a part of any split is there."""
+    """Return True if files of any split exist."""
     return any(path.exists() for split in SPLITS for path in _paths(root, split))
 
 

@@ -14,12 +14,12 @@ REMEDY = "is a quote missing or the file cut off?"
 
 
 def read_csv(path: Path, columns: tuple[str, ...], encodings: list[str]) -> list[dict[str, str]]:
-    """Rows of read_numbered_csv without their lines."""
+    """Return the rows of read_numbered_csv without line numbers."""
     return [row for _, row in read_numbered_csv(path, columns, encodings)]
 
 
 def read_numbered_csv(path: Path, columns: tuple[str, ...], encodings: list[str]) -> list[tuple[int, dict[str, str]]]:
-    """Line and fields by column name of each row of `path`, in the first of `encodings` that fits.
+    """Return line number and fields by column name for each row of `path`, in the first of `encodings` that fits.
 
     Raises UserError unless each of `columns` is in the first line, none is there twice, and every row has as many fields as it.
     """

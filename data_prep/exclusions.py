@@ -3,8 +3,8 @@
 WavCaps' FreeSound part holds clips of Clotho's validation and evaluation splits, its AudioSet part and AudioCaps' training split hold clips
 that AudioCaps tests with. A model that has seen them scores too well, and nothing in the score shows it.
 
-Ids are compared in one spelling (clip_ids.py). Clotho's metadata knows the Freesound id of most clips, the others say `Not found`. Those are told
-by their file name, without blanks at the ends, case and ending: a clip that only shares the name is left out too, which costs little.
+Ids are compared in one spelling (clip_ids.py). Clotho's metadata has the Freesound id of most clips, and `Not found` for the others. Those are
+recognised by their file name, ignoring outer blanks, case and ending. Another clip of the same name is left out too, which costs little.
 """
 
 import html
@@ -25,7 +25,7 @@ YOUTUBE_COLUMNS = ("youtube_id", "ytid", "video_id")
 
 @dataclass
 class _Entries:
-    """Ids or names from one place, and how many clips were found among them."""
+    """Ids or names from one source, and how many clips matched them."""
 
     origin: str  # option and file
     kind: str
@@ -35,7 +35,7 @@ class _Entries:
 
 @dataclass
 class Exclusions:
-    """Everything that is left out."""
+    """All clips to leave out."""
 
     notes: list[str] = field(default_factory=list)
     _freesound: list[_Entries] = field(default_factory=list)
@@ -73,7 +73,7 @@ class Exclusions:
                     ids.reasons[sound_id] = f"in Clotho's {split} split (Freesound id)"
             if num_unknown:
                 self.notes.append(
-                    f"{path.name}: {num_unknown} of {len(rows)} clips have no Freesound id there; they are told by their file names"
+                    f"{path.name}: {num_unknown} of {len(rows)} clips have no Freesound id there; they are recognised by their file names"
                 )
         self._freesound.append(ids)
         self._names.append(names)
@@ -91,16 +91,16 @@ class Exclusions:
         )
 
     def why_freesound(self, sound_id: str, file_name: str) -> str | None:
-        """Reason to leave a Freesound clip out; `sound_id` as clip_ids.freesound_id gives it, `file_name` may be empty."""
+        """Return why a Freesound clip is left out, None if it is not; `sound_id` in the spelling of clip_ids, `file_name` may be empty."""
         name = sound_name(file_name)
         return _why(self._freesound, sound_id) or (_why(self._names, name) if name else None)
 
     def why_youtube(self, video: str) -> str | None:
-        """Reason to leave a clip of a video out; `video` as clip_ids.youtube_id gives it."""
+        """Return why a clip of a video is left out, None if it is not; `video` in the spelling of clip_ids."""
         return _why(self._youtube, video)
 
     def unmatched(self) -> list[str]:
-        """A warning for each list that was given and held no clip of the corpus; to be asked when all clips were looked up."""
+        """Return a warning for each given list that matched no clip. Call it after all clips were looked up."""
         found = {entries.origin for entries in self._entries if entries.num_found}
         numbers: dict[str, list[str]] = {}
         for entries in self._entries:
@@ -125,7 +125,7 @@ class Exclusions:
         reason: str,
     ) -> _Entries:
         rows = read_numbered_csv(path, (), ["utf-8-sig"])
-        # Tables that other programs wrote have other names for the column, and capitals.
+        # Tables of other programs use other names for the column, and capitals.
         found = [name for name in (rows[0][1] if rows else ()) if name.strip().lower().lstrip("# ") in columns]
         if len(found) != 1:
             there = ", ".join(rows[0][1])[:200] if rows else "no rows"
@@ -141,7 +141,7 @@ class Exclusions:
         if not entries.reasons:
             raise UserError(f"{path} holds no id in its column {column}")
         if num_unknown:
-            remedy = "; --exclude-clotho tells Clotho's by their file names" if kind == "Freesound id" else ""
+            remedy = "; --exclude-clotho recognises Clotho's clips by their file names" if kind == "Freesound id" else ""
             self.notes.append(
                 f"{path.name}: {num_unknown} of {len(rows)} rows have no {kind} and leave nothing out{remedy}"
             )
@@ -166,6 +166,6 @@ def _checked(spelling: Callable[[str], str | None], text: str, path: Path, line:
 
 
 def sound_name(file_name: str) -> str:
-    """The common spelling of one Freesound file name, which corpora write with HTML entities, accents, case and blanks of their own."""
+    """Return one spelling of a Freesound file name: corpora differ in HTML entities, accents, case and blanks."""
     text = unicodedata.normalize("NFC", html.unescape(file_name))
     return " ".join(without_ending(text.strip()).casefold().split())

@@ -1,6 +1,6 @@
-"""How a data_prep script ends (retrieval/base/command.py), and output that is whole or absent.
+"""Exit of a data_prep script (retrieval/base/command.py), and output that is complete or absent.
 
-Each script imports this file first: then `retrieval` is found, and from there on Ctrl-C is one line.
+Each script imports this file first: it makes `retrieval` importable, and from then on Ctrl-C prints one line.
 """
 
 import errno

@@ -2,7 +2,7 @@
 
     building: 1,200/5,000 clips, 40.2 clips/s, 1 min 35 s left
 
-The same as retrieval/progress.py, which is not among the light modules that data_prep imports.
+As retrieval/progress.py, which data_prep may not import.
 """
 
 import os
@@ -46,7 +46,7 @@ class _Lines(tqdm):
 
     @classmethod
     def write(cls, s: str, file: TextIO | None = None, end: str = "\n", nolock: bool = False) -> None:
-        print(s, file=file, end=end)  # there is no bar to draw anew below it
+        print(s, file=file, end=end)  # without a bar below it to redraw
 
     def close(self) -> None:
         if not self.disable and self.format_dict["elapsed"] >= self.delay:

@@ -117,10 +117,10 @@ def _size(path: Path) -> int:
 
 
 def extract_wav_folder(archive: Path, folder: Path, max_bytes: float) -> None:
-    """Unpack the one folder of .wav files that `archive` (7z) holds, whatever its name there, as `folder`.
+    """Unpack the single folder of .wav files in `archive` (7z), under any name, as `folder`.
 
     Raises:
-        UserError: The archive is damaged, protected, holds links or other places' names, or more than `max_bytes` unpacked.
+        UserError: The archive is damaged or protected, holds links or paths outside its folder, or unpacks to more than `max_bytes`.
     """
     temporary = folder.with_name(f"{folder.name}.extracting")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -130,7 +130,7 @@ def extract_wav_folder(archive: Path, folder: Path, max_bytes: float) -> None:
             found = {path.parent for path in temporary.rglob("*") if path.suffix.lower() == ".wav" and not path.name.startswith("._")}
             if len(found) != 1:
                 raise UserError(f"{archive} holds {len(found)} folders with .wav files, expected one")
-            follow_umask(only := found.pop())  # archives bring modes of their own
+            follow_umask(only := found.pop())  # archives set their own modes
             os.replace(only, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -148,14 +148,14 @@ def _extract(archive: Path, target: Path, max_bytes: float) -> None:
         raise
     except py7zr.exceptions.PasswordRequired:
         raise UserError(f"{archive} is not unpacked: {PROTECTED}") from None
-    except Exception as error:  # a damaged header makes py7zr stumble in a dozen ways
+    except Exception as error:  # py7zr raises many types of errors for a damaged header
         reason = str(error) if isinstance(error, (py7zr.exceptions.ArchiveError, lzma.LZMAError)) else "it is damaged"
         reason = reason[:200] or type(error).__name__
         raise UserError(f"{archive} cannot be unpacked: {reason}; remove it and run again with --download") from None
 
 
 def _why_not(file: py7zr.SevenZipFile, target: Path, max_bytes: float) -> str | None:
-    """Reason to leave an archive alone, by its table of contents."""
+    """Return why an archive must not be unpacked, by its table of contents; None if it may."""
     if file.needs_password():
         return PROTECTED
     for member in file.files:

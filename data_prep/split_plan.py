@@ -71,7 +71,7 @@ def print_report(info: dict[str, Any], plans: list[SplitPlan]) -> None:
     for plan in plans:
         for reason, number in count_reasons(plan.excluded).items():
             print(f"excluded from {plan.name}: {number} clips, {reason}")
-        split = info["splits"][plan.name]  # of a cache that an earlier version built, some numbers are absent
+        split = info["splits"][plan.name]  # caches of earlier versions lack some numbers
         if split.get("num_cut_clips"):
             print(f"note: {plan.name}: {split['num_cut_clips']} clips were longer than {info['max_seconds']:g} s and are cut")
         if split.get("num_one_channel_clips"):

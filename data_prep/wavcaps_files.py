@@ -3,9 +3,9 @@
     ROOT/json_files/<source>/*.json     {"data": [{"id": ..., "caption": ..., "file_name": ...}, ...]}
     AUDIO/<source>/.../<id>.flac        or <source>_flac; other endings, sub-folders, and Y before a YouTube id are found too
 
-All clips belong to `development`: WavCaps has nothing to test with. An id that occurs twice, in whatever spelling (clip_ids.py), counts once
-(fsd_final_2s.json repeats most of fsd_final.json); the first caption is kept. An entry of FreeSound or AudioSet_SL whose id is none is lost:
-nothing could tell whether another corpus tests with it.
+All clips belong to `development`: WavCaps has no test split. An id that occurs twice, in any spelling (clip_ids.py), counts once
+(fsd_final_2s.json repeats most of fsd_final.json); the first caption is kept. An entry of FreeSound or AudioSet_SL with an invalid id is
+lost: it cannot be compared with the test clips of other corpora.
 """
 
 from pathlib import Path
@@ -44,7 +44,7 @@ def read_wavcaps(root: Path, audio: Path, sources: list[str], exclusions: Exclus
 
 
 def leak_warnings(sources: list[str], exclusions: Exclusions) -> list[str]:
-    """What would leak into the test splits of other corpora with these exclusions."""
+    """Return a warning for each source that may hold test clips of other corpora, given these exclusions."""
     covered = {"FreeSound": exclusions.has_freesound, "AudioSet_SL": exclusions.has_youtube}
     return [warning for source, warning in WARNINGS.items() if source in sources and not covered[source]]
 
@@ -94,7 +94,7 @@ def _entries(folder: Path, source: str, plan: SplitPlan) -> dict[str, dict[str, 
             text = _text(str(found) if isinstance(found, (int, float)) else found)
             clip_id = _clip_id(text, source)
             if not clip_id:
-                reason = f"entry {number}: its id {text[:80]!r} is none of {source}'s" if text else f"entry {number} has no id"
+                reason = f"entry {number}: {text[:80]!r} is no id of {source}" if text else f"entry {number} has no id"
                 plan.lost.append(Skipped(SPLIT, f"{source}/{path.name}", reason))
             elif clip_id in entries:
                 num_repeated += 1
@@ -119,7 +119,7 @@ def _data(path: Path) -> list[Any]:
 
 
 def _audio_files(audio: Path, source: str, plan: SplitPlan) -> dict[str, list[Path]]:
-    """Id -> its files; a note of the plan says what else is there."""
+    """Return the files of each id, and note the others in the plan."""
     folder = next((folder for name in (source, f"{source}_flac") if (folder := audio / name).is_dir()), None)
     if folder is None:
         raise UserError(f"{audio / source} is not a folder: unpack the audio of {source} there, or leave the source out with --sources")
@@ -137,7 +137,7 @@ def _text(value: Any) -> str:
 
 
 def _clip_id(name: str, source: str) -> str:
-    """The id in one spelling: b0RFKhbpFJA of `Yb0RFKhbpFJA.wav`. Empty for a name that is no id of the source."""
+    """Return the id in one spelling: b0RFKhbpFJA for `Yb0RFKhbpFJA.wav`. Empty if the name is no id of the source."""
     name = readable_name(name).strip()
     if source == "AudioSet_SL":
         return youtube_id(name) or ""

@@ -524,7 +524,7 @@ def test_a_killed_worker_costs_no_clip(tmp_path):
     worker = next(pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes())
     os.kill(worker, signal.SIGKILL)  # as the system does where memory is short
     lines = process.communicate(timeout=PATIENCE)[1].splitlines()
-    assert process.returncode == 0 and len(lines) == 1 and "worker process was killed" in lines[0] and "going on with 1" in lines[0]
+    assert process.returncode == 0 and len(lines) == 1 and "worker process was killed" in lines[0] and "continuing with 1" in lines[0]
     assert build(root, "--output", str(tmp_path / "uninterrupted")) == 0
     files = sorted((root / "cache" / "evaluation").iterdir())
     assert [path.name for path in files] == sorted(path.name for path in (tmp_path / "uninterrupted" / "evaluation").iterdir())
@@ -544,7 +544,7 @@ def test_a_last_worker_that_is_killed_is_one_line(tmp_path, monkeypatch, capsys)
     monkeypatch.setattr(cache_shards, "_run_pool", killed)
     assert build_clotho.main(["--root", str(root), "--splits", "evaluation", "--num-proc", "3", "--quiet"]) == 2
     note, error = capsys.readouterr().err.splitlines()
-    assert numbers == [3, 1] and "going on with 1" in note
+    assert numbers == [3, 1] and "continuing with 1" in note
     assert error.startswith("error: ") and "000.wav to 007.wav" in error
 
 
