@@ -174,7 +174,7 @@ def _why_not_found(name: str, audio: Path) -> str:
     if not path.exists():
         return "named in the CSV, no such audio file"
     if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-        return "named in the CSV by a path outside --audio: give a path relative to it"
+        return "named in the CSV by another path: give one that is relative to --audio and below it"
     if not path.is_file():
         return "named in the CSV, is not a file"
     if any(part.startswith(".") for part in PurePosixPath(name).parts):
