@@ -8,7 +8,8 @@
 The CSV has the columns `file_name` (relative to `--audio`, with sub-folders) and `caption`, or `caption_1`, `caption_2`, ...; rows of one file
 are one clip. A column `split` (development, validation, evaluation) gives the split of a clip. Without it, all clips go to `--split`, or are
 divided by `--fractions`: by clip, so that no recording is in two splits, and always in the same way for the same files and seed. With
-`--without-captions` every sound file is a clip, and captions are ignored. Sounds are found under any file name, including films (docs/sound.md). Writes `<audio>/cache` (arrow_cache.py).
+`--without-captions` every sound file is a clip, and captions are ignored. Sounds are found under any file name, including films (docs/sound.md).
+Writes `<audio>/cache` (arrow_cache.py).
 Exit code 0, 2 (error, one line), 130 (interrupted: the same command goes on).
 """
 
