@@ -16,6 +16,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+os.environ.pop("TQDM_DISABLE", None)  # pytest-xdist's processes inherit it from the first one; see below
+
 import retrieval  # noqa: F401
 import datasets
 import numpy as np
@@ -39,8 +41,8 @@ RHYTHMS = ("steady", "pulsing", "rising")
 
 # A shell starts background jobs with SIGINT ignored, and the commands that these tests interrupt would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-# Progress lines appear after seconds, so on a busy machine in what a command says: the commands that tests start show none. tqdm, which
-# reads the variable when it is imported, has been imported: in this process `no_progress_lines` does the same.
+# Progress lines appear after seconds, so on a busy machine in what a command says: the commands that tests start show none. tqdm reads the
+# variable when it is imported, which it was above without it: in this process `no_progress_lines` does the same.
 os.environ["TQDM_DISABLE"] = "1"
 # In a job of several tasks each of the commands below would be refused.
 for name in [name for name in os.environ if name.startswith("SLURM_")]:

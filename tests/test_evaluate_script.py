@@ -109,7 +109,7 @@ def _not_finite(copy):
         (_other_architecture, [], "best does not load"),
         (_not_finite, [], "scores on split 'evaluation' are NaN"),
         (lambda copy: (copy / "config.yaml").unlink(), [], "add --cache DIR"),
-        (lambda copy: (copy / "config.yaml").write_text("data: ["), [], "config.yaml cannot be read"),
+        (lambda copy: (copy / "config.yaml").write_text("data: ["), [], "config.yaml is not valid YAML"),
         (lambda copy: (copy / "config.yaml").write_text(""), [], r"config.yaml cannot be read \(it holds no settings\); .* put back"),
         (None, ["--cache", "{copy}/absent"], "absent does not exist"),
         (None, ["--split", "test"], "no split 'test'"),

@@ -137,7 +137,8 @@ def paths(tmp_path):
 
 def arguments_for(server, paths, *more):
     url = server if isinstance(server, str) else server.url
-    return ["--input", str(paths[0]), "--output", str(paths[1]), "--endpoint", url, "--model", "phi4", *more]
+    model = [] if "--model" in more else ["--model", "phi4"]
+    return ["--input", str(paths[0]), "--output", str(paths[1]), "--endpoint", url, *model, *more]
 
 
 def generate(server, paths, *more):

@@ -24,6 +24,7 @@ def layout(tmp_path):
     """Folder with the scripts of the root, and `installed`, where the package is."""
     (tmp_path / "retrieval").mkdir()
     shutil.copy(retrieval.__file__, tmp_path / "retrieval" / "__init__.py")
+    shutil.copytree(ROOT / "retrieval" / "base", tmp_path / "retrieval" / "base")
     (tmp_path / "installed" / "evaluate").mkdir(parents=True)
     (tmp_path / "installed" / "evaluate" / "__init__.py").write_text("WHO = 'package'\n")
     (tmp_path / "train.py").write_text(WITH_FINDER + ASK)

@@ -166,5 +166,7 @@ def test_mistakes_are_told_before_anything_is_loaded(tmp_path, checkpoint, argum
     (tmp_path / "labels").write_text("dog\ncat\n")
     (tmp_path / "labels.csv").write_text("filename,category\na.wav,dog\n")
     arguments = [argument.replace("{labels}", str(tmp_path / "labels")) for argument in arguments]
+    options = {"--checkpoint": str(checkpoint), "--labels": str(tmp_path / "labels")}
+    words = [word for name, value in options.items() if name not in arguments for word in (name, value)]
     with pytest.raises(UserError, match=message):
-        zero_shot.main(["--checkpoint", str(checkpoint), "--labels", str(tmp_path / "labels"), *arguments])
+        zero_shot.main([*words, *arguments])
