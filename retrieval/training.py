@@ -68,7 +68,10 @@ def train_epoch(run: Run, stop: StopRequest) -> None:
     run.batches.start(progress.epoch, progress.step)
     clock, num_clips = time.perf_counter(), 0
     epoch = f"epoch {progress.epoch + 1}/{settings.epochs}"
-    with bar(total=run.steps_per_epoch, initial=progress.step, desc=epoch, unit="step") as shown:
+    last_step = run.steps_per_epoch  # of this epoch
+    if settings.max_steps is not None:
+        last_step = min(last_step, progress.step + max(0, settings.max_steps - progress.global_step))
+    with bar(total=last_step, initial=progress.step, desc=epoch, unit="step") as shown:
         for batch in run.loader if not run.out_of_steps else ():
             loss, grad_norms = train_step(run, batch)
             progress.step += 1

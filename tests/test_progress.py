@@ -153,6 +153,13 @@ def test_the_commands_show_it_unless_they_are_quiet(tiny, tmp_path, monkeypatch,
     check(commands, capsys, options)
 
 
+def test_steps_count_up_to_max_steps(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "SECONDS_UNSEEN", 0.0)
+    settings = [f"train.output={tmp_path}/run", "train.max_steps=2", "evaluation.num_pictures=0"]
+    assert script("train")(["--config", f"{tiny}/tiny.yaml", *settings]) == 0
+    assert "epoch 1/2: 2 steps in" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("options", [[], ["--quiet"]], ids=["shown", "quiet"])
 def test_so_do_those_of_data_prep(tmp_path, monkeypatch, capsys, options):
     monkeypatch.setattr(prep_progress, "SECONDS_UNSEEN", 0.0)
