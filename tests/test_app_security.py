@@ -749,7 +749,8 @@ def test_a_page_on_the_network_prints_a_token_and_a_warning(indexed):  # noqa: F
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             line = process.stdout.readline()
-            port, token = re.search(r"http://0\.0\.0\.0:(\d+)/\?token=([\w-]{32})", line).groups()
+            name, port, token = re.search(r"http://([\w.-]+):(\d+)/\?token=([\w-]{32})", line).groups()
+            assert name != "0.0.0.0"  # which no other machine can open
             browser = Browser(f"http://127.0.0.1:{port}")
             assert browser.ask("GET", "/config")[0] == 401
             assert browser.ask("GET", f"/?token={token}")[0] == 200 and browser.ask("GET", "/config")[0] == 200

@@ -77,9 +77,10 @@ def main(argv: list[str] | None = None) -> int:
         password = chosen or token
         names = None if password and not is_local else own_names(arguments.host, is_local)
         server = make_server(index, Path(folder) / "uploads", names, password)
-        host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
+        host = network_address(listener.family) if ip_address(address).is_unspecified else arguments.host
+        host = f"[{host}]" if ":" in host else host
         if not is_local:
-            print(warning(host, port, len(index.files), password), file=sys.stderr, flush=True)
+            print(warning(arguments.host, port, len(index.files), password), file=sys.stderr, flush=True)
         print(f"search page: http://{host}:{port}{f'/?token={token}' if token else ''} (Ctrl-C ends it)", flush=True)
         uvicorn.Server(uvicorn.Config(server, log_level="warning", timeout_graceful_shutdown=1)).run(sockets=[listener])
     return 0
@@ -103,6 +104,17 @@ def chosen_password(given: str | None) -> str | None:
         source = "--password" if given is not None else PASSWORD_VARIABLE
         raise UserError(f"{source} must have at least {SHORTEST_PASSWORD} characters, found {len(password)}")
     return password
+
+
+def network_address(family: socket.AddressFamily) -> str:
+    """Return the address under which other machines reach this one, for a page that listens at all of them."""
+    outside = "2001:db8::1" if family == socket.AF_INET6 else "192.0.2.1"  # RFC 3849, 5737: of documentation
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((outside, 9))  # chooses the way; nothing is sent
+            return probe.getsockname()[0]
+        except OSError:  # no network
+            return socket.gethostname()
 
 
 def own_names(host: str, is_local: bool) -> frozenset[str]:
