@@ -579,14 +579,20 @@ def test_an_upload_of_two_lengths_is_refused(browser, capfd):
 
 
 def test_a_page_that_outlives_its_server_is_a_client_again(address):
-    """Its cookie is one of the server before."""
+    """Its cookie is one of the server before; whichever request comes first, all are of the same new client."""
+    stale = f"retrieval_{urlsplit(address).port}=of.before"
     page = http.client.HTTPConnection(urlsplit(address).netloc, timeout=60)
-    page.request("GET", "/presence", headers={"Cookie": f"retrieval_{urlsplit(address).port}=of.before"})
+    page.request("GET", "/presence", headers={"Cookie": stale})
     answer = page.getresponse()
-    browser = Browser(address)
-    browser.cookie = answer.getheader("set-cookie").partition(";")[0]
-    code, body = browser.upload(b"x")
-    assert code == 200 and browser.ask("GET", FILES + json.loads(body)[0])[0] == 200
+    asking, uploading = Browser(address), Browser(address)
+    event = event_of(asking, "words", QUERY, "", 0, 9, 10, session_hash="outlived")
+    asking.cookie = uploading.cookie = stale
+    assert asking.post(JOIN, event)[0] == 200  # answered with a cookie
+    code, body = uploading.upload(b"x")
+    assert code == 200 and uploading.cookie == asking.cookie == answer.getheader("set-cookie").partition(";")[0] != stale
+    assert uploading.ask("GET", FILES + json.loads(body)[0])[0] == 200
+    assert '"process_completed"' in uploading.answer("outlived")
+    assert Browser(address).ask("GET", FILES + json.loads(body)[0])[0] == 403
     answer.close()
     page.close()
 

@@ -84,8 +84,12 @@ class Clients:
 
     # --- cookies ---
 
-    def new_cookie(self) -> str:
-        name = secrets.token_urlsafe(16)
+    def new_cookie(self, before: str = "") -> str:
+        """Return a signed cookie for a new client; always the same one in place of a cookie `before` of an ended server.
+
+        A page that outlives its server sends several requests at once: all of them must be of one client.
+        """
+        name = self._signature(f"after {before}")[:32] if before else secrets.token_urlsafe(16)
         return f"{name}.{self._signature(name)}"
 
     def name_in(self, cookie: str) -> str | None:

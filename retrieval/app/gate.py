@@ -187,7 +187,8 @@ class Gate:
 
     async def _admit(self, asked: Asked, receive: Receive, send: Send, cookies: list[str]) -> None:
         scope, cookie_name = asked.scope, f"retrieval_{asked.scope['server'][1]}"
-        name = self.clients.name_in(read_cookie(asked.headers.get("cookie", ""), cookie_name))
+        given = read_cookie(asked.headers.get("cookie", ""), cookie_name)
+        name = self.clients.name_in(given)
         if asked.path == "/login" or (asked.path == "/" and "token" in asked.query):
             return await self._login(asked, cookie_name, receive, send)
         if asked.path == "/" and asked.headers.get("sec-fetch-site") in ("cross-site", "same-site"):
@@ -196,8 +197,8 @@ class Gate:
             if asked.path == "/":
                 return await HTMLResponse(login_page(), 401)(scope, receive, send)
             raise Refused(401, "this page needs a password: open it in a browser and enter it")
-        if name is None and asked.path in ("/", UPLOAD, "/presence"):  # presence: after a restart of the server
-            cookie = self.clients.new_cookie()
+        if name is None and (given or asked.path in ("/", UPLOAD)):
+            cookie = self.clients.new_cookie(given)
             cookies.append(cookie_text(cookie_name, cookie, scope["scheme"]))
             name = self.clients.name_in(cookie)
         client_key = f"address {asked.address}" if name is None else name
