@@ -1,10 +1,9 @@
-"""Files and folders that appear under their name only when they are whole, and folders that one process holds."""
+"""Files that appear under their name only when they are whole, and folders that one process holds."""
 
 import errno
 import fcntl
 import hashlib
 import os
-import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from retrieval.base.access import check_readable, follow_umask
+from retrieval.base.access import check_readable
 from retrieval.base.disk import disk_remedy
 from retrieval.errors import UserError
 
@@ -31,35 +30,6 @@ def atomic_writer(path: Path) -> Iterator[TextIO]:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def whole_folder(output: Path, what: str) -> Iterator[Path]:
-    """A new folder to write in; it takes the place of `output` at the end, and only if nothing went wrong. Raises UserError naming `what`."""
-    if output.name in ("", ".."):
-        raise UserError(f"--output {output}: give the folder by its own name; it is written beside that name and renamed when it is complete")
-    output = output.resolve()  # a link stays, what it points to is replaced
-    partial, old = output.with_name(f".{output.name}.partial"), output.with_name(f".{output.name}.old")
-    try:
-        for leftover in (partial, old):
-            shutil.rmtree(leftover, ignore_errors=True)
-        partial.mkdir(parents=True)
-        yield partial
-        follow_umask(partial)
-        if output.exists():
-            output.rename(old)
-        try:
-            partial.rename(output)
-        except OSError:
-            if old.exists():
-                old.rename(output)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        remedy = f"; {remedy}, or choose another folder" if (remedy := disk_remedy(error)) else ""
-        raise UserError(f"{what} could not be written to {output}: {error.strerror or error}{remedy}") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def check_writable(folder: Path) -> None:

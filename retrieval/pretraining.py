@@ -25,12 +25,13 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
 
+from retrieval.base.disk import disk_remedy
+from retrieval.base.folders import whole_folder
 from retrieval.base.json_files import read_json
 from retrieval.base.launch import check_environment
 from retrieval.data import ClipSplit, open_cache
-from retrieval.base.disk import disk_remedy
 from retrieval.errors import OneLineParser, UserError, one_line, run_main
-from retrieval.files import sha256_of, whole_folder
+from retrieval.files import sha256_of
 from retrieval.models.audio.atst import PREFIXES, AtstFrame
 from retrieval.models.text import TextEncoder, normalise_caption, text_architecture
 from retrieval.models.tokenizer import load_tokenizer

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
+from retrieval.base.folders import whole_folder
 from retrieval.errors import UserError, one_line
 from retrieval.evaluation import eval_mode
 from retrieval.export.checks import ABOUT, check_folder, check_room
 from retrieval.export.graphs import AudioTower, Score, TextTower
 from retrieval.export.readme import onnx_readme
-from retrieval.files import whole_folder
 from retrieval.models.dual_encoder import DualEncoder, check_finite
 from retrieval.models.pooling import TextAwareAttentionPooling
 from retrieval.progress import bar

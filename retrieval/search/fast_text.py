@@ -17,10 +17,10 @@ import onnxruntime
 import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
+from retrieval.base.folders import whole_folder
 from retrieval.base.json_files import read_json
 from retrieval.errors import UserError, one_line
 from retrieval.export.onnx_files import open_session, text_part, write_graph
-from retrieval.files import whole_folder
 from retrieval.models import DualEncoder
 from retrieval.search.model_identity import contents_of
 from retrieval.search.writer import FAST_TEXT, locked
