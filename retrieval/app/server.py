@@ -175,9 +175,7 @@ def add_routes(app: FastAPI, index: AudioIndex, clients: Clients) -> None:
         client = clients.client(request.state.client_key)
         length = int(request.headers.get("content-length") or MAX_UPLOAD_MIB * MIB)
         if length > MAX_UPLOAD_MIB * MIB + FORM_BYTES:
-            raise Refused(
-                413, f"the file is too large: at most {MAX_UPLOAD_MIB} MiB can be uploaded", {"Connection": "close"}
-            )
+            raise too_large()
         clients.reserve(client, length)
         received = arriving[client.key, upload_id] = [0]
         try:
@@ -211,6 +209,11 @@ def add_routes(app: FastAPI, index: AudioIndex, clients: Clients) -> None:
         return FileResponse(own.path, media_type="application/octet-stream", filename=own.name)
 
 
+def too_large() -> Refused:
+    detail = f"the file is too large: at most {MAX_UPLOAD_MIB} MiB can be uploaded"
+    return Refused(413, detail, {"Connection": "close"})
+
+
 async def receive_upload(request: Request, clients: Clients, client: Client, received: list[int]) -> str:
     """Receive a form with one file; return the reference of the file. Raises Refused."""
     receive = request.receive
@@ -219,9 +222,7 @@ async def receive_upload(request: Request, clients: Clients, client: Client, rec
         message = await asyncio.wait_for(receive(), SECONDS_OF_A_PIECE)
         received[0] += len(message.get("body", b""))
         if received[0] > MAX_UPLOAD_MIB * MIB + FORM_BYTES:
-            raise Refused(
-                413, f"the file is too large: at most {MAX_UPLOAD_MIB} MiB can be uploaded", {"Connection": "close"}
-            )
+            raise too_large()
         return message
 
     try:
