@@ -1,7 +1,7 @@
 """Train a text-to-audio retrieval model.
 
-    accelerate launch train.py --config configs/tap.yaml [section.key=value ...] [--resume | --overwrite]
-    python train.py --config configs/tap.yaml --dry-run
+accelerate launch train.py --config configs/tap.yaml [section.key=value ...] [--resume | --overwrite]
+python train.py --config configs/tap.yaml --dry-run
 """
 
 import argparse
@@ -17,13 +17,39 @@ from retrieval.progress import set_quiet, silence_transformers
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, required=True, help="YAML file with what differs from the defaults of retrieval/config.py")
-    parser.add_argument("--resume", action="store_true", help="continue the run in train.output from its newest state")
-    parser.add_argument("--overwrite", action="store_true", help="delete the run in train.output and start anew")
-    parser.add_argument("--dry-run", action="store_true", help="print settings, parameters, steps and memory; load no weights")
-    parser.add_argument("--quiet", action="store_true", help="show no progress, only each epoch's validation and the results")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that win over the YAML file")
+    parser = OneLineParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--config",
+        type=Path,
+        required=True,
+        help="YAML file with what differs from the defaults of retrieval/config.py",
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue the run in train.output from its newest state",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="delete the run in train.output and start anew"
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print settings, parameters, steps and memory; load no weights",
+    )
+    parser.add_argument(
+        "--quiet",
+        action="store_true",
+        help="show no progress, only each epoch's validation and the results",
+    )
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="section.key=value",
+        help="settings that win over the YAML file",
+    )
     arguments = parser.parse_intermixed_args(argv)
     names = [override.partition("=")[0] for override in arguments.overrides]
     if twice := [name for name in names if names.count(name) > 1]:
@@ -39,7 +65,11 @@ def main(argv: list[str] | None = None) -> int:
             run(config, arguments)
     except Interrupted as interruption:
         state = latest_state(Path(config.train.output))
-        print(f"interrupted; {f'continue from {state}: {again}' if state else 'no step was saved yet'}", file=sys.stderr)
+        print(
+            "interrupted;"
+            f" {f'continue from {state}: {again}' if state else 'no step was saved yet'}",
+            file=sys.stderr,
+        )
         return 128 + interruption.signum
     return 0
 

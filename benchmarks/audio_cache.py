@@ -3,11 +3,14 @@
     python -m benchmarks.audio_cache            # a minute, 1 GB in the temporary folder; exits with 1 below 10x
     python -m benchmarks.audio_cache --quick    # small numbers, any ratio: shows that it runs and that all methods give the same samples
 
-Synthetic clips of 15-30 s, 16 at random a batch, everything in the page cache; the ways take turns, so that they meet the same machine. A batch is
-what the loader makes of clips, in the type that the model is given: int16 here (`collate_clips` of ClipSplit.read_stored), float32 with HDF5
-(`pad_sequence`). `hdf5 vlen` is one variable-length float32 dataset, as the ancestor keeps it (a window means reading the whole clip);
-`hdf5 contiguous` is one dataset a clip, HDF5 at its fastest; `cache, float32` converts every clip first (ClipSplit.read). The model's conversion
-of int16 is part of its step and is timed on its own. `cache` is judged against `hdf5 vlen`, as the median ratio of single batches.
+Synthetic clips of 15-30 s, 16 at random a batch, everything in the page cache; the ways take turns,
+so that they meet the same machine. A batch is what the loader makes of clips, in the type that the
+model is given: int16 here (`collate_clips` of ClipSplit.read_stored), float32 with HDF5
+(`pad_sequence`). `hdf5 vlen` is one variable-length float32 dataset, as the ancestor keeps it (a
+window means reading the whole clip); `hdf5 contiguous` is one dataset a clip, HDF5 at its fastest;
+`cache, float32` converts every clip first (ClipSplit.read). The model's conversion of int16 is part
+of its step and is timed on its own. `cache` is judged against `hdf5 vlen`, as the median ratio of
+single batches.
 """
 
 import argparse
@@ -48,10 +51,21 @@ def write_corpus(root: Path, num_clips: int) -> None:
     names = [f"clip {index}.wav" for index in range(num_clips)]
     for name in names:
         start = rng.integers(SOURCE_RATE)
-        soundfile.write(root / "evaluation" / name, noise[start : start + rng.integers(15 * SOURCE_RATE, 30 * SOURCE_RATE)], SOURCE_RATE)
-    for kind, header in (("captions", [f"caption_{number}" for number in range(1, 6)]), ("metadata", COLUMNS)):
-        with (root / f"clotho_{kind}_evaluation.csv").open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([["file_name", *header], *([name, *header] for name in names)])
+        soundfile.write(
+            root / "evaluation" / name,
+            noise[start : start + rng.integers(15 * SOURCE_RATE, 30 * SOURCE_RATE)],
+            SOURCE_RATE,
+        )
+    for kind, header in (
+        ("captions", [f"caption_{number}" for number in range(1, 6)]),
+        ("metadata", COLUMNS),
+    ):
+        with (root / f"clotho_{kind}_evaluation.csv").open(
+            "w", newline="", encoding="utf-8"
+        ) as file:
+            csv.writer(file).writerows(
+                [["file_name", *header], *([name, *header] for name in names)]
+            )
 
 
 class Cost(NamedTuple):
@@ -62,7 +76,16 @@ class Cost(NamedTuple):
 
 def build(root: Path, output: Path, num_proc: int) -> Cost:
     """Build the cache with the real command."""
-    command = [sys.executable, "data_prep/build_clotho.py", "--root", str(root), "--output", str(output), "--splits", "evaluation"]
+    command = [
+        sys.executable,
+        "data_prep/build_clotho.py",
+        "--root",
+        str(root),
+        "--output",
+        str(output),
+        "--splits",
+        "evaluation",
+    ]
     return watched([*command, "--num-proc", str(num_proc)])
 
 
@@ -75,8 +98,14 @@ def watched(command: list[str]) -> Cost:
         peaks.update(_peaks_of_tree(process.pid))
         time.sleep(0.02)
     if process.returncode:
-        raise UserError(f"{command[1]} ended with exit code {process.returncode}; its own message stands above")
-    return Cost(time.perf_counter() - start, _cpu_seconds_of_children() - cpu_start, sum(peaks.values()) / 1024)
+        raise UserError(
+            f"{command[1]} ended with exit code {process.returncode}; its own message stands above"
+        )
+    return Cost(
+        time.perf_counter() - start,
+        _cpu_seconds_of_children() - cpu_start,
+        sum(peaks.values()) / 1024,
+    )
 
 
 def _cpu_seconds_of_children() -> float:
@@ -112,7 +141,10 @@ Way = Callable[[list[Place]], torch.Tensor]
 def methods(split: ClipSplit, hdf5: h5py.File) -> dict[str, Way]:
     def floats(read: Callable[[int], np.ndarray | h5py.Dataset]) -> Way:
         def batch(places: list[Place]) -> torch.Tensor:
-            return torch.nn.utils.rnn.pad_sequence([torch.from_numpy(read(clip)[start:stop]) for clip, start, stop in places], batch_first=True)
+            return torch.nn.utils.rnn.pad_sequence(
+                [torch.from_numpy(read(clip)[start:stop]) for clip, start, stop in places],
+                batch_first=True,
+            )
 
         return batch
 
@@ -124,13 +156,17 @@ def methods(split: ClipSplit, hdf5: h5py.File) -> dict[str, Way]:
     }
 
 
-def time_reads(split: ClipSplit, hdf5: h5py.File, num_batches: int) -> dict[str, dict[str, list[float]]]:
+def time_reads(
+    split: ClipSplit, hdf5: h5py.File, num_batches: int
+) -> dict[str, dict[str, list[float]]]:
     """Milliseconds a clip, batch by batch: {"whole clips" | "10 s windows": {method: [ms]}}."""
     ways, rng, results = methods(split, hdf5), np.random.default_rng(1), {}
     for kind in ("whole clips", "10 s windows"):
         times: dict[str, list[float]] = {name: [] for name in [*ways, "model's conversion"]}
 
-        def timed(name: str, way: Callable[[], torch.Tensor], times: dict[str, list[float]] = times) -> torch.Tensor:
+        def timed(
+            name: str, way: Callable[[], torch.Tensor], times: dict[str, list[float]] = times
+        ) -> torch.Tensor:
             begin = time.perf_counter()
             result = way()
             times[name].append(1000 / BATCH_SIZE * (time.perf_counter() - begin))
@@ -140,11 +176,14 @@ def time_reads(split: ClipSplit, hdf5: h5py.File, num_batches: int) -> dict[str,
             places: list[Place] = []
             for clip in rng.integers(len(split), size=BATCH_SIZE).tolist():
                 start = int(rng.integers(split.num_samples[clip] - WINDOW))
-                places.append((clip, start, start + WINDOW) if kind == "10 s windows" else (clip, 0, None))
+                places.append(
+                    (clip, start, start + WINDOW) if kind == "10 s windows" else (clip, 0, None)
+                )
             for name in rng.permutation(list(ways)):
                 timed(name, lambda way=ways[name]: way(places))
             stored = ways["cache"](places)
-            converted = timed("model's conversion", lambda: stored.to(torch.float32).div_(32768))  # as DualEncoder.audio_features
+            # as DualEncoder.audio_features
+            converted = timed("model's conversion", lambda: stored.to(torch.float32).div_(32768))
             assert torch.equal(converted, ways["hdf5 vlen"](places))
         results[kind] = times
     return results
@@ -158,18 +197,33 @@ def report(results: dict[str, dict[str, list[float]]]) -> float:
     """Print medians and ratios; the smallest judged ratio."""
     judged = []
     for kind, times in results.items():
-        print(f"{kind}, ms a clip: " + "; ".join(f"{name} {statistics.median(values):.3f}" for name, values in times.items()))
+        print(
+            f"{kind}, ms a clip: "
+            + "; ".join(f"{name} {statistics.median(values):.3f}" for name, values in times.items())
+        )
         for ours in ("cache", "cache, float32"):
-            ratios = {other: ratio(times[other], times[ours]) for other in ("hdf5 vlen", "hdf5 contiguous")}
-            print(f"  {ours}: " + "; ".join(f"{value:.1f}x faster than {other}" for other, value in ratios.items()))
+            ratios = {
+                other: ratio(times[other], times[ours])
+                for other in ("hdf5 vlen", "hdf5 contiguous")
+            }
+            print(
+                f"  {ours}: "
+                + "; ".join(f"{value:.1f}x faster than {other}" for other, value in ratios.items())
+            )
         judged.append(ratio(times["hdf5 vlen"], times["cache"]))
     return min(judged)
 
 
 def main() -> int:
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="10 clips, 5 batches; the ratio is not judged")
-    parser.add_argument("--num-proc", type=int, default=2, help="processes of the build (default: 2)")
+    parser = OneLineParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="10 clips, 5 batches; the ratio is not judged"
+    )
+    parser.add_argument(
+        "--num-proc", type=int, default=2, help="processes of the build (default: 2)"
+    )
     arguments = parser.parse_args()
     if arguments.num_proc < 1:
         raise UserError(f"--num-proc {arguments.num_proc}: must be 1 or more")
@@ -183,7 +237,11 @@ def main() -> int:
         with h5py.File(Path(folder) / "clips.h5") as hdf5:
             least = report(time_reads(split, hdf5, num_batches))
     if least < LEAST_RATIO and not arguments.quick:
-        print(f"error: a read is {least:.1f}x faster than hdf5 vlen, less than {LEAST_RATIO:.0f}x; is the machine busy?", file=sys.stderr)
+        print(
+            f"error: a read is {least:.1f}x faster than hdf5 vlen, less than {LEAST_RATIO:.0f}x; is"
+            " the machine busy?",
+            file=sys.stderr,
+        )
         return 1
     return 0
 

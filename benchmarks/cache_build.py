@@ -1,13 +1,16 @@
-"""Building the cache against the ancestor's way, which holds a whole split in memory: seconds and peak memory.
+"""Building the cache against the ancestor's way, which holds a whole split in memory: seconds and
+peak memory.
 
     python -m benchmarks.cache_build            # 3 minutes, 3 GB in the temporary folder, 2 GB of memory; exits with 1 below 1x and a tenth
     python -m benchmarks.cache_build --quick    # small numbers, not judged: shows that it runs and that both hold the same samples
 
-Plain (plain_build.py): every clip of a split is decoded, resampled by soxr at the same quality, and held as float32; then all are written
-to one variable-length float32 dataset of an HDF5 file; one process. Ours is the real `data_prep/build_clotho.py`, with 1 and with 2 processes.
-Memory is the sum over all processes of a build of each one's peak. Plain memory grows with the split and ours does not, so what the 3,839
-clips of Clotho's development split need is computed from the growth between two sizes; that is judged, the measured ratio printed. Speed is
-judged by the CPU time that a clip adds, which other programs on the machine hardly move.
+Plain (plain_build.py): every clip of a split is decoded, resampled by soxr at the same quality, and
+held as float32; then all are written to one variable-length float32 dataset of an HDF5 file; one
+process. Ours is the real `data_prep/build_clotho.py`, with 1 and with 2 processes. Memory is the
+sum over all processes of a build of each one's peak. Plain memory grows with the split and ours
+does not, so what the 3,839 clips of Clotho's development split need is computed from the growth
+between two sizes; that is judged, the measured ratio printed. Speed is judged by the CPU time that
+a clip adds, which other programs on the machine hardly move.
 """
 
 import argparse
@@ -36,7 +39,10 @@ def largest_difference(root: Path, hdf5_path: Path, cache: Path) -> float:
     split = open_cache(cache, CACHE_RATE).split("evaluation")
     ours = {name: index for index, name in enumerate(split.file_names)}
     with h5py.File(hdf5_path) as file:
-        return max(float(np.abs(file["audio"][i] - split.read(ours[path.name])).max()) for i, path in enumerate(_files(root)))
+        return max(
+            float(np.abs(file["audio"][i] - split.read(ours[path.name])).max())
+            for i, path in enumerate(_files(root))
+        )
 
 
 def measure(folder: Path, num_clips: int) -> dict[str, Cost]:
@@ -44,12 +50,28 @@ def measure(folder: Path, num_clips: int) -> dict[str, Cost]:
     root, hdf5_path = folder / "corpus", folder / "clips.h5"
     write_corpus(root, num_clips)
     hours = sum(soundfile.info(path).duration for path in _files(root)) / 3600
-    results = {"plain": watched([sys.executable, "benchmarks/plain_build.py", str(root / "evaluation"), str(hdf5_path), str(CACHE_RATE)])}
+    results = {
+        "plain": watched(
+            [
+                sys.executable,
+                "benchmarks/plain_build.py",
+                str(root / "evaluation"),
+                str(hdf5_path),
+                str(CACHE_RATE),
+            ]
+        )
+    }
     for num_proc in (1, 2):
-        results[f"ours, {num_proc} process(es)"] = build(root, folder / f"cache{num_proc}", num_proc)
+        results[f"ours, {num_proc} process(es)"] = build(
+            root, folder / f"cache{num_proc}", num_proc
+        )
     for way, cost in results.items():
         cpu = f"{cost.cpu_seconds:6.1f} s of CPU, {cost.cpu_seconds / hours:5.1f} s a clip-hour"
-        print(f"{num_clips} clips, {way:20s}{cost.seconds:6.1f} s, {cpu}, peak memory {cost.peak:6.0f} MB", flush=True)
+        print(
+            f"{num_clips} clips, {way:20s}{cost.seconds:6.1f} s, {cpu}, peak memory"
+            f" {cost.peak:6.0f} MB",
+            flush=True,
+        )
     difference = largest_difference(root, hdf5_path, folder / "cache1")
     print(f"  largest difference of a sample {32768 * difference:.3f} of a 16-bit step")
     assert difference < 0.51 / 32768
@@ -57,27 +79,40 @@ def measure(folder: Path, num_clips: int) -> dict[str, Cost]:
 
 
 def judge(sizes: tuple[int, int], small: dict[str, Cost], large: dict[str, Cost]) -> bool:
-    """Print ratios and growth; whether ours is as fast and takes a tenth of the memory on Clotho's development split."""
+    """Print ratios and growth; whether ours is as fast and takes a tenth of the memory on Clotho's
+    development split.
+    """
     clotho = {}
     for way in large:
         growth = (large[way].peak - small[way].peak) / (sizes[1] - sizes[0])  # MB a clip
         # Peaks of one size and another differ by a few MB of chance, also downwards.
         clotho[way] = large[way].peak + max(0.0, growth) * (NUM_CLIPS_OF_CLOTHO - sizes[1])
-        print(f"{way:20s} grows by {growth:6.3f} MB a clip: {clotho[way]:7.0f} MB for {NUM_CLIPS_OF_CLOTHO:,} clips (computed)")
+        print(
+            f"{way:20s} grows by {growth:6.3f} MB a clip: {clotho[way]:7.0f} MB for"
+            f" {NUM_CLIPS_OF_CLOTHO:,} clips (computed)"
+        )
     good = True
     for way in list(large)[1:]:
         speed = large["plain"].seconds / large[way].seconds
-        # What all clips but the first add: starting Python and importing libraries is once a build, whatever its size.
-        cpu = (large["plain"].cpu_seconds - small["plain"].cpu_seconds) / (large[way].cpu_seconds - small[way].cpu_seconds)
+        # What all clips but the first add: starting Python and importing libraries is once a build,
+        # whatever its size.
+        cpu = (large["plain"].cpu_seconds - small["plain"].cpu_seconds) / (
+            large[way].cpu_seconds - small[way].cpu_seconds
+        )
         memory, whole = large["plain"].peak / large[way].peak, clotho["plain"] / clotho[way]
         times = f"{speed:.2f}x as fast, {cpu:.2f}x by the CPU time a clip"
-        print(f"{way}: {times}; 1/{memory:.1f} of the memory, 1/{whole:.1f} for {NUM_CLIPS_OF_CLOTHO:,} clips (computed)")
+        print(
+            f"{way}: {times}; 1/{memory:.1f} of the memory, 1/{whole:.1f} for"
+            f" {NUM_CLIPS_OF_CLOTHO:,} clips (computed)"
+        )
         good = good and cpu >= LEAST_SPEED_RATIO and whole >= LEAST_MEMORY_RATIO
     return good
 
 
 def main() -> int:
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="6 and 12 clips; nothing is judged")
     arguments = parser.parse_args()
     sizes = (6, 12) if arguments.quick else (100, 400)
@@ -86,7 +121,11 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as folder:
             results.append(measure(Path(folder), num_clips))
     if not judge(sizes, *results) and not arguments.quick:
-        print("error: a build is slower than plain or takes more than a tenth of its memory; is the machine busy?", file=sys.stderr)
+        print(
+            "error: a build is slower than plain or takes more than a tenth of its memory; is the"
+            " machine busy?",
+            file=sys.stderr,
+        )
         return 1
     return 0
 

@@ -1,14 +1,17 @@
-"""One table from scored models: chance, then a row a group of runs, with mean and standard deviation over its runs.
+"""One table from scored models: chance, then a row a group of runs, with mean and standard
+deviation over its runs.
 
     python -m benchmarks.compare_runs mean=runs/sample_mean/best TAP=runs/sample_tap/best
     python -m benchmarks.compare_runs mean=runs/mean_1/best,runs/mean_2/best,runs/mean_3/best
     python -m benchmarks.compare_runs mean=runs/sample_mean/best TAP=runs/sample_tap/best --scenes data/sample/scenes.json
     python -m benchmarks.compare_runs mean=runs/sample_mean/best TAP=runs/sample_tap/best --bootstrap
 
-Reads what evaluate.py wrote, in MODEL/results/SPLIT or in its --output folder, given in the place of MODEL (an ensemble, a .ckpt):
-metrics.json, and ranks.csv with --scenes, of which only the captions count that name one event of a scene with three or more, and with
---bootstrap, which asks whether each group differs from the first one: confidence interval and p-value of a paired bootstrap over clips
-(retrieval/comparison.py), each query with its mean over the runs of a group. --split evaluation_relevance reads the results of evaluate.py
+Reads what evaluate.py wrote, in MODEL/results/SPLIT or in its --output folder, given in the place
+of MODEL (an ensemble, a .ckpt): metrics.json, and ranks.csv with --scenes, of which only the
+captions count that name one event of a scene with three or more, and with
+--bootstrap, which asks whether each group differs from the first one: confidence interval and
+p-value of a paired bootstrap over clips (retrieval/comparison.py), each query with its mean over
+the runs of a group. --split evaluation_relevance reads the results of evaluate.py
 --relevance. Figures are in percent, text to audio.
 """
 
@@ -30,32 +33,56 @@ from retrieval.reporting import METRICS, RANKS
 
 NAMES = ("mAP@10", "R@1", "R@5", "R@10")
 NUM_RESAMPLES = 10_000
-Queries = list[tuple[tuple[str, str], np.ndarray]]  # (file name of the right clip, query), ranks of all right clips
+# (file name of the right clip, query), ranks of all right clips
+Queries = list[tuple[tuple[str, str], np.ndarray]]
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("groups", nargs="+", metavar="name=MODEL[,MODEL...]")
     parser.add_argument("--split", default="evaluation")
-    parser.add_argument("--scenes", type=Path, metavar="FILE", help="scenes.json: only captions that name one event of three or more")
-    parser.add_argument("--bootstrap", action="store_true", help="confidence intervals and p-values of the differences to the first group")
+    parser.add_argument(
+        "--scenes",
+        type=Path,
+        metavar="FILE",
+        help="scenes.json: only captions that name one event of three or more",
+    )
+    parser.add_argument(
+        "--bootstrap",
+        action="store_true",
+        help="confidence intervals and p-values of the differences to the first group",
+    )
     arguments = parser.parse_args(argv)
     models = models_of_groups(arguments.groups, arguments.split)
     if arguments.bootstrap and len(models) < 2:
         raise UserError("--bootstrap compares groups with the first one: give two at least")
-    wanted = set(single_event_captions(arguments.scenes, arguments.split)) if arguments.scenes else None
-    groups = {name: [read_metrics(model, arguments.split, wanted) for model in group] for name, group in models.items()}
+    wanted = (
+        set(single_event_captions(arguments.scenes, arguments.split)) if arguments.scenes else None
+    )
+    groups = {
+        name: [read_metrics(model, arguments.split, wanted) for model in group]
+        for name, group in models.items()
+    }
     if wanted:
         print(f"{len(wanted)} captions")
     check_one_corpus(groups)
     print(format_groups(groups))
     if arguments.bootstrap:
-        queries = {name: [read_ranks(model, arguments.split, wanted) for model in group] for name, group in models.items()}
+        queries = {
+            name: [read_ranks(model, arguments.split, wanted) for model in group]
+            for name, group in models.items()
+        }
         unit = "clips"
         if any("relevance" in run for runs in groups.values() for run in runs):
-            # Queries with several right clips were not written for one of them: each is drawn for itself.
+            # Queries with several right clips were not written for one of them: each is drawn for
+            # itself.
             unit = "queries"
-            queries = {name: [[((query, query), ranks) for (_, query), ranks in run] for run in runs] for name, runs in queries.items()}
+            queries = {
+                name: [[((query, query), ranks) for (_, query), ranks in run] for run in runs]
+                for name, runs in queries.items()
+            }
         print(format_differences(queries, names_of_metrics(groups), unit))
         if warning := narrow_intervals_warning(num_drawn(queries)):
             print(f"warning: {warning}", file=sys.stderr)
@@ -68,45 +95,79 @@ def models_of_groups(groups: list[str], split: str) -> dict[str, list[Path]]:
     for group in groups:
         name, equals, folders = group.partition("=")
         if not (name and equals and all(folders.split(","))):
-            raise UserError(f"{group!r} is not of the form name=MODEL[,MODEL...], such as TAP=runs/tap/best")
+            raise UserError(
+                f"{group!r} is not of the form name=MODEL[,MODEL...], such as TAP=runs/tap/best"
+            )
         if name in models:
-            raise UserError(f"{name} is given twice; list the models of one group with commas: {name}=MODEL,MODEL")
+            raise UserError(
+                f"{name} is given twice; list the models of one group with commas:"
+                f" {name}=MODEL,MODEL"
+            )
         try:
             models[name] = [Path(expand_home(folder)) for folder in folders.split(",")]
         except ValueError as error:
             raise UserError(str(error)) from None
         if len({results_of(model, split).resolve() for model in models[name]}) < len(models[name]):
-            raise UserError(f"{name} lists one folder twice, which would count as two runs: {folders}")
+            raise UserError(
+                f"{name} lists one folder twice, which would count as two runs: {folders}"
+            )
     return models
 
 
 def results_of(model: Path, split: str) -> Path:
     """The folder that evaluate.py wrote: `model` itself where it was its --output."""
-    return model if all((model / name).is_file() for name in (METRICS, RANKS)) else model / "results" / split
+    return (
+        model
+        if all((model / name).is_file() for name in (METRICS, RANKS))
+        else model / "results" / split
+    )
 
 
 def read_metrics(model: Path, split: str, wanted: set[tuple[str, str]] | None = None) -> dict:
-    """The metrics.json of a model folder, for the `wanted` (file name, caption) alone where given. Raises UserError that says how to make it."""
+    """The metrics.json of a model folder, for the `wanted` (file name, caption) alone where given.
+    Raises UserError that says how to make it.
+    """
     folder = results_of(model, split)
     try:
         metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
-        found = metrics["split"] + ("_relevance" if "relevance" in metrics else "") if folder == model else split
-        _ = [table[name] + 0.0 for table in (metrics["text_to_audio"], metrics["chance"]["text_to_audio"]) for name in NAMES]
+        found = (
+            metrics["split"] + ("_relevance" if "relevance" in metrics else "")
+            if folder == model
+            else split
+        )
+        _ = [
+            table[name] + 0.0
+            for table in (metrics["text_to_audio"], metrics["chance"]["text_to_audio"])
+            for name in NAMES
+        ]
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise _unreadable(model, split, error) from None
     if found != split:
-        raise UserError(f"{model} holds results of {found}, asked for are those of {split}: set --split, or give another folder")
+        raise UserError(
+            f"{model} holds results of {found}, asked for are those of {split}: set --split, or"
+            " give another folder"
+        )
     if wanted is not None:
-        metrics["text_to_audio"] = metrics_of_ranks([ranks for _, ranks in read_ranks(model, split, wanted)])
+        metrics["text_to_audio"] = metrics_of_ranks(
+            [ranks for _, ranks in read_ranks(model, split, wanted)]
+        )
     return metrics
 
 
 def read_ranks(model: Path, split: str, wanted: set[tuple[str, str]] | None = None) -> Queries:
-    """The ranks.csv of a model folder, of the `wanted` queries alone where given. Raises UserError that says how to make it."""
+    """The ranks.csv of a model folder, of the `wanted` queries alone where given. Raises UserError
+    that says how to make it.
+    """
     path = results_of(model, split) / RANKS
     try:
         with open(path, encoding="utf-8", newline="") as file:
-            rows = [((row["clip"], row["query"]), np.array([int(rank) for rank in row["ranks"].split()])) for row in csv.DictReader(file)]
+            rows = [
+                (
+                    (row["clip"], row["query"]),
+                    np.array([int(rank) for rank in row["ranks"].split()]),
+                )
+                for row in csv.DictReader(file)
+            ]
         if not rows or not all(len(ranks) for _, ranks in rows):
             raise ValueError("ranks.csv has no queries, or one without a rank")
     except (OSError, KeyError, TypeError, ValueError, AttributeError, csv.Error) as error:
@@ -121,45 +182,75 @@ def read_ranks(model: Path, split: str, wanted: set[tuple[str, str]] | None = No
 
 
 def _unreadable(model: Path, split: str, error: Exception) -> UserError:
-    options = f"--split {split.removesuffix('_relevance')}" + (" --relevance FILE" if split.endswith("_relevance") else "")
+    options = f"--split {split.removesuffix('_relevance')}" + (
+        " --relevance FILE" if split.endswith("_relevance") else ""
+    )
     folder = results_of(model, split)
-    remedy = f"write it with: python evaluate.py --checkpoint {'MODEL --output ' if folder == model else ''}{model} {options}"
+    remedy = (
+        "write it with: python evaluate.py --checkpoint"
+        f" {'MODEL --output ' if folder == model else ''}{model} {options}"
+    )
     return UserError(f"{folder} cannot be read ({one_line(error)}); {remedy}")
 
 
 def check_one_corpus(groups: dict[str, list[dict]]) -> None:
-    """Raises UserError where two runs were scored on different clips or captions; results of earlier versions do not say.
+    """Raises UserError where two runs were scored on different clips or captions; results of
+    earlier versions do not say.
 
-    Fingerprints hold the clips' lengths in samples: those of caches of different sample rates differ also for the same clips.
+    Fingerprints hold the clips' lengths in samples: those of caches of different sample rates
+    differ also for the same clips.
     """
     found: dict[int, tuple[str, str]] = {}  # sample rate -> fingerprint, group
     for group, runs in groups.items():
         for run in runs:
             if "fingerprint" in run:
-                fingerprint, first = found.setdefault(run.get("sample_rate"), (run["fingerprint"], group))
+                fingerprint, first = found.setdefault(
+                    run.get("sample_rate"), (run["fingerprint"], group)
+                )
                 if run["fingerprint"] != fingerprint:
                     which = f"{group} and {first}" if group != first else f"the runs of {group}"
-                    raise UserError(f"{which} were scored on different clips or captions; score all on the same split of the same cache")
+                    raise UserError(
+                        f"{which} were scored on different clips or captions; score all on the same"
+                        " split of the same cache"
+                    )
 
 
 def names_of_metrics(groups: dict[str, list[dict]]) -> list[str]:
     """Those that all runs have, in the order of the first."""
-    tables = [table for runs in groups.values() for run in runs for table in (run["text_to_audio"], run["chance"]["text_to_audio"])]
+    tables = [
+        table
+        for runs in groups.values()
+        for run in runs
+        for table in (run["text_to_audio"], run["chance"]["text_to_audio"])
+    ]
     return [name for name in tables[0] if all(name in table for table in tables)]
 
 
 def format_groups(groups: dict[str, list[dict]]) -> str:
     """Rows: chance and the groups; columns: number of runs and each metric."""
     names = names_of_metrics(groups)
-    chances = {tuple(run["chance"]["text_to_audio"][name] for name in names) for runs in groups.values() for run in runs}
+    chances = {
+        tuple(run["chance"]["text_to_audio"][name] for name in names)
+        for runs in groups.values()
+        for run in runs
+    }
     if len(chances) != 1:
-        raise UserError("the runs were scored on different splits or caches, their chance levels differ; compare runs of one corpus")
+        raise UserError(
+            "the runs were scored on different splits or caches, their chance levels differ;"
+            " compare runs of one corpus"
+        )
     width = max(map(len, [*groups, "chance"])) + 2
     rows = ["".join([f"{'%':<{width}}{'runs':>4}", *(f"{name:>14}" for name in names)])]
-    rows.append("".join([f"{'chance':<{width}}{'':>4}", *(f"{100 * value:>14.2f}" for value in chances.pop())]))
+    rows.append(
+        "".join(
+            [f"{'chance':<{width}}{'':>4}", *(f"{100 * value:>14.2f}" for value in chances.pop())]
+        )
+    )
     for group, runs in groups.items():
         cells = [_cell([100 * run["text_to_audio"][name] for run in runs]) for name in names]
-        rows.append("".join([f"{group:<{width}}{len(runs):>4}", *(f"{cell:>14}" for cell in cells)]))
+        rows.append(
+            "".join([f"{group:<{width}}{len(runs):>4}", *(f"{cell:>14}" for cell in cells)])
+        )
     return "\n".join(rows)
 
 
@@ -169,21 +260,36 @@ def num_drawn(groups: dict[str, list[Queries]]) -> int:
 
 
 def format_differences(groups: dict[str, list[Queries]], names: list[str], unit: str) -> str:
-    """A row for each group but the first and each metric; `unit` says what is drawn. Raises UserError where the queries differ."""
+    """A row for each group but the first and each metric; `unit` says what is drawn. Raises
+    UserError where the queries differ.
+    """
     first, *others = groups
     keys = [key for key, _ in groups[first][0]]
     values = {}
     for group, runs in groups.items():
         if any([key for key, _ in run] != keys for run in runs):
-            raise UserError(f"the runs of {group} were asked other queries than the first of {first}; compare runs of one corpus")
-        values[group] = np.mean([query_metrics([ranks for _, ranks in run], names) for run in runs], axis=0)  # (Q, M)
+            raise UserError(
+                f"the runs of {group} were asked other queries than the first of {first}; compare"
+                " runs of one corpus"
+            )
+        values[group] = np.mean(
+            [query_metrics([ranks for _, ranks in run], names) for run in runs], axis=0
+        )  # (Q, M)
     drawn = [clip for clip, _ in keys]
-    rows = [f"\ndifference to {first}, 95 % interval and p of {NUM_RESAMPLES:,} resamples of {num_drawn(groups)} {unit}"]
+    rows = [
+        f"\ndifference to {first}, 95 % interval and p of {NUM_RESAMPLES:,} resamples of"
+        f" {num_drawn(groups)} {unit}"
+    ]
     width = max(map(len, others)) + 2
     for other in others:
-        for name, difference in zip(names, paired_bootstrap(values[first], values[other], drawn, NUM_RESAMPLES), strict=True):
+        for name, difference in zip(
+            names, paired_bootstrap(values[first], values[other], drawn, NUM_RESAMPLES), strict=True
+        ):
             interval = f"[{100 * difference.low:+.2f}, {100 * difference.high:+.2f}]"
-            rows.append(f"{other:<{width}}{name:>7}{100 * difference.mean:>+9.2f}{interval:>18}   p {difference.p_value:.4f}")
+            rows.append(
+                f"{other:<{width}}{name:>7}{100 * difference.mean:>+9.2f}{interval:>18}   p"
+                f" {difference.p_value:.4f}"
+            )
     return "\n".join(rows)
 
 

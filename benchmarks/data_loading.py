@@ -1,14 +1,17 @@
-"""Does training wait for data? The project's loader, 16 pairs of 15-30 s clips a batch, beside steps of a given time.
+"""Does training wait for data? The project's loader, 16 pairs of 15-30 s clips a batch, beside
+steps of a given time.
 
     python -m benchmarks.data_loading [--step-seconds 0.3 0.1 1.0] [--num-workers 4]    # 2 minutes, 150 MB; exits with 1 at 2 % or more
     python -m benchmarks.data_loading --quick                                       # small numbers, not judged: shows that it runs
 
-A cache of noise at 32 kHz is read through `make_loader`, as train.py does; its files lie in the page cache. First batches are taken as fast
-as they come: what the loader can do. Then every batch is followed by a step that sleeps, as the host does while a GPU computes. A step on
-the CPU takes cores from the loader processes, but is far longer than 0.3 s. Waiting is the time from asking for a batch until it is there, as
-a share of waiting and steps; the first batches, for which the processes start, are left out. On a GPU the loader's pinning thread adds a
-copy. Judged is the first of --step-seconds.
-The shortest step that waits less than 2 % is the first such of some multiples of the loader's own time for a batch, each measured.
+A cache of noise at 32 kHz is read through `make_loader`, as train.py does; its files lie in the
+page cache. First batches are taken as fast as they come: what the loader can do. Then every batch
+is followed by a step that sleeps, as the host does while a GPU computes. A step on the CPU takes
+cores from the loader processes, but is far longer than 0.3 s. Waiting is the time from asking for a
+batch until it is there, as a share of waiting and steps; the first batches, for which the processes
+start, are left out. On a GPU the loader's pinning thread adds a copy. Judged is the first of
+--step-seconds. The shortest step that waits less than 2 % is the first such of some multiples of
+the loader's own time for a batch, each measured.
 """
 
 import argparse
@@ -49,10 +52,14 @@ def write_cache(path: Path, sizes: Sizes) -> None:
     rng = np.random.default_rng(0)
     rows = []
     for index in range(sizes.num_clips):
-        samples = rng.integers(-3000, 3000, round(rng.uniform(*sizes.seconds) * SAMPLE_RATE)).astype("<i2")
+        samples = rng.integers(
+            -3000, 3000, round(rng.uniform(*sizes.seconds) * SAMPLE_RATE)
+        ).astype("<i2")
         captions = [f"noise {index} for the {number}. time" for number in range(sizes.num_captions)]
         names = {"clip_id": f"{index}", "file_name": f"{index}.wav"}
-        rows.append(names | {"audio": samples.tobytes(), "num_samples": len(samples), "captions": captions})
+        rows.append(
+            names | {"audio": samples.tobytes(), "num_samples": len(samples), "captions": captions}
+        )
     features = datasets.Features(
         clip_id=datasets.Value("string"),
         file_name=datasets.Value("string"),
@@ -60,16 +67,28 @@ def write_cache(path: Path, sizes: Sizes) -> None:
         num_samples=datasets.Value("int64"),
         captions=datasets.List(datasets.Value("string")),
     )
-    datasets.DatasetDict(development=datasets.Dataset.from_list(rows, features=features)).save_to_disk(str(path))
-    info = {"schema": 1, "corpus": "noise", "codec": "pcm_s16le", "sample_rate": SAMPLE_RATE, "skipped": []}
-    (path / "cache.json").write_text(json.dumps(info | {"splits": {"development": {"num_clips": sizes.num_clips}}}))
+    datasets.DatasetDict(
+        development=datasets.Dataset.from_list(rows, features=features)
+    ).save_to_disk(str(path))
+    info = {
+        "schema": 1,
+        "corpus": "noise",
+        "codec": "pcm_s16le",
+        "sample_rate": SAMPLE_RATE,
+        "skipped": [],
+    }
+    (path / "cache.json").write_text(
+        json.dumps(info | {"splits": {"development": {"num_clips": sizes.num_clips}}})
+    )
 
 
 class Epochs:
     """Epoch after epoch from one loader, whose processes stay."""
 
     def __init__(self, cache: Path, sizes: Sizes, num_workers: int):
-        pairs = PairDataset(open_cache(cache, SAMPLE_RATE).split("development"), 30 * SAMPLE_RATE, seed=0)
+        pairs = PairDataset(
+            open_cache(cache, SAMPLE_RATE).split("development"), 30 * SAMPLE_RATE, seed=0
+        )
         self.batches = EpochBatches(len(pairs), BATCH_SIZE, seed=0)
         self.loader = make_loader(pairs, self.batches, num_workers)
         self.sizes = sizes
@@ -85,7 +104,8 @@ class Epochs:
             batch = next(stream)
             waits.append(time.perf_counter() - start)
             time.sleep(step_seconds)
-            del batch  # giving back its shared memory takes milliseconds, and is no waiting for data
+            # giving back its shared memory takes milliseconds, and is no waiting for data
+            del batch
         return waits[self.sizes.num_warm :]
 
 
@@ -94,35 +114,67 @@ def share_waited(waits: list[float], step_seconds: float) -> float:
 
 
 def measure(epochs: Epochs, steps: list[float], is_judged: bool) -> float:
-    """Print what the loader does alone and beside steps; the share of time waited at the first of `steps`."""
+    """Print what the loader does alone and beside steps; the share of time waited at the first of
+    `steps`.
+    """
     waits = epochs.waits(0, 0.0)
     alone = sum(waits) / len(waits)
     shortest, longest = epochs.sizes.seconds
-    print(f"{epochs.loader.num_workers} loader processes, batches of {BATCH_SIZE} clips of {shortest:g}-{longest:g} s")
-    print(f"loader alone: {1000 * alone:.1f} ms a batch, {BATCH_SIZE / alone:.0f} clips/s", flush=True)
+    print(
+        f"{epochs.loader.num_workers} loader processes, batches of {BATCH_SIZE} clips of"
+        f" {shortest:g}-{longest:g} s"
+    )
+    print(
+        f"loader alone: {1000 * alone:.1f} ms a batch, {BATCH_SIZE / alone:.0f} clips/s", flush=True
+    )
     shares = []
     for epoch, step in enumerate(steps, 1):
         waits = epochs.waits(epoch, step)
         shares.append(share_waited(waits, step))
         median, most = 1000 * sorted(waits)[len(waits) // 2], 1000 * max(waits)
-        print(f"step of {step:.3f} s: waiting {shares[-1]:.2%} of the time, {median:.1f} ms in the median, at most {most:.1f} ms", flush=True)
+        print(
+            f"step of {step:.3f} s: waiting {shares[-1]:.2%} of the time, {median:.1f} ms in the"
+            f" median, at most {most:.1f} ms",
+            flush=True,
+        )
     for epoch, multiple in enumerate(MULTIPLES, 1 + len(steps)):
         step = multiple * alone
         share = share_waited(epochs.waits(epoch, step), step)
         if share < LARGEST_SHARE:
-            print(f"shortest step that waits less than {LARGEST_SHARE:.0%}: {step:.3f} s, {multiple} times the loader's own ({share:.2%})")
+            print(
+                f"shortest step that waits less than {LARGEST_SHARE:.0%}: {step:.3f} s, {multiple}"
+                f" times the loader's own ({share:.2%})"
+            )
             break
     else:
         judged = "" if is_judged else ": numbers as small as these say nothing, and are not judged"
-        print(f"no step up to {MULTIPLES[-1]} times the loader's own waits less than {LARGEST_SHARE:.0%}{judged}")
+        print(
+            f"no step up to {MULTIPLES[-1]} times the loader's own waits less than"
+            f" {LARGEST_SHARE:.0%}{judged}"
+        )
     return shares[0]
 
 
 def main() -> int:
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--step-seconds", type=float, nargs="+", default=[0.3, 0.1, 1.0], help="the first is judged (default: 0.3 0.1 1.0)")
-    parser.add_argument("--num-workers", type=int, default=4, help="as data.num_workers: at most one a core is started (default: 4)")
-    parser.add_argument("--quick", action="store_true", help="short clips and few batches; the share is not judged")
+    parser = OneLineParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--step-seconds",
+        type=float,
+        nargs="+",
+        default=[0.3, 0.1, 1.0],
+        help="the first is judged (default: 0.3 0.1 1.0)",
+    )
+    parser.add_argument(
+        "--num-workers",
+        type=int,
+        default=4,
+        help="as data.num_workers: at most one a core is started (default: 4)",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="short clips and few batches; the share is not judged"
+    )
     arguments = parser.parse_args()
     if arguments.num_workers < 0:
         raise UserError(f"--num-workers {arguments.num_workers}: must be 0 or more")
@@ -134,9 +186,16 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         write_cache(Path(folder) / "cache", sizes)
         steps = [0.01] if arguments.quick else arguments.step_seconds
-        share = measure(Epochs(Path(folder) / "cache", sizes, arguments.num_workers), steps, is_judged=not arguments.quick)
+        share = measure(
+            Epochs(Path(folder) / "cache", sizes, arguments.num_workers),
+            steps,
+            is_judged=not arguments.quick,
+        )
     if share >= LARGEST_SHARE and not arguments.quick:
-        message = f"a step of {arguments.step_seconds[0]} s waits {share:.1%} of the time for data, not less than {LARGEST_SHARE:.0%}"
+        message = (
+            f"a step of {arguments.step_seconds[0]} s waits {share:.1%} of the time for data, not"
+            f" less than {LARGEST_SHARE:.0%}"
+        )
         print(f"error: {message}; is the machine busy with something else?", file=sys.stderr)
         return 1
     return 0

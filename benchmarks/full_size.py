@@ -3,13 +3,17 @@
     python -m benchmarks.full_size [--batch-size 2] [--steps 3] [--work DIR]    # 12 GB of disk, 13 GiB of memory, some minutes
     python -m benchmarks.full_size --quick                                      # tiny sizes: shows that it runs
 
-Makes, in a temporary folder (in DIR) that is deleted at the end, what a user of `configs/tap.yaml` downloads: a text model of
-roberta-large's size in the hub's layout, an ATST-Frame base checkpoint in the layout of atstframe_base_as2M.ckpt, both of random weights,
-and a corpus of noise in Clotho's layout, which the real builder turns into a cache. Then runs the real command, `accelerate launch train.py
---config configs/tap.yaml`, with its validation, states and models on disk; only the paths, the batch size and the number of steps differ.
+Makes, in a temporary folder (in DIR) that is deleted at the end, what a user of `configs/tap.yaml`
+downloads: a text model of roberta-large's size in the hub's layout, an ATST-Frame base checkpoint
+in the layout of atstframe_base_as2M.ckpt, both of random weights, and a corpus of noise in Clotho's
+layout, which the real builder turns into a cache. Then runs the real command, `accelerate launch
+train.py
+--config configs/tap.yaml`, with its validation, states and models on disk; only the paths, the
+batch size and the number of steps differ.
 
-The seconds of a step are those between two points in the run's TensorBoard file, the first with the start of the loader processes. Peak
-memory is the largest resident set of one process, which is the training process: its loader processes share its pages and the mapped cache.
+The seconds of a step are those between two points in the run's TensorBoard file, the first with the
+start of the loader processes. Peak memory is the largest resident set of one process, which is the
+training process: its loader processes share its pages and the mapped cache.
 """
 
 import argparse
@@ -32,8 +36,18 @@ from retrieval.errors import OneLineParser, UserError, run_main
 ROOT = Path(__file__).resolve().parent.parent
 WAV_RATE = 44_100  # Hz, as in Clotho
 CAPTIONS_A_CLIP = 5
-METADATA_COLUMNS = ("keywords", "sound_id", "sound_link", "start_end_samples", "manufacturer", "license")
-WORDS = "a dog bird bell engine crowd rain wind door water barks sings rings hums talks falls blows slams far near loud soft twice".split()
+METADATA_COLUMNS = (
+    "keywords",
+    "sound_id",
+    "sound_link",
+    "start_end_samples",
+    "manufacturer",
+    "license",
+)
+WORDS = (
+    "a dog bird bell engine crowd rain wind door water barks sings rings hums talks falls blows"
+    " slams far near loud soft twice".split()
+)
 CAPTION_WORDS = (8, 20)  # fewest and most words, as in Clotho
 
 
@@ -53,8 +67,19 @@ QUICK = Sizes(
     seconds=(1.0, 2.0),
     disk_gb=0.2,
     atst={"embed_dim": 24, "depth": 1, "num_heads": 2},
-    text={"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32},
-    overrides=("dim=16", "pooling.attention_dim=32", "audio_encoder.embed_dim=24", "audio_encoder.depth=1", "audio_encoder.num_heads=2"),
+    text={
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+    },
+    overrides=(
+        "dim=16",
+        "pooling.attention_dim=32",
+        "audio_encoder.embed_dim=24",
+        "audio_encoder.depth=1",
+        "audio_encoder.num_heads=2",
+    ),
 )
 
 
@@ -70,48 +95,92 @@ def write_corpus(root: Path, clips_of_split: dict[str, int], seconds: tuple[floa
         for name in names:
             noise = 0.1 * rng.standard_normal(round(rng.uniform(*seconds) * WAV_RATE))
             soundfile.write(root / split / name, noise, WAV_RATE)
-        captions = [[" ".join(rng.choice(WORDS, rng.integers(*CAPTION_WORDS))) for _ in range(CAPTIONS_A_CLIP)] for _ in names]
-        _write_csv(root / f"clotho_captions_{split}.csv", [f"caption_{number + 1}" for number in range(CAPTIONS_A_CLIP)], names, captions)
-        _write_csv(root / f"clotho_metadata_{split}.csv", METADATA_COLUMNS, names, [METADATA_COLUMNS] * num_clips)
+        captions = [
+            [
+                " ".join(rng.choice(WORDS, rng.integers(*CAPTION_WORDS)))
+                for _ in range(CAPTIONS_A_CLIP)
+            ]
+            for _ in names
+        ]
+        _write_csv(
+            root / f"clotho_captions_{split}.csv",
+            [f"caption_{number + 1}" for number in range(CAPTIONS_A_CLIP)],
+            names,
+            captions,
+        )
+        _write_csv(
+            root / f"clotho_metadata_{split}.csv",
+            METADATA_COLUMNS,
+            names,
+            [METADATA_COLUMNS] * num_clips,
+        )
 
 
 def _write_csv(path: Path, columns: Any, names: list[str], fields: list[Any]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([["file_name", *columns], *([name, *row] for name, row in zip(names, fields, strict=True))])
+        csv.writer(file).writerows(
+            [
+                ["file_name", *columns],
+                *([name, *row] for name, row in zip(names, fields, strict=True)),
+            ]
+        )
 
 
 def write_text_model(folder: Path, captions_csv: Path, sizes: dict[str, int]) -> None:
-    """roberta-large as on the hub (a language model: its head is ignored) with random weights and a tokenizer of the captions' words."""
+    """roberta-large as on the hub (a language model: its head is ignored) with random weights and a
+    tokenizer of the captions' words.
+    """
     import transformers
 
     from retrieval.models.text import KNOWN_ARCHITECTURES
 
-    run_script("make_text_encoder.py", "--captions", captions_csv, "--output", folder)  # its config.json is replaced
+    # its config.json is replaced
+    run_script("make_text_encoder.py", "--captions", captions_csv, "--output", folder)
     transformers.utils.logging.disable_progress_bar()
     config = transformers.AutoConfig.for_model(**KNOWN_ARCHITECTURES["roberta-large"] | sizes)
     transformers.RobertaForMaskedLM(config).save_pretrained(folder)
 
 
 def write_atst_checkpoint(path: Path, sizes: dict[str, int]) -> None:
-    """Random weights with the names and the surroundings that the fine-tuned official checkpoint has."""
+    """Random weights with the names and the surroundings that the fine-tuned official checkpoint
+    has.
+    """
     import torch
 
     from retrieval.models.audio.atst import AtstFrame
 
     encoder = AtstFrame(**sizes)
     state = {f"encoder.encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}
-    head = {"head.linear.weight": torch.randn(527, encoder.feature_dim), "head.linear.bias": torch.zeros(527)}
-    torch.save({"epoch": 0, "global_step": 0, "hyper_parameters": argparse.Namespace(arch="base"), "state_dict": state | head}, path)
+    head = {
+        "head.linear.weight": torch.randn(527, encoder.feature_dim),
+        "head.linear.bias": torch.zeros(527),
+    }
+    torch.save(
+        {
+            "epoch": 0,
+            "global_step": 0,
+            "hyper_parameters": argparse.Namespace(arch="base"),
+            "state_dict": state | head,
+        },
+        path,
+    )
 
 
 def run_script(name: str, *arguments: Any) -> None:
     """A script of data_prep/, silent unless it fails: then UserError."""
-    ended = subprocess.run([sys.executable, str(ROOT / "data_prep" / name), *map(str, arguments)], stdout=subprocess.DEVNULL)
+    ended = subprocess.run(
+        [sys.executable, str(ROOT / "data_prep" / name), *map(str, arguments)],
+        stdout=subprocess.DEVNULL,
+    )
     if ended.returncode:
-        raise UserError(f"{name} ended with exit code {ended.returncode}; its own message stands above")
+        raise UserError(
+            f"{name} ended with exit code {ended.returncode}; its own message stands above"
+        )
 
 
-def train(folder: Path, batch_size: int, steps: int, threads: int, overrides: tuple[str, ...]) -> Path:
+def train(
+    folder: Path, batch_size: int, steps: int, threads: int, overrides: tuple[str, ...]
+) -> Path:
     """The real command, on the CPU also where there is a GPU; the run folder."""
     run = folder / "run"
     launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--quiet"]
@@ -125,7 +194,13 @@ def train(folder: Path, batch_size: int, steps: int, threads: int, overrides: tu
         "train.log_every_steps": 1,
         "train.output": run,
     }
-    command = [*launch, "--config", "configs/tap.yaml", *(f"{name}={value}" for name, value in settings.items()), *overrides]
+    command = [
+        *launch,
+        "--config",
+        "configs/tap.yaml",
+        *(f"{name}={value}" for name, value in settings.items()),
+        *overrides,
+    ]
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": str(threads)}
     with subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True) as process:
         try:
@@ -134,7 +209,10 @@ def train(folder: Path, batch_size: int, steps: int, threads: int, overrides: tu
             os.killpg(process.pid, signal.SIGKILL)  # what it would still save is deleted anyway
             raise
     if code:
-        raise UserError("the training failed: its own message stands above; where there is none, the memory may have run out")
+        raise UserError(
+            "the training failed: its own message stands above; where there is none, the memory may"
+            " have run out"
+        )
     return run
 
 
@@ -143,24 +221,33 @@ def report(run: Path, batch_size: int, total_seconds: float) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
-    for loss, speed in zip(events.Scalars("train/loss"), events.Scalars("train/clips_per_second"), strict=True):
+    for loss, speed in zip(
+        events.Scalars("train/loss"), events.Scalars("train/clips_per_second"), strict=True
+    ):
         print(f"step {speed.step}: {batch_size / speed.value:.1f} s, loss {loss.value:.4f}")
     after_steps = events.Scalars("train/memory_gib")[-1].value
     whole = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20  # kB -> GiB
     print(f"whole command, with loading, state, validation and test split: {total_seconds:.1f} s")
-    print(f"peak memory of the training process: {after_steps:.2f} GiB after the last step, {whole:.2f} GiB in the whole command")
+    print(
+        f"peak memory of the training process: {after_steps:.2f} GiB after the last step,"
+        f" {whole:.2f} GiB in the whole command"
+    )
 
 
 def hardware() -> str:
     """`AMD EPYC, 2 cores, 23 GiB`"""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "CPU")
+    model = next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "CPU"
+    )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return f"{model}, {len(os.sched_getaffinity(0))} cores, {memory:.0f} GiB"
 
 
 def work_folder(given: Path | None) -> Path:
-    """Where the temporary folder goes, absolute since the training runs in the repository root; the system's if none is given. Raises UserError."""
+    """Where the temporary folder goes, absolute since the training runs in the repository root; the
+    system's if none is given. Raises UserError.
+    """
     work = (given or Path(tempfile.gettempdir())).resolve()
     if not work.is_dir():
         raise UserError(f"--work {work} is no folder; make it, or leave --work out")
@@ -168,21 +255,37 @@ def work_folder(given: Path | None) -> Path:
 
 
 def main() -> int:
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch-size", type=int, default=2, help="(clip, caption) pairs a step (default: 2)")
+    parser = OneLineParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--batch-size", type=int, default=2, help="(clip, caption) pairs a step (default: 2)"
+    )
     parser.add_argument("--steps", type=int, default=3, help="optimizer steps (default: 3)")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of the training process (default: all cores)")
-    parser.add_argument("--work", type=Path, help="folder for the temporary folder (default: the system's)")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=len(os.sched_getaffinity(0)),
+        help="of the training process (default: all cores)",
+    )
+    parser.add_argument(
+        "--work", type=Path, help="folder for the temporary folder (default: the system's)"
+    )
     parser.add_argument("--quick", action="store_true", help="tiny models and clips")
     arguments = parser.parse_args()
     for name, least in (("batch_size", 2), ("steps", 1), ("threads", 1)):
         if getattr(arguments, name) < least:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(arguments, name)}: must be {least} or more")
+            raise UserError(
+                f"--{name.replace('_', '-')} {getattr(arguments, name)}: must be {least} or more"
+            )
     work = work_folder(arguments.work)
     sizes = QUICK if arguments.quick else FULL
     free = shutil.disk_usage(work).free / 1e9
     if free < sizes.disk_gb:
-        raise UserError(f"{work} has {free:.1f} GB free, this run writes {sizes.disk_gb:.1f} GB; give a folder with more room: --work DIR")
+        raise UserError(
+            f"{work} has {free:.1f} GB free, this run writes {sizes.disk_gb:.1f} GB; give a folder"
+            " with more room: --work DIR"
+        )
     with tempfile.TemporaryDirectory(prefix="full_size_", dir=work) as name:
         benchmark(Path(name), arguments, sizes)
     return 0
@@ -192,9 +295,15 @@ def benchmark(folder: Path, arguments: argparse.Namespace, sizes: Sizes) -> None
     start = time.perf_counter()
     # Enough clips that no batch of these steps is the last, smaller one of an epoch.
     num_clips = max(6, math.ceil(arguments.batch_size * arguments.steps / CAPTIONS_A_CLIP))
-    write_corpus(folder / "corpus", {"development": num_clips, "validation": 2, "evaluation": 2}, sizes.seconds)
+    write_corpus(
+        folder / "corpus",
+        {"development": num_clips, "validation": 2, "evaluation": 2},
+        sizes.seconds,
+    )
     run_script("build_clotho.py", "--root", folder / "corpus")
-    write_text_model(folder / "text_model", folder / "corpus" / "clotho_captions_development.csv", sizes.text)
+    write_text_model(
+        folder / "text_model", folder / "corpus" / "clotho_captions_development.csv", sizes.text
+    )
     write_atst_checkpoint(folder / "atst.ckpt", sizes.atst)
     print(f"models and cache made in {time.perf_counter() - start:.1f} s", flush=True)
     start = time.perf_counter()

@@ -1,16 +1,21 @@
-"""How a training step and scoring grow: seconds and peak memory, as a plot; and what a step moves over the network, counted.
+"""How a training step and scoring grow: seconds and peak memory, as a plot; and what a step moves
+over the network, counted.
 
     python -m benchmarks.growth [--output docs/growth.png]    # a model of middle size on a CPU: some minutes, 3 GiB
     python -m benchmarks.growth --quick                       # tiny sizes, the plot goes to a temporary folder
 
-A step is retrieval.training.train_step with TAP, against the batch size, the frames of a clip, and one process against two (gloo) with the
-same batch and the same threads in all. Scoring is similarity_matrix of C clips with 5 C captions, with TAP and with mean pooling; what
-the encoders say is cached as in a run with data.frame_cache, since their time is C times that of a clip. Every point is a process of its
-own (two of its own), so that the largest resident set it ever had is its own. Bars in the plot reach from the fastest to the slowest.
+A step is retrieval.training.train_step with TAP, against the batch size, the frames of a clip, and
+one process against two (gloo) with the same batch and the same threads in all. Scoring is
+similarity_matrix of C clips with 5 C captions, with TAP and with mean pooling; what the encoders
+say is cached as in a run with data.frame_cache, since their time is C times that of a clip. Every
+point is a process of its own (two of its own), so that the largest resident set it ever had is its
+own. Bars in the plot reach from the fastest to the slowest.
 
-Bytes are counted by standing between the code and the collectives in a real step of two processes; exits with 1 if they differ from the
-formula in benchmarks/traffic.py. The same formula then gives what configs/tap.yaml would move on 8 nodes. What is counted is the size of the
-result of a gather, and of the tensor that is summed; what a node sends of it is that of a ring, for NCCL and gloo alike.
+Bytes are counted by standing between the code and the collectives in a real step of two processes;
+exits with 1 if they differ from the formula in benchmarks/traffic.py. The same formula then gives
+what configs/tap.yaml would move on 8 nodes. What is counted is the size of the result of a gather,
+and of the tensor that is summed; what a node sends of it is that of a ring, for NCCL and gloo
+alike.
 
 Letters: C clips.
 """
@@ -49,7 +54,8 @@ class Sizes:
     batch_sizes: tuple[int, ...]  # of one process and of two, with one window a clip
     windows: tuple[int, ...]  # of a clip, in batches of `batch_sizes[0]`
     copies: tuple[int, ...]  # of the corpus, when it is scored
-    rounds: int  # of all points, so that what else the machine does for a while does not fall on one point alone
+    # of all points, so that what else the machine does for a while does not fall on one point alone
+    rounds: int
     repeats: int  # in a round
     text: tuple[str, ...]
     model: tuple[str, ...]
@@ -63,7 +69,13 @@ FULL = Sizes(
     rounds=2,
     repeats=2,
     text=("--hidden-size", "256", "--num-layers", "4"),
-    model=("dim=256", "pooling.attention_dim=512", "audio_encoder.embed_dim=192", "audio_encoder.depth=4", "audio_encoder.num_heads=3"),
+    model=(
+        "dim=256",
+        "pooling.attention_dim=512",
+        "audio_encoder.embed_dim=192",
+        "audio_encoder.depth=4",
+        "audio_encoder.num_heads=3",
+    ),
 )
 QUICK = Sizes(
     window_seconds=1.0,
@@ -73,7 +85,13 @@ QUICK = Sizes(
     rounds=1,
     repeats=1,
     text=("--hidden-size", "16", "--num-layers", "1", "--num-heads", "2"),
-    model=("dim=16", "pooling.attention_dim=32", "audio_encoder.embed_dim=24", "audio_encoder.depth=1", "audio_encoder.num_heads=2"),
+    model=(
+        "dim=16",
+        "pooling.attention_dim=32",
+        "audio_encoder.embed_dim=24",
+        "audio_encoder.depth=1",
+        "audio_encoder.num_heads=2",
+    ),
 )
 
 
@@ -82,7 +100,8 @@ class Point:
     seconds: list[float]  # of each repetition
     peak: float  # GiB, of the larger process
     num_frames: int = 0  # of a clip in training
-    counted: dict[str, int] | None = None  # bytes of a step by what they are; with several processes
+    # bytes of a step by what they are; with several processes
+    counted: dict[str, int] | None = None
     expected: dict[str, int] | None = None  # the same by the formula
     num_buffer_bytes: int = 0  # that each forward pass would broadcast if buffers were
 
@@ -110,12 +129,15 @@ def train_point(overrides: tuple[str, ...], repeats: int) -> Point:
     point = {"seconds": seconds, "peak": peak_memory(), "num_frames": run.model.windows.num_frames}
     if world_size() > 1:
         average_in_python(run.wrapped)
-        expected = formula(world_size(), config.train.batch_size, config.dim, num_trained(run.model))
+        expected = formula(
+            world_size(), config.train.batch_size, config.dim, num_trained(run.model)
+        )
         point |= {"counted": count_bytes(run, batch), "expected": expected}
         run.wrapped.broadcast_buffers = True  # shows that the count would see it
         point["num_buffer_bytes"] = count_bytes(run, batch).get("buffers", 0)
     run.tracker.close()
-    # The group of processes ends with the process: to destroy it while gloo's thread holds a tensor of the last exchange can wait for ever.
+    # The group of processes ends with the process: to destroy it while gloo's thread holds a tensor
+    # of the last exchange can wait for ever.
     return Point(**point)
 
 
@@ -130,13 +152,23 @@ def score_point(overrides: tuple[str, ...], repeats: int, copies: int) -> Point:
 
     config = load_config(ROOT / "configs" / "tap.yaml", overrides)
     set_seed(config.seed)  # the same random weights in every process, so that one cache serves all
-    model, folder, accelerator = build_model(config), Path(config.train.output).with_name("encodings"), make_accelerator("no")
+    model, folder, accelerator = (
+        build_model(config),
+        Path(config.train.output).with_name("encodings"),
+        make_accelerator("no"),
+    )
     clips = open_cache(config.data.cache).split("development")
-    model.caption_features = cached_captions(model, captions_of(clips)[0], folder, accelerator, batch_size=256)
-    split = JoinedSplit([cached_frames(model, clips, folder, accelerator, batch_size=4, num_workers=0)] * copies)
+    model.caption_features = cached_captions(
+        model, captions_of(clips)[0], folder, accelerator, batch_size=256
+    )
+    split = JoinedSplit(
+        [cached_frames(model, clips, folder, accelerator, batch_size=4, num_workers=0)] * copies
+    )
     split.name = clips.name
     captions = captions_of(split)[0]
-    return Point(timed(lambda: similarity_matrix(model, captions, split), repeats + 1)[1:], peak_memory())
+    return Point(
+        timed(lambda: similarity_matrix(model, captions, split), repeats + 1)[1:], peak_memory()
+    )
 
 
 def timed(work: Callable[[], Any], repeats: int) -> list[float]:
@@ -156,27 +188,49 @@ def peak_memory() -> float:
 # --- points ---
 
 
-def in_processes(name: str, num_processes: int, threads: int, work: Callable[..., Point], *arguments: Any) -> Point:
-    """Print and return what `work` finds in fresh processes, with `threads` in all. Raises UserError where one fails."""
+def in_processes(
+    name: str, num_processes: int, threads: int, work: Callable[..., Point], *arguments: Any
+) -> Point:
+    """Print and return what `work` finds in fresh processes, with `threads` in all. Raises
+    UserError where one fails.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = get_context("forkserver")  # imports once; what a process holds of them still counts as its own
+    # imports once; what a process holds of them still counts as its own
+    context = get_context("forkserver")
     context.set_forkserver_preload(["retrieval.training"])
     try:
         with ProcessPoolExecutor(num_processes, mp_context=context) as processes:
-            place = functools.partial(at_place, work, num_processes, max(1, threads // num_processes), port, arguments)
+            place = functools.partial(
+                at_place, work, num_processes, max(1, threads // num_processes), port, arguments
+            )
             points = list(processes.map(place, range(num_processes)))
     except BrokenProcessPool:
-        raise UserError(f"{name}: a process ended; its own message stands above, or else the memory ran out") from None
+        raise UserError(
+            f"{name}: a process ended; its own message stands above, or else the memory ran out"
+        ) from None
     if any(point.counted != points[0].counted for point in points):
-        raise UserError(f"{name}: the processes counted different bytes: {[point.counted for point in points]}")
+        raise UserError(
+            f"{name}: the processes counted different bytes: {[point.counted for point in points]}"
+        )
     point = max(points, key=lambda point: point.peak)
-    print(f"{name:28s} {num_processes} process(es)  {statistics.median(point.seconds):7.3f} s  {point.peak:6.3f} GiB", flush=True)
+    print(
+        f"{name:28s} {num_processes} process(es)  {statistics.median(point.seconds):7.3f} s "
+        f" {point.peak:6.3f} GiB",
+        flush=True,
+    )
     return point
 
 
-def at_place(work: Callable[..., Point], num_processes: int, threads: int, port: int, arguments: tuple[Any, ...], rank: int) -> Point:
+def at_place(
+    work: Callable[..., Point],
+    num_processes: int,
+    threads: int,
+    port: int,
+    arguments: tuple[Any, ...],
+    rank: int,
+) -> Point:
     """In a process of its own; one that fails ends at once, since the other would wait for it."""
     os.environ["OMP_NUM_THREADS"] = str(threads)
     if num_processes > 1:
@@ -193,19 +247,43 @@ def at_place(work: Callable[..., Point], num_processes: int, threads: int, port:
 
 
 def measure(folder: Path, sizes: Sizes, threads: int) -> Curves:
-    settings = {"data.cache": folder / "corpus" / "cache", "text_encoder.name": folder / "text_encoder", "train.output": folder / "run"}
-    settings |= {"audio_encoder.window_seconds": sizes.window_seconds, "audio_encoder.hop_seconds": sizes.window_seconds, "data.num_workers": 0}
-    common = (*(f"{name}={value}" for name, value in settings.items()), "text_encoder.pretrained=false", "audio_encoder.checkpoint=null")
+    settings = {
+        "data.cache": folder / "corpus" / "cache",
+        "text_encoder.name": folder / "text_encoder",
+        "train.output": folder / "run",
+    }
+    settings |= {
+        "audio_encoder.window_seconds": sizes.window_seconds,
+        "audio_encoder.hop_seconds": sizes.window_seconds,
+        "data.num_workers": 0,
+    }
+    common = (
+        *(f"{name}={value}" for name, value in settings.items()),
+        "text_encoder.pretrained=false",
+        "audio_encoder.checkpoint=null",
+    )
     common += ("train.mixed_precision=no", *sizes.model)
 
     def step(batch_size: int, num_windows: int, num_processes: int = 1) -> Point:
-        overrides = (*common, f"train.batch_size={batch_size}", f"data.max_seconds={num_windows * sizes.window_seconds}")
+        overrides = (
+            *common,
+            f"train.batch_size={batch_size}",
+            f"data.max_seconds={num_windows * sizes.window_seconds}",
+        )
         name = f"step, batch {batch_size}, {num_windows} window(s)"
         return in_processes(name, num_processes, threads, train_point, overrides, sizes.repeats)
 
     def scoring(copies: int, pooling: str, name: str = "scoring") -> Point:
         overrides = (*common, f"data.max_seconds={sizes.window_seconds}", f"pooling.name={pooling}")
-        return in_processes(f"{name}, {copies * NUM_CLIPS} clips, {pooling}", 1, threads, score_point, overrides, sizes.repeats, copies)
+        return in_processes(
+            f"{name}, {copies * NUM_CLIPS} clips, {pooling}",
+            1,
+            threads,
+            score_point,
+            overrides,
+            sizes.repeats,
+            copies,
+        )
 
     def one_round() -> Curves:
         windows = [step(sizes.batch_sizes[0], count) for count in sizes.windows]
@@ -217,7 +295,8 @@ def measure(folder: Path, sizes: Sizes, threads: int) -> Curves:
             "mean": {copies * NUM_CLIPS: scoring(copies, "mean") for copies in sizes.copies},
         }
 
-    os.environ |= {"ACCELERATE_USE_CPU": "true", "TQDM_DISABLE": "1"}  # for all processes; tqdm reads it once, when it is imported
+    # for all processes; tqdm reads it once, when it is imported
+    os.environ |= {"ACCELERATE_USE_CPU": "true", "TQDM_DISABLE": "1"}
     scoring(1, "tap", "encoding")  # its memory is not that of the others
     return merged([one_round() for _ in range(sizes.rounds)])
 
@@ -226,9 +305,16 @@ def merged(rounds: list[Curves]) -> Curves:
     """Seconds of all rounds, the highest peak."""
 
     def point_of(points: list[Point]) -> Point:
-        return replace(points[0], seconds=[value for point in points for value in point.seconds], peak=max(point.peak for point in points))
+        return replace(
+            points[0],
+            seconds=[value for point in points for value in point.seconds],
+            peak=max(point.peak for point in points),
+        )
 
-    return {name: {x: point_of([curves[name][x] for curves in rounds]) for x in curve} for name, curve in rounds[0].items()}
+    return {
+        name: {x: point_of([curves[name][x] for curves in rounds]) for x in curve}
+        for name, curve in rounds[0].items()
+    }
 
 
 # --- plot and table ---
@@ -238,12 +324,27 @@ def draw(curves: Curves, sizes: Sizes, threads: int, output: Path) -> None:
     """Seconds above, memory below."""
     from matplotlib.figure import Figure
 
-    legends = {"1 process": f"1 process of {threads} thread(s)", "2 processes": f"2 processes of {max(1, threads // 2)}, gloo, same batch"}
+    legends = {
+        "1 process": f"1 process of {threads} thread(s)",
+        "2 processes": f"2 processes of {max(1, threads // 2)}, gloo, same batch",
+    }
     legends |= {"windows": f"batch {sizes.batch_sizes[0]}"}
     panels = [
-        (f"Training step, clips of {sizes.window_seconds:g} s", "pairs in the batch, of all processes", ("1 process", "2 processes")),
-        ("Training step, longer clips", f"frames of a clip, {min(curves['windows'])} in {sizes.window_seconds:g} s", ("windows",)),
-        ("Scoring C clips with 5 C captions", f"clips C, of {sizes.window_seconds:g} s, encodings cached", ("TAP", "mean")),
+        (
+            f"Training step, clips of {sizes.window_seconds:g} s",
+            "pairs in the batch, of all processes",
+            ("1 process", "2 processes"),
+        ),
+        (
+            "Training step, longer clips",
+            f"frames of a clip, {min(curves['windows'])} in {sizes.window_seconds:g} s",
+            ("windows",),
+        ),
+        (
+            "Scoring C clips with 5 C captions",
+            f"clips C, of {sizes.window_seconds:g} s, encodings cached",
+            ("TAP", "mean"),
+        ),
     ]
     figure = Figure(figsize=(13, 7), dpi=80, layout="constrained")
     axes = figure.subplots(2, len(panels), sharex="col")
@@ -253,8 +354,17 @@ def draw(curves: Curves, sizes: Sizes, threads: int, output: Path) -> None:
             medians = [statistics.median(point.seconds) for point in points]
             below = [median - min(point.seconds) for median, point in zip(medians, points)]
             above = [max(point.seconds) - median for median, point in zip(medians, points)]
-            column[0].errorbar(sizes_of, medians, (below, above), fmt="o-", capsize=3, label=legends.get(name, name))
-            column[1].plot(sizes_of, [point.peak for point in points], "o-", label=legends.get(name, name))
+            column[0].errorbar(
+                sizes_of,
+                medians,
+                (below, above),
+                fmt="o-",
+                capsize=3,
+                label=legends.get(name, name),
+            )
+            column[1].plot(
+                sizes_of, [point.peak for point in points], "o-", label=legends.get(name, name)
+            )
         column[0].set_title(title)
         column[1].set_xlabel(label)
         for axis, unit in zip(column, ("median time, s", "peak memory of a process, GiB")):
@@ -263,7 +373,10 @@ def draw(curves: Curves, sizes: Sizes, threads: int, output: Path) -> None:
             axis.legend(fontsize=8, loc="upper left")
     model = ", ".join(setting.replace("audio_encoder.", "ATST ") for setting in sizes.model)
     text = " ".join(sizes.text).replace("--", "")
-    caption = f"{hardware()}, float32, median of {sizes.rounds * sizes.repeats}, bars from the fastest to the slowest\n{model}, RoBERTa {text}"
+    caption = (
+        f"{hardware()}, float32, median of {sizes.rounds * sizes.repeats}, bars from the fastest to"
+        f" the slowest\n{model}, RoBERTa {text}"
+    )
     figure.supxlabel(caption, fontsize=9)
     figure.savefig(output)
 
@@ -272,15 +385,32 @@ def report_points(curves: Curves) -> None:
     for name, curve in curves.items():
         print(f"{name}:")
         for x, point in curve.items():
-            seconds = f"median {statistics.median(point.seconds):.3f} s, {min(point.seconds):.3f} to {max(point.seconds):.3f} s"
+            seconds = (
+                f"median {statistics.median(point.seconds):.3f} s, {min(point.seconds):.3f} to"
+                f" {max(point.seconds):.3f} s"
+            )
             print(f"    {x:5d}  {seconds}, peak {point.peak:.3f} GiB")
 
 
 def main() -> int:
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "growth.png", help="picture to write (default: docs/growth.png)")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of all processes of a step (default: all cores)")
-    parser.add_argument("--quick", action="store_true", help="tiny model, two points a curve, plot not kept")
+    parser = OneLineParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=ROOT / "docs" / "growth.png",
+        help="picture to write (default: docs/growth.png)",
+    )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=len(os.sched_getaffinity(0)),
+        help="of all processes of a step (default: all cores)",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="tiny model, two points a curve, plot not kept"
+    )
     arguments = parser.parse_args()
     if arguments.threads < 1:
         raise UserError(f"--threads {arguments.threads}: must be 1 or more")
@@ -290,10 +420,21 @@ def main() -> int:
         folder = Path(name)
         output = folder / "growth.png" if arguments.quick else arguments.output
         longest = max(sizes.windows) * sizes.window_seconds
-        write_corpus(folder / "corpus", {"development": NUM_CLIPS, "validation": 2}, (longest, longest))
-        run_script("build_clotho.py", "--root", folder / "corpus", "--splits", "development", "validation")
+        write_corpus(
+            folder / "corpus", {"development": NUM_CLIPS, "validation": 2}, (longest, longest)
+        )
+        run_script(
+            "build_clotho.py", "--root", folder / "corpus", "--splits", "development", "validation"
+        )
         captions = folder / "corpus" / "clotho_captions_development.csv"
-        run_script("make_text_encoder.py", "--captions", captions, "--output", folder / "text_encoder", *sizes.text)
+        run_script(
+            "make_text_encoder.py",
+            "--captions",
+            captions,
+            "--output",
+            folder / "text_encoder",
+            *sizes.text,
+        )
         print(f"{hardware()}, {arguments.threads} thread(s), float32", flush=True)
         curves = measure(folder, sizes, arguments.threads)
         draw(curves, sizes, arguments.threads, output)

@@ -1,12 +1,15 @@
-"""100,000 clips x 1,000 queries scored with mean pooling: ranks, metrics and the best ten of every query, within 4 GB.
+"""100,000 clips x 1,000 queries scored with mean pooling: ranks, metrics and the best ten of every
+query, within 4 GB.
 
     python -m benchmarks.large_collection            # 12 s on two free cores; exits with 1 above 4 GB
     python -m benchmarks.large_collection --quick    # 2,000 x 50; the memory is judged all the same
 
-One vector of 1,024 random numbers a clip stands for what a model with mean pooling keeps of it; each query is its right clip with much
-noise. The whole work is a process of its own, in which clips are made block by block: first `MeanPooling.score` fills the score matrix, whose
-metrics are computed, then retrieval.two_stage finds the best ten of every query from the vectors, without a matrix. Both must agree, else the
-exit code is 1. Memory is the largest resident set that the operating system counted for that process, with Python and PyTorch.
+One vector of 1,024 random numbers a clip stands for what a model with mean pooling keeps of it;
+each query is its right clip with much noise. The whole work is a process of its own, in which clips
+are made block by block: first `MeanPooling.score` fills the score matrix, whose metrics are
+computed, then retrieval.two_stage finds the best ten of every query from the vectors, without a
+matrix. Both must agree, else the exit code is 1. Memory is the largest resident set that the
+operating system counted for that process, with Python and PyTorch.
 """
 
 import argparse
@@ -28,7 +31,8 @@ CLIPS_AT_ONCE = 4096
 NUM_TOP = 10
 DIM = 1024
 LEAST_SAME = 0.999  # two clips whose scores differ by rounding alone may change places
-NOISE = 8.0  # standard deviation, that of the clips being 1: the right clip is found often, not always
+# standard deviation, that of the clips being 1: the right clip is found often, not always
+NOISE = 8.0
 
 
 def blocks(num_clips: int) -> Iterator[tuple[int, "Tensor"]]:
@@ -41,7 +45,9 @@ def blocks(num_clips: int) -> Iterator[tuple[int, "Tensor"]]:
 
 
 def work(num_clips: int, num_queries: int) -> int:
-    """In a process of its own; prints seconds and metrics. Exit code 1 where the two ways disagree."""
+    """In a process of its own; prints seconds and metrics. Exit code 1 where the two ways
+    disagree.
+    """
     import torch
 
     from retrieval.evaluation import retrieval_metrics
@@ -63,7 +69,10 @@ def work(num_clips: int, num_queries: int) -> int:
     print(f"score matrix, clips made in blocks: {time.perf_counter() - start:.1f} s")
     start = time.perf_counter()
     metrics = retrieval_metrics(scores, right[:, None].tolist())
-    print(f"ranks and metrics: {time.perf_counter() - start:.1f} s; " + ", ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
+    print(
+        f"ranks and metrics: {time.perf_counter() - start:.1f} s; "
+        + ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
+    )
     expected = scores.topk(NUM_TOP, dim=1)  # (N, K)
     del scores
 
@@ -72,7 +81,10 @@ def work(num_clips: int, num_queries: int) -> int:
     for first, vectors in blocks(num_clips):
         kept[first : first + len(vectors)] = vectors
     clips, found = TwoStage(pooling, ClipIndex(kept)).scores(text, NUM_TOP)
-    print(f"best {NUM_TOP} of every query without the matrix, clips made and kept: {time.perf_counter() - start:.1f} s")
+    print(
+        f"best {NUM_TOP} of every query without the matrix, clips made and kept:"
+        f" {time.perf_counter() - start:.1f} s"
+    )
     difference = (found - expected.values).abs().max().item()
     same = (clips == expected.indices).double().mean().item()
     print(f"largest difference of a score {difference:.1e}, {same:.2%} the same clips")
@@ -80,21 +92,41 @@ def work(num_clips: int, num_queries: int) -> int:
 
 
 def main() -> int:
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="a small collection")
-    parser.add_argument("--work", nargs=2, type=int, metavar=("CLIPS", "QUERIES"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--work", nargs=2, type=int, metavar=("CLIPS", "QUERIES"), help=argparse.SUPPRESS
+    )
     arguments = parser.parse_args()
     if arguments.work:
         if min(arguments.work) < 1 or arguments.work[1] > arguments.work[0]:
-            raise UserError(f"--work {arguments.work[0]} {arguments.work[1]}: at least one query, and a clip for each")
+            raise UserError(
+                f"--work {arguments.work[0]} {arguments.work[1]}: at least one query, and a clip"
+                " for each"
+            )
         return work(*arguments.work)
     num_clips, num_queries = (2_000, 50) if arguments.quick else (100_000, 1_000)
-    print(f"{num_clips:,} clips x {num_queries:,} queries, D {DIM}, mean pooling, float32", flush=True)
+    print(
+        f"{num_clips:,} clips x {num_queries:,} queries, D {DIM}, mean pooling, float32", flush=True
+    )
     start = time.perf_counter()
-    command = [sys.executable, "-m", "benchmarks.large_collection", "--work", str(num_clips), str(num_queries)]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.large_collection",
+        "--work",
+        str(num_clips),
+        str(num_queries),
+    ]
     ended = subprocess.run(command, cwd=Path(__file__).parents[1])
     if ended.returncode:
-        print(f"error: the scoring ended with exit code {ended.returncode}: the two ways disagree, or the memory ran out", file=sys.stderr)
+        print(
+            f"error: the scoring ended with exit code {ended.returncode}: the two ways disagree, or"
+            " the memory ran out",
+            file=sys.stderr,
+        )
         return 1
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e9  # kB -> GB
     print(f"in all {time.perf_counter() - start:.1f} s, peak memory {peak:.2f} GB")

@@ -1,12 +1,14 @@
-"""Peak memory and seconds of a training step against batch size, with and without what saves memory, at the sizes of configs/tap.yaml.
+"""Peak memory and seconds of a training step against batch size, with and without what saves
+memory, at the sizes of configs/tap.yaml.
 
     python -m benchmarks.memory [--batch-sizes 2 4 8]     # 16 GiB of memory, some minutes on a CPU
     python -m benchmarks.memory --quick                   # tiny sizes: shows that it runs
 
-Every line is a process of its own, which takes two optimizer steps (retrieval.training.train_step) with random weights and noise of 15 to 30 s,
-since AdamW's moments are there from the first one on, and asks the operating system for the largest resident set it ever had, or CUDA for the
-most it ever allocated. Seconds are those of the second step. `parts` is train.micro_batch_size=2, `checkpointing`
-train.activation_checkpointing=true.
+Every line is a process of its own, which takes two optimizer steps (retrieval.training.train_step)
+with random weights and noise of 15 to 30 s, since AdamW's moments are there from the first one on,
+and asks the operating system for the largest resident set it ever had, or CUDA for the most it ever
+allocated. Seconds are those of the second step. `parts` is train.micro_batch_size=2,
+`checkpointing` train.activation_checkpointing=true.
 """
 
 import argparse
@@ -35,7 +37,10 @@ WAYS = {
     "plain": (),
     "checkpointing": ("train.activation_checkpointing=true",),
     "parts": (f"train.micro_batch_size={PART}",),
-    "parts, checkpointing": (f"train.micro_batch_size={PART}", "train.activation_checkpointing=true"),
+    "parts, checkpointing": (
+        f"train.micro_batch_size={PART}",
+        "train.activation_checkpointing=true",
+    ),
 }
 
 
@@ -60,7 +65,11 @@ def two_steps(overrides: list[str]) -> None:
         torch.cuda.synchronize()
     seconds = time.perf_counter() - start
     run.tracker.close()
-    peak = torch.cuda.max_memory_allocated() if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = (
+        torch.cuda.max_memory_allocated()
+        if gpu
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    )
     print(f"{peak / 2**30:.2f} GiB, {seconds:.1f} s")
 
 
@@ -77,8 +86,18 @@ def measure(folder: Path, batch_sizes: list[int], overrides: tuple[str, ...]) ->
         for way, own in WAYS.items():
             if "parts" in way and batch_size <= PART:
                 continue
-            command = [sys.executable, "-m", "benchmarks.memory", "--settings", *common, *own, f"train.batch_size={batch_size}"]
-            ended = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+            command = [
+                sys.executable,
+                "-m",
+                "benchmarks.memory",
+                "--settings",
+                *common,
+                *own,
+                f"train.batch_size={batch_size}",
+            ]
+            ended = subprocess.run(
+                command, capture_output=True, text=True, cwd=Path(__file__).parents[1]
+            )
             if ended.returncode:
                 reason = (ended.stderr.strip().splitlines() or ["the memory may have run out"])[-1]
                 raise UserError(f"batch {batch_size}, {way}: the step failed ({reason})")
@@ -86,9 +105,19 @@ def measure(folder: Path, batch_sizes: list[int], overrides: tuple[str, ...]) ->
 
 
 def main() -> int:
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[2, 4, 8], help="(clip, caption) pairs a step (default: 2 4 8)")
-    parser.add_argument("--work", type=Path, help="folder for the temporary folder (default: the system's)")
+    parser = OneLineParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--batch-sizes",
+        type=int,
+        nargs="+",
+        default=[2, 4, 8],
+        help="(clip, caption) pairs a step (default: 2 4 8)",
+    )
+    parser.add_argument(
+        "--work", type=Path, help="folder for the temporary folder (default: the system's)"
+    )
     parser.add_argument("--quick", action="store_true", help="tiny models and clips")
     parser.add_argument("--settings", nargs="+", metavar="KEY=VALUE", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -102,10 +131,17 @@ def main() -> int:
         folder = Path(name)
         num_clips = max(6, -(-max(arguments.batch_sizes) // CAPTIONS_A_CLIP))
         write_corpus(folder / "corpus", {"development": num_clips, "validation": 2}, sizes.seconds)
-        run_script("build_clotho.py", "--root", folder / "corpus", "--splits", "development", "validation")
-        write_text_model(folder / "text_model", folder / "corpus" / "clotho_captions_development.csv", sizes.text)
+        run_script(
+            "build_clotho.py", "--root", folder / "corpus", "--splits", "development", "validation"
+        )
+        write_text_model(
+            folder / "text_model", folder / "corpus" / "clotho_captions_development.csv", sizes.text
+        )
         write_atst_checkpoint(folder / "atst.ckpt", sizes.atst)
-        print(f"{'configs/tap.yaml in miniature' if arguments.quick else 'configs/tap.yaml'}; {hardware()}")
+        print(
+            f"{'configs/tap.yaml in miniature' if arguments.quick else 'configs/tap.yaml'};"
+            f" {hardware()}"
+        )
         measure(folder, arguments.batch_sizes, sizes.overrides)
     return 0
 

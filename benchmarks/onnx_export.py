@@ -1,10 +1,11 @@
-"""The ONNX export at full size: seconds, megabytes and the differences to PyTorch that retrieval.export measures, and both side by side.
+"""The ONNX export at full size: seconds, megabytes and the differences to PyTorch that
+retrieval.export measures, and both side by side.
 
     python -m benchmarks.onnx_export [--work DIR]    # 2 GB of disk, 8 GiB of memory, some minutes
     python -m benchmarks.onnx_export --quick         # tiny sizes: shows that it runs
 
-The model of configs/tap.yaml with random weights: ATST-Frame base, roberta-large, TAP. Then clips of 30 s and captions go through both, alternating,
-on the threads that OMP_NUM_THREADS says.
+The model of configs/tap.yaml with random weights: ATST-Frame base, roberta-large, TAP. Then clips
+of 30 s and captions go through both, alternating, on the threads that OMP_NUM_THREADS says.
 """
 
 import argparse
@@ -30,8 +31,13 @@ def compare(model: DualEncoder, folder: Path) -> None:
     """Seconds of PyTorch and of ONNX Runtime for the same clips, captions and scores."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    graphs = {name: onnxruntime.InferenceSession(str(folder / f"{name}.onnx"), options) for name in ("audio", "text", "score")}
-    waveform = 0.1 * torch.randn(NUM_CLIPS, model.windows.clip_samples, generator=torch.Generator().manual_seed(0))
+    graphs = {
+        name: onnxruntime.InferenceSession(str(folder / f"{name}.onnx"), options)
+        for name in ("audio", "text", "score")
+    }
+    waveform = 0.1 * torch.randn(
+        NUM_CLIPS, model.windows.clip_samples, generator=torch.Generator().manual_seed(0)
+    )
     lengths = torch.full((NUM_CLIPS,), model.windows.clip_samples)
     captions = make_captions(NUM_CAPTIONS)
     tokens = model.text_encoder.tokens(captions)
@@ -47,32 +53,57 @@ def compare(model: DualEncoder, folder: Path) -> None:
         "text": lambda: model.encode_text(captions),
         "score": lambda: model.score(text, frames, mask),
     }
-    print(f"seconds for {NUM_CLIPS} clips of {model.clip_seconds:g} s and {NUM_CAPTIONS} captions, fastest of {ROUNDS} rounds")
+    print(
+        f"seconds for {NUM_CLIPS} clips of {model.clip_seconds:g} s and {NUM_CAPTIONS} captions,"
+        f" fastest of {ROUNDS} rounds"
+    )
     for name, torch_way in ways.items():
         given = {key: value.numpy() for key, value in inputs[name].items()}
-        both = {"PyTorch": torch_way, "ONNX Runtime": lambda name=name, given=given: graphs[name].run(None, given)}
+        both = {
+            "PyTorch": torch_way,
+            "ONNX Runtime": lambda name=name, given=given: graphs[name].run(None, given),
+        }
         seconds, _ = alternate(both, ROUNDS)
-        print(f"{name}: " + ", ".join(f"{way} {min(times):.3f} s" for way, times in seconds.items()))
+        print(
+            f"{name}: " + ", ".join(f"{way} {min(times):.3f} s" for way, times in seconds.items())
+        )
 
 
 @torch.no_grad()
 def main() -> int:
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, help="folder for the temporary folder (default: the system's)")
+    parser = OneLineParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--work", type=Path, help="folder for the temporary folder (default: the system's)"
+    )
     parser.add_argument("--quick", action="store_true", help="a tiny model")
     arguments = parser.parse_args()
     work = work_folder(arguments.work)
     model = make_model(arguments.quick)[0].eval()
-    print(f"configs/tap.yaml{' in miniature' if arguments.quick else ''}, {torch.get_num_threads()} thread(s); {hardware()}", flush=True)
+    print(
+        f"configs/tap.yaml{' in miniature' if arguments.quick else ''}, {torch.get_num_threads()}"
+        f" thread(s); {hardware()}",
+        flush=True,
+    )
     with tempfile.TemporaryDirectory(prefix="onnx_export_", dir=work) as name:
         folder, start = Path(name) / "onnx", time.perf_counter()
         about = export_onnx(model, folder, {})
         print(f"exported and checked in {time.perf_counter() - start:.1f} s")
         for graph in about["graphs"].values():
-            print(f"{graph['file']}: {graph['bytes'] / 1e6:.1f} MB in {len(list(folder.glob(graph['file'] + '*')))} file(s)")
-        print("largest differences: " + ", ".join(f"{part} {found:.1e}" for part, found in about["differences_to_pytorch"].items()))
+            print(
+                f"{graph['file']}: {graph['bytes'] / 1e6:.1f} MB in"
+                f" {len(list(folder.glob(graph['file'] + '*')))} file(s)"
+            )
+        print(
+            "largest differences: "
+            + ", ".join(
+                f"{part} {found:.1e}" for part, found in about["differences_to_pytorch"].items()
+            )
+        )
         compare(model, folder)
-    print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB")  # kB -> GiB
+    # kB -> GiB
+    print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB")
     return 0
 
 

@@ -7,12 +7,19 @@ from retrieval.files import check_writable
 
 
 def check_picture(output: Path) -> None:
-    """Raises UserError where no picture can be written to `output`, the value of --output: a missing folder is not made."""
+    """Raises UserError where no picture can be written to `output`, the value of --output: a
+    missing folder is not made.
+    """
     from matplotlib.backend_bases import FigureCanvasBase
 
     kinds = FigureCanvasBase.get_supported_filetypes()
     if output.is_dir() or output.suffix.lstrip(".").lower() not in kinds:
-        raise UserError(f"--output {output}: give a file with the suffix of a picture, such as picture.png")
+        raise UserError(
+            f"--output {output}: give a file with the suffix of a picture, such as picture.png"
+        )
     if not output.absolute().parent.is_dir():
-        raise UserError(f"--output {output}: there is no folder {output.parent}; make it, or choose another file")
+        raise UserError(
+            f"--output {output}: there is no folder {output.parent}; make it, or choose another"
+            " file"
+        )
     check_writable(output.absolute().parent)

@@ -1,8 +1,10 @@
-"""The plain way to compute what the model computes, on the model's own modules: what the benchmarks divide by.
+"""The plain way to compute what the model computes, on the model's own modules: what the benchmarks
+divide by.
 
-As the recipe's ancestor computes it: every clip is padded to full length and resampled with its padding, all windows are encoded, also
-those of padding alone, attention forms its softmax matrices, and TAP its (N, B, D) vectors. Numbers agree with retrieval.models but for
-rounding: windows are therefore cut before they are resampled, as there, which is the same work.
+As the recipe's ancestor computes it: every clip is padded to full length and resampled with its
+padding, all windows are encoded, also those of padding alone, attention forms its softmax matrices,
+and TAP its (N, B, D) vectors. Numbers agree with retrieval.models but for rounding: windows are
+therefore cut before they are resampled, as there, which is the same work.
 
 Letters: B clips, S samples, W windows of a clip, N texts, T frames, D = dim, D_p = attention_dim.
 """
@@ -22,13 +24,17 @@ from retrieval.models.pooling import TextAwareAttentionPooling
 
 
 def encode_audio(model: DualEncoder, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """Frames (B, T, D) and mask (B, T) of waveform (B, S): of the whole grid of windows, whatever the lengths (B,)."""
+    """Frames (B, T, D) and mask (B, T) of waveform (B, S): of the whole grid of windows, whatever
+    the lengths (B,).
+    """
     grid, encoder = model.windows, model.audio_encoder
     waveform = functional.pad(waveform, (0, grid.clip_samples - waveform.shape[1]))
-    windows = waveform.unfold(1, grid.window_samples, grid.hop_samples).flatten(0, 1)  # (B W, window_samples)
+    # (B W, window_samples)
+    windows = waveform.unfold(1, grid.window_samples, grid.hop_samples).flatten(0, 1)
     with torch.autocast(windows.device.type, enabled=False):
         windows = torchaudio.functional.resample(windows, model.sample_rate, encoder.sample_rate)
-    features = _atst(encoder, windows).view(len(waveform), grid.num_frames, -1)  # (B, T, feature_dim)
+    # (B, T, feature_dim)
+    features = _atst(encoder, windows).view(len(waveform), grid.num_frames, -1)
     mask = torch.arange(grid.num_frames) < grid.num_valid_frames(lengths.cpu())[:, None]  # (B, T)
     return model.audio_projection(features), mask.to(waveform.device)
 
@@ -43,8 +49,11 @@ def _atst(encoder: AtstFrame, windows: Tensor) -> Tensor:
 
 
 def _attend(attention: Attention, x: Tensor) -> Tensor:
-    query, key, value = attention.qkv(x).unflatten(2, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)  # each (B W, heads, T, size)
-    weights = (query @ key.transpose(2, 3) / math.sqrt(query.shape[-1])).softmax(dim=-1)  # (B W, heads, T, T)
+    query, key, value = (
+        attention.qkv(x).unflatten(2, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    )  # each (B W, heads, T, size)
+    # (B W, heads, T, T)
+    weights = (query @ key.transpose(2, 3) / math.sqrt(query.shape[-1])).softmax(dim=-1)
     return attention.proj((weights @ value).transpose(1, 2).flatten(2))
 
 
@@ -74,6 +83,8 @@ def score(pooling: TextAwareAttentionPooling, text: Tensor, frames: Tensor, mask
     logits = torch.einsum("np,btp->nbt", query, key) / math.sqrt(key.shape[-1])
     weights = logits.masked_fill(~mask, -math.inf).softmax(dim=-1)  # (N, B, T)
     weights = functional.dropout(weights, pooling.attention_dropout, pooling.training)
-    pooled = pooling.norm(pooling.output(torch.einsum("nbt,btp->nbp", weights.to(value.dtype), value)))  # (N, B, D)
+    pooled = pooling.norm(
+        pooling.output(torch.einsum("nbt,btp->nbp", weights.to(value.dtype), value))
+    )  # (N, B, D)
     pooled = functional.dropout(pooled, pooling.output_dropout, pooling.training)
     return functional.cosine_similarity(text[:, None], pooled, dim=-1)

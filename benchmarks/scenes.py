@@ -1,4 +1,6 @@
-"""The captions that TAP is for: those that name one event of a scene with three or four, and when that event sounds."""
+"""The captions that TAP is for: those that name one event of a scene with three or four, and when
+that event sounds.
+"""
 
 import json
 from pathlib import Path
@@ -9,7 +11,9 @@ MIN_EVENTS = 3
 
 
 def single_event_captions(scenes: Path, split: str) -> dict[tuple[str, str], tuple[float, float]]:
-    """(file name, caption) -> (onset, end) in s of the one event it names. `scenes`: scenes.json of the sample corpus. Raises UserError."""
+    """(file name, caption) -> (onset, end) in s of the one event it names. `scenes`: scenes.json of
+    the sample corpus. Raises UserError.
+    """
     try:
         clips = json.loads(scenes.read_text(encoding="utf-8"))["clips"]
         spans = {}
@@ -18,10 +22,19 @@ def single_event_captions(scenes: Path, split: str) -> dict[tuple[str, str], tup
                 for caption in clip["captions"]:
                     if len(caption["events"]) == 1:
                         event = clip["events"][caption["events"][0]]
-                        spans[clip["file_name"], caption["text"]] = (event["onset"], event["onset"] + event["duration"])
+                        spans[clip["file_name"], caption["text"]] = (
+                            event["onset"],
+                            event["onset"] + event["duration"],
+                        )
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(f"--scenes {scenes} cannot be read ({reason}); it is the scenes.json of data_prep/make_sample_corpus.py") from None
+        raise UserError(
+            f"--scenes {scenes} cannot be read ({reason}); it is the scenes.json of"
+            " data_prep/make_sample_corpus.py"
+        ) from None
     if not spans:
-        raise UserError(f"--scenes {scenes} has no caption of split {split!r} that names one event of {MIN_EVENTS} or more")
+        raise UserError(
+            f"--scenes {scenes} has no caption of split {split!r} that names one event of"
+            f" {MIN_EVENTS} or more"
+        )
     return spans

@@ -1,14 +1,17 @@
-"""A query to an index of 10,000 recordings, from the sentence to ranked answers with their attention, after the index has been opened.
+"""A query to an index of 10,000 recordings, from the sentence to ranked answers with their
+attention, after the index has been opened.
 
     python -m benchmarks.search [--clips 10000] [--queries 50] [--work DIR]    # 16 GB of disk, 4 min; exit code 1 above 100 ms
     python -m benchmarks.search --accuracy     # after `make demo`: mAP@10 of its evaluation captions, text encoder in 32 and in 8 bit
     python -m benchmarks.search --quick        # tiny sizes: shows that it runs
 
-The model of configs/tap.yaml with random weights (roberta-large, D 1024); the index is written by retrieval.search's own writer, of clips of 15 to
-30 s with random frames in place of encoded sound: time does not depend on what the numbers are. Median and longest of the queries, with the
-text encoder of PyTorch and in 8 bit (fast_text, by which the exit code goes) by turns; the text encoder alone; and the ratio to TAP on every
-clip, which is what a search without shortlist would take. Memory holds the frames that were just written, where it is large enough; `--cold`
-also asks with frames that the system was told to forget.
+The model of configs/tap.yaml with random weights (roberta-large, D 1024); the index is written by
+retrieval.search's own writer, of clips of 15 to 30 s with random frames in place of encoded sound:
+time does not depend on what the numbers are. Median and longest of the queries, with the text
+encoder of PyTorch and in 8 bit (fast_text, by which the exit code goes) by turns; the text encoder
+alone; and the ratio to TAP on every clip, which is what a search without shortlist would take.
+Memory holds the frames that were just written, where it is large enough; `--cold` also asks with
+frames that the system was told to forget.
 """
 
 import argparse
@@ -49,15 +52,37 @@ def write_index(path: Path, checkpoint: Path, num_clips: int) -> None:
     dim, clip_seconds = model.audio_projection.out_features, model.clip_seconds
     rng = np.random.default_rng(0)
     lengths = rng.uniform(clip_seconds / 2, clip_seconds, num_clips)  # s
-    num_frames = model.windows.num_valid_frames(torch.from_numpy((lengths * model.sample_rate).astype(np.int64))).numpy()
-    distinct = [rng.standard_normal((num_frames.max(), dim), dtype=np.float32).astype(np.float16) for _ in range(DISTINCT_CLIPS)]
-    about = {"folder": str(path), "model": model_identity(checkpoint), "hop_seconds": 1.0, "clip_seconds": clip_seconds}
+    num_frames = model.windows.num_valid_frames(
+        torch.from_numpy((lengths * model.sample_rate).astype(np.int64))
+    ).numpy()
+    distinct = [
+        rng.standard_normal((num_frames.max(), dim), dtype=np.float32).astype(np.float16)
+        for _ in range(DISTINCT_CLIPS)
+    ]
+    about = {
+        "folder": str(path),
+        "model": model_identity(checkpoint),
+        "hop_seconds": 1.0,
+        "clip_seconds": clip_seconds,
+    }
     about |= {"dim": dim, "has_frames": True}
-    with locked(path), IndexWriter.opened(path, about, overwrite=False) as writer, bar(total=num_clips, desc="writing", unit="clip") as progress:
+    with (
+        locked(path),
+        IndexWriter.opened(path, about, overwrite=False) as writer,
+        bar(total=num_clips, desc="writing", unit="clip") as progress,
+    ):
         for clip in range(num_clips):
             vector = rng.standard_normal((1, dim), dtype=np.float32)
-            (place,) = writer.append(vector / np.linalg.norm(vector), [distinct[clip % DISTINCT_CLIPS][: num_frames[clip]]])
-            writer.add_file(Found(f"{clip:06}.wav", 0, 0), str(clip), lengths[clip], [(0.0, lengths[clip], *place)])
+            (place,) = writer.append(
+                vector / np.linalg.norm(vector),
+                [distinct[clip % DISTINCT_CLIPS][: num_frames[clip]]],
+            )
+            writer.add_file(
+                Found(f"{clip:06}.wav", 0, 0),
+                str(clip),
+                lengths[clip],
+                [(0.0, lengths[clip], *place)],
+            )
             progress.update()
             if clip % FILES_AT_ONCE == 0:
                 writer.commit()
@@ -65,7 +90,9 @@ def write_index(path: Path, checkpoint: Path, num_clips: int) -> None:
 
 
 def milliseconds(seconds: list[float]) -> str:
-    return f"median {1000 * statistics.median(seconds):.0f} ms, longest {1000 * max(seconds):.0f} ms"
+    return (
+        f"median {1000 * statistics.median(seconds):.0f} ms, longest {1000 * max(seconds):.0f} ms"
+    )
 
 
 def forget(file: Path) -> None:
@@ -88,7 +115,10 @@ def benchmark(folder: Path, arguments: argparse.Namespace) -> int:
     start = time.perf_counter()
     index = AudioIndex.open(path)
     frames = path / "frames-0.f16"
-    opened = f"{len(index.files):,} clips, frames {frames.stat().st_size / 1e9:.1f} GB; opened in {time.perf_counter() - start:.1f} s"
+    opened = (
+        f"{len(index.files):,} clips, frames {frames.stat().st_size / 1e9:.1f} GB; opened in"
+        f" {time.perf_counter() - start:.1f} s"
+    )
     print(f"{opened}; {torch.get_num_threads()} threads")
     fast = AudioIndex.open(path, fast_text=True)
     queries = make_captions(arguments.queries + NUM_WARM)
@@ -103,18 +133,29 @@ def benchmark(folder: Path, arguments: argparse.Namespace) -> int:
                 forget(frames)
                 cold[name].append(seconds_of(lambda: opened.search(query)))
     for name in ways:
-        print(f"text encoder {name}: a query {milliseconds(whole[name][NUM_WARM:])}; the encoder alone {milliseconds(text[name][NUM_WARM:])}")
+        print(
+            f"text encoder {name}: a query {milliseconds(whole[name][NUM_WARM:])}; the encoder"
+            f" alone {milliseconds(text[name][NUM_WARM:])}"
+        )
         if cold[name]:
-            print(f"text encoder {name}: a query with frames from the disk {milliseconds(cold[name])}")
+            print(
+                f"text encoder {name}: a query with frames from the disk {milliseconds(cold[name])}"
+            )
     median = statistics.median(whole["8 bit"][NUM_WARM:])
     num_all = min(NUM_ALL, len(index.files))
     clips = torch.from_numpy(np.random.default_rng(1).permutation(len(index.files))[None, :num_all])
     with torch.no_grad():
         vector = index._encode_text(queries[:1])
     every = seconds_of(lambda: index._two_stage.rescore(vector, clips)) * len(index.files) / num_all
-    print(f"TAP on every clip (from {num_all:,} of them): {every:.2f} s, {every / median:.0f} times a query, in which it scores {CANDIDATES}")
+    print(
+        f"TAP on every clip (from {num_all:,} of them): {every:.2f} s, {every / median:.0f} times a"
+        f" query, in which it scores {CANDIDATES}"
+    )
     if not arguments.quick and median > MOST_SECONDS:
-        print(f"error: above {1000 * MOST_SECONDS:.0f} ms; is the machine busy with something else?", file=sys.stderr)
+        print(
+            f"error: above {1000 * MOST_SECONDS:.0f} ms; is the machine busy with something else?",
+            file=sys.stderr,
+        )
         return 1
     return 0
 
@@ -126,36 +167,59 @@ def seconds_of(work: Callable[[], Any]) -> float:
 
 
 def accuracy() -> int:
-    """What searching an index costs in mAP@10 against the score matrix: float16 frames, and the text encoder in 8 bit."""
+    """What searching an index costs in mAP@10 against the score matrix: float16 frames, and the
+    text encoder in 8 bit.
+    """
     from retrieval.metrics.text_audio_retrieval.ranking import metrics_of_ranks
     from retrieval.search import AudioIndex
 
     with open(SAMPLE / "clotho_captions_evaluation.csv", encoding="utf-8", newline="") as file:
-        pairs = [(row[f"caption_{number}"], row["file_name"]) for row in csv.DictReader(file) for number in range(1, 6)]
+        pairs = [
+            (row[f"caption_{number}"], row["file_name"])
+            for row in csv.DictReader(file)
+            for number in range(1, 6)
+        ]
     for fast_text in (False, True):
         index = AudioIndex.open(SAMPLE / "index", fast_text=fast_text)
         answers = index.search_many([caption for caption, _ in pairs], k=len(index.files))
-        ranks = [[hit.file for hit in hits].index(name) + 1 for hits, (_, name) in zip(answers, pairs)]
+        ranks = [
+            [hit.file for hit in hits].index(name) + 1 for hits, (_, name) in zip(answers, pairs)
+        ]
         metrics = metrics_of_ranks(np.array(ranks)[:, None])
-        print(f"text encoder in {8 if fast_text else 32} bit: " + ", ".join(f"{name} {100 * value:.2f}" for name, value in metrics.items()))
+        print(
+            f"text encoder in {8 if fast_text else 32} bit: "
+            + ", ".join(f"{name} {100 * value:.2f}" for name, value in metrics.items())
+        )
     return 0
 
 
 def main() -> int:
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--clips", type=int, help="recordings in the index (default: 10000)")
     parser.add_argument("--queries", type=int, help="default: 50")
-    parser.add_argument("--cold", action="store_true", help="also with frames that must be read from disk")
-    parser.add_argument("--work", type=Path, help="folder for the temporary folder (default: the system's)")
+    parser.add_argument(
+        "--cold", action="store_true", help="also with frames that must be read from disk"
+    )
+    parser.add_argument(
+        "--work", type=Path, help="folder for the temporary folder (default: the system's)"
+    )
     parser.add_argument("--quick", action="store_true", help="tiny model, 300 clips, 5 queries")
-    parser.add_argument("--accuracy", action="store_true", help="mAP@10 of the sample's captions in place of times")
+    parser.add_argument(
+        "--accuracy", action="store_true", help="mAP@10 of the sample's captions in place of times"
+    )
     arguments = parser.parse_args()
     if arguments.accuracy:
         if not (SAMPLE / "index").is_dir():
             raise UserError(f"{SAMPLE / 'index'} does not exist: run `make demo` first")
         return accuracy()
-    arguments.clips = (300 if arguments.quick else 10_000) if arguments.clips is None else arguments.clips
-    arguments.queries = (5 if arguments.quick else 50) if arguments.queries is None else arguments.queries
+    arguments.clips = (
+        (300 if arguments.quick else 10_000) if arguments.clips is None else arguments.clips
+    )
+    arguments.queries = (
+        (5 if arguments.quick else 50) if arguments.queries is None else arguments.queries
+    )
     for name in ("clips", "queries"):
         if getattr(arguments, name) < 1:
             raise UserError(f"--{name} {getattr(arguments, name)}: must be 1 or more")
@@ -164,7 +228,10 @@ def main() -> int:
     work = work_folder(arguments.work)
     needed = 0.1 if arguments.quick else 4.0 + 1.2e-3 * arguments.clips  # GB
     if shutil.disk_usage(work).free / 1e9 < needed:
-        raise UserError(f"{work} has less than the {needed:.1f} GB free that this run writes; give a folder with more room: --work DIR")
+        raise UserError(
+            f"{work} has less than the {needed:.1f} GB free that this run writes; give a folder"
+            " with more room: --work DIR"
+        )
     with tempfile.TemporaryDirectory(prefix="search_", dir=work) as name:
         return benchmark(Path(name), arguments)
 

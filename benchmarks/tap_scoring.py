@@ -1,12 +1,15 @@
-"""TAP scores of Clotho's shapes, folded against the formula as it stands: same numbers, a sixth of the arithmetic, bounded memory.
+"""TAP scores of Clotho's shapes, folded against the formula as it stands: same numbers, a sixth of
+the arithmetic, bounded memory.
 
     python -m benchmarks.tap_scoring            # 5,225 texts x 16 clips of up to 750 frames, D 1024, D_p 2048; exits with 1 below 5x
     python -m benchmarks.tap_scoring --quick    # small sizes, any ratio: shows that it runs and that the scores agree
 
-Folded is `TextAwareAttentionPooling.score`, whose memory `pooling.block_elements` bounds. Plain is the formula of the paper called audio by
-audio, as the ancestor scores: each call with its own queries, on frames padded to 30 s. Both alternate in one process. The clips are a sample
-of the 1,045 of a split of Clotho, 15 to 30 s long; the time of either way grows with their number. Memory is how much the largest resident
-set of a fresh process grows while it scores, for two settings of `pooling.block_elements`.
+Folded is `TextAwareAttentionPooling.score`, whose memory `pooling.block_elements` bounds. Plain is
+the formula of the paper called audio by audio, as the ancestor scores: each call with its own
+queries, on frames padded to 30 s. Both alternate in one process. The clips are a sample of the
+1,045 of a split of Clotho, 15 to 30 s long; the time of either way grows with their number. Memory
+is how much the largest resident set of a fresh process grows while it scores, for two settings of
+`pooling.block_elements`.
 """
 
 import argparse
@@ -45,22 +48,33 @@ FULL = Sizes(num_texts=5225, num_clips=16, num_frames=750, dim=1024, attention_d
 QUICK = Sizes(num_texts=50, num_clips=3, num_frames=75, dim=64, attention_dim=128, repeats=1)
 
 
-def unfolded_score(module: TextAwareAttentionPooling, text: Tensor, frames: Tensor, mask: Tensor) -> Tensor:
+def unfolded_score(
+    module: TextAwareAttentionPooling, text: Tensor, frames: Tensor, mask: Tensor
+) -> Tensor:
     """(N, B): text (N, D), frames (B, T, D), mask (B, T)."""
     columns = []
     for audio, valid in zip(frames, mask):
         query = module.query(module.norm(text))  # (N, D_p)
         key, value = module.key(module.norm(audio)), module.value(module.norm(audio))  # (T, D_p)
-        weights = (query @ key.T / math.sqrt(key.shape[1])).masked_fill(~valid, -math.inf).softmax(dim=1)  # (N, T)
-        columns.append(functional.cosine_similarity(text, module.norm(module.output(weights @ value)), dim=1))
+        weights = (
+            (query @ key.T / math.sqrt(key.shape[1])).masked_fill(~valid, -math.inf).softmax(dim=1)
+        )  # (N, T)
+        columns.append(
+            functional.cosine_similarity(text, module.norm(module.output(weights @ value)), dim=1)
+        )
     return torch.stack(columns, dim=1)
 
 
 def make_inputs(sizes: Sizes) -> tuple[TextAwareAttentionPooling, Tensor, Tensor, Tensor]:
-    """Module, text (N, D), frames (B, T, D), mask (B, T): clips from half to all of the frames long."""
+    """Module, text (N, D), frames (B, T, D), mask (B, T): clips from half to all of the frames
+    long.
+    """
     torch.manual_seed(0)
     module = TextAwareAttentionPooling(sizes.dim, sizes.attention_dim).eval()
-    text, frames = torch.randn(sizes.num_texts, sizes.dim), torch.randn(sizes.num_clips, sizes.num_frames, sizes.dim)
+    text, frames = (
+        torch.randn(sizes.num_texts, sizes.dim),
+        torch.randn(sizes.num_clips, sizes.num_frames, sizes.dim),
+    )
     num_valid = torch.linspace(sizes.num_frames / 2, sizes.num_frames, sizes.num_clips).ceil()
     return module, text, frames, torch.arange(sizes.num_frames) < num_valid[:, None]
 
@@ -68,19 +82,33 @@ def make_inputs(sizes: Sizes) -> tuple[TextAwareAttentionPooling, Tensor, Tensor
 def compare(sizes: Sizes) -> tuple[float, float]:
     """Print a table; (plain seconds / folded seconds, largest difference of a score)."""
     module, text, frames, mask = make_inputs(sizes)
-    ways = {"plain": lambda: unfolded_score(module, text, frames, mask), "folded": lambda: module.score(text, frames, mask)}
+    ways = {
+        "plain": lambda: unfolded_score(module, text, frames, mask),
+        "folded": lambda: module.score(text, frames, mask),
+    }
     ways["bf16"] = torch.autocast("cpu", torch.bfloat16)(ways["folded"])
     alternate(ways, 1)  # to warm up
     seconds, scores = alternate(ways, sizes.repeats)
     for name, values in seconds.items():
         median = statistics.median(values)
         whole = median * NUM_CLIPS_OF_SPLIT / sizes.num_clips
-        print(f"{name:8s} median {median:8.4f} s   {NUM_CLIPS_OF_SPLIT:,} clips at this speed: {whole:6.0f} s (computed)")
+        print(
+            f"{name:8s} median {median:8.4f} s   {NUM_CLIPS_OF_SPLIT:,} clips at this speed:"
+            f" {whole:6.0f} s (computed)"
+        )
     difference = (scores["folded"] - scores["plain"]).abs().max().item()
-    ratio = statistics.median(plain / folded for plain, folded in zip(seconds["plain"], seconds["folded"]))  # of rounds: a busy machine slows both
+    ratio = statistics.median(
+        plain / folded for plain, folded in zip(seconds["plain"], seconds["folded"])
+    )  # of rounds: a busy machine slows both
     half = statistics.median(seconds["folded"]) / statistics.median(seconds["bf16"])
-    print(f"bf16: {half:.2f} times as fast as folded, scores differ by up to {(scores['bf16'] - scores['folded']).abs().max():.1e}")
-    print(f"ratio {ratio:.2f}, {mask.sum() / mask.numel():.0%} of the frames valid, largest difference of a score {difference:.1e}")
+    print(
+        f"bf16: {half:.2f} times as fast as folded, scores differ by up to"
+        f" {(scores['bf16'] - scores['folded']).abs().max():.1e}"
+    )
+    print(
+        f"ratio {ratio:.2f}, {mask.sum() / mask.numel():.0%} of the frames valid, largest"
+        f" difference of a score {difference:.1e}"
+    )
     return ratio, difference
 
 
@@ -88,7 +116,8 @@ def print_growth(sizes: Sizes, block_elements: int) -> None:
     """In a process of its own: MB that scoring adds to the largest resident set."""
     module, text, frames, mask = make_inputs(sizes)
     module.block_elements = block_elements
-    module.score(text[:2], frames[:1], mask[:1])  # libraries take memory of their own at the first call
+    # libraries take memory of their own at the first call
+    module.score(text[:2], frames[:1], mask[:1])
     Path("/proc/self/clear_refs").write_text("5")  # the largest resident set starts anew
     before = _largest_resident_kb()
     module.score(text, frames, mask)
@@ -101,18 +130,40 @@ def _largest_resident_kb() -> int:
 
 def report_memory(own_arguments: list[str]) -> None:
     for block_elements in BLOCKS:
-        command = [sys.executable, "-m", "benchmarks.tap_scoring", *own_arguments, "--growth", str(block_elements)]
-        result = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.tap_scoring",
+            *own_arguments,
+            "--growth",
+            str(block_elements),
+        ]
+        result = subprocess.run(
+            command, cwd=Path(__file__).parents[1], capture_output=True, text=True
+        )
         if result.returncode:
-            raise UserError(f"the process that measures memory ended with exit code {result.returncode}; is there enough of it?")
+            raise UserError(
+                f"the process that measures memory ended with exit code {result.returncode}; is"
+                " there enough of it?"
+            )
         in_block = 4 * block_elements / 1e6
-        print(f"pooling.block_elements {block_elements:10,}: {in_block:5.1f} MB in a block, scoring adds {float(result.stdout):6.1f} MB")
+        print(
+            f"pooling.block_elements {block_elements:10,}: {in_block:5.1f} MB in a block, scoring"
+            f" adds {float(result.stdout):6.1f} MB"
+        )
 
 
 def main() -> int:
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="small sizes; the ratio is not judged")
-    parser.add_argument("--threads", type=int, default=1, help="threads wait for each other where other programs run too (default: 1)")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=1,
+        help="threads wait for each other where other programs run too (default: 1)",
+    )
     parser.add_argument("--growth", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.threads < 1:
@@ -124,11 +175,21 @@ def main() -> int:
             print_growth(sizes, arguments.growth)
             return 0
         shapes = f"T {sizes.num_frames}, D {sizes.dim}, D_p {sizes.attention_dim}"
-        print(f"{sizes.num_texts:,} texts x {sizes.num_clips} clips, {shapes}, float32, {arguments.threads} thread(s)", flush=True)
+        print(
+            f"{sizes.num_texts:,} texts x {sizes.num_clips} clips, {shapes}, float32,"
+            f" {arguments.threads} thread(s)",
+            flush=True,
+        )
         ratio, difference = compare(sizes)
-        report_memory([*(["--quick"] if arguments.quick else []), "--threads", str(arguments.threads)])
+        report_memory(
+            [*(["--quick"] if arguments.quick else []), "--threads", str(arguments.threads)]
+        )
     if difference > LARGEST_DIFFERENCE:
-        print(f"error: folded and plain scores differ by {difference:.1e}, more than {LARGEST_DIFFERENCE:.0e}", file=sys.stderr)
+        print(
+            f"error: folded and plain scores differ by {difference:.1e}, more than"
+            f" {LARGEST_DIFFERENCE:.0e}",
+            file=sys.stderr,
+        )
         return 1
     return int(not arguments.quick and is_too_slow(ratio, LEAST_RATIO))
 

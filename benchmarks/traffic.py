@@ -1,4 +1,5 @@
-"""What a training step hands to collectives: counted, compared with a formula, and the formula at full size. Part of benchmarks/growth.py.
+"""What a training step hands to collectives: counted, compared with a formula, and the formula at
+full size. Part of benchmarks/growth.py.
 
 Letters: P processes, N pairs of the batch of all processes, D dimensions.
 """
@@ -43,14 +44,18 @@ def count_bytes(run: Any, batch: dict[str, Any]) -> dict[str, int]:
 
 
 def average_in_python(wrapped: Any) -> None:
-    """DDP averages gradients within C++, unseen; its communication hook does the same from Python."""
+    """DDP averages gradients within C++, unseen; its communication hook does the same from
+    Python.
+    """
     import torch
 
     from retrieval.distributed import dist
 
     def average(_state, bucket):  # DDP refuses annotations other than its own
         gradients = bucket.buffer().div_(dist.get_world_size())
-        dist.all_reduce(gradients)  # not asynchronous: a callback in gloo's thread can wait for ever on a process group that ends
+        # not asynchronous: a callback in gloo's thread can wait for ever on a process group that
+        # ends
+        dist.all_reduce(gradients)
         done = torch.futures.Future()
         done.set_result(gradients)
         return done
@@ -78,7 +83,13 @@ def counting(run: Any) -> Iterator[Counter]:
         return gather(outputs, own)
 
     def counted_reduce(values: Any, **how: Any) -> Any:
-        name = "stop vote" if values.dtype == integer else "gradients of parameters" if values.dim() == 1 else "gradient of texts"
+        name = (
+            "stop vote"
+            if values.dtype == integer
+            else "gradients of parameters"
+            if values.dim() == 1
+            else "gradient of texts"
+        )
         counted[name] += values.nbytes
         return reduce(values, **how)
 
@@ -86,7 +97,11 @@ def counting(run: Any) -> Iterator[Counter]:
         counted["buffers"] += sum(buffer.nbytes for buffer in buffers)
         broadcast(group, buffers, *how)
 
-    dist.all_gather, dist.all_reduce, dist._broadcast_coalesced = counted_gather, counted_reduce, counted_broadcast
+    dist.all_gather, dist.all_reduce, dist._broadcast_coalesced = (
+        counted_gather,
+        counted_reduce,
+        counted_broadcast,
+    )
     try:
         yield counted
     finally:
@@ -94,16 +109,23 @@ def counting(run: Any) -> Iterator[Counter]:
 
 
 def report_bytes(points: dict[int, Any]) -> bool:
-    """Print what was counted beside the formula, then what the formula says of configs/tap.yaml on 8 nodes; whether they agree.
+    """Print what was counted beside the formula, then what the formula says of configs/tap.yaml on
+    8 nodes; whether they agree.
 
     points: growth.Point by batch size.
     """
     agree = all(point.counted == point.expected for point in points.values())
     size, point = next(iter(points.items()))
-    print(f"\nbytes that a step of 2 processes handed to collectives, batch {size}:{'counted':>18}{'formula':>14}")
+    print(
+        "\nbytes that a step of 2 processes handed to collectives, batch"
+        f" {size}:{'counted':>18}{'formula':>14}"
+    )
     for name, expected in point.expected.items():
         print(f"    {name:52s}{point.counted.get(name, 0):14,d}{expected:14,d}")
-    print(f"    {'buffers':52s}{point.counted.get('buffers', 0):14,d}{0:14,d}   ({point.num_buffer_bytes:,} a forward pass if DDP broadcast them)")
+    print(
+        f"    {'buffers':52s}{point.counted.get('buffers', 0):14,d}{0:14,d}  "
+        f" ({point.num_buffer_bytes:,} a forward pass if DDP broadcast them)"
+    )
     print(f"    {'equal' if agree else 'DIFFERENT'} for batches of {', '.join(map(str, points))}")
     report_full_size()
     return agree
@@ -115,13 +137,23 @@ def report_full_size() -> None:
 
     config = load_config(ROOT / "configs" / "tap.yaml")
     model = build_model_without_weights(config)
-    num_pairs, num_frames, count = NUM_NODES * PAIRS_A_NODE, model.windows.num_frames, num_trained(model)
+    num_pairs, num_frames, count = (
+        NUM_NODES * PAIRS_A_NODE,
+        model.windows.num_frames,
+        num_trained(model),
+    )
     bytes_of = formula(NUM_NODES, num_pairs, config.dim, count)
     frames = num_pairs * num_frames * config.dim * 4
-    share = (NUM_NODES - 1) / NUM_NODES  # of a result, that a ring carries past each node; a sum goes round twice
-    print(f"\nconfigs/tap.yaml on {NUM_NODES} nodes of one GPU, batch {num_pairs}, {count:,} trained parameters, computed from the counted bytes:")
+    # of a result, that a ring carries past each node; a sum goes round twice
+    share = (NUM_NODES - 1) / NUM_NODES
+    print(
+        f"\nconfigs/tap.yaml on {NUM_NODES} nodes of one GPU, batch {num_pairs}, {count:,} trained"
+        " parameters, computed from the counted bytes:"
+    )
     print(f"    {'MB a step':40s}{'the tensor':>14}{'a node sends':>14}")
-    rows = {name: (size, size * share * (2 if name in SUMMED else 1)) for name, size in bytes_of.items()}
+    rows = {
+        name: (size, size * share * (2 if name in SUMMED else 1)) for name, size in bytes_of.items()
+    }
     exchange = [row for name, row in rows.items() if name != "gradients of parameters"]
     rows |= {"all but the gradients of parameters": tuple(map(sum, zip(*exchange)))}
     rows |= {"all": tuple(map(sum, zip(*(rows[name] for name in bytes_of))))}

@@ -4,13 +4,16 @@
     python -m benchmarks.training_step --device cuda --precision bf16 --batch-size 16    # exits with 1 below 2x or 45 % of its dense bf16 peak
     python -m benchmarks.training_step --quick                                           # tiny sizes, figures are not judged
 
-The model of configs/tap.yaml: ATST-Frame base, roberta-large and TAP, of random weights, with its dropouts. Clips of noise, their lengths
-evenly over the 15 to 30 s of Clotho's, at 32 kHz in a padded batch that is in memory, under captions of 8 to 19 words.
+The model of configs/tap.yaml: ATST-Frame base, roberta-large and TAP, of random weights, with its
+dropouts. Clips of noise, their lengths evenly over the 15 to 30 s of Clotho's, at 32 kHz in a
+padded batch that is in memory, under captions of 8 to 19 words.
 
-Ours is retrieval.training.train_step with the optimizer of a run (fused AdamW), with --compile as under train.compile=true. Plain is
-benchmarks/plain.py on the same weights, and AdamW parameter by parameter. They alternate in one process, after a step of each to warm up. `text`
-is the text encoder of ours alone, both passes, of which captions of like lengths in a batch could save some. First, without dropout, losses
-must agree to 1e-4 (absolute) and gradients to 1e-4 (of the largest). The learning rate is 0, the first of the warm-up: weights stay the same.
+Ours is retrieval.training.train_step with the optimizer of a run (fused AdamW), with --compile as
+under train.compile=true. Plain is benchmarks/plain.py on the same weights, and AdamW parameter by
+parameter. They alternate in one process, after a step of each to warm up. `text` is the text
+encoder of ours alone, both passes, of which captions of like lengths in a batch could save some.
+First, without dropout, losses must agree to 1e-4 (absolute) and gradients to 1e-4 (of the largest).
+The learning rate is 0, the first of the warm-up: weights stay the same.
 """
 
 import argparse
@@ -48,28 +51,70 @@ SECONDS = (15.0, 30.0)  # shortest and longest clip of Clotho
 LEAST_RATIO = {"cpu": 1.3, "cuda": 2.0}
 LEAST_SHARE = 0.45  # of the GPU's peak
 TOLERANCE = 1e-4
-# Dense bf16 with float32 sums, TFLOP/s, as in the data sheets, which for some name the double, with sparsity; the more special name first.
-PEAKS = {"H100 PCIe": 756.0, "H100 NVL": 835.0, "H100": 989.0, "H200": 989.0, "A100": 312.0, "RTX 4090": 165.2}
-# With the usual 0.02 such a small model says the same of all captions, and gradients are what rounding leaves of differences.
-QUICK_TEXT = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+# Dense bf16 with float32 sums, TFLOP/s, as in the data sheets, which for some name the double, with
+# sparsity; the more special name first.
+PEAKS = {
+    "H100 PCIe": 756.0,
+    "H100 NVL": 835.0,
+    "H100": 989.0,
+    "H200": 989.0,
+    "A100": 312.0,
+    "RTX 4090": 165.2,
+}
+# With the usual 0.02 such a small model says the same of all captions, and gradients are what
+# rounding leaves of differences.
+QUICK_TEXT = {
+    "vocab_size": 64,
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+}
 QUICK_TEXT |= {"initializer_range": 0.5}
-QUICK_AUDIO = ["dim=16", "pooling.attention_dim=32", "audio_encoder.embed_dim=24", "audio_encoder.depth=1", "audio_encoder.num_heads=2"]
+QUICK_AUDIO = [
+    "dim=16",
+    "pooling.attention_dim=32",
+    "audio_encoder.embed_dim=24",
+    "audio_encoder.depth=1",
+    "audio_encoder.num_heads=2",
+]
 
 
 def make_model(quick: bool) -> tuple[DualEncoder, Config]:
-    """The model of configs/tap.yaml with random weights, or a tiny one, and a tokenizer that knows WORDS."""
+    """The model of configs/tap.yaml with random weights, or a tiny one, and a tokenizer that knows
+    WORDS.
+    """
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         names = ["<s>", "<pad>", "</s>", "<unk>", *WORDS]
-        tokenizer = Tokenizer(models.WordLevel({name: number for number, name in enumerate(names)}, unk_token="<unk>"))
+        tokenizer = Tokenizer(
+            models.WordLevel({name: number for number, name in enumerate(names)}, unk_token="<unk>")
+        )
         tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
-        special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
-        transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+        )
+        special = {
+            "bos_token": "<s>",
+            "eos_token": "</s>",
+            "pad_token": "<pad>",
+            "unk_token": "<unk>",
+        }
+        transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(
+            folder
+        )
         sizes = QUICK_TEXT if quick else {}
-        transformers.AutoConfig.for_model(**KNOWN_ARCHITECTURES["roberta-large"] | sizes).save_pretrained(folder)
-        settings = [f"text_encoder.name={folder}", "text_encoder.pretrained=false", "audio_encoder.checkpoint=null"]
-        config = load_config(ROOT / "configs" / "tap.yaml", settings + (QUICK_AUDIO if quick else []))
+        transformers.AutoConfig.for_model(
+            **KNOWN_ARCHITECTURES["roberta-large"] | sizes
+        ).save_pretrained(folder)
+        settings = [
+            f"text_encoder.name={folder}",
+            "text_encoder.pretrained=false",
+            "audio_encoder.checkpoint=null",
+        ]
+        config = load_config(
+            ROOT / "configs" / "tap.yaml", settings + (QUICK_AUDIO if quick else [])
+        )
         return build_model(config), config
 
 
@@ -83,7 +128,10 @@ def make_clips(num_clips: int, sample_rate: int) -> list[np.ndarray]:
     rng = np.random.default_rng(0)
     shortest, longest = SECONDS
     seconds = shortest + (longest - shortest) * (np.arange(num_clips) + 0.5) / num_clips
-    return [0.1 * rng.standard_normal(round(length * sample_rate), dtype=np.float32) for length in seconds]
+    return [
+        0.1 * rng.standard_normal(round(length * sample_rate), dtype=np.float32)
+        for length in seconds
+    ]
 
 
 def make_run(model: DualEncoder, config: Config, accelerator: Accelerator) -> Run:
@@ -92,7 +140,13 @@ def make_run(model: DualEncoder, config: Config, accelerator: Accelerator) -> Ru
     wrapped, optimizer = accelerator.prepare(model.train(), optimizer)
     absent = dict.fromkeys(("batches", "loader", "validation", "pictured", "test", "tracker"))
     objective = Objective(config.loss, SimpleNamespace(mix_probability=0.0), accelerator.device)
-    parts = {"accelerator": accelerator, "model": model, "wrapped": wrapped, "optimizer": optimizer, "objective": objective}
+    parts = {
+        "accelerator": accelerator,
+        "model": model,
+        "wrapped": wrapped,
+        "optimizer": optimizer,
+        "objective": objective,
+    }
     return Run(config=config, folder=Path(), steps_per_epoch=1, **parts, **absent)
 
 
@@ -107,15 +161,21 @@ def plain_step(run: Run, optimizer: torch.optim.Optimizer, batch: dict[str, Any]
 
 
 def plain_loss(run: Run, batch: dict[str, Any]) -> torch.Tensor:
-    frames, mask = plain.encode_audio(run.model, batch["waveform"].to(run.accelerator.device, non_blocking=True), batch["lengths"])
+    frames, mask = plain.encode_audio(
+        run.model, batch["waveform"].to(run.accelerator.device, non_blocking=True), batch["lengths"]
+    )
     text = plain.encode_text(run.model, batch["captions"])
     return _loss_of_scores(run, batch, plain.score(run.model.pooling, text, frames, mask))
 
 
 def our_loss(run: Run, batch: dict[str, Any]) -> torch.Tensor:
     """As train_step forms it on one process, but without autocast."""
-    frames, mask = run.model.encode_audio(batch["waveform"].to(run.accelerator.device), batch["lengths"])
-    return _loss_of_scores(run, batch, run.model.score(run.model.encode_text(batch["captions"]), frames, mask))
+    frames, mask = run.model.encode_audio(
+        batch["waveform"].to(run.accelerator.device), batch["lengths"]
+    )
+    return _loss_of_scores(
+        run, batch, run.model.score(run.model.encode_text(batch["captions"]), frames, mask)
+    )
 
 
 def _loss_of_scores(run: Run, batch: dict[str, Any], scores: torch.Tensor) -> torch.Tensor:
@@ -130,17 +190,28 @@ def text_encoder_alone(run: Run, batch: dict[str, Any]) -> None:
 
 
 def differences(run: Run, batch: dict[str, Any]) -> tuple[float, float]:
-    """Of the two ways without dropout, in float32: of the losses, and the largest of some gradients, relative to the largest number of each."""
+    """Of the two ways without dropout, in float32: of the losses, and the largest of some
+    gradients, relative to the largest number of each.
+    """
     model = run.model.eval()
     text = model.text_encoder.model.encoder.layer[0].attention.self
-    watched = [model.audio_encoder.blocks[0].attn.qkv, text.query, model.audio_projection, model.text_projection, model.pooling.value]
+    watched = [
+        model.audio_encoder.blocks[0].attn.qkv,
+        text.query,
+        model.audio_projection,
+        model.text_projection,
+        model.pooling.value,
+    ]
     losses, gradients = [], []
     for way in (our_loss, plain_loss):
         loss = way(run, batch)
         gradients.append(torch.autograd.grad(loss, [module.weight for module in watched]))
         losses.append(loss.item())
     model.train()
-    relative = [((ours - others).abs().max() / others.abs().max()).item() for ours, others in zip(*gradients, strict=True)]
+    relative = [
+        ((ours - others).abs().max() / others.abs().max()).item()
+        for ours, others in zip(*gradients, strict=True)
+    ]
     return abs(losses[0] - losses[1]), max(relative)
 
 
@@ -158,56 +229,104 @@ def until_done(way: Callable[[], Any]) -> Callable[[], Any]:
 def report(seconds: dict[str, list[float]]) -> float:
     """Print medians; plain / ours."""
     for name, values in seconds.items():
-        print(f"{name:6s} median {statistics.median(values):8.3f} s, {min(values):.3f} to {max(values):.3f} s")
+        print(
+            f"{name:6s} median {statistics.median(values):8.3f} s, {min(values):.3f} to"
+            f" {max(values):.3f} s"
+        )
     ratio = statistics.median(seconds["plain"]) / statistics.median(seconds["ours"])
     print(f"ratio {ratio:.2f}")
     return ratio
 
 
 def share_of_peak(run: Run, batch: dict[str, Any], seconds: float) -> float | None:
-    """Print the TFLOP/s of a step of ours; their share of the GPU's dense bf16 peak, or None for a GPU that PEAKS does not name."""
+    """Print the TFLOP/s of a step of ours; their share of the GPU's dense bf16 peak, or None for a
+    GPU that PEAKS does not name.
+    """
     with FlopCounterMode(display=False) as counter:
         train_step(run, batch)
     achieved = counter.get_total_flops() / seconds / 1e12
     name = torch.cuda.get_device_name()
     peak = next((peak for part, peak in PEAKS.items() if part in name), None)
-    of_peak = "its peak is not known here" if peak is None else f"{achieved / peak:.0%} of {peak:.0f}, its dense bf16 peak"
-    print(f"{name}: {counter.get_total_flops() / 1e12:.1f} TFLOP a step, {achieved:.1f} TFLOP/s, {of_peak}")
+    of_peak = (
+        "its peak is not known here"
+        if peak is None
+        else f"{achieved / peak:.0%} of {peak:.0f}, its dense bf16 peak"
+    )
+    print(
+        f"{name}: {counter.get_total_flops() / 1e12:.1f} TFLOP a step, {achieved:.1f} TFLOP/s,"
+        f" {of_peak}"
+    )
     return None if peak is None else achieved / peak
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="tiny model; the ratio is not judged")
-    parser.add_argument("--batch-size", type=int, default=4, help="(clip, caption) pairs (default: 4)")
+    parser.add_argument(
+        "--batch-size", type=int, default=4, help="(clip, caption) pairs (default: 4)"
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--precision", choices=("no", "bf16"), default="no", help="bf16 needs a GPU (default: no, which is float32)")
+    parser.add_argument(
+        "--precision",
+        choices=("no", "bf16"),
+        default="no",
+        help="bf16 needs a GPU (default: no, which is float32)",
+    )
     parser.add_argument("--compile", action="store_true", help="ours with train.compile=true")
-    parser.add_argument("--repeats", type=int, default=5, help="timed steps of each way (default: 5)")
+    parser.add_argument(
+        "--repeats", type=int, default=5, help="timed steps of each way (default: 5)"
+    )
     arguments = parser.parse_args(argv)
     for name, least in (("batch_size", 2), ("repeats", 1)):
         if getattr(arguments, name) < least:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(arguments, name)}: must be {least} or more")
+            raise UserError(
+                f"--{name.replace('_', '-')} {getattr(arguments, name)}: must be {least} or more"
+            )
     if arguments.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda needs a GPU, and none is visible here; leave it out for the CPU")
+        raise UserError(
+            "--device cuda needs a GPU, and none is visible here; leave it out for the CPU"
+        )
     if arguments.device == "cpu" and arguments.precision == "bf16":
         raise UserError("--precision bf16 is for a GPU; add --device cuda, or leave it out")
     return benchmark(arguments)
 
 
 def benchmark(arguments: argparse.Namespace) -> int:
-    accelerator = make_accelerator(arguments.precision, cpu=arguments.device == "cpu", several=False)
+    accelerator = make_accelerator(
+        arguments.precision, cpu=arguments.device == "cpu", several=False
+    )
     model, config = make_model(arguments.quick)
     run = make_run(model, config, accelerator)
-    clips, captions = make_clips(arguments.batch_size, model.sample_rate), make_captions(arguments.batch_size)
+    clips, captions = (
+        make_clips(arguments.batch_size, model.sample_rate),
+        make_captions(arguments.batch_size),
+    )
     pairs = enumerate(zip(clips, captions, strict=True))
-    batch = collate_pairs([{"waveform": clip, "caption": caption, "clip": number, "pair": number} for number, (clip, caption) in pairs])
+    batch = collate_pairs(
+        [
+            {"waveform": clip, "caption": caption, "clip": number, "pair": number}
+            for number, (clip, caption) in pairs
+        ]
+    )
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    place = f"{torch.get_num_threads()} threads; {hardware()}" if arguments.device == "cpu" else torch.cuda.get_device_name()
-    print(f"{num_parameters / 1e6:.0f} M parameters, batch {arguments.batch_size}, precision {arguments.precision}; {place}", flush=True)
+    place = (
+        f"{torch.get_num_threads()} threads; {hardware()}"
+        if arguments.device == "cpu"
+        else torch.cuda.get_device_name()
+    )
+    print(
+        f"{num_parameters / 1e6:.0f} M parameters, batch {arguments.batch_size}, precision"
+        f" {arguments.precision}; {place}",
+        flush=True,
+    )
 
     of_loss, of_gradients = differences(run, batch)
-    print(f"without dropout: losses differ by {of_loss:.1e}, gradients by {of_gradients:.1e}", flush=True)
+    print(
+        f"without dropout: losses differ by {of_loss:.1e}, gradients by {of_gradients:.1e}",
+        flush=True,
+    )
     if not max(of_loss, of_gradients) <= TOLERANCE:
         print(f"error: the two ways differ by more than {TOLERANCE:.0e}", file=sys.stderr)
         return 1
@@ -215,9 +334,14 @@ def benchmark(arguments: argparse.Namespace) -> int:
     optimizer = make_optimizer(model, config.optimizer)
     for group in optimizer.param_groups:
         group |= {"fused": False, "foreach": False}
-    if arguments.device == "cpu":  # on a GPU the fused kernel counts its steps there, where the plain loop would wait for each count
+    # on a GPU the fused kernel counts its steps there, where the plain loop would wait for each
+    # count
+    if arguments.device == "cpu":
         optimizer.state = run.optimizer.optimizer.state  # one copy of the moments: 3.5 GB less
-    ways = {"ours": lambda: train_step(run, batch), "plain": lambda: plain_step(run, optimizer, batch)}
+    ways = {
+        "ours": lambda: train_step(run, batch),
+        "plain": lambda: plain_step(run, optimizer, batch),
+    }
     ways["text"] = lambda: text_encoder_alone(run, batch)
     set_up_blocks(model, TrainConfig(compile=arguments.compile), accelerator.device)
     if arguments.device == "cuda":
@@ -225,7 +349,11 @@ def benchmark(arguments: argparse.Namespace) -> int:
     alternate(ways, 1)  # to warm up
     seconds, _ = alternate(ways, arguments.repeats)
     ratio = report(seconds)
-    share = share_of_peak(run, batch, statistics.median(seconds["ours"])) if arguments.device == "cuda" else None
+    share = (
+        share_of_peak(run, batch, statistics.median(seconds["ours"]))
+        if arguments.device == "cuda"
+        else None
+    )
     if arguments.quick:
         return 0
     too_slow = is_too_slow(ratio, LEAST_RATIO[arguments.device])

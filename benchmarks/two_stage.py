@@ -1,14 +1,17 @@
-"""Two-stage search against full TAP: mAP@10 and scoring time for K candidates a text, and the time at the sizes of Clotho.
+"""Two-stage search against full TAP: mAP@10 and scoring time for K candidates a text, and the time
+at the sizes of Clotho.
 
     python -m benchmarks.two_stage [--checkpoint runs/sample_tap/best] [--output docs/two_stage.png]   # after `make demo`; 2 GB, two minutes
     python -m benchmarks.two_stage --quick                                                             # random numbers: shows that it runs
 
-Two vectors a clip are tried as the first stage: what TAP gives when it listens to all frames alike (what retrieval.two_stage keeps), and the
-mean of the frames. A text whose right clip is not among its candidates counts 0. Full TAP is `pooling.score`, all frames in memory; the time
-of two stages includes the product of TAP's matrices, and neither that of the encoders. Seconds are processor seconds of one thread, which
-other programs do not lengthen much. The scores of all candidates must be those of the full matrix to 1e-6, else the exit code is 1. Clotho's
-sizes: 5,225 texts, D 1024, D_p 2048, clips of 375 to 750 random frames, but 64 of them in place of 1,045. Time is then given against the
-share of clips that are candidates, which is 2 % for 20 of 1,045.
+Two vectors a clip are tried as the first stage: what TAP gives when it listens to all frames alike
+(what retrieval.two_stage keeps), and the mean of the frames. A text whose right clip is not among
+its candidates counts 0. Full TAP is `pooling.score`, all frames in memory; the time of two stages
+includes the product of TAP's matrices, and neither that of the encoders. Seconds are processor
+seconds of one thread, which other programs do not lengthen much. The scores of all candidates must
+be those of the full matrix to 1e-6, else the exit code is 1. Clotho's sizes: 5,225 texts, D 1024,
+D_p 2048, clips of 375 to 750 random frames, but 64 of them in place of 1,045. Time is then given
+against the share of clips that are candidates, which is 2 % for 20 of 1,045.
 """
 
 import argparse
@@ -64,24 +67,43 @@ class Task:
 
     def mean_of_frames(self) -> ClipIndex:
         """The index with the other first stage."""
-        return replace(self.index, vectors=torch.stack([self.index.clip_frames(clip).float().mean(0) for clip in range(len(self.index))]))
+        return replace(
+            self.index,
+            vectors=torch.stack(
+                [self.index.clip_frames(clip).float().mean(0) for clip in range(len(self.index))]
+            ),
+        )
 
 
 def sample_task(checkpoint: Path, cache: Path, split_name: str) -> Task:
     if not checkpoint.is_dir():
-        raise UserError(f"--checkpoint {checkpoint} is no folder; `make demo` trains runs/sample_tap/best")
+        raise UserError(
+            f"--checkpoint {checkpoint} is no folder; `make demo` trains runs/sample_tap/best"
+        )
     model = DualEncoder.from_pretrained(checkpoint)
     if not isinstance(model.pooling, TextAwareAttentionPooling):
-        raise UserError(f"--checkpoint {checkpoint} does not pool by TAP, so that its first stage is the score; give a TAP model")
+        raise UserError(
+            f"--checkpoint {checkpoint} does not pool by TAP, so that its first stage is the score;"
+            " give a TAP model"
+        )
     split = open_cache(cache, model.sample_rate).split(split_name)
     captions, right = captions_of(split)
     with torch.no_grad():
-        text = torch.cat([model.encode_text(captions[first : first + TEXTS_AT_ONCE]) for first in range(0, len(captions), TEXTS_AT_ONCE)])
+        text = torch.cat(
+            [
+                model.encode_text(captions[first : first + TEXTS_AT_ONCE])
+                for first in range(0, len(captions), TEXTS_AT_ONCE)
+            ]
+        )
     return Task(model.pooling, text, encode_index(model, split), torch.tensor(right))
 
 
-def random_task(num_texts: int, num_clips: int, max_frames: int, dim: int, attention_dim: int) -> Task:
-    """Clips of half to all of `max_frames` random frames; a text is near to one frame of its right clip."""
+def random_task(
+    num_texts: int, num_clips: int, max_frames: int, dim: int, attention_dim: int
+) -> Task:
+    """Clips of half to all of `max_frames` random frames; a text is near to one frame of its right
+    clip.
+    """
     torch.manual_seed(0)
     pooling = TextAwareAttentionPooling(dim, attention_dim, init="identity").eval()
     num_frames = torch.linspace(max_frames / 2, max_frames, num_clips).ceil().long()  # (B,)
@@ -92,48 +114,81 @@ def random_task(num_texts: int, num_clips: int, max_frames: int, dim: int, atten
     vectors = []
     with torch.no_grad():
         for clip in frames.split(num_frames.tolist()):
-            vectors.append(first_stage_vectors(pooling, clip[None], torch.ones(1, len(clip), dtype=torch.bool)))
+            vectors.append(
+                first_stage_vectors(pooling, clip[None], torch.ones(1, len(clip), dtype=torch.bool))
+            )
     return Task(pooling, text, ClipIndex(torch.cat(vectors), frames, starts), right)
 
 
 def quality(candidates: Tensor, scores: Tensor, right: Tensor) -> tuple[float, float]:
-    """(mAP@10, share of texts whose right clip is a candidate) of candidates (N, K) with scores (N, K)."""
+    """(mAP@10, share of texts whose right clip is a candidate) of candidates (N, K) with scores (N,
+    K).
+    """
     is_right = candidates == right[:, None]  # (N, K), at most one a row
     found = is_right.any(dim=1)
     right_scores = scores.masked_fill(~is_right, -torch.inf).amax(dim=1, keepdim=True)
-    # As everywhere in the project a clip that ties with the right one stands before it; what was not found has no rank.
+    # As everywhere in the project a clip that ties with the right one stands before it; what was
+    # not found has no rank.
     ranks = (scores >= right_scores).sum(dim=1).double().masked_fill(~found, torch.inf).numpy()
-    return metrics_of_ranks([np.array([rank]) for rank in ranks])["mAP@10"], found.double().mean().item()
+    return (
+        metrics_of_ranks([np.array([rank]) for rank in ranks])["mAP@10"],
+        found.double().mean().item(),
+    )
 
 
-def measure(ways: dict[Any, Callable[[], Any]], repeats: int) -> tuple[dict[Any, float], dict[Any, Any]]:
+def measure(
+    ways: dict[Any, Callable[[], Any]], repeats: int
+) -> tuple[dict[Any, float], dict[Any, Any]]:
     """Median processor seconds and the result of each way; the ways take turns."""
     seconds, results = alternate(ways, repeats, clock=time.process_time)
     return {name: statistics.median(values) for name, values in seconds.items()}, results
 
 
-def timed(task: Task, counts: Iterable[int], repeats: int) -> tuple[dict[int, float], float, dict[int, tuple[Tensor, Tensor]], float]:
-    """Seconds for each K and for full TAP; candidates and scores for each K; the largest difference of a score from the full matrix'."""
-    ways = {count: lambda count=count: TwoStage(task.pooling, task.index).scores(task.text, count) for count in counts}
+def timed(
+    task: Task, counts: Iterable[int], repeats: int
+) -> tuple[dict[int, float], float, dict[int, tuple[Tensor, Tensor]], float]:
+    """Seconds for each K and for full TAP; candidates and scores for each K; the largest difference
+    of a score from the full matrix'.
+    """
+    ways = {
+        count: lambda count=count: TwoStage(task.pooling, task.index).scores(task.text, count)
+        for count in counts
+    }
     seconds, results = measure(ways | {"full": task.full}, repeats)
     full = results.pop("full")
-    difference = max((full.gather(1, candidates) - scores).abs().max().item() for candidates, scores in results.values())
+    difference = max(
+        (full.gather(1, candidates) - scores).abs().max().item()
+        for candidates, scores in results.values()
+    )
     complete = results.get(len(task.index))
     if complete is not None:  # the same order as well
-        difference = max(difference, (full.sort(dim=1, descending=True).values - complete[1]).abs().max().item())
+        difference = max(
+            difference, (full.sort(dim=1, descending=True).values - complete[1]).abs().max().item()
+        )
     return seconds, seconds.pop("full"), results, difference
 
 
-def curve(task: Task, repeats: int) -> tuple[dict[str, dict[int, float]], dict[int, float], float, float]:
-    """Print the table of one task: (mAP@10 for each first stage and K, seconds for each K, seconds of full TAP, largest difference)."""
+def curve(
+    task: Task, repeats: int
+) -> tuple[dict[str, dict[int, float]], dict[int, float], float, float]:
+    """Print the table of one task: (mAP@10 for each first stage and K, seconds for each K, seconds
+    of full TAP, largest difference).
+    """
     num_clips = len(task.index)
     counts = [count for count in CANDIDATES if count < num_clips] + [num_clips]
     seconds, full_seconds, results, difference = timed(task, counts, repeats)
     other = TwoStage(task.pooling, task.mean_of_frames())
     found = {FIRST_STAGES[0]: {}, FIRST_STAGES[1]: {}}
-    print(f"{len(task.text)} texts x {num_clips} clips, {len(task.index.frames) / num_clips:.0f} frames a clip, D {task.text.shape[1]}")
+    print(
+        f"{len(task.text)} texts x {num_clips} clips, {len(task.index.frames) / num_clips:.0f}"
+        f" frames a clip, D {task.text.shape[1]}"
+    )
     print(f"{'':12s}{FIRST_STAGES[0]:>26s}{FIRST_STAGES[1]:>26s}")
-    print(f"{'candidates':12s}" + f"{'mAP@10 %':>13s}{'among K %':>13s}" * 2 + f"{'seconds':>12s}{'full / this':>13s}")
+    print(
+        f"{'candidates':12s}"
+        + f"{'mAP@10 %':>13s}{'among K %':>13s}" * 2
+        + f"{'seconds':>12s}{'full / this':>13s}"
+    )
     for count in counts:
         line = f"{count:<12d}"
         for name, result in zip(FIRST_STAGES, (results[count], other.scores(task.text, count))):
@@ -141,29 +196,52 @@ def curve(task: Task, repeats: int) -> tuple[dict[str, dict[int, float]], dict[i
             line += f"{100 * found[name][count]:13.2f}{100 * among:13.1f}"
         print(f"{line}{seconds[count]:12.4f}{full_seconds / seconds[count]:13.2f}")
     print(f"full TAP: {full_seconds:.4f} s; largest difference of a score {difference:.1e}")
-    half = TwoStage(task.pooling, replace(task.index, frames=task.index.frames.half())).scores(task.text, num_clips)
+    half = TwoStage(task.pooling, replace(task.index, frames=task.index.frames.half())).scores(
+        task.text, num_clips
+    )
     shift = (task.full().gather(1, half[0]) - half[1]).abs().max()
-    print(f"frames kept in float16, all clips candidates: mAP@10 {100 * quality(*half, task.right)[0]:.2f} %, largest difference {shift:.1e}")
+    print(
+        "frames kept in float16, all clips candidates: mAP@10"
+        f" {100 * quality(*half, task.right)[0]:.2f} %, largest difference {shift:.1e}"
+    )
     return found, seconds, full_seconds, difference
 
 
 def time_of_shares(task: Task) -> float:
-    """Print seconds against the share of candidates, for all texts and for one; the largest difference of a score."""
+    """Print seconds against the share of candidates, for all texts and for one; the largest
+    difference of a score.
+    """
     num_clips = len(task.index)
     counts = [2**power for power in range(num_clips.bit_length()) if 2**power <= num_clips]
     seconds, full_seconds, _, difference = timed(task, counts, repeats=1)
-    print(f"\n{len(task.text)} texts x {num_clips} clips of random numbers, D {task.text.shape[1]}, D_p {task.pooling.key.out_features}")
+    print(
+        f"\n{len(task.text)} texts x {num_clips} clips of random numbers, D {task.text.shape[1]},"
+        f" D_p {task.pooling.key.out_features}"
+    )
     for count in counts:
-        print(f"{100 * count / num_clips:6.1f} % candidates {seconds[count]:9.3f} s{full_seconds / seconds[count]:8.2f} x full TAP's speed")
-    print(f" full TAP           {full_seconds:9.3f} s; largest difference of a score {difference:.1e}")
+        print(
+            f"{100 * count / num_clips:6.1f} % candidates {seconds[count]:9.3f}"
+            f" s{full_seconds / seconds[count]:8.2f} x full TAP's speed"
+        )
+    print(
+        f" full TAP           {full_seconds:9.3f} s; largest difference of a score {difference:.1e}"
+    )
     search, text = TwoStage(task.pooling, task.index), task.text[:1]
     count = max(1, num_clips // 3)
-    alone, _ = measure({"full": replace(task, text=text).full, "two": lambda: search.scores(text, count)}, repeats=5)
-    print(f"one text: {count} candidates {1000 * alone['two']:.1f} ms, full TAP {1000 * alone['full']:.1f} ms")
+    alone, _ = measure(
+        {"full": replace(task, text=text).full, "two": lambda: search.scores(text, count)},
+        repeats=5,
+    )
+    print(
+        f"one text: {count} candidates {1000 * alone['two']:.1f} ms, full TAP"
+        f" {1000 * alone['full']:.1f} ms"
+    )
     return difference
 
 
-def draw(path: Path, found: dict[str, dict[int, float]], seconds: dict[int, float], full_seconds: float) -> None:
+def draw(
+    path: Path, found: dict[str, dict[int, float]], seconds: dict[int, float], full_seconds: float
+) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -173,14 +251,34 @@ def draw(path: Path, found: dict[str, dict[int, float]], seconds: dict[int, floa
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     for (name, values), colour in zip(found.items(), (BLUE, ORANGE)):
-        left.plot(list(values), [100 * value for value in values.values()], "o-", color=colour, label=f"first stage: {name}")
-    left.axhline(100 * found[FIRST_STAGES[0]][max(seconds)], color=GREY, linestyle="--", label="full TAP")
+        left.plot(
+            list(values),
+            [100 * value for value in values.values()],
+            "o-",
+            color=colour,
+            label=f"first stage: {name}",
+        )
+    left.axhline(
+        100 * found[FIRST_STAGES[0]][max(seconds)], color=GREY, linestyle="--", label="full TAP"
+    )
     left.set(ylabel="mAP@10 (%)", title="text to audio")
-    right.plot(list(seconds), [1000 * value for value in seconds.values()], "o-", color=BLUE, label="two stages")
+    right.plot(
+        list(seconds),
+        [1000 * value for value in seconds.values()],
+        "o-",
+        color=BLUE,
+        label="two stages",
+    )
     right.axhline(1000 * full_seconds, color=GREY, linestyle="--", label="full TAP")
     right.set(ylabel="milliseconds (one thread, all texts)", title="time to score")
     for axis in (left, right):
-        axis.set(xlabel="candidates a text, K", xscale="log", ylim=(0, None), xticks=list(seconds), xticklabels=list(seconds))
+        axis.set(
+            xlabel="candidates a text, K",
+            xscale="log",
+            ylim=(0, None),
+            xticks=list(seconds),
+            xticklabels=list(seconds),
+        )
         axis.minorticks_off()
         axis.legend(frameon=False, loc="lower right")
         axis.spines[["top", "right"]].set_visible(False)
@@ -189,12 +287,20 @@ def draw(path: Path, found: dict[str, dict[int, float]], seconds: dict[int, floa
 
 
 def main() -> int:
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--checkpoint", type=Path, default=ROOT / "runs/sample_tap/best")
     parser.add_argument("--cache", type=Path, default=ROOT / "data/sample/cache")
     parser.add_argument("--split", default="evaluation")
-    parser.add_argument("--output", type=Path, help="picture to write (default: docs/two_stage.png, and none with --quick)")
-    parser.add_argument("--quick", action="store_true", help="random numbers and small sizes, no checkpoint")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="picture to write (default: docs/two_stage.png, and none with --quick)",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="random numbers and small sizes, no checkpoint"
+    )
     arguments = parser.parse_args()
     output = arguments.output or (None if arguments.quick else ROOT / "docs/two_stage.png")
     if output is not None:
@@ -203,13 +309,21 @@ def main() -> int:
     if arguments.quick:
         task, large, repeats = random_task(60, 15, 12, 16, 32), random_task(50, 6, 20, 16, 32), 1
     else:
-        task, large, repeats = sample_task(arguments.checkpoint, arguments.cache, arguments.split), None, 7
+        task, large, repeats = (
+            sample_task(arguments.checkpoint, arguments.cache, arguments.split),
+            None,
+            7,
+        )
     found, seconds, full_seconds, difference = curve(task, repeats)
     if output is not None:
         draw(output, found, seconds, full_seconds)
     difference = max(difference, time_of_shares(large or random_task(5225, 64, 750, 1024, 2048)))
     if difference > LARGEST_DIFFERENCE:
-        print(f"error: scores differ from the full matrix by {difference:.1e}, more than {LARGEST_DIFFERENCE:.0e}", file=sys.stderr)
+        print(
+            f"error: scores differ from the full matrix by {difference:.1e}, more than"
+            f" {LARGEST_DIFFERENCE:.0e}",
+            file=sys.stderr,
+        )
         return 1
     return 0
 

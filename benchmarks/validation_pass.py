@@ -3,11 +3,14 @@
     python -m benchmarks.validation_pass            # CPU, 8 clips x 40 captions, some minutes; exits with 1 below 5x
     python -m benchmarks.validation_pass --quick    # tiny sizes, the ratio is not judged
 
-The model of configs/tap.yaml with random weights; clips of noise, their lengths evenly over the 15 to 30 s of Clotho's, five captions each.
-Ours is retrieval.evaluation.similarity_matrix, with its batch sizes: each clip is encoded once and scored at once. Plain goes through the
-(clip, caption) pairs as a training epoch does, 16 a batch, so that each clip is encoded five times, with all its windows (benchmarks/plain.py),
-and then scores all captions clip by clip, by TAP as its formula stands. They alternate in one process, after a pass of ours to warm up (one
-of plain would take longest); scores must agree to 1e-5. On all 1,045 clips scores take more of the time: each caption meets each clip.
+The model of configs/tap.yaml with random weights; clips of noise, their lengths evenly over the 15
+to 30 s of Clotho's, five captions each. Ours is retrieval.evaluation.similarity_matrix, with its
+batch sizes: each clip is encoded once and scored at once. Plain goes through the (clip, caption)
+pairs as a training epoch does, 16 a batch, so that each clip is encoded five times, with all its
+windows (benchmarks/plain.py), and then scores all captions clip by clip, by TAP as its formula
+stands. They alternate in one process, after a pass of ours to warm up (one of plain would take
+longest); scores must agree to 1e-5. On all 1,045 clips scores take more of the time: each caption
+meets each clip.
 """
 
 import argparse
@@ -56,34 +59,59 @@ def plain_matrix(model: DualEncoder, captions: list[str], split: NoiseSplit) -> 
     texts, frames, masks = [], [], []
     for first in range(0, len(captions), PAIRS_AT_ONCE):
         pairs = range(first, min(first + PAIRS_AT_ONCE, len(captions)))
-        waveform, lengths = collate_clips([split.waveforms[pair // CAPTIONS_A_CLIP] for pair in pairs])
+        waveform, lengths = collate_clips(
+            [split.waveforms[pair // CAPTIONS_A_CLIP] for pair in pairs]
+        )
         encoded, mask = plain.encode_audio(model, waveform, lengths)
-        # A clip's frames come five times; one is kept, which spares plain the memory and the scores of the others.
+        # A clip's frames come five times; one is kept, which spares plain the memory and the scores
+        # of the others.
         kept = [place for place, pair in enumerate(pairs) if pair % CAPTIONS_A_CLIP == 0]
         frames.append(encoded[kept])
         masks.append(mask[kept])
         texts.append(plain.encode_text(model, captions[first : pairs.stop]))
-    text, frames, mask = torch.cat(texts), torch.cat(frames), torch.cat(masks)  # (N, D), (B, T, D), (B, T)
-    columns = [plain.score(model.pooling, text, frames[clip : clip + 1], mask[clip : clip + 1]) for clip in range(len(split))]
+    # (N, D), (B, T, D), (B, T)
+    text, frames, mask = torch.cat(texts), torch.cat(frames), torch.cat(masks)
+    columns = [
+        plain.score(model.pooling, text, frames[clip : clip + 1], mask[clip : clip + 1])
+        for clip in range(len(split))
+    ]
     return torch.cat(columns, dim=1)
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="tiny model; the ratio is not judged")
-    parser.add_argument("--num-clips", type=int, default=8, help="with five captions each (default: 8)")
-    parser.add_argument("--repeats", type=int, default=1, help="timed passes of each way (default: 1)")
+    parser.add_argument(
+        "--num-clips", type=int, default=8, help="with five captions each (default: 8)"
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=1, help="timed passes of each way (default: 1)"
+    )
     arguments = parser.parse_args(argv)
     for name in ("num_clips", "repeats"):
         if getattr(arguments, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(arguments, name)}: must be 1 or more")
+            raise UserError(
+                f"--{name.replace('_', '-')} {getattr(arguments, name)}: must be 1 or more"
+            )
     model, config = make_model(arguments.quick)
     model.eval()
     split = NoiseSplit(make_clips(arguments.num_clips, model.sample_rate))
     captions = make_captions(arguments.num_clips * CAPTIONS_A_CLIP)
-    print(f"{len(split)} clips x {len(captions)} captions of Clotho's 1,045 x 5,225; {torch.get_num_threads()} threads; {hardware()}", flush=True)
-    sizes = {"audio_batch_size": config.evaluation.audio_batch_size, "text_batch_size": TEXTS_AT_ONCE}
-    ways = {"ours": lambda: similarity_matrix(model, captions, split, **sizes), "plain": lambda: plain_matrix(model, captions, split)}
+    print(
+        f"{len(split)} clips x {len(captions)} captions of Clotho's 1,045 x 5,225;"
+        f" {torch.get_num_threads()} threads; {hardware()}",
+        flush=True,
+    )
+    sizes = {
+        "audio_batch_size": config.evaluation.audio_batch_size,
+        "text_batch_size": TEXTS_AT_ONCE,
+    }
+    ways = {
+        "ours": lambda: similarity_matrix(model, captions, split, **sizes),
+        "plain": lambda: plain_matrix(model, captions, split),
+    }
     ways["ours"]()
     seconds, scores = alternate(ways, arguments.repeats)
     difference = (scores["ours"] - scores["plain"]).abs().max().item()

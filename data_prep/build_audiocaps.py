@@ -3,10 +3,12 @@
     python data_prep/build_audiocaps.py --root data/audiocaps --audio data/audiocaps/audio
     python data_prep/build_audiocaps.py --root data/audiocaps --splits development --exclude-audiocaps old/test.csv --codec flac
 
-Reads AudioCaps' CSV files and your own audio files (audiocaps_files.py), writes `<root>/cache` (arrow_cache.py) with the splits development
-(train.csv), validation (val.csv) and evaluation (test.csv). Videos of val.csv and test.csv, and of the files of `--exclude-audiocaps`, are left out
-of development. Clips without a file are listed in cache.json: up to 20 % of a split may be lost, unless `--allow-missing` says otherwise.
-Expected are the 10 s excerpts, not whole videos. Exit code 0, 2 (error, one line), 130 (interrupted: the same command goes on).
+Reads AudioCaps' CSV files and your own audio files (audiocaps_files.py), writes `<root>/cache`
+(arrow_cache.py) with the splits development (train.csv), validation (val.csv) and evaluation
+(test.csv). Videos of val.csv and test.csv, and of the files of `--exclude-audiocaps`, are left out
+of development. Clips without a file are listed in cache.json: up to 20 % of a split may be lost,
+unless `--allow-missing` says otherwise. Expected are the 10 s excerpts, not whole videos. Exit code
+0, 2 (error, one line), 130 (interrupted: the same command goes on).
 """
 
 import argparse
@@ -21,19 +23,40 @@ from prep_progress import set_quiet
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = build_parser(__doc__, max_lost=20.0)
-    parser.add_argument("--root", type=Path, required=True, help="folder with train.csv, val.csv and test.csv")
-    parser.add_argument("--audio", type=Path, help="folder with the audio files, in any sub-folders (default: ROOT/audio)")
+    parser.add_argument(
+        "--root", type=Path, required=True, help="folder with train.csv, val.csv and test.csv"
+    )
+    parser.add_argument(
+        "--audio",
+        type=Path,
+        help="folder with the audio files, in any sub-folders (default: ROOT/audio)",
+    )
     parser.add_argument("--output", type=Path, help="cache folder to write (default: ROOT/cache)")
     split_help = f"any of {' '.join(CSV_OF_SPLIT)} (default: all)"
-    parser.add_argument("--splits", nargs="+", choices=CSV_OF_SPLIT, default=list(CSV_OF_SPLIT), metavar="SPLIT", help=split_help)
-    audiocaps_help = "further CSV files with a column youtube_id, such as those of AudioCaps' other version: their videos are left out of development"
-    parser.add_argument("--exclude-audiocaps", type=Path, nargs="+", default=[], metavar="FILE", help=audiocaps_help)
+    parser.add_argument(
+        "--splits",
+        nargs="+",
+        choices=CSV_OF_SPLIT,
+        default=list(CSV_OF_SPLIT),
+        metavar="SPLIT",
+        help=split_help,
+    )
+    audiocaps_help = (
+        "further CSV files with a column youtube_id, such as those of AudioCaps' other version:"
+        " their videos are left out of development"
+    )
+    parser.add_argument(
+        "--exclude-audiocaps", type=Path, nargs="+", default=[], metavar="FILE", help=audiocaps_help
+    )
     return parser.parse_args(argv)
 
 
 def build(arguments: argparse.Namespace) -> None:
     check_options(arguments)
-    audio, output = arguments.audio or arguments.root / "audio", arguments.output or arguments.root / "cache"
+    audio, output = (
+        arguments.audio or arguments.root / "audio",
+        arguments.output or arguments.root / "cache",
+    )
     check_output(output, {"--root": arguments.root, "--audio": audio})
     exclusions = Exclusions()
     for path in arguments.exclude_audiocaps:

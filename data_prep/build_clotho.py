@@ -4,10 +4,12 @@
     python data_prep/build_clotho.py --download     # download them first
     python data_prep/build_clotho.py --root data/clotho_v2 --splits evaluation --codec flac --output data/clotho_flac
 
-Reads Clotho's folder layout (clotho_files.py), writes `<root>/cache` (arrow_cache.py): every clip once, mono, resampled, 16 bit, with its
-captions and metadata. `--download` first fetches from Zenodo what is missing; a split folder that exists is used as it is. An interrupted
-download or build goes on where it was when the same command is run again. The files that are lost are listed with the reason; more than
-1 % of a split lost stops the build, unless `--allow-missing`. Exit code 0, 2 (error, one line), 130 (interrupted).
+Reads Clotho's folder layout (clotho_files.py), writes `<root>/cache` (arrow_cache.py): every clip
+once, mono, resampled, 16 bit, with its captions and metadata. `--download` first fetches from
+Zenodo what is missing; a split folder that exists is used as it is. An interrupted download or
+build goes on where it was when the same command is run again. The files that are lost are listed
+with the reason; more than 1 % of a split lost stops the build, unless `--allow-missing`. Exit code
+0, 2 (error, one line), 130 (interrupted).
 """
 
 import argparse
@@ -24,14 +26,24 @@ ROOT = Path("data/clotho_v2")  # data.cache of the configurations is its `cache`
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = build_parser(__doc__)
-    root_help = f"Clotho's folder: split folders and CSV files (default: {ROOT}, in the current folder)"
+    root_help = (
+        f"Clotho's folder: split folders and CSV files (default: {ROOT}, in the current folder)"
+    )
     parser.add_argument("--root", type=Path, default=ROOT, help=root_help)
     parser.add_argument("--output", type=Path, help="cache folder to write (default: ROOT/cache)")
     split_help = f"any of {' '.join(SPLITS)} (default: all)"
-    parser.add_argument("--splits", nargs="+", choices=SPLITS, default=SPLITS, metavar="SPLIT", help=split_help)
-    parser.add_argument("--download", action="store_true", help="fetch missing files first, and unpack them")
+    parser.add_argument(
+        "--splits", nargs="+", choices=SPLITS, default=SPLITS, metavar="SPLIT", help=split_help
+    )
+    parser.add_argument(
+        "--download", action="store_true", help="fetch missing files first, and unpack them"
+    )
     parser.add_argument("--base-url", help=f"with --download: a mirror (default: {ZENODO_URL})")
-    parser.add_argument("--checksums", type=Path, help="with --download: md5sum file for a mirror whose files differ from Zenodo's")
+    parser.add_argument(
+        "--checksums",
+        type=Path,
+        help="with --download: md5sum file for a mirror whose files differ from Zenodo's",
+    )
     return parser.parse_args(argv)
 
 
@@ -41,10 +53,15 @@ def build(arguments: argparse.Namespace) -> None:
         raise UserError("--base-url and --checksums have no effect without --download")
     splits = [split for split in SPLITS if split in arguments.splits]
     if arguments.download:
-        download_clotho(arguments.root, splits, arguments.base_url or ZENODO_URL, arguments.checksums)
+        download_clotho(
+            arguments.root, splits, arguments.base_url or ZENODO_URL, arguments.checksums
+        )
     elif not holds_clotho(arguments.root):
         place = "" if arguments.root.is_absolute() else f" (in {Path.cwd()})"
-        remedy = f"--download fetches {what_download_fetches(splits)}; if you have Clotho already, give its folder: --root DIR"
+        remedy = (
+            f"--download fetches {what_download_fetches(splits)}; if you have Clotho already, give"
+            " its folder: --root DIR"
+        )
         raise UserError(f"--root {arguments.root}{place} holds no Clotho: {remedy}")
     output = arguments.output or arguments.root / "cache"
     check_output(output, {"--root": arguments.root})

@@ -5,12 +5,14 @@
     python data_prep/build_folder.py --audio recordings --csv captions.csv --split evaluation --output data/mine
     python data_prep/build_folder.py --audio recordings --without-captions                   # to be searched or classified, not to train on
 
-The CSV has the columns `file_name` (relative to `--audio`, with sub-folders) and `caption`, or `caption_1`, `caption_2`, ...; rows of one file
-are one clip. A column `split` (development, validation, evaluation) gives the split of a clip. Without it, all clips go to `--split`, or are
-divided by `--fractions`: by clip, so that no recording is in two splits, and always in the same way for the same files and seed. With
-`--without-captions` every sound file is a clip, and captions are ignored. Sounds are found under any file name, including films (docs/sound.md).
-Writes `<audio>/cache` (arrow_cache.py).
-Exit code 0, 2 (error, one line), 130 (interrupted: the same command goes on).
+The CSV has the columns `file_name` (relative to `--audio`, with sub-folders) and `caption`, or
+`caption_1`, `caption_2`, ...; rows of one file are one clip. A column `split` (development,
+validation, evaluation) gives the split of a clip. Without it, all clips go to `--split`, or are
+divided by `--fractions`: by clip, so that no recording is in two splits, and always in the same way
+for the same files and seed. With `--without-captions` every sound file is a clip, and captions are
+ignored. Sounds are found under any file name, including films (docs/sound.md). Writes
+`<audio>/cache` (arrow_cache.py). Exit code 0, 2 (error, one line), 130 (interrupted: the same
+command goes on).
 """
 
 import argparse
@@ -20,7 +22,14 @@ from hashlib import sha256
 from pathlib import Path, PurePosixPath
 
 from prep_errors import UserError, run, run_main  # isort: skip; first, see there
-from audio_files import best_of, find_audio, passed_over_note, readable_name, why_unreadable, without_ending
+from audio_files import (
+    best_of,
+    find_audio,
+    passed_over_note,
+    readable_name,
+    why_unreadable,
+    without_ending,
+)
 from build_command import build_from_plans, build_parser, check_options, check_output
 from cache_shards import Clip
 from csv_files import caption_columns, one_spaced, read_csv
@@ -38,15 +47,34 @@ class _Captions:
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = build_parser(__doc__)
-    parser.add_argument("--audio", type=Path, required=True, help="folder with the audio files, in any sub-folders")
+    parser.add_argument(
+        "--audio", type=Path, required=True, help="folder with the audio files, in any sub-folders"
+    )
     sources = parser.add_mutually_exclusive_group()
-    sources.add_argument("--csv", type=Path, metavar="FILE", help="captions (default: a .txt file of the same name beside each audio file)")
-    sources.add_argument("--without-captions", action="store_true", help="every audio file is a clip that has none")
+    sources.add_argument(
+        "--csv",
+        type=Path,
+        metavar="FILE",
+        help="captions (default: a .txt file of the same name beside each audio file)",
+    )
+    sources.add_argument(
+        "--without-captions", action="store_true", help="every audio file is a clip that has none"
+    )
     parser.add_argument("--output", type=Path, help="cache folder to write (default: AUDIO/cache)")
     ways = parser.add_mutually_exclusive_group()
-    ways.add_argument("--split", choices=SPLITS, help="where all clips go (default: development, or evaluation without captions)")
+    ways.add_argument(
+        "--split",
+        choices=SPLITS,
+        help="where all clips go (default: development, or evaluation without captions)",
+    )
     fractions_help = "deal the clips out at random: shares that add up to 1"
-    ways.add_argument("--fractions", type=float, nargs=3, metavar=("DEVELOPMENT", "VALIDATION", "EVALUATION"), help=fractions_help)
+    ways.add_argument(
+        "--fractions",
+        type=float,
+        nargs=3,
+        metavar=("DEVELOPMENT", "VALIDATION", "EVALUATION"),
+        help=fractions_help,
+    )
     parser.add_argument("--seed", type=int, help="of --fractions (default: 0)")
     return parser.parse_args(argv)
 
@@ -55,13 +83,17 @@ def build(arguments: argparse.Namespace) -> None:
     check_options(arguments)
     _check_fractions(arguments)
     output = arguments.output or arguments.audio / "cache"
-    check_output(output, {"--audio": arguments.audio, **({"--csv": arguments.csv} if arguments.csv else {})})
+    check_output(
+        output, {"--audio": arguments.audio, **({"--csv": arguments.csv} if arguments.csv else {})}
+    )
     found = find_audio(arguments.audio, "--audio")
     files = _audio_files(arguments.audio, found.paths)
     if arguments.without_captions:
         captions = {name: _Captions([]) for name in files}
     else:
-        captions = _captions_of_csv(arguments.csv) if arguments.csv else _captions_of_text_files(files)
+        captions = (
+            _captions_of_csv(arguments.csv) if arguments.csv else _captions_of_text_files(files)
+        )
     _assign_splits(captions, arguments)
     plans = [_plan(split, captions, files, arguments) for split in SPLITS]
     plans = [plan for plan in plans if plan.clips or plan.lost]
@@ -76,7 +108,10 @@ def build(arguments: argparse.Namespace) -> None:
 def _check_fractions(arguments: argparse.Namespace) -> None:
     fractions = arguments.fractions
     if fractions and not (min(fractions) >= 0 and abs(sum(fractions) - 1) <= 1e-6):  # nor NaN
-        raise UserError(f"--fractions {' '.join(f'{share:g}' for share in fractions)}: expected three shares of 0 or more that add up to 1")
+        raise UserError(
+            f"--fractions {' '.join(f'{share:g}' for share in fractions)}: expected three shares of"
+            " 0 or more that add up to 1"
+        )
     if arguments.seed is not None and not fractions:
         raise UserError("--seed has no effect without --fractions")
 
@@ -87,7 +122,9 @@ def _audio_files(audio: Path, paths: list[Path]) -> dict[str, Path]:
     for path in paths:
         name = _name(readable_name(str(path.relative_to(audio))))
         if name in files:
-            raise UserError(f"{audio}: two files are named {name!r}, in two spellings: rename one of them")
+            raise UserError(
+                f"{audio}: two files are named {name!r}, in two spellings: rename one of them"
+            )
         files[name] = path
     return files
 
@@ -99,15 +136,24 @@ def _captions_of_csv(path: Path) -> dict[str, _Captions]:
         raise UserError(f"{path} has no rows")
     columns = [column for column in rows[0] if column == "caption"] + caption_columns(rows[0])
     if not columns:
-        raise UserError(f"{path}: expected a column caption, or caption_1, caption_2, ...; found: {', '.join(rows[0])}")
+        raise UserError(
+            f"{path}: expected a column caption, or caption_1, caption_2, ...; found:"
+            f" {', '.join(rows[0])}"
+        )
     captions: dict[str, _Captions] = {}
     for row in rows:
         split, name = row.get("split", "").strip(), _name(row["file_name"])
         if "split" in row and split not in SPLITS:
-            raise UserError(f"{path}: split {split!r} of {row['file_name']!r} is none of {', '.join(SPLITS)}, as train, val, test are called here")
+            raise UserError(
+                f"{path}: split {split!r} of {row['file_name']!r} is none of {', '.join(SPLITS)},"
+                " as train, val, test are called here"
+            )
         clip = captions.setdefault(name, _Captions([], split))
         if clip.split != split:
-            raise UserError(f"{path}: {row['file_name']!r} is in {clip.split} and in {split}; a clip belongs to one split")
+            raise UserError(
+                f"{path}: {row['file_name']!r} is in {clip.split} and in {split}; a clip belongs to"
+                " one split"
+            )
         clip.texts += [text for column in columns if (text := one_spaced(row[column]))]
     return captions
 
@@ -123,11 +169,20 @@ def _captions_of_text_files(files: dict[str, Path]) -> dict[str, _Captions]:
         try:
             lines = text_file.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{text_file} cannot be read: {getattr(error, 'strerror', None) or 'it is not UTF-8'}") from None
-        best = best_of([files[name] for name in names])  # one clip, also where it is there as .wav and as .m4a
-        captions[next(name for name in names if files[name] == best)] = _Captions([text for line in lines if (text := one_spaced(line))])
+            raise UserError(
+                f"{text_file} cannot be read:"
+                f" {getattr(error, 'strerror', None) or 'it is not UTF-8'}"
+            ) from None
+        # one clip, also where it is there as .wav and as .m4a
+        best = best_of([files[name] for name in names])
+        captions[next(name for name in names if files[name] == best)] = _Captions(
+            [text for line in lines if (text := one_spaced(line))]
+        )
     if not captions:
-        raise UserError("no audio file has a .txt file of the same name beside it: write a caption a line there, or give --csv or --without-captions")
+        raise UserError(
+            "no audio file has a .txt file of the same name beside it: write a caption a line"
+            " there, or give --csv or --without-captions"
+        )
     return captions
 
 
@@ -138,22 +193,37 @@ def _stem(path: Path) -> Path:
 def _assign_splits(captions: dict[str, _Captions], arguments: argparse.Namespace) -> None:
     if any(clip.split for clip in captions.values()):
         if arguments.split or arguments.fractions:
-            raise UserError(f"{arguments.csv} has a column split: leave out --split and --fractions, or remove the column")
+            raise UserError(
+                f"{arguments.csv} has a column split: leave out --split and --fractions, or remove"
+                " the column"
+            )
         return
-    splits = dict.fromkeys(captions, arguments.split or ("evaluation" if arguments.without_captions else "development"))
+    splits = dict.fromkeys(
+        captions, arguments.split or ("evaluation" if arguments.without_captions else "development")
+    )
     if arguments.fractions:
         # In the order of a digest of seed and name: that of the files does not matter.
-        names = sorted(captions, key=lambda name: sha256(f"{arguments.seed or 0}\n{name}".encode()).digest())
+        names = sorted(
+            captions, key=lambda name: sha256(f"{arguments.seed or 0}\n{name}".encode()).digest()
+        )
         ends = [round(sum(arguments.fractions[: number + 1]) * len(names)) for number in range(3)]
         for split, share, start, end in zip(SPLITS, arguments.fractions, [0, *ends], ends):
             if share and start == end:
-                raise UserError(f"--fractions: {share:g} of {len(names)} clips is no clip for {split}; give more clips or a larger share")
+                raise UserError(
+                    f"--fractions: {share:g} of {len(names)} clips is no clip for {split}; give"
+                    " more clips or a larger share"
+                )
             splits.update(dict.fromkeys(names[start:end], split))
     for name, clip in captions.items():
         clip.split = splits[name]
 
 
-def _plan(split: str, captions: dict[str, _Captions], files: dict[str, Path], arguments: argparse.Namespace) -> SplitPlan:
+def _plan(
+    split: str,
+    captions: dict[str, _Captions],
+    files: dict[str, Path],
+    arguments: argparse.Namespace,
+) -> SplitPlan:
     plan, need_captions = SplitPlan(split, clips=[]), not arguments.without_captions
     for name, clip in captions.items():
         if clip.split != split:
@@ -165,7 +235,9 @@ def _plan(split: str, captions: dict[str, _Captions], files: dict[str, Path], ar
         elif reason := why_unreadable(files[name]):
             plan.lost.append(Skipped(split, name, reason))
         else:
-            plan.clips.append(Clip(f"{split}/{name}", name, str(files[name]), tuple(clip.texts), {}))
+            plan.clips.append(
+                Clip(f"{split}/{name}", name, str(files[name]), tuple(clip.texts), {})
+            )
     return plan
 
 

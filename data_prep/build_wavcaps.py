@@ -4,10 +4,12 @@
         --exclude-audiocaps data/audiocaps/test.csv data/audiocaps/val.csv
     python data_prep/build_wavcaps.py --root data/wavcaps --sources SoundBible --codec flac --max-seconds 0 --output data/soundbible
 
-Reads WavCaps' layout (wavcaps_files.py), writes `<root>/cache` (arrow_cache.py): one split, development. Most of the 7,500 hours lie in
-recordings of minutes and hours. A training takes 30 s of a clip (`data.max_seconds`), so by default the first 30 s are kept, and
-MP3 (V0, some 50 MB an hour at 32 kHz) keeps those of all sources on an ordinary disk. What is excluded is counted, and listed in cache.json.
-At most 5 % of the clips may be lost, unless `--allow-missing`. Exit code 0, 2 (error, one line), 130 (interrupted: the same command goes on).
+Reads WavCaps' layout (wavcaps_files.py), writes `<root>/cache` (arrow_cache.py): one split,
+development. Most of the 7,500 hours lie in recordings of minutes and hours. A training takes 30 s
+of a clip (`data.max_seconds`), so by default the first 30 s are kept, and MP3 (V0, some 50 MB an
+hour at 32 kHz) keeps those of all sources on an ordinary disk. What is excluded is counted, and
+listed in cache.json. At most 5 % of the clips may be lost, unless `--allow-missing`. Exit code 0, 2
+(error, one line), 130 (interrupted: the same command goes on).
 """
 
 import argparse
@@ -22,23 +24,43 @@ from wavcaps_files import SOURCES, leak_warnings, read_wavcaps
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = build_parser(__doc__, max_lost=5.0, max_seconds=30.0, codec="mp3")
-    parser.add_argument("--root", type=Path, required=True, help="WavCaps' folder, with json_files/")
-    parser.add_argument("--audio", type=Path, help="folder with a sub-folder of audio files for each source (default: ROOT/audio)")
+    parser.add_argument(
+        "--root", type=Path, required=True, help="WavCaps' folder, with json_files/"
+    )
+    parser.add_argument(
+        "--audio",
+        type=Path,
+        help="folder with a sub-folder of audio files for each source (default: ROOT/audio)",
+    )
     parser.add_argument("--output", type=Path, help="cache folder to write (default: ROOT/cache)")
     source_help = f"any of {' '.join(SOURCES)} (default: all)"
-    parser.add_argument("--sources", nargs="+", choices=SOURCES, default=SOURCES, metavar="SOURCE", help=source_help)
+    parser.add_argument(
+        "--sources", nargs="+", choices=SOURCES, default=SOURCES, metavar="SOURCE", help=source_help
+    )
     clotho_help = "Clotho's folder: its validation and evaluation clips are left out"
     parser.add_argument("--exclude-clotho", type=Path, metavar="ROOT", help=clotho_help)
-    ids_help = "CSV files with a column sound_id: Freesound clips to leave out, such as DCASE's list"
-    parser.add_argument("--exclude-ids", type=Path, nargs="+", default=[], metavar="FILE", help=ids_help)
-    audiocaps_help = "CSV files with a column youtube_id, such as AudioCaps' test.csv and val.csv: their videos are left out"
-    parser.add_argument("--exclude-audiocaps", type=Path, nargs="+", default=[], metavar="FILE", help=audiocaps_help)
+    ids_help = (
+        "CSV files with a column sound_id: Freesound clips to leave out, such as DCASE's list"
+    )
+    parser.add_argument(
+        "--exclude-ids", type=Path, nargs="+", default=[], metavar="FILE", help=ids_help
+    )
+    audiocaps_help = (
+        "CSV files with a column youtube_id, such as AudioCaps' test.csv and val.csv: their videos"
+        " are left out"
+    )
+    parser.add_argument(
+        "--exclude-audiocaps", type=Path, nargs="+", default=[], metavar="FILE", help=audiocaps_help
+    )
     return parser.parse_args(argv)
 
 
 def build(arguments: argparse.Namespace) -> None:
     check_options(arguments)
-    audio, output = arguments.audio or arguments.root / "audio", arguments.output or arguments.root / "cache"
+    audio, output = (
+        arguments.audio or arguments.root / "audio",
+        arguments.output or arguments.root / "cache",
+    )
     check_output(output, {"--root": arguments.root, "--audio": audio})
     exclusions = Exclusions()
     if arguments.exclude_clotho:

@@ -1,8 +1,9 @@
 """Parallel, resumable writing of Arrow shard files, a few hundred clips each.
 
-A shard is one Arrow IPC stream with one record batch a clip, so that a process holds one clip at a time. It is written under another name,
-synced and renamed; then a small JSON report is written the same way. A report whose digest fits (settings, captions, and size and time
-of every source file) marks a shard that a later run need not write again.
+A shard is one Arrow IPC stream with one record batch a clip, so that a process holds one clip at a
+time. It is written under another name, synced and renamed; then a small JSON report is written the
+same way. A report whose digest fits (settings, captions, and size and time of every source file)
+marks a shard that a later run need not write again.
 """
 
 import hashlib
@@ -31,7 +32,14 @@ from retrieval.base.json_files import read_json
 from retrieval.base.sound import UnreadableSound
 
 # Numbers of a shard, in its report and, summed up, in cache.json.
-COUNTS = ("num_clips", "num_captions", "num_samples", "num_clipped_samples", "num_cut_clips", "num_one_channel_clips")
+COUNTS = (
+    "num_clips",
+    "num_captions",
+    "num_samples",
+    "num_clipped_samples",
+    "num_cut_clips",
+    "num_one_channel_clips",
+)
 
 
 @dataclass(frozen=True)
@@ -58,11 +66,20 @@ class ShardJob:
 
 
 def shard_digest(clips: tuple[Clip, ...], settings: dict[str, Any]) -> str:
-    """Changes with a setting, a caption, a metadata field, or the size or modification time of a source file."""
+    """Changes with a setting, a caption, a metadata field, or the size or modification time of a
+    source file.
+    """
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for clip in clips:
         status = os.stat(clip.path)
-        row = [clip.clip_id, clip.file_name, clip.captions, clip.metadata, status.st_size, status.st_mtime_ns]
+        row = [
+            clip.clip_id,
+            clip.file_name,
+            clip.captions,
+            clip.metadata,
+            status.st_size,
+            status.st_mtime_ns,
+        ]
         digest.update(json.dumps(row, sort_keys=True).encode())
     return digest.hexdigest()
 
@@ -71,7 +88,9 @@ def finished_report(job: ShardJob) -> dict[str, Any] | None:
     """Report of an earlier run whose shard can be used as it is."""
     try:
         report = read_json(job.report_path)
-        whole = report["digest"] == job.digest and report["num_bytes"] == job.arrow_path.stat().st_size
+        whole = (
+            report["digest"] == job.digest and report["num_bytes"] == job.arrow_path.stat().st_size
+        )
     except (OSError, ValueError, KeyError):
         return None
     return report if whole and report.keys() >= set(COUNTS) else None
@@ -91,7 +110,9 @@ def cache_schema(metadata_columns: list[str]) -> pa.Schema:
 
 
 def write_shard(job: ShardJob, on_clip: Callable[[], None]) -> dict[str, Any]:
-    """Write the shard and its report; `on_clip` is called after each clip. Unusable clips are listed, not written."""
+    """Write the shard and its report; `on_clip` is called after each clip. Unusable clips are
+    listed, not written.
+    """
     report = {"digest": job.digest, **dict.fromkeys(COUNTS, 0), "skipped": []}
     schema = cache_schema(list(job.clips[0].metadata))
     with atomic_file(job.arrow_path) as sink, pa.ipc.new_stream(sink, schema) as stream:
@@ -99,7 +120,9 @@ def write_shard(job: ShardJob, on_clip: Callable[[], None]) -> dict[str, Any]:
             try:
                 encoded = encode_clip(clip.path, job.sample_rate, job.codec, job.max_seconds)
             except UnreadableSound as reason:
-                report["skipped"].append({"split": job.split, "file_name": clip.file_name, "reason": str(reason)})
+                report["skipped"].append(
+                    {"split": job.split, "file_name": clip.file_name, "reason": str(reason)}
+                )
             else:
                 row = {
                     "clip_id": clip.clip_id,
@@ -146,7 +169,9 @@ def run_jobs(jobs: list[ShardJob], num_proc: int) -> list[dict[str, Any]]:
 
 
 def _run_parallel(jobs: list[ShardJob], num_proc: int, progress: tqdm) -> list[dict[str, Any]]:
-    """Do the work of run_jobs. If a worker is killed, repeat the unfinished shards with half as many processes."""
+    """Do the work of run_jobs. If a worker is killed, repeat the unfinished shards with half as
+    many processes.
+    """
     reports: dict[Path, dict[str, Any]] = {}
     while todo := [job for job in jobs if job.report_path not in reports]:
         num_proc = min(num_proc, len(todo))
@@ -158,24 +183,36 @@ def _run_parallel(jobs: list[ShardJob], num_proc: int, progress: tqdm) -> list[d
             if num_proc == 1:
                 clips = next(job.clips for job, report in zip(todo, written) if not report)
                 raise UserError(
-                    "the worker process was killed, perhaps for lack of memory, at the clips "
-                    f"{clips[0].file_name} to {clips[-1].file_name}: run the same command again; finished parts are kept"
+                    "the worker process was killed, perhaps for lack of memory, at the clips"
+                    f" {clips[0].file_name} to {clips[-1].file_name}: run the same command again;"
+                    " finished parts are kept"
                 ) from None
             num_proc = max(1, num_proc // 2)
             _remove_leftovers(todo)
             reason = "a worker process was killed, perhaps for lack of memory"
-            progress.write(f"note: {reason}; continuing with {num_proc} process(es), finished parts are kept", file=sys.stderr)
-        reports.update({job.report_path: report for job, report in zip(todo, written, strict=True) if report})
+            progress.write(
+                f"note: {reason}; continuing with {num_proc} process(es), finished parts are kept",
+                file=sys.stderr,
+            )
+        reports.update(
+            {job.report_path: report for job, report in zip(todo, written, strict=True) if report}
+        )
     return [reports[job.report_path] for job in jobs]
 
 
-def _run_pool(jobs: list[ShardJob], num_proc: int, num_ready: int, progress: tqdm) -> list[dict[str, Any]]:
-    """Return the reports of `jobs`; `num_ready` clips were done before. Raises BrokenProcessPool if a worker dies, which ends all."""
-    context = multiprocessing.get_context("spawn")  # a forked copy of a process with threads can hang
+def _run_pool(
+    jobs: list[ShardJob], num_proc: int, num_ready: int, progress: tqdm
+) -> list[dict[str, Any]]:
+    """Return the reports of `jobs`; `num_ready` clips were done before. Raises BrokenProcessPool if
+    a worker dies, which ends all.
+    """
+    # a forked copy of a process with threads can hang
+    context = multiprocessing.get_context("spawn")
     counter, stop = context.Value("q", num_ready), context.Event()
     executor = ProcessPoolExecutor(num_proc, context, _start_worker, (counter, stop))
     try:
-        with _interrupts_ignored():  # inherited by the workers: Ctrl-C is this process's business alone
+        # inherited by the workers: Ctrl-C is this process's business alone
+        with _interrupts_ignored():
             futures = [executor.submit(_work, job) for job in jobs]
         _follow(futures, counter, progress)
         return [future.result() for future in futures]

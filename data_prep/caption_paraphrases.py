@@ -1,11 +1,14 @@
 """The question for paraphrases of a clip's captions, and what is accepted of the answer.
 
-Language models wrap their lists in many ways, and some of what they list is no caption. An answer may be JSON (a list of strings, or any object
-that holds strings; in a code fence, with text around it) or numbered lines. Each caption is judged by itself, so that a bad one costs no good one.
+Language models wrap their lists in many ways, and some of what they list is no caption. An answer
+may be JSON (a list of strings, or any object that holds strings; in a code fence, with text around
+it) or numbered lines. Each caption is judged by itself, so that a bad one costs no good one.
 
-A caption has 5 to 25 words of Latin letters and the punctuation of a sentence (. , ; : ! ? quotes, apostrophes, dashes), and nothing else: no
-digits or other numerals, brackets, HTML, markdown, addresses, emoji or invisible characters. Quotes and marks around all of it are taken off;
-whatever else is wrong is not mended but asked again, which costs a question and never a caption with something left in it.
+A caption has 5 to 25 words of Latin letters and the punctuation of a sentence (. , ; : ! ? quotes,
+apostrophes, dashes), and nothing else: no digits or other numerals, brackets, HTML, markdown,
+addresses, emoji or invisible characters. Quotes and marks around all of it are taken off; whatever
+else is wrong is not mended but asked again, which costs a question and never a caption with
+something left in it.
 """
 
 import json
@@ -16,7 +19,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 MIN_WORDS, MAX_WORDS = 5, 25  # Clotho's own captions have 8 to 20
-# What is read of an answer, its thoughts left out; five captions have 1,000. So many brackets are tried in 1 s, a million take a minute.
+# What is read of an answer, its thoughts left out; five captions have 1,000. So many brackets are
+# tried in 1 s, a million take a minute.
 MAX_CHARACTERS = 10_000
 PROMPT = """Several people described the same sound recording:
 {captions}
@@ -33,7 +37,8 @@ _MARKS = " *_`"
 _QUOTED = re.compile('"[^"]*"|“[^“”]*”')
 _ADDRESS = re.compile(r"\w\w\.\w\w")  # example.org, dog.wav; not "a.m."
 _META = re.compile(
-    r"^(here (are|is|'s)|here's|sure\b|certainly\b|of course\b|as an? (ai|language model)\b|i('m| am) sorry|i can('t|not)\b)"
+    r"^(here (are|is|'s)|here's|sure\b|certainly\b|of course\b|as an? (ai|language model)\b|i('m|"
+    r" am) sorry|i can('t|not)\b)"
     r"|\b(paraphrase[sd]?|paraphrasing|captions?|rephras(e[sd]?|ing)|rewritten|json)\b|:$"
 )
 
@@ -45,9 +50,12 @@ def question(captions: Sequence[str], num_captions: int) -> str:
 
 
 def listed_texts(answer: str) -> list[str]:
-    """What `answer` lists: the strings of its first JSON value with any, else its numbered lines; no texts where there are neither."""
+    """What `answer` lists: the strings of its first JSON value with any, else its numbered lines;
+    no texts where there are neither.
+    """
     answer = answer.rpartition("</think>")[2][:MAX_CHARACTERS]
-    unpunctuated = re.sub(r",\s*([\]}])", r"\1", answer)  # a comma before the bracket is not JSON, but common
+    # a comma before the bracket is not JSON, but common
+    unpunctuated = re.sub(r",\s*([\]}])", r"\1", answer)
     texts = next(filter(None, map(_strings, _json_values(unpunctuated))), None)
     if texts is None:
         texts = [line for line in answer.splitlines() if _BULLET.match(line)]
@@ -55,7 +63,9 @@ def listed_texts(answer: str) -> list[str]:
 
 
 def _bare(text: str) -> str:
-    """`text` without a bullet or number in front, and without the marks and quotes around all of it."""
+    """`text` without a bullet or number in front, and without the marks and quotes around all of
+    it.
+    """
     bullet = _BULLET.match(text)
     text = text[bullet.end() if bullet else 0 :].strip(_MARKS)
     return text[1:-1].strip(_MARKS) if _QUOTED.fullmatch(text) else text
@@ -71,7 +81,9 @@ def _json_values(text: str) -> Iterator[Any]:
 
 
 def _strings(value: Any) -> list[str]:
-    """All strings of a JSON value, in their order. A loop, as JSON may be deeper than Python's functions may call themselves."""
+    """All strings of a JSON value, in their order. A loop, as JSON may be deeper than Python's
+    functions may call themselves.
+    """
     texts, left = [], [value]
     while left:
         value = left.pop()
@@ -83,7 +95,9 @@ def _strings(value: Any) -> list[str]:
 
 
 def normalised(caption: str) -> str:
-    """Two captions of one normalised form are copies: lower case, no ASCII punctuation, single blanks."""
+    """Two captions of one normalised form are copies: lower case, no ASCII punctuation, single
+    blanks.
+    """
     return " ".join(caption.lower().translate(_PUNCTUATION).split())
 
 
@@ -92,11 +106,21 @@ def fault(text: str, captions: Sequence[str]) -> str | None:
     num_words = len(text.split())
     if not text.isprintable():
         return "holds a line break or control character"
-    if any(character.isalpha() and not unicodedata.name(character, "").startswith("LATIN ") for character in text):
+    if any(
+        character.isalpha() and not unicodedata.name(character, "").startswith("LATIN ")
+        for character in text
+    ):
         return "is not written in Latin letters"
     if any(character.isnumeric() for character in text):  # also ½ and Ⅳ
         return "holds digits"
-    if strange := next((character for character in text if not (character.isalpha() or character in _OF_SENTENCES)), None):
+    if strange := next(
+        (
+            character
+            for character in text
+            if not (character.isalpha() or character in _OF_SENTENCES)
+        ),
+        None,
+    ):
         return f"holds {strange!r}, no letter and no punctuation of a sentence"
     if _ADDRESS.search(text):
         return "holds an address, or no blank after a sentence"
@@ -111,8 +135,12 @@ def fault(text: str, captions: Sequence[str]) -> str | None:
     return None
 
 
-def new_captions(texts: Sequence[str], captions: Sequence[str], num_captions: int) -> tuple[list[str], str]:
-    """The first `num_captions` of `texts` that are new captions, and what is wrong with the last of the others (empty: nothing)."""
+def new_captions(
+    texts: Sequence[str], captions: Sequence[str], num_captions: int
+) -> tuple[list[str], str]:
+    """The first `num_captions` of `texts` that are new captions, and what is wrong with the last of
+    the others (empty: nothing).
+    """
     new: list[str] = []
     reason = "" if texts else "the answer holds neither JSON with captions nor numbered lines"
     for text in texts:

@@ -1,8 +1,11 @@
-"""One question, one answer: any server that speaks OpenAI's chat completions (Ollama, vLLM, llama.cpp, OpenAI), with patience.
+"""One question, one answer: any server that speaks OpenAI's chat completions (Ollama, vLLM,
+llama.cpp, OpenAI), with patience.
 
-What passes by itself is asked again after a growing pause, or after as long as the server says (Retry-After, seconds or a date): 429 and other
-temporary codes, broken connections, cut-off answers, time-outs. urllib3 does this; a PoolManager may be used by many threads. No server can
-hold a question for ever or fill the memory: an answer ends with the time-out and is read up to MAX_BYTES.
+What passes by itself is asked again after a growing pause, or after as long as the server says
+(Retry-After, seconds or a date): 429 and other temporary codes, broken connections, cut-off
+answers, time-outs. urllib3 does this; a PoolManager may be used by many threads. No server can hold
+a question for ever or fill the memory: an answer ends with the time-out and is read up to
+MAX_BYTES.
 """
 
 import contextlib
@@ -16,15 +19,25 @@ from typing import Any
 
 import urllib3
 from prep_errors import UserError
-from urllib3.exceptions import ConnectTimeoutError, HTTPError, LocationParseError, MaxRetryError, NewConnectionError, SSLError
+from urllib3.exceptions import (
+    ConnectTimeoutError,
+    HTTPError,
+    LocationParseError,
+    MaxRetryError,
+    NewConnectionError,
+    SSLError,
+)
 
-# Not OPENAI_API_KEY: whoever has that set does not want it sent to every server that this command is pointed at.
+# Not OPENAI_API_KEY: whoever has that set does not want it sent to every server that this command
+# is pointed at.
 KEY_VARIABLE = "CAPTIONS_API_KEY"
 BACKOFF = 1.0  # s; the pauses are 0, 2, 4, 8, 16 times this
 MAX_RETRY_AFTER = 300  # s
-RETRIES = {"total": 5, "connect": 3, "read": 2}  # read: time-outs of answers, and connections that broke
+# read: time-outs of answers, and connections that broke
+RETRIES = {"total": 5, "connect": 3, "read": 2}
 TEMPORARY_STATUS = (408, 409, 425, 429, 500, 502, 503, 504)
-REFUSED_QUESTION = (400, 413, 422)  # may be this one question's fault; other codes are the same for all
+# may be this one question's fault; other codes are the same for all
+REFUSED_QUESTION = (400, 413, 422)
 MAX_BYTES = 1 << 20  # of an answer, unpacked; one with 30,000 tokens of thought has some 150,000
 
 
@@ -37,9 +50,11 @@ class BadAnswer(Exception):
 
 
 class _BoundedAnswer:
-    """Mixin of urllib3's connections: an answer is read at once, for no longer than the time-out and no further than one byte beyond MAX_BYTES.
+    """Mixin of urllib3's connections: an answer is read at once, for no longer than the time-out
+    and no further than one byte beyond MAX_BYTES.
 
-    urllib3's time-out is for each read alone: a server that sends a byte now and then, be it of a header or of a refusal, is never late.
+    urllib3's time-out is for each read alone: a server that sends a byte now and then, be it of a
+    header or of a refusal, is never late.
     """
 
     def getresponse(self) -> urllib3.HTTPResponse:
@@ -58,11 +73,18 @@ class _BoundedAnswer:
             body = response.read(MAX_BYTES + 1)
         finally:
             timer.cancel()
-            if late.is_set():  # whatever it looks like: a broken connection, or an answer that ended
+            # whatever it looks like: a broken connection, or an answer that ended
+            if late.is_set():
                 raise TimeoutError
         if len(body) > MAX_BYTES:
             self.close()  # the rest is not wanted
-        return urllib3.HTTPResponse(io.BytesIO(body), response.headers, response.status, reason=response.reason, decode_content=False)
+        return urllib3.HTTPResponse(
+            io.BytesIO(body),
+            response.headers,
+            response.status,
+            reason=response.reason,
+            decode_content=False,
+        )
 
 
 class _HTTPConnection(_BoundedAnswer, urllib3.connection.HTTPConnection):
@@ -82,16 +104,29 @@ class _HTTPSPool(urllib3.HTTPSConnectionPool):
 
 
 class ChatEndpoint:
-    """`url` up to `/v1`; `timeout` in seconds, for one answer. The key is read from the environment. Raises UserError for a wrong URL or key."""
+    """`url` up to `/v1`; `timeout` in seconds, for one answer. The key is read from the
+    environment. Raises UserError for a wrong URL or key.
+    """
 
-    def __init__(self, url: str, model: str, temperature: float, timeout: float, num_parallel: int) -> None:
+    def __init__(
+        self, url: str, model: str, temperature: float, timeout: float, num_parallel: int
+    ) -> None:
         try:
             parsed = urllib3.util.parse_url(url)
         except LocationParseError:
             parsed = None
-        if not parsed or parsed.scheme not in ("http", "https") or not parsed.host or parsed.auth or parsed.query:
+        if (
+            not parsed
+            or parsed.scheme not in ("http", "https")
+            or not parsed.host
+            or parsed.auth
+            or parsed.query
+        ):
             # A URL may hold a password: it is not repeated here.
-            raise UserError("--endpoint: expected a URL such as http://localhost:11434/v1, without user, password or query")
+            raise UserError(
+                "--endpoint: expected a URL such as http://localhost:11434/v1, without user,"
+                " password or query"
+            )
         key = os.environ.get(KEY_VARIABLE, "").strip()
         if not (key.isascii() and key.isprintable()):
             raise UserError(f"{KEY_VARIABLE} holds characters that no key has; set it again")
@@ -109,20 +144,35 @@ class ChatEndpoint:
             raise_on_status=False,
         )
         limits = urllib3.Timeout(connect=10, read=timeout)
-        self.pool = urllib3.PoolManager(maxsize=num_parallel, headers=headers, retries=retries, timeout=limits)
+        self.pool = urllib3.PoolManager(
+            maxsize=num_parallel, headers=headers, retries=retries, timeout=limits
+        )
         self.pool.pool_classes_by_scheme = {"http": _HTTPPool, "https": _HTTPSPool}
 
     def ask(self, prompt: str, seed: int) -> str:
-        """Text of the answer. Raises ServerFailure, BadAnswer, and UserError where no other question would fare better."""
+        """Text of the answer. Raises ServerFailure, BadAnswer, and UserError where no other
+        question would fare better.
+        """
         question = self.settings | {"seed": seed, "messages": [{"role": "user", "content": prompt}]}
         try:
-            # Not preloaded, for getresponse to stop at MAX_BYTES; it leaves nothing on the connection, which goes back at once.
-            response = self.pool.request("POST", self.url, json=question, redirect=False, preload_content=False, release_conn=True)
+            # Not preloaded, for getresponse to stop at MAX_BYTES; it leaves nothing on the
+            # connection, which goes back at once.
+            response = self.pool.request(
+                "POST",
+                self.url,
+                json=question,
+                redirect=False,
+                preload_content=False,
+                release_conn=True,
+            )
         except HTTPError as error:
             reason = error.reason if isinstance(error, MaxRetryError) and error.reason else error
             text = self._one_line(re.sub(r"^\w+\(.*?\): ", "", str(reason)))
             if isinstance(reason, (NewConnectionError, ConnectTimeoutError, SSLError)):
-                remedy = "start the server (such as `ollama serve`) or check --endpoint; the captions so far are kept"
+                remedy = (
+                    "start the server (such as `ollama serve`) or check --endpoint; the captions so"
+                    " far are kept"
+                )
                 raise UserError(f"{self.url} cannot be reached ({text}): {remedy}") from None
             raise ServerFailure(f"{self.url}: {text}") from None
         if response.status != 200:
@@ -137,12 +187,20 @@ class ChatEndpoint:
             detail = None
         if not isinstance(detail, str):
             detail = response.data.decode(errors="replace")
-        message = f"{self.url}: the server answers {response.status} {response.reason or ''}".rstrip() + f": {self._one_line(detail)}"
+        message = (
+            f"{self.url}: the server answers {response.status} {response.reason or ''}".rstrip()
+            + f": {self._one_line(detail)}"
+        )
         if response.status in (*TEMPORARY_STATUS, *REFUSED_QUESTION):
             raise ServerFailure(message)
         if response.status in (401, 403):
-            raise UserError(f"{message}; the key belongs in the environment variable {KEY_VARIABLE}")
-        raise UserError(f"{message}; check --model {self.settings['model']} and --endpoint, which mostly ends in /v1")
+            raise UserError(
+                f"{message}; the key belongs in the environment variable {KEY_VARIABLE}"
+            )
+        raise UserError(
+            f"{message}; check --model {self.settings['model']} and --endpoint, which mostly ends"
+            " in /v1"
+        )
 
     def _text_of(self, response: urllib3.BaseHTTPResponse) -> str:
         if len(response.data) > MAX_BYTES:
@@ -152,16 +210,25 @@ class ChatEndpoint:
             content = json.loads(response.data)
         except (ValueError, RecursionError):  # brackets a thousand deep
             kind = response.headers.get("Content-Type", "no content type")
-            raise BadAnswer(f"{self.url} answers with something else than JSON ({kind}): {shown}") from None
+            raise BadAnswer(
+                f"{self.url} answers with something else than JSON ({kind}): {shown}"
+            ) from None
         try:
             choice = content["choices"][0]
             text, reason = choice["message"]["content"], choice.get("finish_reason")
         except (KeyError, IndexError, TypeError, AttributeError):
-            raise BadAnswer(f"{self.url} answers with something else than a chat completion: {shown}") from None
+            raise BadAnswer(
+                f"{self.url} answers with something else than a chat completion: {shown}"
+            ) from None
         if reason == "length":
             raise BadAnswer("the answer was cut off at the server's limit of tokens")
-        if isinstance(text, list):  # of parts, as OpenAI allows; those of other types hold thoughts or refusals
-            parts = [part.get("text") for part in text if isinstance(part, dict) and part.get("type") == "text"]
+        # of parts, as OpenAI allows; those of other types hold thoughts or refusals
+        if isinstance(text, list):
+            parts = [
+                part.get("text")
+                for part in text
+                if isinstance(part, dict) and part.get("type") == "text"
+            ]
             text = "".join(part for part in parts if isinstance(part, str))
         if not isinstance(text, str) or not text.strip():
             raise BadAnswer("the answer is empty")

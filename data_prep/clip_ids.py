@@ -1,10 +1,11 @@
 """Bring ids of Freesound and YouTube to one spelling, from lists, JSON files and file names.
 
-    Freesound, an integer              354184 | 354184.0 (pandas) | 0354184 | 3.54184E+05 | 354184.flac | 354184__user__name.wav | a link
-    YouTube, 11 of A-Z a-z 0-9 _ -     ID | YID | ID.wav | ID_START | ID_START_END | a link; case matters, and an id may begin with Y itself
+    Freesound, an integer              354184 | 354184.0 (pandas) | 0354184 | 3.54184E+05 |
+    354184.flac | 354184__user__name.wav | a link YouTube, 11 of A-Z a-z 0-9 _ -     ID | YID |
+    ID.wav | ID_START | ID_START_END | a link; case matters, and an id may begin with Y itself
 
-Leading folders, and quotes and blanks around an id, are ignored. Without one spelling an exclusion list would match nothing: a leak that
-no score shows.
+Leading folders, and quotes and blanks around an id, are ignored. Without one spelling an exclusion
+list would match nothing: a leak that no score shows.
 """
 
 import re
@@ -12,7 +13,8 @@ from dataclasses import dataclass
 
 # Words that Clotho, DCASE, pandas and spreadsheets write for a missing id.
 UNKNOWN = {"", "not found", "nan", "none", "null", "na", "n/a", "<na>", "#n/a"}
-AROUND = " \t\r\n\v\f\xa0\ufeff\u200b=\"'`\u201c\u201d\u2018\u2019"  # blanks, byte order mark, quotes, a spreadsheet's ="354184"
+# blanks, byte order mark, quotes, a spreadsheet's ="354184"
+AROUND = " \t\r\n\v\f\xa0\ufeff\u200b=\"'`\u201c\u201d\u2018\u2019"
 ENDING = re.compile(r"\.([A-Za-z][A-Za-z0-9]{1,4}|3gp|3g2)$", re.ASCII)
 
 DIGITS = re.compile(r"(\d{1,18})(\.0*)?", re.ASCII)
@@ -20,10 +22,13 @@ SCIENTIFIC = re.compile(r"(\d)(?:\.(\d*))?[eE]\+?(\d{1,2})", re.ASCII)
 # Names of Freesound's downloads and previews.
 FREESOUND_FILE = re.compile(r"(\d{1,18})(__.+|_\d+-[hl]q)", re.ASCII | re.DOTALL)
 FREESOUND_LINK = re.compile(
-    r"(?:https?:)?//(?:[a-z]+\.)?freesound\.org/(?:people/[^/]+/|s/)(?:sounds/)?(\d{1,18})/?(?:[?#].*)?", re.ASCII
+    r"(?:https?:)?//(?:[a-z]+\.)?freesound\.org/(?:people/[^/]+/|s/)(?:sounds/)?(\d{1,18})/?(?:[?#].*)?",
+    re.ASCII,
 )
 
-YOUTUBE_FILE = re.compile(r"Y?(?P<video>[\w-]{11})(_(?P<start>\d+(\.\d+)?)(_\d+(\.\d+)?)?)?", re.ASCII)
+YOUTUBE_FILE = re.compile(
+    r"Y?(?P<video>[\w-]{11})(_(?P<start>\d+(\.\d+)?)(_\d+(\.\d+)?)?)?", re.ASCII
+)
 YOUTUBE_LINK = re.compile(
     r"(?:https?:)?//(?:[a-z]+\.)?(?:youtube(?:-nocookie)?\.com/(?:watch\?(?:.*&)?v=|shorts/|embed/|v/|live/)|youtu\.be/)([\w-]{11})(?:[?&#/].*)?",
     re.ASCII,
@@ -44,10 +49,16 @@ def is_unknown(text: str) -> bool:
 
 
 def freesound_id(text: str) -> str | None:
-    """Return the digits of a Freesound id without leading zeros; None for other texts, and if a spreadsheet has rounded the number."""
+    """Return the digits of a Freesound id without leading zeros; None for other texts, and if a
+    spreadsheet has rounded the number.
+    """
     text = text.strip(AROUND)
     name = _file_name(text)
-    for found in (FREESOUND_LINK.fullmatch(text), DIGITS.fullmatch(name), FREESOUND_FILE.fullmatch(name)):
+    for found in (
+        FREESOUND_LINK.fullmatch(text),
+        DIGITS.fullmatch(name),
+        FREESOUND_FILE.fullmatch(name),
+    ):
         if found:
             return str(int(found[1])) if int(found[1]) else None
     if found := SCIENTIFIC.fullmatch(name):
@@ -70,10 +81,15 @@ def youtube_id(text: str) -> str | None:
 def youtube_excerpt(file_name: str) -> Excerpt | None:
     """Return video and start in the name of a file; None for other names.
 
-    Names are unambiguous: with a leading Y the underscore before START is the 13th character, without it the 12th, and a digit follows.
+    Names are unambiguous: with a leading Y the underscore before START is the 13th character,
+    without it the 12th, and a digit follows.
     """
     found = YOUTUBE_FILE.fullmatch(_file_name(file_name.strip(AROUND)))
-    return Excerpt(found["video"], float(found["start"]) if found["start"] else None) if found else None
+    return (
+        Excerpt(found["video"], float(found["start"]) if found["start"] else None)
+        if found
+        else None
+    )
 
 
 def _file_name(text: str) -> str:

@@ -1,4 +1,6 @@
-"""Clotho v2.1 from Zenodo record 4783391 (CC BY 4.0 and the clips' own Freesound licences): which files, and what they must be."""
+"""Clotho v2.1 from Zenodo record 4783391 (CC BY 4.0 and the clips' own Freesound licences): which
+files, and what they must be.
+"""
 
 from pathlib import Path
 
@@ -7,7 +9,8 @@ from resumable_download import extract_wav_folder, fetch_file
 
 ZENODO_URL = "https://zenodo.org/record/4783391/files"
 
-# GB of WAV files, from the documentation of aac-datasets 0.7; the three archives have about 6.5 GB (dcase-repo.github.io/dcase_datalist).
+# GB of WAV files, from the documentation of aac-datasets 0.7; the three archives have about 6.5 GB
+# (dcase-repo.github.io/dcase_datalist).
 WAV_GB = {"development": 7.1, "validation": 2.0, "evaluation": 2.0}
 ARCHIVES_GB = 6.5
 MAX_UNPACKED_BYTES = 2e9 * max(WAV_GB.values())
@@ -27,7 +30,9 @@ MD5 = {
 
 
 def download_clotho(root: Path, splits: list[str], base_url: str, checksums: Path | None) -> None:
-    """Fetch the files of `splits` that are not in `root`. The archive of a split folder that exists is not fetched."""
+    """Fetch the files of `splits` that are not in `root`. The archive of a split folder that exists
+    is not fetched.
+    """
     md5 = read_checksums(checksums) if checksums else MD5
     with disk_errors(root):
         root.mkdir(parents=True, exist_ok=True)
@@ -50,7 +55,10 @@ def download_clotho(root: Path, splits: list[str], base_url: str, checksums: Pat
 def what_download_fetches(splits: list[str]) -> str:
     """Describe the download: files, size and source."""
     archives = ARCHIVES_GB * sum(WAV_GB[split] for split in splits) / sum(WAV_GB.values())
-    size = f"some {archives:.1f} GB of archives, {sum(WAV_GB[split] for split in splits):.1f} GB of WAV files unpacked"
+    size = (
+        f"some {archives:.1f} GB of archives, {sum(WAV_GB[split] for split in splits):.1f} GB of"
+        " WAV files unpacked"
+    )
     return f"Clotho v2.1 ({', '.join(splits)}: {size}) from {ZENODO_URL}"
 
 
@@ -62,5 +70,7 @@ def read_checksums(path: Path) -> dict[str, str]:
         raise UserError(f"--checksums {path} cannot be read: {error}") from None
     pairs = [line.split(maxsplit=1) for line in lines if line.strip() and not line.startswith("#")]
     if not all(len(pair) == 2 and len(pair[0]) == 32 for pair in pairs):
-        raise UserError(f"--checksums {path}: expected lines of md5 and name, as md5sum writes them")
+        raise UserError(
+            f"--checksums {path}: expected lines of md5 and name, as md5sum writes them"
+        )
     return {name.lstrip("*"): md5.lower() for md5, name in pairs}

@@ -4,12 +4,16 @@
     ROOT/clotho_captions_<split>.csv    UTF-8: file_name, caption_1 .. caption_5 (further caption_N are read too)
     ROOT/clotho_metadata_<split>.csv    UTF-8 or, as in Clotho v2.1, ISO-8859-1: file_name and METADATA_COLUMNS
 
-The captions CSV says which clips there are. The three sources are joined on a normalised name (`normalise_name`), since the real corpus has
-trailing and doubled blanks, HTML entities and accents that differ from place to place. One clip is one row:
+The captions CSV says which clips there are. The three sources are joined on a normalised name
+(`normalise_name`), since the real corpus has trailing and doubled blanks, HTML entities and accents
+that differ from place to place. One clip is one row:
 
-- two rows or two files of one normalised name are an error that names both; a repeated metadata row is a note, and the first one counts;
-- a clip without file or without any non-empty caption is lost: listed, and counted against the 1 % that a build may lose;
-- a file without captions is listed as unused and costs nothing; a clip without metadata row gets empty strings and a note.
+- two rows or two files of one normalised name are an error that names both; a repeated metadata row
+is a note, and the first one counts;
+- a clip without file or without any non-empty caption is lost: listed, and counted against the 1 %
+that a build may lose;
+- a file without captions is listed as unused and costs nothing; a clip without metadata row gets
+empty strings and a note.
 """
 
 import html
@@ -24,11 +28,20 @@ from split_plan import Skipped, SplitPlan
 
 SPLITS = ("development", "validation", "evaluation")
 CAPTION_COLUMNS = tuple(f"caption_{number}" for number in range(1, 6))
-METADATA_COLUMNS = ("keywords", "sound_id", "sound_link", "start_end_samples", "manufacturer", "license")
+METADATA_COLUMNS = (
+    "keywords",
+    "sound_id",
+    "sound_link",
+    "start_end_samples",
+    "manufacturer",
+    "license",
+)
 
 
 def normalise_name(name: str) -> str:
-    """The same name for ` Caf&eacute;  no. 1 .WAV`, with é as one character or two, and `Café no. 1.wav`."""
+    """The same name for ` Caf&eacute;  no. 1 .WAV`, with é as one character or two, and `Café no.
+    1.wav`.
+    """
     stem, dot, suffix = unicodedata.normalize("NFC", html.unescape(name)).strip().rpartition(".")
     return " ".join(stem.split()) + dot + suffix.lower()
 
@@ -44,13 +57,21 @@ def read_clotho(root: Path, splits: list[str]) -> list[SplitPlan]:
     for path in (path for split in splits for path in _paths(root, split)):
         if not path.exists():
             others = [split for split in splits if split in complete]
-            leave_out = f", or leave the split out: --splits {' '.join(others)}" if others else ", or check --root"
+            leave_out = (
+                f", or leave the split out: --splits {' '.join(others)}"
+                if others
+                else ", or check --root"
+            )
             raise UserError(f"{path} is missing: fetch it with --download{leave_out}")
     return [_read_split(root, split) for split in splits]
 
 
 def _paths(root: Path, split: str) -> tuple[Path, Path, Path]:
-    return root / split, root / f"clotho_captions_{split}.csv", root / f"clotho_metadata_{split}.csv"
+    return (
+        root / split,
+        root / f"clotho_captions_{split}.csv",
+        root / f"clotho_metadata_{split}.csv",
+    )
 
 
 def _read_split(root: Path, split: str) -> SplitPlan:
@@ -62,25 +83,41 @@ def _read_split(root: Path, split: str) -> SplitPlan:
     for name, row in captions.items():
         texts = tuple(text for column in caption_columns(row) if (text := one_spaced(row[column])))
         if name not in files:
-            plan.lost.append(Skipped(split, row["file_name"], "named in the captions CSV, no such file"))
+            plan.lost.append(
+                Skipped(split, row["file_name"], "named in the captions CSV, no such file")
+            )
         elif not texts:
             plan.lost.append(Skipped(split, row["file_name"], "all captions are empty"))
         else:
             path = files[name]
-            fields = {column: metadata.get(name, {}).get(column, "").strip() for column in METADATA_COLUMNS}
-            plan.clips.append(Clip(f"{split}/{name}", readable_name(path.name), str(path), texts, fields))
+            fields = {
+                column: metadata.get(name, {}).get(column, "").strip()
+                for column in METADATA_COLUMNS
+            }
+            plan.clips.append(
+                Clip(f"{split}/{name}", readable_name(path.name), str(path), texts, fields)
+            )
     unused = [path for name, path in files.items() if name not in captions]
-    plan.unused += [Skipped(split, readable_name(path.name), "no row in the captions CSV") for path in unused]
+    plan.unused += [
+        Skipped(split, readable_name(path.name), "no row in the captions CSV") for path in unused
+    ]
     num_bare = sum(name not in metadata for name in captions)
     if num_bare:
-        plan.notes.append(f"{split}: {num_bare} of {len(captions)} clips have no row in {metadata_csv.name}; their metadata is empty")
+        plan.notes.append(
+            f"{split}: {num_bare} of {len(captions)} clips have no row in {metadata_csv.name};"
+            " their metadata is empty"
+        )
     return plan
 
 
 def _audio_files(folder: Path) -> dict[str, Path]:
     """Normalised name -> file."""
     try:
-        paths = sorted(path for path in folder.iterdir() if path.suffix.strip().lower() == ".wav" and path.is_file())
+        paths = sorted(
+            path
+            for path in folder.iterdir()
+            if path.suffix.strip().lower() == ".wav" and path.is_file()
+        )
     except OSError as error:
         raise UserError(f"{folder} cannot be read: {error.strerror}") from None
     files: dict[str, Path] = {}
@@ -89,10 +126,15 @@ def _audio_files(folder: Path) -> dict[str, Path]:
             continue
         name = normalise_name(readable_name(path.name))
         if name in files:
-            raise UserError(f"{folder}: {files[name].name!r} and {path.name!r} are one name in two spellings: remove one of them")
+            raise UserError(
+                f"{folder}: {files[name].name!r} and {path.name!r} are one name in two spellings:"
+                " remove one of them"
+            )
         files[name] = path
     if not files:
-        raise UserError(f"{folder} holds no .wav file: remove the folder and fetch it with --download")
+        raise UserError(
+            f"{folder} holds no .wav file: remove the folder and fetch it with --download"
+        )
     return files
 
 
@@ -102,7 +144,10 @@ def rows_by_name(path: Path, columns: tuple[str, ...]) -> dict[str, dict[str, st
     for row in read_csv(path, ("file_name", *columns), ["utf-8-sig"]):
         name = normalise_name(row["file_name"])
         if name in named:
-            raise UserError(f"{path}: two rows for one clip, {named[name]['file_name']!r} and {row['file_name']!r}: keep one of them")
+            raise UserError(
+                f"{path}: two rows for one clip, {named[name]['file_name']!r} and"
+                f" {row['file_name']!r}: keep one of them"
+            )
         named[name] = row
     if not named:
         raise UserError(f"{path} has no rows")

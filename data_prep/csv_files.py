@@ -1,4 +1,6 @@
-"""Reads the CSV files of the corpora: which encoding, which columns must be there, and where a broken row stands."""
+"""Reads the CSV files of the corpora: which encoding, which columns must be there, and where a
+broken row stands.
+"""
 
 import csv
 import io
@@ -18,10 +20,14 @@ def read_csv(path: Path, columns: tuple[str, ...], encodings: list[str]) -> list
     return [row for _, row in read_numbered_csv(path, columns, encodings)]
 
 
-def read_numbered_csv(path: Path, columns: tuple[str, ...], encodings: list[str]) -> list[tuple[int, dict[str, str]]]:
-    """Return line number and fields by column name for each row of `path`, in the first of `encodings` that fits.
+def read_numbered_csv(
+    path: Path, columns: tuple[str, ...], encodings: list[str]
+) -> list[tuple[int, dict[str, str]]]:
+    """Return line number and fields by column name for each row of `path`, in the first of
+    `encodings` that fits.
 
-    Raises UserError unless each of `columns` is in the first line, none is there twice, and every row has as many fields as it.
+    Raises UserError unless each of `columns` is in the first line, none is there twice, and every
+    row has as many fields as it.
     """
     try:
         raw = path.read_bytes()
@@ -32,25 +38,32 @@ def read_numbered_csv(path: Path, columns: tuple[str, ...], encodings: list[str]
     for column in [*columns, *filter(None, header)]:
         if header.count(column) != 1:
             found = ", ".join(header)[:200] or "nothing"
-            raise UserError(f"{path}: column {column} must occur once in its first line, found: {found}")
+            raise UserError(
+                f"{path}: column {column} must occur once in its first line, found: {found}"
+            )
     rows = []
     for number, row in lines[1:]:
         if len(row) not in (0, len(header)):
-            raise UserError(f"{path}, line {number}: {len(row)} fields, expected {len(header)}; {REMEDY}")
+            raise UserError(
+                f"{path}, line {number}: {len(row)} fields, expected {len(header)}; {REMEDY}"
+            )
         if row:
             rows.append((number, dict(zip(header, row, strict=True))))
     return rows
 
 
 def _lines(path: Path, text: str) -> list[tuple[int, list[str]]]:
-    """Rows, with the number of the line that each ends in. A quote that is not closed would take the rows after it into its field: an error."""
+    """Rows, with the number of the line that each ends in. A quote that is not closed would take
+    the rows after it into its field: an error.
+    """
     try:
         try:
             return list(_numbered(reader := csv.reader(io.StringIO(text, newline=""), strict=True)))
         except csv.Error as error:
             if str(error) == UNCLOSED:
                 raise
-            # Text behind a closed quote, as in `"Bark" of a dog`, is kept where no field goes on in another line.
+            # Text behind a closed quote, as in `"Bark" of a dog`, is kept where no field goes on in
+            # another line.
             lines = list(_numbered(csv.reader(io.StringIO(text, newline=""))))
             if any({"\n", "\r"} & set(field) for _, row in lines for field in row):
                 raise
@@ -66,7 +79,10 @@ def _numbered(reader: Any) -> Iterator[tuple[int, list[str]]]:
 
 def caption_columns(row: dict[str, str]) -> list[str]:
     """`caption_1`, `caption_2`, ... of a row, in the order of their numbers."""
-    return sorted((column for column in row if re.fullmatch(r"caption_\d+", column)), key=lambda column: int(column[8:]))
+    return sorted(
+        (column for column in row if re.fullmatch(r"caption_\d+", column)),
+        key=lambda column: int(column[8:]),
+    )
 
 
 def one_spaced(text: str) -> str:
@@ -80,4 +96,6 @@ def _decode(path: Path, raw: bytes, encodings: list[str]) -> str:
             return raw.decode(encoding)
         except UnicodeDecodeError as error:
             reason = error
-    raise UserError(f"{path} is not UTF-8: {reason.reason} at byte {reason.start}; save it as UTF-8")
+    raise UserError(
+        f"{path} is not UTF-8: {reason.reason} at byte {reason.start}; save it as UTF-8"
+    )

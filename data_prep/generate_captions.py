@@ -1,21 +1,28 @@
 """Five more captions for every clip, written by a language model from the captions that are there.
 
-    mv data/clotho_v2/clotho_captions_development.csv data/clotho_v2/original_captions_development.csv
+    mv data/clotho_v2/clotho_captions_development.csv
+    data/clotho_v2/original_captions_development.csv
     python data_prep/generate_captions.py --endpoint http://localhost:11434/v1 --model phi4 \\
-        --input data/clotho_v2/original_captions_development.csv --output data/clotho_v2/clotho_captions_development.csv
+        --input data/clotho_v2/original_captions_development.csv --output
+        data/clotho_v2/clotho_captions_development.csv
     python data_prep/build_clotho.py --root data/clotho_v2 --overwrite
 
-Reads a CSV as Clotho's (`file_name,caption_1..`), asks a server that speaks OpenAI's chat completions, and writes the same CSV with
-`caption_6..caption_10`. A server that wants a key gets the one in the environment variable CAPTIONS_API_KEY.
+Reads a CSV as Clotho's (`file_name,caption_1..`), asks a server that speaks OpenAI's chat
+completions, and writes the same CSV with `caption_6..caption_10`. A server that wants a key gets
+the one in the environment variable CAPTIONS_API_KEY.
 
-A new caption has 5 to 25 words in Latin letters with the punctuation of a sentence, and is no copy. Digits and other numerals, brackets, HTML,
-markdown, addresses, emoji and talk of the task are refused (caption_paraphrases.py), and what is missing is asked again with another seed, up to
-5 times a clip and run. An answer that takes longer than --timeout or has more than 1 MB is given up, and asked again likewise.
+A new caption has 5 to 25 words in Latin letters with the punctuation of a sentence, and is no copy.
+Digits and other numerals, brackets, HTML, markdown, addresses, emoji and talk of the task are
+refused (caption_paraphrases.py), and what is missing is asked again with another seed, up to 5
+times a clip and run. An answer that takes longer than --timeout or has more than 1 MB is given up,
+and asked again likewise.
 
-Every finished clip is one line of `OUTPUT.jsonl`, and the same command goes on from there however it ended. A clip whose captions are no longer
-those of its line is asked anew; a journal made with another model, temperature or prompt is refused. OUTPUT appears when all is done. At most
-1 % of the clips may be short of captions (the list says which; their fields are empty): more are an error, unless `--allow-missing`. Calling
-the command again with --overwrite asks only for what is missing. Exit code 0, 2 (error, one line), 130 (interrupted).
+Every finished clip is one line of `OUTPUT.jsonl`, and the same command goes on from there however
+it ended. A clip whose captions are no longer those of its line is asked anew; a journal made with
+another model, temperature or prompt is refused. OUTPUT appears when all is done. At most 1 % of the
+clips may be short of captions (the list says which; their fields are empty): more are an error,
+unless `--allow-missing`. Calling the command again with --overwrite asks only for what is missing.
+Exit code 0, 2 (error, one line), 130 (interrupted).
 """
 
 import argparse
@@ -30,7 +37,8 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from prep_errors import OneLineParser, UserError, check_has_name, disk_errors, run, run_main  # isort: skip; first, see there
+# isort: skip; first, see there
+from prep_errors import OneLineParser, UserError, check_has_name, disk_errors, run, run_main
 from cache_shards import atomic_file
 from caption_paraphrases import PROMPT, listed_texts, new_captions, question
 from chat_endpoint import BadAnswer, ChatEndpoint, ServerFailure
@@ -55,15 +63,39 @@ class Clip:
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--input", type=Path, required=True, help="CSV with file_name, caption_1, ...")
-    parser.add_argument("--output", type=Path, required=True, help="CSV to write; the journal lies beside it")
-    parser.add_argument("--endpoint", required=True, help="URL of the server, such as http://localhost:11434/v1")
+    parser = OneLineParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--input", type=Path, required=True, help="CSV with file_name, caption_1, ..."
+    )
+    parser.add_argument(
+        "--output", type=Path, required=True, help="CSV to write; the journal lies beside it"
+    )
+    parser.add_argument(
+        "--endpoint", required=True, help="URL of the server, such as http://localhost:11434/v1"
+    )
     parser.add_argument("--model", required=True, help="its name at the server, such as phi4")
-    parser.add_argument("--temperature", type=float, default=0.8, help="of the sampling (default: 0.8; some models take 1 only)")
-    parser.add_argument("--timeout", type=float, default=300, help="seconds for one answer, to its last byte (default: 300)")
-    parser.add_argument("--num-parallel", type=int, default=8, help="questions at a time (default: 8)")
-    parser.add_argument("--allow-missing", action="store_true", help="write the CSV also when more than 1 %% of the clips lack captions")
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=0.8,
+        help="of the sampling (default: 0.8; some models take 1 only)",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=300,
+        help="seconds for one answer, to its last byte (default: 300)",
+    )
+    parser.add_argument(
+        "--num-parallel", type=int, default=8, help="questions at a time (default: 8)"
+    )
+    parser.add_argument(
+        "--allow-missing",
+        action="store_true",
+        help="write the CSV also when more than 1 %% of the clips lack captions",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace the output that is there")
     parser.add_argument("--quiet", action="store_true", help="show no progress")
     return parser.parse_args(argv)
@@ -72,7 +104,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def generate(arguments: argparse.Namespace) -> None:
     check_arguments(arguments)
     rows = list(rows_by_name(arguments.input, ("caption_1",)).values())
-    endpoint = ChatEndpoint(arguments.endpoint, arguments.model, arguments.temperature, arguments.timeout, arguments.num_parallel)
+    endpoint = ChatEndpoint(
+        arguments.endpoint,
+        arguments.model,
+        arguments.temperature,
+        arguments.timeout,
+        arguments.num_parallel,
+    )
     settings = {"model": arguments.model, "temperature": arguments.temperature, "prompt": PROMPT}
     output = arguments.output.resolve()
     with disk_errors(output.parent):
@@ -90,20 +128,31 @@ def check_arguments(arguments: argparse.Namespace) -> None:
     if arguments.num_parallel < 1:
         raise UserError(f"--num-parallel {arguments.num_parallel}: expected 1 or more")
     if not 0 < arguments.timeout <= 86_400:
-        raise UserError(f"--timeout {arguments.timeout}: expected seconds above 0, and a day (86400) at most")
+        raise UserError(
+            f"--timeout {arguments.timeout}: expected seconds above 0, and a day (86400) at most"
+        )
     if not 0 <= arguments.temperature <= 2:
         raise UserError(f"--temperature {arguments.temperature}: expected 0 to 2")
     if arguments.output.resolve() == arguments.input.resolve():
-        raise UserError(f"--output {arguments.output} is the input: give it another name, the captions of before are kept")
+        raise UserError(
+            f"--output {arguments.output} is the input: give it another name, the captions of"
+            " before are kept"
+        )
     if arguments.output.is_dir():
         raise UserError(f"--output {arguments.output} is a folder, expected a file")
     if arguments.output.exists() and not arguments.overwrite:
-        raise UserError(f"--output {arguments.output} is there already: add --overwrite to replace it")
+        raise UserError(
+            f"--output {arguments.output} is there already: add --overwrite to replace it"
+        )
 
 
 @contextmanager
-def open_journal(path: Path, settings: dict[str, Any]) -> Iterator[tuple[BinaryIO, dict[str, dict[str, Any]]]]:
-    """The journal, to append to, and its entries by file name. Its first line holds `settings`. Raises UserError for another journal."""
+def open_journal(
+    path: Path, settings: dict[str, Any]
+) -> Iterator[tuple[BinaryIO, dict[str, dict[str, Any]]]]:
+    """The journal, to append to, and its entries by file name. Its first line holds `settings`.
+    Raises UserError for another journal.
+    """
     first = json.dumps(settings).encode() + b"\n"
     with path.open("a+b") as file:
         try:
@@ -114,8 +163,12 @@ def open_journal(path: Path, settings: dict[str, Any]) -> Iterator[tuple[BinaryI
         content = file.read()
         whole = content[: content.rfind(b"\n") + 1]  # a killed run leaves half a line
         lines = whole.splitlines()
-        if not (read_line(lines[0]).keys() == settings.keys() if lines else first.startswith(content)):
-            raise UserError(f"{path} is not a journal of this command: remove it, or choose another --output")
+        if not (
+            read_line(lines[0]).keys() == settings.keys() if lines else first.startswith(content)
+        ):
+            raise UserError(
+                f"{path} is not a journal of this command: remove it, or choose another --output"
+            )
         if len(lines) > 1:
             check_settings(path, read_line(lines[0]), settings)
             file.truncate(len(whole))
@@ -130,7 +183,10 @@ def check_settings(path: Path, found: dict[str, Any], settings: dict[str, Any]) 
     for name in settings:
         if found[name] != settings[name]:
             values = "" if name == "prompt" else f" ({found[name]}, not {settings[name]})"
-            raise UserError(f"{path} was made with another {name}{values}: remove it to begin anew, or choose another --output")
+            raise UserError(
+                f"{path} was made with another {name}{values}: remove it to begin anew, or choose"
+                " another --output"
+            )
 
 
 def read_line(line: bytes) -> dict[str, Any]:
@@ -144,7 +200,9 @@ def read_line(line: bytes) -> dict[str, Any]:
 def has_clip_shape(entry: dict[str, Any]) -> bool:
     # What is not as it should be costs no more than asking again.
     types = {"file_name": str, "captions": list, "new": list, "num_asked": int}
-    return {name: type(value) for name, value in entry.items()} == types and all(isinstance(text, str) for text in entry["new"])
+    return {name: type(value) for name, value in entry.items()} == types and all(
+        isinstance(text, str) for text in entry["new"]
+    )
 
 
 def restored_clip(row: dict[str, str], entries: dict[str, dict[str, Any]]) -> Clip:
@@ -153,11 +211,20 @@ def restored_clip(row: dict[str, str], entries: dict[str, dict[str, Any]]) -> Cl
     entry = entries.get(row["file_name"])
     if entry is None or entry["captions"] != captions:
         return Clip(row["file_name"], captions, [])
-    return Clip(row["file_name"], captions, new_captions(entry["new"], captions, NUM_CAPTIONS)[0], entry["num_asked"])
+    return Clip(
+        row["file_name"],
+        captions,
+        new_captions(entry["new"], captions, NUM_CAPTIONS)[0],
+        entry["num_asked"],
+    )
 
 
-def ask_all(endpoint: ChatEndpoint, clips: list[Clip], journal: BinaryIO, num_parallel: int) -> dict[str, str]:
-    """Complete the `clips` and write them to the journal; why clips are not complete, by file name."""
+def ask_all(
+    endpoint: ChatEndpoint, clips: list[Clip], journal: BinaryIO, num_parallel: int
+) -> dict[str, str]:
+    """Complete the `clips` and write them to the journal; why clips are not complete, by file
+    name.
+    """
     todo = [clip for clip in clips if len(clip.new) < NUM_CAPTIONS and clip.captions]
     num_ready = sum(len(clip.new) == NUM_CAPTIONS for clip in clips)
     if num_ready:
@@ -173,14 +240,19 @@ def ask_all(endpoint: ChatEndpoint, clips: list[Clip], journal: BinaryIO, num_pa
             progress.update()
             num_failed = num_failed + 1 if reason else 0
             if num_failed == MAX_FAILED_IN_A_ROW:
-                raise UserError(f"stopped after {num_failed} clips in a row without their captions, the last one because {reason}")
+                raise UserError(
+                    f"stopped after {num_failed} clips in a row without their captions, the last"
+                    f" one because {reason}"
+                )
             if reason:
                 reasons[clip.file_name] = reason
     return reasons
 
 
 def ask_clip(endpoint: ChatEndpoint, clip: Clip) -> tuple[Clip, str]:
-    """Ask until the clip is complete or MAX_TRIES are over; what was wrong at the end (empty: nothing)."""
+    """Ask until the clip is complete or MAX_TRIES are over; what was wrong at the end (empty:
+    nothing).
+    """
     reason = ""
     for _ in range(MAX_TRIES):
         known, num_missing = clip.captions + clip.new, NUM_CAPTIONS - len(clip.new)
@@ -203,12 +275,20 @@ def report_missing(clips: list[Clip], reasons: dict[str, str], allow_missing: bo
     """List the clips that are short of captions. Raises UserError for too many."""
     for clip in clips:
         if clip.file_name in reasons:
-            print(f"{clip.file_name}: {len(clip.new)} of {NUM_CAPTIONS} new captions: {reasons[clip.file_name]}")
+            print(
+                f"{clip.file_name}: {len(clip.new)} of {NUM_CAPTIONS} new captions:"
+                f" {reasons[clip.file_name]}"
+            )
     num_new = sum(len(clip.new) for clip in clips)
-    print(f"{num_new} new captions for {len(clips)} clips; {len(reasons)} clips are short of captions")
+    print(
+        f"{num_new} new captions for {len(clips)} clips; {len(reasons)} clips are short of captions"
+    )
     if len(reasons) > MAX_MISSING * len(clips) and not allow_missing:
         remedy = "run the same command again to ask for what is missing, or add --allow-missing"
-        raise UserError(f"{len(reasons)} of {len(clips)} clips are short of captions, more than {MAX_MISSING:.0%}: {remedy}")
+        raise UserError(
+            f"{len(reasons)} of {len(clips)} clips are short of captions, more than"
+            f" {MAX_MISSING:.0%}: {remedy}"
+        )
 
 
 def write_csv(output: Path, rows: list[dict[str, str]], clips: list[Clip]) -> None:
@@ -218,7 +298,10 @@ def write_csv(output: Path, rows: list[dict[str, str]], clips: list[Clip]) -> No
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, [*rows[0], *columns], restval="", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(row | dict(zip(columns, clip.new, strict=False)) for row, clip in zip(rows, clips, strict=True))
+    writer.writerows(
+        row | dict(zip(columns, clip.new, strict=False))
+        for row, clip in zip(rows, clips, strict=True)
+    )
     with atomic_file(output) as file:
         file.write(text.getvalue().encode())
 

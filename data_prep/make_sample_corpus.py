@@ -1,4 +1,5 @@
-"""Write the sample corpus: synthesised sound scenes with true captions, in exactly the layout of Clotho v2.1.
+"""Write the sample corpus: synthesised sound scenes with true captions, in exactly the layout of
+Clotho v2.1.
 
     python data_prep/make_sample_corpus.py --output data/sample
 
@@ -8,9 +9,10 @@
     ... the same for validation and evaluation ...
     data/sample/scenes.json                          what happens when in every clip, and which events each caption names
 
-Same seed and sizes, same bytes, for any number of processes: a clip's random numbers depend only on (seed, split, index). The synthesis
-computes in float64 and rounds to 16 bits at the end, so that other processors and numpy builds give the same files unless numpy
-changes its generators. The corpus appears under its name only when it is complete.
+Same seed and sizes, same bytes, for any number of processes: a clip's random numbers depend only on
+(seed, split, index). The synthesis computes in float64 and rounds to 16 bits at the end, so that
+other processors and numpy builds give the same files unless numpy changes its generators. The
+corpus appears under its name only when it is complete.
 """
 
 import csv
@@ -27,7 +29,8 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-from prep_errors import OneLineParser, UserError, run, run_main, whole_folder  # isort: skip; first, see there
+# isort: skip; first, see there
+from prep_errors import OneLineParser, UserError, run, run_main, whole_folder
 import numpy as np
 from prep_progress import bar, set_quiet
 from sample_corpus.captions import Caption, write_captions
@@ -38,9 +41,18 @@ from sample_corpus.signals import SAMPLE_RATE
 
 from retrieval.base.json_files import read_json
 
-VERSION = 1  # raise it with every change that changes bytes: an older corpus is then not taken for this one
+# raise it with every change that changes bytes: an older corpus is then not taken for this one
+VERSION = 1
 SPLITS = ("development", "validation", "evaluation")
-METADATA_COLUMNS = ("file_name", "keywords", "sound_id", "sound_link", "start_end_samples", "manufacturer", "license")
+METADATA_COLUMNS = (
+    "file_name",
+    "keywords",
+    "sound_id",
+    "sound_link",
+    "start_end_samples",
+    "manufacturer",
+    "license",
+)
 CC0 = "http://creativecommons.org/publicdomain/zero/1.0/"
 Task = tuple[Path, int, int, int, Scene]  # file, seed, split number, clip number, scene
 
@@ -50,17 +62,34 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=Path("data/sample"), metavar="DIR")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--sizes", type=int, nargs=3, default=[300, 60, 60], metavar=("DEVELOPMENT", "VALIDATION", "EVALUATION"), help="clips a split"
+        "--sizes",
+        type=int,
+        nargs=3,
+        default=[300, 60, 60],
+        metavar=("DEVELOPMENT", "VALIDATION", "EVALUATION"),
+        help="clips a split",
     )
-    parser.add_argument("--num-proc", type=int, default=os.cpu_count() or 1, metavar="N", help="processes")
-    parser.add_argument("--overwrite", action="store_true", help="replace a sample corpus of another seed, size or version")
+    parser.add_argument(
+        "--num-proc", type=int, default=os.cpu_count() or 1, metavar="N", help="processes"
+    )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace a sample corpus of another seed, size or version",
+    )
     parser.add_argument("--quiet", action="store_true", help="show no progress")
     options = parser.parse_args(arguments)
     set_quiet(options.quiet)
-    return run(lambda: make_corpus(options.output, options.seed, options.sizes, options.num_proc, options.overwrite))
+    return run(
+        lambda: make_corpus(
+            options.output, options.seed, options.sizes, options.num_proc, options.overwrite
+        )
+    )
 
 
-def make_corpus(output: Path, seed: int, sizes: list[int], num_proc: int, overwrite: bool = False) -> None:
+def make_corpus(
+    output: Path, seed: int, sizes: list[int], num_proc: int, overwrite: bool = False
+) -> None:
     """Write the corpus to `output`, or reuse an equal one. Raises UserError."""
     if seed < 0:
         raise UserError(f"--seed {seed}: must be 0 or more")
@@ -73,10 +102,13 @@ def make_corpus(output: Path, seed: int, sizes: list[int], num_proc: int, overwr
         print(f"{output} holds this sample corpus already ({sum(sizes)} clips): reused")
         return
     try:
-        with whole_folder(output, "the corpus") as folder:  # replaces an empty folder, or a sample corpus that --overwrite gives up
+        # replaces an empty folder, or a sample corpus that --overwrite gives up
+        with whole_folder(output, "the corpus") as folder:
             clips = _write(folder, settings, num_proc)
     except BrokenProcessPool:
-        raise UserError("a process was killed, perhaps for lack of memory; try a smaller --num-proc") from None
+        raise UserError(
+            "a process was killed, perhaps for lack of memory; try a smaller --num-proc"
+        ) from None
     minutes = sum(clip["num_samples"] for clip in clips) / SAMPLE_RATE / 60
     print(f"{output}: {len(clips)} clips, {minutes:.0f} minutes, {len(EVENTS)} kinds of event")
 
@@ -92,16 +124,26 @@ def _reusable(output: Path, settings: dict[str, Any], overwrite: bool) -> bool:
     try:
         found = read_json(output / "scenes.json")
         files = [output / clip["split"] / clip["file_name"] for clip in found["clips"]]
-        files += [output / f"clotho_{table}_{split}.csv" for table in ("captions", "metadata") for split in SPLITS]
+        files += [
+            output / f"clotho_{table}_{split}.csv"
+            for table in ("captions", "metadata")
+            for split in SPLITS
+        ]
         different = [f"{key} {found[key]}" for key in settings if found[key] != settings[key]]
     except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{output} is not empty and holds no sample corpus (no readable scenes.json); give another --output") from None
+        raise UserError(
+            f"{output} is not empty and holds no sample corpus (no readable scenes.json); give"
+            " another --output"
+        ) from None
     missing = [path.name for path in files if not path.is_file()]
     if missing and not different:
         different = [f"{len(missing)} files missing, first {missing[0]!r}"]
     if different and not overwrite:
         found_there = ", ".join(different)
-        raise UserError(f"{output} holds another sample corpus ({found_there}); add --overwrite to replace it, or give another --output")
+        raise UserError(
+            f"{output} holds another sample corpus ({found_there}); add --overwrite to replace it,"
+            " or give another --output"
+        )
     return not different
 
 
@@ -113,7 +155,15 @@ def _write(folder: Path, settings: dict[str, Any], num_proc: int) -> list[dict[s
         for index in range(size):
             rng = _generator(settings["seed"], split_number, index, 0)
             scene = plan_scene(rng)
-            tasks.append((folder / split / file_name(rng, scene, taken), settings["seed"], split_number, index, scene))
+            tasks.append(
+                (
+                    folder / split / file_name(rng, scene, taken),
+                    settings["seed"],
+                    split_number,
+                    index,
+                    scene,
+                )
+            )
     clips = _render_all(tasks, num_proc)
     for split in SPLITS:
         _write_tables(folder, split, [clip for clip in clips if clip["split"] == split])
@@ -139,7 +189,9 @@ def _rendered(tasks: list[Task], num_proc: int) -> Iterator[dict[str, Any]]:
     if num_proc == 1:
         yield from map(_render, tasks)
         return
-    with ProcessPoolExecutor(min(num_proc, len(tasks)), multiprocessing.get_context("spawn"), _start_worker) as pool:
+    with ProcessPoolExecutor(
+        min(num_proc, len(tasks)), multiprocessing.get_context("spawn"), _start_worker
+    ) as pool:
         try:
             yield from pool.map(_render, tasks, chunksize=4)
         except BaseException:
@@ -148,7 +200,9 @@ def _rendered(tasks: list[Task], num_proc: int) -> Iterator[dict[str, Any]]:
 
 
 def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, and end with it: a killed parent closes no queue, its workers would wait for ever."""
+    """Leave Ctrl-C to the parent, and end with it: a killed parent closes no queue, its workers
+    would wait for ever.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sentinel = multiprocessing.parent_process().sentinel
     threading.Thread(target=lambda: (wait([sentinel]), os._exit(1)), daemon=True).start()
@@ -168,7 +222,10 @@ def _render(task: Task) -> dict[str, Any]:
 
 
 def _entry(path: Path, scene: Scene, captions: list[Caption], num_samples: int) -> dict[str, Any]:
-    events = [{**vars(event), "onset": round(event.onset, 3), "duration": round(event.duration, 3)} for event in scene.events]
+    events = [
+        {**vars(event), "onset": round(event.onset, 3), "duration": round(event.duration, 3)}
+        for event in scene.events
+    ]
     return {
         "split": path.parent.name,
         "file_name": path.name,
@@ -183,13 +240,28 @@ def _write_tables(folder: Path, split: str, clips: list[dict[str, Any]]) -> None
     with open(folder / f"clotho_captions_{split}.csv", "w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["file_name", *(f"caption_{number}" for number in range(1, 6))])
-        table.writerows([clip["file_name"], *(caption["text"] for caption in clip["captions"])] for clip in clips)
-    with open(folder / f"clotho_metadata_{split}.csv", "w", encoding="iso-8859-1", newline="") as file:
+        table.writerows(
+            [clip["file_name"], *(caption["text"] for caption in clip["captions"])]
+            for clip in clips
+        )
+    with open(
+        folder / f"clotho_metadata_{split}.csv", "w", encoding="iso-8859-1", newline=""
+    ) as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(METADATA_COLUMNS)
         for clip in clips:
             keywords = ";".join(EVENTS[event["kind"]].keyword for event in clip["events"])
-            table.writerow([clip["file_name"], keywords, "Not found", "Not found", f"[0, {clip['num_samples']}]", "synthesised", CC0])
+            table.writerow(
+                [
+                    clip["file_name"],
+                    keywords,
+                    "Not found",
+                    "Not found",
+                    f"[0, {clip['num_samples']}]",
+                    "synthesised",
+                    CC0,
+                ]
+            )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,12 @@
-"""Write a small RoBERTa without weights for the sample corpus: a configuration, and a tokenizer trained on the corpus's captions.
+"""Write a small RoBERTa without weights for the sample corpus: a configuration, and a tokenizer
+trained on the corpus's captions.
 
     python data_prep/make_text_encoder.py --captions data/sample/clotho_captions_development.csv --output data/sample/text_encoder
 
-The folder has the official Hugging Face layout, so that `text_encoder.name: data/sample/text_encoder` with `text_encoder.pretrained: false`
-takes the same way through the code as `roberta-large`; `python -m retrieval.pretraining` gives it weights. Same captions and settings, same bytes.
+The folder has the official Hugging Face layout, so that `text_encoder.name:
+data/sample/text_encoder` with `text_encoder.pretrained: false` takes the same way through the code
+as `roberta-large`; `python -m retrieval.pretraining` gives it weights. Same captions and settings,
+same bytes.
 """
 
 import hashlib
@@ -12,64 +15,105 @@ import os
 import string
 from pathlib import Path
 
-from prep_errors import OneLineParser, UserError, run, run_main, whole_folder  # isort: skip; first, see there
+# isort: skip; first, see there
+from prep_errors import OneLineParser, UserError, run, run_main, whole_folder
 from csv_files import caption_columns, read_csv
 
 from retrieval.base.json_files import read_json
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a few thousand captions need no threads
 
-SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")  # RoBERTa's; the first four have its numbers 0 to 3
-FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "made_from.json")
+# RoBERTa's; the first four have its numbers 0 to 3
+SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+FILES = (
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "made_from.json",
+)
 MIN_VOCAB_SIZE = 256 + len(SPECIAL_TOKENS)  # every byte must have a token
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = OneLineParser(description=__doc__.split("\n")[0])
     parser.add_argument(
-        "--captions", type=Path, required=True, metavar="CSV", help="captions table of Clotho: file_name, caption_1, caption_2, ..."
+        "--captions",
+        type=Path,
+        required=True,
+        metavar="CSV",
+        help="captions table of Clotho: file_name, caption_1, caption_2, ...",
     )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
     parser.add_argument("--hidden-size", type=int, default=128)
     parser.add_argument("--num-layers", type=int, default=2)
     parser.add_argument("--num-heads", type=int, default=4)
     parser.add_argument("--vocab-size", type=int, default=1000)
-    parser.add_argument("--max-tokens", type=int, default=40, help="longest caption in tokens, with <s> and </s>")
+    parser.add_argument(
+        "--max-tokens", type=int, default=40, help="longest caption in tokens, with <s> and </s>"
+    )
     options = parser.parse_args(arguments)
-    sizes = {name: getattr(options, name) for name in ("hidden_size", "num_layers", "num_heads", "vocab_size", "max_tokens")}
+    sizes = {
+        name: getattr(options, name)
+        for name in ("hidden_size", "num_layers", "num_heads", "vocab_size", "max_tokens")
+    }
     return run(lambda: make_text_encoder(options.captions, options.output, sizes))
 
 
 def make_text_encoder(captions_csv: Path, output: Path, sizes: dict[str, int]) -> None:
-    """Write the folder `output`, or reuse it where it was made from the same captions and sizes. Raises UserError."""
+    """Write the folder `output`, or reuse it where it was made from the same captions and sizes.
+    Raises UserError.
+    """
     for name, size in sizes.items():
         if size < 1:
             raise UserError(f"--{name.replace('_', '-')} {size}: must be 1 or more")
     if sizes["hidden_size"] % sizes["num_heads"]:
-        raise UserError(f"--hidden-size {sizes['hidden_size']} is not a multiple of --num-heads {sizes['num_heads']}")
+        raise UserError(
+            f"--hidden-size {sizes['hidden_size']} is not a multiple of --num-heads"
+            f" {sizes['num_heads']}"
+        )
     if sizes["vocab_size"] < MIN_VOCAB_SIZE:
         raise UserError(
-            f"--vocab-size {sizes['vocab_size']}: must be {MIN_VOCAB_SIZE} or more (every byte and {len(SPECIAL_TOKENS)} special tokens)"
+            f"--vocab-size {sizes['vocab_size']}: must be {MIN_VOCAB_SIZE} or more (every byte and"
+            f" {len(SPECIAL_TOKENS)} special tokens)"
         )
     if sizes["max_tokens"] < 3:
-        raise UserError(f"--max-tokens {sizes['max_tokens']}: must be 3 or more, for <s>, one token and </s>")
+        raise UserError(
+            f"--max-tokens {sizes['max_tokens']}: must be 3 or more, for <s>, one token and </s>"
+        )
     captions = [normalised(caption) for caption in read_captions(captions_csv)]
-    made_from = {"captions_sha256": hashlib.sha256("\n".join(captions).encode()).hexdigest(), **sizes}
+    made_from = {
+        "captions_sha256": hashlib.sha256("\n".join(captions).encode()).hexdigest(),
+        **sizes,
+    }
     if _reusable(output, made_from):
         print(f"{output} was made from these captions and sizes: reused")
         return
-    with whole_folder(output, "the text encoder") as folder:  # replaces an empty folder, or one made by this script
+    # replaces an empty folder, or one made by this script
+    with whole_folder(output, "the text encoder") as folder:
         vocab_size = _write(folder, captions, sizes)
-        (folder / "made_from.json").write_text(json.dumps(made_from, indent=1) + "\n", encoding="utf-8")
-    architecture = f"RoBERTa of {sizes['num_layers']} layers of {sizes['hidden_size']}, without weights"
+        (folder / "made_from.json").write_text(
+            json.dumps(made_from, indent=1) + "\n", encoding="utf-8"
+        )
+    architecture = (
+        f"RoBERTa of {sizes['num_layers']} layers of {sizes['hidden_size']}, without weights"
+    )
     print(f"{output}: {architecture}; {vocab_size} tokens from {len(captions)} captions")
 
 
 def read_captions(path: Path) -> list[str]:
     """All captions of a Clotho captions table."""
-    captions = [row[column] for row in read_csv(path, (), ["utf-8-sig"]) for column in caption_columns(row) if row[column]]
+    captions = [
+        row[column]
+        for row in read_csv(path, (), ["utf-8-sig"])
+        for column in caption_columns(row)
+        if row[column]
+    ]
     if not captions:
-        raise UserError(f"captions {path} holds no caption: expected a table with columns file_name, caption_1, caption_2, ...")
+        raise UserError(
+            f"captions {path} holds no caption: expected a table with columns file_name, caption_1,"
+            " caption_2, ..."
+        )
     return captions
 
 
@@ -79,7 +123,9 @@ def normalised(caption: str) -> str:
 
 
 def _reusable(output: Path, made_from: dict[str, object]) -> bool:
-    """Does `output` hold the wanted text encoder? Raises UserError where something else is in the way."""
+    """Does `output` hold the wanted text encoder? Raises UserError where something else is in the
+    way.
+    """
     if not output.exists():
         return False
     if not output.is_dir():
@@ -91,19 +137,30 @@ def _reusable(output: Path, made_from: dict[str, object]) -> bool:
         ours = False
     if not ours:
         if any(output.iterdir()):
-            raise UserError(f"{output} is not empty and was not made by this script (no made_from.json of it); give another --output")
+            raise UserError(
+                f"{output} is not empty and was not made by this script (no made_from.json of it);"
+                " give another --output"
+            )
         return False
     return found == made_from and all((output / name).is_file() for name in FILES)
 
 
 def _write(folder: Path, captions: list[str], sizes: dict[str, int]) -> int:
-    """Configuration and tokenizer; the number of tokens (fewer than asked for where the captions have too few words)."""
-    from tokenizers import ByteLevelBPETokenizer  # imported here: a user's mistake or a reused folder need not wait for transformers
+    """Configuration and tokenizer; the number of tokens (fewer than asked for where the captions
+    have too few words).
+    """
+    # imported here: a user's mistake or a reused folder need not wait for transformers
+    from tokenizers import ByteLevelBPETokenizer
     from transformers import RobertaConfig, RobertaTokenizer
 
-    bpe = ByteLevelBPETokenizer(add_prefix_space=True)  # the first word of a caption gets the token that it has elsewhere
+    # the first word of a caption gets the token that it has elsewhere
+    bpe = ByteLevelBPETokenizer(add_prefix_space=True)
     bpe.train_from_iterator(
-        captions, vocab_size=sizes["vocab_size"], min_frequency=2, special_tokens=list(SPECIAL_TOKENS), show_progress=False
+        captions,
+        vocab_size=sizes["vocab_size"],
+        min_frequency=2,
+        special_tokens=list(SPECIAL_TOKENS),
+        show_progress=False,
     )
     trained = json.loads(bpe.to_str())["model"]
     tokenizer = RobertaTokenizer(
@@ -113,14 +170,17 @@ def _write(folder: Path, captions: list[str], sizes: dict[str, int]) -> int:
         model_max_length=sizes["max_tokens"],
     )
     tokenizer.save_pretrained(folder)
-    (folder / "special_tokens_map.json").write_text(json.dumps(tokenizer.special_tokens_map, indent=1) + "\n", encoding="utf-8")
+    (folder / "special_tokens_map.json").write_text(
+        json.dumps(tokenizer.special_tokens_map, indent=1) + "\n", encoding="utf-8"
+    )
     RobertaConfig(
         vocab_size=len(tokenizer),
         hidden_size=sizes["hidden_size"],
         num_hidden_layers=sizes["num_layers"],
         num_attention_heads=sizes["num_heads"],
         intermediate_size=4 * sizes["hidden_size"],
-        max_position_embeddings=sizes["max_tokens"] + 2,  # RoBERTa counts positions from pad_token_id + 1
+        # RoBERTa counts positions from pad_token_id + 1
+        max_position_embeddings=sizes["max_tokens"] + 2,
         type_vocab_size=1,
         layer_norm_eps=1e-5,
         hidden_dropout_prob=0.1,

@@ -1,6 +1,7 @@
 """Exit of a data_prep script (retrieval/base/command.py), and errors of its disk.
 
-Each script imports this file first: it makes `retrieval` importable, and from then on Ctrl-C prints one line.
+Each script imports this file first: it makes `retrieval` importable, and from then on Ctrl-C prints
+one line.
 """
 
 import errno
@@ -31,8 +32,8 @@ def disk_errors(place: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in DISK_FULL:
             raise UserError(
-                f"disk full ({error.strerror}) while writing in {place}: free some space and run the same command again; "
-                "finished parts are kept"
+                f"disk full ({error.strerror}) while writing in {place}: free some space and run"
+                " the same command again; finished parts are kept"
             ) from None
         raise UserError(f"cannot write in {place}: {error}") from None
 

@@ -1,4 +1,5 @@
-"""Progress of long work: a bar with rate and time left on a terminal, a line now and then in a log file, nothing after set_quiet(True).
+"""Progress of long work: a bar with rate and time left on a terminal, a line now and then in a log
+file, nothing after set_quiet(True).
 
     building: 1,200/5,000 clips, 40.2 clips/s, 1 min 35 s left
 
@@ -13,7 +14,10 @@ from tqdm import tqdm
 
 SECONDS_UNSEEN = 3.0  # work that is done sooner shows nothing
 SECONDS_BETWEEN_LINES = 30.0
-BAR = "{desc}: {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt}{unit} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
+BAR = (
+    "{desc}: {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt}{unit} [{elapsed}<{remaining},"
+    " {rate_noinv_fmt}{postfix}]"
+)
 
 _quiet = False
 
@@ -24,15 +28,25 @@ def set_quiet(quiet: bool) -> None:
     _quiet = quiet
 
 
-def bar(*, total: int | None = None, desc: str, unit: str, initial: int = 0, scale: bool = False) -> tqdm:
+def bar(
+    *, total: int | None = None, desc: str, unit: str, initial: int = 0, scale: bool = False
+) -> tqdm:
     """A tqdm bar of `total` units (None: unknown) of which `initial` were done before.
 
     unit in the singular; `scale` for bytes, which have prefixes (MB) and no plural.
     """
-    options = {"total": total, "desc": desc, "initial": initial, "unit_scale": scale, "unit": unit if scale else f" {unit}s", "delay": SECONDS_UNSEEN}
+    options = {
+        "total": total,
+        "desc": desc,
+        "initial": initial,
+        "unit_scale": scale,
+        "unit": unit if scale else f" {unit}s",
+        "delay": SECONDS_UNSEEN,
+    }
     if _quiet:
         options["disable"] = True  # without it the user's TQDM_DISABLE holds
-    if sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns:  # a container's may have none: tqdm would draw nothing
+    # a container's may have none: tqdm would draw nothing
+    if sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns:
         return tqdm(**options, dynamic_ncols=True, bar_format=BAR if total else None)
     return _Lines(**options, leave=False, mininterval=SECONDS_BETWEEN_LINES, miniters=1)
 
@@ -45,7 +59,9 @@ class _Lines(tqdm):
             self._write(done=False)
 
     @classmethod
-    def write(cls, s: str, file: TextIO | None = None, end: str = "\n", nolock: bool = False) -> None:
+    def write(
+        cls, s: str, file: TextIO | None = None, end: str = "\n", nolock: bool = False
+    ) -> None:
         print(s, file=file, end=end)  # without a bar below it to redraw
 
     def close(self) -> None:
@@ -58,8 +74,15 @@ class _Lines(tqdm):
         n, total, elapsed = state["n"], state["total"], state["elapsed"]
         average = (n - state["initial"]) / elapsed if elapsed else 0.0
         rate = average if done else state["rate"] or average
-        count = self._amount(n) if total is None or (done and n == total) else f"{self._amount(n)}/{self._amount(total)}"
-        parts = [f"{self.desc.removesuffix(': ')}: {count}{self.unit}" + (f" in {duration(elapsed)}" if done else "")]
+        count = (
+            self._amount(n)
+            if total is None or (done and n == total)
+            else f"{self._amount(n)}/{self._amount(total)}"
+        )
+        parts = [
+            f"{self.desc.removesuffix(': ')}: {count}{self.unit}"
+            + (f" in {duration(elapsed)}" if done else "")
+        ]
         if rate:
             parts.append(f"{self._amount(rate)}{self.unit}/s")
             if not done and total is not None:
@@ -70,11 +93,23 @@ class _Lines(tqdm):
     def _amount(self, number: float) -> str:
         if self.unit_scale:
             return self.format_sizeof(number, divisor=self.unit_divisor)
-        return f"{number:,}" if isinstance(number, int) else f"{number:,.1f}" if number >= 10 else f"{number:.2g}"
+        return (
+            f"{number:,}"
+            if isinstance(number, int)
+            else f"{number:,.1f}"
+            if number >= 10
+            else f"{number:.2g}"
+        )
 
 
 def duration(seconds: float) -> str:
     """12 s, 1 min 35 s, 2 h 5 min"""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    return (
+        f"{hours} h {minutes} min"
+        if hours
+        else f"{minutes} min {rest} s"
+        if minutes
+        else f"{rest} s"
+    )

@@ -1,7 +1,9 @@
-"""Fetching large files over bad lines, and unpacking 7z archives, so that what has its final name is whole.
+"""Fetching large files over bad lines, and unpacking 7z archives, so that what has its final name
+is whole.
 
-A download grows in `NAME.part` and goes on from there (HTTP Range) after a broken connection or a new start; it gets its name when its md5
-is right. An archive is unpacked beside its target folder, which is renamed at the end.
+A download grows in `NAME.part` and goes on from there (HTTP Range) after a broken connection or a
+new start; it gets its name when its md5 is right. An archive is unpacked beside its target folder,
+which is renamed at the end.
 """
 
 import hashlib
@@ -31,13 +33,17 @@ TEMPORARY_STATUS = (408, 425, 429, 500, 502, 503, 504)
 
 
 def fetch_file(url: str, path: Path, md5: str) -> None:
-    """Download `url` to `path`, unless a file with this md5 is there. A file with another one is kept as NAME.old."""
+    """Download `url` to `path`, unless a file with this md5 is there. A file with another one is
+    kept as NAME.old.
+    """
     if path.exists():
         if file_md5(path) == md5:
             print(f"{path.name}: already there")
             return
         path.replace(path.with_name(f"{path.name}.old"))
-        print(f"{path.name}: not the expected file (md5); kept as {path.name}.old and fetched again")
+        print(
+            f"{path.name}: not the expected file (md5); kept as {path.name}.old and fetched again"
+        )
     part = path.with_name(f"{path.name}.part")
     resumed = part.exists()
     with disk_errors(path.parent):
@@ -89,7 +95,10 @@ def _download(url: str, part: Path) -> None:
             reason = str(getattr(error, "reason", error)) or type(error).__name__
         failures = 1 if _size(part) > before else failures + 1
         if failures >= MAX_FAILURES:
-            raise UserError(f"{url}: {reason}, {failures} times in a row; run the same command again to go on from {_size(part)} bytes")
+            raise UserError(
+                f"{url}: {reason}, {failures} times in a row; run the same command again to go on"
+                f" from {_size(part)} bytes"
+            )
         time.sleep(max(pause, min(60.0, BACKOFF * 2 ** (failures - 1))))
 
 
@@ -99,7 +108,10 @@ def _receive(url: str, part: Path) -> bool:
         start = sink.tell()
         request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
         with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
-            if start and (response.status != 206 or not response.headers.get("Content-Range", "").startswith(f"bytes {start}-")):
+            if start and (
+                response.status != 206
+                or not response.headers.get("Content-Range", "").startswith(f"bytes {start}-")
+            ):
                 start = 0  # the server begins anew
                 sink.truncate(0)
             length = response.headers.get("Content-Length")
@@ -120,16 +132,23 @@ def extract_wav_folder(archive: Path, folder: Path, max_bytes: float) -> None:
     """Unpack the single folder of .wav files in `archive` (7z), under any name, as `folder`.
 
     Raises:
-        UserError: The archive is damaged or protected, holds links or paths outside its folder, or unpacks to more than `max_bytes`.
+        UserError: The archive is damaged or protected, holds links or paths outside its folder, or
+        unpacks to more than `max_bytes`.
     """
     temporary = folder.with_name(f"{folder.name}.extracting")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         with disk_errors(folder.parent):
             _extract(archive, temporary, max_bytes)
-            found = {path.parent for path in temporary.rglob("*") if path.suffix.lower() == ".wav" and not path.name.startswith("._")}
+            found = {
+                path.parent
+                for path in temporary.rglob("*")
+                if path.suffix.lower() == ".wav" and not path.name.startswith("._")
+            }
             if len(found) != 1:
-                raise UserError(f"{archive} holds {len(found)} folders with .wav files, expected one")
+                raise UserError(
+                    f"{archive} holds {len(found)} folders with .wav files, expected one"
+                )
             follow_umask(only := found.pop())  # archives set their own modes
             os.replace(only, folder)
     finally:
@@ -142,16 +161,24 @@ def _extract(archive: Path, target: Path, max_bytes: float) -> None:
             if reason := _why_not(file, target, max_bytes):
                 raise UserError(f"{archive} is not unpacked: {reason}")
             total = sum(member.uncompressed for member in file.files)
-            with bar(total=total, desc=f"unpacking {archive.name}", unit="B", scale=True) as progress:
+            with bar(
+                total=total, desc=f"unpacking {archive.name}", unit="B", scale=True
+            ) as progress:
                 file.extractall(target, callback=_Progress(progress))
     except (OSError, UserError):
         raise
     except py7zr.exceptions.PasswordRequired:
         raise UserError(f"{archive} is not unpacked: {PROTECTED}") from None
     except Exception as error:  # py7zr raises many types of errors for a damaged header
-        reason = str(error) if isinstance(error, (py7zr.exceptions.ArchiveError, lzma.LZMAError)) else "it is damaged"
+        reason = (
+            str(error)
+            if isinstance(error, (py7zr.exceptions.ArchiveError, lzma.LZMAError))
+            else "it is damaged"
+        )
         reason = reason[:200] or type(error).__name__
-        raise UserError(f"{archive} cannot be unpacked: {reason}; remove it and run again with --download") from None
+        raise UserError(
+            f"{archive} cannot be unpacked: {reason}; remove it and run again with --download"
+        ) from None
 
 
 def _why_not(file: py7zr.SevenZipFile, target: Path, max_bytes: float) -> str | None:
@@ -166,10 +193,16 @@ def _why_not(file: py7zr.SevenZipFile, target: Path, max_bytes: float) -> str | 
             return f"{member.filename[:80]!r} is a link or a device, expected files"
     size = sum(member.uncompressed for member in file.files)
     if size > max_bytes:
-        return f"it announces {size / 1e9:,.1f} GB of files, expected at most {max_bytes / 1e9:,.1f} GB"
+        return (
+            f"it announces {size / 1e9:,.1f} GB of files, expected at most"
+            f" {max_bytes / 1e9:,.1f} GB"
+        )
     free = shutil.disk_usage(target.parent).free
     if size > free:
-        return f"its {size / 1e9:.1f} GB of files need more than the {free / 1e9:.1f} GB that are free there; free some space and run again"
+        return (
+            f"its {size / 1e9:.1f} GB of files need more than the {free / 1e9:.1f} GB that are free"
+            " there; free some space and run again"
+        )
     return None
 
 

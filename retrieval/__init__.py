@@ -1,12 +1,15 @@
 """Text-to-audio retrieval: models, losses, training and evaluation.
 
-`import evaluate` means the Hugging Face package, also in processes that have the repository root, with its script
-evaluate.py, first on sys.path. Importing `retrieval` sees to it; nothing is loaded before somebody asks for `evaluate`.
+`import evaluate` means the Hugging Face package, also in processes that have the repository root,
+with its script evaluate.py, first on sys.path. Importing `retrieval` sees to it; nothing is loaded
+before somebody asks for `evaluate`.
 
-On a CPU, threads without work spin for a moment and then sleep. By default they go on spinning, which is 1.2 times faster on cores of one's own
-and ten times slower beside other programs. The variable is read when torch is loaded; what the user has set stays.
+On a CPU, threads without work spin for a moment and then sleep. By default they go on spinning,
+which is 1.2 times faster on cores of one's own and ten times slower beside other programs. The
+variable is read when torch is loaded; what the user has set stays.
 
-In a process that was started as a command, Ctrl-C is one line from here on: see retrieval/base/interrupts.py.
+In a process that was started as a command, Ctrl-C is one line from here on: see
+retrieval/base/interrupts.py.
 """
 
 import os
@@ -30,14 +33,23 @@ _ROOT = Path(__file__).resolve().parent.parent
 class _HuggingFaceEvaluate(MetaPathFinder):
     """Finds the module `evaluate` on sys.path without the repository root."""
 
-    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         if fullname != "evaluate":
             return None
-        spec = PathFinder.find_spec(fullname, [entry for entry in sys.path if Path(entry).resolve() != _ROOT], target)
+        spec = PathFinder.find_spec(
+            fullname, [entry for entry in sys.path if Path(entry).resolve() != _ROOT], target
+        )
         if spec is None:
-            raise ModuleNotFoundError("the Hugging Face package evaluate is not installed; pip install -r requirements.txt", name=fullname)
+            raise ModuleNotFoundError(
+                "the Hugging Face package evaluate is not installed; pip install -r"
+                " requirements.txt",
+                name=fullname,
+            )
         return spec
 
 
-if not any(type(finder).__name__ == "_HuggingFaceEvaluate" for finder in sys.meta_path):  # importlib.reload
+# importlib.reload
+if not any(type(finder).__name__ == "_HuggingFaceEvaluate" for finder in sys.meta_path):
     sys.meta_path.insert(0, _HuggingFaceEvaluate())

@@ -1,10 +1,10 @@
 """What a run leaves on disk, so that a kill at any moment loses nothing that was there before.
 
-    RUN/config.yaml        resolved settings
-    RUN/environment.json   command, git commit, library versions, hardware
-    RUN/states/step-N/     newest resumable state (accelerator.save_state: weights, optimizer, RNG, progress)
-    RUN/best/, RUN/last/   models in Hugging Face form
-    RUN/.lock              held by the process that trains here
+RUN/config.yaml        resolved settings
+RUN/environment.json   command, git commit, library versions, hardware
+RUN/states/step-N/     newest resumable state (accelerator.save_state: weights, optimizer, RNG, progress)
+RUN/best/, RUN/last/   models in Hugging Face form
+RUN/.lock              held by the process that trains here
 """
 
 import json
@@ -36,18 +36,27 @@ from retrieval.models.dual_encoder import WEIGHTS, DualEncoder
 from retrieval.models.weights import read_weights, write_weights
 from retrieval.salsa import load_salsa_checkpoint  # noqa: F401 - part of this module
 
-# Settings that may change between a run and its resumption: they do not touch what is computed in training.
+# Settings that may change between a run and its resumption: they do not touch what is computed in
+# training.
 HARMLESS = (
     *("data.cache", "data.frame_cache", "data.num_workers"),
     *("train.caches", "loss.teachers"),  # their content is compared: Progress
-    *("train.output", "train.max_steps", "train.save_every_steps", "train.log_every_steps", "evaluation."),
+    *(
+        "train.output",
+        "train.max_steps",
+        "train.save_every_steps",
+        "train.log_every_steps",
+        "evaluation.",
+    ),
 )
 LIBRARIES = ("torch", "torchaudio", "accelerate", "transformers", "datasets", "evaluate", "numpy")
 
 
 @dataclass
 class Progress:
-    """Where a run stands: `step` optimizer steps of `epoch` are done; `global_step` counts over all epochs."""
+    """Where a run stands: `step` optimizer steps of `epoch` are done; `global_step` counts over all
+    epochs.
+    """
 
     epoch: int = 0
     step: int = 0
@@ -62,39 +71,64 @@ class Progress:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if self.corpus and state.get("corpus", self.corpus) != self.corpus:
-            raise UserError("--resume with another corpus: the cache's development clips or captions have changed; set data.cache to the run's own")
+            raise UserError(
+                "--resume with another corpus: the cache's development clips or captions have"
+                " changed; set data.cache to the run's own"
+            )
         if state.get("teachers", self.teachers) != self.teachers:
-            raise UserError("--resume with other teachers: the scores in loss.teachers have changed; put the run's own there, or start anew")
+            raise UserError(
+                "--resume with other teachers: the scores in loss.teachers have changed; put the"
+                " run's own there, or start anew"
+            )
         for name, value in state.items():
             setattr(self, name, value)
 
 
 def check_run(run: Path, config: Config, resume: bool, overwrite: bool) -> None:
-    """Whether a run may start or go on here; reads only. Raises UserError rather than letting another run's files be touched."""
+    """Whether a run may start or go on here; reads only. Raises UserError rather than letting
+    another run's files be touched.
+    """
     if not resume:
         if (run / "config.yaml").exists() and not overwrite:
-            raise UserError(f"{run} holds a run already; continue it with --resume, replace it with --overwrite, or set train.output")
+            raise UserError(
+                f"{run} holds a run already; continue it with --resume, replace it with"
+                " --overwrite, or set train.output"
+            )
         if (run / "config.yaml").exists() and not (run / "environment.json").exists():
-            raise UserError(f"{run} has a config.yaml, but no environment.json: not a run, so --overwrite does not delete it; set train.output")
+            raise UserError(
+                f"{run} has a config.yaml, but no environment.json: not a run, so --overwrite does"
+                " not delete it; set train.output"
+            )
         if Path.cwd().is_relative_to(run.resolve()):
             raise UserError(f"run folder {run} is the current folder or above it; set train.output")
         return
     if latest_state(run) is None:
-        raise UserError(f"--resume: {run} holds no saved state ({run}/states/step-*); start without --resume")
+        raise UserError(
+            f"--resume: {run} holds no saved state ({run}/states/step-*); start without --resume"
+        )
     check_unchanged(run, config)
 
 
 def check_unchanged(run: Path, config: Config) -> None:
     """Raises UserError that names every setting with which `run` was not made."""
-    changed = [line for line in config_differences(read_config(run), config) if not line.startswith(HARMLESS)]
+    changed = [
+        line
+        for line in config_differences(read_config(run), config)
+        if not line.startswith(HARMLESS)
+    ]
     if changed:
-        raise UserError(f"--resume with a changed configuration: {'; '.join(changed)}; undo that, or start a new run with train.output=...")
+        raise UserError(
+            f"--resume with a changed configuration: {'; '.join(changed)}; undo that, or start a"
+            " new run with train.output=..."
+        )
 
 
 def open_run(run: Path, config: Config, resume: bool, overwrite: bool) -> TextIO:
-    """Make the run folder, without what an earlier run left there, or make one whole again that was killed. Main process only.
+    """Make the run folder, without what an earlier run left there, or make one whole again that was
+    killed. Main process only.
 
-    Returns its lock, to be closed when the run ends. Raises UserError where another process trains here, or has come here since check_run.
+    Returns its lock, to be closed when the run ends. Raises UserError where another process trains
+    here, or has come here since check_run.
     """
     try:
         run.mkdir(parents=True, exist_ok=True)
@@ -110,7 +144,9 @@ def open_run(run: Path, config: Config, resume: bool, overwrite: bool) -> TextIO
                 elif path.name != LOCK:
                     path.unlink()
     except OSError as error:
-        raise UserError(f"run folder {run} cannot be written ({error.strerror}); set train.output") from None
+        raise UserError(
+            f"run folder {run} cannot be written ({error.strerror}); set train.output"
+        ) from None
     write_json(run / "environment.json", environment())
     with atomic_writer(run / "config.yaml") as file:
         yaml.safe_dump(config.model_dump(), file, sort_keys=False)
@@ -125,7 +161,10 @@ def read_config(run: Path) -> Config:
         if not settings:
             raise UserError(f"{path} cannot be read (it holds no settings)")
     except (UserError, FileNotFoundError) as error:
-        raise UserError(f"{error}; it is written when a run starts: put back what that run wrote, or train again") from None
+        raise UserError(
+            f"{error}; it is written when a run starts: put back what that run wrote, or train"
+            " again"
+        ) from None
     return parse_config(settings, source=str(path))
 
 
@@ -150,8 +189,12 @@ def save_state(accelerator: Accelerator, run: Path, progress: Progress) -> None:
     accelerator.wait_for_everyone()
 
 
-def _write_weights(models: list[torch.nn.Module], weights: list[dict[str, Any]], folder: str) -> None:
-    """Write the weights instead of Accelerate, which keeps only one of the tensors that share memory, even if they differ."""
+def _write_weights(
+    models: list[torch.nn.Module], weights: list[dict[str, Any]], folder: str
+) -> None:
+    """Write the weights instead of Accelerate, which keeps only one of the tensors that share
+    memory, even if they differ.
+    """
     weights.clear()
     if PartialState().is_main_process:
         write_weights(extract_model_from_parallel(models[0]), Path(folder) / WEIGHTS)
@@ -161,11 +204,14 @@ def _read_weights(models: list[torch.nn.Module], folder: str) -> None:
     read_weights(extract_model_from_parallel(models.pop()), Path(folder) / WEIGHTS)
 
 
-def load_state(accelerator: Accelerator, run: Path, progress: Progress, steps_per_epoch: int, seed: int) -> None:
+def load_state(
+    accelerator: Accelerator, run: Path, progress: Progress, steps_per_epoch: int, seed: int
+) -> None:
     """Weights, optimizer, RNG and the registered `progress` of the newest state.
 
-    Another number of processes can go on where an epoch has ended, with random numbers of its own, from `seed` and the step. Raises UserError
-    within an epoch: what the processes have drawn in it cannot be dealt out anew.
+    Another number of processes can go on where an epoch has ended, with random numbers of its own,
+    from `seed` and the step. Raises UserError within an epoch: what the processes have drawn in it
+    cannot be dealt out anew.
     """
     folder = latest_state(run)
     num_saved = len(list(folder.glob("random_states_*.pkl")))
@@ -173,16 +219,21 @@ def load_state(accelerator: Accelerator, run: Path, progress: Progress, steps_pe
         for path in folder.glob("custom_checkpoint_*.pkl"):
             load(path)  # refuses anything but plain values; Accelerate would run code in them
         if num_saved == accelerator.num_processes:
-            load(folder / f"random_states_{accelerator.process_index}.pkl")  # from a damaged one Accelerate would go on without a word
+            # from a damaged one Accelerate would go on without a word
+            load(folder / f"random_states_{accelerator.process_index}.pkl")
         else:
-            step = load(folder / "custom_checkpoint_0.pkl")["step"]  # of Progress, which is registered first
+            # of Progress, which is registered first
+            step = load(folder / "custom_checkpoint_0.pkl")["step"]
             if step < steps_per_epoch or not num_saved:
                 raise UserError(
-                    f"state {folder} was saved by {num_saved} process(es) at step {step} of {steps_per_epoch} of an epoch, "
-                    f"this run has {accelerator.num_processes}; launch as many as before until the epoch has ended, then go on with any number"
+                    f"state {folder} was saved by {num_saved} process(es) at step {step} of"
+                    f" {steps_per_epoch} of an epoch, this run has {accelerator.num_processes};"
+                    " launch as many as before until the epoch has ended, then go on with any"
+                    " number"
                 )
         scaler = accelerator.scaler
-        if not (folder / "scaler.pt").is_file():  # saved with bf16 (train.mixed_precision=auto): fp16 begins with a new scale
+        # saved with bf16 (train.mixed_precision=auto): fp16 begins with a new scale
+        if not (folder / "scaler.pt").is_file():
             accelerator.scaler = None
         with accelerator.register_load_state_pre_hook(_read_weights):
             accelerator.load_state(str(folder))
@@ -192,16 +243,22 @@ def load_state(accelerator: Accelerator, run: Path, progress: Progress, steps_pe
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"saved state {folder} does not load ({one_line(error)}); start again with --overwrite") from None
+        raise UserError(
+            f"saved state {folder} does not load ({one_line(error)}); start again with --overwrite"
+        ) from None
     best = run / "best" / WEIGHTS
     if progress.best_epoch >= 0 and not best.is_file():
         # No later epoch need be better, and then the end of the run would have nothing to score.
         what = f"the best model so far (epoch {progress.best_epoch + 1})"
-        raise UserError(f"--resume: {best}, {what}, is missing; put it back from a copy, or start again with --overwrite")
+        raise UserError(
+            f"--resume: {best}, {what}, is missing; put it back from a copy, or start again with"
+            " --overwrite"
+        )
 
 
 def save_model(model: DualEncoder, folder: Path, about: dict[str, Any]) -> None:
-    """Write `folder` in Hugging Face form; a reader finds the old model or the new one, never half of one.
+    """Write `folder` in Hugging Face form; a reader finds the old model or the new one, never half
+    of one.
 
     `about` is what its model card says: retrieval.models.card.
     """
@@ -219,7 +276,9 @@ def save_model(model: DualEncoder, folder: Path, about: dict[str, Any]) -> None:
 
 
 def write_card(folder: Path, architecture: dict[str, Any], about: dict[str, Any]) -> None:
-    """about.json and model card of a model folder anew; the model itself stays as it is. Raises UserError."""
+    """about.json and model card of a model folder anew; the model itself stays as it is. Raises
+    UserError.
+    """
     with atomic_writer(folder / ABOUT) as file:
         file.write(about_json(architecture, about))
     with atomic_writer(folder / CARD) as file:
@@ -242,7 +301,10 @@ def environment() -> dict[str, Any]:
         "git_commit": git_commit(),
         "python": platform.python_version(),
         "libraries": {name: version(name) for name in LIBRARIES},
-        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] or [f"CPU, {os.cpu_count()} cores"],
+        "devices": (
+            [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+            or [f"CPU, {os.cpu_count()} cores"]
+        ),
     }
 
 
@@ -250,8 +312,19 @@ def git_commit() -> str | None:
     """Commit of the source tree, with `-dirty` when it has changes; None outside git."""
     root = Path(__file__).resolve().parents[1]
     try:
-        command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        command = [
+            "git",
+            "-C",
+            str(root),
+            "describe",
+            "--always",
+            "--dirty",
+            "--abbrev=40",
+            "--exclude=*",
+        ]
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
 
@@ -275,7 +348,9 @@ def _explained(what: str) -> Iterator[None]:
 
 
 def _flush(folder: Path) -> None:
-    """To disk before the rename, so that a power cut does not leave empty files under the final name."""
+    """To disk before the rename, so that a power cut does not leave empty files under the final
+    name.
+    """
     for path in folder.rglob("*"):
         if path.is_file():
             with open(path, "rb") as file:

@@ -1,7 +1,9 @@
-"""Between text and settings: strict YAML, `section.key=value` overrides, flat names, and errors in one line that name the nearest valid setting.
+"""Between text and settings: strict YAML, `section.key=value` overrides, flat names, and errors in
+one line that name the nearest valid setting.
 
-Settings need a part of YAML only: mappings, lists, words and decimal numbers, without tags and dates. A file may come from anyone, so its size, its
-depth and the expansion of its aliases are limited during parsing.
+Settings need a part of YAML only: mappings, lists, words and decimal numbers, without tags and
+dates. A file may come from anyone, so its size, its depth and the expansion of its aliases are
+limited during parsing.
 """
 
 import difflib
@@ -25,35 +27,62 @@ SHORT.maxstring = SHORT.maxother = 100
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML with limits. A duplicate key is an error: PyYAML would silently use the last value."""
+    """Safe YAML with limits. A duplicate key is an error: PyYAML would silently use the last
+    value.
+    """
 
     yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":timestamp", ":int"))]
+        first: [
+            (tag, pattern) for tag, pattern in resolvers if not tag.endswith((":timestamp", ":int"))
+        ]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
     def __init__(self, text: str):
         super().__init__(text)
         self.depth = self.num_values = 0
-        self.size_of: dict[int, int] = {}  # id of a finished node -> values in it, with aliases expanded
+        # id of a finished node -> values in it, with aliases expanded
+        self.size_of: dict[int, int] = {}
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         event = self.peek_event()
         before = self.num_values
         if getattr(event, "tag", None) not in (None, "!"):
-            raise Refused(None, None, f"the tag {event.tag[:80]} is not supported: write the value without it", event.start_mark)
+            raise Refused(
+                None,
+                None,
+                f"the tag {event.tag[:80]} is not supported: write the value without it",
+                event.start_mark,
+            )
         if isinstance(event, yaml.AliasEvent) and event.anchor in self.anchors:
             size = self.size_of.get(id(self.anchors[event.anchor]))
             if size is None:
-                raise Refused(None, None, f"the alias *{event.anchor[:80]} refers to a value that contains it: write the value out", event.start_mark)
+                raise Refused(
+                    None,
+                    None,
+                    f"the alias *{event.anchor[:80]} refers to a value that contains it: write the"
+                    " value out",
+                    event.start_mark,
+                )
             self.num_values += size
         else:
             self.num_values += 1
         if self.num_values > MAX_VALUES:
-            raise Refused(None, None, f"more than {MAX_VALUES:,} values with aliases expanded: is it a file of settings?", event.start_mark)
+            raise Refused(
+                None,
+                None,
+                f"more than {MAX_VALUES:,} values with aliases expanded: is it a file of settings?",
+                event.start_mark,
+            )
         self.depth += 1
         if self.depth > MAX_DEPTH:
-            raise Refused(None, None, f"lists and sections are nested more than {MAX_DEPTH} deep: is it a file of settings?", event.start_mark)
+            raise Refused(
+                None,
+                None,
+                f"lists and sections are nested more than {MAX_DEPTH} deep: is it a file of"
+                " settings?",
+                event.start_mark,
+            )
         node = super().compose_node(parent, index)
         self.depth -= 1
         self.size_of.setdefault(id(node), self.num_values - before)
@@ -62,7 +91,12 @@ class _Loader(yaml.SafeLoader):
     def construct_scalar(self, node: yaml.Node) -> str:
         text = super().construct_scalar(node)
         if any(letter == "\0" or "\ud800" <= letter <= "\udfff" for letter in text):
-            raise Refused(None, None, "a null byte or half a surrogate pair, which no path and no text can hold", node.start_mark)
+            raise Refused(
+                None,
+                None,
+                "a null byte or half a surrogate pair, which no path and no text can hold",
+                node.start_mark,
+            )
         return text
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -70,19 +104,29 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             if isinstance(key, yaml.ScalarNode):
                 if (key.tag, key.value) in seen:
-                    raise yaml.constructor.ConstructorError(None, None, f"{key.value} is set twice", key.start_mark)
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"{key.value} is set twice", key.start_mark
+                    )
                 seen.add((key.tag, key.value))
         return super().construct_mapping(node, deep)
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
         digits = self.construct_scalar(node).replace("_", "")
         if len(digits) > MAX_DIGITS:
-            raise Refused(None, None, f"a number of {len(digits)} digits, at most {MAX_DIGITS} are allowed", node.start_mark)
+            raise Refused(
+                None,
+                None,
+                f"a number of {len(digits)} digits, at most {MAX_DIGITS} are allowed",
+                node.start_mark,
+            )
         return int(digits)
 
 
-# Decimal only: YAML 1.1 would read 010 as 8 and 1:30 as 90. Dates are not among the resolvers: train.output=2026-01-01 is a name.
-_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?(0|[1-9][0-9_]*)$", re.ASCII), list("-+0123456789"))
+# Decimal only: YAML 1.1 would read 010 as 8 and 1:30 as 90. Dates are not among the resolvers:
+# train.output=2026-01-01 is a name.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:int", re.compile(r"[-+]?(0|[1-9][0-9_]*)$", re.ASCII), list("-+0123456789")
+)
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
@@ -96,7 +140,9 @@ def read_yaml(text: str) -> Any:
 
 
 def _unshared(value: Any) -> Any:
-    """Copy `value` with aliases expanded: otherwise an override would change all places of an alias."""
+    """Copy `value` with aliases expanded: otherwise an override would change all places of an
+    alias.
+    """
     if isinstance(value, dict):
         return {key: _unshared(item) for key, item in value.items()}
     return [_unshared(item) for item in value] if isinstance(value, list) else value
@@ -115,14 +161,22 @@ def read_yaml_file(path: Path, what: str) -> Any:
     """
     try:
         if not path.is_file() and path.exists():  # a pipe or a device may never end
-            raise UserError(f"{what} is {'a folder' if path.is_dir() else 'not a regular file'}: give a YAML file")
+            raise UserError(
+                f"{what} is {'a folder' if path.is_dir() else 'not a regular file'}: give a YAML"
+                " file"
+            )
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
         if len(raw) > MAX_BYTES:
-            raise UserError(f"{what} is larger than {MAX_BYTES // 1024} kB: is it a YAML file of settings?")
+            raise UserError(
+                f"{what} is larger than {MAX_BYTES // 1024} kB: is it a YAML file of settings?"
+            )
         return read_yaml(raw.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise UserError(f"{what} cannot be read: it is not UTF-8 (byte {error.start}); is it a YAML file? save it as UTF-8") from None
+        raise UserError(
+            f"{what} cannot be read: it is not UTF-8 (byte {error.start}); is it a YAML file? save"
+            " it as UTF-8"
+        ) from None
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -130,7 +184,9 @@ def read_yaml_file(path: Path, what: str) -> Any:
     except Refused as error:
         raise UserError(f"{what}: {_with_place(error)}") from None
     except yaml.YAMLError as error:
-        raise UserError(f"{what} is not valid YAML: {shortened(' '.join(str(error).split()), 300)}") from None
+        raise UserError(
+            f"{what} is not valid YAML: {shortened(' '.join(str(error).split()), 300)}"
+        ) from None
 
 
 def _with_place(error: yaml.MarkedYAMLError) -> str:
@@ -147,7 +203,11 @@ def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings as one level of `section.key` names."""
     flat: dict[str, Any] = {}
     for key, value in settings.items():
-        flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+        flat.update(
+            flatten(value, f"{prefix}{key}.")
+            if isinstance(value, dict)
+            else {f"{prefix}{key}": value}
+        )
     return flat
 
 
@@ -155,10 +215,16 @@ def apply_override(settings: dict[str, Any], override: str) -> None:
     """Set what `section.key=value` says in nested `settings`."""
     name, equals, text = override.partition("=")
     if not equals or not name:
-        raise UserError(f"override {shortened(override)!r} is not of the form section.key=value, for example train.epochs=5")
+        raise UserError(
+            f"override {shortened(override)!r} is not of the form section.key=value, for example"
+            " train.epochs=5"
+        )
     *sections, key = name.split(".")
     if len(sections) > MAX_DEPTH:
-        raise UserError(f"override {shortened(override)!r} names a section {len(sections)} levels deep, at most {MAX_DEPTH} are allowed")
+        raise UserError(
+            f"override {shortened(override)!r} names a section {len(sections)} levels deep, at most"
+            f" {MAX_DEPTH} are allowed"
+        )
     try:
         value = read_yaml(text) if text else ""
     except Refused as error:
@@ -170,7 +236,9 @@ def apply_override(settings: dict[str, Any], override: str) -> None:
             settings[section] = {}
         settings = settings[section]
         if not isinstance(settings, dict):
-            raise UserError(f"override {shortened(override)!r}: {section} is a setting, not a section")
+            raise UserError(
+                f"override {shortened(override)!r}: {section} is a setting, not a section"
+            )
     settings[key] = value
 
 
@@ -186,7 +254,10 @@ def _explain_one(error: Any, config: type[BaseModel]) -> str:
     if error["type"] == "extra_forbidden":
         return f"{name} is not a setting; " + _suggest(location, config)
     if error["type"] == "model_type":
-        return f"{name}={SHORT.repr(error['input'])}: {name} is a section with settings of its own, not a value"
+        return (
+            f"{name}={SHORT.repr(error['input'])}: {name} is a section with settings of its own,"
+            " not a value"
+        )
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error":
         return f"{name}: {message}" if location else message
@@ -203,7 +274,11 @@ def _suggest(location: list[str], config: type[BaseModel]) -> str:
         return f"did you mean {'.'.join([*location[:-1], matches[0]])}?"
     everywhere = difflib.get_close_matches(location[-1], _all_names(config), n=1, cutoff=0.75)
     full = _all_names(config)[everywhere[0]] if everywhere else None
-    return f"did you mean {full}?" if full else f"{parent or 'the top level'} holds: {', '.join(section.model_fields)}"
+    return (
+        f"did you mean {full}?"
+        if full
+        else f"{parent or 'the top level'} holds: {', '.join(section.model_fields)}"
+    )
 
 
 def _all_names(config: type[BaseModel]) -> dict[str, str]:

@@ -1,8 +1,10 @@
-"""Exchange between processes; the only file that touches torch.distributed. Without several processes all is identity.
+"""Exchange between processes; the only file that touches torch.distributed. Without several
+processes all is identity.
 
-Every process scores all texts against its own audio and gets the other score columns: frames never travel. Each then
-computes the same loss of the whole batch, and backward is called on loss * world size, since DistributedDataParallel
-averages gradients: the sum over processes is the gradient of one process with the whole batch.
+Every process scores all texts against its own audio and gets the other score columns: frames never
+travel. Each then computes the same loss of the whole batch, and backward is called on loss * world
+size, since DistributedDataParallel averages gradients: the sum over processes is the gradient of
+one process with the whole batch.
 
 Letters: N texts and B audios of all processes together, n and b of this one, D dimensions.
 """
@@ -25,12 +27,16 @@ def rank() -> int:
 
 
 def gather_texts(text: torch.Tensor) -> torch.Tensor:
-    """(n, D) of every process -> (N, D) in order of rank; the gradient is summed over the processes."""
+    """(n, D) of every process -> (N, D) in order of rank; the gradient is summed over the
+    processes.
+    """
     return text if world_size() == 1 else _GatherSummed.apply(text)
 
 
 def gather_columns(scores: torch.Tensor) -> torch.Tensor:
-    """Score blocks (N, b) of every process -> (N, B) in order of rank; the gradient is this process's own columns."""
+    """Score blocks (N, b) of every process -> (N, B) in order of rank; the gradient is this
+    process's own columns.
+    """
     return scores if world_size() == 1 else _GatherOwn.apply(scores.T).T
 
 
@@ -40,7 +46,9 @@ def gather_rows(values: torch.Tensor) -> torch.Tensor:
 
 
 def replicated(parameter: torch.Tensor) -> torch.Tensor:
-    """For a parameter of the loss, which every process holds whole: its gradient counts once, not once a process."""
+    """For a parameter of the loss, which every process holds whole: its gradient counts once, not
+    once a process.
+    """
     share = parameter / world_size()
     return share + (parameter - share).detach()
 
@@ -68,16 +76,20 @@ def _all_gather(values: torch.Tensor) -> list[torch.Tensor]:
 
 @atexit.register
 def let_go() -> None:
-    """Before the process or its group ends: gloo's threads need Python's lock to let go of the tensors of the last exchange; sleeping hands it over.
+    """Before the process or its group ends: gloo's threads need Python's lock to let go of the
+    tensors of the last exchange; sleeping hands it over.
 
-    Without it PyTorch 2.11 can abort the process (https://github.com/pytorch/pytorch/pull/179291), or wait for ever for a thread that waits too.
+    Without it PyTorch 2.11 can abort the process (https://github.com/pytorch/pytorch/pull/179291),
+    or wait for ever for a thread that waits too.
     """
     if world_size() > 1:
         time.sleep(SECONDS_TO_LET_GO)
 
 
 class _GatherOwn(torch.autograd.Function):
-    """All processes compute the same loss from the result, so a process needs its own part of the gradient alone."""
+    """All processes compute the same loss from the result, so a process needs its own part of the
+    gradient alone.
+    """
 
     @staticmethod
     def forward(ctx, values: torch.Tensor) -> torch.Tensor:
@@ -92,7 +104,9 @@ class _GatherOwn(torch.autograd.Function):
 
 
 class _GatherSummed(_GatherOwn):
-    """The result is used differently on every process (against its own audio), so the gradients add up."""
+    """The result is used differently on every process (against its own audio), so the gradients add
+    up.
+    """
 
     @staticmethod
     def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,6 @@
-"""What a configuration would do, without weights: settings, parameters of each group, steps, an estimate of memory."""
+"""What a configuration would do, without weights: settings, parameters of each group, steps, an
+estimate of memory.
+"""
 
 from pathlib import Path
 
@@ -17,10 +19,15 @@ GIB = 2**30
 
 
 def describe(config: Config) -> str:
-    """The text that `train.py --dry-run` prints. Raises the UserError that the run itself would end in, as far as no weights are needed."""
+    """The text that `train.py --dry-run` prints. Raises the UserError that the run itself would end
+    in, as far as no weights are needed.
+    """
     model = build_model_without_weights(config)
     groups = parameter_groups(model, config.optimizer.lr.model_dump())
-    lines = [yaml.safe_dump(config.model_dump(), sort_keys=False), f"{'group':<18} {'parameters':>13} {'learning rate':>14}"]
+    lines = [
+        yaml.safe_dump(config.model_dump(), sort_keys=False),
+        f"{'group':<18} {'parameters':>13} {'learning rate':>14}",
+    ]
     total = 0
     for group in groups:
         count = sum(parameter.numel() for parameter in group["params"])
@@ -44,7 +51,9 @@ def _steps(config: Config) -> str:
             return f"steps per epoch: not known before the caches are there: {error}"
         num_pairs, source = CLOTHO_PAIRS, f"Clotho, since here: {error}"
     else:
-        num_pairs = EpochBatches(sizes, config.train.batch_size, config.seed, weights=config.train.cache_weights).num_pairs
+        num_pairs = EpochBatches(
+            sizes, config.train.batch_size, config.seed, weights=config.train.cache_weights
+        ).num_pairs
         check_batch_size(num_pairs, config.train.batch_size)
     steps = num_steps_per_epoch(num_pairs, config.train.batch_size)
     total = min(steps * config.train.epochs, config.train.max_steps or steps * config.train.epochs)
@@ -52,39 +61,72 @@ def _steps(config: Config) -> str:
 
 
 def missing_files(config: Config) -> list[str]:
-    """`setting: path` of what the run would read and what is not there; hub names are not looked up."""
-    paths = {"data.cache": [config.data.cache], "train.caches": config.train.caches, "loss.teachers": config.loss.teachers}
+    """`setting: path` of what the run would read and what is not there; hub names are not looked
+    up.
+    """
+    paths = {
+        "data.cache": [config.data.cache],
+        "train.caches": config.train.caches,
+        "loss.teachers": config.loss.teachers,
+    }
     if config.train.init_from is not None:
         paths["train.init_from"] = [config.train.init_from]
     elif config.audio_encoder.name != "huggingface" and config.audio_encoder.checkpoint is not None:
         paths["audio_encoder.checkpoint"] = [config.audio_encoder.checkpoint]
-    return [f"{setting}: {path}" for setting, found in paths.items() for path in found if not Path(path).exists()]
+    return [
+        f"{setting}: {path}"
+        for setting, found in paths.items()
+        for path in found
+        if not Path(path).exists()
+    ]
 
 
 def _memory(config: Config, model: DualEncoder, num_parameters: int) -> str:
-    """Weights, gradients and Adam's two moments exactly; activations by the usual count of what a block keeps for backward.
+    """Weights, gradients and Adam's two moments exactly; activations by the usual count of what a
+    block keeps for backward.
 
-    34 bytes a token, channel and block at 16 bits with fused attention (Korthikanti et al., 2022, arXiv 2205.05198), twice that at 32 bits;
-    with train.activation_checkpointing a block's input alone (2 and 4 bytes), and one block whole.
+    34 bytes a token, channel and block at 16 bits with fused attention (Korthikanti et al., 2022,
+    arXiv 2205.05198), twice that at 32 bits; with train.activation_checkpointing a block's input
+    alone (2 and 4 bytes), and one block whole.
     """
-    num_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    num_trained = sum(
+        parameter.numel() for parameter in model.parameters() if parameter.requires_grad
+    )
     fixed = num_parameters * 4 + num_trained * 4 * 3
     is_auto = config.train.mixed_precision == "auto"
-    precision = choose_precision("auto") if is_auto else config.train.mixed_precision  # fp16 may be planned where there is no GPU
+    # fp16 may be planned where there is no GPU
+    precision = choose_precision("auto") if is_auto else config.train.mixed_precision
     per_channel = 68 if precision == "no" else 34
-    text, batch, num_frames = model.text_encoder.model.config, config.train.batch_size, model.windows.num_frames
+    text, batch, num_frames = (
+        model.text_encoder.model.config,
+        config.train.batch_size,
+        model.windows.num_frames,
+    )
     blocks = getattr(model.audio_encoder, "blocks", ())
     parts = [
-        (model.tokens_per_clip * model.audio_encoder.feature_dim, len(blocks) * (not config.audio_encoder.frozen)),
-        (config.text_encoder.max_tokens * text.hidden_size, text.num_hidden_layers * (not config.text_encoder.frozen)),
+        (
+            model.tokens_per_clip * model.audio_encoder.feature_dim,
+            len(blocks) * (not config.audio_encoder.frozen),
+        ),
+        (
+            config.text_encoder.max_tokens * text.hidden_size,
+            text.num_hidden_layers * (not config.text_encoder.frozen),
+        ),
     ]
     if config.train.activation_checkpointing:
-        per_pair = sum(channels * (per_channel // 17 * depth + per_channel * bool(depth)) for channels, depth in parts)
+        per_pair = sum(
+            channels * (per_channel // 17 * depth + per_channel * bool(depth))
+            for channels, depth in parts
+        )
     else:
         per_pair = sum(channels * per_channel * depth for channels, depth in parts)
     activations = min(batch, config.train.micro_batch_size or batch) * per_pair
     activations += batch * num_frames * config.dim * 4 * (4 if config.pooling.name == "tap" else 1)
-    unknown = "" if blocks or config.audio_encoder.frozen else f", those of {config.audio_encoder.name} not counted,"
+    unknown = (
+        ""
+        if blocks or config.audio_encoder.frozen
+        else f", those of {config.audio_encoder.name} not counted,"
+    )
     bits = f"{'32' if per_channel == 68 else '16'} bit{' on this machine' if is_auto else ''}"
     return (
         f"memory, estimated, one process: {fixed / GIB:.1f} GiB weights, gradients and AdamW "

@@ -1,7 +1,8 @@
 """From a model and a split to the score matrix, ranks and metrics of both directions.
 
-Every clip is encoded once, in batches, and scored at once against all captions: frames are never kept, so memory does
-not grow with the number of clips. With several processes each encodes its share of the clips.
+Every clip is encoded once, in batches, and scored at once against all captions: frames are never
+kept, so memory does not grow with the number of clips. With several processes each encodes its
+share of the clips.
 
 Letters: N captions, B clips, T frames, D dimensions, S samples.
 """
@@ -24,18 +25,27 @@ from retrieval.data import make_clip_loader
 from retrieval.distributed import gather_columns, rank, world_size
 from retrieval.errors import UserError
 from retrieval.files import atomic_writer
-from retrieval.metrics.text_audio_retrieval.ranking import all_ranks, chance_metrics, metrics_of_ranks, ranks_of_both_directions, row_blocks
+from retrieval.metrics.text_audio_retrieval.ranking import (
+    all_ranks,
+    chance_metrics,
+    metrics_of_ranks,
+    ranks_of_both_directions,
+    row_blocks,
+)
 from retrieval.progress import bar
 
 NUM_TOP = 10  # file names listed for each query in ranks.csv
 Autocast = Callable[[], AbstractContextManager]
 
 
-def retrieval_metrics(scores: torch.Tensor | np.ndarray, relevant: Sequence[Sequence[int]]) -> dict[str, float]:
+def retrieval_metrics(
+    scores: torch.Tensor | np.ndarray, relevant: Sequence[Sequence[int]]
+) -> dict[str, float]:
     """mAP@10, R@1, R@5 and R@10 of the queries in the rows of scores (N, B), as fractions.
 
-    relevant[n] are the columns that are right for query n. Ties count against the query. With ten candidates or fewer
-    R@10 is 1 whatever the model does (`few_clips_warning`). Raises ValueError for NaN scores and for impossible indices.
+    relevant[n] are the columns that are right for query n. Ties count against the query. With ten
+    candidates or fewer R@10 is 1 whatever the model does (`few_clips_warning`). Raises ValueError
+    for NaN scores and for impossible indices.
     """
     return metrics_of_ranks(all_ranks(_to_numpy(scores), relevant))
 
@@ -47,50 +57,78 @@ class EvaluationResult:
     split: str
     scores: torch.Tensor  # float32 (N, B), CPU; may be a memory map
     captions: list[str]  # N
-    clips: list[int]  # N, the column of the clip that the caption was written for, or else of one that is right
+    # N, the column of the clip that the caption was written for, or else of one that is right
+    clips: list[int]
     clip_ids: list[str]  # B
     file_names: list[str]  # B
-    relevant: list[list[int]] = None  # N, the columns that are right; not given: those with the clip id of the caption's own clip
+    # N, the columns that are right; not given: those with the clip id of the caption's own clip
+    relevant: list[list[int]] = None
     map_at: Sequence[int] = (10,)
-    ranks: dict[str, list[np.ndarray]] = field(init=False)  # direction -> ranks of each query's relevant candidates
-    metrics: dict[str, dict[str, float]] = field(init=False)  # direction -> {"mAP@10", "R@1", "R@5", "R@10"}, fractions
+    # direction -> ranks of each query's relevant candidates
+    ranks: dict[str, list[np.ndarray]] = field(init=False)
+    # direction -> {"mAP@10", "R@1", "R@5", "R@10"}, fractions
+    metrics: dict[str, dict[str, float]] = field(init=False)
 
     def __post_init__(self) -> None:
         if self.relevant is None:
             columns: dict[str, list[int]] = {}
             for column, clip_id in enumerate(self.clip_ids):
                 columns.setdefault(clip_id, []).append(column)
-            object.__setattr__(self, "relevant", [columns[self.clip_ids[clip]] for clip in self.clips])
+            object.__setattr__(
+                self, "relevant", [columns[self.clip_ids[clip]] for clip in self.clips]
+            )
         ranks = ranks_of_both_directions(_to_numpy(self.scores), self.relevant)
         object.__setattr__(self, "ranks", ranks)
-        object.__setattr__(self, "metrics", {direction: metrics_of_ranks(queries, self.map_at) for direction, queries in ranks.items()})
+        object.__setattr__(
+            self,
+            "metrics",
+            {
+                direction: metrics_of_ranks(queries, self.map_at)
+                for direction, queries in ranks.items()
+            },
+        )
 
     @property
     def chance(self) -> dict[str, dict[str, float]]:
         """The metrics that a random order is expected to get."""
         num_candidates = {"text_to_audio": len(self.clip_ids), "audio_to_text": len(self.captions)}
-        num_relevant = {direction: [len(query) for query in queries] for direction, queries in self.ranks.items()}
-        return {name: chance_metrics(num_candidates[name], num_relevant[name], self.map_at) for name in num_relevant}
+        num_relevant = {
+            direction: [len(query) for query in queries]
+            for direction, queries in self.ranks.items()
+        }
+        return {
+            name: chance_metrics(num_candidates[name], num_relevant[name], self.map_at)
+            for name in num_relevant
+        }
 
 
 def evaluate_split(model: torch.nn.Module, split: Any, **settings: Any) -> EvaluationResult:
-    """Score all captions of a ClipSplit against all its clips; `settings` are those of `similarity_matrix`.
+    """Score all captions of a ClipSplit against all its clips; `settings` are those of
+    `similarity_matrix`.
 
     Raises UserError for a split without captions and for a model that gives NaN.
     """
     captions, clips = captions_of(split)
     scores = similarity_matrix(model, captions, split, **settings)
-    return EvaluationResult(split.name, scores, captions, clips, list(split.clip_ids), list(split.file_names))
+    return EvaluationResult(
+        split.name, scores, captions, clips, list(split.clip_ids), list(split.file_names)
+    )
 
 
 def captions_of(split: Any) -> tuple[list[str], list[int]]:
-    """The captions of a ClipSplit clip by clip, and for each the column of its clip: the rows of every score matrix and score file.
+    """The captions of a ClipSplit clip by clip, and for each the column of its clip: the rows of
+    every score matrix and score file.
 
     Raises UserError for a split without captions.
     """
-    pairs = [(caption, clip) for clip, captions in enumerate(split.captions) for caption in captions]
+    pairs = [
+        (caption, clip) for clip, captions in enumerate(split.captions) for caption in captions
+    ]
     if not pairs:
-        raise UserError(f"split {split.name!r} has {len(split)} clips and no captions, so there is nothing to score")
+        raise UserError(
+            f"split {split.name!r} has {len(split)} clips and no captions, so there is nothing to"
+            " score"
+        )
     return [caption for caption, _ in pairs], [clip for _, clip in pairs]
 
 
@@ -104,13 +142,18 @@ def similarity_matrix(
     num_workers: int = 0,
     autocast: Autocast = nullcontext,
 ) -> torch.Tensor:
-    """Cosine similarities of `captions` with all clips of a ClipSplit: float32 (N, B) on the CPU, on every process.
+    """Cosine similarities of `captions` with all clips of a ClipSplit: float32 (N, B) on the CPU,
+    on every process.
 
-    Clips longer than model.clip_seconds: their first clip_seconds. The encoders run under `autocast()`, scores are
-    computed in float32. The model is a DualEncoder, not wrapped; its training mode is as before afterwards.
-    Raises UserError for a model that gives NaN.
+    Clips longer than model.clip_seconds: their first clip_seconds. The encoders run under
+    `autocast()`, scores are computed in float32. The model is a DualEncoder, not wrapped; its
+    training mode is as before afterwards. Raises UserError for a model that gives NaN.
     """
-    sizes = {"audio_batch_size": audio_batch_size, "text_batch_size": text_batch_size, "num_workers": num_workers}
+    sizes = {
+        "audio_batch_size": audio_batch_size,
+        "text_batch_size": text_batch_size,
+        "num_workers": num_workers,
+    }
     matrix = torch.empty(len(captions), len(split))  # (N, B)
     for columns, scores in score_columns(model, captions, split, autocast=autocast, **sizes):
         matrix[:, columns] = scores
@@ -128,33 +171,48 @@ def score_columns(
     num_workers: int,
     autocast: Autocast,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """The columns of `similarity_matrix` as they are made, on every process: clips int64 (b,) and their scores float32 (N, b), CPU.
+    """The columns of `similarity_matrix` as they are made, on every process: clips int64 (b,) and
+    their scores float32 (N, b), CPU.
 
     Nothing larger than the columns of one batch of every process is held.
     """
     device = next(model.parameters()).device
-    shares = [range(process * len(split) // world_size(), (process + 1) * len(split) // world_size()) for process in range(world_size())]
+    shares = [
+        range(process * len(split) // world_size(), (process + 1) * len(split) // world_size())
+        for process in range(world_size())
+    ]
     share = shares[rank()]
     max_samples = round(model.clip_seconds * model.sample_rate)
-    loader = make_clip_loader(split, share, max_samples, audio_batch_size, num_workers, pin_memory=device.type == "cuda")
+    loader = make_clip_loader(
+        split, share, max_samples, audio_batch_size, num_workers, pin_memory=device.type == "cuda"
+    )
     progress = bar(total=len(split), desc=f"scoring {split.name}", unit="clip", leave=False)
     with eval_mode(model), progress:
-        # Captions of one length side by side: less padding. Scored at once: what a pooling makes of the frames alone it makes once a call.
+        # Captions of one length side by side: less padding. Scored at once: what a pooling makes of
+        # the frames alone it makes once a call.
         order = sorted(range(len(captions)), key=lambda row: len(captions[row]))
         texts = []
         for first in range(0, len(captions), text_batch_size):
             with autocast():
-                texts.append(model.encode_text([captions[row] for row in order[first : first + text_batch_size]]).float())  # (n, D)
+                texts.append(
+                    model.encode_text(
+                        [captions[row] for row in order[first : first + text_batch_size]]
+                    ).float()
+                )  # (n, D)
         texts = torch.cat(texts)[torch.tensor(order, device=device).argsort()]  # (N, D)
         batches = iter(loader if len(share) else ())
         for first in range(0, max(map(len, shares)), audio_batch_size):
-            block = torch.empty(len(captions), 0, device=device)  # of a process that has no clip left
+            # of a process that has no clip left
+            block = torch.empty(len(captions), 0, device=device)
             for audio, lengths in islice(batches, 1):
                 with autocast():
-                    frames, mask = model.encode_audio(audio.to(device, non_blocking=True), lengths)  # (b, T, D), (b, T)
+                    # (b, T, D), (b, T)
+                    frames, mask = model.encode_audio(audio.to(device, non_blocking=True), lengths)
                 block = model.score(texts, frames.float(), mask)  # (N, b)
             scores = gather_columns(block).cpu()
-            columns = torch.tensor([clip for clips in shares for clip in clips[first : first + audio_batch_size]])
+            columns = torch.tensor(
+                [clip for clips in shares for clip in clips[first : first + audio_batch_size]]
+            )
             _check_not_nan(scores, split.name)
             progress.update(len(columns))
             yield columns, scores
@@ -164,8 +222,9 @@ def _check_not_nan(scores: torch.Tensor, split: str) -> None:
     num_nan = int(scores.isnan().sum())
     if num_nan:
         raise UserError(
-            f"{num_nan} of {scores.numel()} scores on split {split!r} are NaN: the weights are not finite, or overflow in "
-            "this precision; take an earlier checkpoint or another mixed precision"
+            f"{num_nan} of {scores.numel()} scores on split {split!r} are NaN: the weights are not"
+            " finite, or overflow in this precision; take an earlier checkpoint or another mixed"
+            " precision"
         )
 
 
@@ -183,12 +242,17 @@ def format_table(result: EvaluationResult) -> str:
     header = f"{len(result.clip_ids)} clips, {len(result.captions)} captions, %"
     width = max(len(title) for title in [header, *rows])
     lines = [f"{header:<{width}}" + "".join(f"{name:>8}" for name in names)]
-    lines += [f"{title:<{width}}" + "".join(f"{100 * values[name]:8.2f}" for name in names) for title, values in rows.items()]
+    lines += [
+        f"{title:<{width}}" + "".join(f"{100 * values[name]:8.2f}" for name in names)
+        for title, values in rows.items()
+    ]
     return "\n".join(lines)
 
 
 def write_metrics(path: str | Path, results: dict[str, Any], environment: dict[str, Any]) -> None:
-    """JSON of `results`, of the environment (checkpoint.environment()) and of what evaluate.save adds, under its names."""
+    """JSON of `results`, of the environment (checkpoint.environment()) and of what evaluate.save
+    adds, under its names.
+    """
     provenance = {
         "_timestamp": datetime.now().isoformat(),
         "_git_commit_hash": environment["git_commit"],
@@ -197,25 +261,43 @@ def write_metrics(path: str | Path, results: dict[str, Any], environment: dict[s
         "_interpreter_path": sys.executable,
     }
     with atomic_writer(Path(path)) as file:
-        json.dump(results | {"environment": environment} | provenance, file, indent=2, ensure_ascii=False)
+        json.dump(
+            results | {"environment": environment} | provenance, file, indent=2, ensure_ascii=False
+        )
         file.write("\n")
 
 
 def write_ranks(path: str | Path, result: EvaluationResult) -> None:
-    """CSV, a row a query: query, clip, rank and score, the ten best file names, and the ranks of all right clips.
+    """CSV, a row a query: query, clip, rank and score, the ten best file names, and the ranks of
+    all right clips.
 
-    clip, rank and score are those of one clip, the right one that stands highest: of several right ones it may be another for another model.
-    As in the metrics, tied clips stand before the right one.
+    clip, rank and score are those of one clip, the right one that stands highest: of several right
+    ones it may be another for another model. As in the metrics, tied clips stand before the right
+    one.
     """
     with atomic_writer(Path(path)) as file:
         writer = csv.writer(file)
-        writer.writerow(["query", "clip", "rank", "score", *(f"top_{place}" for place in range(1, NUM_TOP + 1)), "ranks"])
+        writer.writerow(
+            [
+                "query",
+                "clip",
+                "rank",
+                "score",
+                *(f"top_{place}" for place in range(1, NUM_TOP + 1)),
+                "ranks",
+            ]
+        )
         for first, rows in row_blocks(_to_numpy(result.scores)):
             for row, scores in enumerate(rows, first):
                 right, ranks = result.relevant[row], result.ranks["text_to_audio"][row]
                 clip, best = best_right(scores, right), first_columns(scores, right, NUM_TOP)
                 names = [result.file_names[index] for index in best] + [""] * (NUM_TOP - len(best))
-                head = [result.captions[row], result.file_names[clip], ranks[0], f"{scores[clip]:.6f}"]
+                head = [
+                    result.captions[row],
+                    result.file_names[clip],
+                    ranks[0],
+                    f"{scores[clip]:.6f}",
+                ]
                 writer.writerow([*head, *names, " ".join(map(str, ranks))])
 
 
@@ -226,9 +308,12 @@ def best_right(scores: np.ndarray, right: Sequence[int]) -> int:
 
 
 def first_columns(scores: np.ndarray, right: Sequence[int], number: int) -> list[int]:
-    """The first columns of a query's ranking, scores (B,); as in the metrics, tied ones stand before those that are right."""
+    """The first columns of a query's ranking, scores (B,); as in the metrics, tied ones stand
+    before those that are right.
+    """
     last = max(0, len(scores) - number)
-    candidates = np.flatnonzero(scores >= np.partition(scores, last)[last])  # all that tie with the last one, too
+    # all that tie with the last one, too
+    candidates = np.flatnonzero(scores >= np.partition(scores, last)[last])
     order = np.lexsort((np.isin(candidates, right), -scores[candidates]))
     return candidates[order[:number]].tolist()
 
@@ -246,7 +331,9 @@ def eval_mode(model: torch.nn.Module) -> Iterator[None]:
 
 
 def _to_numpy(scores: torch.Tensor | np.ndarray) -> np.ndarray:
-    """Without a copy where numpy knows the type; half precision as float32, which orders it the same."""
+    """Without a copy where numpy knows the type; half precision as float32, which orders it the
+    same.
+    """
     if not isinstance(scores, torch.Tensor):
         return np.asarray(scores)
     scores = scores.detach().cpu()

@@ -1,12 +1,14 @@
-"""What frozen encoders say, on disk: every clip and caption is encoded once, and projections and pooling then train without the encoders.
+"""What frozen encoders say, on disk: every clip and caption is encoded once, and projections and
+pooling then train without the encoders.
 
     FRAME_CACHE/<split>-<digest>/frames.npy        float16 (all frames of all clips, feature_dim)
     FRAME_CACHE/captions-<digest>/features.npy     float32 (captions, feature_dim), where the text encoder is frozen too
     FRAME_CACHE/*/made_from.json                   what the digest stands for
 
-The digest is that of all that the numbers depend on: the encoder's settings, weights and precision; windows, clip length and the sounds, or
-the captions' tokens. An interrupted build goes on from its last batch; of two runs that need the same one, the second waits for the first.
-Letters: B clips, S samples, T frames, N captions, F = feature_dim.
+The digest is that of all that the numbers depend on: the encoder's settings, weights and precision;
+windows, clip length and the sounds, or the captions' tokens. An interrupted build goes on from its
+last batch; of two runs that need the same one, the second waits for the first. Letters: B clips, S
+samples, T frames, N captions, F = feature_dim.
 """
 
 import fcntl
@@ -32,21 +34,30 @@ from retrieval.files import check_writable
 from retrieval.models import DualEncoder
 from retrieval.progress import bar
 
-Encode = Callable[[int], Iterator[np.ndarray]]  # from the item of that number on: the rows of one batch of items after the other
+# from the item of that number on: the rows of one batch of items after the other
+Encode = Callable[[int], Iterator[np.ndarray]]
 
 
 class FrameSplit:
-    """Stands in for a ClipSplit: `read` gives frames (T, F) in place of samples (S,), and num_samples counts them."""
+    """Stands in for a ClipSplit: `read` gives frames (T, F) in place of samples (S,), and
+    num_samples counts them.
+    """
 
     def __init__(self, split: ClipSplit, path: Path, num_frames: np.ndarray):
         self.split, self.path = split, path
-        self.name, self.clip_ids, self.file_names, self.captions = split.name, split.clip_ids, split.file_names, split.captions
+        self.name, self.clip_ids, self.file_names, self.captions = (
+            split.name,
+            split.clip_ids,
+            split.file_names,
+            split.captions,
+        )
         self.num_samples = num_frames  # (len,)
         self._ends = np.cumsum(num_frames)
         self._frames = _opened(path, int(num_frames.sum()))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return FrameSplit, (self.split, self.path, self.num_samples)  # a memory map would travel as all its bytes
+        # a memory map would travel as all its bytes
+        return FrameSplit, (self.split, self.path, self.num_samples)
 
     def __len__(self) -> int:
         return len(self.clip_ids)
@@ -79,9 +90,16 @@ class CaptionFeatures:
 
 
 def cached_frames(
-    model: DualEncoder, split: ClipSplit, folder: Path, accelerator: Accelerator, *, batch_size: int, num_workers: int
+    model: DualEncoder,
+    split: ClipSplit,
+    folder: Path,
+    accelerator: Accelerator,
+    *,
+    batch_size: int,
+    num_workers: int,
 ) -> FrameSplit:
-    """The frames of `split` in `folder`, encoded first where they are not there yet. Every process calls this; one of each machine encodes.
+    """The frames of `split` in `folder`, encoded first where they are not there yet. Every process
+    calls this; one of each machine encodes.
 
     Raises UserError where the disk has no room for them, and for a damaged file.
     """
@@ -96,29 +114,61 @@ def cached_frames(
     }
 
     def encode(first: int) -> Iterator[np.ndarray]:
-        for waveform, lengths in make_clip_loader(split, range(first, len(split)), clip_samples, batch_size, num_workers):
-            features, mask = model.audio_features(waveform.to(accelerator.device, non_blocking=True), lengths)  # (B, T, F), (B, T)
+        for waveform, lengths in make_clip_loader(
+            split, range(first, len(split)), clip_samples, batch_size, num_workers
+        ):
+            features, mask = model.audio_features(
+                waveform.to(accelerator.device, non_blocking=True), lengths
+            )  # (B, T, F), (B, T)
             yield features.float()[mask].cpu().numpy()
 
     path = _folder_of(folder, split.name, origin) / "frames.npy"
-    _provide(model, path, origin, num_frames, (model.audio_encoder.feature_dim, np.float16), encode, accelerator)
+    _provide(
+        model,
+        path,
+        origin,
+        num_frames,
+        (model.audio_encoder.feature_dim, np.float16),
+        encode,
+        accelerator,
+    )
     return FrameSplit(split, path, num_frames)
 
 
-def cached_captions(model: DualEncoder, captions: list[str], folder: Path, accelerator: Accelerator, *, batch_size: int) -> CaptionFeatures:
+def cached_captions(
+    model: DualEncoder,
+    captions: list[str],
+    folder: Path,
+    accelerator: Accelerator,
+    *,
+    batch_size: int,
+) -> CaptionFeatures:
     """What the text encoder says to `captions`, without their projection; as `cached_frames`."""
     captions = list(dict.fromkeys(captions))
     encoder = model.text_encoder
-    batches = [captions[first : first + batch_size] for first in range(0, len(captions), batch_size)]
+    batches = [
+        captions[first : first + batch_size] for first in range(0, len(captions), batch_size)
+    ]
     tokens = _digest(repr([encoder.tokens(batch)["input_ids"].tolist() for batch in batches]))
-    origin = _origin(model, "text_encoder", accelerator) | {"readout": encoder.readout, "tokens": tokens}
+    origin = _origin(model, "text_encoder", accelerator) | {
+        "readout": encoder.readout,
+        "tokens": tokens,
+    }
 
     def encode(first: int) -> Iterator[np.ndarray]:
         for start in range(first, len(captions), batch_size):
             yield encoder(captions[start : start + batch_size]).float().cpu().numpy()
 
     path = _folder_of(folder, "captions", origin) / "features.npy"
-    _provide(model, path, origin, np.ones(len(captions), np.int64), (encoder.feature_dim, np.float32), encode, accelerator)
+    _provide(
+        model,
+        path,
+        origin,
+        np.ones(len(captions), np.int64),
+        (encoder.feature_dim, np.float32),
+        encode,
+        accelerator,
+    )
     return CaptionFeatures(captions, path)
 
 
@@ -131,7 +181,11 @@ def _origin(model: DualEncoder, part: str, accelerator: Accelerator) -> dict[str
     weights = hashlib.sha256()
     for name, value in getattr(model, part).state_dict().items():
         weights.update(name.encode() + value.detach().float().cpu().contiguous().numpy().tobytes())
-    return {"encoder": model.architecture[part], "weights": weights.hexdigest(), "mixed_precision": accelerator.mixed_precision}
+    return {
+        "encoder": model.architecture[part],
+        "weights": weights.hexdigest(),
+        "mixed_precision": accelerator.mixed_precision,
+    }
 
 
 def _folder_of(folder: Path, name: str, origin: dict[str, Any]) -> Path:
@@ -145,14 +199,25 @@ def _opened(path: Path, num_rows: int) -> np.ndarray:
         if len(array) != num_rows:
             raise ValueError(f"{len(array)} rows in place of {num_rows}")
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} is damaged ({one_line(error)}); delete {path.parent}, and its content is encoded again") from None
+        raise UserError(
+            f"{path} is damaged ({one_line(error)}); delete {path.parent}, and its content is"
+            " encoded again"
+        ) from None
     return array
 
 
 def _provide(
-    model: DualEncoder, path: Path, origin: dict[str, Any], num_rows: np.ndarray, row: tuple[int, Any], encode: Encode, accelerator: Accelerator
+    model: DualEncoder,
+    path: Path,
+    origin: dict[str, Any],
+    num_rows: np.ndarray,
+    row: tuple[int, Any],
+    encode: Encode,
+    accelerator: Accelerator,
 ) -> None:
-    """Write `path` and made_from.json beside it, unless they are there. num_rows (items,): of each item; row: size and type of one."""
+    """Write `path` and made_from.json beside it, unless they are there. num_rows (items,): of each
+    item; row: size and type of one.
+    """
     final, shape, dtype = path.parent, (int(num_rows.sum()), row[0]), np.dtype(row[1])
     if accelerator.is_local_main_process and not final.exists():
         partial = final.with_name(f"{final.name}.partial")
@@ -163,13 +228,16 @@ def _provide(
                     num_done = _prepared(partial / path.name, shape, dtype, len(num_rows))
                     _encode(model, partial / path.name, num_rows, num_done, encode, accelerator)
                     (partial / "num_done").unlink(missing_ok=True)
-                    (partial / "made_from.json").write_text(json.dumps(origin, indent=2) + "\n", encoding="utf-8")
+                    (partial / "made_from.json").write_text(
+                        json.dumps(origin, indent=2) + "\n", encoding="utf-8"
+                    )
                     partial.rename(final)
         except OSError as error:
             if error.errno is None:
                 raise
             raise UserError(
-                f"{partial} cannot be written ({error.strerror or error}); {disk_remedy(error)}, or set data.frame_cache; what is encoded is kept"
+                f"{partial} cannot be written ({error.strerror or error}); {disk_remedy(error)}, or"
+                " set data.frame_cache; what is encoded is kept"
             ) from None
     while not final.exists():  # not in a collective, which has a time limit
         time.sleep(0.5)
@@ -181,14 +249,16 @@ def _check_room(partial: Path, num_bytes: int) -> None:
     free = shutil.disk_usage(next(p for p in partial.absolute().parents if p.exists())).free
     if num_bytes > free and not partial.exists():
         raise UserError(
-            f"{partial.stem} takes {num_bytes / 2**30:.1f} GiB, {partial.parent} has {free / 2**30:.1f} GiB left; "
-            "set data.frame_cache to another disk"
+            f"{partial.stem} takes {num_bytes / 2**30:.1f} GiB, {partial.parent} has"
+            f" {free / 2**30:.1f} GiB left; set data.frame_cache to another disk"
         )
 
 
 @contextmanager
 def _alone(partial: Path) -> Iterator[None]:
-    """The folder, made where it is absent; a second process waits until the first is done with it, or has died."""
+    """The folder, made where it is absent; a second process waits until the first is done with it,
+    or has died.
+    """
     while True:
         partial.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):  # the first has just renamed it
@@ -204,11 +274,14 @@ def _alone(partial: Path) -> Iterator[None]:
 
 
 def _prepared(path: Path, shape: tuple[int, int], dtype: np.dtype, num_items: int) -> int:
-    """Make an array of its full size, or keep the one that an interrupted build left; the items that are encoded in it."""
+    """Make an array of its full size, or keep the one that an interrupted build left; the items
+    that are encoded in it.
+    """
     num_done = _num_done(path, shape, num_items)
     if not num_done:
         np.lib.format.open_memmap(path, "w+", dtype, shape).flush()
-    with open(path, "rb+") as file:  # a disk that gets full would kill a process that writes to a memory map
+    # a disk that gets full would kill a process that writes to a memory map
+    with open(path, "rb+") as file:
         os.posix_fallocate(file.fileno(), 0, os.path.getsize(path))
     return num_done
 
@@ -217,19 +290,35 @@ def _num_done(path: Path, shape: tuple[int, int], num_items: int) -> int:
     """Items that an interrupted build has encoded; 0 where what it left cannot be used."""
     try:
         num_done = int(path.with_name("num_done").read_text())
-        return num_done if 0 <= num_done <= num_items and np.load(path, mmap_mode="r").shape == shape else 0
+        return (
+            num_done
+            if 0 <= num_done <= num_items and np.load(path, mmap_mode="r").shape == shape
+            else 0
+        )
     except (OSError, ValueError, EOFError):
         return 0
 
 
 @torch.no_grad()
-def _encode(model: DualEncoder, path: Path, num_rows: np.ndarray, num_done: int, encode: Encode, accelerator: Accelerator) -> None:
+def _encode(
+    model: DualEncoder,
+    path: Path,
+    num_rows: np.ndarray,
+    num_done: int,
+    encode: Encode,
+    accelerator: Accelerator,
+) -> None:
     array = np.lib.format.open_memmap(path, "r+")
     ends, first_row = np.cumsum(num_rows), int(num_rows[:num_done].sum())
     was_training = model.training
     model.eval()
     name = path.parent.name.rsplit("-", 1)[0]
-    with bar(total=len(num_rows), initial=num_done, desc=f"encoding {name}", unit="item") as progress, accelerator.autocast():
+    with (
+        bar(
+            total=len(num_rows), initial=num_done, desc=f"encoding {name}", unit="item"
+        ) as progress,
+        accelerator.autocast(),
+    ):
         for rows in encode(num_done):
             array[first_row : first_row + len(rows)] = rows
             array.flush()

@@ -1,4 +1,6 @@
-"""Ctrl-C, SIGTERM and the death of the launcher: the loop stops at a place of its own choosing and saves."""
+"""Ctrl-C, SIGTERM and the death of the launcher: the loop stops at a place of its own choosing and
+saves.
+"""
 
 import ctypes
 import os
@@ -14,7 +16,8 @@ from types import FrameType
 from retrieval.base.interrupts import DROPS_EXCEPTIONS, interrupt
 from retrieval.base.processes import environment_of, parent_of, words_of
 
-LAUNCHERS = {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"}  # what accelerate launch and torchrun set for the processes they start
+# what accelerate launch and torchrun set for the processes they start
+LAUNCHERS = {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"}
 # Set by users who start each process by hand.
 RENDEZVOUS = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 
@@ -32,7 +35,9 @@ def resume_command() -> str:
     if Path(words[1]).name in ("accelerate", "torchrun"):
         words = words[1:]  # a script of the Python environment, started as `python PATH/accelerate`
     words[0] = Path(words[0]).name
-    needed = [name for name in sorted(environment) if name.startswith("ACCELERATE_") or name in RENDEZVOUS]
+    needed = [
+        name for name in sorted(environment) if name.startswith("ACCELERATE_") or name in RENDEZVOUS
+    ]
     settings = [f"{name}={shlex.quote(environment[name])}" for name in needed]
     command = [word for word in words if word not in ("--overwrite", "--resume")] + ["--resume"]
     return " ".join([*settings, shlex.join(command)])
@@ -41,7 +46,8 @@ def resume_command() -> str:
 class Interrupted(BaseException):
     """SIGINT or SIGTERM arrived; what had been trained is in the newest state on disk.
 
-    No Exception, as KeyboardInterrupt is none: what catches those, around the loading of a file, would call the file damaged.
+    No Exception, as KeyboardInterrupt is none: what catches those, around the loading of a file,
+    would call the file damaged.
     """
 
     def __init__(self, signum: int):
@@ -50,11 +56,13 @@ class Interrupted(BaseException):
 
 @dataclass
 class StopRequest:
-    """While `at_once` is set a signal interrupts right away; else it asks the loop to stop after its step.
+    """While `at_once` is set a signal interrupts right away; else it asks the loop to stop after
+    its step.
 
-    Where an exception would be lost, the request is noted only, and the loop's next step heeds it. A loader process, which starts with its
-    parent's handlers, does nothing until it has set its own (retrieval.data.pairs).
-    A second Ctrl-C does not wait. A second SIGTERM does nothing: after a Ctrl-C the launcher dies first, which sends one.
+    Where an exception would be lost, the request is noted only, and the loop's next step heeds it.
+    A loader process, which starts with its parent's handlers, does nothing until it has set its own
+    (retrieval.data.pairs). A second Ctrl-C does not wait. A second SIGTERM does nothing: after a
+    Ctrl-C the launcher dies first, which sends one.
     """
 
     signum: int = 0
@@ -82,14 +90,17 @@ def _drops_exceptions(frame: FrameType | None) -> bool:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Ctrl-C and SIGTERM set the request instead of ending the process; so does the death of the launcher. Within another: the same request."""
+    """Ctrl-C and SIGTERM set the request instead of ending the process; so does the death of the
+    launcher. Within another: the same request.
+    """
     if isinstance(outer := signal.getsignal(signal.SIGTERM), StopRequest):
         yield outer
         return
     stop = StopRequest()
     before = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
     if LAUNCHERS & os.environ.keys() and sys.platform == "linux":
-        # The launcher does not pass SIGTERM on; without this, killing it would leave the training running unseen.
+        # The launcher does not pass SIGTERM on; without this, killing it would leave the training
+        # running unseen.
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
     try:
@@ -98,4 +109,5 @@ def stop_on_signals() -> Iterator[StopRequest]:
         for signum, handler in before.items():
             signal.signal(signum, handler)
         if stop.signum:
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher's death must not cut off the last words
+            # the launcher's death must not cut off the last words
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -1,7 +1,9 @@
-"""Gradients of a batch whose encoders run part by part, so that memory holds the activations of one part, while every caption keeps all negatives.
+"""Gradients of a batch whose encoders run part by part, so that memory holds the activations of one
+part, while every caption keeps all negatives.
 
-Cached gradients (GradCache: Gao et al., 2021, arXiv 2101.06983): all parts are encoded without a graph; scores and loss of the whole batch give
-the gradient of each encoding; then each part is encoded again, with the same random numbers, and its gradient goes back through it.
+Cached gradients (GradCache: Gao et al., 2021, arXiv 2101.06983): all parts are encoded without a
+graph; scores and loss of the whole batch give the gradient of each encoding; then each part is
+encoded again, with the same random numbers, and its gradient goes back through it.
 
 Letters: b pairs of this process, D dimensions, T frames.
 """
@@ -17,19 +19,26 @@ from torch.nn.utils.rnn import pad_sequence
 from retrieval.distributed import world_size
 from retrieval.models import DualEncoder
 
-LossOf = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]  # text (b, D), frames (b, T, D), mask (b, T) -> loss of all processes
+# text (b, D), frames (b, T, D), mask (b, T) -> loss of all processes
+LossOf = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def backward_in_parts(
-    accelerator: Accelerator, wrapped: torch.nn.Module, batch: dict[str, Any], size: int, loss_of: LossOf
+    accelerator: Accelerator,
+    wrapped: torch.nn.Module,
+    batch: dict[str, Any],
+    size: int,
+    loss_of: LossOf,
 ) -> torch.Tensor:
-    """Leave in every parameter the gradient of `loss_of` the whole batch, and return the loss. `size` pairs are encoded at once.
+    """Leave in every parameter the gradient of `loss_of` the whole batch, and return the loss.
+    `size` pairs are encoded at once.
 
     batch: of retrieval.data.collate_pairs. The cost is one more forward pass of the encoders.
     """
     model: DualEncoder = accelerator.unwrap_model(wrapped)
     device = accelerator.device
-    # Not accelerator.no_sync: it does nothing in a group of one process (torchrun --nproc_per_node 1), but DDP still counts gradients there.
+    # Not accelerator.no_sync: it does nothing in a group of one process (torchrun --nproc_per_node
+    # 1), but DDP still counts gradients there.
     no_sync = getattr(wrapped, "no_sync", nullcontext)
     parts, states, encodings = list(_inputs(batch, size, device)), [], []
     for part in parts:
@@ -46,15 +55,23 @@ def backward_in_parts(
         accelerator.backward(loss * world_size())
     after = _random_state(device)
     first = 0
-    for number, (part, state, (count, num_frames)) in enumerate(zip(parts, states, shapes, strict=True), 1):
+    for number, (part, state, (count, num_frames)) in enumerate(
+        zip(parts, states, shapes, strict=True), 1
+    ):
         _set_random_state(state, device)
         own, first = slice(first, first + count), first + count
         with nullcontext() if number == len(parts) else no_sync():
             text_part, frames_part, _ = wrapped(*part())
-            outputs, gradients = [text_part, frames_part], [text.grad[own], frames.grad[own, :num_frames]]
+            outputs, gradients = (
+                [text_part, frames_part],
+                [
+                    text.grad[own],
+                    frames.grad[own, :num_frames],
+                ],
+            )
             if number == len(parts):
-                # DistributedDataParallel averages once all parameters have had a gradient since its forward pass: those that learnt
-                # from the scores get another one, of zero.
+                # DistributedDataParallel averages once all parameters have had a gradient since its
+                # forward pass: those that learnt from the scores get another one, of zero.
                 outputs += [0.0 * parameter.sum() for parameter in _beside_encoders(model)]
                 gradients += [torch.ones_like(zero) for zero in outputs[2:]]
             torch.autograd.backward(outputs, gradients)
@@ -62,11 +79,19 @@ def backward_in_parts(
     return loss.detach()
 
 
-def _inputs(batch: dict[str, Any], size: int, device: torch.device) -> Iterator[Callable[[], tuple[Any, ...]]]:
-    """The model's arguments, part by part; the waveforms of a part come to the device when it is its turn."""
+def _inputs(
+    batch: dict[str, Any], size: int, device: torch.device
+) -> Iterator[Callable[[], tuple[Any, ...]]]:
+    """The model's arguments, part by part; the waveforms of a part come to the device when it is
+    its turn.
+    """
     for first in range(0, len(batch["captions"]), size):
         own = slice(first, first + size)
-        yield lambda own=own: (batch["waveform"][own].to(device, non_blocking=True), batch["lengths"][own], batch["captions"][own])
+        yield lambda own=own: (
+            batch["waveform"][own].to(device, non_blocking=True),
+            batch["lengths"][own],
+            batch["captions"][own],
+        )
 
 
 def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
@@ -76,7 +101,11 @@ def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
 
 def _beside_encoders(model: DualEncoder) -> Iterator[torch.nn.Parameter]:
     """The trained parameters of the scores and of the loss."""
-    for parameter in (*model.pooling.parameters(), model.temperature, *model.loss_parameters.parameters()):
+    for parameter in (
+        *model.pooling.parameters(),
+        model.temperature,
+        *model.loss_parameters.parameters(),
+    ):
         if parameter.requires_grad:
             yield parameter
 

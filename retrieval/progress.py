@@ -1,4 +1,5 @@
-"""Progress of long work: a bar with rate and time left on a terminal, a line now and then in a log file, nothing after set_quiet(True).
+"""Progress of long work: a bar with rate and time left on a terminal, a line now and then in a log
+file, nothing after set_quiet(True).
 
     with bar(total=len(clips), desc="embedding", unit="clip") as progress:
         for clip in clips:
@@ -15,7 +16,10 @@ from tqdm import tqdm
 
 SECONDS_UNSEEN = 3.0  # work that is done sooner shows nothing
 SECONDS_BETWEEN_LINES = 30.0
-BAR = "{desc}: {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt}{unit} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
+BAR = (
+    "{desc}: {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt}{unit} [{elapsed}<{remaining},"
+    " {rate_noinv_fmt}{postfix}]"
+)
 
 _quiet = False
 
@@ -34,16 +38,35 @@ def silence_transformers() -> None:
     transformers.logging.disable_progress_bar()
 
 
-def bar(*, total: int | None = None, desc: str, unit: str, initial: int = 0, scale: bool = False, leave: bool = True, disable: bool = False) -> tqdm:
-    """A tqdm bar of `total` units (None: unknown) of which `initial` were done before. Of several processes only the first shows it.
+def bar(
+    *,
+    total: int | None = None,
+    desc: str,
+    unit: str,
+    initial: int = 0,
+    scale: bool = False,
+    leave: bool = True,
+    disable: bool = False,
+) -> tqdm:
+    """A tqdm bar of `total` units (None: unknown) of which `initial` were done before. Of several
+    processes only the first shows it.
 
-    unit in the singular; `scale` for bytes, which have prefixes (MB) and no plural. leave=False: a terminal is as before when the work is done.
+    unit in the singular; `scale` for bytes, which have prefixes (MB) and no plural. leave=False: a
+    terminal is as before when the work is done.
     """
     hidden = disable or _quiet or os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) != "0"
-    options = {"total": total, "desc": desc, "initial": initial, "unit_scale": scale, "unit": unit if scale else f" {unit}s", "delay": SECONDS_UNSEEN}
+    options = {
+        "total": total,
+        "desc": desc,
+        "initial": initial,
+        "unit_scale": scale,
+        "unit": unit if scale else f" {unit}s",
+        "delay": SECONDS_UNSEEN,
+    }
     if hidden:
         options["disable"] = True  # without it the user's TQDM_DISABLE holds
-    if sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns:  # a container's may have none: tqdm would draw nothing
+    # a container's may have none: tqdm would draw nothing
+    if sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns:
         return tqdm(**options, leave=leave, dynamic_ncols=True, bar_format=BAR if total else None)
     return _Lines(**options, leave=False, mininterval=SECONDS_BETWEEN_LINES, miniters=1)
 
@@ -65,8 +88,15 @@ class _Lines(tqdm):
         n, total, elapsed = state["n"], state["total"], state["elapsed"]
         average = (n - state["initial"]) / elapsed if elapsed else 0.0
         rate = average if done else state["rate"] or average
-        count = self._amount(n) if total is None or (done and n == total) else f"{self._amount(n)}/{self._amount(total)}"
-        parts = [f"{self.desc.removesuffix(': ')}: {count}{self.unit}" + (f" in {duration(elapsed)}" if done else "")]
+        count = (
+            self._amount(n)
+            if total is None or (done and n == total)
+            else f"{self._amount(n)}/{self._amount(total)}"
+        )
+        parts = [
+            f"{self.desc.removesuffix(': ')}: {count}{self.unit}"
+            + (f" in {duration(elapsed)}" if done else "")
+        ]
         if rate:
             parts.append(f"{self._amount(rate)}{self.unit}/s")
             if not done and total is not None:
@@ -77,11 +107,23 @@ class _Lines(tqdm):
     def _amount(self, number: float) -> str:
         if self.unit_scale:
             return self.format_sizeof(number, divisor=self.unit_divisor)
-        return f"{number:,}" if isinstance(number, int) else f"{number:,.1f}" if number >= 10 else f"{number:.2g}"
+        return (
+            f"{number:,}"
+            if isinstance(number, int)
+            else f"{number:,.1f}"
+            if number >= 10
+            else f"{number:.2g}"
+        )
 
 
 def duration(seconds: float) -> str:
     """12 s, 1 min 35 s, 2 h 5 min"""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    return (
+        f"{hours} h {minutes} min"
+        if hours
+        else f"{minutes} min {rest} s"
+        if minutes
+        else f"{rest} s"
+    )

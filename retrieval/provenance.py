@@ -1,4 +1,6 @@
-"""What is known of how a model was made, for about.json and the model card in its folder (models/card.py)."""
+"""What is known of how a model was made, for about.json and the model card in its folder
+(models/card.py).
+"""
 
 import shlex
 from collections import Counter
@@ -11,7 +13,9 @@ from retrieval.errors import UserError
 
 
 def of_training(config: Config, git_commit: str | None, need_data: bool = True) -> dict[str, Any]:
-    """Data, settings and commit of a training. Raises UserError for caches that are absent or damaged, unless the data may stay unknown."""
+    """Data, settings and commit of a training. Raises UserError for caches that are absent or
+    damaged, unless the data may stay unknown.
+    """
     try:
         data = training_data(config)
     except UserError:
@@ -23,7 +27,11 @@ def of_training(config: Config, git_commit: str | None, need_data: bool = True) 
 
 def described(config: Config, data: list[dict[str, Any]], git_commit: str | None) -> dict[str, Any]:
     """data: `describe_split` of what the model is trained and scored on."""
-    return {"data": data, "settings": _without_folders(config.model_dump()), "git_commit": git_commit}
+    return {
+        "data": data,
+        "settings": _without_folders(config.model_dump()),
+        "git_commit": git_commit,
+    }
 
 
 def training_data(config: Config) -> list[dict[str, Any]]:
@@ -36,7 +44,9 @@ def training_data(config: Config) -> list[dict[str, Any]]:
 
 
 def describe_split(cache: Cache, split: ClipSplit) -> dict[str, Any]:
-    """Of a split of an opened cache: corpus, counts, fingerprint, licences of the clips, and the command that built it."""
+    """Of a split of an opened cache: corpus, counts, fingerprint, licences of the clips, and the
+    command that built it.
+    """
     licenses = split.column("license")
     return {
         "corpus": str(cache.info.get("corpus", "unknown")),
@@ -46,7 +56,9 @@ def describe_split(cache: Cache, split: ClipSplit) -> dict[str, Any]:
         "hours": round(float(split.num_samples.sum()) / cache.sample_rate / 3600, 3),
         "sample_rate": cache.sample_rate,
         "fingerprint": split.fingerprint(),
-        "licenses": None if licenses is None else dict(Counter(license or "" for license in licenses)),
+        "licenses": (
+            None if licenses is None else dict(Counter(license or "" for license in licenses))
+        ),
         "command": _command(cache.info.get("command")),
     }
 
@@ -61,7 +73,9 @@ def _command(command: Any) -> str | None:
 
 
 def _without_folders(value: Any) -> Any:
-    """The same with `.../name` in place of paths that tell the folders of its maker, also after `--option=`: a model is passed on."""
+    """The same with `.../name` in place of paths that tell the folders of its maker, also after
+    `--option=`: a model is passed on.
+    """
     if isinstance(value, dict):
         return {key: _without_folders(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -1,10 +1,11 @@
-"""Score files: what a teacher leaves behind for distillation, and what anyone else may want to compare or to average.
+"""Score files: what a teacher leaves behind for distillation, and what anyone else may want to
+compare or to average.
 
     FOLDER/scores.npy    float32 (N, B): rows are the captions of a split clip by clip (evaluation.captions_of), columns its clips
     FOLDER/scores.json   split, checkpoints, fingerprint of clips and captions, shape, git commit
 
-The array lies column by column on disk (Fortran order), as it is made: what was written is not touched again. scores.json is written last,
-so that a folder without it is not complete.
+The array lies column by column on disk (Fortran order), as it is made: what was written is not
+touched again. scores.json is written last, so that a folder without it is not complete.
 """
 
 import hashlib
@@ -39,25 +40,38 @@ class ScoreFile:
     captions_fingerprint: str  # of the split that was scored
 
     def check(self, split: Any) -> None:
-        """Raises UserError where the scores are not those of `split`: other clips, captions or order. Another sample rate is no difference."""
+        """Raises UserError where the scores are not those of `split`: other clips, captions or
+        order. Another sample rate is no difference.
+        """
         shape = (sum(map(len, split.captions)), len(split))
         if self.captions_fingerprint != captions_fingerprint(split) or self.scores.shape != shape:
             raise UserError(
-                f"{self.folder / ARRAY} holds scores of other clips or captions, or in another order: {self.scores.shape[0]} captions x "
-                f"{self.scores.shape[1]} clips of split {self.split!r}, wanted are the {shape[0]} x {shape[1]} of {split.name!r} that the run trains "
-                "on; score the checkpoint on a cache that was built from the same files and captions"
+                f"{self.folder / ARRAY} holds scores of other clips or captions, or in another"
+                f" order: {self.scores.shape[0]} captions x {self.scores.shape[1]} clips of split"
+                f" {self.split!r}, wanted are the {shape[0]} x {shape[1]} of {split.name!r} that"
+                " the run trains on; score the checkpoint on a cache that was built from the same"
+                " files and captions"
             )
 
 
 def captions_fingerprint(split: Any) -> str:
-    """What rows and columns stand for. Not lengths in samples: teachers may hear another sample rate than the student."""
+    """What rows and columns stand for. Not lengths in samples: teachers may hear another sample
+    rate than the student.
+    """
     return hashlib.sha256(repr([split.clip_ids, split.captions]).encode()).hexdigest()
 
 
-def write_scores(folder: Path, columns: Iterable[tuple["torch.Tensor", "torch.Tensor"]], split: Any, about: dict[str, Any]) -> ScoreFile:
-    """Write the (clips (b,), scores (N, b)) of `evaluation.score_columns` as they come; `about` is JSON that goes into scores.json.
+def write_scores(
+    folder: Path,
+    columns: Iterable[tuple["torch.Tensor", "torch.Tensor"]],
+    split: Any,
+    about: dict[str, Any],
+) -> ScoreFile:
+    """Write the (clips (b,), scores (N, b)) of `evaluation.score_columns` as they come; `about` is
+    JSON that goes into scores.json.
 
-    The files appear under their names when all is written. Raises UserError for a disk that is full.
+    The files appear under their names when all is written. Raises UserError for a disk that is
+    full.
     """
     shape = (sum(map(len, split.captions)), len(split))
     path = folder / ARRAY
@@ -66,9 +80,12 @@ def write_scores(folder: Path, columns: Iterable[tuple["torch.Tensor", "torch.Te
         folder.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(folder)
         try:
-            scores = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape, fortran_order=True)
+            scores = np.lib.format.open_memmap(
+                temporary, mode="w+", dtype=np.float32, shape=shape, fortran_order=True
+            )
             with open(temporary, "rb+") as file:
-                os.posix_fallocate(file.fileno(), 0, os.path.getsize(temporary))  # a full disk would kill a process that writes to a memory map
+                # a full disk would kill a process that writes to a memory map
+                os.posix_fallocate(file.fileno(), 0, os.path.getsize(temporary))
             for clips, block in columns:
                 scores[:, clips.numpy()] = block.numpy()
             scores.flush()
@@ -77,9 +94,21 @@ def write_scores(folder: Path, columns: Iterable[tuple["torch.Tensor", "torch.Te
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}); {disk_remedy(error)}, or choose another output folder") from None
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}); {disk_remedy(error)}, or choose another"
+            " output folder"
+        ) from None
     with atomic_writer(folder / ABOUT) as file:
-        json.dump(about | {"split": split.name, "captions_fingerprint": captions_fingerprint(split), "shape": shape}, file, indent=2)
+        json.dump(
+            about
+            | {
+                "split": split.name,
+                "captions_fingerprint": captions_fingerprint(split),
+                "shape": shape,
+            },
+            file,
+            indent=2,
+        )
         file.write("\n")
     return open_scores(folder)
 
@@ -103,11 +132,19 @@ def open_scores(folder: str | Path) -> ScoreFile:
             raise UserError(f"{folder} has no {name}; {REMEDY}")
     try:
         about = read_json(folder / ABOUT)
-        split, fingerprint, shape = str(about["split"]), str(about["captions_fingerprint"]), tuple(about["shape"])
+        split, fingerprint, shape = (
+            str(about["split"]),
+            str(about["captions_fingerprint"]),
+            tuple(about["shape"]),
+        )
         # Copy on write: torch.from_numpy wants an array that may be written to.
         scores = np.load(folder / ARRAY, mmap_mode="c", allow_pickle=False)
         if scores.shape != shape or scores.dtype != np.float32 or scores.ndim != 2:
-            raise ValueError(f"{ARRAY} is {scores.dtype} {scores.shape}, {ABOUT} says float32 {shape}")
+            raise ValueError(
+                f"{ARRAY} is {scores.dtype} {scores.shape}, {ABOUT} says float32 {shape}"
+            )
     except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
-        raise UserError(f"the scores in {folder} cannot be read ({one_line(error)}); {REMEDY}") from None
+        raise UserError(
+            f"the scores in {folder} cannot be read ({one_line(error)}); {REMEDY}"
+        ) from None
     return ScoreFile(folder, scores, split, fingerprint)

@@ -1,4 +1,5 @@
-"""Scores by one checkpoint, or by several together: the mean of their score matrices. One model is in memory at a time.
+"""Scores by one checkpoint, or by several together: the mean of their score matrices. One model is
+in memory at a time.
 
 Letters: N captions, B clips; b clips of a batch.
 """
@@ -20,23 +21,33 @@ CLIPS_AT_ONCE = 256  # columns of a mean
 
 
 def load_model(checkpoint: Path, text_encoder: Path | None) -> DualEncoder:
-    """From a folder that train.py wrote, or a single file of the salsa project with the tokenizer of `text_encoder`. Raises UserError."""
-    return DualEncoder.from_pretrained(checkpoint) if checkpoint.is_dir() else load_salsa_checkpoint(checkpoint, text_encoder)
+    """From a folder that train.py wrote, or a single file of the salsa project with the tokenizer
+    of `text_encoder`. Raises UserError.
+    """
+    return (
+        DualEncoder.from_pretrained(checkpoint)
+        if checkpoint.is_dir()
+        else load_salsa_checkpoint(checkpoint, text_encoder)
+    )
 
 
 def check_sample_rate(cache: Cache, checkpoint: Path, rate: int) -> None:
-    """Raises UserError where `cache` is not what the model of `checkpoint`, at `rate` Hz, can hear."""
+    """Raises UserError where `cache` is not what the model of `checkpoint`, at `rate` Hz, can
+    hear.
+    """
     if rate != cache.sample_rate:
         raise UserError(
-            f"cache {cache.path} is sampled at {cache.sample_rate} Hz, checkpoint {checkpoint} needs {rate} Hz; "
-            f"give another --cache, or build one with --sample-rate {rate}"
+            f"cache {cache.path} is sampled at {cache.sample_rate} Hz, checkpoint {checkpoint}"
+            f" needs {rate} Hz; give another --cache, or build one with --sample-rate {rate}"
         )
 
 
 class Scorer:
-    """Checkpoints that have been loaded once, on a cache that fits all of them. Raises UserError for those that do not load or fit.
+    """Checkpoints that have been loaded once, on a cache that fits all of them. Raises UserError
+    for those that do not load or fit.
 
-    Batch sizes, precision and cache are those of the first checkpoint's run (RUN/config.yaml) unless given.
+    Batch sizes, precision and cache are those of the first checkpoint's run (RUN/config.yaml)
+    unless given.
     """
 
     def __init__(
@@ -54,12 +65,19 @@ class Scorer:
         config = read_config(run) if has_config else Config()
         self.config = config
         self.accelerator = make_accelerator(mixed_precision or config.train.mixed_precision)
-        rates = {checkpoint: load_model(checkpoint, text_encoder).sample_rate for checkpoint in self.checkpoints[1:]}
+        rates = {
+            checkpoint: load_model(checkpoint, text_encoder).sample_rate
+            for checkpoint in self.checkpoints[1:]
+        }
         self._first: DualEncoder | None = load_model(self.checkpoints[0], text_encoder)
         if cache is None and not has_config:
-            raise UserError(f"{run} has no config.yaml that says which cache to score: add --cache DIR")
+            raise UserError(
+                f"{run} has no config.yaml that says which cache to score: add --cache DIR"
+            )
         self.cache: Cache = open_cache(cache or config.data.cache)
-        self.is_other_cache = has_config and self.cache.path.resolve() != Path(config.data.cache).resolve()  # than that of the run
+        self.is_other_cache = (
+            has_config and self.cache.path.resolve() != Path(config.data.cache).resolve()
+        )  # than that of the run
         for checkpoint, rate in ({self.checkpoints[0]: self._first.sample_rate} | rates).items():
             check_sample_rate(self.cache, checkpoint, rate)
         self.settings = {
@@ -69,8 +87,12 @@ class Scorer:
             "autocast": self.accelerator.autocast,
         }
 
-    def columns(self, captions: list[str], split: ClipSplit) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Clips (b,) and their scores float32 (N, b), every clip once, on every process. Means are taken in float64. Raises UserError for NaN."""
+    def columns(
+        self, captions: list[str], split: ClipSplit
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Clips (b,) and their scores float32 (N, b), every clip once, on every process. Means are
+        taken in float64. Raises UserError for NaN.
+        """
         if len(self.checkpoints) == 1:
             yield from self._columns(self.checkpoints[0], captions, split)
             return
@@ -89,8 +111,16 @@ class Scorer:
             matrix[:, clips] = scores
         return matrix
 
-    def _columns(self, checkpoint: Path, captions: list[str], split: ClipSplit) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        model = self._first if checkpoint == self.checkpoints[0] and self._first is not None else load_model(checkpoint, self.text_encoder)
+    def _columns(
+        self, checkpoint: Path, captions: list[str], split: ClipSplit
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        model = (
+            self._first
+            if checkpoint == self.checkpoints[0] and self._first is not None
+            else load_model(checkpoint, self.text_encoder)
+        )
         self._first = None  # so that it leaves the memory before the next one is loaded
         bound_memory(model, self.config)
-        yield from score_columns(model.to(self.accelerator.device), captions, split, **self.settings)
+        yield from score_columns(
+            model.to(self.accelerator.device), captions, split, **self.settings
+        )

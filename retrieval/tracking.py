@@ -1,4 +1,5 @@
-"""What goes to TensorBoard: scalars, metrics, pictures of the validation, attention over time, hyperparameters.
+"""What goes to TensorBoard: scalars, metrics, pictures of the validation, attention over time,
+hyperparameters.
 
     tensorboard --logdir runs
 
@@ -26,9 +27,11 @@ DIRECTIONS = {"text_to_audio": "text to audio", "audio_to_text": "audio to text"
 
 
 class Tracker:
-    """Writes to `run_dir`; with `enabled` false (all processes but the first) every call does nothing.
+    """Writes to `run_dir`; with `enabled` false (all processes but the first) every call does
+    nothing.
 
-    resume_step: the first step that will be written again; what an interrupted run wrote from there on is hidden.
+    resume_step: the first step that will be written again; what an interrupted run wrote from there
+    on is hidden.
     """
 
     def __init__(self, run_dir: str | Path, resume_step: int | None, enabled: bool):
@@ -42,26 +45,42 @@ class Tracker:
                 self.writer.add_scalar(name, value, step)
 
     def validation(self, step: int, result: Any) -> None:
-        """Metrics of both directions, score matrix and rank histogram of an evaluation.EvaluationResult."""
+        """Metrics of both directions, score matrix and rank histogram of an
+        evaluation.EvaluationResult.
+        """
         if self.writer is None:
             return
         for direction, metrics in result.metrics.items():
-            self.scalars(step, {f"{result.split}/{direction}/{name}": value for name, value in metrics.items()})
-        self._figure(f"{result.split}/scores", score_figure(result.scores.numpy(), result.clips), step)
+            self.scalars(
+                step,
+                {f"{result.split}/{direction}/{name}": value for name, value in metrics.items()},
+            )
+        self._figure(
+            f"{result.split}/scores", score_figure(result.scores.numpy(), result.clips), step
+        )
         self._figure(f"{result.split}/ranks", rank_figure(result.ranks), step)
         self.writer.flush()
 
-    def attention_examples(self, step: int, model: torch.nn.Module, split: Any, num_pictures: int) -> None:
-        """For `num_pictures` clips spread over a ClipSplit, each with its first caption: picture, and once the sound."""
+    def attention_examples(
+        self, step: int, model: torch.nn.Module, split: Any, num_pictures: int
+    ) -> None:
+        """For `num_pictures` clips spread over a ClipSplit, each with its first caption: picture,
+        and once the sound.
+        """
         if self.writer is None:
             return
         captioned = [clip for clip, captions in enumerate(split.captions) if captions]
         num_pictures = min(num_pictures, len(captioned))
-        for clip in (captioned[picture * len(captioned) // num_pictures] for picture in range(num_pictures)):
-            waveform = torch.from_numpy(split.read(clip, 0, round(model.clip_seconds * model.sample_rate)))  # (S,)
+        for clip in (
+            captioned[picture * len(captioned) // num_pictures] for picture in range(num_pictures)
+        ):
+            waveform = torch.from_numpy(
+                split.read(clip, 0, round(model.clip_seconds * model.sample_rate))
+            )  # (S,)
             name = f"{split.name}_examples/{split.file_names[clip]}"
             self._figure(name, attention_figure(model, waveform, split.captions[clip][0]), step)
-            if clip not in self.clips_written and len(waveform) > 1:  # a single sample is no sound to add_audio
+            # a single sample is no sound to add_audio
+            if clip not in self.clips_written and len(waveform) > 1:
                 self.writer.add_audio(name, waveform[None], step, sample_rate=model.sample_rate)
                 self.clips_written.add(clip)
         self.writer.flush()
@@ -70,9 +89,13 @@ class Tracker:
         """Flat settings with final metrics (nested names are joined), for the HPARAMS page."""
         if self.writer is None:
             return
-        plain = {name: value if isinstance(value, bool | int | float | str) else str(value) for name, value in settings.items()}
+        plain = {
+            name: value if isinstance(value, bool | int | float | str) else str(value)
+            for name, value in settings.items()
+        }
         final = {f"final/{name}": value for name, value in _flatten(metrics).items()}
-        # SummaryWriter.add_hparams would open a second run folder inside this one; the same summaries do without.
+        # SummaryWriter.add_hparams would open a second run folder inside this one; the same
+        # summaries do without.
         for summary in hparams(plain, final):
             self.writer.file_writer.add_summary(summary)
         self.scalars(0, final)
@@ -86,25 +109,35 @@ class Tracker:
 
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
-        self.writer.add_image(name, np.asarray(canvas.buffer_rgba())[..., :3], step, dataformats="HWC")
+        self.writer.add_image(
+            name, np.asarray(canvas.buffer_rgba())[..., :3], step, dataformats="HWC"
+        )
 
 
 @torch.no_grad()
-def listen(model: torch.nn.Module, waveform: torch.Tensor, captions: list[str]) -> tuple[np.ndarray, np.ndarray | None, float]:
-    """What a DualEncoder hears of a clip and what each caption listens to: log-mel (mels, columns), weights (N, T), seconds.
+def listen(
+    model: torch.nn.Module, waveform: torch.Tensor, captions: list[str]
+) -> tuple[np.ndarray, np.ndarray | None, float]:
+    """What a DualEncoder hears of a clip and what each caption listens to: log-mel (mels, columns),
+    weights (N, T), seconds.
 
-    waveform float32 (S,) at model.sample_rate, of which the first clip_seconds are heard. The T valid frames share the time evenly, and their
-    weights sum to 1; None where the pooling does not look at the text.
+    waveform float32 (S,) at model.sample_rate, of which the first clip_seconds are heard. The T
+    valid frames share the time evenly, and their weights sum to 1; None where the pooling does not
+    look at the text.
     """
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
     waveform = waveform[None, : round(model.clip_seconds * model.sample_rate)].to(device)  # (1, S)
     encoder = model.audio_encoder
-    missing = max(0, SHORTEST_DRAWN * model.sample_rate // 1000 - waveform.shape[1])  # a spectrogram needs a window's length
-    heard = torchaudio.functional.resample(torch.nn.functional.pad(waveform, (0, missing)), model.sample_rate, encoder.sample_rate)
+    # a spectrogram needs a window's length
+    missing = max(0, SHORTEST_DRAWN * model.sample_rate // 1000 - waveform.shape[1])
+    heard = torchaudio.functional.resample(
+        torch.nn.functional.pad(waveform, (0, missing)), model.sample_rate, encoder.sample_rate
+    )
     log_mel = encoder.log_mel(heard)[0]  # (mels, columns)
-    frames, mask = model.encode_audio(waveform, torch.tensor([waveform.shape[1]]))  # (1, T, D), (1, T)
+    # (1, T, D), (1, T)
+    frames, mask = model.encode_audio(waveform, torch.tensor([waveform.shape[1]]))
     weights = model.attention(model.encode_text(captions), frames, mask)  # (N, 1, T)
     model.train(was_training)
     valid = None if weights is None else weights[:, 0, mask[0]].float().cpu().numpy()
@@ -112,14 +145,18 @@ def listen(model: torch.nn.Module, waveform: torch.Tensor, captions: list[str]) 
 
 
 def attention_figure(model: torch.nn.Module, waveform: torch.Tensor, *captions: str) -> "Figure":
-    """Log-mel spectrogram of a clip and under it what each caption listens to; arguments as of `listen`.
+    """Log-mel spectrogram of a clip and under it what each caption listens to; arguments as of
+    `listen`.
 
-    A weight of 1 is the uniform one, that of mean pooling; with mean pooling there is only the spectrogram.
+    A weight of 1 is the uniform one, that of mean pooling; with mean pooling there is only the
+    spectrogram.
     """
     log_mel, weights, seconds = listen(model, waveform, list(captions))
     num_curves = 0 if weights is None else len(captions)
     figure = _new_figure(figsize=(8.0, 2.9 + 1.25 * num_curves), dpi=100)
-    axes = figure.subplots(1 + num_curves, 1, sharex=True, squeeze=False, height_ratios=[2.0] + [1.0] * num_curves)[:, 0]
+    axes = figure.subplots(
+        1 + num_curves, 1, sharex=True, squeeze=False, height_ratios=[2.0] + [1.0] * num_curves
+    )[:, 0]
     _draw_log_mel(axes[0], log_mel, seconds)
     for axis, curve in zip(axes[1:], [] if weights is None else weights):
         _draw_attention(axis, curve, seconds)
@@ -131,7 +168,8 @@ def attention_figure(model: torch.nn.Module, waveform: torch.Tensor, *captions: 
 
 
 def score_figure(scores: np.ndarray, clips: list[int]) -> "Figure":
-    """The matrix (captions x clips), captions ordered by clip, so that the right pairs lie on the diagonal.
+    """The matrix (captions x clips), captions ordered by clip, so that the right pairs lie on the
+    diagonal.
 
     Of many clips an even choice is drawn: the diagonal of a thousand would be thinner than a pixel.
     """
@@ -144,27 +182,50 @@ def score_figure(scores: np.ndarray, clips: list[int]) -> "Figure":
     axis = figure.subplots()
     # A few extreme scores would otherwise leave the whole rest in one shade.
     low, high = np.percentile(scores, [1, 99.9])
-    image = axis.imshow(scores, aspect="auto", cmap="magma", vmin=low, vmax=high, interpolation="nearest")
+    image = axis.imshow(
+        scores, aspect="auto", cmap="magma", vmin=low, vmax=high, interpolation="nearest"
+    )
     axis.set_xlabel("clip")
     axis.set_ylabel("caption, in the order of the clips")
-    axis.set_title(f"cosine of captions with clips, {num_drawn} of {num_clips} clips", fontsize=11, loc="left")
+    axis.set_title(
+        f"cosine of captions with clips, {num_drawn} of {num_clips} clips", fontsize=11, loc="left"
+    )
     figure.colorbar(image, ax=axis, shrink=0.8, pad=0.02).outline.set_visible(False)
     return figure
 
 
-def rank_histogram(ranks: dict[str, list[np.ndarray]]) -> tuple[list[str], dict[str, np.ndarray], dict[str, float]]:
-    """Names of the bars, and for each direction the number of queries in each and the median, by the rank of the best relevant candidate."""
-    best = {direction: np.array([query[0] for query in queries]) for direction, queries in ranks.items()}
-    # By the number of captions, the highest rank there can be, so that the axis is the same in every epoch.
+def rank_histogram(
+    ranks: dict[str, list[np.ndarray]],
+) -> tuple[list[str], dict[str, np.ndarray], dict[str, float]]:
+    """Names of the bars, and for each direction the number of queries in each and the median, by
+    the rank of the best relevant candidate.
+    """
+    best = {
+        direction: np.array([query[0] for query in queries]) for direction, queries in ranks.items()
+    }
+    # By the number of captions, the highest rank there can be, so that the axis is the same in
+    # every epoch.
     highest = max(max(values.max(), len(values)) for values in best.values())
     num_bars = np.searchsorted(RANK_EDGES, highest, side="right")
-    bounds = [f"{first}" if first == last else f"{first}-{last}" for first, last in zip(RANK_EDGES, RANK_EDGES[1:] - 1)]
-    counts = {name: np.bincount(np.searchsorted(RANK_EDGES, values, side="right") - 1, minlength=num_bars) for name, values in best.items()}
-    return [*bounds, f"{RANK_EDGES[-1]}+"][:num_bars], counts, {name: float(np.median(values)) for name, values in best.items()}
+    bounds = [
+        f"{first}" if first == last else f"{first}-{last}"
+        for first, last in zip(RANK_EDGES, RANK_EDGES[1:] - 1)
+    ]
+    counts = {
+        name: np.bincount(np.searchsorted(RANK_EDGES, values, side="right") - 1, minlength=num_bars)
+        for name, values in best.items()
+    }
+    return (
+        [*bounds, f"{RANK_EDGES[-1]}+"][:num_bars],
+        counts,
+        {name: float(np.median(values)) for name, values in best.items()},
+    )
 
 
 def rank_figure(ranks: dict[str, list[np.ndarray]]) -> "Figure":
-    """Share of queries by the rank of their best relevant candidate, both directions side by side."""
+    """Share of queries by the rank of their best relevant candidate, both directions side by
+    side.
+    """
     from matplotlib import ticker
 
     bars, counts, medians = rank_histogram(ranks)
@@ -172,7 +233,13 @@ def rank_figure(ranks: dict[str, list[np.ndarray]]) -> "Figure":
     axis = figure.subplots()
     for offset, color, direction in zip((-0.2, 0.2), (BLUE, ORANGE), ranks):
         title = f"{DIRECTIONS[direction]}, median rank {medians[direction]:g}"
-        axis.bar(np.arange(len(bars)) + offset, counts[direction] / len(ranks[direction]), width=0.4, color=color, label=title)
+        axis.bar(
+            np.arange(len(bars)) + offset,
+            counts[direction] / len(ranks[direction]),
+            width=0.4,
+            color=color,
+            label=title,
+        )
     axis.set_xticks(range(len(bars)), bars, fontsize=9)
     axis.yaxis.set_major_formatter(ticker.PercentFormatter(xmax=1, decimals=0))
     axis.set_xlabel("rank of the best right answer")
@@ -191,7 +258,15 @@ def _new_figure(**settings: Any) -> "Figure":
 def _draw_log_mel(axis: "Axes", log_mel: np.ndarray, seconds: float) -> None:
     # The zero padding of short clips and other digital silence would take up most of the colours.
     low, high = np.percentile(log_mel, [5, 99.8])
-    axis.imshow(log_mel, origin="lower", aspect="auto", cmap="magma", vmin=low, vmax=high, extent=(0, seconds, 0, len(log_mel)))
+    axis.imshow(
+        log_mel,
+        origin="lower",
+        aspect="auto",
+        cmap="magma",
+        vmin=low,
+        vmax=high,
+        extent=(0, seconds, 0, len(log_mel)),
+    )
     axis.set_ylabel("mel band")
 
 
@@ -215,5 +290,9 @@ def _plain_frame(axis: "Axes") -> None:
 def _flatten(metrics: dict[str, Any], prefix: str = "") -> dict[str, float]:
     flat: dict[str, float] = {}
     for name, value in metrics.items():
-        flat.update(_flatten(value, f"{prefix}{name}/") if isinstance(value, dict) else {prefix + name: value})
+        flat.update(
+            _flatten(value, f"{prefix}{name}/")
+            if isinstance(value, dict)
+            else {prefix + name: value}
+        )
     return flat

@@ -1,6 +1,8 @@
-"""The training loop, readable top to bottom: prepare, epochs of steps, validation after each, test split at the end.
+"""The training loop, readable top to bottom: prepare, epochs of steps, validation after each, test
+split at the end.
 
-Letters: n captions and b clips of this process, N and B of all processes together, S samples, T frames, D dimensions.
+Letters: n captions and b clips of this process, N and B of all processes together, S samples, T
+frames, D dimensions.
 """
 
 import math
@@ -28,15 +30,21 @@ from retrieval.optim import set_learning_rates
 from retrieval.preparation import TEST, Run, prepare
 from retrieval.progress import bar
 
-SMALLEST_LOSS_SCALE = 1e-4  # for fp16, as fairseq's --min-loss-scale: about 30 halvings below the initial 65,536
+# for fp16, as fairseq's --min-loss-scale: about 30 halvings below the initial 65,536
+SMALLEST_LOSS_SCALE = 1e-4
 
 
 def train(config: Config, resume: bool = False, overwrite: bool = False) -> None:
-    """Train as `config` says and leave RUN/best, RUN/last, RUN/metrics.json. Raises UserError, and Interrupted after SIGINT or SIGTERM."""
+    """Train as `config` says and leave RUN/best, RUN/last, RUN/metrics.json. Raises UserError, and
+    Interrupted after SIGINT or SIGTERM.
+    """
     folder = Path(config.train.output)
     if resume and (folder / "metrics.json").exists():
         checkpoint.check_unchanged(folder, config)
-        print(f"{folder} is finished: see {folder / 'metrics.json'}; its weights start another run by train.init_from={folder / 'last'}")
+        print(
+            f"{folder} is finished: see {folder / 'metrics.json'}; its weights start another run by"
+            f" train.init_from={folder / 'last'}"
+        )
         return
     with stop_on_signals() as stop:
         run = prepare(config, folder, resume, overwrite)
@@ -70,7 +78,9 @@ def train_epoch(run: Run, stop: StopRequest) -> None:
     epoch = f"epoch {progress.epoch + 1}/{settings.epochs}"
     last_step = run.steps_per_epoch  # of this epoch
     if settings.max_steps is not None:
-        last_step = min(last_step, progress.step + max(0, settings.max_steps - progress.global_step))
+        last_step = min(
+            last_step, progress.step + max(0, settings.max_steps - progress.global_step)
+        )
     with bar(total=last_step, initial=progress.step, desc=epoch, unit="step") as shown:
         for batch in run.loader if not run.out_of_steps else ():
             loss, grad_norms = train_step(run, batch)
@@ -87,23 +97,36 @@ def train_epoch(run: Run, stop: StopRequest) -> None:
                 raise Interrupted(stop.signum or signal.SIGTERM)
             if run.out_of_steps:
                 break
-            if progress.step % settings.save_every_steps == 0 and progress.step < run.steps_per_epoch:
+            if (
+                progress.step % settings.save_every_steps == 0
+                and progress.step < run.steps_per_epoch
+            ):
                 save_state(run)
 
 
 def train_step(run: Run, batch: dict[str, Any]) -> tuple[float, dict[str, float]]:
-    """One optimizer step on the batch of all processes. Returns its loss and the gradient norm of each parameter group."""
+    """One optimizer step on the batch of all processes. Returns its loss and the gradient norm of
+    each parameter group.
+    """
     accelerator, settings = run.accelerator, run.config.optimizer
-    set_learning_rates(run.optimizer, run.progress.epoch + run.progress.step / run.steps_per_epoch, settings.schedule.model_dump())
+    set_learning_rates(
+        run.optimizer,
+        run.progress.epoch + run.progress.step / run.steps_per_epoch,
+        settings.schedule.model_dump(),
+    )
     run.optimizer.zero_grad()
     if run.micro_batch_size is None:
         waveform = batch["waveform"].to(accelerator.device, non_blocking=True)  # (b, S)
-        text, frames, mask = run.wrapped(waveform, batch["lengths"], batch["captions"])  # (n, D), (b, T, D), (b, T)
+        # (n, D), (b, T, D), (b, T)
+        text, frames, mask = run.wrapped(waveform, batch["lengths"], batch["captions"])
         loss = batch_loss(run, batch, text, frames, mask)
         accelerator.backward(loss * world_size())  # distributed.py says why
     else:
-        loss = backward_in_parts(accelerator, run.wrapped, batch, run.micro_batch_size, partial(batch_loss, run, batch))
-    accelerator.unscale_gradients(run.optimizer)  # once a step: GradScaler refuses a second time, as in accelerator.clip_grad_norm_
+        loss = backward_in_parts(
+            accelerator, run.wrapped, batch, run.micro_batch_size, partial(batch_loss, run, batch)
+        )
+    # once a step: GradScaler refuses a second time, as in accelerator.clip_grad_norm_
+    accelerator.unscale_gradients(run.optimizer)
     norms = {group["name"]: _grad_norm(group["params"]) for group in run.optimizer.param_groups}
     loss_value, *norm_values = torch.stack([loss.detach(), *norms.values()]).tolist()
     grad_norms = dict(zip(norms, norm_values, strict=True))
@@ -114,12 +137,18 @@ def train_step(run: Run, batch: dict[str, Any]) -> tuple[float, dict[str, float]
     return loss_value, grad_norms
 
 
-def batch_loss(run: Run, batch: dict[str, Any], text: torch.Tensor, frames: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """The loss of the batch of all processes, the same on each: text (n, D), frames (b, T, D) and mask (b, T) are this one's."""
+def batch_loss(
+    run: Run, batch: dict[str, Any], text: torch.Tensor, frames: torch.Tensor, mask: torch.Tensor
+) -> torch.Tensor:
+    """The loss of the batch of all processes, the same on each: text (n, D), frames (b, T, D) and
+    mask (b, T) are this one's.
+    """
     with run.accelerator.autocast():
         block = run.model.score(gather_texts(text), frames, mask)  # (N, b)
     scores = gather_columns(block)  # (N, B)
-    clips, pairs = gather_rows(torch.stack([batch["clips"], batch["pairs"]], dim=1).to(run.accelerator.device)).unbind(dim=1)  # (N,) each
+    clips, pairs = gather_rows(
+        torch.stack([batch["clips"], batch["pairs"]], dim=1).to(run.accelerator.device)
+    ).unbind(dim=1)  # (N,) each
     return run.objective(run.model, scores, clips, pairs)
 
 
@@ -128,12 +157,18 @@ def _grad_norm(parameters: list[torch.nn.Parameter]) -> torch.Tensor:
 
 
 def _check_finite(run: Run, loss: float, grad_norms: dict[str, float]) -> None:
-    """Raise UserError if the step would make the weights infinite or NaN; call before the optimizer's step.
+    """Raise UserError if the step would make the weights infinite or NaN; call before the
+    optimizer's step.
 
-    With fp16 the gradient scaler skips a step with infinite gradients and halves its scale. This is accepted until the scale is below
-    SMALLEST_LOSS_SCALE. A skipped step counts as a step: its batch is not repeated, and the schedule advances.
+    With fp16 the gradient scaler skips a step with infinite gradients and halves its scale. This is
+    accepted until the scale is below SMALLEST_LOSS_SCALE. A skipped step counts as a step: its
+    batch is not repeated, and the schedule advances.
     """
-    infinite = [f"gradient norm of {name} is {norm}" for name, norm in grad_norms.items() if not math.isfinite(norm)]
+    infinite = [
+        f"gradient norm of {name} is {norm}"
+        for name, norm in grad_norms.items()
+        if not math.isfinite(norm)
+    ]
     scaler, settings = run.accelerator.scaler, run.config
     if infinite and scaler is not None and scaler.get_scale() > SMALLEST_LOSS_SCALE:
         infinite = []
@@ -141,23 +176,36 @@ def _check_finite(run: Run, loss: float, grad_norms: dict[str, float]) -> None:
     if not wrong:
         return
     state = latest_state(run.folder)
-    kept = f"{run.folder / 'best'} of epoch {run.progress.best_epoch + 1}" if run.progress.best_epoch >= 0 else "no best model yet"
+    kept = (
+        f"{run.folder / 'best'} of epoch {run.progress.best_epoch + 1}"
+        if run.progress.best_epoch >= 0
+        else "no best model yet"
+    )
     remedies = ["a lower learning rate"]
     remedies += ["optimizer.max_grad_norm=1"] if settings.optimizer.max_grad_norm is None else []
     remedies += ["train.mixed_precision=no"] if run.accelerator.mixed_precision != "no" else []
     raise UserError(
-        f"training stopped at epoch {run.progress.epoch + 1}, step {run.progress.step + 1}: {wrong[0]}; kept: {kept}, state {state}; "
-        f"try {' or '.join(remedies)}"
+        f"training stopped at epoch {run.progress.epoch + 1}, step {run.progress.step + 1}:"
+        f" {wrong[0]}; kept: {kept}, state {state}; try {' or '.join(remedies)}"
     )
 
 
 def log_step(run: Run, loss: float, grad_norms: dict[str, float], clips_per_second: float) -> None:
     gpu = run.accelerator.device.type == "cuda"
-    peak = torch.cuda.max_memory_allocated() if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    scalars = {"train/loss": loss, "train/temperature": run.model.temperature.item(), "train/clips_per_second": clips_per_second}
+    peak = (
+        torch.cuda.max_memory_allocated()
+        if gpu
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    )
+    scalars = {
+        "train/loss": loss,
+        "train/temperature": run.model.temperature.item(),
+        "train/clips_per_second": clips_per_second,
+    }
     scalars["train/memory_gib"] = peak / 2**30
     if run.accelerator.scaler is not None:
-        scalars["train/loss_scale"] = run.accelerator.scaler.get_scale()  # halved by every step that fp16 skips
+        # halved by every step that fp16 skips
+        scalars["train/loss_scale"] = run.accelerator.scaler.get_scale()
     scalars |= {f"lr/{group['name']}": group["lr"] for group in run.optimizer.param_groups}
     scalars |= {f"grad_norm/{name}": norm for name, norm in grad_norms.items()}
     run.tracker.scalars(run.progress.global_step, scalars)
@@ -177,16 +225,22 @@ def evaluate_model(run: Run, model: DualEncoder, split: ClipSplit) -> Evaluation
 
 
 def validate(run: Run) -> None:
-    """Score the validation split; write RUN/last, and RUN/best when mAP@10 is higher than in every epoch before.
+    """Score the validation split; write RUN/last, and RUN/best when mAP@10 is higher than in every
+    epoch before.
 
     If epochs are equal, the first one stays the best.
     """
     result = evaluate_model(run, run.model, run.validation)
     metrics = result.metrics["text_to_audio"]
     epoch, progress = run.progress.epoch, run.progress
-    run.accelerator.print(f"epoch {epoch + 1}: validation " + ", ".join(f"{name} {100 * value:.2f} %" for name, value in metrics.items()))
+    run.accelerator.print(
+        f"epoch {epoch + 1}: validation "
+        + ", ".join(f"{name} {100 * value:.2f} %" for name, value in metrics.items())
+    )
     run.tracker.validation(progress.global_step, result)
-    run.tracker.attention_examples(progress.global_step, run.model, run.pictured, run.config.evaluation.num_pictures)
+    run.tracker.attention_examples(
+        progress.global_step, run.model, run.pictured, run.config.evaluation.num_pictures
+    )
     is_best = metrics["mAP@10"] > progress.best_map
     if is_best:
         progress.best_map, progress.best_epoch = metrics["mAP@10"], epoch
@@ -198,10 +252,15 @@ def validate(run: Run) -> None:
 
 
 def score_test_split(run: Run) -> None:
-    """Once, at the end, for best and last; RUN/metrics.json marks the run as finished, and its state is deleted."""
+    """Once, at the end, for best and last; RUN/metrics.json marks the run as finished, and its
+    state is deleted.
+    """
     if not (run.folder / "last").exists():
         validate(run)
-    final: dict[str, Any] = {"best_epoch": run.progress.best_epoch + 1, "validation_mAP@10": run.progress.best_map}
+    final: dict[str, Any] = {
+        "best_epoch": run.progress.best_epoch + 1,
+        "validation_mAP@10": run.progress.best_map,
+    }
     if run.test is not None:
         for name in ("best", "last"):
             model = DualEncoder.from_pretrained(run.folder / name).to(run.accelerator.device)
@@ -211,13 +270,23 @@ def score_test_split(run: Run) -> None:
             final[name], final["chance"] = result.metrics, result.chance
             run.accelerator.print(f"{run.folder / name}, {TEST} split\n{format_table(result)}")
             if run.accelerator.is_main_process:
-                checkpoint.write_card(run.folder / name, model.architecture, model.about | {"evaluation": {"metrics": result.metrics}})
+                checkpoint.write_card(
+                    run.folder / name,
+                    model.architecture,
+                    model.about | {"evaluation": {"metrics": result.metrics}},
+                )
     run.tracker.hparams(flatten(run.config.model_dump()), final)
     if run.accelerator.is_main_process:
         checkpoint.write_json(run.folder / "metrics.json", final)
         shutil.rmtree(run.folder / "states", ignore_errors=True)
-        best = f"best of epoch {run.progress.best_epoch + 1}, validation mAP@10 {100 * run.progress.best_map:.2f} %"
-        print(f"{run.folder}: finished at step {run.progress.global_step}; {best}; metrics.json, best and last")
+        best = (
+            f"best of epoch {run.progress.best_epoch + 1}, validation mAP@10"
+            f" {100 * run.progress.best_map:.2f} %"
+        )
+        print(
+            f"{run.folder}: finished at step {run.progress.global_step}; {best}; metrics.json, best"
+            " and last"
+        )
     run.accelerator.wait_for_everyone()
 
 

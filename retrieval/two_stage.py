@@ -1,8 +1,11 @@
-"""Search in two stages: a score that costs one product a clip picks candidates for each text, and TAP scores those alone.
+"""Search in two stages: a score that costs one product a clip picks candidates for each text, and
+TAP scores those alone.
 
-TAP looks at every frame of a clip for every text, 2 T D multiplications a pair. The first stage compares the text with one vector a clip, made
-once: what TAP gives when it listens to all frames alike. The second scores the pairs that are left, clip by clip, with the numbers that
-`model.score` has for them; where all clips are candidates it is the full score matrix, sorted. Measured in benchmarks/two_stage.py.
+TAP looks at every frame of a clip for every text, 2 T D multiplications a pair. The first stage
+compares the text with one vector a clip, made once: what TAP gives when it listens to all frames
+alike. The second scores the pairs that are left, clip by clip, with the numbers that `model.score`
+has for them; where all clips are candidates it is the full score matrix, sorted. Measured in
+benchmarks/two_stage.py.
 
 Letters: N texts, B clips, T frames of a clip, D = dim, K candidates; n texts of a block.
 """
@@ -22,18 +25,23 @@ from retrieval.evaluation import Autocast, eval_mode
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.pooling import TextAwareAttentionPooling, cosine
 
-# First-stage scores held at once: 16 MiB in float32, and three times that to pick candidates from them.
+# First-stage scores held at once: 16 MiB in float32, and three times that to pick candidates from
+# them.
 FIRST_STAGE_ELEMENTS = 2**22
 
 
 @dataclass(frozen=True)
 class ClipIndex:
-    """What is kept of encoded clips. Raises ValueError for parts that do not fit together. Tensors may be memory maps."""
+    """What is kept of encoded clips. Raises ValueError for parts that do not fit together. Tensors
+    may be memory maps.
+    """
 
     normalised = False  # whether the frames have been through TAP's norm
 
     vectors: Tensor  # float32 (B, D), one a clip, for the first stage
-    frames: Tensor | None = None  # (all valid frames, clip after clip, D), any float type; None where the pooling does not look at the text
+    # (all valid frames, clip after clip, D), any float type; None where the pooling does not look
+    # at the text
+    frames: Tensor | None = None
     starts: Tensor | None = None  # int64 (B + 1,): clip b has the frames starts[b] to starts[b + 1]
 
     def __post_init__(self) -> None:
@@ -41,9 +49,16 @@ class ClipIndex:
             raise ValueError("frames and starts belong together: give both or none")
         if self.frames is None:
             return
-        fits = len(self.starts) == len(self) + 1 and self.starts[0] == 0 and self.starts[-1] == len(self.frames)
+        fits = (
+            len(self.starts) == len(self) + 1
+            and self.starts[0] == 0
+            and self.starts[-1] == len(self.frames)
+        )
         if not fits or bool((self.starts.diff() < 1).any()):
-            raise ValueError(f"starts must rise from 0 to the {len(self.frames)} frames in {len(self)} clips of one frame at least")
+            raise ValueError(
+                f"starts must rise from 0 to the {len(self.frames)} frames in {len(self)} clips of"
+                " one frame at least"
+            )
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -62,23 +77,36 @@ def encode_index(
     autocast: Autocast = nullcontext,
     dtype: torch.dtype = torch.float32,
 ) -> ClipIndex:
-    """Encode every clip of a split once, into CPU memory: T D numbers of `dtype` a clip for TAP, else D numbers.
+    """Encode every clip of a split once, into CPU memory: T D numbers of `dtype` a clip for TAP,
+    else D numbers.
 
-    Clips longer than model.clip_seconds: their first clip_seconds. float16 halves the memory, and moves scores by its rounding.
+    Clips longer than model.clip_seconds: their first clip_seconds. float16 halves the memory, and
+    moves scores by its rounding.
     """
-    device, is_tap = next(model.parameters()).device, isinstance(model.pooling, TextAwareAttentionPooling)
+    device, is_tap = (
+        next(model.parameters()).device,
+        isinstance(model.pooling, TextAwareAttentionPooling),
+    )
     max_samples, dim = model.windows.clip_samples, model.audio_projection.out_features
-    num_frames = model.windows.num_valid_frames(torch.from_numpy(np.minimum(split.num_samples, max_samples)))  # (B,)
-    starts = torch.cat([num_frames.new_zeros(1), num_frames.cumsum(0)]) if is_tap else None  # (B + 1,)
+    num_frames = model.windows.num_valid_frames(
+        torch.from_numpy(np.minimum(split.num_samples, max_samples))
+    )  # (B,)
+    # (B + 1,)
+    starts = torch.cat([num_frames.new_zeros(1), num_frames.cumsum(0)]) if is_tap else None
     frames = torch.empty(int(starts[-1]), dim, dtype=dtype) if is_tap else None  # (all frames, D)
     vectors = torch.empty(len(split), dim)  # (B, D)
     first, first_frame = 0, 0
     with eval_mode(model), torch.no_grad():
-        for waveform, lengths in make_clip_loader(split, range(len(split)), max_samples, audio_batch_size, num_workers):
+        for waveform, lengths in make_clip_loader(
+            split, range(len(split)), max_samples, audio_batch_size, num_workers
+        ):
             with autocast():
-                encoded, mask = model.encode_audio(waveform.to(device, non_blocking=True), lengths)  # (b, T, D), (b, T)
+                # (b, T, D), (b, T)
+                encoded, mask = model.encode_audio(waveform.to(device, non_blocking=True), lengths)
             encoded = encoded.float()
-            vectors[first : first + len(encoded)] = first_stage_vectors(model.pooling, encoded, mask).cpu()
+            vectors[first : first + len(encoded)] = first_stage_vectors(
+                model.pooling, encoded, mask
+            ).cpu()
             first += len(encoded)
             if is_tap:
                 valid = encoded[mask]  # (frames of these clips, D)
@@ -88,10 +116,12 @@ def encode_index(
 
 
 def first_stage_vectors(pooling: nn.Module, frames: Tensor, mask: Tensor) -> Tensor:
-    """One vector a clip, (B, D), of frames (B, T, D) and mask (B, T): TAP's output if it gave every valid frame the same weight.
+    """One vector a clip, (B, D), of frames (B, T, D) and mask (B, T): TAP's output if it gave every
+    valid frame the same weight.
 
-    TAP's maps are linear, so that the average frame goes through them. The average of the frames themselves picks somewhat worse candidates
-    on the sample's evaluation split, and as good ones on its validation split: benchmarks/two_stage.py measures both.
+    TAP's maps are linear, so that the average frame goes through them. The average of the frames
+    themselves picks somewhat worse candidates on the sample's evaluation split, and as good ones on
+    its validation split: benchmarks/two_stage.py measures both.
     """
     if not isinstance(pooling, TextAwareAttentionPooling):
         return frames[:, 0]
@@ -101,30 +131,43 @@ def first_stage_vectors(pooling: nn.Module, frames: Tensor, mask: Tensor) -> Ten
 
 
 class TwoStage:
-    """Scores texts against an index with the pooling of the model that made it. TAP's matrices are multiplied once, here."""
+    """Scores texts against an index with the pooling of the model that made it. TAP's matrices are
+    multiplied once, here.
+    """
 
     @torch.no_grad()
     def __init__(self, pooling: nn.Module, index: ClipIndex):
         self.pooling, self.index = pooling, index
         self.is_tap = isinstance(pooling, TextAwareAttentionPooling)
         if self.is_tap != (index.frames is not None):
-            raise ValueError("TAP needs an index with frames, the other poolings one without; encode the clips with this model")
+            raise ValueError(
+                "TAP needs an index with frames, the other poolings one without; encode the clips"
+                " with this model"
+            )
         if self.is_tap:
             *self.query_map, value_map, value_bias = pooling.folded_maps()
             self.value_map = value_map, value_bias  # (D, D), (D,), as query_map
-            self._buffer = value_map.new_empty(0, len(value_map))  # a new one for every clip would cost more than its product
+            # a new one for every clip would cost more than its product
+            self._buffer = value_map.new_empty(0, len(value_map))
 
     @torch.no_grad()
     def scores(self, text: Tensor, num_candidates: int) -> tuple[Tensor, Tensor]:
-        """The best `num_candidates` clips by the first stage for each text (N, D): clips int64 (N, K) and scores float32 (N, K), best first.
+        """The best `num_candidates` clips by the first stage for each text (N, D): clips int64 (N,
+        K) and scores float32 (N, K), best first.
 
-        Of equal scores the clip of the lower number comes first, in both stages. Raises ValueError for no texts and K out of range, UserError
-        for NaN. Held are N K numbers and blocks.
+        Of equal scores the clip of the lower number comes first, in both stages. Raises ValueError
+        for no texts and K out of range, UserError for NaN. Held are N K numbers and blocks.
         """
         if text.dim() != 2 or not len(text) or text.shape[1] != self.index.vectors.shape[1]:
-            raise ValueError(f"text must be (N, {self.index.vectors.shape[1]}) with N of 1 or more, found {tuple(text.shape)}")
+            raise ValueError(
+                f"text must be (N, {self.index.vectors.shape[1]}) with N of 1 or more, found"
+                f" {tuple(text.shape)}"
+            )
         if not 1 <= num_candidates <= len(self.index):
-            raise ValueError(f"num_candidates must be 1 to {len(self.index)}, the number of clips, found {num_candidates}")
+            raise ValueError(
+                f"num_candidates must be 1 to {len(self.index)}, the number of clips, found"
+                f" {num_candidates}"
+            )
         text = text.float()
         candidates, scores = self._first_stage(text, num_candidates)
         if self.is_tap:
@@ -140,22 +183,28 @@ class TwoStage:
             scores = cosine(part, vectors)  # (n, B)
             _check_not_nan(scores)
             last = scores.topk(num_candidates, dim=1).values[:, -1:]  # (n, 1)
-            # topk takes any of the clips that tie for the last place, and not the same ones on every device.
+            # topk takes any of the clips that tie for the last place, and not the same ones on
+            # every device.
             above, level = scores > last, scores == last
-            kept = above | level & (level.cumsum(dim=1) <= num_candidates - above.sum(dim=1, keepdim=True))  # (n, B), K a row
+            kept = above | level & (
+                level.cumsum(dim=1) <= num_candidates - above.sum(dim=1, keepdim=True)
+            )  # (n, B), K a row
             candidates.append(kept.nonzero()[:, 1].view(len(part), num_candidates))
             kept_scores.append(scores[kept].view(len(part), num_candidates))
         return torch.cat(candidates), torch.cat(kept_scores)
 
     @torch.no_grad()
     def rescore(self, text: Tensor, candidates: Tensor) -> Tensor:
-        """TAP's scores float32 (N, K) of the candidates int64 (N, K) for the texts float32 (N, D). Raises UserError for NaN.
+        """TAP's scores float32 (N, K) of the candidates int64 (N, K) for the texts float32 (N, D).
+        Raises UserError for NaN.
 
         Clip by clip: a clip's frames are read and normalised once, and none is padded.
         """
         queries = self._queries(text)  # (N, D)
-        directions = functional.normalize(text, eps=1e-12)  # (N, D), of which a score is the product with a pooled clip of length 1
-        clips, pairs = candidates.flatten().sort(stable=True)  # (N K,), those of one clip side by side
+        # (N, D), of which a score is the product with a pooled clip of length 1
+        directions = functional.normalize(text, eps=1e-12)
+        # (N K,), those of one clip side by side
+        clips, pairs = candidates.flatten().sort(stable=True)
         clips, counts = clips.unique_consecutive(return_counts=True)
         rows = pairs.div(candidates.shape[1], rounding_mode="floor")  # (N K,)
         scores, first = torch.empty(len(pairs), device=text.device), 0  # (N K,)
@@ -167,9 +216,14 @@ class TwoStage:
         _check_not_nan(scores)
         return scores.view_as(candidates)
 
-    def _pooled(self, queries: Tensor, clips: list[int], rows_of_clips: Sequence[Tensor]) -> Iterator[Tensor]:
-        """Each clip pooled for its rows of the queries (N, D), in blocks (n, D) that hold many clips or a part of one; before TAP's last norm."""
-        # Values are linear in the frames: what the weights average may be the frames or their values, whichever are fewer.
+    def _pooled(
+        self, queries: Tensor, clips: list[int], rows_of_clips: Sequence[Tensor]
+    ) -> Iterator[Tensor]:
+        """Each clip pooled for its rows of the queries (N, D), in blocks (n, D) that hold many
+        clips or a part of one; before TAP's last norm.
+        """
+        # Values are linear in the frames: what the weights average may be the frames or their
+        # values, whichever are fewer.
         num_frames = sum(len(self.index.clip_frames(clip)) for clip in clips)
         map_frames = num_frames < sum(map(len, rows_of_clips))
         waiting, num_waiting, dim = [], 0, queries.shape[1]
@@ -187,11 +241,14 @@ class TwoStage:
 
     def _mapped(self, averages: list[Tensor], is_mapped: bool) -> Tensor:
         joined = torch.cat(averages)
-        return joined if is_mapped else functional.linear(joined, *self.value_map)  # one product for many clips
+        # one product for many clips
+        return joined if is_mapped else functional.linear(joined, *self.value_map)
 
     @torch.no_grad()
     def attention(self, text: Tensor, clips: Sequence[int]) -> list[Tensor]:
-        """Of each clip the weights float32 (T,) that the text float32 (D,) gives to its frames; they sum to 1."""
+        """Of each clip the weights float32 (T,) that the text float32 (D,) gives to its frames;
+        they sum to 1.
+        """
         (query,) = self._queries(text[None])  # (D,)
         return [(self._keys(clip) @ query).softmax(dim=0) for clip in clips]
 
@@ -212,6 +269,7 @@ def _check_not_nan(scores: Tensor) -> None:
     num_nan = int(scores.isnan().sum())
     if num_nan:
         raise UserError(
-            f"{num_nan} of {scores.numel()} scores are NaN: the weights, or what was encoded with them, are not finite; take an earlier "
-            "checkpoint, another precision of the encoders or float32 frames"
+            f"{num_nan} of {scores.numel()} scores are NaN: the weights, or what was encoded with"
+            " them, are not finite; take an earlier checkpoint, another precision of the encoders"
+            " or float32 frames"
         )

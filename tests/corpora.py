@@ -1,4 +1,6 @@
-"""Tiny corpora for the tests of data_prep: sounds of 0.1 s, the tables that go with them, and the builds in this process."""
+"""Tiny corpora for the tests of data_prep: sounds of 0.1 s, the tables that go with them, and the
+builds in this process.
+"""
 
 import csv
 import json
@@ -34,16 +36,28 @@ def write_sound(path: Path, seconds: float = 0.1) -> Path:
 BIT_RATES = {"libopencore_amrnb": 12_200, "libmp3lame": 64_000}  # bit/s
 
 
-def write_by_ffmpeg(path: Path, samples: np.ndarray, rate: int, codec: str, container: str | None = None, **options: str) -> Path:
-    """Encode samples float32 (S, C) with an encoder and a muxer of FFmpeg; `options` are the muxer's."""
+def write_by_ffmpeg(
+    path: Path,
+    samples: np.ndarray,
+    rate: int,
+    codec: str,
+    container: str | None = None,
+    **options: str,
+) -> Path:
+    """Encode samples float32 (S, C) with an encoder and a muxer of FFmpeg; `options` are the
+    muxer's.
+    """
     layout = {1: "mono", 2: "stereo", 6: "5.1"}[samples.shape[1]]
     with av.open(str(path), "w", format=container, options=options) as target:
         stream = target.add_stream(codec, rate=rate)
         stream.layout, stream.bit_rate = layout, BIT_RATES.get(codec, 128_000)
-        resampler = av.AudioResampler(format=stream.codec_context.format or "fltp", layout=layout, rate=rate)
+        resampler = av.AudioResampler(
+            format=stream.codec_context.format or "fltp", layout=layout, rate=rate
+        )
         size = stream.codec_context.frame_size or 1024
         for start in range(0, len(samples), size):
-            block = np.ascontiguousarray(samples[start : start + size].T, dtype=np.float32)  # (C, S)
+            # (C, S)
+            block = np.ascontiguousarray(samples[start : start + size].T, dtype=np.float32)
             frame = av.AudioFrame.from_ndarray(block, format="fltp", layout=layout)
             frame.sample_rate, frame.pts = rate, start
             for converted in resampler.resample(frame):
@@ -73,11 +87,21 @@ def write_wavcaps(root: Path, source: str, entries: list[dict]) -> Path:
 
 
 def run_build(script: ModuleType, defaults: dict[str, object], *arguments: object) -> int:
-    """Exit code of a build at 16 kHz without worker processes. `defaults`: options that hold unless `arguments` give them."""
+    """Exit code of a build at 16 kHz without worker processes. `defaults`: options that hold unless
+    `arguments` give them.
+    """
     given = [*map(str, arguments)]
     defaults = {"--num-proc": 1, "--sample-rate": 16_000} | defaults
     try:
-        return script.main([word for option, value in defaults.items() if option not in given for word in (option, str(value))] + given)
+        return script.main(
+            [
+                word
+                for option, value in defaults.items()
+                if option not in given
+                for word in (option, str(value))
+            ]
+            + given
+        )
     except SystemExit as end:  # argparse's errors
         return end.code
 

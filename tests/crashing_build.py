@@ -1,9 +1,15 @@
-"""python tests/crashing_build.py OPTIONS: data_prep/build_folder.py whose files are decoded by crashing_reader, in worker processes too."""
+"""python tests/crashing_build.py OPTIONS: data_prep/build_folder.py whose files are decoded by
+crashing_reader, in worker processes too.
+"""
 
 import sys
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[1] / "data_prep"), str(Path(__file__).parent)]
+sys.path[:0] = [
+    str(Path(__file__).resolve().parents[1]),
+    str(Path(__file__).resolve().parents[1] / "data_prep"),
+    str(Path(__file__).parent),
+]
 
 from retrieval.base import decoder_process
 

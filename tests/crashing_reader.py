@@ -1,6 +1,8 @@
-"""A reader for the decoder's process (retrieval.base.decoder_process.READER) that does what a file's first word tells it to.
+"""A reader for the decoder's process (retrieval.base.decoder_process.READER) that does what a
+file's first word tells it to.
 
-Real sounds are read by the real reader. Other files crash, hang, print or eat memory, as native libraries do.
+Real sounds are read by the real reader. Other files crash, hang, print or eat memory, as native
+libraries do.
 """
 
 import ctypes
@@ -20,7 +22,7 @@ _num_files = 0
 def mono_blocks(path, sample_rate, max_seconds=None, facts=None, **settings):
     global _num_files
     _num_files += 1
-    word, *rest = (Path(os.fsdecode(path)).read_bytes()[:100].decode("latin-1").split() or [""])
+    word, *rest = Path(os.fsdecode(path)).read_bytes()[:100].decode("latin-1").split() or [""]
     if word == "die":  # from a signal, a block or more into the sound
         for number in range(int(rest[1])):
             yield np.full(1000, number, np.float32)
@@ -35,7 +37,9 @@ def mono_blocks(path, sample_rate, max_seconds=None, facts=None, **settings):
         os._exit(3)
     elif word == "soxr":  # 500 samples at 1 Hz: soxr does not look whether it got its memory
         resource.setrlimit(resource.RLIMIT_DATA, (300 * 2**20, 300 * 2**20))
-        yield soxr.ResampleStream(1, 32_000, 1, dtype="float32", quality="VHQ").resample_chunk(np.zeros(500, np.float32))
+        yield soxr.ResampleStream(1, 32_000, 1, dtype="float32", quality="VHQ").resample_chunk(
+            np.zeros(500, np.float32)
+        )
         os.abort()  # where it had enough of it
     elif word == "bomb":
         resource.setrlimit(resource.RLIMIT_DATA, (600 * 2**20, 600 * 2**20))

@@ -1,4 +1,6 @@
-"""A stand-in for the Hugging Face hub: what huggingface_hub asks when it makes a repository, uploads a folder and downloads it again."""
+"""A stand-in for the Hugging Face hub: what huggingface_hub asks when it makes a repository,
+uploads a folder and downloads it again.
+"""
 
 import base64
 import hashlib
@@ -17,7 +19,9 @@ LFS_BYTES = 10_000  # larger files go to the large-file storage, as *.safetensor
 
 
 class Hub:
-    """`repos`: name -> path -> content, of what was committed. `visibility`: name -> what create_repo asked for. `requests`: what was called."""
+    """`repos`: name -> path -> content, of what was committed. `visibility`: name -> what
+    create_repo asked for. `requests`: what was called.
+    """
 
     def __init__(self):
         self.repos: dict[str, dict[str, bytes]] = {}
@@ -64,14 +68,24 @@ class _Handler(BaseHTTPRequestHandler):
         self.answer({"error": "refused"}, status, **headers)
 
     def handle_request(self) -> None:
-        path, body = unquote(urlsplit(self.path).path), self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        path, body = (
+            unquote(urlsplit(self.path).path),
+            self.rfile.read(int(self.headers.get("Content-Length") or 0)),
+        )
         self.hub.requests.append(f"{self.command} {path}")
         token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
         if token and token not in (WRITER, READER):
             return self.refuse(401)
         for method, pattern, function in ROUTES:
-            if method == self.command.replace("HEAD", "GET") and (match := re.fullmatch(pattern, path)):
-                if method != "GET" and not path.startswith("/lfs/") and token != WRITER and "validate" not in path:
+            if method == self.command.replace("HEAD", "GET") and (
+                match := re.fullmatch(pattern, path)
+            ):
+                if (
+                    method != "GET"
+                    and not path.startswith("/lfs/")
+                    and token != WRITER
+                    and "validate" not in path
+                ):
                     return self.refuse(403)
                 return function(self, body, *match.groups())
         return self.refuse(404)
@@ -91,17 +105,41 @@ class _Handler(BaseHTTPRequestHandler):
 
     def validate(self, body: bytes) -> None:
         header = yaml.safe_load(json.loads(body)["content"].split("---\n")[1])
-        self.answer({"errors": [] if isinstance(header, dict) else [{"message": "no header"}], "warnings": []})
+        self.answer(
+            {
+                "errors": [] if isinstance(header, dict) else [{"message": "no header"}],
+                "warnings": [],
+            }
+        )
 
     def preupload(self, body: bytes, _repo: str) -> None:
         modes = {True: "lfs", False: "regular"}
         files = json.loads(body)["files"]
-        self.answer({"files": [{"path": file["path"], "uploadMode": modes[file["size"] > LFS_BYTES], "shouldIgnore": False} for file in files]})
+        self.answer(
+            {
+                "files": [
+                    {
+                        "path": file["path"],
+                        "uploadMode": modes[file["size"] > LFS_BYTES],
+                        "shouldIgnore": False,
+                    }
+                    for file in files
+                ]
+            }
+        )
 
     def batch(self, body: bytes, _repo: str) -> None:
         objects = json.loads(body)["objects"]
-        actions = {item["oid"]: {"upload": {"href": f"{self.hub.address}/lfs/{item['oid']}"}} for item in objects}
-        self.answer({"transfer": "basic", "objects": [item | {"actions": actions[item["oid"]]} for item in objects]})
+        actions = {
+            item["oid"]: {"upload": {"href": f"{self.hub.address}/lfs/{item['oid']}"}}
+            for item in objects
+        }
+        self.answer(
+            {
+                "transfer": "basic",
+                "objects": [item | {"actions": actions[item["oid"]]} for item in objects],
+            }
+        )
 
     def store(self, body: bytes, oid: str) -> None:
         if hashlib.sha256(body).hexdigest() != oid:
@@ -117,23 +155,54 @@ class _Handler(BaseHTTPRequestHandler):
             elif line["key"] == "lfsFile":
                 self.hub.repos[repo][value["path"]] = self.hub.large[value["oid"]]
         sha = self.hub.sha(repo)
-        self.answer({"success": True, "commitOid": sha, "commitUrl": f"{self.hub.address}/{repo}/commit/{sha}", "hookOutput": ""})
+        self.answer(
+            {
+                "success": True,
+                "commitOid": sha,
+                "commitUrl": f"{self.hub.address}/{repo}/commit/{sha}",
+                "hookOutput": "",
+            }
+        )
 
     def info(self, _body: bytes, repo: str) -> None:
         if repo not in self.hub.repos:
             return self.refuse(404, X_Error_Code="RepoNotFound")
         files = [{"rfilename": path} for path in self.hub.repos[repo]]
-        return self.answer({"_id": "1", "id": repo, "modelId": repo, "sha": self.hub.sha(repo), "private": False, "tags": [], "siblings": files})
+        return self.answer(
+            {
+                "_id": "1",
+                "id": repo,
+                "modelId": repo,
+                "sha": self.hub.sha(repo),
+                "private": False,
+                "tags": [],
+                "siblings": files,
+            }
+        )
 
     def tree(self, _body: bytes, repo: str) -> None:
         files = self.hub.repos[repo].items()
-        self.answer([{"type": "file", "path": path, "size": len(content), "oid": hashlib.sha1(content).hexdigest()} for path, content in files])
+        self.answer(
+            [
+                {
+                    "type": "file",
+                    "path": path,
+                    "size": len(content),
+                    "oid": hashlib.sha1(content).hexdigest(),
+                }
+                for path, content in files
+            ]
+        )
 
     def file(self, _body: bytes, repo: str, path: str) -> None:
         content = self.hub.repos.get(repo, {}).get(path)
         if content is None:
-            return self.refuse(404, X_Error_Code="EntryNotFound" if repo in self.hub.repos else "RepoNotFound")
-        return self.answer(content, ETag=f'"{hashlib.sha1(content).hexdigest()}"', X_Repo_Commit=self.hub.sha(repo))
+            return self.refuse(
+                404, X_Error_Code="EntryNotFound" if repo in self.hub.repos else "RepoNotFound"
+            )
+        return self.answer(
+            content, ETag=f'"{hashlib.sha1(content).hexdigest()}"', X_Repo_Commit=self.hub.sha(repo)
+        )
 
 
 REPO = r"([\w.\-]+/[\w.\-]+)"

@@ -1,9 +1,11 @@
-"""Kill a tiny training run with SIGKILL at many places, resume it, and report whether anything differs from an undisturbed run.
+"""Kill a tiny training run with SIGKILL at many places, resume it, and report whether anything
+differs from an undisturbed run.
 
     python tests/killed_runs.py CONFIG FOLDER
 
-Every run is a forked child of this process, so that a place costs a second and not the import of torch. One thread: a
-fork after threads have worked would hang. Prints one JSON line a place: {"place", "killed", "same_losses", "same_weights"}.
+Every run is a forked child of this process, so that a place costs a second and not the import of
+torch. One thread: a fork after threads have worked would hang. Prints one JSON line a place:
+{"place", "killed", "same_losses", "same_weights"}.
 """
 
 import json
@@ -28,7 +30,13 @@ def main(config_path: str, folder: Path) -> None:
     assert run(config_path, reference) == 0
     losses, weights = read_losses(reference), read_weights(reference)
     assert sorted(losses) == list(range(1, 13))
-    places = [f"step {step}" for step in (1, 2, 3, 7, 12)] + ["state 8", "model 1", "model 4", "validation 1", "test split"]
+    places = [f"step {step}" for step in (1, 2, 3, 7, 12)] + [
+        "state 8",
+        "model 1",
+        "model 4",
+        "validation 1",
+        "test split",
+    ]
     for place in places:
         disturbed = folder / place.replace(" ", "-")
         killed = run(config_path, disturbed, place) == signal.SIGKILL
@@ -36,15 +44,38 @@ def main(config_path: str, folder: Path) -> None:
             resumed = run(config_path, disturbed, overwrite=True)  # died before the first state
         else:
             # Other workers than before: neither order, crops nor dropout may depend on them.
-            resumed = run(config_path, disturbed, resume=True, overrides=("data.num_workers=1",) if place == "step 3" else ())
+            resumed = run(
+                config_path,
+                disturbed,
+                resume=True,
+                overrides=("data.num_workers=1",) if place == "step 3" else (),
+            )
         assert resumed == 0, place
-        same_losses, same_weights = read_losses(disturbed) == losses, read_weights(disturbed) == weights
-        print(json.dumps({"place": place, "killed": killed, "same_losses": same_losses, "same_weights": same_weights}), flush=True)
+        same_losses, same_weights = (
+            read_losses(disturbed) == losses,
+            read_weights(disturbed) == weights,
+        )
+        print(
+            json.dumps(
+                {
+                    "place": place,
+                    "killed": killed,
+                    "same_losses": same_losses,
+                    "same_weights": same_weights,
+                }
+            ),
+            flush=True,
+        )
         shutil.rmtree(disturbed)
 
 
 def run(
-    config_path: str, output: Path, place: str = "", resume: bool = False, overwrite: bool = False, overrides: tuple[str, ...] = ()
+    config_path: str,
+    output: Path,
+    place: str = "",
+    resume: bool = False,
+    overwrite: bool = False,
+    overrides: tuple[str, ...] = (),
 ) -> int:
     """Train in a child; its exit code, or the signal that ended it."""
     child = os.fork()
@@ -55,7 +86,9 @@ def run(
                 os.dup2(log.fileno(), 1)
                 os.dup2(log.fileno(), 2)
             kill_at(place)
-            config = load_config(config_path, [f"train.output={output}", "evaluation.num_pictures=0", *overrides])
+            config = load_config(
+                config_path, [f"train.output={output}", "evaluation.num_pictures=0", *overrides]
+            )
             training.train(config, resume=resume, overwrite=overwrite)
             code = 0
         finally:
@@ -65,14 +98,21 @@ def run(
 
 
 def kill_at(place: str) -> None:
-    """Arrange for this process to kill itself there: after an optimizer step, or half way through something on disk."""
+    """Arrange for this process to kill itself there: after an optimizer step, or half way through
+    something on disk.
+    """
     kind, _, number = place.rpartition(" ")
     if kind == "step":
         after(training, "train_step", int(number))
     elif kind == "state":  # the state is written under its temporary name
         after_name(checkpoint, "_flush", f"step-{int(number):08d}.partial")
     elif kind == "model":  # the new model is complete, the old one not yet replaced, or moved away
-        after(Path, "rename", int(number), only=lambda path, *_: path.name in ("best", "best.new", "last", "last.new"))
+        after(
+            Path,
+            "rename",
+            int(number),
+            only=lambda path, *_: path.name in ("best", "best.new", "last", "last.new"),
+        )
     elif kind == "validation":
         after(training, "evaluate_split", int(number))
     elif place == "test split":
@@ -106,7 +146,9 @@ def read_losses(run_folder: Path) -> dict[int, float]:
 
 
 def read_weights(run_folder: Path) -> bytes:
-    return (run_folder / "last" / "model.safetensors").read_bytes() + (run_folder / "best" / "model.safetensors").read_bytes()
+    return (run_folder / "last" / "model.safetensors").read_bytes() + (
+        run_folder / "best" / "model.safetensors"
+    ).read_bytes()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
-"""Checkpoints that the real PyTorch Lightning writes: the ancestors' module around a small model, trained for a step.
+"""Checkpoints that the real PyTorch Lightning writes: the ancestors' module around a small model,
+trained for a step.
 
-Hyper-parameters are what sacred 0.8.3 hands to a captured function: dicts and lists that refuse changes, pickled as a call of
-their class with a plain copy. The class is made here and is gone when the file is read, as sacred is.
+Hyper-parameters are what sacred 0.8.3 hands to a captured function: dicts and lists that refuse
+changes, pickled as a call of their class with a plain copy. The class is made here and is gone when
+the file is read, as sacred is.
 """
 
 import sys
@@ -62,7 +64,11 @@ def read_only_containers() -> Iterator[types.ModuleType]:
 def read_only(value: Any, module: types.ModuleType) -> Any:
     if isinstance(value, dict):
         return module.ReadOnlyDict({key: read_only(item, module) for key, item in value.items()})
-    return module.ReadOnlyList([read_only(item, module) for item in value]) if isinstance(value, list) else value
+    return (
+        module.ReadOnlyList([read_only(item, module) for item in value])
+        if isinstance(value, list)
+        else value
+    )
 
 
 class Part(nn.Module):
@@ -85,21 +91,49 @@ class AudioRetrievalModel(pl.LightningModule):
         self.project_audio = nn.Sequential(model.audio_projection)
         self.project_sentence = nn.Sequential(model.text_projection)
         tap = model.pooling
-        self.text_aware_pooling = Part(w_q=tap.query, w_k=tap.key, w_v=tap.value, w_0=tap.output, layer_norm=tap.norm)
+        self.text_aware_pooling = Part(
+            w_q=tap.query, w_k=tap.key, w_v=tap.value, w_0=tap.output, layer_norm=tap.norm
+        )
         self.tau = nn.Parameter(torch.zeros(1) + 0.05, requires_grad=False)
 
     def training_step(self, batch: torch.Tensor, _index: int) -> torch.Tensor:
-        return sum(parameter.square().sum() for parameter in self.parameters() if parameter.requires_grad) * batch.mean()
+        return (
+            sum(
+                parameter.square().sum()
+                for parameter in self.parameters()
+                if parameter.requires_grad
+            )
+            * batch.mean()
+        )
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW(self.parameters(), lr=1e-4)
 
 
-def trained(model: DualEncoder, folder: Path, settings: dict[str, Any], *callbacks: pl.Callback, epochs: int = 1) -> pl.Trainer:
+def trained(
+    model: DualEncoder,
+    folder: Path,
+    settings: dict[str, Any],
+    *callbacks: pl.Callback,
+    epochs: int = 1,
+) -> pl.Trainer:
     """A Trainer after `epochs` of one step; it changes the weights of `model`."""
-    settings_of_trainer = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    settings_of_trainer = {
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of few batches and few workers
-        trainer = pl.Trainer(max_epochs=epochs, default_root_dir=folder, callbacks=list(callbacks), **settings_of_trainer)
-        trainer.fit(AudioRetrievalModel(model, **settings), torch.utils.data.DataLoader(torch.ones(2, 1), batch_size=2))
+        trainer = pl.Trainer(
+            max_epochs=epochs,
+            default_root_dir=folder,
+            callbacks=list(callbacks),
+            **settings_of_trainer,
+        )
+        trainer.fit(
+            AudioRetrievalModel(model, **settings),
+            torch.utils.data.DataLoader(torch.ones(2, 1), batch_size=2),
+        )
     return trainer

@@ -1,4 +1,5 @@
-"""What the tests of many processes run in each of them: the training step with and without faults, bytes that travel, evaluation, interrupted runs.
+"""What the tests of many processes run in each of them: the training step with and without faults,
+bytes that travel, evaluation, interrupted runs.
 
 Letters: N pairs of all processes together, n of this one, T frames, D dimensions.
 """
@@ -31,7 +32,13 @@ from retrieval.preparation import Run, prepare
 BATCH_SIZE = 7
 STEPS = {"full": 1, "last": 3}  # of the first epoch: 7 pairs, and the 3 that are left
 CASES = [(pooling, loss) for pooling in ("mean", "tap") for loss in LOSSES]
-FAULTS = ("own negatives only", "no sum over texts", "no factor", "columns summed", "temperature once a process")
+FAULTS = (
+    "own negatives only",
+    "no sum over texts",
+    "no factor",
+    "columns summed",
+    "temperature once a process",
+)
 SCHEDULE = ["optimizer.schedule.warmup_epochs=0.5", "optimizer.schedule.rampdown_start=0.6"]
 AUDIO_BATCH_SIZES, TEXT_BATCH_SIZES, BLOCK_ELEMENTS = (1, 3, 16), (1, 256), (64, 2**22)
 
@@ -46,12 +53,29 @@ class Inputs:
 
     def settings(self, pooling: str, loss: str) -> list[str]:
         """No dropout, and every parameter learns that can."""
-        settings = ["text_encoder.dropout=0", "pooling.attention_dropout=0", "loss.learnable_temperature=true", "evaluation.num_pictures=0"]
-        settings += [f"pooling.name={pooling}", f"loss.name={loss}", f"loss.sentence_encoder={self.sentence_encoder}"]
+        settings = [
+            "text_encoder.dropout=0",
+            "pooling.attention_dropout=0",
+            "loss.learnable_temperature=true",
+            "evaluation.num_pictures=0",
+        ]
+        settings += [
+            f"pooling.name={pooling}",
+            f"loss.name={loss}",
+            f"loss.sentence_encoder={self.sentence_encoder}",
+        ]
         # With weights as small as RoBERTa's own at the start all captions would mean the same.
-        settings += [f"text_encoder.name={self.sentence_encoder}", "text_encoder.pretrained=true", "text_encoder.readout=mean"]
+        settings += [
+            f"text_encoder.name={self.sentence_encoder}",
+            "text_encoder.pretrained=true",
+            "text_encoder.readout=mean",
+        ]
         settings += [f"train.batch_size={BATCH_SIZE}"]
-        return settings + ([f"loss.teachers=[{self.teacher}]", "loss.loss_weight=0.5"] if loss == "distillation" else [])
+        return settings + (
+            [f"loss.teachers=[{self.teacher}]", "loss.loss_weight=0.5"]
+            if loss == "distillation"
+            else []
+        )
 
 
 def start(tiny: Path, output: Path, settings: list[str], dtype: torch.dtype = torch.float32) -> Run:
@@ -60,28 +84,47 @@ def start(tiny: Path, output: Path, settings: list[str], dtype: torch.dtype = to
 
     AcceleratorState._reset_state(reset_partial_state=False)
     config = load_config(tiny / "tiny.yaml", [*settings, f"train.output={output}"])
-    with mock.patch.object(preparation, "build_model", lambda config: build_model(config).to(dtype)):
+    with mock.patch.object(
+        preparation, "build_model", lambda config: build_model(config).to(dtype)
+    ):
         run = prepare(config, output, resume=False, overwrite=True)
     run.wrapped.train()
     return run
 
 
 def step(run: Run, number: int) -> dict[str, Any]:
-    """Loss and gradients of one step of epoch 0, and this process's pairs and clips; the weights stay."""
+    """Loss and gradients of one step of epoch 0, and this process's pairs and clips; the weights
+    stay.
+    """
     run.batches.start(0, number)
     batch = next(iter(run.loader))
     with mock.patch.object(run.optimizer, "step", lambda: None):
         loss = training.train_step(run, batch)[0]
-    gradients = {name: parameter.grad.clone() for name, parameter in run.model.named_parameters() if parameter.requires_grad}
-    return {"loss": loss, "gradients": gradients, "pairs": batch["pairs"].tolist(), "clips": batch["clips"].tolist()}
+    gradients = {
+        name: parameter.grad.clone()
+        for name, parameter in run.model.named_parameters()
+        if parameter.requires_grad
+    }
+    return {
+        "loss": loss,
+        "gradients": gradients,
+        "pairs": batch["pairs"].tolist(),
+        "clips": batch["clips"].tolist(),
+    }
 
 
 # --- faults ---
 
 
-def own_negatives(run: Run, batch: dict[str, Any], text: torch.Tensor, frames: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """A missing gather: each process its own loss, averaged, as where DistributedDataParallel is all that is known of other processes."""
-    loss = run.objective(run.model, run.model.score(text, frames, mask), batch["clips"], batch["pairs"])
+def own_negatives(
+    run: Run, batch: dict[str, Any], text: torch.Tensor, frames: torch.Tensor, mask: torch.Tensor
+) -> torch.Tensor:
+    """A missing gather: each process its own loss, averaged, as where DistributedDataParallel is
+    all that is known of other processes.
+    """
+    loss = run.objective(
+        run.model, run.model.score(text, frames, mask), batch["clips"], batch["pairs"]
+    )
     return loss / distributed.world_size()
 
 
@@ -91,7 +134,11 @@ def fault(name: str) -> Iterator[None]:
         "own negatives only": (training, "batch_loss", own_negatives),
         "no sum over texts": (training, "gather_texts", distributed._GatherOwn.apply),
         "no factor": (training, "world_size", lambda: 1),
-        "columns summed": (training, "gather_columns", lambda scores: distributed._GatherSummed.apply(scores.T).T),
+        "columns summed": (
+            training,
+            "gather_columns",
+            lambda scores: distributed._GatherSummed.apply(scores.T).T,
+        ),
         "temperature once a process": (objective, "replicated", lambda parameter: parameter),
     }
     with mock.patch.object(*patches[name]):
@@ -102,20 +149,34 @@ def fault(name: str) -> Iterator[None]:
 
 
 class CountBytes(TorchDispatchMode):
-    """What this process hands to collectives: bytes by operation, also those that DistributedDataParallel calls from C++."""
+    """What this process hands to collectives: bytes by operation, also those that
+    DistributedDataParallel calls from C++.
+    """
 
     def __init__(self):
         super().__init__()
         self.calls: list[tuple[str, int]] = []
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
         if "c10d" in function.namespace:
-            given = args[1] if "gather" in function.__name__ else args[0]  # a gather names first what it fills
-            self.calls.append((function.__name__, sum(leaf.nbytes for leaf in tree_leaves(given) if isinstance(leaf, torch.Tensor))))
+            # a gather names first what it fills
+            given = args[1] if "gather" in function.__name__ else args[0]
+            self.calls.append(
+                (
+                    function.__name__,
+                    sum(
+                        leaf.nbytes for leaf in tree_leaves(given) if isinstance(leaf, torch.Tensor)
+                    ),
+                )
+            )
         return function(*args, **kwargs or {})
 
 
-def loss_that_gathers_frames(run: Run, batch: dict[str, Any], text: torch.Tensor, frames: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def loss_that_gathers_frames(
+    run: Run, batch: dict[str, Any], text: torch.Tensor, frames: torch.Tensor, mask: torch.Tensor
+) -> torch.Tensor:
     distributed.gather_rows(frames)
     return BATCH_LOSS(run, batch, text, frames, mask)
 
@@ -124,10 +185,18 @@ BATCH_LOSS = training.batch_loss
 
 
 def count_bytes(run: Run, loss: Callable) -> dict[str, Any]:
-    """Of the third step: DistributedDataParallel arranges its buckets after the first, and tells the others."""
+    """Of the third step: DistributedDataParallel arranges its buckets after the first, and tells
+    the others.
+    """
     shapes = {}
 
-    def seen(run: Run, batch: dict[str, Any], text: torch.Tensor, frames: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def seen(
+        run: Run,
+        batch: dict[str, Any],
+        text: torch.Tensor,
+        frames: torch.Tensor,
+        mask: torch.Tensor,
+    ) -> torch.Tensor:
         shapes["text"], shapes["frames"] = tuple(text.shape), tuple(frames.shape)
         return loss(run, batch, text, frames, mask)
 
@@ -136,7 +205,9 @@ def count_bytes(run: Run, loss: Callable) -> dict[str, Any]:
         step(run, 0)
         with CountBytes() as count:
             step(run, STEPS["full"])
-    num_trained = sum(parameter.numel() for parameter in run.model.parameters() if parameter.requires_grad)
+    num_trained = sum(
+        parameter.numel() for parameter in run.model.parameters() if parameter.requires_grad
+    )
     return {"calls": count.calls, "num_trained": num_trained, **shapes}
 
 
@@ -148,7 +219,9 @@ def collect(inputs: Inputs, output: Path) -> dict[str, Any]:
     results: dict[str, Any] = {"steps": {}, "faults": {}, "bytes": {}, "scores": {}}
     for pooling, loss in CASES:
         run = start(inputs.tiny, output, inputs.settings(pooling, loss), torch.float64)
-        results["steps"][pooling, loss] = {name: step(run, number) for name, number in STEPS.items()}
+        results["steps"][pooling, loss] = {
+            name: step(run, number) for name, number in STEPS.items()
+        }
     if distributed.world_size() == 2:
         for name in FAULTS:
             run = start(inputs.tiny, output, inputs.settings("tap", "nt_xent"), torch.float64)
@@ -156,21 +229,34 @@ def collect(inputs: Inputs, output: Path) -> dict[str, Any]:
                 results["faults"][name] = step(run, STEPS["full"])
     for pooling in ("mean", "tap"):
         for seconds in (1.0, 2.0):
-            run = start(inputs.tiny, output, [*inputs.settings(pooling, "nt_xent"), f"data.max_seconds={seconds}"])
+            run = start(
+                inputs.tiny,
+                output,
+                [*inputs.settings(pooling, "nt_xent"), f"data.max_seconds={seconds}"],
+            )
             results["bytes"][pooling, seconds] = count_bytes(run, BATCH_LOSS)
             if pooling == "tap":
-                results["bytes"]["frames gathered", seconds] = count_bytes(run, loss_that_gathers_frames)
+                results["bytes"]["frames gathered", seconds] = count_bytes(
+                    run, loss_that_gathers_frames
+                )
     run = start(inputs.tiny, output, [*inputs.settings("tap", "nt_xent"), *SCHEDULE], torch.float64)
     results["drawn"] = torch.rand(3)  # as dropout would
     results["epoch"] = epoch(run)
     for pooling in ("mean", "tap"):
-        results["scores"][pooling] = evaluations(start(inputs.tiny, output, [*inputs.settings(pooling, "nt_xent"), "seed=2"]))
+        results["scores"][pooling] = evaluations(
+            start(inputs.tiny, output, [*inputs.settings(pooling, "nt_xent"), "seed=2"])
+        )
     return results
 
 
 def epoch(run: Run) -> dict[str, Any]:
     """Learning rates, losses and this process's pairs of each step, as in training.train_epoch."""
-    result: dict[str, Any] = {"steps_per_epoch": run.steps_per_epoch, "rates": [], "losses": [], "pairs": []}
+    result: dict[str, Any] = {
+        "steps_per_epoch": run.steps_per_epoch,
+        "rates": [],
+        "losses": [],
+        "pairs": [],
+    }
     run.batches.start(0)
     for batch in run.loader:
         loss = training.train_step(run, batch)[0]
@@ -181,8 +267,12 @@ def epoch(run: Run) -> dict[str, Any]:
     return result
 
 
-def evaluations(run: Run) -> dict[tuple[int, int, int], tuple[torch.Tensor, dict[str, dict[str, float]]]]:
-    """Scores and metrics of the validation split, by (audio_batch_size, text_batch_size, block_elements)."""
+def evaluations(
+    run: Run,
+) -> dict[tuple[int, int, int], tuple[torch.Tensor, dict[str, dict[str, float]]]]:
+    """Scores and metrics of the validation split, by (audio_batch_size, text_batch_size,
+    block_elements).
+    """
     results = {}
     tap = isinstance(run.model.pooling, TextAwareAttentionPooling)
     for block_elements in BLOCK_ELEMENTS if tap else BLOCK_ELEMENTS[-1:]:
@@ -191,15 +281,27 @@ def evaluations(run: Run) -> dict[tuple[int, int, int], tuple[torch.Tensor, dict
             for text_batch_size in TEXT_BATCH_SIZES:
                 sizes = {"audio_batch_size": audio_batch_size, "text_batch_size": text_batch_size}
                 found = evaluate_split(run.model, run.validation, **sizes)
-                results[audio_batch_size, text_batch_size, block_elements] = (found.scores, found.metrics)
+                results[audio_batch_size, text_batch_size, block_elements] = (
+                    found.scores,
+                    found.metrics,
+                )
     return results
 
 
 def join(rank: int, num_processes: int, port: int) -> None:
     """What a launcher says to the process that it starts."""
     torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(num_processes)}
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    os.environ |= {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": str(num_processes),
+    }
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": "1",
+    }
 
 
 def leave() -> None:
@@ -209,7 +311,9 @@ def leave() -> None:
 
 
 def work(rank: int, ports: dict[int, int], inputs: Inputs, folder: Path) -> None:
-    """`collect` with each number of processes in turn, on the processes whose rank it has: to start them costs more than their work."""
+    """`collect` with each number of processes in turn, on the processes whose rank it has: to start
+    them costs more than their work.
+    """
     from accelerate.state import AcceleratorState
 
     for num_processes, port in ports.items():
@@ -224,7 +328,9 @@ def work(rank: int, ports: dict[int, int], inputs: Inputs, folder: Path) -> None
 
 
 def free_port() -> int:
-    """For processes that need seconds before they listen: not one that the system gives to whoever asks it for any, such as tests beside this one."""
+    """For processes that need seconds before they listen: not one that the system gives to whoever
+    asks it for any, such as tests beside this one.
+    """
     while True:
         with socket.socket() as free, suppress(OSError):
             free.bind(("127.0.0.1", port := random.SystemRandom().randrange(10_000, 32_000)))
@@ -235,7 +341,9 @@ def free_port() -> int:
 
 
 def run_script(arguments: list[str], stop: str = "") -> str:
-    """train.py with `arguments`, interrupted after an epoch or within one if `stop` says so; its exit code, or the user's mistake."""
+    """train.py with `arguments`, interrupted after an epoch or within one if `stop` says so; its
+    exit code, or the user's mistake.
+    """
     import train as script
     from accelerate.state import AcceleratorState
 
@@ -250,7 +358,9 @@ def run_script(arguments: list[str], stop: str = "") -> str:
             os.kill(os.getpid(), signal.SIGTERM)
         return train_step(run, batch)
 
-    patches = {"validate": interrupted_validation if stop == "after an epoch" else training.validate}
+    patches = {
+        "validate": interrupted_validation if stop == "after an epoch" else training.validate
+    }
     patches["train_step"] = interrupted_step if stop == "within an epoch" else train_step
     try:
         with mock.patch.multiple(training, **patches):

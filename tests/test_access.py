@@ -1,4 +1,6 @@
-"""Files follow the umask whatever library writes them; a missing permission is told from absence and damage."""
+"""Files follow the umask whatever library writes them; a missing permission is told from absence
+and damage.
+"""
 
 import contextlib
 import os
@@ -64,9 +66,15 @@ def check_modes(folder: Path, mask: int) -> None:
     """Every file has mode 0666 without `mask`, every folder 0777."""
     wrong = {}
     for place, _subfolders, names in os.walk(folder):
-        expected = {Path(place): 0o777 & ~mask} | {Path(place, name): 0o666 & ~mask for name in names}
+        expected = {Path(place): 0o777 & ~mask} | {
+            Path(place, name): 0o666 & ~mask for name in names
+        }
         found = {path: stat.S_IMODE(path.lstat().st_mode) for path in expected}
-        wrong |= {str(path.relative_to(folder)): oct(found[path]) for path in expected if found[path] != expected[path]}
+        wrong |= {
+            str(path.relative_to(folder)): oct(found[path])
+            for path in expected
+            if found[path] != expected[path]
+        }
     assert wrong == {}
 
 
@@ -74,8 +82,12 @@ def check_modes(folder: Path, mask: int) -> None:
 def sounds(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("sounds")
     for note in range(3):
-        soundfile.write(folder / f"{note}.wav", tone(note, 0, 1.5, np.random.default_rng(note)), 16_000)
-    (folder / "captions.csv").write_text("file_name,caption\n" + "".join(f"{note}.wav,a tone\n" for note in range(3)))
+        soundfile.write(
+            folder / f"{note}.wav", tone(note, 0, 1.5, np.random.default_rng(note)), 16_000
+        )
+    (folder / "captions.csv").write_text(
+        "file_name,caption\n" + "".join(f"{note}.wav,a tone\n" for note in range(3))
+    )
     return folder
 
 
@@ -94,26 +106,82 @@ def test_states_follow_the_umask(tmp_path: Path):
     accelerator.register_for_checkpointing(progress := Progress())
     with umask(0o027):
         save_state(accelerator, tmp_path / "run", progress)
-    assert {path.name for path in tmp_path.rglob("*")} >= {"optimizer.bin", "model.safetensors", "custom_checkpoint_0.pkl"}
+    assert {path.name for path in tmp_path.rglob("*")} >= {
+        "optimizer.bin",
+        "model.safetensors",
+        "custom_checkpoint_0.pkl",
+    }
     check_modes(tmp_path / "run", 0o027)
 
 
-def test_a_whole_run_and_all_that_is_made_of_it_follow_the_umask(tiny: Path, sounds: Path, tmp_path: Path):
-    """Run with its models, frame cache, index with its ONNX text encoder, Parquet, cache of one's own recordings."""
+def test_a_whole_run_and_all_that_is_made_of_it_follow_the_umask(
+    tiny: Path, sounds: Path, tmp_path: Path
+):
+    """Run with its models, frame cache, index with its ONNX text encoder, Parquet, cache of one's
+    own recordings.
+    """
     out = tmp_path / "out"
     with umask(0o027):
         out.mkdir()
-        settings = ["train.max_steps=2", "audio_encoder.frozen=true", f"data.frame_cache={out}/frames", f"train.output={out}/run"]
-        assert run_here(train.main, "--config", f"{tiny}/tiny.yaml", "--quiet", *settings).returncode == 0
+        settings = [
+            "train.max_steps=2",
+            "audio_encoder.frozen=true",
+            f"data.frame_cache={out}/frames",
+            f"train.output={out}/run",
+        ]
+        assert (
+            run_here(train.main, "--config", f"{tiny}/tiny.yaml", "--quiet", *settings).returncode
+            == 0
+        )
         model = f"{out}/run/best"
-        assert run_here(search, "index", str(sounds), "--checkpoint", model, "--index", f"{out}/index", "--quiet").returncode == 0
-        assert run_here(search, "query", "a tone", "--index", f"{out}/index", "--fast-text").returncode == 0
-        export(["--checkpoint", model, "--parquet", f"{out}/vectors.parquet", "--cache", f"{tiny}/cache", "--quiet"])
-        built = run_here(build_folder.main, "--audio", str(sounds), "--csv", f"{sounds}/captions.csv", "--output", f"{out}/cache")
+        assert (
+            run_here(
+                search,
+                "index",
+                str(sounds),
+                "--checkpoint",
+                model,
+                "--index",
+                f"{out}/index",
+                "--quiet",
+            ).returncode
+            == 0
+        )
+        assert (
+            run_here(search, "query", "a tone", "--index", f"{out}/index", "--fast-text").returncode
+            == 0
+        )
+        export(
+            [
+                "--checkpoint",
+                model,
+                "--parquet",
+                f"{out}/vectors.parquet",
+                "--cache",
+                f"{tiny}/cache",
+                "--quiet",
+            ]
+        )
+        built = run_here(
+            build_folder.main,
+            "--audio",
+            str(sounds),
+            "--csv",
+            f"{sounds}/captions.csv",
+            "--output",
+            f"{out}/cache",
+        )
         assert built.returncode == 0, built.stderr
         DualEncoder.from_pretrained(model).save_pretrained(out / "saved")
     found = {path.name for path in out.rglob("*")}
-    assert found >= {"model.safetensors", "frames.npy", "index.sqlite", "text.onnx", "vectors.parquet", "cache.json"}, found
+    assert found >= {
+        "model.safetensors",
+        "frames.npy",
+        "index.sqlite",
+        "text.onnx",
+        "vectors.parquet",
+        "cache.json",
+    }, found
     check_modes(out, 0o027)
 
 
@@ -135,7 +203,9 @@ def test_unpacked_sounds_follow_the_umask(tmp_path: Path, sounds: Path):
     with py7zr.SevenZipFile(tmp_path / "sounds.7z", "w") as archive:
         archive.writeall(private, "clotho_audio")
     with umask(0o022):
-        resumable_download.extract_wav_folder(tmp_path / "sounds.7z", tmp_path / "unpacked", max_bytes=1e9)
+        resumable_download.extract_wav_folder(
+            tmp_path / "sounds.7z", tmp_path / "unpacked", max_bytes=1e9
+        )
     check_modes(tmp_path / "unpacked", 0o022)
 
 
@@ -156,7 +226,9 @@ def shared(tmp_path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def without_privileges() -> Iterator[None]:
-    """As a user who is not root and owns nothing here: root may read everything. Skips where the project itself is closed to others."""
+    """As a user who is not root and owns nothing here: root may read everything. Skips where the
+    project itself is closed to others.
+    """
     if os.geteuid():
         yield
         return
@@ -183,12 +255,19 @@ def test_a_folder_of_wavcaps_that_is_closed_is_not_called_empty(shared: Path):
     folder.mkdir(parents=True)
     (folder / "final.json").write_text('{"data": [{"id": "1", "caption": "a tone"}]}')
     folder.chmod(0o700)
-    with without_privileges(), pytest.raises(UserError, match="SoundBible cannot be read: Permission denied"):
-        wavcaps_files.read_wavcaps(shared, shared / "audio", ["SoundBible"], exclusions.Exclusions())
+    with (
+        without_privileges(),
+        pytest.raises(UserError, match="SoundBible cannot be read: Permission denied"),
+    ):
+        wavcaps_files.read_wavcaps(
+            shared, shared / "audio", ["SoundBible"], exclusions.Exclusions()
+        )
 
 
 def make_text_encoder(place: Path, tiny: Path) -> None:
-    transformers.RobertaModel(transformers.RobertaConfig.from_pretrained(write_text_encoder(place))).save_pretrained(place)
+    transformers.RobertaModel(
+        transformers.RobertaConfig.from_pretrained(write_text_encoder(place))
+    ).save_pretrained(place)
 
 
 def read_text_encoder(place: Path) -> None:
@@ -198,8 +277,15 @@ def read_text_encoder(place: Path) -> None:
 
 
 def make_audio_encoder(place: Path, tiny: Path) -> None:
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
-    transformers.ASTModel(transformers.ASTConfig(num_mel_bins=16, max_length=100, **sizes)).save_pretrained(place)
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+    }
+    transformers.ASTModel(
+        transformers.ASTConfig(num_mel_bins=16, max_length=100, **sizes)
+    ).save_pretrained(place)
     transformers.ASTFeatureExtractor(num_mel_bins=16, max_length=100).save_pretrained(place)
 
 
@@ -218,7 +304,9 @@ def make_run(place: Path, tiny: Path) -> None:
 
 def make_scores(place: Path, tiny: Path) -> None:
     split = open_cache(tiny / "cache").split("evaluation")
-    write_scores(place, [(torch.arange(len(split)), torch.zeros(2 * len(split), len(split)))], split, {})
+    write_scores(
+        place, [(torch.arange(len(split)), torch.zeros(2 * len(split), len(split)))], split, {}
+    )
 
 
 def make_results(place: Path, tiny: Path) -> None:
@@ -261,16 +349,32 @@ def make_captions(place: Path, tiny: Path) -> None:
 def build_from_captions(place: Path) -> None:
     with tempfile.TemporaryDirectory() as output:
         recordings = str(place.parent.parent / "recordings")
-        ended = run_here(build_folder.main, "--audio", recordings, "--csv", str(place), "--output", f"{output}/cache", "--quiet")
+        ended = run_here(
+            build_folder.main,
+            "--audio",
+            recordings,
+            "--csv",
+            str(place),
+            "--output",
+            f"{output}/cache",
+            "--quiet",
+        )
         if ended.returncode:
             raise UserError(ended.stderr.strip())
 
 
 RELEVANCE = "query,audio_filenames\na,\"['b.wav']\"\n"
 MODEL = lambda tiny: build_model(load_config(tiny / "tiny.yaml", []))  # noqa: E731
-# How to make each kind of file or folder that a user names, how to read it, and the files in it that are needed.
-READERS: dict[str, tuple[Callable[[Path, Path], object], Callable[[Path], object], tuple[str, ...]]] = {
-    "config": (lambda place, tiny: shutil.copy(tiny / "tiny.yaml", place), lambda place: load_config(place, []), ()),
+# How to make each kind of file or folder that a user names, how to read it, and the files in it
+# that are needed.
+READERS: dict[
+    str, tuple[Callable[[Path, Path], object], Callable[[Path], object], tuple[str, ...]]
+] = {
+    "config": (
+        lambda place, tiny: shutil.copy(tiny / "tiny.yaml", place),
+        lambda place: load_config(place, []),
+        (),
+    ),
     "cache": (
         lambda place, tiny: shutil.copytree(tiny / "cache", place),
         lambda place: open_cache(place).split("development"),
@@ -279,28 +383,64 @@ READERS: dict[str, tuple[Callable[[Path, Path], object], Callable[[Path], object
     "model": (
         lambda place, tiny: MODEL(tiny).save_pretrained(place),
         DualEncoder.from_pretrained,
-        ("config.json", "model.safetensors", "tokenizer", "tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json"),
+        (
+            "config.json",
+            "model.safetensors",
+            "tokenizer",
+            "tokenizer/tokenizer.json",
+            "tokenizer/tokenizer_config.json",
+        ),
     ),
-    "model of the search": (lambda place, tiny: MODEL(tiny).save_pretrained(place), load_model_folder, ("model.safetensors",)),
-    "model to score": (lambda place, tiny: MODEL(tiny).save_pretrained(place), lambda place: check_checkpoints([place]), ()),
+    "model of the search": (
+        lambda place, tiny: MODEL(tiny).save_pretrained(place),
+        load_model_folder,
+        ("model.safetensors",),
+    ),
+    "model to score": (
+        lambda place, tiny: MODEL(tiny).save_pretrained(place),
+        lambda place: check_checkpoints([place]),
+        (),
+    ),
     "ckpt": (lambda place, tiny: torch.save({"state_dict": {}}, place), read_lightning, ()),
-    "audio weights": (lambda place, tiny: torch.save({"a": torch.zeros(1)}, place), read_official, ()),
-    "text encoder": (make_text_encoder, read_text_encoder, ("config.json", "tokenizer.json", "model.safetensors")),
-    "audio encoder": (make_audio_encoder, read_audio_encoder, ("config.json", "preprocessor_config.json", "model.safetensors")),
+    "audio weights": (
+        lambda place, tiny: torch.save({"a": torch.zeros(1)}, place),
+        read_official,
+        (),
+    ),
+    "text encoder": (
+        make_text_encoder,
+        read_text_encoder,
+        ("config.json", "tokenizer.json", "model.safetensors"),
+    ),
+    "audio encoder": (
+        make_audio_encoder,
+        read_audio_encoder,
+        ("config.json", "preprocessor_config.json", "model.safetensors"),
+    ),
     "run": (make_run, config_of_run, ("config.yaml",)),
     "states": (make_run, read_states, ("states", "states/*", "states/*/optimizer.bin")),
     "scores": (make_scores, open_scores, ("scores.npy", "*.json")),
     "results": (make_results, lambda place: Against(place, None), ("metrics.json", "ranks.csv")),
     "relevance": (lambda place, tiny: place.write_text(RELEVANCE), read_relevance, ()),
-    "frame cache": (make_frames, lambda place: CaptionFeatures(["a"], place / "features.npy"), ("features.npy",)),
+    "frame cache": (
+        make_frames,
+        lambda place: CaptionFeatures(["a"], place / "features.npy"),
+        ("features.npy",),
+    ),
     "index": (make_index, AudioIndex.open, ("index.sqlite", "vectors-0.f32")),
     "captions": (make_captions, build_from_captions, ()),
 }
-CASES = [(kind, place) for kind, (_, _, inside) in READERS.items() for place in ("..", ".", *inside)]
+CASES = [
+    (kind, place) for kind, (_, _, inside) in READERS.items() for place in ("..", ".", *inside)
+]
 
 
-@pytest.mark.parametrize(("kind", "closed"), CASES, ids=[f"{kind}-{closed}" for kind, closed in CASES])
-def test_no_permission_is_told_from_absent_and_damaged(tiny: Path, shared: Path, kind: str, closed: str):
+@pytest.mark.parametrize(
+    ("kind", "closed"), CASES, ids=[f"{kind}-{closed}" for kind, closed in CASES]
+)
+def test_no_permission_is_told_from_absent_and_damaged(
+    tiny: Path, shared: Path, kind: str, closed: str
+):
     make, read, _ = READERS[kind]
     (shared / "above").mkdir()
     place = shared / "above" / "it"
@@ -310,20 +450,35 @@ def test_no_permission_is_told_from_absent_and_damaged(tiny: Path, shared: Path,
     read(place)  # imports what it needs, which others might not read
     with without_privileges():
         read(place)  # negative control: others may read it
-    found = next(place.glob(closed)) if "*" in closed else (place / closed if closed != ".." else place.parent)
+    found = (
+        next(place.glob(closed))
+        if "*" in closed
+        else (place / closed if closed != ".." else place.parent)
+    )
     mode = found.stat().st_mode
     found.chmod(0)
     try:
-        with without_privileges(), pytest.raises((UserError, PermissionError), match="(?i)permission") as caught:
+        with (
+            without_privileges(),
+            pytest.raises((UserError, PermissionError), match="(?i)permission") as caught,
+        ):
             read(place)
     finally:
         found.chmod(mode)
-    assert not re.search("damaged|does not exist|truncated|is no |missing", str(caught.value)), caught.value
+    assert not re.search("damaged|does not exist|truncated|is no |missing", str(caught.value)), (
+        caught.value
+    )
     assert "\n" not in str(caught.value) and str(found) in str(caught.value)
 
 
-@pytest.mark.parametrize(("mode", "reason"), [(0o000, "Permission denied"), (0o444, "Permission denied")], ids=["closed", "listed only"])
-def test_folders_of_sounds_that_may_not_be_read_are_named(shared: Path, sounds: Path, mode: int, reason: str):
+@pytest.mark.parametrize(
+    ("mode", "reason"),
+    [(0o000, "Permission denied"), (0o444, "Permission denied")],
+    ids=["closed", "listed only"],
+)
+def test_folders_of_sounds_that_may_not_be_read_are_named(
+    shared: Path, sounds: Path, mode: int, reason: str
+):
     shutil.copytree(sounds, shared / "open")
     shutil.copytree(sounds, shared / "closed")
     (shared / "open").chmod(0o755)
@@ -332,7 +487,11 @@ def test_folders_of_sounds_that_may_not_be_read_are_named(shared: Path, sounds: 
         found = find_audio(shared, "--audio")
         notes = passed_over_note(found) + [str(why_unreadable(path)) for path in found.paths]
         assert [note for note in notes if reason in note]
-        assert {path.name for path in found.paths if why_unreadable(path) is None} == {"0.wav", "1.wav", "2.wav"}
+        assert {path.name for path in found.paths if why_unreadable(path) is None} == {
+            "0.wav",
+            "1.wav",
+            "2.wav",
+        }
         if mode == 0:
             with pytest.raises(UserError, match=reason):
                 find_audio(shared / "closed", "--audio")

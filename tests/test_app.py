@@ -1,6 +1,8 @@
-"""The page of retrieval.app in a real Chromium, started by its command: what is typed, clicked and uploaded, and what it refuses.
+"""The page of retrieval.app in a real Chromium, started by its command: what is typed, clicked and
+uploaded, and what it refuses.
 
-    SCREENSHOTS=docs python -m pytest tests/test_app.py -k screenshots    # after `make demo`: the pictures of the README
+    SCREENSHOTS=docs python -m pytest tests/test_app.py -k screenshots    # after `make demo`: the
+    pictures of the README
 """
 
 import http.client
@@ -31,27 +33,50 @@ from retrieval.errors import UserError
 from retrieval.models import build_model
 from retrieval.search import AudioIndex
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 OPTIONS = (
-    *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
+    *(
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+    ),
     *("--disable-component-update", "--disable-sync", "--autoplay-policy=no-user-gesture-required"),
 )
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: apt-get install chromium")
+needs_chromium = pytest.mark.skipif(
+    CHROMIUM is None, reason="no Chromium on this machine: apt-get install chromium"
+)
 QUERY = "A steady low tone."
-NASTY = "<img src=x onerror=document.title=1> ${1+1} {{value}} & \"it's\".wav"
+NASTY = '<img src=x onerror=document.title=1> ${1+1} {{value}} & "it\'s".wav'
 GONE = "later gone.wav"
 
 
 def write_sounds(folder: Path) -> Path:
-    """Short sounds, a long one and an AIFF in sub-folders, names that look like code; beside the folder a file that is not indexed."""
+    """Short sounds, a long one and an AIFF in sub-folders, names that look like code; beside the
+    folder a file that is not indexed.
+    """
     rng = np.random.default_rng(3)
     (folder / "far" / "away").mkdir(parents=True)
     for number in range(2):
-        soundfile.write(folder / f"{NOTES[number % 4]} {RHYTHMS[number % 3]}.wav", tone(number % 4, number % 3, 1.5, rng), SAMPLE_RATE)
+        soundfile.write(
+            folder / f"{NOTES[number % 4]} {RHYTHMS[number % 3]}.wav",
+            tone(number % 4, number % 3, 1.5, rng),
+            SAMPLE_RATE,
+        )
     soundfile.write(folder / NASTY, tone(0, 0, 1.2, rng), SAMPLE_RATE)
     soundfile.write(folder / GONE, tone(1, 0, 1.0, rng), SAMPLE_RATE)
-    soundfile.write(folder / "far" / "apple.aiff", np.stack([tone(2, 0, 1.7, rng)] * 2, axis=1), 44_100)
-    soundfile.write(folder / "far" / "away" / "long.flac", np.concatenate([tone(number % 4, 0, 2.0, rng) for number in range(4)]), SAMPLE_RATE)
+    soundfile.write(
+        folder / "far" / "apple.aiff", np.stack([tone(2, 0, 1.7, rng)] * 2, axis=1), 44_100
+    )
+    soundfile.write(
+        folder / "far" / "away" / "long.flac",
+        np.concatenate([tone(number % 4, 0, 2.0, rng) for number in range(4)]),
+        SAMPLE_RATE,
+    )
     soundfile.write(folder.parent / "secret.wav", tone(0, 0, 1.0, rng), SAMPLE_RATE)
     return folder
 
@@ -62,7 +87,9 @@ def models(tiny, tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("models")
     for pooling in ("tap", "mean"):
         torch.manual_seed(0)
-        build_model(load_config(tiny / "tiny.yaml", [f"pooling.name={pooling}"])).save_pretrained(root / pooling)
+        build_model(load_config(tiny / "tiny.yaml", [f"pooling.name={pooling}"])).save_pretrained(
+            root / pooling
+        )
     return root
 
 
@@ -82,7 +109,9 @@ def indexed(models, sounds, tmp_path_factory) -> Path:
 def started(index: Path) -> Iterator[str]:
     """The address of the page that the command serves."""
     command = [sys.executable, "-m", "retrieval.app", "--index", str(index), "--port", "0"]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         try:
             line = process.stdout.readline()
             assert "search page: http://127.0.0.1:" in line, process.stderr.read()
@@ -101,7 +130,9 @@ def server(indexed, sounds) -> Iterator[str]:
 
 
 @contextmanager
-def served(index: AudioIndex, uploads: Path | None = None, password: str | None = None) -> Iterator[str]:
+def served(
+    index: AudioIndex, uploads: Path | None = None, password: str | None = None
+) -> Iterator[str]:
     """The same from this process: a second page without the seconds of a second start."""
     import uvicorn
 
@@ -109,7 +140,9 @@ def served(index: AudioIndex, uploads: Path | None = None, password: str | None 
 
     with listen("127.0.0.1", 0) as listener, tempfile.TemporaryDirectory() as folder:
         server = make_server(index, uploads or Path(folder), frozenset({"localhost"}), password)
-        running = uvicorn.Server(uvicorn.Config(server, log_level="warning", timeout_graceful_shutdown=1))
+        running = uvicorn.Server(
+            uvicorn.Config(server, log_level="warning", timeout_graceful_shutdown=1)
+        )
         thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
@@ -131,12 +164,16 @@ def browser():
 
 @contextmanager
 def opened(browser, address: str, complains: bool = False, **context) -> Iterator:
-    """A page of its own that must neither ask other machines for anything nor complain on the console, unless it must do that."""
+    """A page of its own that must neither ask other machines for anything nor complain on the
+    console, unless it must do that.
+    """
     with browser.new_context(viewport={"width": 1280, "height": 800}, **context) as own:
         page, hosts, complaints = own.new_page(), set(), []
         page.set_default_timeout(1000 * PATIENCE)
         page.on("request", lambda request: hosts.add(urlsplit(request.url).netloc))
-        page.on("console", lambda line: complaints.append(line.text) if line.type == "error" else None)
+        page.on(
+            "console", lambda line: complaints.append(line.text) if line.type == "error" else None
+        )
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.goto(address)
         page.get_by_label("What do you want to hear?").wait_for()
@@ -160,7 +197,9 @@ def status(page, text: str) -> str:
     from playwright.sync_api import expect
 
     line = page.locator("#status .message", has_text=text)
-    expect(line, f"the page says: {page.locator('#status').inner_text()}").to_be_visible(timeout=1000 * PATIENCE)
+    expect(line, f"the page says: {page.locator('#status').inner_text()}").to_be_visible(
+        timeout=1000 * PATIENCE
+    )
     return line.inner_text()
 
 
@@ -194,12 +233,17 @@ def test_a_sentence_brings_players_pictures_and_attention(page, indexed):
     for card, hit in zip(page.locator(".hit").all(), expected, strict=True):
         assert card.locator(".score").inner_text() == f"{hit.score:.3f}"
         if hit.file == GONE:
-            assert "no longer there" in card.locator(".message.error").inner_text() and card.locator("audio").count() == 0
+            assert (
+                "no longer there" in card.locator(".message.error").inner_text()
+                and card.locator("audio").count() == 0
+            )
             continue
         card.scroll_into_view_if_needed()
         picture = card.locator("img")
         page.wait_for_function("img => img.complete", arg=picture.element_handle())
-        assert picture.evaluate("img => img.naturalWidth") > 20 and "Spectrogram of" in picture.get_attribute("alt")
+        assert picture.evaluate(
+            "img => img.naturalWidth"
+        ) > 20 and "Spectrogram of" in picture.get_attribute("alt")
         assert f"listened to {hit.attended_from:.1f}–{hit.attended_to:.1f} s" in card.inner_text()
         points = card.locator(".attention polyline").get_attribute("points").split()
         highest = min(points, key=lambda point: float(point.split(",")[1]))
@@ -220,7 +264,10 @@ def test_a_player_plays_and_a_click_on_the_picture_jumps(page):
     box = timeline.bounding_box()
     timeline.click(position={"x": 0.6 * box["width"], "y": 20})
     place = start + 0.6 * (end - start)
-    page.wait_for_function("([audio, place]) => audio.currentTime > place + 0.2", arg=[card.locator("audio").element_handle(), place])
+    page.wait_for_function(
+        "([audio, place]) => audio.currentTime > place + 0.2",
+        arg=[card.locator("audio").element_handle(), place],
+    )
     assert place < time_of(card) < place + 1 and end > start + 1.5
     timeline.focus()
     page.keyboard.press("Enter")
@@ -230,14 +277,20 @@ def test_a_player_plays_and_a_click_on_the_picture_jumps(page):
     page.keyboard.press("ArrowRight")
     assert time_of(card) == pytest.approx(start + 1, abs=0.01)
     assert timeline.get_attribute("aria-valuetext") == f"{start + 1:.1f} s"
-    other = card_of(page, "far/apple.aiff")  # which Chromium itself does not play; 1 s of it after resampling its header
+    # which Chromium itself does not play; 1 s of it after resampling its header
+    other = card_of(page, "far/apple.aiff")
     other.locator("audio").evaluate("audio => audio.play()")
-    page.wait_for_function("audio => audio.currentTime > 0.2", arg=other.locator("audio").element_handle())
+    page.wait_for_function(
+        "audio => audio.currentTime > 0.2", arg=other.locator("audio").element_handle()
+    )
     card.locator("audio").evaluate("audio => audio.play()")
     assert other.locator("audio").evaluate("audio => audio.paused")  # one at a time
     attended = float(other.locator(".heard").get_attribute("data-from"))
     other.locator(".heard").click()
-    page.wait_for_function("([audio, place]) => audio.currentTime >= place", arg=[other.locator("audio").element_handle(), attended])
+    page.wait_for_function(
+        "([audio, place]) => audio.currentTime >= place",
+        arg=[other.locator("audio").element_handle(), attended],
+    )
 
 
 @needs_chromium
@@ -254,7 +307,10 @@ def test_filters_and_more_like_this(page, indexed, sounds):
     assert found(page) == ["far/apple.aiff"]
     page.get_by_label("Shortest file, s").fill("4.5")
     page.get_by_role("button", name="Search").click()
-    assert status(page, "filters") == "no recording matches the filters: widen them" and found(page) == []
+    assert (
+        status(page, "filters") == "no recording matches the filters: widen them"
+        and found(page) == []
+    )
     page.get_by_label("Shortest file, s").fill("6")
     page.get_by_role("button", name="Search").click()
     assert "no file is longer than 6 s and shorter than 5 s" in status(page, "longer than")
@@ -266,7 +322,9 @@ def test_filters_and_more_like_this(page, indexed, sounds):
     page.get_by_role("option", name="all folders").click()
     card_of(page, "far/apple.aiff").get_by_role("button", name="More like").click()
     assert "like far/apple.aiff, 0.0 to" in status(page, "like")
-    others = [hit.file for hit in AudioIndex.open(indexed).search_audio(sounds / "far" / "apple.aiff", 10)]
+    others = [
+        hit.file for hit in AudioIndex.open(indexed).search_audio(sounds / "far" / "apple.aiff", 10)
+    ]
     assert found(page) == others and "far/apple.aiff" not in others
     assert page.locator(".attention").count() == 0  # a sound asks no frames
 
@@ -285,17 +343,25 @@ def test_a_recording_of_ones_own(page, indexed, sounds, tmp_path):
     assert found(page) == [hit.file for hit in index.search_audio(clip, 10)]
     page.get_by_role("button", name="Score the sentences").click()
     assert "there is no sentence" in status(page, "sentence")
-    sentences = ["A steady low tone.", "A shrill note.", "Someone plays a <b>rising</b> middle tone."]
+    sentences = [
+        "A steady low tone.",
+        "A shrill note.",
+        "Someone plays a <b>rising</b> middle tone.",
+    ]
     page.get_by_label("Sentences to compare it with").fill("\n".join([*sentences, "  "]))
     page.get_by_role("button", name="Score the sentences").click()
     status(page, "my own.wav against 3 sentences")
     rows = [row.locator("td").all_inner_texts() for row in page.locator(".scores tbody tr").all()]
     expected = sorted(zip(index.score_audio(clip, sentences), sentences, strict=True), reverse=True)
-    assert [(row[0], row[-1]) for row in rows] == [(sentence, f"{score:.3f}") for score, sentence in expected]
+    assert [(row[0], row[-1]) for row in rows] == [
+        (sentence, f"{score:.3f}") for score, sentence in expected
+    ]
 
 
 @needs_chromium
-@pytest.mark.parametrize(("content", "reason"), [(b"", "is empty"), (b"RIFF no sound at all" * 50, "is no sound")])
+@pytest.mark.parametrize(
+    ("content", "reason"), [(b"", "is empty"), (b"RIFF no sound at all" * 50, "is no sound")]
+)
 def test_a_broken_upload_gets_one_line(page, tmp_path, content, reason):
     clip = tmp_path / "broken.wav"
     clip.write_bytes(content)
@@ -309,7 +375,11 @@ def test_a_broken_upload_gets_one_line(page, tmp_path, content, reason):
 
 @needs_chromium
 def test_queries_that_are_none_and_one_that_is_too_long(page):
-    for query, reason in (("", "the query is empty"), ("🐕🐸", "no words"), ("xyzzy", "knows no word")):
+    for query, reason in (
+        ("", "the query is empty"),
+        ("🐕🐸", "no words"),
+        ("xyzzy", "knows no word"),
+    ):
         ask(page, query)
         line = status(page, reason)
         assert "\n" not in line and found(page) == []
@@ -322,7 +392,11 @@ def test_queries_that_are_none_and_one_that_is_too_long(page):
 def test_several_people_ask_at_once(browser, server, indexed):
     index = AudioIndex.open(indexed)
     queries = [f"A {rhythm} {note} tone." for rhythm, note in zip(RHYTHMS, NOTES, strict=False)]
-    with opened(browser, server) as first, opened(browser, server) as second, opened(browser, server) as third:
+    with (
+        opened(browser, server) as first,
+        opened(browser, server) as second,
+        opened(browser, server) as third,
+    ):
         pages = (first, second, third)
         for own, query in zip(pages, queries, strict=True):
             ask(own, query)
@@ -342,9 +416,13 @@ def test_nothing_is_wider_than_a_phone_and_targets_are_large(browser, server):
         for tab in ("With a sound", "With words"):
             page.get_by_role("tab", name=tab).tap()
             assert page.evaluate("document.documentElement.scrollWidth") == 390
-        heights = page.locator("#search, #examples button, .like, .heard, audio").evaluate_all("all => all.map(one => one.offsetHeight)")
+        heights = page.locator("#search, #examples button, .like, .heard, audio").evaluate_all(
+            "all => all.map(one => one.offsetHeight)"
+        )
         assert min(heights) >= 44
-        assert page.locator(".hit").evaluate_all("all => all.every(one => one.scrollWidth <= one.clientWidth)")
+        assert page.locator(".hit").evaluate_all(
+            "all => all.every(one => one.scrollWidth <= one.clientWidth)"
+        )
 
 
 @needs_chromium
@@ -357,7 +435,9 @@ def test_an_empty_index_and_mean_pooling(browser, models, tmp_path):
         assert "1 file could not be read" in page.locator("#heading").inner_text()
         ask(page, QUERY)
         assert "holds no recordings" in status(page, "the index holds")
-    soundfile.write(tmp_path / "empty" / "low.wav", tone(0, 0, 1.0, np.random.default_rng(0)), SAMPLE_RATE)
+    soundfile.write(
+        tmp_path / "empty" / "low.wav", tone(0, 0, 1.0, np.random.default_rng(0)), SAMPLE_RATE
+    )
     empty.add()
     with served(empty) as address, opened(browser, address) as page:
         page.get_by_role("button", name="a clock ticks").click()
@@ -368,7 +448,9 @@ def test_an_empty_index_and_mean_pooling(browser, models, tmp_path):
 @needs_chromium
 def test_a_recording_that_broke_since_is_said_on_its_card(browser, models, tmp_path):
     (tmp_path / "sounds").mkdir()
-    soundfile.write(tmp_path / "sounds" / "low.wav", tone(0, 0, 1.0, np.random.default_rng(0)), SAMPLE_RATE)
+    soundfile.write(
+        tmp_path / "sounds" / "low.wav", tone(0, 0, 1.0, np.random.default_rng(0)), SAMPLE_RATE
+    )
     index = AudioIndex.build(tmp_path / "sounds", models / "tap", tmp_path / "index")
     (tmp_path / "sounds" / "low.wav").write_bytes(b"no sound")
     with served(index) as address, opened(browser, address, complains=True) as page:
@@ -383,11 +465,17 @@ def test_a_recording_that_broke_since_is_said_on_its_card(browser, models, tmp_p
 # --- without one ---
 
 
-def get(address: str, path: str, method: str = "GET", **headers: str) -> tuple[int, dict[str, str], bytes]:
+def get(
+    address: str, path: str, method: str = "GET", **headers: str
+) -> tuple[int, dict[str, str], bytes]:
     connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=PATIENCE)
     connection.request(method, path, headers=headers)
     answer = connection.getresponse()
-    return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
+    return (
+        answer.status,
+        {name.lower(): value for name, value in answer.getheaders()},
+        answer.read(),
+    )
 
 
 def test_ranges_are_parts_of_one_wave_file(server, sounds, tmp_path):
@@ -398,9 +486,20 @@ def test_ranges_are_parts_of_one_wave_file(server, sounds, tmp_path):
     samples, wave_rate = soundfile.read(tmp_path / "whole.wav", dtype="float32")
     assert (code, wave_rate, int(headers["content-length"])) == (200, rate, len(whole))
     np.testing.assert_allclose(samples, expected, atol=1e-4)
-    for first, last in ((0, 1), (0, 43), (10, 60), (44, 44), (1001, 2000), (len(whole) - 3, len(whole) - 1)):
+    for first, last in (
+        (0, 1),
+        (0, 43),
+        (10, 60),
+        (44, 44),
+        (1001, 2000),
+        (len(whole) - 3, len(whole) - 1),
+    ):
         code, headers, part = get(server, path, Range=f"bytes={first}-{last}")
-        assert (code, part, headers["content-range"]) == (206, whole[first : last + 1], f"bytes {first}-{last}/{len(whole)}")
+        assert (code, part, headers["content-range"]) == (
+            206,
+            whole[first : last + 1],
+            f"bytes {first}-{last}/{len(whole)}",
+        )
     assert get(server, path, Range="bytes=-5")[2] == whole[-5:]
     assert get(server, path, Range=f"bytes={len(whole)}-")[0] == 416
     code, headers, part = get(server, path, method="HEAD")
@@ -409,7 +508,12 @@ def test_ranges_are_parts_of_one_wave_file(server, sounds, tmp_path):
 
 def test_a_foreign_name_for_this_machine_is_refused(server):
     path = f"/recording?file={quote('far/apple.aiff')}"
-    for host, expected in (("evil.example", 400), ("evil.example:7860", 400), ("localhost:7860", 200), ("[::1]:7860", 200)):
+    for host, expected in (
+        ("evil.example", 400),
+        ("evil.example:7860", 400),
+        ("localhost:7860", 200),
+        ("[::1]:7860", 200),
+    ):
         assert get(server, path, Host=host)[0] == expected, host
     assert get(server, "/", Host="evil.example")[0] == 400
 
@@ -445,21 +549,37 @@ def test_what_a_truncated_recording_lacks_is_silence(tmp_path):
 
 
 def test_more_than_two_channels_are_averaged(tmp_path):
-    soundfile.write(tmp_path / "four.wav", np.tile(np.float32([0.1, 0.2, 0.3, 0.4]), (100, 1)), 8_000)
+    soundfile.write(
+        tmp_path / "four.wav", np.tile(np.float32([0.1, 0.2, 0.3, 0.4]), (100, 1)), 8_000
+    )
     wave = audio.WaveFile(tmp_path / "four.wav", 100 / 8_000)
-    assert wave.size == 44 + 200 and np.frombuffer(wave.read(44, 244), dtype="<i2")[5] / 32767 == pytest.approx(0.25, abs=1e-4)
+    assert wave.size == 44 + 200 and np.frombuffer(wave.read(44, 244), dtype="<i2")[
+        5
+    ] / 32767 == pytest.approx(0.25, abs=1e-4)
 
 
-@pytest.mark.parametrize("route", ["recording?file={}", "picture?start=0&end=1&file={}", "gradio_api/file={}"])
+@pytest.mark.parametrize(
+    "route", ["recording?file={}", "picture?start=0&end=1&file={}", "gradio_api/file={}"]
+)
 def test_nothing_outside_the_index_is_served(server, sounds, route):
     secret = sounds.parent / "secret.wav"
     (sounds / GONE).unlink(missing_ok=True)
     (sounds / GONE).symlink_to(secret)  # an indexed name that leads elsewhere since
     try:
-        for path in ("../secret.wav", "far/../../secret.wav", str(secret), GONE, "no such.wav", "", "a\0b"):
+        for path in (
+            "../secret.wav",
+            "far/../../secret.wav",
+            str(secret),
+            GONE,
+            "no such.wav",
+            "",
+            "a\0b",
+        ):
             for name in (quote(path), quote(path, safe=""), quote(quote(path, safe=""), safe="")):
                 code, _, body = get(server, "/" + route.format(name))
-                assert code in (400, 403, 404) and str(sounds.parent).encode() not in body.replace(str(secret).encode(), b""), path
+                assert code in (400, 403, 404) and str(sounds.parent).encode() not in body.replace(
+                    str(secret).encode(), b""
+                ), path
     finally:
         (sounds / GONE).unlink()
     own = "low steady.wav"
@@ -470,7 +590,17 @@ def test_nothing_outside_the_index_is_served(server, sounds, route):
         assert get(server, "/" + route.format(quote(own)))[0] == 200
 
 
-@pytest.mark.parametrize("span", ["start=0&end=4000", "start=-1&end=1", "start=2&end=1", "start=0&end=nan", "start=0&end=inf", "start=x&end=1"])
+@pytest.mark.parametrize(
+    "span",
+    [
+        "start=0&end=4000",
+        "start=-1&end=1",
+        "start=2&end=1",
+        "start=0&end=nan",
+        "start=0&end=inf",
+        "start=x&end=1",
+    ],
+)
 def test_pictures_of_senseless_excerpts_are_refused(server, span):
     assert get(server, f"/picture?file={quote('low steady.wav')}&{span}")[0] in (400, 422)
 
@@ -500,13 +630,18 @@ def test_a_port_in_use_is_said_in_one_line(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         result = run_module("retrieval.app", "--index", str(tmp_path), "--port", str(port))
-    assert result.returncode == 2 and re.fullmatch(rf"error: port {port} of 127.0.0.1 cannot be used .+\n", result.stderr), result.stderr
+    assert result.returncode == 2 and re.fullmatch(
+        rf"error: port {port} of 127.0.0.1 cannot be used .+\n", result.stderr
+    ), result.stderr
 
 
 # --- pictures for the README ---
 
 
-@pytest.mark.skipif("SCREENSHOTS" not in os.environ, reason="draws the README's pictures when SCREENSHOTS=FOLDER is set")
+@pytest.mark.skipif(
+    "SCREENSHOTS" not in os.environ,
+    reason="draws the README's pictures when SCREENSHOTS=FOLDER is set",
+)
 def test_screenshots(browser):
     folder = Path(os.environ["SCREENSHOTS"])
     with started(ROOT / "data" / "sample" / "index") as address:
@@ -518,7 +653,9 @@ def test_screenshots(browser):
                 status(page, "answers in")
                 card = page.locator(".hit").first
                 card.locator(".heard").click()
-                page.wait_for_function("audio => audio.currentTime > 0", arg=card.locator("audio").element_handle())
+                page.wait_for_function(
+                    "audio => audio.currentTime > 0", arg=card.locator("audio").element_handle()
+                )
                 page.wait_for_timeout(500)
                 card.locator("audio").evaluate("audio => audio.pause()")
                 page.evaluate("document.activeElement.blur()")

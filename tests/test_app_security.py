@@ -1,7 +1,8 @@
-"""The page of retrieval.app under attack: paths and URLs in events, foreign origins, other clients' uploads,
-passwords, floods.
+"""The page of retrieval.app under attack: paths and URLs in events, foreign origins, other clients'
+uploads, passwords, floods.
 
-Requests are those that a program sends; that a browser's own still work is shown by test_app.py, in Chromium.
+Requests are those that a program sends; that a browser's own still work is shown by test_app.py, in
+Chromium.
 """
 
 import asyncio
@@ -43,7 +44,11 @@ NEEDS_ORIGIN = [
 def ask_directly(app, event: object) -> tuple[int, bytes]:
     """Post an event to the application without a network between: thousands of them in seconds."""
     messages, body = [], json.dumps(event).encode()
-    headers = {"host": "localhost:1", "content-type": "application/json", "content-length": str(len(body))}
+    headers = {
+        "host": "localhost:1",
+        "content-type": "application/json",
+        "content-length": str(len(body)),
+    }
     scope = {
         "type": "http",
         "method": "POST",
@@ -61,7 +66,12 @@ def ask_directly(app, event: object) -> tuple[int, bytes]:
         messages.append(message)
 
     asyncio.run(
-        app(scope | {"headers": [(name.encode(), value.encode()) for name, value in headers.items()]}, receive, send)
+        app(
+            scope
+            | {"headers": [(name.encode(), value.encode()) for name, value in headers.items()]},
+            receive,
+            send,
+        )
     )
     return messages[0]["status"], messages[1]["body"]
 
@@ -96,13 +106,19 @@ class Browser:
         return answer.status, {name.lower(): value for name, value in answer.getheaders()}, content
 
     def post(self, path: str, event: object, **headers: str) -> tuple[int, bytes]:
-        code, _, body = self.ask("POST", path, json.dumps(event), Content_Type="application/json", **headers)
+        code, _, body = self.ask(
+            "POST", path, json.dumps(event), Content_Type="application/json", **headers
+        )
         return code, body
 
     def upload(self, content: bytes, name: str = "own.wav", **headers: str) -> tuple[int, bytes]:
         body = browser_form(content, name)
         code, _, answer = self.ask(
-            "POST", UPLOAD, body, Content_Type=f"multipart/form-data; boundary={BOUNDARY}", **headers
+            "POST",
+            UPLOAD,
+            body,
+            Content_Type=f"multipart/form-data; boundary={BOUNDARY}",
+            **headers,
         )
         return code, answer
 
@@ -151,12 +167,22 @@ def dependencies(browser: Browser) -> Iterator[tuple[dict, list]]:
     """Every dependency of the page's own /config, with arguments that it would take."""
     config = json.loads(browser.ask("GET", "/config")[2])
     kinds = {component["id"]: component for component in config["components"]}
-    valid = {"textbox": "a tone", "dropdown": "", "number": 3, "slider": 5, "button": "a tone", "file": None}
+    valid = {
+        "textbox": "a tone",
+        "dropdown": "",
+        "number": 3,
+        "slider": 5,
+        "button": "a tone",
+        "file": None,
+    }
     for dependency in config["dependencies"]:
         inputs = [kinds[number] for number in dependency["inputs"]]
         yield (
             dependency,
-            ["" if one["props"].get("elem_id") == "upload-reference" else valid[one["type"]] for one in inputs],
+            [
+                "" if one["props"].get("elem_id") == "upload-reference" else valid[one["type"]]
+                for one in inputs
+            ],
         )
 
 
@@ -185,7 +211,14 @@ def shapes(place: str) -> list[object]:
     file = {"path": place, "meta": {"_type": "gradio.FileData"}}
     return [
         file,
-        file | {"url": place, "orig_name": place, "size": 1, "mime_type": "audio/wav", "is_stream": True},
+        file
+        | {
+            "url": place,
+            "orig_name": place,
+            "size": 1,
+            "mime_type": "audio/wav",
+            "is_stream": True,
+        },
         {"path": "a.wav", "url": place, "meta": {"_type": "gradio.FileData"}},
         {"video": file, "subtitles": None},
         [[{"deep": [file]}]],
@@ -194,7 +227,9 @@ def shapes(place: str) -> list[object]:
     ]
 
 
-def test_no_argument_of_any_event_takes_a_path_or_url(address, browser, cache, index, tmp_path, capfd):
+def test_no_argument_of_any_event_takes_a_path_or_url(
+    address, browser, cache, index, tmp_path, capfd
+):
     from retrieval.app.server import make_server
 
     app = make_server(index, tmp_path / "uploads", frozenset({"localhost"}))
@@ -258,7 +293,11 @@ def test_of_gradios_routes_those_of_the_page_are_open_alone(address, browser, in
     from retrieval.app.server import make_server
 
     gate = make_server(index, tmp_path, frozenset({"localhost"}))
-    mounted = [route.app for route in gate.app.routes if hasattr(route, "app") and hasattr(route.app, "routes")]
+    mounted = [
+        route.app
+        for route in gate.app.routes
+        if hasattr(route, "app") and hasattr(route.app, "routes")
+    ]
     routes = [route for app in mounted for route in all_routes(app.routes)]
     assert len(routes) > 50
     for path, methods in routes:
@@ -273,7 +312,9 @@ def all_routes(routes: list) -> list[tuple[str, set[str]]]:
     """Paths and methods, also of routers within."""
     found = []
     for route in routes:
-        inner = getattr(getattr(route, "original_router", None), "routes", None) or getattr(route, "routes", None)
+        inner = getattr(getattr(route, "original_router", None), "routes", None) or getattr(
+            route, "routes", None
+        )
         if inner and not getattr(route, "methods", None):
             found += all_routes(inner)
         elif getattr(route, "path", None):
@@ -282,7 +323,8 @@ def all_routes(routes: list) -> list[tuple[str, set[str]]]:
 
 
 @pytest.mark.parametrize(
-    "place", ["/etc/passwd", "etc/passwd", "../secret.wav", "http://127.0.0.1/x", "/dev/zero", "a/b", ""]
+    "place",
+    ["/etc/passwd", "etc/passwd", "../secret.wav", "http://127.0.0.1/x", "/dev/zero", "a/b", ""],
 )
 def test_no_file_is_served_but_ones_own_upload(browser, place):
     for way in (
@@ -330,14 +372,20 @@ WRONG_EVENTS = [
     b'{"fn_index": 1, "data": ["a tone", "", 0, 8, true], "session_hash": "s1"}',
     b'{"fn_index": 1, "data": ["a tone", "", 0, 8, 10], "session_hash": "../s1"}',
     b'{"fn_index": 1, "data": ["a tone", "", 0, 8, 10], "session_hash": null}',
-    b'{"fn_index": 1, "data": ["a tone", "", 0, 8, 10], "session_hash": "s1", '
-    b'"event_data": {"file": "low steady.wav"}}',
+    (
+        b'{"fn_index": 1, "data": ["a tone", "", 0, 8, 10], "session_hash": "s1", '
+        b'"event_data": {"file": "low steady.wav"}}'
+    ),
     b'{"fn_index": 1, "data": ["a tone", "", 0, 8, 10], "session_hash": "s1", "batched": true}',
     b'{"fn_index": 14, "data": ["", 0, 8, 10], "session_hash": "s1"}',
-    b'{"fn_index": 14, "data": ["", 0, 8, 10], "session_hash": "s1", '
-    b'"event_data": {"file": "low steady.wav", "start": 1e15, "end": 2e15}}',
-    b'{"fn_index": 14, "data": ["", 0, 8, 10], "session_hash": "s1", '
-    b'"event_data": {"file": "low steady.wav", "start": 100, "end": 101}}',
+    (
+        b'{"fn_index": 14, "data": ["", 0, 8, 10], "session_hash": "s1", '
+        b'"event_data": {"file": "low steady.wav", "start": 1e15, "end": 2e15}}'
+    ),
+    (
+        b'{"fn_index": 14, "data": ["", 0, 8, 10], "session_hash": "s1", '
+        b'"event_data": {"file": "low steady.wav", "start": 100, "end": 101}}'
+    ),
 ]
 
 
@@ -345,7 +393,8 @@ WRONG_EVENTS = [
 def test_a_wrong_event_is_4xx_without_a_traceback(browser, capfd, body):
     code, _, answer = browser.ask("POST", JOIN, body, Content_Type="application/json")
     assert 400 <= code < 500 and set(json.loads(answer)) == {"detail"}
-    for kind in ("text/plain", "application/x-www-form-urlencoded", ""):  # forms of other sites can send these
+    # forms of other sites can send these
+    for kind in ("text/plain", "application/x-www-form-urlencoded", ""):
         assert browser.ask("POST", JOIN, body, Content_Type=kind)[0] == 415
     assert "Traceback" not in capfd.readouterr().err
 
@@ -364,7 +413,12 @@ def test_an_event_is_small(browser):
     [
         *(
             f"/picture?file=low%20steady.wav&{span}"
-            for span in ("start=1e15&end=1.1e15", "start=1e308&end=1e309", "start=9&end=10", "start=nan&end=1")
+            for span in (
+                "start=1e15&end=1.1e15",
+                "start=1e308&end=1e309",
+                "start=9&end=10",
+                "start=nan&end=1",
+            )
         ),
         *(
             "/picture?start=0&end=1",
@@ -404,22 +458,34 @@ def test_a_wrong_range_is_4xx_without_a_traceback(browser, capfd, span):
     assert "Traceback" not in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("host", ["[1:2]", "[::::]", "[127.0.0.1]", "127.0.0.1:99999", "localhost:0", "[::1", "a b"])
+@pytest.mark.parametrize(
+    "host", ["[1:2]", "[::::]", "[127.0.0.1]", "127.0.0.1:99999", "localhost:0", "[::1", "a b"]
+)
 def test_a_host_that_is_none_is_4xx_without_a_traceback(browser, capfd, host):
     assert browser.ask("GET", "/config", Host=host)[0] == 400
-    assert browser.ask("GET", "/config", Host=host, Origin="null")[0] == 400  # none is not the origin of none
+    # none is not the origin of none
+    assert browser.ask("GET", "/config", Host=host, Origin="null")[0] == 400
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_two_streams_of_a_session_that_break_off_leave_no_traceback(browser, index, monkeypatch, capfd):
+def test_two_streams_of_a_session_that_break_off_leave_no_traceback(
+    browser, index, monkeypatch, capfd
+):
     go_on = threading.Event()
     monkeypatch.setattr(index, "search", lambda *_, **__: go_on.wait(60) and [])
     try:
-        assert browser.post(JOIN, event_of(browser, "words", QUERY, "", 0, 9, 10, session_hash="twice"))[0] == 200
+        assert (
+            browser.post(
+                JOIN, event_of(browser, "words", QUERY, "", 0, 9, 10, session_hash="twice")
+            )[0]
+            == 200
+        )
         streams = []
         for _ in range(3):
             connection = http.client.HTTPConnection(urlsplit(browser.address).netloc, timeout=60)
-            connection.request("GET", f"{ANSWERS}?session_hash=twice", headers={"Cookie": browser.cookie})
+            connection.request(
+                "GET", f"{ANSWERS}?session_hash=twice", headers={"Cookie": browser.cookie}
+            )
             streams.append(connection)
         assert streams[0].getresponse().status == 200
         for connection in streams:
@@ -448,9 +514,15 @@ def test_a_foreign_origin_is_refused(browser, cache, index):
     ]
     for method, path in NEEDS_ORIGIN:
         for origin in foreign:
-            assert browser.ask(method, path, b"" if method == "POST" else None, Origin=origin)[0] == 403, (path, origin)
+            assert (
+                browser.ask(method, path, b"" if method == "POST" else None, Origin=origin)[0]
+                == 403
+            ), (path, origin)
         for site in ("cross-site", "same-site"):  # same-site: another port of this machine
-            assert browser.ask(method, path, b"" if method == "POST" else None, Sec_Fetch_Site=site)[0] == 403, (
+            assert (
+                browser.ask(method, path, b"" if method == "POST" else None, Sec_Fetch_Site=site)[0]
+                == 403
+            ), (
                 path,
                 site,
             )
@@ -458,12 +530,18 @@ def test_a_foreign_origin_is_refused(browser, cache, index):
         assert browser.upload(b"x", Origin=origin)[0] == 403
     assert browser.upload(b"x", Origin=own, Sec_Fetch_Site="same-origin")[0] == 200
     code, headers, _ = browser.ask("GET", "/", Origin=own)
-    assert code == 200 and "access-control-allow-origin" not in headers and headers["x-frame-options"] == "DENY"
+    assert (
+        code == 200
+        and "access-control-allow-origin" not in headers
+        and headers["x-frame-options"] == "DENY"
+    )
     assert re.search("HttpOnly; SameSite=Strict", Browser(own).ask("GET", "/")[1]["set-cookie"])
 
 
 def test_a_link_on_another_site_opens_the_page(browser):
-    """A Strict cookie is not sent with it: the answer is a page that asks again, and takes no cookie away."""
+    """A Strict cookie is not sent with it: the answer is a page that asks again, and takes no
+    cookie away.
+    """
     code, headers, body = Browser(browser.address).ask(
         "GET", "/", Sec_Fetch_Site="cross-site", Sec_Fetch_Mode="navigate"
     )
@@ -496,11 +574,20 @@ def test_an_upload_belongs_to_its_client(address, browser, index, sounds):  # no
         assert other.ask("GET", FILES + quote(reference))[0] == 403
         assert other.ask("GET", "/gradio_api/queue/data?session_hash=mine")[0] == 404
     assert browser.post(JOIN, event)[0] == 200
-    assert stranger.post(JOIN, event_of(stranger, "words", QUERY, "", 0, 8, 10, session_hash="mine"))[0] == 403
+    assert (
+        stranger.post(JOIN, event_of(stranger, "words", QUERY, "", 0, 8, 10, session_hash="mine"))[
+            0
+        ]
+        == 403
+    )
     assert stranger.ask("GET", "/gradio_api/queue/data?session_hash=mine")[0] == 403
-    assert f"{index.score_audio(sounds / 'low steady.wav', [QUERY])[0]:.3f}" in browser.answer("mine")
+    assert f"{index.score_audio(sounds / 'low steady.wav', [QUERY])[0]:.3f}" in browser.answer(
+        "mine"
+    )
     code, headers, body = browser.ask("GET", FILES + quote(reference))
-    assert (code, body) == (200, content) and headers["content-disposition"].startswith("attachment")
+    assert (code, body) == (200, content) and headers["content-disposition"].startswith(
+        "attachment"
+    )
     # A name in other letters, or with a path before it, is another name.
     for wrong in (
         reference.upper(),
@@ -518,7 +605,10 @@ def test_an_upload_that_kills_its_decoder_gets_one_line(browser, sounds, crashin
         assert browser.post(JOIN, event_of(browser, name, *data, session_hash=name))[0] == 200
         assert "bad.wav its decoder crashed (SIGSEGV)" in browser.answer(name)
     reference = json.loads(browser.upload((sounds / "low steady.wav").read_bytes())[1])[0]
-    assert browser.post(JOIN, event_of(browser, "scores", reference, QUERY, session_hash="good"))[0] == 200
+    assert (
+        browser.post(JOIN, event_of(browser, "scores", reference, QUERY, session_hash="good"))[0]
+        == 200
+    )
     assert "own.wav against 1 sentence" in browser.answer("good")
     assert "Traceback" not in capfd.readouterr().err
 
@@ -542,7 +632,10 @@ def test_uploads_are_bounded_and_the_oldest_goes(index, tmp_path, monkeypatch):
 
 def test_a_form_that_is_no_upload_is_refused(browser, capfd):
     kind = f"multipart/form-data; boundary={BOUNDARY}"
-    part = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="files"; filename="a.wav"\r\n\r\nx\r\n'
+    part = (
+        f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="files";'
+        ' filename="a.wav"\r\n\r\nx\r\n'
+    )
     text = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="files"\r\n\r\n/etc/passwd\r\n'
     for body in (
         b"",
@@ -561,9 +654,9 @@ def test_an_upload_of_two_lengths_is_refused(browser, capfd):
     """Its Content-Length would be counted and its chunks kept."""
     form = browser_form(b"x")
     head = (
-        f"POST {UPLOAD} HTTP/1.1\r\nHost: {urlsplit(browser.address).netloc}\r\nCookie: {browser.cookie}\r\n"
-        f"Content-Type: multipart/form-data; boundary={BOUNDARY}\r\n"
-        "Content-Length: 0\r\nTransfer-Encoding: chunked\r\n\r\n"
+        f"POST {UPLOAD} HTTP/1.1\r\nHost: {urlsplit(browser.address).netloc}\r\nCookie:"
+        f" {browser.cookie}\r\nContent-Type: multipart/form-data;"
+        f" boundary={BOUNDARY}\r\nContent-Length: 0\r\nTransfer-Encoding: chunked\r\n\r\n"
     )
     connections = []
     for _ in range(3):  # side by side
@@ -579,7 +672,9 @@ def test_an_upload_of_two_lengths_is_refused(browser, capfd):
 
 
 def test_a_page_that_outlives_its_server_is_a_client_again(address):
-    """Its cookie is one of the server before; whichever request comes first, all are of the same new client."""
+    """Its cookie is one of the server before; whichever request comes first, all are of the same
+    new client.
+    """
     stale = f"retrieval_{urlsplit(address).port}=of.before"
     page = http.client.HTTPConnection(urlsplit(address).netloc, timeout=60)
     page.request("GET", "/presence", headers={"Cookie": stale})
@@ -589,7 +684,13 @@ def test_a_page_that_outlives_its_server_is_a_client_again(address):
     asking.cookie = uploading.cookie = stale
     assert asking.post(JOIN, event)[0] == 200  # answered with a cookie
     code, body = uploading.upload(b"x")
-    assert code == 200 and uploading.cookie == asking.cookie == answer.getheader("set-cookie").partition(";")[0] != stale
+    assert (
+        code == 200
+        and uploading.cookie
+        == asking.cookie
+        == answer.getheader("set-cookie").partition(";")[0]
+        != stale
+    )
     assert uploading.ask("GET", FILES + json.loads(body)[0])[0] == 200
     assert '"process_completed"' in uploading.answer("outlived")
     assert Browser(address).ask("GET", FILES + json.loads(body)[0])[0] == 403
@@ -598,9 +699,14 @@ def test_a_page_that_outlives_its_server_is_a_client_again(address):
 
 
 def test_a_page_that_lost_the_connection_finds_the_server_again(browser):
-    """Gradio's script asks for this every two seconds, and loads the page again when it is answered."""
+    """Gradio's script asks for this every two seconds, and loads the page again when it is
+    answered.
+    """
     code, _, body = browser.ask("GET", "/gradio_api/app_id")
-    assert code == 200 and json.loads(body)["app_id"] == json.loads(browser.ask("GET", "/config")[2])["app_id"]
+    assert (
+        code == 200
+        and json.loads(body)["app_id"] == json.loads(browser.ask("GET", "/config")[2])["app_id"]
+    )
 
 
 def test_uploads_go_when_the_client_leaves(index, tmp_path, monkeypatch):
@@ -680,7 +786,10 @@ def test_nothing_of_a_session_is_kept_when_its_page_has_its_answer(browser):
 def test_one_client_cannot_fill_the_queue(browser, address, index):
     event = event_of(browser, "words", QUERY, "", 0, 8, 10, session_hash="flood")
     with index._lock:  # nothing is answered meanwhile
-        codes = [browser.post(JOIN, event | {"session_hash": f"flood{number % 2}"})[0] for number in range(12)]
+        codes = [
+            browser.post(JOIN, event | {"session_hash": f"flood{number % 2}"})[0]
+            for number in range(12)
+        ]
         assert codes == [200] * 8 + [429] * 4
         other = Browser(address)
         assert other.post(JOIN, event | {"session_hash": "other"})[0] == 200
@@ -712,15 +821,24 @@ def test_every_route_needs_the_password(index, sounds, monkeypatch):  # noqa: F8
         stranger.cookie = "retrieval_1=abc.def"
         assert stranger.ask("GET", "/config")[0] == 401
         assert browser.ask("POST", "/login", "password=wrong")[0] == 401 and not browser.cookie
-        assert browser.ask("POST", "/login", "password=correct+horse", Origin="http://evil.example")[0] == 403
+        assert (
+            browser.ask("POST", "/login", "password=correct+horse", Origin="http://evil.example")[0]
+            == 403
+        )
         code, headers, _ = browser.ask("POST", "/login", "password=correct+horse", Origin=address)
         assert code == 200 and re.search("HttpOnly; SameSite=Strict", headers["set-cookie"])
         assert browser.ask("GET", "/")[0] == 200 and b"gradio" in browser.ask("GET", "/")[2]
         assert browser.ask("GET", "/recording?file=low%20steady.wav", Range="bytes=0-9")[0] == 206
-        assert browser.post(JOIN, event_of(browser, "words", QUERY, "", 0, 8, 10, session_hash="p"))[0] == 200
+        assert (
+            browser.post(JOIN, event_of(browser, "words", QUERY, "", 0, 8, 10, session_hash="p"))[0]
+            == 200
+        )
         assert "process_completed" in browser.answer("p")
         linked = Browser(address)
-        assert linked.ask("GET", "/?token=correct%20horse")[0] == 200 and linked.ask("GET", "/config")[0] == 200
+        assert (
+            linked.ask("GET", "/?token=correct%20horse")[0] == 200
+            and linked.ask("GET", "/config")[0] == 200
+        )
         other_start = Browser(address)
         other_start.cookie = Clients(Path("unused"), print).new_cookie()
         assert other_start.ask("GET", "/config")[0] == 401
@@ -736,7 +854,9 @@ def test_wrong_passwords_are_slowed_down(monkeypatch):
         with pytest.raises(Refused) as refusal:
             password.is_right("correct horse", address)  # is not even looked at
         wait = int(refusal.value.headers["Retry-After"])
-        assert refusal.value.status == 429 and wait == pytest.approx(min(60, 2 ** (attempt - 1)), abs=1)
+        assert refusal.value.status == 429 and wait == pytest.approx(
+            min(60, 2 ** (attempt - 1)), abs=1
+        )
         assert password.is_right("correct horse", "192.0.2.2")  # another machine does not wait
         now[0] += wait
         assert not password.is_right("wrong", address)
@@ -751,15 +871,32 @@ def test_wrong_passwords_are_slowed_down(monkeypatch):
 
 
 def test_a_page_on_the_network_prints_a_token_and_a_warning(indexed):  # noqa: F811
-    command = [sys.executable, "-m", "retrieval.app", "--index", str(indexed), "--host", "0.0.0.0", "--port", "0"]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    command = [
+        sys.executable,
+        "-m",
+        "retrieval.app",
+        "--index",
+        str(indexed),
+        "--host",
+        "0.0.0.0",
+        "--port",
+        "0",
+    ]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         try:
             line = process.stdout.readline()
-            name, port, token = re.search(r"http://([\w.-]+):(\d+)/\?token=([\w-]{32})", line).groups()
+            name, port, token = re.search(
+                r"http://([\w.-]+):(\d+)/\?token=([\w-]{32})", line
+            ).groups()
             assert name != "0.0.0.0"  # which no other machine can open
             browser = Browser(f"http://127.0.0.1:{port}")
             assert browser.ask("GET", "/config")[0] == 401
-            assert browser.ask("GET", f"/?token={token}")[0] == 200 and browser.ask("GET", "/config")[0] == 200
+            assert (
+                browser.ask("GET", f"/?token={token}")[0] == 200
+                and browser.ask("GET", "/config")[0] == 200
+            )
             page = http.client.HTTPConnection(f"127.0.0.1:{port}", timeout=60)
             page.request("GET", "/presence", headers={"Cookie": browser.cookie})
             assert page.getresponse().read(1)
@@ -773,14 +910,17 @@ def test_a_page_on_the_network_prints_a_token_and_a_warning(indexed):  # noqa: F
 def test_without_a_password_the_network_is_told_of_and_only_own_names_are_answered(index):
     from retrieval.app.__main__ import own_names, warning
 
-    assert "without a password" in warning("0.0.0.0", 7860, 6, None) and "with the password" in warning(
-        "0.0.0.0", 7860, 6, "x"
+    assert "without a password" in warning(
+        "0.0.0.0", 7860, 6, None
+    ) and "with the password" in warning("0.0.0.0", 7860, 6, "x")
+    assert own_names("127.0.0.1", True) == {"localhost"} and {"localhost", "0.0.0.0"} < own_names(
+        "0.0.0.0", False
     )
-    assert own_names("127.0.0.1", True) == {"localhost"} and {"localhost", "0.0.0.0"} < own_names("0.0.0.0", False)
 
 
 @pytest.mark.parametrize(
-    "arguments", [("--password", "short"), ("--password",), ("--password", "long enough", "--no-password")]
+    "arguments",
+    [("--password", "short"), ("--password",), ("--password", "long enough", "--no-password")],
 )
 def test_a_password_that_cannot_be_used_is_one_line(tmp_path, arguments, monkeypatch):
     monkeypatch.setattr(sys.stdin, "isatty", lambda: False, raising=False)

@@ -1,5 +1,5 @@
-"""Sound on the page as it is found: formats that cannot seek, open lengths, tiny files, hours; and turns at the
-decoders.
+"""Sound on the page as it is found: formats that cannot seek, open lengths, tiny files, hours; and
+turns at the decoders.
 """
 
 import asyncio
@@ -39,7 +39,9 @@ def write_open_flac(path: Path, samples: np.ndarray) -> None:
     with av.open(str(path), "w", format="flac") as container:
         stream = container.add_stream("flac", rate=SAMPLE_RATE)
         stream.layout, stream.format = "mono", "s16"
-        frame = av.AudioFrame.from_ndarray((samples * 32767).astype(np.int16)[None], format="s16", layout="mono")
+        frame = av.AudioFrame.from_ndarray(
+            (samples * 32767).astype(np.int16)[None], format="s16", layout="mono"
+        )
         frame.sample_rate = SAMPLE_RATE
         for packet in (*stream.encode(frame), *stream.encode(None)):
             container.mux(packet)
@@ -68,7 +70,9 @@ def found(tmp_path_factory) -> tuple[Path, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def index(found, models, tmp_path_factory) -> AudioIndex:  # noqa: F811
-    index = AudioIndex.build(found[0], models / "tap", tmp_path_factory.mktemp("found index") / "index")
+    index = AudioIndex.build(
+        found[0], models / "tap", tmp_path_factory.mktemp("found index") / "index"
+    )
     assert len(index.files) == 10, index.unreadable
     return index
 
@@ -87,15 +91,22 @@ def played(content: bytes) -> tuple[np.ndarray, int]:
 def test_every_format_plays_from_any_place(browser, found, name):
     code, _, whole = browser.ask("GET", f"/recording?file={name}")
     samples, rate = played(whole)
-    assert (code, rate) == (200, SAMPLE_RATE) and len(samples) == pytest.approx(len(found[1]), abs=2500)
+    assert (code, rate) == (200, SAMPLE_RATE) and len(samples) == pytest.approx(
+        len(found[1]), abs=2500
+    )
     near = samples[:, 0][2000:-2000] if "mp3" not in name else samples[:, 0]
     assert np.sqrt(np.square(near).mean()) > 0.1  # no silence
     if name.endswith(("flac", "wav", "au")):
         assert np.corrcoef(samples[:40_000, 0], found[1][:40_000])[0, 1] > 0.8
     for first in (70_001, 30_000, 80_000, 1_000):  # onwards and back
-        code, headers, part = browser.ask("GET", f"/recording?file={name}", Range=f"bytes={first}-{first + 4_000}")
+        code, headers, part = browser.ask(
+            "GET", f"/recording?file={name}", Range=f"bytes={first}-{first + 4_000}"
+        )
         assert code == 206 and headers["content-range"].endswith(f"/{len(whole)}")
-        wanted, given = (np.frombuffer(one[first % 2 :][:4_000], "<i2").astype(int) for one in (whole[first:], part))
+        wanted, given = (
+            np.frombuffer(one[first % 2 :][:4_000], "<i2").astype(int)
+            for one in (whole[first:], part)
+        )
         assert np.abs(wanted - given).max() <= 2, (name, first)
     code, headers, nothing = browser.ask("HEAD", f"/recording?file={name}")
     assert (code, int(headers["content-length"]), nothing) == (200, len(whole), b"")
@@ -106,7 +117,8 @@ def test_a_sound_shorter_than_a_column_gets_a_picture_and_plays(browser, index, 
     hits = {hit.file: hit for hit in index.search(QUERY, 10)}
     start, end = f"{hits[name].start:.3f}", f"{hits[name].end:.3f}"
     code, headers, body = browser.ask(
-        "GET", f"/picture?file={name.replace(' ', '%20')}&start={start}&end={max(float(end), 0.001)}"
+        "GET",
+        f"/picture?file={name.replace(' ', '%20')}&start={start}&end={max(float(end), 0.001)}",
     )
     assert (code, headers["content-type"]) == (200, "image/png") and body.startswith(b"\x89PNG")
     samples, _ = played(browser.ask("GET", f"/recording?file={name.replace(' ', '%20')}")[2])
@@ -120,15 +132,17 @@ def test_channels_that_cancel_are_drawn_and_compared(browser, found):
 
 
 def test_a_far_place_is_decoded_from_a_seek_point(tmp_path, monkeypatch):
-    """The number of packets that are decoded, not their time: the first visit passes the file, later ones a second or
-    two of it.
+    """The number of packets that are decoded, not their time: the first visit passes the file,
+    later ones a second or two of it.
     """
     rng = np.random.default_rng(0)
     samples = np.concatenate([tone(number % 4, number % 3, 20.0, rng) for number in range(6)])
     write_mp3(tmp_path / "long.mp3", samples, xing=False)
     decoded = []
     samples_of = sound._samples_of
-    monkeypatch.setattr(sound, "_samples_of", lambda frame: decoded.append(frame.samples) or samples_of(frame))
+    monkeypatch.setattr(
+        sound, "_samples_of", lambda frame: decoded.append(frame.samples) or samples_of(frame)
+    )
     monkeypatch.setattr(sound, "PREROLL", 0)
     with sound.SoundReader(tmp_path / "long.mp3") as reader:
         assert reader.announced_frames is None
@@ -136,7 +150,9 @@ def test_a_far_place_is_decoded_from_a_seek_point(tmp_path, monkeypatch):
         for place in (100, 5, 60, 110, 30):
             decoded.clear()
             reader.seek(place * SAMPLE_RATE)
-            np.testing.assert_allclose(reader.read(1000), whole[place * SAMPLE_RATE :][:1000], atol=1e-5)
+            np.testing.assert_allclose(
+                reader.read(1000), whole[place * SAMPLE_RATE :][:1000], atol=1e-5
+            )
             assert sum(decoded) < 4 * SAMPLE_RATE
 
 
@@ -223,7 +239,8 @@ def test_a_whole_recording_waits_for_its_turns(index, found, monkeypatch):
     assert asyncio.run(scenario(False)) == wave.read(0, wave.size)
     num_tries = len(tries)
     assert num_tries == 2 * -(-wave.size // 20_000)
-    assert len(asyncio.run(scenario(True))) == wave.size and len(tries) == num_tries  # nothing is decoded for no one
+    # nothing is decoded for no one
+    assert len(asyncio.run(scenario(True))) == wave.size and len(tries) == num_tries
 
 
 def test_a_query_is_answered_while_fifty_ranges_wait(index, monkeypatch):
@@ -255,7 +272,12 @@ def test_a_query_is_answered_while_fifty_ranges_wait(index, monkeypatch):
             assert begin.wait(60)
             asking = Browser(address)
             assert asking.ask("GET", "/")[0] == 200
-            assert asking.post(JOIN, event_of(asking, "words", QUERY, "", 0, 9, 10, session_hash="q"))[0] == 200
+            assert (
+                asking.post(JOIN, event_of(asking, "words", QUERY, "", 0, 9, 10, session_hash="q"))[
+                    0
+                ]
+                == 200
+            )
             assert '"process_completed"' in asking.answer("q")
             most.append(len(at_once))
         finally:

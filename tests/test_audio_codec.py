@@ -1,6 +1,8 @@
-"""data_prep/audio_codec.py and its counterpart, ClipSplit.read: MP3 to the sample, clips that are cut, MP3 files as sources, damaged bytes.
+"""data_prep/audio_codec.py and its counterpart, ClipSplit.read: MP3 to the sample, clips that are
+cut, MP3 files as sources, damaged bytes.
 
-The plain cases (PCM, FLAC, resampling, damaged files) stand in test_build_clotho.py and test_data.py.
+The plain cases (PCM, FLAC, resampling, damaged files) stand in test_build_clotho.py and
+test_data.py.
 """
 
 import io
@@ -16,11 +18,14 @@ from retrieval.base import sound
 from retrieval.data import ClipSplit, open_cache
 from retrieval.errors import UserError
 
-RNG = np.random.default_rng(2)  # of a noise with which the negative control of seeking in MP3 shows more than 0.01
+# of a noise with which the negative control of seeking in MP3 shows more than 0.01
+RNG = np.random.default_rng(2)
 
 
 def gated_noise(seconds: float, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
-    """Noise, 1 s of every 3 s, float64 (S,): at a variable bit rate the frames after a silence lean on bits of earlier ones."""
+    """Noise, 1 s of every 3 s, float64 (S,): at a variable bit rate the frames after a silence lean
+    on bits of earlier ones.
+    """
     time = np.arange(round(seconds * sample_rate)) / sample_rate
     return np.where(time % 3 < 2, 0.0, 0.2 * RNG.standard_normal(time.size))
 
@@ -29,7 +34,9 @@ def chirp(num_samples: int) -> np.ndarray:
     """Sweep from 200 to 2000 Hz, int16 (S,)."""
     time = np.arange(num_samples) / SAMPLE_RATE
     seconds = max(num_samples / SAMPLE_RATE, 1e-3)
-    return np.round(12_000 * np.sin(2 * np.pi * (200 * time + 900 * time**2 / seconds))).astype(np.int16)
+    return np.round(12_000 * np.sin(2 * np.pi * (200 * time + 900 * time**2 / seconds))).astype(
+        np.int16
+    )
 
 
 def encode(samples: np.ndarray, codec: str, folder: Path) -> bytes:
@@ -39,7 +46,13 @@ def encode(samples: np.ndarray, codec: str, folder: Path) -> bytes:
 
 def split_of(folder: Path, audio: list[bytes], num_samples: list[int], codec: str) -> ClipSplit:
     rows = [
-        {"clip_id": f"development/{i}", "file_name": f"{i}.wav", "audio": audio[i], "num_samples": num_samples[i], "captions": ["A sound."]}
+        {
+            "clip_id": f"development/{i}",
+            "file_name": f"{i}.wav",
+            "audio": audio[i],
+            "num_samples": num_samples[i],
+            "captions": ["A sound."],
+        }
         for i in range(len(audio))
     ]
     write_rows(folder / "cache", {"development": rows}, codec=codec)
@@ -77,12 +90,22 @@ def test_a_part_of_an_mp3_clip_equals_the_whole_exactly(tmp_path):
     whole = clips.read(0)
     worst_of_seeking = 0.0
     drawn = RNG.integers(0, len(samples), (20, 2)).tolist()
-    for start, stop in [(0, 1_000), (17, 17), (100_000, 150_000), (101_234, None), (40_001, 300_000), *drawn]:
+    for start, stop in [
+        (0, 1_000),
+        (17, 17),
+        (100_000, 150_000),
+        (101_234, None),
+        (40_001, 300_000),
+        *drawn,
+    ]:
         assert np.array_equal(clips.read(0, start, stop), whole[start:stop])
         sought = soundfile.read(io.BytesIO(audio), start=start, stop=stop, dtype="float32")[0]
         if sought.size:
-            worst_of_seeking = max(worst_of_seeking, float(np.abs(sought - whole[start:stop]).max()))
-    assert worst_of_seeking > 0.01  # the negative control: a decoder that starts within the clip gives other samples
+            worst_of_seeking = max(
+                worst_of_seeking, float(np.abs(sought - whole[start:stop]).max())
+            )
+    # the negative control: a decoder that starts within the clip gives other samples
+    assert worst_of_seeking > 0.01
 
 
 def test_mp3_that_overshoots_full_scale_is_brought_back(tmp_path):
@@ -94,13 +117,25 @@ def test_mp3_that_overshoots_full_scale_is_brought_back(tmp_path):
 
 def test_an_mp3_file_is_decoded_as_if_in_one_piece(tmp_path, monkeypatch):
     path = tmp_path / "source.mp3"
-    soundfile.write(path, gated_noise(12.0), SAMPLE_RATE, format="MP3", bitrate_mode="VARIABLE", compression_level=0.5)
+    soundfile.write(
+        path,
+        gated_noise(12.0),
+        SAMPLE_RATE,
+        format="MP3",
+        bitrate_mode="VARIABLE",
+        compression_level=0.5,
+    )
     expected = np.clip(soundfile.read(path, dtype="float32")[0] * np.float32(32768), -32768, 32767)
     monkeypatch.setattr(sound, "BLOCK_FRAMES", 10_000)
-    monkeypatch.setattr(audio_codec, "mono_blocks", sound.mono_blocks)  # in this process, where the size of a block can be set
+    # in this process, where the size of a block can be set
+    monkeypatch.setattr(audio_codec, "mono_blocks", sound.mono_blocks)
     found = audio_codec.encode_clip(str(path), SAMPLE_RATE, "pcm_s16le")
-    assert found.num_samples == 12 * SAMPLE_RATE and np.abs(np.frombuffer(found.audio, "<i2") - expected).max() < 0.51  # rounded
-    blocks = np.concatenate(list(soundfile.blocks(path, 10_000, dtype="float32")))  # the negative control seeks between blocks
+    assert (
+        found.num_samples == 12 * SAMPLE_RATE
+        and np.abs(np.frombuffer(found.audio, "<i2") - expected).max() < 0.51
+    )  # rounded
+    # the negative control seeks between blocks
+    blocks = np.concatenate(list(soundfile.blocks(path, 10_000, dtype="float32")))
     assert np.abs(32768 * blocks - expected).max() > 300
 
 
@@ -122,7 +157,9 @@ def test_a_cut_clip_is_the_beginning_of_the_whole_one(tmp_path, source_rate):
     whole = audio_codec.encode_clip(path, SAMPLE_RATE, "pcm_s16le")
     cut = audio_codec.encode_clip(path, SAMPLE_RATE, "pcm_s16le", max_seconds=2.5)
     assert cut.is_cut and not whole.is_cut and cut.num_samples == 2.5 * SAMPLE_RATE
-    difference = np.frombuffer(whole.audio, "<i2")[: cut.num_samples].astype(int) - np.frombuffer(cut.audio, "<i2")
+    difference = np.frombuffer(whole.audio, "<i2")[: cut.num_samples].astype(int) - np.frombuffer(
+        cut.audio, "<i2"
+    )
     assert np.abs(difference).max() <= 1  # a step of 16 bits
     same = audio_codec.encode_clip(path, SAMPLE_RATE, "pcm_s16le", max_seconds=9.0)
     assert not same.is_cut and same.audio == whole.audio
@@ -134,7 +171,10 @@ def test_nothing_beyond_the_cut_is_read(tmp_path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(audio_codec.UnreadableSound):
         audio_codec.encode_clip(str(path), SAMPLE_RATE, "flac")
-    assert audio_codec.encode_clip(str(path), SAMPLE_RATE, "flac", max_seconds=5.0).num_samples == 5 * SAMPLE_RATE
+    assert (
+        audio_codec.encode_clip(str(path), SAMPLE_RATE, "flac", max_seconds=5.0).num_samples
+        == 5 * SAMPLE_RATE
+    )
 
 
 # ---- damaged bytes in a cache
@@ -153,13 +193,23 @@ def test_damaged_audio_in_a_cache_is_one_line(tmp_path, codec, damage):
     with pytest.raises(UserError) as caught:
         clips.read(1)
     message = str(caught.value)
-    assert "clip '1.wav' in split 'development'" in message and "is damaged" in message and "--overwrite" in message
+    assert (
+        "clip '1.wav' in split 'development'" in message
+        and "is damaged" in message
+        and "--overwrite" in message
+    )
     assert f"cache {tmp_path / 'cache'}" in message and "\n" not in message
 
 
 @pytest.mark.parametrize("sample_rate", [0, -1, "32000", None, 32000.5])
 def test_a_sample_rate_that_is_none(tmp_path, sample_rate):
-    row = {"clip_id": "development/0", "file_name": "0.wav", "audio": b"\0\0", "num_samples": 1, "captions": ["A sound."]}
+    row = {
+        "clip_id": "development/0",
+        "file_name": "0.wav",
+        "audio": b"\0\0",
+        "num_samples": 1,
+        "captions": ["A sound."],
+    }
     write_rows(tmp_path / "cache", {"development": [row]}, sample_rate=sample_rate)
     with pytest.raises(UserError, match="cache.json cannot be understood .*sample_rate is"):
         open_cache(tmp_path / "cache")

@@ -1,4 +1,6 @@
-"""The benchmark of cache building runs in miniature, and both ways hold the same samples; the figures are for a quiet machine."""
+"""The benchmark of cache building runs in miniature, and both ways hold the same samples; the
+figures are for a quiet machine.
+"""
 
 import pytest
 

@@ -1,4 +1,6 @@
-"""The benchmark of the loader runs in miniature; its mistakes are one line. The figures are for a quiet machine."""
+"""The benchmark of the loader runs in miniature; its mistakes are one line. The figures are for a
+quiet machine.
+"""
 
 from functools import partial
 
@@ -41,7 +43,9 @@ def test_no_step_is_long_enough_and_small_numbers_say_so(capsys, is_judged):
 
     data_loading.measure(Slow(), [0.01], is_judged)
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last.startswith(f"no step up to {MULTIPLES[-1]} times") and last.endswith("not judged") == (not is_judged)
+    assert last.startswith(f"no step up to {MULTIPLES[-1]} times") and last.endswith(
+        "not judged"
+    ) == (not is_judged)
 
 
 def test_share_waited_is_of_waiting_and_steps():

@@ -1,4 +1,6 @@
-"""The benchmark of a large collection runs in miniature: both ways agree, and more memory than allowed is an error."""
+"""The benchmark of a large collection runs in miniature: both ways agree, and more memory than
+allowed is an error.
+"""
 
 import re
 import subprocess
@@ -17,14 +19,18 @@ def test_quick_run_prints_metrics_seconds_and_memory(capfd, monkeypatch):
     assert 0.3 < float(re.search(r"mAP@10 (\d\.\d+)", result.stdout)[1]) < 1
     assert 0.1 < float(re.search(r"peak memory (\d+\.\d+) GB", result.stdout)[1]) < 4
     monkeypatch.setattr(large_collection, "MOST_GB", 0.01)
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0))  # the peak is that of the process before
+    # the peak is that of the process before
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0))
     result = run_here(large_collection.main, "--quick")
     assert result.returncode == 1 and "GB is more than" in result.stderr
 
 
 @pytest.mark.parametrize("sizes", ["0 0", "5 0", "5 6"])
 def test_impossible_sizes_are_one_line(sizes):
-    assert mistake(large_collection.main, "--work", *sizes.split()) == f"error: --work {sizes}: at least one query, and a clip for each\n"
+    assert (
+        mistake(large_collection.main, "--work", *sizes.split())
+        == f"error: --work {sizes}: at least one query, and a clip for each\n"
+    )
 
 
 def test_clips_are_the_same_in_every_pass_and_all_made():

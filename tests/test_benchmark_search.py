@@ -8,10 +8,25 @@ from tests.conftest import mistake, run_here
 
 @pytest.mark.slow
 def test_a_small_one_runs(tmp_path):
-    result = run_here(search.main, "--quick", "--clips", "150", "--queries", "2", "--cold", "--work", str(tmp_path))
+    result = run_here(
+        search.main,
+        "--quick",
+        "--clips",
+        "150",
+        "--queries",
+        "2",
+        "--cold",
+        "--work",
+        str(tmp_path),
+    )
     assert result.returncode == 0, result.stderr
     output = result.stdout
-    assert "150 clips" in output and output.count("a query median") == 2 and output.count("from the disk") == 2 and "TAP on every clip" in output
+    assert (
+        "150 clips" in output
+        and output.count("a query median") == 2
+        and output.count("from the disk") == 2
+        and "TAP on every clip" in output
+    )
     assert list(tmp_path.iterdir()) == []
 
 

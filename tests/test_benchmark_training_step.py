@@ -1,4 +1,6 @@
-"""The benchmark of a training step runs, in miniature, and both ways agree; the ratio itself is for a quiet machine."""
+"""The benchmark of a training step runs, in miniature, and both ways agree; the ratio itself is for
+a quiet machine.
+"""
 
 import re
 from functools import partial
@@ -20,14 +22,21 @@ def test_quick_run_prints_differences_and_ratio():
 
 def test_negative_control_frames_of_padding_are_seen(monkeypatch, capsys):
     usual = plain.score
-    monkeypatch.setattr(plain, "score", lambda pooling, text, frames, mask: usual(pooling, text, frames.roll(1, dims=1), mask))
+    monkeypatch.setattr(
+        plain,
+        "score",
+        lambda pooling, text, frames, mask: usual(pooling, text, frames.roll(1, dims=1), mask),
+    )
     assert training_step.main(["--quick", "--repeats", "1"]) == 1
     assert "the two ways differ by more than 1e-04" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--batch-size", "1"], "--batch-size 1: must be 2 or more"), (["--precision", "bf16"], "--precision bf16 is for a GPU")],
+    [
+        (["--batch-size", "1"], "--batch-size 1: must be 2 or more"),
+        (["--precision", "bf16"], "--precision bf16 is for a GPU"),
+    ],
 )
 def test_mistakes_are_one_line(arguments, message):
     said = mistake(training_step.main, *arguments)

@@ -1,4 +1,6 @@
-"""The two-stage benchmark runs in miniature, its scores agree and it draws; its counting of hits is checked by hand."""
+"""The two-stage benchmark runs in miniature, its scores agree and it draws; its counting of hits is
+checked by hand.
+"""
 
 import re
 from functools import partial
@@ -17,9 +19,14 @@ def test_quick_run_prints_the_curve_and_draws_it(tmp_path):
     picture = tmp_path / "two_stage.png"
     result = run("--quick", "--output", str(picture))
     assert result.returncode == 0, result.stderr[-2000:]
-    rows = re.findall(r"^(\d+) +(\d+\.\d\d) +(\d+\.\d) +(\d+\.\d\d) +(\d+\.\d) +\d+\.\d{4} +\d+\.\d\d$", result.stdout, re.MULTILINE)
+    rows = re.findall(
+        r"^(\d+) +(\d+\.\d\d) +(\d+\.\d) +(\d+\.\d\d) +(\d+\.\d) +\d+\.\d{4} +\d+\.\d\d$",
+        result.stdout,
+        re.MULTILINE,
+    )
     assert [int(row[0]) for row in rows] == [1, 2, 5, 10, 15]
-    assert rows[-1][1] == rows[-1][3] and rows[-1][2] == rows[-1][4] == "100.0"  # all clips: the first stage does not matter
+    # all clips: the first stage does not matter
+    assert rows[-1][1] == rows[-1][3] and rows[-1][2] == rows[-1][4] == "100.0"
     assert float(rows[0][1]) <= float(rows[-1][1])
     assert result.stdout.count("largest difference of a score") == 2 and "one text" in result.stdout
     assert picture.read_bytes().startswith(b"\x89PNG")
@@ -35,17 +42,27 @@ def test_a_right_clip_that_is_no_candidate_or_ties_counts_less():
 
 def test_mistakes_are_one_line(tmp_path):
     absent = tmp_path / "absent"
-    expected = f"error: --checkpoint {absent} is no folder; `make demo` trains runs/sample_tap/best\n"
+    expected = (
+        f"error: --checkpoint {absent} is no folder; `make demo` trains runs/sample_tap/best\n"
+    )
     assert mistake(two_stage.main, "--checkpoint", str(absent)) == expected
 
 
-def test_a_picture_that_cannot_be_written_is_noticed_before_anything_is_measured(tmp_path, monkeypatch):
+def test_a_picture_that_cannot_be_written_is_noticed_before_anything_is_measured(
+    tmp_path, monkeypatch
+):
     monkeypatch.setattr(two_stage, "curve", lambda *_: 1 / 0)
     absent = tmp_path / "absent"
-    expected = f"error: --output {absent}/a.png: there is no folder {absent}; make it, or choose another file\n"
+    expected = (
+        f"error: --output {absent}/a.png: there is no folder {absent}; make it, or choose another"
+        " file\n"
+    )
     assert mistake(two_stage.main, "--quick", "--output", str(absent / "a.png")) == expected
     for name in ("a", "a.text", "folder.png"):
         (tmp_path / "folder.png").mkdir(exist_ok=True)
-        expected = f"error: --output {tmp_path}/{name}: give a file with the suffix of a picture, such as picture.png\n"
+        expected = (
+            f"error: --output {tmp_path}/{name}: give a file with the suffix of a picture, such as"
+            " picture.png\n"
+        )
         assert mistake(two_stage.main, "--quick", "--output", str(tmp_path / name)) == expected
     assert not absent.exists()

@@ -1,4 +1,6 @@
-"""The benchmark of a validation pass runs, in miniature, and both ways agree; the ratio itself is for a quiet machine."""
+"""The benchmark of a validation pass runs, in miniature, and both ways agree; the ratio itself is
+for a quiet machine.
+"""
 
 import re
 from functools import partial
@@ -25,4 +27,7 @@ def test_negative_control_other_texts_are_seen(monkeypatch, capsys):
 
 
 def test_a_mistake_is_one_line():
-    assert mistake(validation_pass.main, "--num-clips", "0") == "error: --num-clips 0: must be 1 or more\n"
+    assert (
+        mistake(validation_pass.main, "--num-clips", "0")
+        == "error: --num-clips 0: must be 1 or more\n"
+    )

@@ -1,4 +1,6 @@
-"""data_prep/build_clotho.py on tiny corpora in Clotho's layout: what is right, every bad input, interruption, and the real excerpt."""
+"""data_prep/build_clotho.py on tiny corpora in Clotho's layout: what is right, every bad input,
+interruption, and the real excerpt.
+"""
 
 import errno
 import json
@@ -26,7 +28,15 @@ from corpora import error_line, load, write_csv  # noqa: E402
 from retrieval.config import load_config  # noqa: E402
 
 EXCERPT = ROOT.parent / "shared" / "data" / "clotho_excerpt"
-BUILD = [sys.executable, str(ROOT / "data_prep" / "build_clotho.py"), "--splits", "evaluation", "--num-proc", "2", "--root"]
+BUILD = [
+    sys.executable,
+    str(ROOT / "data_prep" / "build_clotho.py"),
+    "--splits",
+    "evaluation",
+    "--num-proc",
+    "2",
+    "--root",
+]
 METADATA = ["keywords", "sound_id", "sound_link", "start_end_samples", "manufacturer", "license"]
 
 
@@ -41,8 +51,14 @@ def write_split(root, split="evaluation", names=("a.wav", "b.wav"), seconds=0.1)
     (root / split).mkdir(parents=True)
     for index, name in enumerate(names):
         soundfile.write(root / split / name, tone(seconds, frequency=500 + 10 * index), 44_100)
-    captions = [[name, *(f"Caption {number} of {name}." for number in range(1, 6))] for name in names]
-    write_csv(root / f"clotho_captions_{split}.csv", ["file_name", *(f"caption_{number}" for number in range(1, 6))], captions)
+    captions = [
+        [name, *(f"Caption {number} of {name}." for number in range(1, 6))] for name in names
+    ]
+    write_csv(
+        root / f"clotho_captions_{split}.csv",
+        ["file_name", *(f"caption_{number}" for number in range(1, 6))],
+        captions,
+    )
     metadata = [[name, "bell;dog", "17", "link", "[0, 9]", "m", "cc0"] for name in names]
     write_csv(root / f"clotho_metadata_{split}.csv", ["file_name", *METADATA], metadata)
     return root
@@ -50,7 +66,12 @@ def write_split(root, split="evaluation", names=("a.wav", "b.wav"), seconds=0.1)
 
 def build(root, *arguments):
     defaults = {"--splits": "evaluation", "--num-proc": "1"}
-    given = [word for option, value in defaults.items() if option not in arguments for word in (option, value)]
+    given = [
+        word
+        for option, value in defaults.items()
+        if option not in arguments
+        for word in (option, value)
+    ]
     return build_clotho.main(["--root", str(root), *given, *arguments])
 
 
@@ -80,12 +101,23 @@ def test_cache_matches_the_contract(tmp_path, capsys):
     assert row["num_samples"] == 3200 == len(row["audio"]) // 2
     assert (row["keywords"], row["sound_id"], row["license"]) == ("bell;dog", "17", "cc0")
     info = json.loads((tmp_path / "cache" / "cache.json").read_text())
-    assert (info["schema"], info["corpus"], info["codec"], info["sample_rate"], info["skipped"]) == (1, "clotho", "pcm_s16le", 32_000, [])
-    assert info["splits"]["development"]["num_clips"] == 2 and info["splits"]["development"]["num_captions"] == 10
+    assert (
+        info["schema"],
+        info["corpus"],
+        info["codec"],
+        info["sample_rate"],
+        info["skipped"],
+    ) == (1, "clotho", "pcm_s16le", 32_000, [])
+    assert (
+        info["splits"]["development"]["num_clips"] == 2
+        and info["splits"]["development"]["num_captions"] == 10
+    )
     assert info["splits"]["development"]["hours"] == pytest.approx(0.2 / 3600, rel=1e-2)
     assert not (tmp_path / "cache.partial").exists()
     table = capsys.readouterr().out.splitlines()
-    assert [line.split()[:4] for line in table[1:4]] == [[name, "2", "0.00", "10"] for name in loaded]
+    assert [line.split()[:4] for line in table[1:4]] == [
+        [name, "2", "0.00", "10"] for name in loaded
+    ]
 
 
 def test_shards_are_read_without_copy_and_in_order(tmp_path):
@@ -108,18 +140,33 @@ def test_sixteen_bit_audio_at_the_cache_rate_is_kept_bit_for_bit(tmp_path, codec
     soundfile.write(root / "evaluation" / "a.wav", samples, 32_000)
     assert build(root, "--codec", codec) == 0
     row = load(root / "cache")[0]
-    read = np.frombuffer(row["audio"], "<i2") if codec == "pcm" else soundfile.read(io.BytesIO(row["audio"]), dtype="int16")[0]
+    read = (
+        np.frombuffer(row["audio"], "<i2")
+        if codec == "pcm"
+        else soundfile.read(io.BytesIO(row["audio"]), dtype="int16")[0]
+    )
     assert row["num_samples"] == 5000 and np.array_equal(read, samples)
-    assert json.loads((root / "cache" / "cache.json").read_text())["codec"] == {"pcm": "pcm_s16le", "flac": "flac"}[codec]
+    assert (
+        json.loads((root / "cache" / "cache.json").read_text())["codec"]
+        == {"pcm": "pcm_s16le", "flac": "flac"}[codec]
+    )
 
 
 @pytest.mark.parametrize(
     ("sample_rate", "channels", "subtype", "tolerance"),
-    [(44_100, 1, "PCM_16", 2e-4), (8_000, 1, "PCM_U8", 1e-2), (96_000, 2, "PCM_24", 2e-4), (48_000, 6, "FLOAT", 2e-4)],
+    [
+        (44_100, 1, "PCM_16", 2e-4),
+        (8_000, 1, "PCM_U8", 1e-2),
+        (96_000, 2, "PCM_24", 2e-4),
+        (48_000, 6, "FLOAT", 2e-4),
+    ],
 )
-def test_audio_equals_the_formula_at_the_cache_rate(tmp_path, sample_rate, channels, subtype, tolerance):
+def test_audio_equals_the_formula_at_the_cache_rate(
+    tmp_path, sample_rate, channels, subtype, tolerance
+):
     path = tmp_path / "a.wav"
-    soundfile.write(path, tone(7.0, sample_rate, channels), sample_rate, subtype=subtype)  # longer than a decoding block
+    # longer than a decoding block
+    soundfile.write(path, tone(7.0, sample_rate, channels), sample_rate, subtype=subtype)
     clip = encode_clip(str(path), 32_000, "pcm_s16le")
     read = np.frombuffer(clip.audio, "<i2") / 32768
     expected = tone(7.0, 32_000)[:, 0]
@@ -130,9 +177,14 @@ def test_audio_equals_the_formula_at_the_cache_rate(tmp_path, sample_rate, chann
 
 def test_channels_are_averaged_and_overshoot_is_cut_and_counted(tmp_path):
     path = tmp_path / "a.wav"
-    soundfile.write(path, np.array([[0.5, 0.0], [1.5, 1.5], [-1.5, -1.5], [1.0, 1.0]]), 32_000, subtype="FLOAT")
+    soundfile.write(
+        path, np.array([[0.5, 0.0], [1.5, 1.5], [-1.5, -1.5], [1.0, 1.0]]), 32_000, subtype="FLOAT"
+    )
     clip = encode_clip(str(path), 32_000, "pcm_s16le")
-    assert np.frombuffer(clip.audio, "<i2").tolist() == [8192, 32767, -32768, 32767] and clip.num_clipped == 2
+    assert (
+        np.frombuffer(clip.audio, "<i2").tolist() == [8192, 32767, -32768, 32767]
+        and clip.num_clipped == 2
+    )
 
 
 def test_names_are_joined_in_every_spelling(tmp_path):
@@ -141,9 +193,18 @@ def test_names_are_joined_in_every_spelling(tmp_path):
     in_captions = ["Caf\u00e9 [1].wav", "carpenter&#39;s saw.wav ", "Door.wav", "na\u00efve.wav"]
     for name in on_disk:
         soundfile.write(tmp_path / "evaluation" / name, tone(), 44_100, format="WAV")
-    write_csv(tmp_path / "clotho_captions_evaluation.csv", ["file_name", *build_columns(6)], [[name, *"abcdef"] for name in in_captions])
+    write_csv(
+        tmp_path / "clotho_captions_evaluation.csv",
+        ["file_name", *build_columns(6)],
+        [[name, *"abcdef"] for name in in_captions],
+    )
     metadata = [[name, name, *"12345"] for name in in_captions[::-1]]
-    write_csv(tmp_path / "clotho_metadata_evaluation.csv", ["file_name", *METADATA], metadata, "iso-8859-1")
+    write_csv(
+        tmp_path / "clotho_metadata_evaluation.csv",
+        ["file_name", *METADATA],
+        metadata,
+        "iso-8859-1",
+    )
     assert build(tmp_path) == 0
     split = load(tmp_path / "cache")
     assert split["file_name"][:] == on_disk
@@ -165,7 +226,10 @@ def test_utf8_metadata_and_missing_metadata_row(tmp_path, capsys):
     assert build(root) == 0
     assert load(root / "cache")["keywords"][:] == ["", "caf\u00e9"]
     output = capsys.readouterr().out
-    assert "1 of 2 clips have no row in clotho_metadata_evaluation.csv" in output and "a second row for 'b.wav'" in output
+    assert (
+        "1 of 2 clips have no row in clotho_metadata_evaluation.csv" in output
+        and "a second row for 'b.wav'" in output
+    )
 
 
 # ---- bad input: one line, exit code 2, nothing half-written
@@ -177,22 +241,61 @@ def break_captions(root, text):
 
 HEADER = b"file_name,caption_1,caption_2,caption_3,caption_4,caption_5\n"
 BAD_CORPORA = {
-    "split folder": (lambda r: os.rename(r / "evaluation", r / "other"), "evaluation is missing: fetch it with --download"),
-    "no audio": (lambda r: [path.unlink() for path in (r / "evaluation").iterdir()], "holds no .wav file"),
-    "captions CSV": (lambda r: (r / "clotho_captions_evaluation.csv").unlink(), "clotho_captions_evaluation.csv is missing"),
-    "metadata CSV": (lambda r: (r / "clotho_metadata_evaluation.csv").unlink(), "clotho_metadata_evaluation.csv is missing"),
+    "split folder": (
+        lambda r: os.rename(r / "evaluation", r / "other"),
+        "evaluation is missing: fetch it with --download",
+    ),
+    "no audio": (
+        lambda r: [path.unlink() for path in (r / "evaluation").iterdir()],
+        "holds no .wav file",
+    ),
+    "captions CSV": (
+        lambda r: (r / "clotho_captions_evaluation.csv").unlink(),
+        "clotho_captions_evaluation.csv is missing",
+    ),
+    "metadata CSV": (
+        lambda r: (r / "clotho_metadata_evaluation.csv").unlink(),
+        "clotho_metadata_evaluation.csv is missing",
+    ),
     "empty CSV": (lambda r: break_captions(r, b""), "column file_name must occur once"),
     "no rows": (lambda r: break_captions(r, HEADER), "has no rows"),
-    "no column": (lambda r: break_captions(r, b"file_name,caption_1\na.wav,x\n"), "column caption_2 must occur once"),
-    "metadata column": (lambda r: write_csv(r / "clotho_metadata_evaluation.csv", ["file_name", "keywords"], []), "column sound_id must"),
-    "cut row": (lambda r: break_captions(r, HEADER + b"a.wav,1,2,3,4,5\nb.wav,1,2\n"), "line 3: 3 fields, expected 6"),
-    "open quote": (lambda r: break_captions(r, HEADER + b'a.wav,1,"2,3,4,5\nb.wav,1,2,3,4,5\n'), "is a quote missing"),
+    "no column": (
+        lambda r: break_captions(r, b"file_name,caption_1\na.wav,x\n"),
+        "column caption_2 must occur once",
+    ),
+    "metadata column": (
+        lambda r: write_csv(r / "clotho_metadata_evaluation.csv", ["file_name", "keywords"], []),
+        "column sound_id must",
+    ),
+    "cut row": (
+        lambda r: break_captions(r, HEADER + b"a.wav,1,2,3,4,5\nb.wav,1,2\n"),
+        "line 3: 3 fields, expected 6",
+    ),
+    "open quote": (
+        lambda r: break_captions(r, HEADER + b'a.wav,1,"2,3,4,5\nb.wav,1,2,3,4,5\n'),
+        "is a quote missing",
+    ),
     "not UTF-8": (lambda r: break_captions(r, HEADER + b"a.wav,\xe9,2,3,4,5\n"), "is not UTF-8"),
-    "two rows": (lambda r: break_captions(r, HEADER + b"a.wav,1,2,3,4,5\na .WAV,1,2,3,4,5\n"), "one clip, 'a.wav' and 'a .WAV'"),
-    "two files": (lambda r: soundfile.write(r / "evaluation" / "a .wav", tone(), 8000), "'a .wav' and 'a.wav' are one name"),
-    "lost clip": (lambda r: (r / "evaluation" / "a.wav").unlink(), "1 of 2 clips are lost, at most 1% may be; first 'a.wav': named in"),
-    "no captions": (lambda r: break_captions(r, HEADER + b"a.wav, ,,,,\nb.wav,1,2,3,4,5\n"), "first 'a.wav': all captions are empty"),
-    "nothing usable": (lambda r: break_captions(r, HEADER + b"c.wav,1,2,3,4,5\n"), "none of its 1 clips is usable; first 'c.wav'"),
+    "two rows": (
+        lambda r: break_captions(r, HEADER + b"a.wav,1,2,3,4,5\na .WAV,1,2,3,4,5\n"),
+        "one clip, 'a.wav' and 'a .WAV'",
+    ),
+    "two files": (
+        lambda r: soundfile.write(r / "evaluation" / "a .wav", tone(), 8000),
+        "'a .wav' and 'a.wav' are one name",
+    ),
+    "lost clip": (
+        lambda r: (r / "evaluation" / "a.wav").unlink(),
+        "1 of 2 clips are lost, at most 1% may be; first 'a.wav': named in",
+    ),
+    "no captions": (
+        lambda r: break_captions(r, HEADER + b"a.wav, ,,,,\nb.wav,1,2,3,4,5\n"),
+        "first 'a.wav': all captions are empty",
+    ),
+    "nothing usable": (
+        lambda r: break_captions(r, HEADER + b"c.wav,1,2,3,4,5\n"),
+        "none of its 1 clips is usable; first 'c.wav'",
+    ),
 }
 
 
@@ -206,7 +309,9 @@ def test_bad_corpus_is_one_line(tmp_path, capsys, name):
 
 
 def test_the_default_root_is_where_the_configurations_look(tmp_path, monkeypatch, capsys):
-    assert build_clotho.ROOT / "cache" == Path(load_config(ROOT / "configs" / "tap.yaml").data.cache)
+    assert build_clotho.ROOT / "cache" == Path(
+        load_config(ROOT / "configs" / "tap.yaml").data.cache
+    )
     monkeypatch.chdir(tmp_path)
     assert build_clotho.main([]) == 2
     line = error_line(capsys)
@@ -221,15 +326,31 @@ def test_the_default_root_is_where_the_configurations_look(tmp_path, monkeypatch
 def test_missing_root_and_the_splits_that_are_there(tmp_path, capsys):
     assert build_clotho.main(["--root", str(tmp_path / "nowhere")]) == 2
     line = error_line(capsys)
-    assert str(tmp_path / "nowhere") in line and "--download" in line and "zenodo.org" in line and " GB" in line and "--root" in line
+    assert (
+        str(tmp_path / "nowhere") in line
+        and "--download" in line
+        and "zenodo.org" in line
+        and " GB" in line
+        and "--root" in line
+    )
     write_split(tmp_path)
     assert build_clotho.main(["--root", str(tmp_path)]) == 2
-    assert error_line(capsys).endswith("development is missing: fetch it with --download, or leave the split out: --splits evaluation")
+    assert error_line(capsys).endswith(
+        "development is missing: fetch it with --download, or leave the split out: --splits"
+        " evaluation"
+    )
 
 
 @pytest.mark.parametrize(
     "arguments",
-    ["--sample-rate 100", "--num-proc 0", "--splits test", "--codec opus", "--codec mp3 --sample-rate 96000", "--allow-missing 101"]
+    [
+        "--sample-rate 100",
+        "--num-proc 0",
+        "--splits test",
+        "--codec opus",
+        "--codec mp3 --sample-rate 96000",
+        "--allow-missing 101",
+    ]
     + ["--max-seconds -1", "--base-url http://x", "--output ROOT", "--nonsense"],
 )
 def test_bad_arguments_are_one_line(tmp_path, capsys, arguments):
@@ -302,10 +423,16 @@ def test_more_than_one_percent_lost_stops_unless_allowed(tmp_path, capsys):
     assert_nothing_built(root)
     assert build(root, "--allow-missing") == 0
     output = capsys.readouterr().out
-    assert "going on with an interrupted build: 1 of 1 shards" in output and "evaluation/empty.wav: empty file" in output
+    assert (
+        "going on with an interrupted build: 1 of 1 shards" in output
+        and "evaluation/empty.wav: empty file" in output
+    )
     assert load(root / "cache")["file_name"][:] == ["a.wav", "b.wav"]
     info = json.loads((root / "cache" / "cache.json").read_text())
-    assert info["splits"]["evaluation"]["num_lost"] == 2 and info["splits"]["evaluation"]["num_unused"] == 6
+    assert (
+        info["splits"]["evaluation"]["num_lost"] == 2
+        and info["splits"]["evaluation"]["num_unused"] == 6
+    )
     reasons = {item["file_name"]: item["reason"] for item in info["skipped"]}
     assert reasons["cut.wav"] == "no row in the captions CSV" and "NaN" in reasons["nan.wav"]
 
@@ -409,7 +536,8 @@ def test_only_shards_of_the_same_settings_and_files_are_reused(tmp_path, monkeyp
     assert build(root) == 130
     calls = interrupt_after(monkeypatch, 10, KeyboardInterrupt())
     assert build(root, "--sample-rate", "16000") == 130
-    assert len(calls) == 11  # the two shards at 32 kHz were not used; the first at 16 kHz is finished
+    # the two shards at 32 kHz were not used; the first at 16 kHz is finished
+    assert len(calls) == 11
     os.utime(root / "evaluation" / "03.wav", (1, 1))
     calls = interrupt_after(monkeypatch, 99, None)
     assert build(root, "--sample-rate", "16000") == 0
@@ -429,11 +557,19 @@ def test_a_damaged_shard_is_not_reused(tmp_path, monkeypatch):
 
 def test_disk_full_is_one_line_and_resumable(tmp_path, capsys, monkeypatch):
     root = write_split(tmp_path)
-    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
+    monkeypatch.setattr(
+        os,
+        "fsync",
+        lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")),
+    )
     assert build(root) == 2
     assert "disk full (No space left on device) while writing in" in error_line(capsys)
     assert_nothing_built(root)
-    assert not [path for path in (root / "cache.partial").rglob("*") if path.suffix in (".arrow", ".json", ".tmp")]
+    assert not [
+        path
+        for path in (root / "cache.partial").rglob("*")
+        if path.suffix in (".arrow", ".json", ".tmp")
+    ]
     monkeypatch.undo()
     assert build(root) == 0
 
@@ -452,8 +588,12 @@ def test_file_size_limit_is_one_line(tmp_path, capsys, num_proc):
 
 
 def write_long_split(folder, num_clips=240):
-    """A build of it takes seconds: a test that is not given a core right away still finds it at work."""
-    root = write_split(folder, names=[f"{index:03d}.wav" for index in range(num_clips)], seconds=0.001)
+    """A build of it takes seconds: a test that is not given a core right away still finds it at
+    work.
+    """
+    root = write_split(
+        folder, names=[f"{index:03d}.wav" for index in range(num_clips)], seconds=0.001
+    )
     first, *others = sorted((root / "evaluation").iterdir())
     soundfile.write(first, tone(10.0), 44_100)
     for path in others:
@@ -464,10 +604,19 @@ def write_long_split(folder, num_clips=240):
 
 def test_ctrl_c_with_workers_is_one_line(tmp_path):
     root = write_long_split(tmp_path)
-    process = subprocess.Popen([*BUILD, str(root)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        [*BUILD, str(root)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     wait_for(lambda: list((root / "cache.partial").rglob("*.tmp")), process)
     os.killpg(process.pid, signal.SIGINT)  # as the terminal does: to the workers too
-    assert process.communicate(timeout=PATIENCE)[1] == "interrupted: run the same command again to go on from here\n"
+    assert (
+        process.communicate(timeout=PATIENCE)[1]
+        == "interrupted: run the same command again to go on from here\n"
+    )
     assert process.returncode == 130
     assert_nothing_built(root)
 
@@ -497,39 +646,63 @@ def running_processes():
 
 def test_a_killed_build_goes_on_and_gives_the_same_cache(tmp_path):
     root = write_long_split(tmp_path / "corpus")
-    process = subprocess.Popen([*BUILD, str(root)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [*BUILD, str(root)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     reports = root / "cache.partial" / "reports"
     wait_for(lambda: list(reports.glob("*.json")), process)
     workers = [pid for pid, (_, parent) in running_processes().items() if parent == process.pid]
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert_nothing_built(root)
-    wait_for(lambda: all(running_processes().get(pid, "Z")[0] == "Z" for pid in workers))  # they end with their parent
+    # they end with their parent
+    wait_for(lambda: all(running_processes().get(pid, "Z")[0] == "Z" for pid in workers))
     shards = (root / "cache.partial" / "cache").rglob("*.arrow")
-    ready = {path: path.stat().st_ino for path in shards if (reports / f"evaluation{path.stem[4:]}.json").exists()}
+    ready = {
+        path: path.stat().st_ino
+        for path in shards
+        if (reports / f"evaluation{path.stem[4:]}.json").exists()
+    }
     assert ready
     assert build(root) == 0
     for path, inode in ready.items():
         assert (root / "cache" / "evaluation" / path.name).stat().st_ino == inode
     assert build(root, "--output", str(tmp_path / "uninterrupted")) == 0
     for path in (root / "cache" / "evaluation").iterdir():
-        assert path.read_bytes() == (tmp_path / "uninterrupted" / "evaluation" / path.name).read_bytes(), path.name
+        assert (
+            path.read_bytes()
+            == (tmp_path / "uninterrupted" / "evaluation" / path.name).read_bytes()
+        ), path.name
 
 
 def test_a_killed_worker_costs_no_clip(tmp_path):
     root = write_long_split(tmp_path / "corpus", num_clips=48)
-    process = subprocess.Popen([*BUILD, str(root), "--quiet"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*BUILD, str(root), "--quiet"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     wait_for(lambda: list((root / "cache.partial").rglob("*.tmp")), process)
     children = [pid for pid, (_, parent) in running_processes().items() if parent == process.pid]
-    worker = next(pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    worker = next(
+        pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    )
     os.kill(worker, signal.SIGKILL)  # as the system does where memory is short
     lines = process.communicate(timeout=PATIENCE)[1].splitlines()
-    assert process.returncode == 0 and len(lines) == 1 and "worker process was killed" in lines[0] and "continuing with 1" in lines[0]
+    assert (
+        process.returncode == 0
+        and len(lines) == 1
+        and "worker process was killed" in lines[0]
+        and "continuing with 1" in lines[0]
+    )
     assert build(root, "--output", str(tmp_path / "uninterrupted")) == 0
     files = sorted((root / "cache" / "evaluation").iterdir())
-    assert [path.name for path in files] == sorted(path.name for path in (tmp_path / "uninterrupted" / "evaluation").iterdir())
+    assert [path.name for path in files] == sorted(
+        path.name for path in (tmp_path / "uninterrupted" / "evaluation").iterdir()
+    )
     for path in files:
-        assert path.read_bytes() == (tmp_path / "uninterrupted" / "evaluation" / path.name).read_bytes(), path.name
+        assert (
+            path.read_bytes()
+            == (tmp_path / "uninterrupted" / "evaluation" / path.name).read_bytes()
+        ), path.name
 
 
 def test_a_last_worker_that_is_killed_is_one_line(tmp_path, monkeypatch, capsys):
@@ -542,7 +715,12 @@ def test_a_last_worker_that_is_killed_is_one_line(tmp_path, monkeypatch, capsys)
 
     numbers = []
     monkeypatch.setattr(cache_shards, "_run_pool", killed)
-    assert build_clotho.main(["--root", str(root), "--splits", "evaluation", "--num-proc", "3", "--quiet"]) == 2
+    assert (
+        build_clotho.main(
+            ["--root", str(root), "--splits", "evaluation", "--num-proc", "3", "--quiet"]
+        )
+        == 2
+    )
     note, error = capsys.readouterr().err.splitlines()
     assert numbers == [3, 1] and "continuing with 1" in note
     assert error.startswith("error: ") and "000.wav to 007.wav" in error
@@ -556,4 +734,10 @@ def test_real_clotho_clips(tmp_path, capsys):
     for row in split:
         announced = json.loads(row["start_end_samples"])[1]  # at 44.1 kHz
         assert abs(row["num_samples"] - announced * 32_000 / 44_100) <= 2, row["file_name"]
-    assert capsys.readouterr().out.splitlines()[1].split()[:5] == ["evaluation", "7", "0.04", "35", "0"]
+    assert capsys.readouterr().out.splitlines()[1].split()[:5] == [
+        "evaluation",
+        "7",
+        "0.04",
+        "35",
+        "0",
+    ]

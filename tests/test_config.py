@@ -1,4 +1,6 @@
-"""Settings: defaults <- YAML <- overrides, one-line errors, and the experiments in configs/ as the README states them."""
+"""Settings: defaults <- YAML <- overrides, one-line errors, and the experiments in configs/ as the
+README states them.
+"""
 
 import os
 from pathlib import Path
@@ -45,7 +47,9 @@ def test_an_empty_file_gives_the_defaults_and_its_own_run_folder(empty: Path):
 
 def test_yaml_wins_over_defaults_and_overrides_over_both(tmp_path: Path):
     path = write(tmp_path, "seed: 7\ntrain:\n  epochs: 3\n  batch_size: 8\n")
-    config = load_config(path, ["train.epochs=5", "optimizer.lr.audio_encoder=4e-6", "train.output=elsewhere"])
+    config = load_config(
+        path, ["train.epochs=5", "optimizer.lr.audio_encoder=4e-6", "train.output=elsewhere"]
+    )
     assert (config.seed, config.train.epochs, config.train.batch_size) == (7, 5, 8)
     assert config.optimizer.lr.audio_encoder == 4e-6
     assert config.optimizer.lr.text_encoder == Config().optimizer.lr.text_encoder
@@ -58,7 +62,10 @@ def test_the_last_override_wins(empty: Path):
 
 def test_sections_without_content_count_as_absent(tmp_path: Path):
     path = write(tmp_path, "train:\noptimizer:\n  # everything commented out\nseed: 5\n")
-    assert config_differences(Config(), load_config(path)) == ["seed: 123 -> 5", "train.output:  -> runs/experiment"]
+    assert config_differences(Config(), load_config(path)) == [
+        "seed: 123 -> 5",
+        "train.output:  -> runs/experiment",
+    ]
 
 
 def test_a_config_cannot_be_changed():
@@ -80,12 +87,27 @@ def test_learning_rates_are_numbers_however_they_are_written(tmp_path: Path, wri
 
 @pytest.mark.parametrize("written", ["no", "'no'", "No", "off"])
 def test_mixed_precision_no_is_the_word(tmp_path: Path, written: str):
-    assert load_config(write(tmp_path, f"train:\n  mixed_precision: {written}\n")).train.mixed_precision == "no"
-    assert load_config(write(tmp_path, ""), [f"train.mixed_precision={written}"]).train.mixed_precision == "no"
+    assert (
+        load_config(
+            write(tmp_path, f"train:\n  mixed_precision: {written}\n")
+        ).train.mixed_precision
+        == "no"
+    )
+    assert (
+        load_config(write(tmp_path, ""), [f"train.mixed_precision={written}"]).train.mixed_precision
+        == "no"
+    )
 
 
 @pytest.mark.parametrize(
-    "override", ["train.epochs=yes", "optimizer.lr.pooling=no", "text_encoder.name=no", "train.mixed_precision=yes", "data.num_workers=true"]
+    "override",
+    [
+        "train.epochs=yes",
+        "optimizer.lr.pooling=no",
+        "text_encoder.name=no",
+        "train.mixed_precision=yes",
+        "data.num_workers=true",
+    ],
 )
 def test_a_boolean_is_no_number_and_no_name(empty: Path, override: str):
     message = error_of(empty, override)
@@ -93,10 +115,17 @@ def test_a_boolean_is_no_number_and_no_name(empty: Path, override: str):
 
 
 def test_booleans_are_read_where_they_belong(empty: Path):
-    assert load_config(empty, ["text_encoder.pretrained=no", "loss.learnable_temperature=yes"]).text_encoder.pretrained is False
+    assert (
+        load_config(
+            empty, ["text_encoder.pretrained=no", "loss.learnable_temperature=yes"]
+        ).text_encoder.pretrained
+        is False
+    )
 
 
-@pytest.mark.parametrize("name", ["optimizer.max_grad_norm", "train.max_steps", "audio_encoder.checkpoint"])
+@pytest.mark.parametrize(
+    "name", ["optimizer.max_grad_norm", "train.max_steps", "audio_encoder.checkpoint"]
+)
 def test_null_takes_an_optional_setting_back(empty: Path, name: str):
     assert flatten(load_config(empty, [f"{name}=null"]).model_dump())[name] is None
 
@@ -125,7 +154,10 @@ def test_an_unknown_setting_names_the_nearest(empty: Path, override: str, neares
 
 def test_an_unknown_setting_in_the_file_names_the_file(tmp_path: Path):
     path = write(tmp_path, "audio_encoder:\n  window_secs: 5\n")
-    assert error_of(path) == f"config {path}: audio_encoder.window_secs is not a setting; did you mean audio_encoder.window_seconds?"
+    assert (
+        error_of(path) == f"config {path}: audio_encoder.window_secs is not a setting; did you mean"
+        " audio_encoder.window_seconds?"
+    )
 
 
 @pytest.mark.parametrize(
@@ -141,18 +173,36 @@ def test_an_unknown_setting_in_the_file_names_the_file(tmp_path: Path):
         ("seed=-1", "seed=-1: input should be greater than or equal to 0"),
         ("seed=4294967296", "seed=4294967296: input should be less than 4294967296"),
         ("text_encoder.dropout=1", "text_encoder.dropout=1: input should be less than 1"),
-        ("optimizer.lr.pooling=-1e-3", "optimizer.lr.pooling='-1e-3': input should be greater than or equal to 0"),
+        (
+            "optimizer.lr.pooling=-1e-3",
+            "optimizer.lr.pooling='-1e-3': input should be greater than or equal to 0",
+        ),
         ("optimizer.lr.pooling=.nan", "optimizer.lr.pooling=nan: input should be a finite number"),
         ("optimizer.lr.pooling=.inf", "optimizer.lr.pooling=inf: input should be"),
         ("loss.temperature=0", "loss.temperature=0: input should be greater than 0"),
         ("pooling.name=max", "pooling.name='max': input should be 'mean', 'tap' or 'transformer'"),
         ("pooling.name=Tap", "pooling.name='Tap': input should be 'mean', 'tap' or 'transformer'"),
-        ("train.mixed_precision=fp8", "train.mixed_precision='fp8': input should be 'auto', 'no', 'bf16' or 'fp16'"),
-        ("optimizer.lr=3e-4", "optimizer.lr='3e-4': optimizer.lr is a section with settings of its own"),
+        (
+            "train.mixed_precision=fp8",
+            "train.mixed_precision='fp8': input should be 'auto', 'no', 'bf16' or 'fp16'",
+        ),
+        (
+            "optimizer.lr=3e-4",
+            "optimizer.lr='3e-4': optimizer.lr is a section with settings of its own",
+        ),
         ("seed.x=1", "seed={'x': 1}: input should be a valid integer"),
-        ("train={compile: true, activation_checkpointing: true}", "train: compile and activation_checkpointing exclude each other"),
-        ("audio_encoder={embed_dim: 768, num_heads: 7}", "audio_encoder: embed_dim 768 is not a multiple of num_heads 7"),
-        ("optimizer.schedule.rampdown_stop=1", "optimizer.schedule: rampdown_stop 1.0 must be above rampdown_start 1.0"),
+        (
+            "train={compile: true, activation_checkpointing: true}",
+            "train: compile and activation_checkpointing exclude each other",
+        ),
+        (
+            "audio_encoder={embed_dim: 768, num_heads: 7}",
+            "audio_encoder: embed_dim 768 is not a multiple of num_heads 7",
+        ),
+        (
+            "optimizer.schedule.rampdown_stop=1",
+            "optimizer.schedule: rampdown_stop 1.0 must be above rampdown_start 1.0",
+        ),
     ],
 )
 def test_a_mistyped_or_out_of_range_value_is_named(empty: Path, override: str, expected: str):
@@ -161,12 +211,19 @@ def test_a_mistyped_or_out_of_range_value_is_named(empty: Path, override: str, e
 
 def test_all_mistakes_are_told_at_once(empty: Path):
     message = error_of(empty, "train.epochs=0", "sed=1", "pooling.name=max")
-    assert "train.epochs=0" in message and "did you mean seed?" in message and "pooling.name='max'" in message
+    assert (
+        "train.epochs=0" in message
+        and "did you mean seed?" in message
+        and "pooling.name='max'" in message
+    )
 
 
 @pytest.mark.parametrize("override", ["seed", "=3", "--seed"])
 def test_an_override_without_name_or_value(empty: Path, override: str):
-    assert error_of(empty, override) == f"override {override!r} is not of the form section.key=value, for example train.epochs=5"
+    assert (
+        error_of(empty, override)
+        == f"override {override!r} is not of the form section.key=value, for example train.epochs=5"
+    )
 
 
 def test_an_override_beneath_a_setting_of_the_file(tmp_path: Path):
@@ -192,10 +249,15 @@ def test_keys_that_are_no_names(tmp_path: Path, text: str):
 
 
 def test_files_that_cannot_be_read(tmp_path: Path):
-    assert error_of(tmp_path / "absent.yaml") == f"config {tmp_path / 'absent.yaml'} does not exist; the experiments are in configs/"
+    assert (
+        error_of(tmp_path / "absent.yaml")
+        == f"config {tmp_path / 'absent.yaml'} does not exist; the experiments are in configs/"
+    )
     assert error_of(tmp_path).startswith(f"config {tmp_path} is a folder")
     (tmp_path / "latin.yaml").write_bytes("# \xe9\n".encode("latin-1"))
-    assert error_of(tmp_path / "latin.yaml").startswith(f"config {tmp_path / 'latin.yaml'} cannot be read: ")
+    assert error_of(tmp_path / "latin.yaml").startswith(
+        f"config {tmp_path / 'latin.yaml'} cannot be read: "
+    )
 
 
 # --- differences ---
@@ -203,7 +265,10 @@ def test_files_that_cannot_be_read(tmp_path: Path):
 
 def test_differences_name_setting_old_and_new(empty: Path):
     new = load_config(empty, ["optimizer.lr.pooling=1e-3", "seed=5"])
-    assert config_differences(load_config(empty), new) == ["seed: 123 -> 5", "optimizer.lr.pooling: 2e-05 -> 0.001"]
+    assert config_differences(load_config(empty), new) == [
+        "seed: 123 -> 5",
+        "optimizer.lr.pooling: 2e-05 -> 0.001",
+    ]
     assert config_differences(new, new) == []
 
 
@@ -219,7 +284,9 @@ def test_every_yaml_loads_and_survives_being_written(path: Path):
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_every_yaml_opens_with_its_command(path: Path):
-    assert f"#   accelerate launch train.py --config configs/{path.name}\n" in path.read_text(encoding="utf-8")
+    assert f"#   accelerate launch train.py --config configs/{path.name}\n" in path.read_text(
+        encoding="utf-8"
+    )
 
 
 # recipe of the published runs: what differs between the three.
@@ -228,10 +295,21 @@ PUBLISHED = {
     "low_lr": {"seed": 327, "audio_lr": 4e-6, "pooling": "mean"},
     "tap": {"seed": 124, "audio_lr": 4e-6, "pooling": "tap"},
     "passt_stage1": {"seed": 409194, "audio_lr": 2e-5, "pooling": "mean", "batch_size": 64},
-    "passt_stage2": {"seed": 523528930, "audio_lr": 2e-5, "pooling": "mean", "batch_size": 64, "loss": "distillation"},
+    "passt_stage2": {
+        "seed": 523528930,
+        "audio_lr": 2e-5,
+        "pooling": "mean",
+        "batch_size": 64,
+        "loss": "distillation",
+    },
     "passt": {"seed": 409194, "audio_lr": 2e-5, "pooling": "mean"},
     "passt_tap": {"seed": 409194, "audio_lr": 2e-5, "pooling": "tap", "window_seconds": 5.0},
-    "passt_tap_captions": {"seed": 409194, "audio_lr": 2e-5, "pooling": "tap", "window_seconds": 5.0},
+    "passt_tap_captions": {
+        "seed": 409194,
+        "audio_lr": 2e-5,
+        "pooling": "tap",
+        "window_seconds": 5.0,
+    },
     "all_stage1": {"seed": 409194, "audio_lr": 2e-5, "pooling": "mean", "batch_size": 64},
 }
 SCORES = {
@@ -257,7 +335,11 @@ def test_published_experiments_are_exact(name: str):
     assert lr == dict.fromkeys(LEARNING_RATES[1:], 2e-5) | {"loss": 0.1}
     if config.pooling.name == "tap":
         pooling, expected = config.pooling, (2048, 0.1, 0.0) if name == "tap" else (1024, 0.1, 0.1)
-        assert (pooling.attention_dim, pooling.attention_dropout, pooling.output_dropout) == expected and pooling.init == "default"
+        assert (
+            pooling.attention_dim,
+            pooling.attention_dropout,
+            pooling.output_dropout,
+        ) == expected and pooling.init == "default"
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -266,18 +348,40 @@ def test_published_experiments_share_the_recipe(name: str):
     audio, text, schedule = config.audio_encoder, config.text_encoder, config.optimizer.schedule
     assert (config.dim, config.data.sample_rate, config.data.max_seconds) == (1024, 32_000, 30.0)
     published = PUBLISHED[name]
-    assert (audio.embed_dim, audio.depth, audio.num_heads, audio.frozen) == (None, None, None, False)  # the encoder's own
-    weights = {"atst_frame": "weights/atstframe_base_as2M.ckpt", "passt": "weights/passt-s-f128-p16-s16-ap.468.pt"}
-    assert audio.checkpoint == weights[audio.name] and audio.name == ("passt" if name.startswith(("passt", "all")) else "atst_frame")
+    assert (audio.embed_dim, audio.depth, audio.num_heads, audio.frozen) == (
+        None,
+        None,
+        None,
+        False,
+    )  # the encoder's own
+    weights = {
+        "atst_frame": "weights/atstframe_base_as2M.ckpt",
+        "passt": "weights/passt-s-f128-p16-s16-ap.468.pt",
+    }
+    assert audio.checkpoint == weights[audio.name] and audio.name == (
+        "passt" if name.startswith(("passt", "all")) else "atst_frame"
+    )
     assert audio.window_seconds == audio.hop_seconds == published.get("window_seconds", 10.0)
-    assert (text.name, text.pretrained, text.dropout, text.max_tokens) == ("roberta-large", True, 0.2, 32)
-    assert (config.loss.name, config.loss.temperature) == (published.get("loss", "nt_xent"), 0.05) and not config.loss.learnable_temperature
+    assert (text.name, text.pretrained, text.dropout, text.max_tokens) == (
+        "roberta-large",
+        True,
+        0.2,
+        32,
+    )
+    assert (config.loss.name, config.loss.temperature) == (
+        published.get("loss", "nt_xent"),
+        0.05,
+    ) and not config.loss.learnable_temperature
     assert (schedule.shape, schedule.warmup_epochs, schedule.min_lr) == ("cosine", 1, 1e-7)
     assert (schedule.rampdown_start, schedule.rampdown_stop) == (1, 15)
     optimizer = config.optimizer
     assert (optimizer.beta1, optimizer.beta2, optimizer.eps) == (0.9, 0.999, 1e-8)
     assert (optimizer.weight_decay, optimizer.max_grad_norm) == (0.0, None)
-    assert (config.train.epochs, config.train.batch_size, config.train.max_steps) == (20, published.get("batch_size", 16), None)
+    assert (config.train.epochs, config.train.batch_size, config.train.max_steps) == (
+        20,
+        published.get("batch_size", 16),
+        None,
+    )
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -288,7 +392,9 @@ def test_headers_of_published_experiments_give_the_published_scores(name: str):
     assert "Measured here:" in header
 
 
-@pytest.mark.parametrize("changed", ["seed=124", "optimizer.lr.audio_encoder=4e-6", "train.batch_size=32"])
+@pytest.mark.parametrize(
+    "changed", ["seed=124", "optimizer.lr.audio_encoder=4e-6", "train.batch_size=32"]
+)
 def test_negative_control_a_changed_experiment_differs(changed: str):
     path = CONFIGS / "baseline.yaml"
     assert len(config_differences(load_config(path), load_config(path, [changed]))) == 1
@@ -301,13 +407,17 @@ def test_a_key_that_occurs_twice_is_an_error(tmp_path: Path):
     assert "epochs is set twice" in error_of(write(tmp_path, "train:\n  epochs: 1\n  epochs: 2\n"))
 
 
-@pytest.mark.parametrize("name", ["2026-01-01", "2026-13-01", "2026-01-01 10:00:00", "1:30", "010", "1_0_x", "0x1f"])
+@pytest.mark.parametrize(
+    "name", ["2026-01-01", "2026-13-01", "2026-01-01 10:00:00", "1:30", "010", "1_0_x", "0x1f"]
+)
 def test_names_that_yaml_takes_for_dates_or_numbers(tmp_path: Path, empty: Path, name: str):
     assert load_config(empty, [f"train.output={name}"]).train.output == name
     assert load_config(write(tmp_path, f"train:\n  output: {name}\n")).train.output == name
 
 
-@pytest.mark.parametrize(("written", "number"), [("010", 10), ("1_000", 1000), ("+7", 7), ("0", 0), ("'12'", 12)])
+@pytest.mark.parametrize(
+    ("written", "number"), [("010", 10), ("1_000", 1000), ("+7", 7), ("0", 0), ("'12'", 12)]
+)
 def test_numbers_are_decimal(tmp_path: Path, written: str, number: int):
     assert load_config(write(tmp_path, f"seed: {written}\n")).seed == number
 
@@ -320,10 +430,12 @@ def test_numbers_that_are_not_are_named(tmp_path: Path, written: str):
 # --- files from anyone ---
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
-    f"{this}: &{this} [{', '.join([f'*{before}'] * 10)}]\n" for before, this in zip("abcdefgh", "bcdefghi")
+    f"{this}: &{this} [{', '.join([f'*{before}'] * 10)}]\n"
+    for before, this in zip("abcdefgh", "bcdefghi")
 )
 MERGES = "a: &a {x: 1, y: 2}\n" + "".join(
-    f"{this}: &{this} {{<<: [{', '.join([f'*{before}'] * 9)}]}}\n" for before, this in zip("abcdefg", "bcdefgh")
+    f"{this}: &{this} {{<<: [{', '.join([f'*{before}'] * 9)}]}}\n"
+    for before, this in zip("abcdefg", "bcdefgh")
 )
 HOSTILE = {
     "alias bomb": (BOMB, "aliases"),
@@ -366,30 +478,57 @@ def test_a_hostile_file_is_one_short_line(tmp_path: Path, name: str):
 
 
 @pytest.mark.parametrize(
-    "name", ["alias bomb", "nested lists", "nested mappings", "alias within itself", "null byte", "object", "enormous number"]
+    "name",
+    [
+        "alias bomb",
+        "nested lists",
+        "nested mappings",
+        "alias within itself",
+        "null byte",
+        "object",
+        "enormous number",
+    ],
 )
 def test_a_hostile_override_is_one_short_line(empty: Path, name: str):
     text = HOSTILE[name][0]
-    message = error_of(empty, f"seed={text if name == 'alias bomb' else text.removeprefix('seed: ')}")
+    message = error_of(
+        empty, f"seed={text if name == 'alias bomb' else text.removeprefix('seed: ')}"
+    )
     assert message.startswith("override 'seed=") and len(message) < 400
 
 
 @pytest.mark.parametrize(
-    "override", ["x." * 5000 + "x=1", "data." + "cache." * 3000 + "x=1", "seed=" + "[" * 3000, "x" * 100_000, "x" * 100_000 + "=1"]
+    "override",
+    [
+        "x." * 5000 + "x=1",
+        "data." + "cache." * 3000 + "x=1",
+        "seed=" + "[" * 3000,
+        "x" * 100_000,
+        "x" * 100_000 + "=1",
+    ],
 )
 def test_other_overrides_of_any_length_are_one_short_line(empty: Path, override: str):
     assert len(error_of(empty, override)) < 1000
 
 
 def test_negative_control_small_aliases_and_depths_are_read(tmp_path: Path):
-    path = write(tmp_path, "optimizer:\n  lr: &lr {pooling: 1e-3}\nloss: {teachers: [a, b]}\nx: &n 7\n".replace("x: &n 7", "seed: &n 7\ndim: *n"))
+    path = write(
+        tmp_path,
+        "optimizer:\n  lr: &lr {pooling: 1e-3}\nloss: {teachers: [a, b]}\nx: &n 7\n".replace(
+            "x: &n 7", "seed: &n 7\ndim: *n"
+        ),
+    )
     with pytest.raises(UserError, match="teachers have no effect"):
         load_config(path)
     assert load_config(path, ["loss.name=distillation"]).dim == 7
 
 
 def test_an_override_changes_one_place_of_an_alias(tmp_path: Path):
-    path = write(tmp_path, "optimizer:\n  lr: &lr {pooling: 1e-3}\n  schedule: {<<: {min_lr: 1e-5}}\naugmentation: &a {gain_db: 1}\n")
+    path = write(
+        tmp_path,
+        "optimizer:\n  lr: &lr {pooling: 1e-3}\n  schedule: {<<: {min_lr: 1e-5}}\naugmentation: &a"
+        " {gain_db: 1}\n",
+    )
     assert load_config(path).optimizer.lr.pooling == 1e-3
     shared = read_yaml("a: &x {b: {c: 1}}\nd: *x\n")
     apply_override(shared, "a.b.c=2")
@@ -397,7 +536,12 @@ def test_an_override_changes_one_place_of_an_alias(tmp_path: Path):
 
 
 def test_files_that_are_no_text(tmp_path: Path):
-    contents = {"bytes": bytes(range(256)), "utf-16": "seed: 1".encode("utf-16"), "nul": b"seed: 1\0", "latin-1": "a: é".encode("latin-1")}
+    contents = {
+        "bytes": bytes(range(256)),
+        "utf-16": "seed: 1".encode("utf-16"),
+        "nul": b"seed: 1\0",
+        "latin-1": "a: é".encode("latin-1"),
+    }
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
         assert "UTF-8" in error_of(tmp_path / name) or "valid YAML" in error_of(tmp_path / name)

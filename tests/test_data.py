@@ -51,10 +51,21 @@ def encode(pcm: np.ndarray, codec: str) -> bytes:
     return file.getvalue()
 
 
-def write_clips(path: Path, codec: str = "pcm_s16le", captions: list[list[str]] = CAPTIONS, num_clips: int = len(PCM)) -> Path:
+def write_clips(
+    path: Path,
+    codec: str = "pcm_s16le",
+    captions: list[list[str]] = CAPTIONS,
+    num_clips: int = len(PCM),
+) -> Path:
     """A cache whose one split, development, holds PCM."""
     rows = [
-        {"clip_id": f"development/{i}", "file_name": f"{i}.wav", "audio": encode(PCM[i], codec), "num_samples": len(PCM[i]), "captions": captions[i]}
+        {
+            "clip_id": f"development/{i}",
+            "file_name": f"{i}.wav",
+            "audio": encode(PCM[i], codec),
+            "num_samples": len(PCM[i]),
+            "captions": captions[i],
+        }
         for i in range(num_clips)
     ]
     return write_rows(path, {"development": rows}, codec=codec)
@@ -62,7 +73,9 @@ def write_clips(path: Path, codec: str = "pcm_s16le", captions: list[list[str]] 
 
 @pytest.fixture(scope="module", params=["pcm_s16le", "flac"])
 def clips(request, tmp_path_factory) -> ClipSplit:
-    return open_cache(write_clips(tmp_path_factory.mktemp("clips") / "cache", request.param), SAMPLE_RATE).split("development")
+    return open_cache(
+        write_clips(tmp_path_factory.mktemp("clips") / "cache", request.param), SAMPLE_RATE
+    ).split("development")
 
 
 @pytest.fixture
@@ -93,7 +106,10 @@ def test_a_split_knows_its_clips(clips: ClipSplit):
     assert clips.clip_ids == [f"development/{i}" for i in range(4)]
     assert clips.file_names == [f"{i}.wav" for i in range(4)]
     assert clips.captions == CAPTIONS
-    assert clips.num_samples.tolist() == [len(pcm) for pcm in PCM] and clips.num_samples.dtype == np.int64
+    assert (
+        clips.num_samples.tolist() == [len(pcm) for pcm in PCM]
+        and clips.num_samples.dtype == np.int64
+    )
 
 
 def test_info_is_the_content_of_cache_json(cache: Path):
@@ -109,7 +125,9 @@ def test_samples_are_exact(clips: ClipSplit):
         assert np.array_equal(found.astype(np.float64) * 32768, pcm)
 
 
-@pytest.mark.parametrize(("start", "stop"), [(0, 10), (100, 4_000), (4_990, None), (4_990, 9_000), (0, None), (17, 17)])
+@pytest.mark.parametrize(
+    ("start", "stop"), [(0, 10), (100, 4_000), (4_990, None), (4_990, 9_000), (0, None), (17, 17)]
+)
 def test_a_part_of_a_clip_is_exact(clips: ClipSplit, start: int, stop: int | None):
     found = clips.read(0, start, stop)
     assert np.array_equal(found.astype(np.float64) * 32768, PCM[0][start:stop])
@@ -126,8 +144,13 @@ def test_a_batch_is_made_of_what_is_stored(clips: ClipSplit):
     for other in (clips.read_stored(0), clips.read(0)):
         batch, lengths = collate_clips([stored, other])
         assert lengths.tolist() == [490, len(PCM[0])]
-        assert batch.dtype == (torch.int16 if stored.dtype == other.dtype == np.int16 else torch.float32)
-        assert np.array_equal(as_float(batch[0, :490].numpy()), clips.read(1, 10, 500)) and not batch[0, 490:].any()
+        assert batch.dtype == (
+            torch.int16 if stored.dtype == other.dtype == np.int16 else torch.float32
+        )
+        assert (
+            np.array_equal(as_float(batch[0, :490].numpy()), clips.read(1, 10, 500))
+            and not batch[0, 490:].any()
+        )
         assert np.array_equal(as_float(batch[1].numpy()), clips.read(0))
 
 
@@ -136,11 +159,19 @@ def test_pcm_is_read_from_the_memory_map_without_a_copy(tmp_path: Path):
     before = pyarrow.total_allocated_bytes()
     split = open_cache(tmp_path / "cache").split("development")
     split.read(1, 1_000, 2_000)
-    assert pyarrow.total_allocated_bytes() - before < 10_000  # captions and names; a clip is 960,000 bytes
+    # captions and names; a clip is 960,000 bytes
+    assert pyarrow.total_allocated_bytes() - before < 10_000
 
-    maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if str(tmp_path) in line]
+    maps = [
+        line.split()
+        for line in Path("/proc/self/maps").read_text().splitlines()
+        if str(tmp_path) in line
+    ]
     address = split._audio[1].address
-    assert any(int(first, 16) <= address < int(last, 16) for first, last in (entry[0].split("-") for entry in maps))
+    assert any(
+        int(first, 16) <= address < int(last, 16)
+        for first, last in (entry[0].split("-") for entry in maps)
+    )
 
     tracemalloc.start()
     split.read(1, 1_000, 2_000)
@@ -165,14 +196,22 @@ def test_a_split_travels_to_another_process_as_a_path(tmp_path: Path):
 
 def test_absent(tmp_path: Path):
     path = tmp_path / "absent"
-    build, other = "build it with the data_prep/build_*.py of its corpus (README)", "name another one: data.cache=DIR for train.py"
-    assert error_of(path) == f"cache {path} does not exist; {build}, or {other}, --cache DIR elsewhere"
+    build, other = (
+        "build it with the data_prep/build_*.py of its corpus (README)",
+        "name another one: data.cache=DIR for train.py",
+    )
+    assert (
+        error_of(path) == f"cache {path} does not exist; {build}, or {other}, --cache DIR elsewhere"
+    )
 
 
 def test_half_built(tmp_path: Path):
     (tmp_path / "cache.partial").mkdir()
     message = error_of(tmp_path / "cache")
-    assert "is not a complete cache (no cache.json): the build did not finish" in message and "build it with" in message
+    assert (
+        "is not a complete cache (no cache.json): the build did not finish" in message
+        and "build it with" in message
+    )
 
 
 @pytest.mark.parametrize("folder", ["cache", ""])
@@ -190,7 +229,15 @@ def test_an_empty_path_is_the_current_folder(tmp_path: Path, monkeypatch):
 @pytest.mark.parametrize(
     "content",
     [
-        *("", "{", "[]", "3", '"text"', '{"schema": 1}', '{"schema": 1, "codec": "flac", "sample_rate": 1, "splits": []}'),
+        *(
+            "",
+            "{",
+            "[]",
+            "3",
+            '"text"',
+            '{"schema": 1}',
+            '{"schema": 1, "codec": "flac", "sample_rate": 1, "splits": []}',
+        ),
         '{"schema": 1, "codec": ["flac"], "sample_rate": 1, "splits": {}}',
     ],
 )
@@ -201,7 +248,9 @@ def test_cache_json_that_makes_no_sense(cache: Path, content: str):
 
 def test_another_schema(cache: Path):
     change_info(cache, schema=2)
-    assert f"cache {cache} has schema 2, this version reads schema 1; build it with" in error_of(cache)
+    assert f"cache {cache} has schema 2, this version reads schema 1; build it with" in error_of(
+        cache
+    )
 
 
 def test_another_codec(cache: Path):
@@ -211,12 +260,18 @@ def test_another_codec(cache: Path):
 
 def test_another_sample_rate(cache: Path):
     message = error_of(cache, sample_rate=32_000)
-    assert f"is sampled at {SAMPLE_RATE} Hz, data.sample_rate is 32000; set data.sample_rate={SAMPLE_RATE}, or build again" in message
+    assert (
+        f"is sampled at {SAMPLE_RATE} Hz, data.sample_rate is 32000; set"
+        f" data.sample_rate={SAMPLE_RATE}, or build again" in message
+    )
     assert open_cache(cache).sample_rate == SAMPLE_RATE  # asked for without a rate, any will do
 
 
 def test_a_split_that_was_not_built(cache: Path):
-    assert error_of(cache, "evaluation") == f"cache {cache} has no split 'evaluation', only: development"
+    assert (
+        error_of(cache, "evaluation")
+        == f"cache {cache} has no split 'evaluation', only: development"
+    )
 
 
 def damage_cut(file: Path) -> None:
@@ -244,14 +299,20 @@ def test_a_split_whose_folder_is_gone(cache: Path):
 def test_a_split_without_captions(tmp_path: Path):
     message = error_of(write_clips(tmp_path / "cache", captions=[[]] * 4), "development")
     assert "has no captions, so there is nothing to train on or to score" in message
-    assert "--queries FILE" in message and "python -m retrieval.zero_shot" in message and "\n" not in message
+    assert (
+        "--queries FILE" in message
+        and "python -m retrieval.zero_shot" in message
+        and "\n" not in message
+    )
     clips = open_cache(tmp_path / "cache").split("development", need_captions=False)
     assert clips.captions == [[]] * 4 and np.array_equal(clips.read(1) * 32768, PCM[1])
 
 
 def test_a_clip_without_samples(tmp_path: Path):
     path = write_cache(tmp_path / "cache", {"development": 2}, seconds=(0.0, 0.00001))
-    assert "clip '0.wav' in split 'development'" in error_of(path, "development") and "has no samples" in error_of(path, "development")
+    assert "clip '0.wav' in split 'development'" in error_of(
+        path, "development"
+    ) and "has no samples" in error_of(path, "development")
 
 
 def test_an_empty_split(tmp_path: Path):
@@ -263,37 +324,55 @@ def test_an_empty_split(tmp_path: Path):
 
 @pytest.fixture(scope="module")
 def split(tmp_path_factory) -> ClipSplit:
-    return open_cache(write_clips(tmp_path_factory.mktemp("pairs") / "cache"), SAMPLE_RATE).split("development")
+    return open_cache(write_clips(tmp_path_factory.mktemp("pairs") / "cache"), SAMPLE_RATE).split(
+        "development"
+    )
 
 
 def test_an_item_is_one_caption_of_a_clip(split: ClipSplit):
     pairs = PairDataset(split, max_samples=30_000, seed=1)
-    assert [(item["clip"], item["caption"]) for item in (pairs[0, i] for i in range(len(pairs)))] == [
-        (clip, caption) for clip, captions in enumerate(CAPTIONS) for caption in captions
-    ]
-    assert all(np.array_equal(as_float(item["waveform"]), split.read(item["clip"])) for item in (pairs[3, i] for i in range(len(pairs))))
+    assert [
+        (item["clip"], item["caption"]) for item in (pairs[0, i] for i in range(len(pairs)))
+    ] == [(clip, caption) for clip, captions in enumerate(CAPTIONS) for caption in captions]
+    assert all(
+        np.array_equal(as_float(item["waveform"]), split.read(item["clip"]))
+        for item in (pairs[3, i] for i in range(len(pairs)))
+    )
 
 
 def start_of(pairs: PairDataset, epoch: int, index: int) -> int:
     """Where the crop of an item of clip 0 begins."""
     crop = pairs[epoch, index]["waveform"]
     (starts,) = np.nonzero(PCM[0] == crop[0])
-    return next(int(start) for start in starts if np.array_equal(PCM[0][start : start + len(crop)], crop))
+    return next(
+        int(start) for start in starts if np.array_equal(PCM[0][start : start + len(crop)], crop)
+    )
 
 
 def test_crops_depend_on_seed_epoch_and_item_alone(split: ClipSplit):
-    pairs, again = PairDataset(split, max_samples=400, seed=1), PairDataset(split, max_samples=400, seed=1)
+    pairs, again = (
+        PairDataset(split, max_samples=400, seed=1),
+        PairDataset(split, max_samples=400, seed=1),
+    )
     forwards = [start_of(pairs, epoch, index) for epoch in range(6) for index in (0, 1)]
     np.random.seed(99)  # neither numpy's global state nor the order of asking matters
     backwards = [start_of(again, epoch, index) for epoch in reversed(range(6)) for index in (1, 0)]
     assert forwards == backwards[::-1]
     assert len(set(forwards)) > 9
-    assert forwards != [start_of(PairDataset(split, max_samples=400, seed=2), epoch, index) for epoch in range(6) for index in (0, 1)]
+    assert forwards != [
+        start_of(PairDataset(split, max_samples=400, seed=2), epoch, index)
+        for epoch in range(6)
+        for index in (0, 1)
+    ]
 
 
 def test_crops_reach_both_ends_and_not_beyond(split: ClipSplit):
-    """As in the reference, whose 125 samples are cut to 120 at an offset of 0 to 5, both included."""
-    golden = np.load(Path(__file__).parent / "golden" / "window.npz")["fixed.crop_offsets_possible"].tolist()
+    """As in the reference, whose 125 samples are cut to 120 at an offset of 0 to 5, both
+    included.
+    """
+    golden = np.load(Path(__file__).parent / "golden" / "window.npz")[
+        "fixed.crop_offsets_possible"
+    ].tolist()
     pairs = PairDataset(split, max_samples=len(PCM[0]) - 5, seed=0)
     counts = Counter(start_of(pairs, epoch, 0) for epoch in range(200))
     assert sorted(counts) == golden
@@ -307,7 +386,9 @@ def test_clips_that_fit_are_not_cropped(split: ClipSplit):
 # --- the order of batches ---
 
 
-def batches_of(epoch: int, step: int = 0, num_pairs: int = 23, batch_size: int = 5, seed: int = 3, **share) -> list[list[tuple[int, int]]]:
+def batches_of(
+    epoch: int, step: int = 0, num_pairs: int = 23, batch_size: int = 5, seed: int = 3, **share
+) -> list[list[tuple[int, int]]]:
     batches = EpochBatches(num_pairs, batch_size, seed, **share)
     batches.start(epoch, step)
     found = list(batches)
@@ -350,7 +431,10 @@ def test_one_sampler_serves_all_epochs():
 @pytest.mark.parametrize("num_pairs", [23, 20])
 def test_processes_share_the_same_batches(world_size: int, num_pairs: int):
     whole = batches_of(epoch=1, num_pairs=num_pairs)
-    shares = [batches_of(epoch=1, num_pairs=num_pairs, rank=rank, world_size=world_size) for rank in range(world_size)]
+    shares = [
+        batches_of(epoch=1, num_pairs=num_pairs, rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
     assert {len(share) for share in shares} == {len(whole)}
     for step, batch in enumerate(whole):
         together = [pair for share in shares for pair in share[step]]
@@ -359,18 +443,31 @@ def test_processes_share_the_same_batches(world_size: int, num_pairs: int):
         assert max(sizes) - min(sizes) <= 1
 
 
-@pytest.mark.parametrize(("num_pairs", "batch_size", "num_steps"), [(19_195, 16, 1_200), (32, 16, 2), (33, 16, 3), (2, 16, 1)])
+@pytest.mark.parametrize(
+    ("num_pairs", "batch_size", "num_steps"),
+    [(19_195, 16, 1_200), (32, 16, 2), (33, 16, 3), (2, 16, 1)],
+)
 def test_steps_of_an_epoch(num_pairs: int, batch_size: int, num_steps: int):
-    assert num_steps_per_epoch(num_pairs, batch_size) == num_steps == len(EpochBatches(num_pairs, batch_size, seed=0))
+    assert (
+        num_steps_per_epoch(num_pairs, batch_size)
+        == num_steps
+        == len(EpochBatches(num_pairs, batch_size, seed=0))
+    )
 
 
 # --- collation ---
 
 
 def test_clips_are_padded_with_zeros_to_the_longest():
-    clips = [np.array([1, 2, 3], np.float32), np.array([4], np.float32), np.array([5, 6], np.float32)]
+    clips = [
+        np.array([1, 2, 3], np.float32),
+        np.array([4], np.float32),
+        np.array([5, 6], np.float32),
+    ]
     waveform, lengths = collate_clips(clips)
-    assert waveform.tolist() == [[1, 2, 3], [4, 0, 0], [5, 6, 0]] and waveform.dtype == torch.float32
+    assert (
+        waveform.tolist() == [[1, 2, 3], [4, 0, 0], [5, 6, 0]] and waveform.dtype == torch.float32
+    )
     assert lengths.tolist() == [3, 1, 2] and lengths.dtype == torch.int64
 
 
@@ -378,9 +475,15 @@ def test_a_batch_of_pairs(split: ClipSplit):
     pairs = PairDataset(split, max_samples=1_000, seed=0)
     items = [pairs[0, i] for i in (5, 0, 2, 1)]
     batch = collate_pairs(items)
-    assert batch["waveform"].shape == (4, 1_000) and batch["lengths"].tolist() == [1_000, 1_000, 800, 1_000]
+    assert batch["waveform"].shape == (4, 1_000) and batch["lengths"].tolist() == [
+        1_000,
+        1_000,
+        800,
+        1_000,
+    ]
     assert batch["captions"] == ["six", "one", "three", "two"]
-    assert batch["clips"].tolist() == [3, 0, 1, 0]  # the same clip twice: its captions are each other's positives
+    # the same clip twice: its captions are each other's positives
+    assert batch["clips"].tolist() == [3, 0, 1, 0]
     for row, item in zip(batch["waveform"], items, strict=True):
         assert np.array_equal(row[: len(item["waveform"])], item["waveform"])
 
@@ -415,12 +518,19 @@ def test_a_damaged_clip_is_one_line_also_from_a_loader_process(tmp_path):
     for num_workers in (0, 1):
         with pytest.raises(UserError) as caught:
             list(make_clip_loader(split, range(3), 10**6, 1, num_workers))
-        assert str(caught.value).startswith("clip '1.wav' in split 'development'") and "\n" not in str(caught.value)
+        assert str(caught.value).startswith(
+            "clip '1.wav' in split 'development'"
+        ) and "\n" not in str(caught.value)
 
 
 def test_a_loader_process_that_dies_is_one_line():
-    """Of a bus error where a container gives shared memory only when it is touched, or killed where all memory is full."""
-    for signum, named in ((signal.SIGBUS, "--shm-size"), (signal.SIGKILL, "a loader process has died.*lower data.num_workers")):
+    """Of a bus error where a container gives shared memory only when it is touched, or killed where
+    all memory is full.
+    """
+    for signum, named in (
+        (signal.SIGBUS, "--shm-size"),
+        (signal.SIGKILL, "a loader process has died.*lower data.num_workers"),
+    ):
         with pytest.raises(UserError, match=named) as caught:
             list(make_clip_loader(DyingSplit(signum), range(2), 10, 1, 1))
         assert "\n" not in str(caught.value) and "data.num_workers" in str(caught.value)
@@ -448,26 +558,51 @@ run_main(main)
 
 @pytest.mark.parametrize("num_samples", [10**6, 10_000], ids=["too large", "small enough"])
 def test_a_small_dev_shm_is_one_line(tmp_path, num_samples):
-    """Of 1 MB, as Docker's of 64 MB for real batches: a batch of 4 MB does not go through, and nothing waits for ever."""
+    """Of 1 MB, as Docker's of 64 MB for real batches: a batch of 4 MB does not go through, and
+    nothing waits for ever.
+    """
     (tmp_path / "load.py").write_text(SMALL_SHARED_MEMORY)
-    command = f"mount -t tmpfs -o size=1m tmpfs /dev/shm && exec {sys.executable} {tmp_path}/load.py {num_samples}"
-    if subprocess.run(["unshare", "-m", "mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", "/dev/shm"], capture_output=True).returncode:
+    command = (
+        f"mount -t tmpfs -o size=1m tmpfs /dev/shm && exec {sys.executable} {tmp_path}/load.py"
+        f" {num_samples}"
+    )
+    if subprocess.run(
+        ["unshare", "-m", "mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", "/dev/shm"],
+        capture_output=True,
+    ).returncode:
         pytest.skip("no permission to mount another /dev/shm")
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    ended = subprocess.run(["unshare", "-m", "sh", "-c", command], capture_output=True, text=True, env=environment, timeout=600)
+    ended = subprocess.run(
+        ["unshare", "-m", "sh", "-c", command],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=600,
+    )
     if num_samples == 10_000:  # negative control
-        assert ended.returncode == 0 and ended.stdout.splitlines() == [f"10000 {clip} 10000" for clip in (0, 2, 4, 6)], ended
+        assert ended.returncode == 0 and ended.stdout.splitlines() == [
+            f"10000 {clip} 10000" for clip in (0, 2, 4, 6)
+        ], ended
     else:
-        assert ended.returncode == 2 and "--shm-size" in ended.stderr and "data.num_workers=0" in ended.stderr
+        assert (
+            ended.returncode == 2
+            and "--shm-size" in ended.stderr
+            and "data.num_workers=0" in ended.stderr
+        )
         assert "/dev/shm" in ended.stderr and len(ended.stderr.splitlines()) == 1, ended.stderr
 
 
 def test_batches_of_loader_processes_are_those_of_one(tmp_path):
-    """In shared memory from the start, with float32 and PCM, and clips of one length and of several."""
+    """In shared memory from the start, with float32 and PCM, and clips of one length and of
+    several.
+    """
     split = open_cache(write_cache(tmp_path / "cache", {"development": 5})).split("development")
     for mix in (0.0, 1.0):
         pairs = PairDataset(split, 16_000, seed=0, mix_probability=mix)
-        found = [[batch for batch in make_loader(pairs, EpochBatches(10, 4, seed=1), num_workers)] for num_workers in (0, 1)]
+        found = [
+            [batch for batch in make_loader(pairs, EpochBatches(10, 4, seed=1), num_workers)]
+            for num_workers in (0, 1)
+        ]
         for own, other in zip(*found, strict=True):
             assert own["captions"] == other["captions"]
             for name in ("waveform", "lengths", "clips", "pairs"):
@@ -476,8 +611,13 @@ def test_batches_of_loader_processes_are_those_of_one(tmp_path):
 
 
 def test_too_little_shared_memory_for_full_batches_is_said_before(tmp_path, monkeypatch):
-    split = open_cache(write_cache(tmp_path / "cache", {"development": 3}, seconds=(1.0, 1.0))).split("development")
-    pairs, free = PairDataset(split, 10**6, seed=0), shutil.disk_usage(tmp_path)._replace(free=3 * 4 * 16_000 * 2)
+    split = open_cache(
+        write_cache(tmp_path / "cache", {"development": 3}, seconds=(1.0, 1.0))
+    ).split("development")
+    pairs, free = (
+        PairDataset(split, 10**6, seed=0),
+        shutil.disk_usage(tmp_path)._replace(free=3 * 4 * 16_000 * 2),
+    )
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: free)
     assert shared_memory_warnings(pairs, batch_size=4, num_workers=1, num_processes=1) == []
     assert shared_memory_warnings(pairs, batch_size=9, num_workers=0, num_processes=1) == []

@@ -1,4 +1,6 @@
-"""Sounds decoded in another process: the same numbers, and whatever happens there happens to one file."""
+"""Sounds decoded in another process: the same numbers, and whatever happens there happens to one
+file.
+"""
 
 import os
 import signal
@@ -79,8 +81,13 @@ def test_blocks_and_facts_are_those_of_the_reader_to_the_last_bit(sounds, settin
         here, there = SoundFacts(), SoundFacts()
         expected = list(sound.mono_blocks(path, SAMPLE_RATE, facts=here, **settings))
         found = list(decoder_process.mono_blocks(path, SAMPLE_RATE, facts=there, **settings))
-        assert [len(block) for block in found] == [len(block) for block in expected] and here == there
-        assert all(block.dtype == np.float32 and np.array_equal(block, other) for block, other in zip(found, expected))
+        assert [len(block) for block in found] == [
+            len(block) for block in expected
+        ] and here == there
+        assert all(
+            block.dtype == np.float32 and np.array_equal(block, other)
+            for block, other in zip(found, expected)
+        )
 
 
 def test_errors_are_those_of_the_reader(sounds, tmp_path, monkeypatch):
@@ -95,7 +102,9 @@ def test_errors_are_those_of_the_reader(sounds, tmp_path, monkeypatch):
             blocks = []
             with pytest.raises((UnreadableSound, FileNotFoundError)) as caught:
                 blocks.extend(reader(path, SAMPLE_RATE))
-            raised.append((type(caught.value), getattr(caught.value, "strerror", None) or str(caught.value)))
+            raised.append(
+                (type(caught.value), getattr(caught.value, "strerror", None) or str(caught.value))
+            )
             num_blocks.append(len(blocks))
         assert raised[0] == raised[1] and num_blocks[0] == num_blocks[1]
 
@@ -137,9 +146,19 @@ def test_any_frames_of_a_file_with_its_channels(sounds):
         with sound.SoundReader(path) as reader:
             whole = np.concatenate(list(reader.blocks(100_000)))
             facts = reader.sample_rate, reader.channels, reader.announced_frames
-        for first, num_frames in ((0, 700), (300, 10), (len(whole) - 5, 100), (len(whole) + 9, 3), (0, 0), (0, 2 * len(whole))):
+        for first, num_frames in (
+            (0, 700),
+            (300, 10),
+            (len(whole) - 5, 100),
+            (len(whole) + 9, 3),
+            (0, 0),
+            (0, 2 * len(whole)),
+        ):
             found, info = decoder_process.read_frames(path, first, num_frames)
-            assert found.shape[1] == info.channels and (info.sample_rate, info.channels, info.num_frames) == facts
+            assert (
+                found.shape[1] == info.channels
+                and (info.sample_rate, info.channels, info.num_frames) == facts
+            )
             np.testing.assert_allclose(found, whole[first : first + num_frames], atol=1e-6)
     with pytest.raises(FileNotFoundError):
         decoder_process.read_frames(sounds[0].with_name("absent.wav"), 0, 1)
@@ -269,7 +288,13 @@ if sys.argv[2] != "ends":
 
 @pytest.mark.parametrize("state", ["streaming", "idle", "ends"])
 def test_a_child_ends_with_its_parent(sounds, state):
-    parent = subprocess.Popen([sys.executable, "-c", PARENT, sounds[0], state], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, sounds[0], state],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     (pid,) = map(int, parent.stdout.readline().split())
     if state != "ends":
         parent.kill()
@@ -350,4 +375,7 @@ def test_a_child_is_light(sounds, crashing, order):
 def test_a_child_writes_no_core_dump_and_takes_bounded_memory(crashing, order):
     limits = Path(f"/proc/{pid_of_child(order)}/limits").read_text()
     soft = {line[:26].strip(): line[26:].split()[0] for line in limits.splitlines()}
-    assert soft["Max core file size"] == "0" and int(soft["Max data size"]) <= decoder_process.MEMORY_LIMIT
+    assert (
+        soft["Max core file size"] == "0"
+        and int(soft["Max data size"]) <= decoder_process.MEMORY_LIMIT
+    )

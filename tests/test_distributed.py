@@ -1,4 +1,5 @@
-"""Exchange between processes: identity alone; two real processes give the loss and the gradients of one.
+"""Exchange between processes: identity alone; two real processes give the loss and the gradients of
+one.
 
 Letters: N texts and B audios of all processes together, D dimensions, F input features.
 """
@@ -21,7 +22,14 @@ from conftest import PATIENCE, ROOT
 NUM_PAIRS, FEATURES, DIM = 5, 6, 4
 CLIPS = [0, 1, 2, 0, 3]  # the first and the fourth pair are of one clip, and on different processes
 ORDER = [3, 0, 2, 4, 1]  # of the pairs in the batch
-FAULTS = ("none", "no factor", "no sum over texts", "summed columns", "temperature counted twice", "own texts only")
+FAULTS = (
+    "none",
+    "no factor",
+    "no sum over texts",
+    "summed columns",
+    "temperature counted twice",
+    "own texts only",
+)
 
 
 class Toy(nn.Module):
@@ -42,7 +50,12 @@ def toy_and_batch() -> tuple[Toy, torch.Tensor, torch.Tensor, torch.Tensor]:
     """In float64, so that a difference is a mistake and not rounding."""
     torch.manual_seed(0)
     toy = Toy().double()
-    return toy, torch.randn(NUM_PAIRS, FEATURES).double(), torch.randn(NUM_PAIRS, FEATURES).double(), torch.tensor(CLIPS)
+    return (
+        toy,
+        torch.randn(NUM_PAIRS, FEATURES).double(),
+        torch.randn(NUM_PAIRS, FEATURES).double(),
+        torch.tensor(CLIPS),
+    )
 
 
 def one_process(order: list[int]) -> tuple[float, dict[str, torch.Tensor]]:
@@ -56,7 +69,9 @@ def one_process(order: list[int]) -> tuple[float, dict[str, torch.Tensor]]:
 
 
 def one_of_two_processes(rank: int, port: int, folder: Path) -> None:
-    """The training step's exchange, once as it is and once with each fault; writes the losses and averaged gradients of all."""
+    """The training step's exchange, once as it is and once with each fault; writes the losses and
+    averaged gradients of all.
+    """
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     init_process_group("gloo", rank=rank, world_size=2)
@@ -65,7 +80,9 @@ def one_of_two_processes(rank: int, port: int, folder: Path) -> None:
     votes = [distributed.any_process(flag, device) for flag in (False, rank == 1, True)]
     rows = distributed.gather_rows(torch.full((rank + 1, 2), rank)).tolist()
     place = (distributed.rank(), distributed.world_size())
-    torch.save({"results": results, "votes": votes, "rows": rows, "place": place}, folder / f"{rank}.pt")
+    torch.save(
+        {"results": results, "votes": votes, "rows": rows, "place": place}, folder / f"{rank}.pt"
+    )
     many_processes.leave()
 
 
@@ -80,9 +97,17 @@ def train_step(fault: str) -> tuple[float, dict[str, torch.Tensor]]:
     else:
         gathered = distributed.gather_texts(text)
     block = cosine(gathered, toy.audio(audios[own]))  # (N, b)
-    scores = distributed._GatherSummed.apply(block.T).T if fault == "summed columns" else distributed.gather_columns(block)  # (N, B)
+    scores = (
+        distributed._GatherSummed.apply(block.T).T
+        if fault == "summed columns"
+        else distributed.gather_columns(block)
+    )  # (N, B)
     clips = distributed.gather_rows(clips[own])
-    temperature = toy.temperature if fault == "temperature counted twice" else distributed.replicated(toy.temperature)
+    temperature = (
+        toy.temperature
+        if fault == "temperature counted twice"
+        else distributed.replicated(toy.temperature)
+    )
     loss = nt_xent(scores, clips[:, None] == clips[None, :], temperature=temperature)
     (loss * (1 if fault == "no factor" else distributed.world_size())).backward()
     gradients = {}
@@ -109,12 +134,17 @@ def two_processes(tmp_path_factory) -> list[dict]:
 def largest_difference(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
     """Relative to the largest entry of each gradient."""
     assert found.keys() == expected.keys()
-    return max(((found[name] - value).abs().max() / value.abs().max()).item() for name, value in expected.items())
+    return max(
+        ((found[name] - value).abs().max() / value.abs().max()).item()
+        for name, value in expected.items()
+    )
 
 
 def test_shares_are_uneven_and_split_a_clip_s_captions():
     shares = [own_share(0), own_share(1)]
-    assert [len(share) for share in shares] == [3, 2] and sorted(shares[0] + shares[1]) == list(range(NUM_PAIRS))
+    assert [len(share) for share in shares] == [3, 2] and sorted(shares[0] + shares[1]) == list(
+        range(NUM_PAIRS)
+    )
     assert (0 in shares[0]) != (3 in shares[0])
 
 
@@ -124,7 +154,8 @@ def test_loss_and_gradients_are_those_of_one_process(two_processes: list[dict], 
     expected_loss, expected = one_process(own_share(0) + own_share(1))
     assert abs(loss - expected_loss) < 1e-12
     assert largest_difference(gradients, expected) < 1e-6
-    # Both captions of a clip are positives wherever they are: the order of the pairs does not matter either.
+    # Both captions of a clip are positives wherever they are: the order of the pairs does not
+    # matter either.
     assert abs(loss - one_process(list(range(NUM_PAIRS)))[0]) < 1e-12
 
 
@@ -160,11 +191,25 @@ def test_processes_that_end_after_an_exchange_end_well():
     """Without `let_go` about one in five is aborted."""
     processes = []
     for _ in range(4):
-        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(many_processes.free_port()), "WORLD_SIZE": "2"}
+        where = {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(many_processes.free_port()),
+            "WORLD_SIZE": "2",
+        }
         for rank in range(2):
             environment = os.environ | where | {"RANK": str(rank)}
-            processes.append(subprocess.Popen([sys.executable, "-c", ENDS_AT_ONCE], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True))
-    assert [(process.communicate(timeout=PATIENCE)[1], process.returncode) for process in processes] == [("", 0)] * len(processes)
+            processes.append(
+                subprocess.Popen(
+                    [sys.executable, "-c", ENDS_AT_ONCE],
+                    cwd=ROOT,
+                    env=environment,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
+            )
+    assert [
+        (process.communicate(timeout=PATIENCE)[1], process.returncode) for process in processes
+    ] == [("", 0)] * len(processes)
 
 
 # --- one process ---
@@ -176,7 +221,10 @@ def test_alone_everything_is_identity():
     for gather in (distributed.gather_texts, distributed.gather_columns, distributed.gather_rows):
         assert gather(values) is values
     device = torch.device("cpu")
-    assert distributed.any_process(True, device) is True and distributed.any_process(False, device) is False
+    assert (
+        distributed.any_process(True, device) is True
+        and distributed.any_process(False, device) is False
+    )
 
 
 @pytest.mark.parametrize("value", [0.05, 0.07, 1 / 3])

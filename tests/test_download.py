@@ -1,4 +1,6 @@
-"""build_clotho.py --download against a local server that breaks off, refuses, starts over, or sends something else."""
+"""build_clotho.py --download against a local server that breaks off, refuses, starts over, or sends
+something else.
+"""
 
 import hashlib
 import http.server
@@ -29,7 +31,9 @@ CONTENT = bytes(range(256)) * 400
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves `files`. `faults[name]` is used up one a request: an int breaks off after so many bytes, a str is a status or `no range`."""
+    """Serves `files`. `faults[name]` is used up one a request: an int breaks off after so many
+    bytes, a str is a status or `no range`.
+    """
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
@@ -44,7 +48,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.server.requests.append((name, range_header))
         fault = self.server.faults.get(name, [])[:1]
         del self.server.faults.get(name, [])[:1]
-        if name not in self.server.files or (fault and str(fault[0]).isdigit() and isinstance(fault[0], str)):
+        if name not in self.server.files or (
+            fault and str(fault[0]).isdigit() and isinstance(fault[0], str)
+        ):
             return self.send_error(int(fault[0]) if fault else 404)
         content = self.server.files[name]
         start = int(range_header[6:-1]) if range_header and fault != ["no range"] else 0
@@ -86,7 +92,13 @@ def test_a_broken_connection_is_taken_up_where_it_broke(tmp_path, server):
     server.faults["x.bin"] = [50_000, "503", 20_000, 0]
     fetch(server, tmp_path / "x.bin")
     assert (tmp_path / "x.bin").read_bytes() == CONTENT
-    assert [r for _, r in server.requests] == [None, "bytes=50000-", "bytes=50000-", "bytes=70000-", "bytes=70000-"]
+    assert [r for _, r in server.requests] == [
+        None,
+        "bytes=50000-",
+        "bytes=50000-",
+        "bytes=70000-",
+        "bytes=70000-",
+    ]
     assert [path.name for path in tmp_path.iterdir()] == ["x.bin"]
 
 
@@ -94,7 +106,9 @@ def test_an_earlier_part_is_taken_up(tmp_path, server):
     server.files["x.bin"] = CONTENT
     (tmp_path / "x.bin.part").write_bytes(CONTENT[:60_000])
     fetch(server, tmp_path / "x.bin")
-    assert (tmp_path / "x.bin").read_bytes() == CONTENT and server.requests == [("x.bin", "bytes=60000-")]
+    assert (tmp_path / "x.bin").read_bytes() == CONTENT and server.requests == [
+        ("x.bin", "bytes=60000-")
+    ]
 
 
 def test_a_server_without_ranges_starts_over(tmp_path, server):
@@ -119,12 +133,16 @@ def test_a_good_file_is_not_fetched_again_and_another_one_is_kept(tmp_path, serv
     assert len(server.requests) == 1
     (tmp_path / "x.bin").write_bytes(b"my own")
     fetch(server, tmp_path / "x.bin")
-    assert (tmp_path / "x.bin").read_bytes() == CONTENT and (tmp_path / "x.bin.old").read_bytes() == b"my own"
+    assert (tmp_path / "x.bin").read_bytes() == CONTENT and (
+        tmp_path / "x.bin.old"
+    ).read_bytes() == b"my own"
 
 
 def test_wrong_md5_is_an_error_and_leaves_nothing(tmp_path, server):
     server.files["x.bin"] = b"something else"
-    with pytest.raises(UserError, match=f"md5 is {md5(b'something else')}, expected {md5(CONTENT)}"):
+    with pytest.raises(
+        UserError, match=f"md5 is {md5(b'something else')}, expected {md5(CONTENT)}"
+    ):
         fetch(server, tmp_path / "x.bin")
     assert not list(tmp_path.iterdir())
 
@@ -132,7 +150,13 @@ def test_wrong_md5_is_an_error_and_leaves_nothing(tmp_path, server):
 def test_a_server_that_gives_nothing_is_given_up(tmp_path, server):
     server.files["x.bin"] = CONTENT
     server.faults["x.bin"] = [10_000] + ["503"] * 20
-    with pytest.raises(UserError, match="503 Service Unavailable, 6 times in a row; run the same command again to go on from 10000 bytes"):
+    with pytest.raises(
+        UserError,
+        match=(
+            "503 Service Unavailable, 6 times in a row; run the same command again to go on from"
+            " 10000 bytes"
+        ),
+    ):
         fetch(server, tmp_path / "x.bin")
     assert (tmp_path / "x.bin.part").stat().st_size == 10_000
     with pytest.raises(UserError, match="the server answers 404"):
@@ -153,7 +177,10 @@ def test_disk_full_is_one_line(tmp_path, server, monkeypatch):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     fetch(server, tmp_path / "x.bin")
-    assert server.requests[-1] == ("x.bin", "bytes=50000-") and (tmp_path / "x.bin").read_bytes() == CONTENT
+    assert (
+        server.requests[-1] == ("x.bin", "bytes=50000-")
+        and (tmp_path / "x.bin").read_bytes() == CONTENT
+    )
 
 
 def pack(folder, archive, name):
@@ -169,7 +196,12 @@ def test_extraction_is_all_or_nothing(tmp_path):
     content = (tmp_path / "a.7z").read_bytes()
     damaged = bytearray(content)
     damaged[200:220] = bytes(20)
-    for name, data in (("cut", content[: len(content) // 2]), ("text", b"no archive"), ("damaged", bytes(damaged)), ("empty", b"")):
+    for name, data in (
+        ("cut", content[: len(content) // 2]),
+        ("text", b"no archive"),
+        ("damaged", bytes(damaged)),
+        ("empty", b""),
+    ):
         (tmp_path / "b.7z").write_bytes(data)
         with pytest.raises(UserError, match="cannot be unpacked"):
             extract_wav_folder(tmp_path / "b.7z", tmp_path / name, 1e9)
@@ -177,13 +209,23 @@ def test_extraction_is_all_or_nothing(tmp_path):
     pack(tmp_path / "corpus", tmp_path / "c.7z", "corpus")
     with pytest.raises(UserError, match="holds 2 folders with .wav files, expected one"):
         extract_wav_folder(tmp_path / "c.7z", tmp_path / "two", 1e9)
-    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["corpus", "evaluation"]
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == [
+        "corpus",
+        "evaluation",
+    ]
 
 
-# --- archives that are no plain folder of WAV files; written by py7zr, or changed as a writer of malice would ---
+# --- archives that are no plain folder of WAV files; written by py7zr, or changed as a writer of
+# malice would ---
 
 
-def wav_archive(path: Path, *, names: tuple[str, ...] = ("folder/a.wav", "folder/b.wav"), num_bytes: int = 3000, **settings) -> Path:
+def wav_archive(
+    path: Path,
+    *,
+    names: tuple[str, ...] = ("folder/a.wav", "folder/b.wav"),
+    num_bytes: int = 3000,
+    **settings,
+) -> Path:
     with py7zr.SevenZipFile(path, "w", **settings) as file:
         file.set_encoded_header_mode(False)  # names and methods can be read in the file
         for name in names:
@@ -231,12 +273,29 @@ def name(text: str) -> bytes:
 
 ARCHIVES = {
     "password": (lambda path: wav_archive(path, password="secret"), "password"),
-    "password, names hidden": (lambda path: wav_archive(path, password="secret", header_encryption=True), "password"),
+    "password, names hidden": (
+        lambda path: wav_archive(path, password="secret", header_encryption=True),
+        "password",
+    ),
     "link": (with_link, "link"),
-    "absolute name": (lambda path: patched(wav_archive(path, names=("xsrv/a.wav",)), name("xsrv/"), name("/srv/")), "outside"),
-    "name that climbs": (lambda path: patched(wav_archive(path, names=("xx/a.wav",)), name("xx/"), name("../")), "outside"),
-    "name of a drive": (lambda path: patched(wav_archive(path, names=("xx/a.wav",)), name("xx/"), name("C:/")), "outside"),
-    "unknown method": (lambda path: patched(wav_archive(path), b"\x21\x21\x01", b"\x21\x7f\x01"), "cannot be unpacked"),
+    "absolute name": (
+        lambda path: patched(
+            wav_archive(path, names=("xsrv/a.wav",)), name("xsrv/"), name("/srv/")
+        ),
+        "outside",
+    ),
+    "name that climbs": (
+        lambda path: patched(wav_archive(path, names=("xx/a.wav",)), name("xx/"), name("../")),
+        "outside",
+    ),
+    "name of a drive": (
+        lambda path: patched(wav_archive(path, names=("xx/a.wav",)), name("xx/"), name("C:/")),
+        "outside",
+    ),
+    "unknown method": (
+        lambda path: patched(wav_archive(path), b"\x21\x21\x01", b"\x21\x7f\x01"),
+        "cannot be unpacked",
+    ),
     "one of several parts": (first_volume, "cannot be unpacked"),
     "nothing in it": (empty_archive, "7z"),
     "no sounds in it": (lambda path: wav_archive(path, names=("a.txt",)), "0 folders"),
@@ -249,7 +308,9 @@ ARCHIVES = {
 def test_an_archive_of_another_kind_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, kind):
     write, expected = ARCHIVES[kind]
     if kind == "disk too small for it":
-        monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6 - 4000, 4000))
+        monkeypatch.setattr(
+            shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6 - 4000, 4000)
+        )
     archive = write(tmp_path / "a.7z")
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(UserError, match=expected) as caught:
@@ -300,7 +361,10 @@ def mirror(tmp_path, server):
     pack(source / "evaluation", source / "clotho_audio_evaluation.7z", "evaluation")
     server.files = {path.name: path.read_bytes() for path in source.iterdir() if path.is_file()}
     checksums = tmp_path / "md5.txt"
-    checksums.write_text("# mirror\n" + "".join(f"{md5(content)}  {name}\n" for name, content in server.files.items()))
+    checksums.write_text(
+        "# mirror\n"
+        + "".join(f"{md5(content)}  {name}\n" for name, content in server.files.items())
+    )
     root = tmp_path / "root"
     download = ["--download", "--base-url", server.url, "--checksums", str(checksums)]
     return root, ["--root", str(root), "--splits", "evaluation", "--num-proc", "1", *download]
@@ -308,7 +372,9 @@ def mirror(tmp_path, server):
 
 def test_download_unpack_build(mirror, server, capsys):
     root, arguments = mirror
-    server.faults["clotho_audio_evaluation.7z"] = [len(server.files["clotho_audio_evaluation.7z"]) // 2]
+    server.faults["clotho_audio_evaluation.7z"] = [
+        len(server.files["clotho_audio_evaluation.7z"]) // 2
+    ]
     assert build_clotho.main(arguments) == 0
     assert load(root / "cache")["file_name"][:] == ["a.wav", "caf\u00e9 [2] .wav"]
     num_requests = len(server.requests)
@@ -325,7 +391,10 @@ def test_bad_mirrors_are_one_line(mirror, server, capsys, tmp_path):
     assert build_clotho.main(arguments) == 2
     assert "clotho_metadata_evaluation.csv?download=1: md5 is" in error_line(capsys)
     server.files["clotho_metadata_evaluation.csv"] = good
-    for content, expected in (("d41d8\n", "expected lines of md5 and name"), ("# nothing\n", "has no line for clotho_captions")):
+    for content, expected in (
+        ("d41d8\n", "expected lines of md5 and name"),
+        ("# nothing\n", "has no line for clotho_captions"),
+    ):
         (tmp_path / "md5.txt").write_text(content)
         assert build_clotho.main(arguments) == 2
         assert expected in error_line(capsys)
@@ -341,6 +410,8 @@ def test_file_md5(tmp_path):
 
 @pytest.mark.skipif(not PUBLISHED.is_file(), reason="the list of published md5 values is not here")
 def test_md5_values_are_the_published_ones():
-    lines = [line.split() for line in PUBLISHED.read_text().splitlines() if not line.startswith("#")]
+    lines = [
+        line.split() for line in PUBLISHED.read_text().splitlines() if not line.startswith("#")
+    ]
     published = {name: value for value, name in lines}
     assert published == MD5

@@ -13,7 +13,14 @@ from retrieval.models import build_model
 
 def test_a_picture_is_written_and_impossible_clips_are_refused(tiny, tmp_path):
     build_model(load_config(tiny / "tiny.yaml")).save_pretrained(tmp_path / "model")
-    arguments = ["--checkpoint", str(tmp_path / "model"), "--cache", str(tiny / "cache"), "--output", str(tmp_path / "a.png")]
+    arguments = [
+        "--checkpoint",
+        str(tmp_path / "model"),
+        "--cache",
+        str(tiny / "cache"),
+        "--output",
+        str(tmp_path / "a.png"),
+    ]
     assert draw_attention.main(arguments) == 0
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(UserError, match="clips 0 to 7"):
@@ -41,14 +48,33 @@ def test_the_weight_within_an_event_against_an_equal_share(tiny, tmp_path, capsy
     assert draw_attention.focus(model, split, spans)[0][0] == 0.0
 
     build_model(config).save_pretrained(tmp_path / "model")
-    arguments = ["--checkpoint", str(tmp_path / "model"), "--cache", str(tiny / "cache"), "--output", str(tmp_path / "a.png")]
-    assert draw_attention.main([*arguments, "--scenes", str(write_scenes(tmp_path / "scenes.json"))]) == 0
+    arguments = [
+        "--checkpoint",
+        str(tmp_path / "model"),
+        "--cache",
+        str(tiny / "cache"),
+        "--output",
+        str(tmp_path / "a.png"),
+    ]
+    assert (
+        draw_attention.main([*arguments, "--scenes", str(write_scenes(tmp_path / "scenes.json"))])
+        == 0
+    )
     assert "over 1 captions" in capsys.readouterr().out
 
 
 def test_mean_pooling_has_no_focus(tiny, tmp_path):
-    build_model(load_config(tiny / "tiny.yaml", ["pooling.name=mean"])).save_pretrained(tmp_path / "model")
-    arguments = ["--checkpoint", str(tmp_path / "model"), "--cache", str(tiny / "cache"), "--output", str(tmp_path / "a.png")]
+    build_model(load_config(tiny / "tiny.yaml", ["pooling.name=mean"])).save_pretrained(
+        tmp_path / "model"
+    )
+    arguments = [
+        "--checkpoint",
+        str(tmp_path / "model"),
+        "--cache",
+        str(tiny / "cache"),
+        "--output",
+        str(tmp_path / "a.png"),
+    ]
     with pytest.raises(UserError, match="give a TAP model"):
         draw_attention.main([*arguments, "--scenes", str(write_scenes(tmp_path / "scenes.json"))])
 
@@ -57,7 +83,14 @@ def test_nothing_is_drawn_for_the_scenes_of_another_corpus_or_without_a_suffix(t
     build_model(load_config(tiny / "tiny.yaml")).save_pretrained(tmp_path / "model")
     scenes = write_scenes(tmp_path / "scenes.json")
     scenes.write_text(scenes.read_text().replace("0.wav", "other.wav"))
-    arguments = ["--checkpoint", str(tmp_path / "model"), "--cache", str(tiny / "cache"), "--scenes", str(scenes)]
+    arguments = [
+        "--checkpoint",
+        str(tmp_path / "model"),
+        "--cache",
+        str(tiny / "cache"),
+        "--scenes",
+        str(scenes),
+    ]
     with pytest.raises(UserError, match="none of its captions is in split evaluation"):
         draw_attention.main([*arguments, "--output", str(tmp_path / "a.png")])
     with pytest.raises(UserError, match="give a file with the suffix"):

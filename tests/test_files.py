@@ -24,7 +24,10 @@ def test_a_file_is_replaced_only_when_the_new_one_is_whole(tmp_path: Path):
 
 def test_what_cannot_be_written_is_one_line(tmp_path: Path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"file/below cannot be written \(File exists\); .*choose another output folder"):
+    with pytest.raises(
+        UserError,
+        match=r"file/below cannot be written \(File exists\); .*choose another output folder",
+    ):
         with atomic_writer(tmp_path / "file" / "below"):
             raise AssertionError("nothing was opened")
 
@@ -40,6 +43,8 @@ def test_asking_leaves_nothing_behind(tmp_path: Path, monkeypatch, folder: str):
 @pytest.mark.parametrize("folder", ["file", "file/below", "file/far/below", "n" * 300])
 def test_a_folder_that_cannot_be(tmp_path: Path, folder: str):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cannot be written .*choose another output folder") as error:
+    with pytest.raises(
+        UserError, match="cannot be written .*choose another output folder"
+    ) as error:
         check_writable(tmp_path / folder)
     assert "\n" not in str(error.value)

@@ -1,4 +1,6 @@
-"""Frozen encoders, and the frames of a frozen audio encoder on disk: the same numbers, encoded once, whole or absent."""
+"""Frozen encoders, and the frames of a frozen audio encoder on disk: the same numbers, encoded
+once, whole or absent.
+"""
 
 import json
 import os
@@ -47,18 +49,26 @@ def test_frames_are_those_of_the_encoder(model, split, tmp_path):
         features, mask = model.audio_features(waveform, torch.tensor([waveform.shape[1]]))
         expected = features[mask].detach().numpy()
         found = frames.read(clip)
-        assert found.shape == expected.shape == (frames.num_samples[clip], 32) and found.dtype == np.float32
-        assert np.abs(found - expected).max() < 1e-3 * np.abs(expected).max()  # half precision on disk
+        assert (
+            found.shape == expected.shape == (frames.num_samples[clip], 32)
+            and found.dtype == np.float32
+        )
+        # half precision on disk
+        assert np.abs(found - expected).max() < 1e-3 * np.abs(expected).max()
     assert np.array_equal(frames.read(2, 1, 3), frames.read(2)[1:3])
     assert frames.captions == split.captions and frames.fingerprint() == split.fingerprint()
 
 
 @pytest.mark.parametrize("pooling", ["tap", "mean"])
 def test_scores_from_frames_are_those_from_sounds(tiny, split, tmp_path, pooling):
-    model = build_model(load_config(tiny / "tiny.yaml", [*FROZEN, f"pooling.name={pooling}"])).eval()
+    model = build_model(
+        load_config(tiny / "tiny.yaml", [*FROZEN, f"pooling.name={pooling}"])
+    ).eval()
     frames = frame_cache.cached_frames(model, split, tmp_path, Accelerator(), **SETTINGS)
     captions = [captions[0] for captions in split.captions]
-    expected, found = (similarity_matrix(model, captions, source, audio_batch_size=4) for source in (split, frames))
+    expected, found = (
+        similarity_matrix(model, captions, source, audio_batch_size=4) for source in (split, frames)
+    )
     assert (found - expected).abs().max() < 1e-3
     assert (found - expected.flip(1)).abs().max() > 1e-2  # negative control: other clips
 
@@ -70,7 +80,9 @@ def test_a_finished_cache_is_read_and_not_made_again(model, split, tmp_path, mon
     assert again.path == first.path and np.array_equal(again.read(5), first.read(5))
 
 
-@pytest.mark.parametrize("change", ["weights", "settings", "windows", "precision", "split", "sounds", "captions"])
+@pytest.mark.parametrize(
+    "change", ["weights", "settings", "windows", "precision", "split", "sounds", "captions"]
+)
 def test_what_the_frames_depend_on_is_another_cache(tiny, split, tmp_path, change):
     """And what they do not depend on is the same one: captions."""
 
@@ -79,7 +91,9 @@ def test_what_the_frames_depend_on_is_another_cache(tiny, split, tmp_path, chang
         return build_model(load_config(tiny / "tiny.yaml", [*FROZEN, *overrides])).eval()
 
     def folder(model: DualEncoder, split, accelerator: Accelerator = None) -> str:
-        return frame_cache.cached_frames(model, split, tmp_path, accelerator or Accelerator(), **SETTINGS).path.parent.name
+        return frame_cache.cached_frames(
+            model, split, tmp_path, accelerator or Accelerator(), **SETTINGS
+        ).path.parent.name
 
     first = folder(build(), split)
     if change == "weights":
@@ -88,7 +102,11 @@ def test_what_the_frames_depend_on_is_another_cache(tiny, split, tmp_path, chang
             other.audio_encoder.norm_frame.bias[0] += 1
         second = folder(other, split)
     elif change in ("settings", "windows"):  # both leave every weight as it is
-        overrides = ["audio_encoder.num_heads=4"] if change == "settings" else ["audio_encoder.hop_seconds=0.5"]
+        overrides = (
+            ["audio_encoder.num_heads=4"]
+            if change == "settings"
+            else ["audio_encoder.hop_seconds=0.5"]
+        )
         second = folder(build(*overrides), split)
     elif change == "precision":
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -98,7 +116,11 @@ def test_what_the_frames_depend_on_is_another_cache(tiny, split, tmp_path, chang
         second = folder(build(), split)
     else:
         name = "validation" if change == "split" else "development"
-        cache = tiny / "cache" if change == "split" else write_cache(tmp_path / "other", {"development": 12}, loudness=0.5)
+        cache = (
+            tiny / "cache"
+            if change == "split"
+            else write_cache(tmp_path / "other", {"development": 12}, loudness=0.5)
+        )
         second = folder(build(), open_cache(cache).split(name))
     assert (first == second) == (change == "captions")
 
@@ -114,7 +136,10 @@ def test_of_two_runs_at_once_one_encodes_and_the_other_waits(model, split, tmp_p
     monkeypatch.setattr(DualEncoder, "audio_features", slow)
     accelerator = Accelerator()
     with ThreadPoolExecutor() as pool:
-        futures = [pool.submit(frame_cache.cached_frames, model, split, tmp_path, accelerator, **SETTINGS) for _ in range(2)]
+        futures = [
+            pool.submit(frame_cache.cached_frames, model, split, tmp_path, accelerator, **SETTINGS)
+            for _ in range(2)
+        ]
         first, second = (future.result(PATIENCE) for future in futures)
     assert calls == [3, 3, 3, 3] and np.array_equal(first.read(4), second.read(4))
 
@@ -128,7 +153,10 @@ def test_a_damaged_file_is_one_line(model, split, tmp_path, damage):
         np.save(path, np.zeros((3, 32), np.float16))
     else:
         path.unlink()
-    with pytest.raises(UserError, match=r"frames.npy is damaged \(.*\); delete .*, and its content is encoded again"):
+    with pytest.raises(
+        UserError,
+        match=r"frames.npy is damaged \(.*\); delete .*, and its content is encoded again",
+    ):
         frame_cache.cached_frames(model, split, tmp_path, Accelerator(), **SETTINGS)
 
 
@@ -139,7 +167,9 @@ def test_a_damaged_interrupted_build_starts_anew(model, split, tmp_path, damage)
     partial.mkdir()
     (partial / "num_done").write_text({"empty note": "", "wrong note": "-3"}.get(damage, "6"))
     if damage != "no array":
-        (partial / "frames.npy").write_bytes(whole.path.read_bytes()[: 500 if damage == "cut array" else None])
+        (partial / "frames.npy").write_bytes(
+            whole.path.read_bytes()[: 500 if damage == "cut array" else None]
+        )
     found = frame_cache.cached_frames(model, split, tmp_path, Accelerator(), **SETTINGS)
     assert found.path.read_bytes() == whole.path.read_bytes() and not partial.exists()
 
@@ -157,21 +187,29 @@ def test_an_interrupted_build_goes_on(model, split, tmp_path, monkeypatch):
     monkeypatch.setattr(DualEncoder, "audio_features", breaks_at_third_batch)
     with pytest.raises(KeyboardInterrupt):
         frame_cache.cached_frames(model, split, tmp_path, Accelerator(), **SETTINGS)
-    assert [path.name for path in tmp_path.glob("development-*")] == [f"{whole.path.parent.name}.partial"]
+    assert [path.name for path in tmp_path.glob("development-*")] == [
+        f"{whole.path.parent.name}.partial"
+    ]
     found = frame_cache.cached_frames(model, split, tmp_path, Accelerator(), **SETTINGS)
     assert calls == [3, 3, 3, 3, 3]  # twelve clips, of which the third batch was asked for twice
     assert found.path.read_bytes() == whole.path.read_bytes()
 
 
 def test_a_full_disk_is_told_before_anything_is_written(model, split, tmp_path, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda _path: shutil._ntuple_diskusage(10**9, 10**9, 1000))
-    with pytest.raises(UserError, match="takes 0.0 GiB, .* has 0.0 GiB left; set data.frame_cache to another disk"):
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda _path: shutil._ntuple_diskusage(10**9, 10**9, 1000)
+    )
+    with pytest.raises(
+        UserError, match="takes 0.0 GiB, .* has 0.0 GiB left; set data.frame_cache to another disk"
+    ):
         frame_cache.cached_frames(model, split, tmp_path / "frames", Accelerator(), **SETTINGS)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("place", ["posix_fallocate", "replace"])
-def test_a_disk_that_gets_full_is_one_line_and_what_is_encoded_is_kept(model, split, tmp_path, monkeypatch, place):
+def test_a_disk_that_gets_full_is_one_line_and_what_is_encoded_is_kept(
+    model, split, tmp_path, monkeypatch, place
+):
     calls = []
 
     def full(*_):
@@ -181,12 +219,17 @@ def test_a_disk_that_gets_full_is_one_line_and_what_is_encoded_is_kept(model, sp
         return original(*_)
 
     original = getattr(os, place)
-    with monkeypatch.context() as patch, pytest.raises(UserError, match="cannot be written .No space left on device.; make room"):
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(UserError, match="cannot be written .No space left on device.; make room"),
+    ):
         patch.setattr(os, place, full)
         frame_cache.cached_frames(model, split, tmp_path, Accelerator(), **SETTINGS)
     (partial,) = tmp_path.iterdir()
     assert place == "posix_fallocate" or (partial / "num_done").read_text() == "6"
-    assert frame_cache.cached_frames(model, split, tmp_path, Accelerator(), **SETTINGS).read(11).any()
+    assert (
+        frame_cache.cached_frames(model, split, tmp_path, Accelerator(), **SETTINGS).read(11).any()
+    )
 
 
 def test_frames_travel_to_loader_processes_as_a_path(model, split, tmp_path):
@@ -202,20 +245,32 @@ def all_captions(split) -> list[str]:
 @pytest.mark.parametrize("batch_size", [3, 100])
 def test_caption_features_are_those_of_the_text_encoder(model, split, tmp_path, batch_size):
     captions = all_captions(split)
-    features = frame_cache.cached_captions(model, captions, tmp_path, Accelerator(), batch_size=batch_size)
+    features = frame_cache.cached_captions(
+        model, captions, tmp_path, Accelerator(), batch_size=batch_size
+    )
     asked = [captions[place] for place in (7, 2, 7)]
     with torch.no_grad():
         expected = model.text_encoder(asked)
-    assert (features(asked) - expected).abs().max() < 1e-5 < (features(asked[:1]) - expected[1:2]).abs().max()
+    assert (
+        (features(asked) - expected).abs().max()
+        < 1e-5
+        < (features(asked[:1]) - expected[1:2]).abs().max()
+    )
     assert captions[3] in features and "A new caption." not in features
 
 
-def test_a_model_takes_captions_it_knows_from_disk_and_reads_the_others(model, split, tmp_path, monkeypatch):
+def test_a_model_takes_captions_it_knows_from_disk_and_reads_the_others(
+    model, split, tmp_path, monkeypatch
+):
     captions = all_captions(split)
     expected = model.encode_text([*captions[:3], "low tone"]).detach()
-    model.caption_features = frame_cache.cached_captions(model, captions, tmp_path, Accelerator(), batch_size=4)
+    model.caption_features = frame_cache.cached_captions(
+        model, captions, tmp_path, Accelerator(), batch_size=4
+    )
     assert (model.encode_text([*captions[:3], "low tone"]) - expected).abs().max() < 1e-5
-    monkeypatch.setattr(type(model.text_encoder), "forward", lambda *_: pytest.fail("the text encoder ran"))
+    monkeypatch.setattr(
+        type(model.text_encoder), "forward", lambda *_: pytest.fail("the text encoder ran")
+    )
     assert (model.encode_text(captions[:3]) - expected[:3]).abs().max() < 1e-5
 
 
@@ -242,7 +297,11 @@ def test_other_captions_or_another_text_encoder_are_another_cache(model, split, 
 
 
 def train(tiny: Path, output: Path, *overrides: str) -> dict[str, torch.Tensor]:
-    training.train(load_config(tiny / "tiny.yaml", [f"train.output={output}", "train.epochs=1", *FROZEN, *overrides]))
+    training.train(
+        load_config(
+            tiny / "tiny.yaml", [f"train.output={output}", "train.epochs=1", *FROZEN, *overrides]
+        )
+    )
     return load_file(output / "last" / "model.safetensors")
 
 
@@ -251,7 +310,11 @@ def test_training_on_frames_is_training_on_sounds(tiny, tmp_path, monkeypatch):
     plain = ["text_encoder.dropout=0", "pooling.attention_dropout=0", "data.max_seconds=3"]
     from_sounds = train(tiny, tmp_path / "sounds", *plain)
     from_frames = train(tiny, tmp_path / "frames", *plain, f"data.frame_cache={tmp_path}/cache")
-    assert {path.name.split("-")[0] for path in (tmp_path / "cache").iterdir()} == {"development", "validation", "evaluation"}
+    assert {path.name.split("-")[0] for path in (tmp_path / "cache").iterdir()} == {
+        "development",
+        "validation",
+        "evaluation",
+    }
     for name, value in from_sounds.items():
         assert (from_frames[name] - value).abs().max() < 2e-3, name
     monkeypatch.setattr(DualEncoder, "audio_features", lambda *_: pytest.fail("the encoder ran"))
@@ -262,12 +325,24 @@ def test_with_both_encoders_frozen_neither_runs_in_training(tiny, tmp_path, monk
     frozen = ["text_encoder.frozen=true", "pooling.attention_dropout=0", "data.max_seconds=3"]
     from_sounds = train(tiny, tmp_path / "sounds", *frozen)
     from_disk = train(tiny, tmp_path / "disk", *frozen, f"data.frame_cache={tmp_path}/cache")
-    assert {path.name.split("-")[0] for path in (tmp_path / "cache").iterdir()} == {"captions", "development", "validation", "evaluation"}
+    assert {path.name.split("-")[0] for path in (tmp_path / "cache").iterdir()} == {
+        "captions",
+        "development",
+        "validation",
+        "evaluation",
+    }
     for name, value in from_sounds.items():
         assert (from_disk[name] - value).abs().max() < 2e-3, name
-    scores = [json.loads((tmp_path / name / "metrics.json").read_text())["last"]["text_to_audio"]["mAP@10"] for name in ("sounds", "disk")]
+    scores = [
+        json.loads((tmp_path / name / "metrics.json").read_text())["last"]["text_to_audio"][
+            "mAP@10"
+        ]
+        for name in ("sounds", "disk")
+    ]
     assert abs(scores[0] - scores[1]) < 0.02
-    monkeypatch.setattr(DualEncoder, "audio_features", lambda *_: pytest.fail("the audio encoder ran"))
+    monkeypatch.setattr(
+        DualEncoder, "audio_features", lambda *_: pytest.fail("the audio encoder ran")
+    )
     monkeypatch.setattr(TextEncoder, "forward", lambda *_: pytest.fail("the text encoder ran"))
     train(tiny, tmp_path / "again", *frozen, f"data.frame_cache={tmp_path}/cache")
 
@@ -294,7 +369,10 @@ def test_frozen_parts_stay_in_eval_mode_in_training(model):
     ("overrides", "message"),
     [
         (["data.frame_cache=x"], "set audio_encoder.frozen=true, or no frame_cache"),
-        (["data.frame_cache=x", "audio_encoder.frozen=true", "augmentation.gain_db=3"], "switch augmentation off, or set no frame_cache"),
+        (
+            ["data.frame_cache=x", "audio_encoder.frozen=true", "augmentation.gain_db=3"],
+            "switch augmentation off, or set no frame_cache",
+        ),
     ],
 )
 def test_frames_that_would_change_are_refused(tiny, overrides, message):
@@ -307,14 +385,25 @@ def test_frames_that_would_change_are_refused(tiny, overrides, message):
 
 def test_a_run_starts_from_the_weights_of_another(tiny, tmp_path):
     first = train(tiny, tmp_path / "first")
-    second = train(tiny, tmp_path / "second", f"train.init_from={tmp_path}/first/last", *[f"optimizer.lr.{part}=0" for part in LR])
+    second = train(
+        tiny,
+        tmp_path / "second",
+        f"train.init_from={tmp_path}/first/last",
+        *[f"optimizer.lr.{part}=0" for part in LR],
+    )
     assert all(torch.equal(second[name], value) for name, value in first.items())
     assert checkpoint.read_config(tmp_path / "second").train.init_from == f"{tmp_path}/first/last"
 
 
 def test_a_start_of_another_architecture_is_refused(tiny, tmp_path):
     train(tiny, tmp_path / "first", "train.max_steps=1")
-    with pytest.raises(UserError, match=r"train.init_from=.*first/last is of another architecture than this configuration: \d+ weights do not fit"):
+    with pytest.raises(
+        UserError,
+        match=(
+            r"train.init_from=.*first/last is of another architecture than this configuration: \d+"
+            r" weights do not fit"
+        ),
+    ):
         train(tiny, tmp_path / "second", f"train.init_from={tmp_path}/first/last", "dim=48")
     assert not (tmp_path / "second").exists()
 
@@ -326,10 +415,14 @@ def test_a_start_of_another_architecture_is_refused(tiny, tmp_path):
         ("text_encoder.readout=mean", "its text_readout is first, not mean"),
     ],
 )
-def test_a_start_whose_weights_fit_and_mean_another_thing_is_refused(tiny, tmp_path, override, message):
+def test_a_start_whose_weights_fit_and_mean_another_thing_is_refused(
+    tiny, tmp_path, override, message
+):
     build_model(load_config(tiny / "tiny.yaml")).save_pretrained(tmp_path / "first")
     with pytest.raises(UserError, match=message):
-        build_model(load_config(tiny / "tiny.yaml", [f"train.init_from={tmp_path}/first", override]))
+        build_model(
+            load_config(tiny / "tiny.yaml", [f"train.init_from={tmp_path}/first", override])
+        )
 
 
 def test_a_learnt_temperature_is_started_from_and_a_set_one_is_not(tiny, tmp_path):
@@ -338,13 +431,17 @@ def test_a_learnt_temperature_is_started_from_and_a_set_one_is_not(tiny, tmp_pat
     first.save_pretrained(tmp_path / "first")
     start = f"train.init_from={tmp_path}/first"
     for learnable, expected in (("true", 0.123), ("false", 0.05)):
-        model = build_model(load_config(tiny / "tiny.yaml", [start, f"loss.learnable_temperature={learnable}"]))
+        model = build_model(
+            load_config(tiny / "tiny.yaml", [start, f"loss.learnable_temperature={learnable}"])
+        )
         assert model.temperature.item() == pytest.approx(expected)
 
 
 def test_a_file_to_start_from_says_how_it_becomes_a_folder(tiny, tmp_path):
     (tmp_path / "salsa.ckpt").write_bytes(b"x")
-    with pytest.raises(UserError, match="is a file, not a model folder; one of salsa becomes a folder by"):
+    with pytest.raises(
+        UserError, match="is a file, not a model folder; one of salsa becomes a folder by"
+    ):
         build_model(load_config(tiny / "tiny.yaml", [f"train.init_from={tmp_path}/salsa.ckpt"]))
 
 

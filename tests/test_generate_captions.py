@@ -1,4 +1,6 @@
-"""data_prep/generate_captions.py against a server on this machine that plays every role, from a good model to a portal's login page."""
+"""data_prep/generate_captions.py against a server on this machine that plays every role, from a
+good model to a portal's login page.
+"""
 
 import csv
 import gzip
@@ -44,7 +46,12 @@ def good_answer(question, number):
     """As many captions as asked for; those of another call differ."""
     asked = int(re.search(r"Write (\d+) more", question["messages"][0]["content"])[1])
     tag = " ".join(WORDS[int(digit)] for digit in str(number))
-    return json.dumps([f"Somebody hears the sound {WORDS[index]} of {clip_of(question)} in call {tag}." for index in range(asked)])
+    return json.dumps(
+        [
+            f"Somebody hears the sound {WORDS[index]} of {clip_of(question)} in call {tag}."
+            for index in range(asked)
+        ]
+    )
 
 
 def clip_of(question):
@@ -53,11 +60,21 @@ def clip_of(question):
 
 
 def completion(text, finish_reason="stop"):
-    return {"choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish_reason}]}
+    return {
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": text},
+                "finish_reason": finish_reason,
+            }
+        ]
+    }
 
 
 class Server:
-    """`play(question, number of the call)` gives the answer's text, or (status, headers, body), or None to break the connection."""
+    """`play(question, number of the call)` gives the answer's text, or (status, headers, body), or
+    None to break the connection.
+    """
 
     def __init__(self):
         self.play = good_answer
@@ -80,10 +97,14 @@ class Server:
                     self.connection.shutdown(socket.SHUT_RDWR)
                     self.close_connection = True
                     return
-                status, headers, body = (200, {}, completion(answer)) if isinstance(answer, str) else answer
+                status, headers, body = (
+                    (200, {}, completion(answer)) if isinstance(answer, str) else answer
+                )
                 body = body if isinstance(body, bytes) else json.dumps(body).encode()
                 self.send_response(status)
-                for name, value in ({"Content-Type": "application/json", "Content-Length": len(body)} | headers).items():
+                for name, value in (
+                    {"Content-Type": "application/json", "Content-Length": len(body)} | headers
+                ).items():
                     self.send_header(name, str(value))
                 self.end_headers()
                 try:
@@ -118,7 +139,13 @@ def clip_names(number):
 
 
 def write_captions(path, number=3, num_captions=5):
-    rows = [[f"{name}.wav", *(f"Original caption {WORDS[i]} about {name}." for i in range(num_captions))] for name in clip_names(number)]
+    rows = [
+        [
+            f"{name}.wav",
+            *(f"Original caption {WORDS[i]} about {name}." for i in range(num_captions)),
+        ]
+        for name in clip_names(number)
+    ]
     header = ["file_name", *(f"caption_{i + 1}" for i in range(num_captions))]
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([header, *rows])
@@ -173,10 +200,19 @@ def test_five_captions_are_added_and_nothing_else_changes(server, paths, capsys)
     assert [{name: row[name] for name in list(row)[:6]} for row in rows] == read_rows(paths[0])
     for row in rows:
         new = [row[f"caption_{i}"] for i in range(6, 11)]
-        assert len(set(new)) == 5 and all(row["file_name"].removesuffix(".wav") in caption for caption in new)
-    assert sorted(server.clips_asked()) == sorted(clip_names(3)) and set(server.paths) == {"/v1/chat/completions"}
+        assert len(set(new)) == 5 and all(
+            row["file_name"].removesuffix(".wav") in caption for caption in new
+        )
+    assert sorted(server.clips_asked()) == sorted(clip_names(3)) and set(server.paths) == {
+        "/v1/chat/completions"
+    }
     question = server.questions[0]
-    assert (question["model"], question["seed"], question["temperature"], question["stream"]) == ("phi4", 1, 0.8, False)
+    assert (question["model"], question["seed"], question["temperature"], question["stream"]) == (
+        "phi4",
+        1,
+        0.8,
+        False,
+    )
     assert "15 new captions for 3 clips; 0 clips are short of captions" in capsys.readouterr().out
     assert not list(paths[1].parent.glob("*.tmp"))
 
@@ -189,10 +225,15 @@ def test_build_clotho_reads_ten_captions_a_clip(server, tmp_path):
     for name in names:
         soundfile.write(tmp_path / "development" / f"{name}.wav", np.zeros(3200), 32_000)
     metadata = ["file_name", *build_clotho_columns()]
-    (tmp_path / "clotho_metadata_development.csv").write_text("\n".join([",".join(metadata), *(f"{name}.wav,,,,,," for name in names)]) + "\n")
+    (tmp_path / "clotho_metadata_development.csv").write_text(
+        "\n".join([",".join(metadata), *(f"{name}.wav,,,,,," for name in names)]) + "\n"
+    )
     original = write_captions(tmp_path / "original.csv", 2)
     assert generate(server, (original, tmp_path / "clotho_captions_development.csv")) == 0
-    assert build_clotho.main(["--root", str(tmp_path), "--splits", "development", "--num-proc", "1"]) == 0
+    assert (
+        build_clotho.main(["--root", str(tmp_path), "--splits", "development", "--num-proc", "1"])
+        == 0
+    )
     split = datasets.load_from_disk(str(tmp_path / "cache"))["development"]
     rows = read_rows(tmp_path / "clotho_captions_development.csv")
     assert split["captions"][:] == [[row[f"caption_{i}"] for i in range(1, 11)] for row in rows]
@@ -207,11 +248,19 @@ def build_clotho_columns():
 
 def test_columns_are_numbered_on_and_names_are_kept(server, tmp_path):
     paths = (tmp_path / "in.csv", tmp_path / "new" / "out.csv")
-    paths[0].write_text('\ufefffile_name,caption_1,note\n"caf\u00e9, no. 1 .wav","A bell, ""loud"", for clipalpha.",kept\n', encoding="utf-8")
+    paths[0].write_text(
+        '\ufefffile_name,caption_1,note\n"caf\u00e9, no. 1 .wav","A bell, ""loud"", for'
+        ' clipalpha.",kept\n',
+        encoding="utf-8",
+    )
     assert generate(server, paths) == 0
     row = read_rows(paths[1])[0]
     assert list(row) == ["file_name", "caption_1", "note", *(f"caption_{i}" for i in range(2, 7))]
-    assert (row["file_name"], row["caption_1"], row["note"]) == ("caf\u00e9, no. 1 .wav", 'A bell, "loud", for clipalpha.', "kept")
+    assert (row["file_name"], row["caption_1"], row["note"]) == (
+        "caf\u00e9, no. 1 .wav",
+        'A bell, "loud", for clipalpha.',
+        "kept",
+    )
 
 
 # ---- what is accepted of an answer
@@ -228,12 +277,12 @@ GOOD = ["A dog barks at a passing car.", "Rain falls on a tin roof."]
         json.dumps([{"caption": text} for text in GOOD]),
         json.dumps({"caption_6": GOOD[0], "caption_7": GOOD[1]}),
         '["A dog barks at a passing car.", "Rain falls on a tin roof.",]',
-        "<think>A list [\"of thoughts\"]?</think>" + json.dumps([f"1. {GOOD[0]}", f"2. {GOOD[1]}"]),
-        f"Sure! Here are two:\n\n1. {GOOD[0]}\n2) \"{GOOD[1]}\"\n\nLet me know.",
+        '<think>A list ["of thoughts"]?</think>' + json.dumps([f"1. {GOOD[0]}", f"2. {GOOD[1]}"]),
+        f'Sure! Here are two:\n\n1. {GOOD[0]}\n2) "{GOOD[1]}"\n\nLet me know.',
         f"- {GOOD[0]}\n- **{GOOD[1]}**",
         json.dumps([f"“{GOOD[0]}”", f"_`{GOOD[1]}`_"]),
         f'– {GOOD[0]}\n— **"{GOOD[1]}"**',
-        f"A list [\"of thoughts\"]?</think>{json.dumps(GOOD)}",
+        f'A list ["of thoughts"]?</think>{json.dumps(GOOD)}',
         "<think>" + "thoughts [" * 100_000 + "</think>" + json.dumps(GOOD),
         json.dumps(GOOD) + "[" * 100_000,
     ],
@@ -244,7 +293,10 @@ def test_lists_are_found_in_every_wrapping(answer):
 
 def test_quotes_within_a_caption_are_left():
     texts = ['A man shouts "stop" and then "go"', '"Stop" shouts a man in the street']
-    assert listed_texts(json.dumps(texts)) == texts and [fault(text, GOOD) for text in texts] == [None, None]
+    assert listed_texts(json.dumps(texts)) == texts and [fault(text, GOOD) for text in texts] == [
+        None,
+        None,
+    ]
 
 
 NO_LISTS = ["I cannot do that.", "", "[", "[1, 2]", "null", '["A dog barks at', "<html></html>"]
@@ -254,7 +306,10 @@ DEEP = ["[" * 5000, "[" * 500 + "]" * 500, '{"a":' * 500 + "1" + "}" * 500]
 @pytest.mark.parametrize("answer", [*NO_LISTS, *DEEP])
 def test_no_list_is_no_caption(answer):
     assert listed_texts(answer) == []
-    assert new_captions(listed_texts(answer), GOOD, 5)[1] == "the answer holds neither JSON with captions nor numbered lines"
+    assert (
+        new_captions(listed_texts(answer), GOOD, 5)[1]
+        == "the answer holds neither JSON with captions nor numbered lines"
+    )
 
 
 @pytest.mark.parametrize(
@@ -278,11 +333,17 @@ def test_faults_are_seen(text, reason):
     assert reason in fault(text, GOOD)
 
 
-@pytest.mark.parametrize("answer", ["[" * 1_000_000, '{"a":[' * 170_000, "[1," * 330_000, "<think>" * 150_000])
+@pytest.mark.parametrize(
+    "answer", ["[" * 1_000_000, '{"a":[' * 170_000, "[1," * 330_000, "<think>" * 150_000]
+)
 def test_hostile_answers_of_a_megabyte_are_read_in_a_moment(answer, monkeypatch):
     # The work grows with the square of what is read: all of it took a minute.
     lengths, decode = [0], json.JSONDecoder.raw_decode
-    monkeypatch.setattr(json.JSONDecoder, "raw_decode", lambda self, text, place=0: (lengths.append(len(text)), decode(self, text, place))[1])
+    monkeypatch.setattr(
+        json.JSONDecoder,
+        "raw_decode",
+        lambda self, text, place=0: (lengths.append(len(text)), decode(self, text, place))[1],
+    )
     assert listed_texts(answer) == []
     assert max(lengths) <= caption_paraphrases.MAX_CHARACTERS
 
@@ -319,8 +380,16 @@ def test_what_no_sentence_holds_is_refused(text, reason):
     assert reason in fault(text, GOOD)
 
 
-NEW = ["A dog barks at a passing truck.", "Here a café owner's radio plays.", " ".join(["dog"] * 25), "It is certainly raining on a roof"]
-NEW += ["“Stop!” – a man’s voice, hoarse and rough; then… nothing?", "At two a.m. a dog barks: 'woof', \"woof\"."]
+NEW = [
+    "A dog barks at a passing truck.",
+    "Here a café owner's radio plays.",
+    " ".join(["dog"] * 25),
+    "It is certainly raining on a roof",
+]
+NEW += [
+    "“Stop!” – a man’s voice, hoarse and rough; then… nothing?",
+    "At two a.m. a dog barks: 'woof', \"woof\".",
+]
 NEW += ["A naïve Ångström-era radio — it hums."]
 
 
@@ -330,7 +399,12 @@ def test_negative_control_good_captions_have_no_fault(text):
 
 
 def test_copies_within_an_answer_are_left_out_and_no_more_is_taken_than_asked():
-    texts = ["A cat meows at the door.", "a cat meows, at the door", "Cars pass on a wet road.", "Birds sing in the tall trees."]
+    texts = [
+        "A cat meows at the door.",
+        "a cat meows, at the door",
+        "Cars pass on a wet road.",
+        "Birds sing in the tall trees.",
+    ]
     assert new_captions(texts, GOOD, 2)[0] == [texts[0], texts[2]]
     new, reason = new_captions(texts[:2], GOOD, 2)
     assert new == texts[:1] and "is a copy" in reason
@@ -341,7 +415,13 @@ def test_copies_within_an_answer_are_left_out_and_no_more_is_taken_than_asked():
 def test_what_is_good_is_kept_and_only_the_rest_asked_again(server, paths):
     def play(question, number):
         if question["seed"] == 1:
-            return json.dumps([f"A bell rings for {clip_of(question)} in the tower.", "Too short.", "It rings 2 times in the old tower."])
+            return json.dumps(
+                [
+                    f"A bell rings for {clip_of(question)} in the tower.",
+                    "Too short.",
+                    "It rings 2 times in the old tower.",
+                ]
+            )
         return good_answer(question, number)
 
     server.play = play
@@ -349,8 +429,13 @@ def test_what_is_good_is_kept_and_only_the_rest_asked_again(server, paths):
     assert len(server.questions) == 6
     second = [question for question in server.questions if question["seed"] == 2]
     prompts = [question["messages"][0]["content"] for question in second]
-    assert len(second) == 3 and all("Write 4 more" in prompt and "A bell rings for" in prompt for prompt in prompts)
-    assert all(row["caption_6"].startswith("A bell rings for clip") and row["caption_10"] for row in read_rows(paths[1]))
+    assert len(second) == 3 and all(
+        "Write 4 more" in prompt and "A bell rings for" in prompt for prompt in prompts
+    )
+    assert all(
+        row["caption_6"].startswith("A bell rings for clip") and row["caption_10"]
+        for row in read_rows(paths[1])
+    )
 
 
 # ---- clips that are given up
@@ -359,12 +444,25 @@ def test_what_is_good_is_kept_and_only_the_rest_asked_again(server, paths):
 def test_a_clip_in_a_hundred_may_stay_short(server, tmp_path, capsys):
     paths = (write_captions(tmp_path / "in.csv", 100), tmp_path / "out.csv")
     stubborn = clip_names(100)[7]
-    server.play = lambda question, number: "I cannot." if clip_of(question) == stubborn else good_answer(question, number)
+    server.play = lambda question, number: (
+        "I cannot." if clip_of(question) == stubborn else good_answer(question, number)
+    )
     assert generate(server, paths) == 0
     output = capsys.readouterr().out
-    assert f"{stubborn}.wav: 0 of 5 new captions: the answer holds neither JSON" in output and "1 clips are short" in output
-    assert [row["file_name"] for row in read_rows(paths[1]) if not row["caption_6"]] == [f"{stubborn}.wav"]
-    assert [question["seed"] for question in server.questions if clip_of(question) == stubborn] == [1, 2, 3, 4, 5]
+    assert (
+        f"{stubborn}.wav: 0 of 5 new captions: the answer holds neither JSON" in output
+        and "1 clips are short" in output
+    )
+    assert [row["file_name"] for row in read_rows(paths[1]) if not row["caption_6"]] == [
+        f"{stubborn}.wav"
+    ]
+    assert [question["seed"] for question in server.questions if clip_of(question) == stubborn] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+    ]
     server.questions.clear()
     server.play = good_answer
     assert generate(server, paths) == 2  # the output is there
@@ -374,9 +472,14 @@ def test_a_clip_in_a_hundred_may_stay_short(server, tmp_path, capsys):
 
 
 def test_more_than_that_is_an_error_unless_allowed(server, paths, capsys):
-    server.play = lambda question, number: "No." if clip_of(question) == clip_names(1)[0] else good_answer(question, number)
+    server.play = lambda question, number: (
+        "No." if clip_of(question) == clip_names(1)[0] else good_answer(question, number)
+    )
     assert generate(server, paths) == 2
-    assert "1 of 3 clips are short of captions, more than 1%: run the same command again" in error_line(capsys)
+    assert (
+        "1 of 3 clips are short of captions, more than 1%: run the same command again"
+        in error_line(capsys)
+    )
     assert not paths[1].exists()
     server.questions.clear()
     assert generate(server, paths, "--allow-missing") == 0
@@ -393,11 +496,20 @@ def test_a_clip_without_captions_is_not_asked(server, paths, capsys):
 
 def test_many_failures_in_a_row_end_the_run(server, tmp_path, capsys):
     paths = (write_captions(tmp_path / "in.csv", 60), tmp_path / "out.csv")
-    server.play = lambda question, number: (200, {}, completion("")) if number > 20 else good_answer(question, number)
+    server.play = lambda question, number: (
+        (200, {}, completion("")) if number > 20 else good_answer(question, number)
+    )
     assert generate(server, paths, "--num-parallel", "2") == 2
-    assert "stopped after 10 clips in a row without their captions, the last one because the answer is empty" in error_line(capsys)
+    assert (
+        "stopped after 10 clips in a row without their captions, the last one because the answer is"
+        " empty" in error_line(capsys)
+    )
     assert not paths[1].exists() and len(server.questions) < 20 + 13 * 5
-    ready = {entry["file_name"][:-4] for entry in map(json.loads, journal_of(paths).open()) if len(entry.get("new", [])) == 5}
+    ready = {
+        entry["file_name"][:-4]
+        for entry in map(json.loads, journal_of(paths).open())
+        if len(entry.get("new", [])) == 5
+    }
     assert len(ready) == 20
     server.questions.clear()
     server.play = good_answer
@@ -408,7 +520,9 @@ def test_many_failures_in_a_row_end_the_run(server, tmp_path, capsys):
 # ---- servers that fail and come back
 
 
-@pytest.mark.parametrize("status", [429, 500, 503, "reset", "truncated", "truncated without length"])
+@pytest.mark.parametrize(
+    "status", [429, 500, 503, "reset", "truncated", "truncated without length"]
+)
 def test_what_passes_is_asked_again(server, paths, status):
     def play(question, number):
         if number > 2:
@@ -457,7 +571,9 @@ def test_a_slow_answer_is_asked_again(server, paths):
 
 def test_a_pause_grows_between_tries(server, paths, monkeypatch):
     monkeypatch.setattr(chat_endpoint, "BACKOFF", 0.1)
-    server.play = lambda question, number: (503, {}, b"busy") if number <= 4 else good_answer(question, number)
+    server.play = lambda question, number: (
+        (503, {}, b"busy") if number <= 4 else good_answer(question, number)
+    )
     assert generate(server, paths, "--num-parallel", "1") == 0
     pauses = np.diff(server.times)[:4]
     assert pauses[1] > 0.19 and pauses[2] > 0.39 and pauses[3] > 0.79
@@ -470,7 +586,10 @@ def test_a_server_that_drips_is_late(capsys, tmp_path, drip):
     paths = (write_captions(tmp_path / "in.csv", 1), tmp_path / "out.csv")
     assert generate(drip, paths, "--timeout", "0.4") == 2
     captured = capsys.readouterr()
-    assert "0 of 5 new captions: " in captured.out and "Read timed out. (read timeout=0.4)" in captured.out
+    assert (
+        "0 of 5 new captions: " in captured.out
+        and "Read timed out. (read timeout=0.4)" in captured.out
+    )
     assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
 
 
@@ -519,7 +638,9 @@ def drip(request):
 def test_an_answer_without_end_is_not_kept(server, tmp_path, capsys, packed):
     paths = (write_captions(tmp_path / "in.csv", 1), tmp_path / "out.csv")
     body = b" " * (64 << 20)
-    answer = (200, {"Content-Encoding": "gzip"}, gzip.compress(body, 1)) if packed else (200, {}, body)
+    answer = (
+        (200, {"Content-Encoding": "gzip"}, gzip.compress(body, 1)) if packed else (200, {}, body)
+    )
     server.play = lambda question, number: answer if number < 5 else good_answer(question, number)
     tracemalloc.start()
     try:
@@ -554,7 +675,13 @@ def test_content_in_parts_is_read(server, paths):
     def parts(question, number):
         text = good_answer(question, number)
         texts = [{"type": "text", "text": half} for half in (text[:30], text[30:])]
-        return 200, {}, completion([{"type": "thinking", "thinking": [{"type": "text", "text": "1. So far."}]}, *texts])
+        return (
+            200,
+            {},
+            completion(
+                [{"type": "thinking", "thinking": [{"type": "text", "text": "1. So far."}]}, *texts]
+            ),
+        )
 
     server.play = parts
     assert generate(server, paths) == 0
@@ -564,26 +691,95 @@ def test_content_in_parts_is_read(server, paths):
 # ---- servers that are wrong
 
 WRONG_SERVERS = {
-    "model not found": (404, {}, {"error": {"message": 'model "phi4" not found'}}, 'answers 404 Not Found: model "phi4" not found; check', 1),
-    "no such path": (404, {}, b"404 page not found", "404 page not found; check --model phi4 and --endpoint, which mostly ends in /v1", 1),
-    "no key": (401, {}, {"error": "give a key"}, "401 Unauthorized: give a key; the key belongs in the environment variable CAPTIONS_API_KEY", 1),
+    "model not found": (
+        404,
+        {},
+        {"error": {"message": 'model "phi4" not found'}},
+        'answers 404 Not Found: model "phi4" not found; check',
+        1,
+    ),
+    "no such path": (
+        404,
+        {},
+        b"404 page not found",
+        "404 page not found; check --model phi4 and --endpoint, which mostly ends in /v1",
+        1,
+    ),
+    "no key": (
+        401,
+        {},
+        {"error": "give a key"},
+        (
+            "401 Unauthorized: give a key; the key belongs in the environment variable"
+            " CAPTIONS_API_KEY"
+        ),
+        1,
+    ),
     "moved": (301, {"Location": "/elsewhere"}, b"", "answers 301", 1),
-    "question refused": (400, {}, {"error": {"message": "temperature: only 1 is supported"}}, "answers 400 Bad Request: temperature: only 1", 1),
+    "question refused": (
+        400,
+        {},
+        {"error": {"message": "temperature: only 1 is supported"}},
+        "answers 400 Bad Request: temperature: only 1",
+        1,
+    ),
     "always busy": (503, {}, b"overloaded", "answers 503 Service Unavailable: overloaded", 6),
-    "web page": (200, {"Content-Type": "text/html"}, b"<html>log in</html>", "something else than JSON (text/html): <html>log in</html>", 5),
-    "no choices": (200, {}, {"object": "list"}, 'something else than a chat completion: {"object": "list"}', 5),
+    "web page": (
+        200,
+        {"Content-Type": "text/html"},
+        b"<html>log in</html>",
+        "something else than JSON (text/html): <html>log in</html>",
+        5,
+    ),
+    "no choices": (
+        200,
+        {},
+        {"object": "list"},
+        'something else than a chat completion: {"object": "list"}',
+        5,
+    ),
     "empty choices": (200, {}, {"choices": []}, "something else than a chat completion", 5),
     "a list": (200, {}, [1], "something else than a chat completion", 5),
     "a string": (200, {}, {"choices": ["text"]}, "something else than a chat completion", 5),
     "no content": (200, {}, completion(None), "the answer is empty", 5),
     "no parts": (200, {}, completion([]), "the answer is empty", 5),
-    "parts of other kinds": (200, {}, completion([3, {"type": "text", "text": 3}, {"type": "refusal", "refusal": "no"}]), "the answer is empty", 5),
+    "parts of other kinds": (
+        200,
+        {},
+        completion([3, {"type": "text", "text": 3}, {"type": "refusal", "refusal": "no"}]),
+        "the answer is empty",
+        5,
+    ),
     "deep body": (200, {}, b"[" * 200_000, "something else than JSON (application/json): [[[", 5),
-    "deep choices": (200, {}, b'{"choices":' + b"[" * 900 + b"]" * 900 + b"}", "something else than a chat completion", 5),
-    "deep content": (200, {}, completion("[" * 500 + "]" * 500), "neither JSON with captions nor numbered lines", 5),
+    "deep choices": (
+        200,
+        {},
+        b'{"choices":' + b"[" * 900 + b"]" * 900 + b"}",
+        "something else than a chat completion",
+        5,
+    ),
+    "deep content": (
+        200,
+        {},
+        completion("[" * 500 + "]" * 500),
+        "neither JSON with captions nor numbered lines",
+        5,
+    ),
     "deep refusal": (400, {}, b"[" * 200_000, "answers 400 Bad Request: [[[", 1),
-    "deep reason": (400, {}, b'{"error":' + b"[" * 900 + b"]" * 900 + b"}", 'answers 400 Bad Request: {"error":[[[', 1),
-    "cut off": (200, {}, completion('["A dog barks', "length"), "cut off at the server's limit of tokens", 5),
+    "deep reason": (
+        400,
+        {},
+        b'{"error":' + b"[" * 900 + b"]" * 900 + b"}",
+        'answers 400 Bad Request: {"error":[[[',
+        1,
+    ),
+    "cut off": (
+        200,
+        {},
+        completion('["A dog barks', "length"),
+        "cut off at the server's limit of tokens",
+        5,
+    ),
     "bad pause": (429, {"Retry-After": "soon"}, b"", "Invalid Retry-After header: soon", 1),
 }
 
@@ -595,7 +791,11 @@ def test_wrong_servers_are_named(server, tmp_path, capsys, name):
     server.play = lambda question, number: (status, headers, body)
     assert generate(server, paths) == 2
     captured = capsys.readouterr()
-    assert expected in captured.out + captured.err and captured.err.startswith("error: ") and captured.err.count("\n") == 1
+    assert (
+        expected in captured.out + captured.err
+        and captured.err.startswith("error: ")
+        and captured.err.count("\n") == 1
+    )
     assert len(server.questions) == num_questions and not paths[1].exists()
 
 
@@ -605,7 +805,9 @@ def test_an_unreachable_server_is_one_line(paths, capsys):
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
     assert generate(url, paths) == 2
     reason = "Failed to establish a new connection: [Errno 111] Connection refused"
-    assert f"{url}/chat/completions cannot be reached ({reason}): start the server" in error_line(capsys)
+    assert f"{url}/chat/completions cannot be reached ({reason}): start the server" in error_line(
+        capsys
+    )
     assert not paths[1].exists()
 
 
@@ -632,14 +834,18 @@ def test_something_that_is_no_web_server_is_one_line(tmp_path, capsys):
 # ---- the key
 
 
-def test_the_key_comes_from_the_environment_and_goes_nowhere_else(server, paths, capsys, monkeypatch):
+def test_the_key_comes_from_the_environment_and_goes_nowhere_else(
+    server, paths, capsys, monkeypatch
+):
     monkeypatch.setenv("OPENAI_API_KEY", "another")
     assert generate(server, paths) == 0 and "Authorization" not in server.headers[0]
     monkeypatch.setenv(chat_endpoint.KEY_VARIABLE, " sesame-123\n")
     paths[1].unlink()
     journal_of(paths).unlink()
     server.headers.clear()
-    assert generate(server, paths) == 0 and {headers["Authorization"] for headers in server.headers} == {"Bearer sesame-123"}
+    assert generate(server, paths) == 0 and {
+        headers["Authorization"] for headers in server.headers
+    } == {"Bearer sesame-123"}
     server.play = lambda question, number: (401, {}, {"error": {"message": "wrong key sesame-123"}})
     journal_of(paths).unlink()
     assert generate(server, paths, "--overwrite") == 2
@@ -660,7 +866,10 @@ def test_a_key_that_no_header_takes_is_not_shown(server, paths, capsys, monkeypa
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ("name,caption_1\na,b\n", "column file_name must occur once in its first line, found: name, caption_1"),
+        (
+            "name,caption_1\na,b\n",
+            "column file_name must occur once in its first line, found: name, caption_1",
+        ),
         ("file_name,text\na,b\n", "column caption_1 must occur once"),
         ("", "found: nothing"),
         ("file_name,caption_1\n", "has no rows"),
@@ -683,12 +892,22 @@ def test_a_bad_csv_is_one_line(server, paths, capsys, content, expected):
     [
         *("--num-parallel 0", "--timeout 0", "--timeout nan", "--timeout inf"),
         *("--temperature 3", "--temperature x", "--nonsense", "--output IN", "--output FOLDER"),
-        *("--output .", "--endpoint localhost:11434/v1", "--endpoint http://", "--endpoint http://[::/v1", "--endpoint file:///v1", "--endpoint ''"),
+        *(
+            "--output .",
+            "--endpoint localhost:11434/v1",
+            "--endpoint http://",
+            "--endpoint http://[::/v1",
+            "--endpoint file:///v1",
+            "--endpoint ''",
+        ),
     ],
 )
 def test_bad_arguments_are_one_line(server, paths, capsys, more):
     before = paths[0].read_bytes()
-    more = [item.replace("IN", str(paths[0])).replace("FOLDER", str(paths[0].parent)).replace("''", "") for item in more.split()]
+    more = [
+        item.replace("IN", str(paths[0])).replace("FOLDER", str(paths[0].parent)).replace("''", "")
+        for item in more.split()
+    ]
     try:
         code = generate(server, paths, "--overwrite", *more)
     except SystemExit as end:
@@ -707,7 +926,10 @@ def test_a_password_in_the_url_is_refused_and_not_shown(paths, capsys):
 
 @pytest.mark.parametrize(
     ("more", "expected"),
-    [(["--model", "other"], "another model (phi4, not other): remove it"), (["--temperature", "1"], "another temperature (0.8, not 1.0)")],
+    [
+        (["--model", "other"], "another model (phi4, not other): remove it"),
+        (["--temperature", "1"], "another temperature (0.8, not 1.0)"),
+    ],
 )
 def test_a_journal_of_other_settings_is_refused(server, paths, capsys, more, expected):
     assert generate(server, paths) == 0
@@ -732,7 +954,9 @@ def test_a_journal_of_another_prompt_is_refused(server, paths, capsys, monkeypat
     assert "was made with another prompt: remove it" in error_line(capsys)
 
 
-@pytest.mark.parametrize("content", [b"notes of mine", b"notes\nof mine\n", b"[]\n", b'{"model": "phi4"}\n', b"\xff\n"])
+@pytest.mark.parametrize(
+    "content", [b"notes of mine", b"notes\nof mine\n", b"[]\n", b'{"model": "phi4"}\n', b"\xff\n"]
+)
 def test_a_file_that_is_no_journal_is_left_alone(server, paths, capsys, content):
     journal_of(paths).write_bytes(content)
     assert generate(server, paths) == 2
@@ -743,7 +967,9 @@ def test_a_file_that_is_no_journal_is_left_alone(server, paths, capsys, content)
 def test_changed_captions_are_asked_anew(server, paths):
     assert generate(server, paths) == 0
     changed = clip_names(3)[1]
-    paths[0].write_text(paths[0].read_text().replace(f"delta about {changed}", f"changed about {changed}"))
+    paths[0].write_text(
+        paths[0].read_text().replace(f"delta about {changed}", f"changed about {changed}")
+    )
     server.questions.clear()
     assert generate(server, paths, "--overwrite") == 0
     assert server.clips_asked() == [changed] and server.questions[0]["seed"] == 1
@@ -842,10 +1068,17 @@ def test_ctrl_c_does_not_wait_for_answers_and_keeps_what_came(server, tmp_path):
         return good_answer(question, number)
 
     server.play = stuck_after_six
-    process = subprocess.Popen([*COMMAND, *arguments_for(server, paths, "--num-parallel", "3")], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*COMMAND, *arguments_for(server, paths, "--num-parallel", "3")],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     wait_for(lambda: len(journal_clips(paths)) == 6 and len(server.questions) == 9)
     process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=PATIENCE / 2)[1] == "interrupted: run the same command again to go on from here\n"
+    assert (
+        process.communicate(timeout=PATIENCE / 2)[1]
+        == "interrupted: run the same command again to go on from here\n"
+    )
     assert process.returncode == 130 and not paths[1].exists()
     ready = journal_clips(paths)
     end.set()

@@ -1,4 +1,5 @@
-"""`import evaluate` is the Hugging Face package in every way that a process of this project starts (design decision 10).
+"""`import evaluate` is the Hugging Face package in every way that a process of this project starts
+(design decision 10).
 
 The layout is rebuilt in a folder, with a stub for the package: the real one takes seconds to load.
 """
@@ -28,13 +29,22 @@ def layout(tmp_path):
     (tmp_path / "installed" / "evaluate").mkdir(parents=True)
     (tmp_path / "installed" / "evaluate" / "__init__.py").write_text("WHO = 'package'\n")
     (tmp_path / "train.py").write_text(WITH_FINDER + ASK)
-    (tmp_path / "evaluate.py").write_text(f"WHO = 'script'\nif __name__ == '__main__':\n    {WITH_FINDER}    {ASK}")
+    (tmp_path / "evaluate.py").write_text(
+        f"WHO = 'script'\nif __name__ == '__main__':\n    {WITH_FINDER}    {ASK}"
+    )
     return tmp_path
 
 
 def run(folder, *command, installed=True):
     environment = {**os.environ, "PYTHONPATH": str(folder / "installed") if installed else ""}
-    return subprocess.run([sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE)
+    return subprocess.run(
+        [sys.executable, *command],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
 
 
 def test_python_train(layout):
@@ -48,7 +58,13 @@ def test_python_evaluate(layout):
 
 
 def test_accelerate_launch(layout):
-    settings = ("--cpu", "--num_processes=1", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no")
+    settings = (
+        "--cpu",
+        "--num_processes=1",
+        "--num_machines=1",
+        "--mixed_precision=no",
+        "--dynamo_backend=no",
+    )
     launched = run(layout, "-m", "accelerate.commands.launch", *settings, "train.py")
     assert "found package" in launched.stdout, launched.stderr
 
@@ -56,18 +72,28 @@ def test_accelerate_launch(layout):
 def test_python_m_pytest(layout):
     (layout / "tests").mkdir()
     (layout / "tests" / "conftest.py").write_text(WITH_FINDER)
-    (layout / "tests" / "test_it.py").write_text("def test_it():\n    import evaluate\n    assert evaluate.WHO == 'package'\n")
+    (layout / "tests" / "test_it.py").write_text(
+        "def test_it():\n    import evaluate\n    assert evaluate.WHO == 'package'\n"
+    )
     passed = run(layout, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests")
     assert passed.returncode == 0, passed.stdout
     (layout / "tests" / "conftest.py").write_text("")
-    assert "assert 'script' == 'package'" in run(layout, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests").stdout  # negative control
+    assert (
+        "assert 'script' == 'package'"
+        in run(layout, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests").stdout
+    )  # negative control
 
 
 def test_package_not_installed(layout):
-    without = "import sys; sys.path = [entry for entry in sys.path if 'site-packages' not in entry]\n"
+    without = (
+        "import sys; sys.path = [entry for entry in sys.path if 'site-packages' not in entry]\n"
+    )
     (layout / "train.py").write_text(without + WITH_FINDER + ASK)
     failed = run(layout, "train.py", installed=False)
-    assert "ModuleNotFoundError: the Hugging Face package evaluate is not installed; pip install -r requirements.txt" in failed.stderr
+    assert (
+        "ModuleNotFoundError: the Hugging Face package evaluate is not installed; pip install -r"
+        " requirements.txt" in failed.stderr
+    )
 
 
 def test_this_process():
@@ -78,5 +104,8 @@ def test_this_process():
 
 
 def test_importing_retrieval_loads_nothing():
-    code = "import sys, retrieval; print([name for name in sys.modules if name.split('.')[0] in ('evaluate', 'torch', 'numpy')])"
+    code = (
+        "import sys, retrieval; print([name for name in sys.modules if name.split('.')[0] in"
+        " ('evaluate', 'torch', 'numpy')])"
+    )
     assert run(ROOT, "-c", code).stdout.strip() == "[]"

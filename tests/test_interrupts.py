@@ -25,7 +25,9 @@ HOOK = Path(__file__).parent / "interrupted_start"
 def interrupt_start(
     folder: Path, command: list[str], at: str, last: str, every: int, **environment: str
 ) -> tuple[subprocess.CompletedProcess, list]:
-    """Start `command` with the moments of interrupted_start/sitecustomize.py: how it ended, and [moment, exit code, output] of each copy."""
+    """Start `command` with the moments of interrupted_start/sitecustomize.py: how it ended, and
+    [moment, exit code, output] of each copy.
+    """
     results = folder / "results"
     environment |= {
         "INTERRUPT_AT": at,
@@ -42,7 +44,9 @@ def interrupt_start(
         text=True,
         timeout=900,
     )
-    return ended, [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+    return ended, (
+        [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+    )
 
 
 def check_ends(code: int, output: str) -> None:
@@ -125,7 +129,8 @@ def test_negative_control_python_s_own_handler_is_lost_in_callbacks(tmp_path):
     command = ["data_prep/build_clotho.py", "--root", str(tmp_path / "absent")]
     _, copies = interrupt_start(tmp_path, command, "", "clotho_files", 100, INTERRUPT_BY_PYTHON="1")
     assert copies and all(
-        code == 2 and "Exception ignored" in output and "absent" in output for _, code, output in copies
+        code == 2 and "Exception ignored" in output and "absent" in output
+        for _, code, output in copies
     )
 
 
@@ -135,7 +140,9 @@ def test_negative_control_python_s_own_handler_is_lost_in_callbacks(tmp_path):
 def interrupted_import(
     monkeypatch, tmp_path, text: str, exception: type[BaseException] = KeyboardInterrupt
 ) -> list[str]:
-    """Names of the statements that ran after the import of a module with `text`, in which `stop()` is Ctrl-C."""
+    """Names of the statements that ran after the import of a module with `text`, in which `stop()`
+    is Ctrl-C.
+    """
     (tmp_path / "some_library.py").write_text(text)
     (tmp_path / "some_other_library.py").write_text("loaded = True")
     helper = ModuleType("ctrl_c")
@@ -160,9 +167,13 @@ def interrupted_import(
 
 LIBRARIES = {
     "simple": "import ctrl_c\nctrl_c.stop()",
-    "catches everything": "import ctrl_c\ntry:\n    ctrl_c.stop()\n    import some_other_library\nexcept:\n    pass",
-    "makes an ImportError of it": "import ctrl_c\ntry:\n    ctrl_c.stop()\n    import some_other_library\n"
-    "except BaseException:\n    raise ImportError('x')",
+    "catches everything": (
+        "import ctrl_c\ntry:\n    ctrl_c.stop()\n    import some_other_library\nexcept:\n    pass"
+    ),
+    "makes an ImportError of it": (
+        "import ctrl_c\ntry:\n    ctrl_c.stop()\n    import some_other_library\n"
+        "except BaseException:\n    raise ImportError('x')"
+    ),
     "in a finaliser": "import ctrl_c\nclass A:\n    def __del__(self):\n        ctrl_c.stop()\nA()",
     "last thing": "import ctrl_c\ndef f():\n    ctrl_c.stop()\nf()",
 }
@@ -185,7 +196,9 @@ def exit_code_of(main) -> int:
 
 def test_the_training_s_own_signal_arrives_behind_an_import_too(monkeypatch, tmp_path):
     with stop_on_signals():
-        assert interrupted_import(monkeypatch, tmp_path, LIBRARIES["catches everything"], Interrupted) == ["finally"]
+        assert interrupted_import(
+            monkeypatch, tmp_path, LIBRARIES["catches everything"], Interrupted
+        ) == ["finally"]
 
 
 def test_a_second_ctrl_c_does_not_wait_for_the_import(monkeypatch, tmp_path):
@@ -232,5 +245,13 @@ def test_elsewhere_ctrl_c_is_raised_at_once_and_cleaned_up_after():
 
 
 def test_as_a_library_it_leaves_the_signal_alone():
-    code = "import signal, retrieval, retrieval.search; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout == "True\n"
+    code = (
+        "import signal, retrieval, retrieval.search; print(signal.getsignal(signal.SIGINT) is"
+        " signal.default_int_handler)"
+    )
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
+        ).stdout
+        == "True\n"
+    )

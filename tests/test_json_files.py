@@ -1,4 +1,6 @@
-"""JSON that anyone may have written, through the files that hold it: one line for what is damaged, too deep, or no file."""
+"""JSON that anyone may have written, through the files that hold it: one line for what is damaged,
+too deep, or no file.
+"""
 
 import os
 from pathlib import Path
@@ -12,8 +14,18 @@ from retrieval.errors import UserError
 from retrieval.models.dual_encoder import WEIGHTS, check_folder
 
 DEEP = "[" * 100_000 + "]" * 100_000
-BAD = {"deep": DEEP, "deep objects": '{"a":' * 100_000, "cut off": '{"schema": 1', "enormous number": '{"schema": ' + "9" * 5000 + "}", "empty": ""}
-READERS = {"cache.json": open_cache, "config.json": check_folder, "final.json": lambda folder: _data(folder / "final.json")}
+BAD = {
+    "deep": DEEP,
+    "deep objects": '{"a":' * 100_000,
+    "cut off": '{"schema": 1',
+    "enormous number": '{"schema": ' + "9" * 5000 + "}",
+    "empty": "",
+}
+READERS = {
+    "cache.json": open_cache,
+    "config.json": check_folder,
+    "final.json": lambda folder: _data(folder / "final.json"),
+}
 
 
 @pytest.mark.parametrize("text", BAD.values(), ids=BAD)
@@ -40,4 +52,4 @@ def test_marks_and_depths_that_are_fine(tmp_path: Path):
     (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"a": ' + b"[" * 90 + b"]" * 90 + b"}\r\n")
     assert list(read_json(tmp_path / "a.json")) == ["a"] and parse_json(b"[1]") == [1]
     with pytest.raises(ValueError):
-        parse_json(b"\"\xe9\"")
+        parse_json(b'"\xe9"')

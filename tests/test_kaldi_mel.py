@@ -1,4 +1,6 @@
-"""The mel front end of PaSST and EfficientAT against golden numbers of the reference; its jitter in training."""
+"""The mel front end of PaSST and EfficientAT against golden numbers of the reference; its jitter in
+training.
+"""
 
 from pathlib import Path
 
@@ -28,7 +30,9 @@ def test_log_mel_equals_the_reference(window: torch.Tensor):
     assert list(found.shape) == list(GOLDEN["shape"]) == [1, 128, 1000]
     assert difference(found) < TOLERANCE
     for column in (0, 999):
-        assert np.abs(found[0, :, column].numpy() - GOLDEN[f"logmel_frame{column}"]).max() < TOLERANCE
+        assert (
+            np.abs(found[0, :, column].numpy() - GOLDEN[f"logmel_frame{column}"]).max() < TOLERANCE
+        )
 
 
 def test_mel_bank_equals_the_reference():
@@ -55,8 +59,12 @@ def with_another_highest_frequency(mel: KaldiMel, monkeypatch: pytest.MonkeyPatc
     mel.mel_bank = kaldi_mel._mel_bank(0, 15_100)
 
 
-@pytest.mark.parametrize("change", [without_pre_emphasis, with_periodic_window, with_another_highest_frequency])
-def test_golden_numbers_notice_another_front_end(window: torch.Tensor, change, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    "change", [without_pre_emphasis, with_periodic_window, with_another_highest_frequency]
+)
+def test_golden_numbers_notice_another_front_end(
+    window: torch.Tensor, change, monkeypatch: pytest.MonkeyPatch
+):
     mel = KaldiMel(jitter=False)
     change(mel, monkeypatch)
     assert difference(mel(window)) > 3 * TOLERANCE
@@ -64,7 +72,11 @@ def test_golden_numbers_notice_another_front_end(window: torch.Tensor, change, m
 
 @pytest.mark.parametrize("num_samples", [MIN_SAMPLES, 640, 641, 4_801, 31_999, 32_000, 32_001])
 def test_num_columns_is_what_forward_gives(num_samples: int):
-    assert KaldiMel(jitter=False)(torch.zeros(2, num_samples)).shape == (2, NUM_MEL_BINS, num_columns(num_samples))
+    assert KaldiMel(jitter=False)(torch.zeros(2, num_samples)).shape == (
+        2,
+        NUM_MEL_BINS,
+        num_columns(num_samples),
+    )
 
 
 def test_one_sample_less_is_too_short():
@@ -95,7 +107,9 @@ def test_jitter_is_drawn_in_training_from_the_global_generator(window: torch.Ten
     torch.manual_seed(3)
     assert torch.equal(mel(window), first)
     assert torch.equal(mel.eval()(window), KaldiMel(jitter=False)(window))
-    assert torch.equal(KaldiMel(jitter=False).train()(window), KaldiMel(jitter=False).eval()(window))
+    assert torch.equal(
+        KaldiMel(jitter=False).train()(window), KaldiMel(jitter=False).eval()(window)
+    )
 
 
 def test_jitter_has_the_range_of_the_reference(monkeypatch: pytest.MonkeyPatch):

@@ -15,10 +15,15 @@ NAMES = ("mAP@10", "R@1", "R@5", "R@10")
 
 
 def slow_metrics(scores, relevant, worst_ties=True):
-    """Sort every query's candidates with the relevant ones last (or first) among equals, then count."""
+    """Sort every query's candidates with the relevant ones last (or first) among equals, then
+    count.
+    """
     sums = dict.fromkeys(NAMES, 0.0)
     for row, right in zip(scores, relevant):
-        order = sorted(range(len(row)), key=lambda candidate: (-row[candidate], (candidate in right) == worst_ties))
+        order = sorted(
+            range(len(row)),
+            key=lambda candidate: (-row[candidate], (candidate in right) == worst_ties),
+        )
         num_hits, precision = 0, 0.0
         for position, candidate in enumerate(order[:10], start=1):
             if candidate in right:
@@ -34,26 +39,34 @@ def test_golden_without_ties_is_exact():
     golden = np.load(GOLDEN)
     metrics = retrieval_metrics(golden["C60_noties"], [[int(clip)] for clip in golden["target60"]])
     for name in NAMES:
-        assert metrics[name] == pytest.approx(float(golden[f"C60_noties.val/{name}"]), abs=1e-7)  # the reference sums in float32
+        # the reference sums in float32
+        assert metrics[name] == pytest.approx(float(golden[f"C60_noties.val/{name}"]), abs=1e-7)
 
 
 @pytest.mark.parametrize("case", ["60", "25"])
 def test_golden_ties_count_against_the_query(case):
     golden = np.load(GOLDEN)
-    metrics = retrieval_metrics(golden[f"C{case}"], [[int(clip)] for clip in golden[f"target{case}"]])
+    metrics = retrieval_metrics(
+        golden[f"C{case}"], [[int(clip)] for clip in golden[f"target{case}"]]
+    )
     for name in NAMES:
         assert metrics[name] == pytest.approx(float(golden[f"C{case}.worst_tie/{name}"]), abs=1e-12)
-    assert metrics["mAP@10"] < float(golden[f"C{case}.best_tie/mAP@10"]) - 1e-3  # negative control: ties are there
+    # negative control: ties are there
+    assert metrics["mAP@10"] < float(golden[f"C{case}.best_tie/mAP@10"]) - 1e-3
 
 
 @pytest.mark.parametrize("num_candidates", [3, 12, 40])
 def test_against_loops_with_ties_and_several_relevant(num_candidates):
     random = np.random.default_rng(num_candidates)
     scores = random.integers(0, 6, size=(30, num_candidates)).astype(np.float32)
-    relevant = [random.choice(num_candidates, size=random.integers(1, 4), replace=False).tolist() for _ in range(30)]
+    relevant = [
+        random.choice(num_candidates, size=random.integers(1, 4), replace=False).tolist()
+        for _ in range(30)
+    ]
     expected = slow_metrics(scores, relevant)
     assert retrieval_metrics(scores, relevant) == pytest.approx(expected, abs=1e-12)
-    assert slow_metrics(scores, relevant, worst_ties=False) != pytest.approx(expected, abs=1e-3)  # negative control
+    # negative control
+    assert slow_metrics(scores, relevant, worst_ties=False) != pytest.approx(expected, abs=1e-3)
 
 
 def test_by_hand():
@@ -61,19 +74,27 @@ def test_by_hand():
     assert ranking.ranks_of_relevant(np.array([0.9, 0.8, 0.7, 0.1]), [1, 2]).tolist() == [2, 3]
     metrics = retrieval_metrics(np.array([[0.9, 0.8, 0.7, 0.1]]), [[1, 2]])
     assert metrics == pytest.approx({"mAP@10": (1 / 2 + 2 / 3) / 2, "R@1": 0, "R@5": 1, "R@10": 1})
-    # A relevant candidate tied with one that is not, and with another relevant one: ranks 2 and 3, not 1 and 2.
+    # A relevant candidate tied with one that is not, and with another relevant one: ranks 2 and 3,
+    # not 1 and 2.
     assert ranking.ranks_of_relevant(np.array([0.5, 0.5, 0.5, 0.1]), [0, 2]).tolist() == [2, 3]
     # Beyond k a hit counts nothing, but stays in the denominator.
     row = -np.arange(20.0)
     assert retrieval_metrics(row[None], [[0, 10]])["mAP@10"] == pytest.approx(1 / 2)
     assert retrieval_metrics(row[None], [[10]]) == {"mAP@10": 0, "R@1": 0, "R@5": 0, "R@10": 0}
-    assert ranking.metrics_of_ranks(ranking.all_ranks(row[None], [[10]]), map_at=16)["mAP@16"] == pytest.approx(1 / 11)
+    assert ranking.metrics_of_ranks(ranking.all_ranks(row[None], [[10]]), map_at=16)[
+        "mAP@16"
+    ] == pytest.approx(1 / 11)
 
 
 def test_equal_ranks_in_another_order_have_equal_means():
     """To the last bit, so that an epoch is not better by rounding."""
     ranks = [np.array([rank]) for rank in range(1, 8)] * 3
-    means = {ranking.metrics_of_ranks([ranks[place] for place in np.random.default_rng(seed).permutation(21)])["mAP@10"] for seed in range(50)}
+    means = {
+        ranking.metrics_of_ranks(
+            [ranks[place] for place in np.random.default_rng(seed).permutation(21)]
+        )["mAP@10"]
+        for seed in range(50)
+    }
     assert len(means) == 1
 
 
@@ -106,11 +127,19 @@ def test_impossible_input(scores, relevant, message):
 def test_more_queries_than_are_ranked_at_once_and_any_order_in_memory():
     random = np.random.default_rng(5)
     num_texts, num_audios = 2 * ranking.ROWS_AT_ONCE + 3, ranking.ROWS_AT_ONCE + 7
-    scores = np.asfortranarray(random.integers(0, 50, size=(num_texts, num_audios)).astype(np.float32))
-    relevant = [[int(random.integers(num_audios - 1))] for _ in range(num_texts)]  # nobody asks for the last one
+    scores = np.asfortranarray(
+        random.integers(0, 50, size=(num_texts, num_audios)).astype(np.float32)
+    )
+    # nobody asks for the last one
+    relevant = [[int(random.integers(num_audios - 1))] for _ in range(num_texts)]
     ranks = ranking.ranks_of_both_directions(scores, relevant)
-    assert ranking.metrics_of_ranks(ranks["text_to_audio"]) == pytest.approx(slow_metrics(scores, relevant))
-    texts = [[text for text in range(num_texts) if relevant[text] == [audio]] for audio in range(num_audios)]
+    assert ranking.metrics_of_ranks(ranks["text_to_audio"]) == pytest.approx(
+        slow_metrics(scores, relevant)
+    )
+    texts = [
+        [text for text in range(num_texts) if relevant[text] == [audio]]
+        for audio in range(num_audios)
+    ]
     asked = [audio for audio in range(num_audios) if texts[audio]]
     expected = slow_metrics(scores.T[asked], [texts[audio] for audio in asked])
     assert ranking.metrics_of_ranks(ranks["audio_to_text"]) == pytest.approx(expected)
@@ -122,14 +151,25 @@ def test_more_queries_than_are_ranked_at_once_and_any_order_in_memory():
 def test_several_depths_at_once():
     ranks = [np.array([2, 12]), np.array([11]), np.array([1])]
     metrics = ranking.metrics_of_ranks(ranks, map_at=(10, 16), recall_at=(1,))
-    assert metrics == pytest.approx({"mAP@10": (1 / 4 + 0 + 1) / 3, "mAP@16": ((1 / 2 + 2 / 12) / 2 + 1 / 11 + 1) / 3, "R@1": 1 / 3})
+    assert metrics == pytest.approx(
+        {
+            "mAP@10": (1 / 4 + 0 + 1) / 3,
+            "mAP@16": ((1 / 2 + 2 / 12) / 2 + 1 / 11 + 1) / 3,
+            "R@1": 1 / 3,
+        }
+    )
     chance = ranking.chance_metrics(30, [2, 1], map_at=(10, 16))
     assert list(chance) == ["mAP@10", "mAP@16", "R@1", "R@5", "R@10"]
-    assert chance["mAP@16"] == ranking.chance_metrics(30, [2, 1], map_at=16)["mAP@16"] > chance["mAP@10"]
+    assert (
+        chance["mAP@16"]
+        == ranking.chance_metrics(30, [2, 1], map_at=16)["mAP@16"]
+        > chance["mAP@10"]
+    )
 
 
 def test_both_directions():
-    scores = np.array([[0.9, 0.1, 0.5], [0.2, 0.3, 0.4], [0.8, 0.7, 0.6]])  # captions of clips 0, 0, 1; clip 2 has none
+    # captions of clips 0, 0, 1; clip 2 has none
+    scores = np.array([[0.9, 0.1, 0.5], [0.2, 0.3, 0.4], [0.8, 0.7, 0.6]])
     ranks = ranking.ranks_of_both_directions(scores, [[0], [0], [1]])
     assert [query.tolist() for query in ranks["text_to_audio"]] == [[1], [3], [2]]
     assert [query.tolist() for query in ranks["audio_to_text"]] == [[1, 3], [1]]
@@ -140,7 +180,9 @@ def test_chance_is_the_mean_over_all_orders(num_candidates, num_relevant):
     orders = list(permutations(range(num_candidates)))
     ranks = ranking.all_ranks(np.array(orders), [list(range(num_relevant))] * len(orders))
     expected = ranking.metrics_of_ranks(ranks, map_at=4, recall_at=(1, 2, 10))
-    assert ranking.chance_metrics(num_candidates, [num_relevant], map_at=4, recall_at=(1, 2, 10)) == pytest.approx(expected)
+    assert ranking.chance_metrics(
+        num_candidates, [num_relevant], map_at=4, recall_at=(1, 2, 10)
+    ) == pytest.approx(expected)
 
 
 def test_evaluate_module_loads_by_path_and_agrees(tmp_path, monkeypatch):
@@ -154,9 +196,15 @@ def test_evaluate_module_loads_by_path_and_agrees(tmp_path, monkeypatch):
     relevant = [[caption // 5] for caption in range(60)]
     metrics = metric.compute(predictions=scores, references=relevant)
     assert metrics["text_to_audio"] == retrieval_metrics(scores, relevant)
-    assert metrics["audio_to_text"] == retrieval_metrics(scores.T, [list(range(5 * clip, 5 * clip + 5)) for clip in range(12)])
+    assert metrics["audio_to_text"] == retrieval_metrics(
+        scores.T, [list(range(5 * clip, 5 * clip + 5)) for clip in range(12)]
+    )
     in_parts = evaluate.load(str(METRIC), keep_in_memory=True, cache_dir=str(tmp_path / "metrics"))
     in_parts.add_batch(predictions=scores[:20], references=relevant[:20])
     in_parts.add_batch(predictions=scores[20:], references=relevant[20:])
     computed = in_parts.compute(map_at=(10, 16), recall_at=(3,))
-    assert computed.keys() == metrics.keys() and list(computed["text_to_audio"]) == ["mAP@10", "mAP@16", "R@3"]
+    assert computed.keys() == metrics.keys() and list(computed["text_to_audio"]) == [
+        "mAP@10",
+        "mAP@16",
+        "R@3",
+    ]

@@ -1,4 +1,6 @@
-"""A batch encoded in parts has the loss and gradients of the whole in less memory; its dropout is replayed; also compiled, and on two processes."""
+"""A batch encoded in parts has the loss and gradients of the whole in less memory; its dropout is
+replayed; also compiled, and on two processes.
+"""
 
 import os
 import shutil
@@ -22,7 +24,9 @@ BATCH = 8
 
 
 def start(tiny: Path, output: Path, *overrides: str, dtype: torch.dtype = torch.float64) -> Run:
-    run = many_processes.start(tiny, output, [f"train.batch_size={BATCH}", "evaluation.num_pictures=0", *overrides], dtype)
+    run = many_processes.start(
+        tiny, output, [f"train.batch_size={BATCH}", "evaluation.num_pictures=0", *overrides], dtype
+    )
     run.optimizer.step = lambda: None  # gradients are looked at, weights stay
     return run
 
@@ -33,7 +37,11 @@ def first_batch(run: Run, first_step: int = 0) -> dict[str, Any]:
 
 
 def gradients(run: Run) -> dict[str, torch.Tensor]:
-    return {name: parameter.grad.clone() for name, parameter in run.model.named_parameters() if parameter.requires_grad}
+    return {
+        name: parameter.grad.clone()
+        for name, parameter in run.model.named_parameters()
+        if parameter.requires_grad
+    }
 
 
 def step(run: Run, first_step: int = 0) -> tuple[float, dict[str, torch.Tensor]]:
@@ -50,12 +58,21 @@ def assert_equal(found: tuple, expected: tuple, tolerance: float = 1e-6) -> None
 
 
 def largest_difference(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
-    """Relative to the largest entry of each gradient; of one that is zero but for rounding, to that of all."""
+    """Relative to the largest entry of each gradient; of one that is zero but for rounding, to that
+    of all.
+    """
     largest = max(value.abs().max().item() for value in expected.values())
-    return max((found[name] - value).abs().max().item() / max(value.abs().max().item(), 1e-3 * largest) for name, value in expected.items())
+    return max(
+        (found[name] - value).abs().max().item() / max(value.abs().max().item(), 1e-3 * largest)
+        for name, value in expected.items()
+    )
 
 
-@pytest.mark.parametrize("pooling", [MEAN, TAP, ["pooling.name=transformer", "pooling.num_heads=2", "pooling.dropout=0"]], ids=lambda p: p[0])
+@pytest.mark.parametrize(
+    "pooling",
+    [MEAN, TAP, ["pooling.name=transformer", "pooling.num_heads=2", "pooling.dropout=0"]],
+    ids=lambda p: p[0],
+)
 @pytest.mark.parametrize("size", [1, 3, 5])
 def test_parts_give_loss_and_gradients_of_the_whole(tiny, tmp_path, pooling, size):
     whole = step(start(tiny, tmp_path / "whole", *NO_DROPOUT, *pooling))
@@ -69,7 +86,9 @@ def test_what_the_loss_learns_gets_its_gradient_once(tiny, tmp_path, loss):
     settings = [*NO_DROPOUT, f"loss.name={loss}", "loss.learnable_temperature=true"]
     whole = step(start(tiny, tmp_path / "whole", *settings))
     assert whole[1]["temperature"].abs() > 0
-    assert_equal(step(start(tiny, tmp_path / "parts", *settings, "train.micro_batch_size=3")), whole)
+    assert_equal(
+        step(start(tiny, tmp_path / "parts", *settings, "train.micro_batch_size=3")), whole
+    )
 
 
 def encoded_in_parts_with_one_graph(run: Run, size: int) -> tuple[float, dict[str, torch.Tensor]]:
@@ -77,11 +96,20 @@ def encoded_in_parts_with_one_graph(run: Run, size: int) -> tuple[float, dict[st
     batch = first_batch(run)
     torch.manual_seed(7)
     run.optimizer.zero_grad()
-    encodings = [run.model(*part()) for part in micro_batches._inputs(batch, size, torch.device("cpu"))]
+    encodings = [
+        run.model(*part()) for part in micro_batches._inputs(batch, size, torch.device("cpu"))
+    ]
     most = max(frames.shape[1] for _, frames, _ in encodings)
     text = torch.cat([encoding[0] for encoding in encodings])
-    frames = torch.cat([torch.nn.functional.pad(frames, (0, 0, 0, most - frames.shape[1])) for _, frames, _ in encodings])
-    mask = torch.cat([torch.nn.functional.pad(mask, (0, most - mask.shape[1])) for _, _, mask in encodings])
+    frames = torch.cat(
+        [
+            torch.nn.functional.pad(frames, (0, 0, 0, most - frames.shape[1]))
+            for _, frames, _ in encodings
+        ]
+    )
+    mask = torch.cat(
+        [torch.nn.functional.pad(mask, (0, most - mask.shape[1])) for _, _, mask in encodings]
+    )
     loss = batch_loss(run, batch, text, frames, mask)
     loss.backward()
     return loss.item(), gradients(run)
@@ -95,7 +123,8 @@ def test_dropout_is_replayed(tiny, tmp_path, pooling, monkeypatch):
     after = torch.rand(3)
     encoded_in_parts_with_one_graph(run, 3)
     assert torch.equal(after, torch.rand(3))  # what is drawn next is the same too
-    monkeypatch.setattr(micro_batches, "_set_random_state", lambda *_: None)  # control: another dropout in the second pass
+    # control: another dropout in the second pass
+    monkeypatch.setattr(micro_batches, "_set_random_state", lambda *_: None)
     assert largest_difference(step(run)[1], expected[1]) > 1e-2
 
 
@@ -107,7 +136,10 @@ def test_parts_of_a_part_s_own_negatives_are_noticed(tiny, tmp_path):
     run.optimizer.zero_grad()
     for own in (slice(0, 4), slice(4, 8)):
         part = {name: value[own] for name, value in batch.items()}
-        (batch_loss(run, part, *run.model(part["waveform"], part["lengths"], part["captions"])) / 2).backward()
+        (
+            batch_loss(run, part, *run.model(part["waveform"], part["lengths"], part["captions"]))
+            / 2
+        ).backward()
     assert largest_difference(gradients(run), whole[1]) > 1e-2
 
 
@@ -150,13 +182,19 @@ def test_checkpointed_encoders_save_and_evaluate_as_before(tiny, tmp_path):
     assert run.model.state_dict().keys() == plain.model.state_dict().keys()
     waveform, lengths = torch.randn(1, 32_000, dtype=torch.float64), torch.tensor([32_000])
     with torch.no_grad():
-        assert torch.equal(run.model.eval().encode_audio(waveform, lengths)[0], plain.model.eval().encode_audio(waveform, lengths)[0])
+        assert torch.equal(
+            run.model.eval().encode_audio(waveform, lengths)[0],
+            plain.model.eval().encode_audio(waveform, lengths)[0],
+        )
 
 
 # --- torch.compile ---
 
 
-needs_compiler = pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="torch.compile needs a C++ compiler on a CPU")
+needs_compiler = pytest.mark.skipif(
+    shutil.which(os.environ.get("CXX", "g++")) is None,
+    reason="torch.compile needs a C++ compiler on a CPU",
+)
 
 
 @needs_compiler
@@ -164,10 +202,20 @@ def test_compiled_blocks_give_the_same(tiny, tmp_path):
     """In float32: compiled attention knows no other type on a CPU."""
     settings = [*NO_DROPOUT, *TAP, "audio_encoder.depth=2"]
     expected = step(start(tiny, tmp_path / "plain", *settings, dtype=torch.float32))
-    run = start(tiny, tmp_path / "compiled", *settings, "train.compile=true", "train.micro_batch_size=3", dtype=torch.float32)
+    run = start(
+        tiny,
+        tmp_path / "compiled",
+        *settings,
+        "train.compile=true",
+        "train.micro_batch_size=3",
+        dtype=torch.float32,
+    )
     assert_equal(step(run), expected, tolerance=1e-5)
     assert torch._dynamo.utils.counters["frames"]["ok"] > 0
-    assert run.model.state_dict().keys() == start(tiny, tmp_path / "other", *settings).model.state_dict().keys()
+    assert (
+        run.model.state_dict().keys()
+        == start(tiny, tmp_path / "other", *settings).model.state_dict().keys()
+    )
 
 
 @needs_compiler
@@ -179,7 +227,13 @@ def test_dropout_is_replayed_by_compiled_blocks(tiny, tmp_path):
 
 def test_an_absent_compiler_is_named(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(UserError, match="train.compile needs the compiler no-such-compiler; install it, or set train.compile=false"):
+    with pytest.raises(
+        UserError,
+        match=(
+            "train.compile needs the compiler no-such-compiler; install it, or set"
+            " train.compile=false"
+        ),
+    ):
         start(tiny, tmp_path / "run", "train.compile=true")
     assert not (tmp_path / "run").exists()
 
@@ -193,18 +247,32 @@ CASES = {
     "sigmoid": [*NO_DROPOUT, *TAP, "loss.name=sigmoid", "loss.learnable_temperature=true"],
     "checkpointing": [*NO_DROPOUT, *TAP, "train.activation_checkpointing=true"],
 }
-SIZES = {"full": 8, "uneven": 7}  # of the global batch: five parts for one process, fewer for the other
+# of the global batch: five parts for one process, fewer for the other
+SIZES = {"full": 8, "uneven": 7}
 
 
 def one_of_two(rank: int, port: int, tiny: Path, folder: Path) -> None:
     torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": "2",
+    }
     results = {}
     for name, settings in CASES.items():
         for kind, size in SIZES.items():
-            run = start(tiny, folder / f"{name}_{kind}", *settings, f"train.batch_size={size}", "train.micro_batch_size=1")
+            run = start(
+                tiny,
+                folder / f"{name}_{kind}",
+                *settings,
+                f"train.batch_size={size}",
+                "train.micro_batch_size=1",
+            )
             assert distributed.world_size() == 2 and run.micro_batch_size == 1
-            results[name, kind] = [step(run, first) for first in (0, 1)]  # DistributedDataParallel regroups after the first
+            # DistributedDataParallel regroups after the first
+            results[name, kind] = [step(run, first) for first in (0, 1)]
     if rank == 0:
         torch.save(results, folder / "results.pt")
     many_processes.leave()
@@ -216,6 +284,8 @@ def test_two_processes_in_parts_equal_one_process_with_the_whole(tiny, tmp_path,
     results = torch.load(tmp_path / "results.pt")
     for name, settings in CASES.items():
         for kind, size in SIZES.items():
-            run = start(tiny, tmp_path / f"one_{name}_{kind}", *settings, f"train.batch_size={size}")
+            run = start(
+                tiny, tmp_path / f"one_{name}_{kind}", *settings, f"train.batch_size={size}"
+            )
             for first, found in enumerate(results[name, kind]):
                 assert_equal(found, step(run, first))

@@ -1,4 +1,6 @@
-"""The loss of a run: every loss trains from a configuration, learnable parameters, teachers on disk, a sentence encoder's targets."""
+"""The loss of a run: every loss trains from a configuration, learnable parameters, teachers on
+disk, a sentence encoder's targets.
+"""
 
 import json
 import shutil
@@ -43,7 +45,11 @@ def teachers(split, tmp_path_factory) -> list[Path]:
     folders = []
     for seed in (0, 1):
         folders.append(tmp_path_factory.mktemp("teacher"))
-        write_teacher(folders[-1], split, np.random.default_rng(seed).uniform(-1, 1, (NUM_PAIRS, NUM_CLIPS)).astype(np.float32))
+        write_teacher(
+            folders[-1],
+            split,
+            np.random.default_rng(seed).uniform(-1, 1, (NUM_PAIRS, NUM_CLIPS)).astype(np.float32),
+        )
     return folders
 
 
@@ -51,7 +57,10 @@ def teachers(split, tmp_path_factory) -> list[Path]:
 def sentence_encoder(tiny, tmp_path_factory) -> Path:
     """A folder with weights, as a hub model has, and positions for longer sentences."""
     folder = tmp_path_factory.mktemp("sentence_encoder")
-    architecture = text_architecture(str(tiny / "text_encoder"), dropout=0.1) | {"max_position_embeddings": 80, "initializer_range": 0.5}
+    architecture = text_architecture(str(tiny / "text_encoder"), dropout=0.1) | {
+        "max_position_embeddings": 80,
+        "initializer_range": 0.5,
+    }
     torch.manual_seed(5)
     TextEncoder(architecture, 32).model.save_pretrained(folder)
     load_tokenizer(tiny / "text_encoder").save_pretrained(folder)
@@ -59,15 +68,31 @@ def sentence_encoder(tiny, tmp_path_factory) -> Path:
 
 
 def settings_of(name: str, pooling: str, teachers: list[Path], sentence_encoder: Path) -> list[str]:
-    settings = [f"pooling.name={pooling}", "pooling.num_heads=4", f"loss.name={name}", f"loss.sentence_encoder={sentence_encoder}"]
-    settings += ["text_encoder.dropout=0", "pooling.attention_dropout=0", "pooling.dropout=0", "loss.learnable_temperature=true"]
-    return settings + ([f"loss.teachers=[{teachers[0]}, {teachers[1]}]"] if name == "distillation" else [])
+    settings = [
+        f"pooling.name={pooling}",
+        "pooling.num_heads=4",
+        f"loss.name={name}",
+        f"loss.sentence_encoder={sentence_encoder}",
+    ]
+    settings += [
+        "text_encoder.dropout=0",
+        "pooling.attention_dropout=0",
+        "pooling.dropout=0",
+        "loss.learnable_temperature=true",
+    ]
+    return settings + (
+        [f"loss.teachers=[{teachers[0]}, {teachers[1]}]"] if name == "distillation" else []
+    )
 
 
 @pytest.mark.parametrize("pooling", ["mean", "tap", "transformer"])
 @pytest.mark.parametrize("name", LOSSES)
-def test_every_loss_is_learnt_with_every_pooling(tiny, pairs, teachers, sentence_encoder, name, pooling):
-    """On a batch that comes again and again the loss falls, and every parameter that is trained has a gradient."""
+def test_every_loss_is_learnt_with_every_pooling(
+    tiny, pairs, teachers, sentence_encoder, name, pooling
+):
+    """On a batch that comes again and again the loss falls, and every parameter that is trained has
+    a gradient.
+    """
     config = load_config(tiny / "tiny.yaml", settings_of(name, pooling, teachers, sentence_encoder))
     torch.manual_seed(0)
     model, objective = build_model(config), Objective(config.loss, pairs, CPU)
@@ -79,7 +104,11 @@ def test_every_loss_is_learnt_with_every_pooling(tiny, pairs, teachers, sentence
         loss = objective(model, model.score(text, frames, mask), batch["clips"], batch["pairs"])
         optimizer.zero_grad()
         loss.backward()
-        assert [name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.grad is None] == []
+        assert [
+            name
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad and parameter.grad is None
+        ] == []
         optimizer.step()
         losses.append(loss.item())
     # Soft targets leave a rest that no model removes; what is left to learn is the distance to it.
@@ -89,30 +118,66 @@ def test_every_loss_is_learnt_with_every_pooling(tiny, pairs, teachers, sentence
 @pytest.mark.parametrize("name", LOSSES)
 def test_every_loss_trains_from_a_configuration(tiny, tmp_path, teachers, sentence_encoder, name):
     settings = settings_of(name, "tap", teachers, sentence_encoder)
-    training.train(load_config(tiny / "tiny.yaml", [*settings, "train.max_steps=2", "evaluation.num_pictures=0", f"train.output={tmp_path}/run"]))
+    training.train(
+        load_config(
+            tiny / "tiny.yaml",
+            [
+                *settings,
+                "train.max_steps=2",
+                "evaluation.num_pictures=0",
+                f"train.output={tmp_path}/run",
+            ],
+        )
+    )
     losses = losses_of(tmp_path / "run")
     assert list(losses) == [1, 2] and all(np.isfinite(value) for value in losses.values())
     assert (tmp_path / "run" / "metrics.json").exists()
 
 
 def test_the_sigmoid_s_parameters_are_a_group_of_their_own_and_saved(tiny, tmp_path):
-    config = load_config(tiny / "tiny.yaml", ["loss.name=sigmoid", "loss.bias=-5", "evaluation.num_pictures=0", "train.max_steps=4"])
-    groups = {group["name"]: group for group in parameter_groups(build_model(config), config.optimizer.lr.model_dump())}
-    assert groups["loss"]["base_lr"] == 0.1 and {parameter.item() for parameter in groups["loss"]["params"]} == {1.0, -5.0}
-    training.train(config.model_copy(update={"train": config.train.model_copy(update={"output": str(tmp_path / "run")})}))
+    config = load_config(
+        tiny / "tiny.yaml",
+        ["loss.name=sigmoid", "loss.bias=-5", "evaluation.num_pictures=0", "train.max_steps=4"],
+    )
+    groups = {
+        group["name"]: group
+        for group in parameter_groups(build_model(config), config.optimizer.lr.model_dump())
+    }
+    assert groups["loss"]["base_lr"] == 0.1 and {
+        parameter.item() for parameter in groups["loss"]["params"]
+    } == {1.0, -5.0}
+    training.train(
+        config.model_copy(
+            update={"train": config.train.model_copy(update={"output": str(tmp_path / "run")})}
+        )
+    )
     saved = load_file(tmp_path / "run" / "last" / "model.safetensors")
-    assert saved["loss_parameters.bias"].item() != -5.0 and saved["loss_parameters.scale"].item() != 1.0
-    assert "loss" not in {group["name"] for group in parameter_groups(build_model(load_config(tiny / "tiny.yaml")), config.optimizer.lr.model_dump())}
+    assert (
+        saved["loss_parameters.bias"].item() != -5.0
+        and saved["loss_parameters.scale"].item() != 1.0
+    )
+    assert "loss" not in {
+        group["name"]
+        for group in parameter_groups(
+            build_model(load_config(tiny / "tiny.yaml")), config.optimizer.lr.model_dump()
+        )
+    }
 
 
 # --- teachers ---
 
 
 def test_a_batch_gets_the_mean_of_the_teachers_scores_of_its_captions_and_clips(pairs, teachers):
-    numbers, clips = torch.tensor([3, 20, 7]), torch.tensor([pairs.pairs[index][0] for index in (3, 20, 7)])
+    numbers, clips = (
+        torch.tensor([3, 20, 7]),
+        torch.tensor([pairs.pairs[index][0] for index in (3, 20, 7)]),
+    )
     found = TeacherScores([str(folder) for folder in teachers], pairs).block(numbers, clips)
     files = [np.load(folder / "scores.npy") for folder in teachers]
-    expected = [[np.mean([file[row, column] for file in files]) for column in clips.tolist()] for row in numbers.tolist()]
+    expected = [
+        [np.mean([file[row, column] for file in files]) for column in clips.tolist()]
+        for row in numbers.tolist()
+    ]
     assert np.abs(found.numpy() - np.array(expected)).max() < 1e-6
 
 
@@ -121,13 +186,17 @@ def test_a_student_of_perfect_teachers_learns_the_pairs(tiny, split, tmp_path):
     clips = [clip for clip, captions in enumerate(split.captions) for _ in captions]
     scores = np.eye(NUM_CLIPS, dtype=np.float32)[clips]
     write_teacher(tmp_path / "teacher", split, scores)
-    objective = Objective(loss_settings(tiny, f"loss.teachers=[{tmp_path}/teacher]"), PairDataset(split, 1, 0), CPU)
+    objective = Objective(
+        loss_settings(tiny, f"loss.teachers=[{tmp_path}/teacher]"), PairDataset(split, 1, 0), CPU
+    )
     model = build_model(load_config(tiny / "tiny.yaml"))
     numbers = torch.tensor([0, 5, 9, 14])
     batch_clips = torch.tensor(clips)[numbers]
     batch_scores = torch.rand(4, 4)
     found = objective(model, batch_scores, batch_clips, numbers)
-    assert found.item() == pytest.approx(nt_xent(batch_scores, torch.eye(4, dtype=torch.bool), 0.05).item(), rel=1e-5)
+    assert found.item() == pytest.approx(
+        nt_xent(batch_scores, torch.eye(4, dtype=torch.bool), 0.05).item(), rel=1e-5
+    )
 
 
 def test_distillation_and_supervised_loss_are_added_with_their_weights(tiny, pairs, teachers):
@@ -136,10 +205,14 @@ def test_distillation_and_supervised_loss_are_added_with_their_weights(tiny, pai
     clips = torch.tensor([pairs.pairs[index][0] for index in numbers])
 
     def loss(*overrides: str) -> float:
-        return Objective(loss_settings(tiny, f"loss.teachers=[{teachers[0]}]", *overrides), pairs, CPU)(model, scores, clips, numbers).item()
+        return Objective(
+            loss_settings(tiny, f"loss.teachers=[{teachers[0]}]", *overrides), pairs, CPU
+        )(model, scores, clips, numbers).item()
 
     supervised, distilled = loss("loss.loss_weight=1", "loss.distill_weight=0"), loss()
-    assert loss("loss.loss_weight=0.5", "loss.distill_weight=2") == pytest.approx(0.5 * supervised + 2 * distilled, rel=1e-6)
+    assert loss("loss.loss_weight=0.5", "loss.distill_weight=2") == pytest.approx(
+        0.5 * supervised + 2 * distilled, rel=1e-6
+    )
     triplet = loss("loss.loss_weight=1", "loss.distill_weight=0", "loss.supervised=triplet")
     assert triplet != pytest.approx(supervised, rel=1e-3)
 
@@ -150,14 +223,24 @@ def test_distillation_and_supervised_loss_are_added_with_their_weights(tiny, pai
         (["loss.name=distillation"], "distillation needs teachers"),
         (["loss.teachers=[a]"], "teachers have no effect with nt_xent"),
         (["loss.name=distillation", "loss.teachers=[a]", "loss.distill_weight=0"], "both 0"),
-        (["loss.name=distillation", "loss.teachers=[a]", "loss.supervised=distillation"], "not distillation itself"),
-        (["loss.name=distillation", "loss.teachers=[a]", "loss.supervised=nt_xnt"], "loss.supervised='nt_xnt' is unknown"),
+        (
+            ["loss.name=distillation", "loss.teachers=[a]", "loss.supervised=distillation"],
+            "not distillation itself",
+        ),
+        (
+            ["loss.name=distillation", "loss.teachers=[a]", "loss.supervised=nt_xnt"],
+            "loss.supervised='nt_xnt' is unknown",
+        ),
         (["loss.name=distillation", "loss.teachers=[a]"], "a"),
     ],
 )
-def test_a_distillation_that_cannot_be_is_refused_before_the_run_folder_is_made(tiny, tmp_path, overrides, message):
+def test_a_distillation_that_cannot_be_is_refused_before_the_run_folder_is_made(
+    tiny, tmp_path, overrides, message
+):
     with pytest.raises(UserError, match=message):
-        training.train(load_config(tiny / "tiny.yaml", [*overrides, f"train.output={tmp_path}/run"]))
+        training.train(
+            load_config(tiny / "tiny.yaml", [*overrides, f"train.output={tmp_path}/run"])
+        )
     assert not (tmp_path / "run").exists()
 
 
@@ -165,7 +248,11 @@ def test_teachers_of_another_corpus_are_refused(tiny, tmp_path):
     validation = open_cache(tiny / "cache").split("validation")
     write_teacher(tmp_path / "teacher", validation, np.zeros((16, 8), np.float32))
     with pytest.raises(UserError, match=str(tmp_path / "teacher")):
-        settings = ["loss.name=distillation", f"loss.teachers=[{tmp_path}/teacher]", f"train.output={tmp_path}/run"]
+        settings = [
+            "loss.name=distillation",
+            f"loss.teachers=[{tmp_path}/teacher]",
+            f"train.output={tmp_path}/run",
+        ]
         training.train(load_config(tiny / "tiny.yaml", settings))
 
 
@@ -173,7 +260,12 @@ def test_a_run_is_not_resumed_with_other_teachers(tiny, split, teachers, tmp_pat
     for name in ("scores.npy", "scores.json"):
         (tmp_path / "teacher").mkdir(exist_ok=True)
         shutil.copy(teachers[0] / name, tmp_path / "teacher")
-    settings = ["loss.name=distillation", f"loss.teachers=[{tmp_path}/teacher]", f"train.output={tmp_path}/run", "evaluation.num_pictures=0"]
+    settings = [
+        "loss.name=distillation",
+        f"loss.teachers=[{tmp_path}/teacher]",
+        f"train.output={tmp_path}/run",
+        "evaluation.num_pictures=0",
+    ]
     run = [tiny / "tiny.yaml", settings]
 
     def interrupted(*_):
@@ -193,14 +285,23 @@ def test_a_run_is_not_resumed_with_other_teachers(tiny, split, teachers, tmp_pat
 
 def test_several_corpora_have_no_teachers(tiny, teachers, tmp_path):
     other = write_cache(tmp_path / "other", {"development": 4})
-    settings = ["loss.name=distillation", f"loss.teachers=[{teachers[0]}]", f"train.caches=[{tiny}/cache, {other}]", f"train.output={tmp_path}/run"]
+    settings = [
+        "loss.name=distillation",
+        f"loss.teachers=[{teachers[0]}]",
+        f"train.caches=[{tiny}/cache, {other}]",
+        f"train.output={tmp_path}/run",
+    ]
     with pytest.raises(UserError, match="several train.caches: teachers score one cache"):
         training.train(load_config(tiny / "tiny.yaml", settings))
 
 
 def test_a_learnt_temperature_that_crossed_zero_counts_by_its_size(tiny, pairs):
     config = load_config(tiny / "tiny.yaml", ["loss.learnable_temperature=true"])
-    model, objective, scores = build_model(config), Objective(config.loss, pairs, CPU), torch.rand(3, 3)
+    model, objective, scores = (
+        build_model(config),
+        Objective(config.loss, pairs, CPU),
+        torch.rand(3, 3),
+    )
     values = []
     for temperature in (0.05, -0.05, 0.2):
         model.temperature.data.fill_(temperature)
@@ -215,15 +316,29 @@ def test_a_copy_of_a_teacher_is_refused(pairs, teachers, tmp_path):
 
 
 def test_a_teacher_may_hear_another_sample_rate(tiny, teachers, tmp_path):
-    """Clips and captions of one name, in a cache of another rate and of other lengths in samples."""
-    other = open_cache(write_cache(tmp_path / "other", {"development": 12}, seed=3, sample_rate=8_000)).split("development")
-    assert other.num_samples.tolist() != open_cache(tiny / "cache").split("development").num_samples.tolist()
+    """Clips and captions of one name, in a cache of another rate and of other lengths in
+    samples.
+    """
+    other = open_cache(
+        write_cache(tmp_path / "other", {"development": 12}, seed=3, sample_rate=8_000)
+    ).split("development")
+    assert (
+        other.num_samples.tolist()
+        != open_cache(tiny / "cache").split("development").num_samples.tolist()
+    )
     TeacherScores([str(teachers[0])], PairDataset(other, 16_000, seed=0))
 
 
 def test_mixed_clips_have_no_targets(tiny, teachers, tmp_path):
-    settings = ["loss.name=distillation", f"loss.teachers=[{teachers[0]}]", "augmentation.mix_probability=0.5", f"train.output={tmp_path}/run"]
-    with pytest.raises(UserError, match="no target for mixed clips; set augmentation.mix_probability=0"):
+    settings = [
+        "loss.name=distillation",
+        f"loss.teachers=[{teachers[0]}]",
+        "augmentation.mix_probability=0.5",
+        f"train.output={tmp_path}/run",
+    ]
+    with pytest.raises(
+        UserError, match="no target for mixed clips; set augmentation.mix_probability=0"
+    ):
         training.train(load_config(tiny / "tiny.yaml", settings))
 
 
@@ -236,42 +351,72 @@ def test_caption_similarity_is_that_of_the_sentence_encoder(tiny, pairs, sentenc
     encoder.load_pretrained(str(sentence_encoder))
     tokenizer = load_tokenizer(sentence_encoder)
     numbers = torch.tensor([2, 2, 11])
-    tokens = [tokenizer(pairs.captions[index], return_tensors="pt") for index in numbers]  # capitals and full stops are kept
+    # capitals and full stops are kept
+    tokens = [tokenizer(pairs.captions[index], return_tensors="pt") for index in numbers]
     with torch.no_grad():
         vectors = torch.cat([encoder.model(**each).last_hidden_state[:, 0] for each in tokens])
-    assert len(tokens[0]["input_ids"][0]) > len(tokenizer(normalise_caption(pairs.captions[2]))["input_ids"])
+    assert len(tokens[0]["input_ids"][0]) > len(
+        tokenizer(normalise_caption(pairs.captions[2]))["input_ids"]
+    )
     expected = torch.nn.functional.cosine_similarity(vectors[:, None], vectors[None], dim=-1)
     assert (similarity.block(numbers) - expected).abs().max() < 1e-5 and expected[0, 2] < 0.999
-    objective = Objective(load_config(tiny / "tiny.yaml", ["loss.name=listnet", f"loss.sentence_encoder={sentence_encoder}"]).loss, pairs, CPU)
+    objective = Objective(
+        load_config(
+            tiny / "tiny.yaml", ["loss.name=listnet", f"loss.sentence_encoder={sentence_encoder}"]
+        ).loss,
+        pairs,
+        CPU,
+    )
     scores = torch.rand(3, 3)
-    found = objective(build_model(load_config(tiny / "tiny.yaml")), scores, torch.tensor([1, 1, 5]), numbers)
-    assert found.item() == pytest.approx(listnet(scores, torch.eye(3, dtype=torch.bool), 0.05, expected).item(), rel=1e-5)
+    found = objective(
+        build_model(load_config(tiny / "tiny.yaml")), scores, torch.tensor([1, 1, 5]), numbers
+    )
+    assert found.item() == pytest.approx(
+        listnet(scores, torch.eye(3, dtype=torch.bool), 0.05, expected).item(), rel=1e-5
+    )
 
 
 def test_an_absent_sentence_encoder_is_named(tiny, tmp_path):
     with pytest.raises(UserError, match="no/such/encoder"):
-        settings = ["loss.name=listnet", "loss.sentence_encoder=no/such/encoder", f"train.output={tmp_path}/run"]
+        settings = [
+            "loss.name=listnet",
+            "loss.sentence_encoder=no/such/encoder",
+            f"train.output={tmp_path}/run",
+        ]
         training.train(load_config(tiny / "tiny.yaml", settings))
 
 
 def test_the_error_of_a_sentence_encoder_names_its_own_setting(tiny, tmp_path):
     with pytest.raises(UserError) as error:
         CaptionSimilarity("nobody/no-such-encoder", ["A caption."], CPU)
-    assert str(error.value).startswith("loss.sentence_encoder: ") and "set loss.sentence_encoder=weights/no-such-encoder" in str(error.value)
+    assert str(error.value).startswith(
+        "loss.sentence_encoder: "
+    ) and "set loss.sentence_encoder=weights/no-such-encoder" in str(error.value)
     assert "text_encoder.name" not in str(error.value)
 
 
-def test_a_sentence_encoder_with_few_positions_reads_as_much_as_it_can(tiny, tmp_path, sentence_encoder):
+def test_a_sentence_encoder_with_few_positions_reads_as_much_as_it_can(
+    tiny, tmp_path, sentence_encoder
+):
     """tiny.yaml's own has positions for 38 tokens."""
     folder = tmp_path / "short"
-    TextEncoder(text_architecture(str(tiny / "text_encoder"), dropout=0.1), 32).model.save_pretrained(folder)
+    TextEncoder(
+        text_architecture(str(tiny / "text_encoder"), dropout=0.1), 32
+    ).model.save_pretrained(folder)
     load_tokenizer(tiny / "text_encoder").save_pretrained(folder)
     assert CaptionSimilarity(str(folder), ["tone " * 100, "note"], CPU).embeddings.isfinite().all()
 
 
 def write_teacher(folder: Path, split, scores: np.ndarray) -> None:
-    write_scores(folder, [(torch.arange(len(split)), torch.from_numpy(scores))], split, {"checkpoint": "test"})
-    assert json.loads((folder / "scores.json").read_text())["captions_fingerprint"] == captions_fingerprint(split)
+    write_scores(
+        folder,
+        [(torch.arange(len(split)), torch.from_numpy(scores))],
+        split,
+        {"checkpoint": "test"},
+    )
+    assert json.loads((folder / "scores.json").read_text())[
+        "captions_fingerprint"
+    ] == captions_fingerprint(split)
 
 
 def loss_settings(tiny: Path, *overrides: str):

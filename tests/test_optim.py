@@ -12,7 +12,13 @@ from retrieval.optim import learning_rate, parameter_groups, set_learning_rates
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "lr.npz")
 DEFAULT = ScheduleConfig().model_dump()
-RATES = {"audio_encoder": 4e-6, "text_encoder": 2e-5, "audio_projection": 3e-5, "text_projection": 4e-5, "pooling": 5e-5}
+RATES = {
+    "audio_encoder": 4e-6,
+    "text_encoder": 2e-5,
+    "audio_projection": 3e-5,
+    "text_projection": 4e-5,
+    "pooling": 5e-5,
+}
 
 
 class Model(nn.Module):
@@ -42,10 +48,14 @@ class Model(nn.Module):
     ],
 )
 def test_learning_rates_equal_the_reference(name: str, settings: dict):
-    found = [[learning_rate(epoch, base, **(DEFAULT | settings)) for base in GOLDEN["base_lrs"]] for epoch in GOLDEN["epochs"]]
+    found = [
+        [learning_rate(epoch, base, **(DEFAULT | settings)) for base in GOLDEN["base_lrs"]]
+        for epoch in GOLDEN["epochs"]
+    ]
     np.testing.assert_allclose(found, GOLDEN[name], rtol=1e-9, atol=0)
     others = [other for other in ("cosine", "linear", "step_2_0.5") if other != name]
-    assert all(not np.allclose(found, GOLDEN[other], rtol=1e-3, atol=0) for other in others)  # negative control
+    # negative control
+    assert all(not np.allclose(found, GOLDEN[other], rtol=1e-3, atol=0) for other in others)
 
 
 def test_learning_rate_at_every_step_equals_the_reference():
@@ -85,10 +95,19 @@ def test_each_trainable_parameter_is_in_one_group():
     model = Model()
     model.text_projection.bias.requires_grad_(False)
     groups = parameter_groups(model, RATES)
-    assert [(group["name"], group["lr"], group["base_lr"]) for group in groups] == [(name, rate, rate) for name, rate in RATES.items()]
+    assert [(group["name"], group["lr"], group["base_lr"]) for group in groups] == [
+        (name, rate, rate) for name, rate in RATES.items()
+    ]
     names = {parameter: name for name, parameter in model.named_parameters()}
-    assert {group["name"]: [names[parameter] for parameter in group["params"]] for group in groups} == {
-        "audio_encoder": ["audio_encoder.0.weight", "audio_encoder.0.bias", "audio_encoder.1.weight", "audio_encoder.1.bias"],
+    assert {
+        group["name"]: [names[parameter] for parameter in group["params"]] for group in groups
+    } == {
+        "audio_encoder": [
+            "audio_encoder.0.weight",
+            "audio_encoder.0.bias",
+            "audio_encoder.1.weight",
+            "audio_encoder.1.bias",
+        ],
         "text_encoder": ["text_encoder.weight", "text_encoder.bias"],
         "audio_projection": ["temperature", "audio_projection.weight", "audio_projection.bias"],
         "text_projection": ["text_projection.weight"],
@@ -97,7 +116,9 @@ def test_each_trainable_parameter_is_in_one_group():
 
 
 def test_groups_without_parameters_are_left_out():
-    assert [group["name"] for group in parameter_groups(Model(pooling=False), RATES)] == list(RATES)[:4]
+    assert [group["name"] for group in parameter_groups(Model(pooling=False), RATES)] == list(
+        RATES
+    )[:4]
 
 
 def test_weights_shared_within_a_group_are_listed_once():
@@ -116,10 +137,18 @@ def test_parameter_in_no_group_is_named():
 def test_parameter_in_two_groups_is_named():
     model = Model()
     model.text_projection.weight = model.audio_projection.weight
-    with pytest.raises(ValueError, match=r"text_projection.weight is in two groups, audio_projection \(as audio_projection.weight\) and"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"text_projection.weight is in two groups, audio_projection \(as"
+            r" audio_projection.weight\) and"
+        ),
+    ):
         parameter_groups(model, RATES)
 
 
 def test_group_without_a_learning_rate_is_named():
-    with pytest.raises(ValueError, match="parameter pooling.weight is in group pooling, which has no learning rate"):
+    with pytest.raises(
+        ValueError, match="parameter pooling.weight is in group pooling, which has no learning rate"
+    ):
         parameter_groups(Model(), {name: rate for name, rate in RATES.items() if name != "pooling"})

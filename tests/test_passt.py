@@ -1,4 +1,5 @@
-"""PaSST against golden numbers of the reference; patchout; official weights of the four variants; bad input.
+"""PaSST against golden numbers of the reference; patchout; official weights of the four variants;
+bad input.
 
 Letters: W windows, S samples, T frames, E = embed_dim.
 """
@@ -19,7 +20,12 @@ GOLDEN = Path(__file__).parent / "golden"
 SMALL = np.load(GOLDEN / "passt_mn_small.npz")
 SMALL_SHAPES = json.loads((GOLDEN / "passt_mn_small.json").read_text())["passt_small"]["state_dict"]
 FULL = json.loads((GOLDEN / "passt_effat_shapes.json").read_text())
-FULL_OF = {Passt: FULL["passt (default branch)"], PasstS: FULL["passt_s"], Passt20: FULL["passt_20"], PasstL: FULL["passt_l"]}
+FULL_OF = {
+    Passt: FULL["passt (default branch)"],
+    PasstS: FULL["passt_s"],
+    Passt20: FULL["passt_20"],
+    PasstL: FULL["passt_l"],
+}
 TINY = {"embed_dim": 8, "depth": 1, "num_heads": 2}
 SECOND = 32_000
 
@@ -29,8 +35,15 @@ both_outputs = pytest.mark.parametrize("sequence", [True, False], ids=["sequence
 
 def small_encoder(**settings) -> Passt:
     encoder = Passt(embed_dim=48, depth=2, num_heads=4, **settings).eval()
-    encoder.head[1], encoder.head_dist = nn.Linear(48, 10), nn.Linear(48, 10)  # the golden encoder knows ten classes
-    weights = formulas.params(SMALL_SHAPES, "Q", scale=0.15, ln_scale=0.1, is_norm=lambda key: "norm" in key or key.startswith("head.0."))
+    # the golden encoder knows ten classes
+    encoder.head[1], encoder.head_dist = nn.Linear(48, 10), nn.Linear(48, 10)
+    weights = formulas.params(
+        SMALL_SHAPES,
+        "Q",
+        scale=0.15,
+        ln_scale=0.1,
+        is_norm=lambda key: "norm" in key or key.startswith("head.0."),
+    )
     encoder.load_state_dict({key: torch.from_numpy(value) for key, value in weights.items()})
     return encoder
 
@@ -41,7 +54,9 @@ def two_windows() -> torch.Tensor:
 
 
 def some_audio(seconds: float, num_windows: int = 1) -> torch.Tensor:
-    return torch.from_numpy(formulas.noise("passt", num_windows * int(seconds * SECOND), 0.1)).view(num_windows, -1)
+    return torch.from_numpy(formulas.noise("passt", num_windows * int(seconds * SECOND), 0.1)).view(
+        num_windows, -1
+    )
 
 
 def largest_difference(found: torch.Tensor, golden: np.ndarray) -> float:
@@ -50,10 +65,17 @@ def largest_difference(found: torch.Tensor, golden: np.ndarray) -> float:
 
 
 def sequence_difference(encoder: Passt) -> float:
-    """Over both windows; the golden grid is 8 rows by T columns, and every fifth column of the second window."""
+    """Over both windows; the golden grid is 8 rows by T columns, and every fifth column of the
+    second window.
+    """
     first, second = encoder(two_windows())
-    golden_first, golden_second = SMALL["passt.seq_item0"].mean(axis=0), SMALL["passt.seq_item1_every5"].mean(axis=0)
-    return max(largest_difference(first, golden_first), largest_difference(second[::5], golden_second))
+    golden_first, golden_second = (
+        SMALL["passt.seq_item0"].mean(axis=0),
+        SMALL["passt.seq_item1_every5"].mean(axis=0),
+    )
+    return max(
+        largest_difference(first, golden_first), largest_difference(second[::5], golden_second)
+    )
 
 
 # --- against the reference ---
@@ -96,14 +118,21 @@ def test_full_size_is_that_of_the_official_model(variant: type[Passt]):
     assert sum(parameter.numel() for parameter in encoder.parameters()) == golden["n_params"]
     assert len(state) == golden["keys"]
     tables = {key: golden[key] for key in ("time_new_pos_embed", "freq_new_pos_embed")}
-    expected = {key: shape for key, shape in FULL["passt_default_state_dict"].items() if key in state} | tables
+    expected = {
+        key: shape for key, shape in FULL["passt_default_state_dict"].items() if key in state
+    } | tables
     assert {key: list(value.shape) for key, value in state.items()} == expected
     assert encoder.num_frames(golden["input_tdim"] * 320) == golden["outputs"][2][2]
     assert variant.name in golden["arch"] or variant is Passt
 
 
 def test_parameter_counts_are_the_published_ones():
-    assert [FULL_OF[variant]["n_params"] for variant in VARIANTS] == [86_122_270, 86_153_758, 86_231_326, 50_714_398]
+    assert [FULL_OF[variant]["n_params"] for variant in VARIANTS] == [
+        86_122_270,
+        86_153_758,
+        86_231_326,
+        50_714_398,
+    ]
 
 
 # --- windows ---
@@ -123,7 +152,9 @@ def test_parameter_counts_are_the_published_ones():
         (Passt20, 644_800, 200),
     ],
 )
-def test_num_frames_is_what_forward_gives(variant: type[Passt], num_samples: int, num_frames: int, sequence: bool):
+def test_num_frames_is_what_forward_gives(
+    variant: type[Passt], num_samples: int, num_frames: int, sequence: bool
+):
     encoder = variant(**TINY, sequence=sequence, patchout_time=0)
     num_frames = num_frames if sequence else 1
     for training in (True, False):
@@ -131,19 +162,35 @@ def test_num_frames_is_what_forward_gives(variant: type[Passt], num_samples: int
     assert encoder.num_frames(num_samples) == num_frames
 
 
-@pytest.mark.parametrize(("variant", "num_samples"), [(Passt, 0), (Passt, 4_800), (Passt, 322_241), (PasstS, 321_601), (Passt20, 644_801)])
-def test_windows_beyond_the_position_table_or_too_short_are_refused(variant: type[Passt], num_samples: int):
+@pytest.mark.parametrize(
+    ("variant", "num_samples"),
+    [(Passt, 0), (Passt, 4_800), (Passt, 322_241), (PasstS, 321_601), (Passt20, 644_801)],
+)
+def test_windows_beyond_the_position_table_or_too_short_are_refused(
+    variant: type[Passt], num_samples: int
+):
     longest = 20 if variant is Passt20 else 10
-    with pytest.raises(UserError, match=f"a window of {num_samples} samples.*set audio_encoder.window_seconds .* to 0.16 to {longest}$"):
+    with pytest.raises(
+        UserError,
+        match=(
+            f"a window of {num_samples} samples.*set audio_encoder.window_seconds .* to 0.16 to"
+            f" {longest}$"
+        ),
+    ):
         variant(**TINY, patchout_time=0)(torch.zeros(1, num_samples))
 
 
 def test_patchout_that_leaves_nothing_is_refused():
-    with pytest.raises(UserError, match=r"patchout_time=15 leaves nothing of .*12 columns of patches; set it below 12"):
+    with pytest.raises(
+        UserError,
+        match=r"patchout_time=15 leaves nothing of .*12 columns of patches; set it below 12",
+    ):
         Passt(**TINY).num_frames(2 * SECOND)
     for variant, rows in ((Passt, 8), (PasstS, 12)):
         variant(**TINY, patchout_frequency=rows - 1)
-        with pytest.raises(UserError, match=f"patchout_frequency={rows} leaves nothing of {rows} rows"):
+        with pytest.raises(
+            UserError, match=f"patchout_frequency={rows} leaves nothing of {rows} rows"
+        ):
             variant(**TINY, patchout_frequency=rows)
 
 
@@ -153,7 +200,9 @@ def test_heads_must_divide_the_embedding():
 
 
 def test_short_windows_take_the_first_positions_and_in_training_any_that_follow_each_other():
-    encoder = PasstS(**{**TINY, "depth": 0}, patchout_time=0, patchout_frequency=0, mel_jitter=False)
+    encoder = PasstS(
+        **{**TINY, "depth": 0}, patchout_time=0, patchout_frequency=0, mel_jitter=False
+    )
     nn.init.normal_(encoder.time_new_pos_embed)
     audio = some_audio(2)
     with torch.no_grad():
@@ -167,7 +216,10 @@ def test_short_windows_take_the_first_positions_and_in_training_any_that_follow_
         encoder.train()
         torch.manual_seed(1)
         drawn = [encoder(audio) for _ in range(40)]
-        starts = {next(start for start, frames in enumerate(shifted) if torch.equal(found, frames)) for found in drawn}
+        starts = {
+            next(start for start, frames in enumerate(shifted) if torch.equal(found, frames))
+            for found in drawn
+        }
     assert torch.equal(expected, shifted[0])
     assert len(starts) > 10
 
@@ -177,7 +229,9 @@ def test_short_windows_take_the_first_positions_and_in_training_any_that_follow_
 
 def tokens_seen(encoder: Passt, audio: torch.Tensor) -> int:
     lengths = []
-    handle = encoder.blocks[0].register_forward_hook(lambda module, inputs, output: lengths.append(inputs[0].shape[1]))
+    handle = encoder.blocks[0].register_forward_hook(
+        lambda module, inputs, output: lengths.append(inputs[0].shape[1])
+    )
     encoder(audio)
     handle.remove()
     return lengths[0]
@@ -200,7 +254,8 @@ def test_a_column_left_out_takes_the_frame_of_the_last_kept_one():
 
 
 def test_frames_stay_at_their_time_in_training():
-    encoder = Passt(embed_dim=8, depth=0, num_heads=2, patchout_frequency=0, mel_jitter=False)  # no block: a column sees itself alone
+    # no block: a column sees itself alone
+    encoder = Passt(embed_dim=8, depth=0, num_heads=2, patchout_frequency=0, mel_jitter=False)
     audio = some_audio(10)
     with torch.no_grad():
         frames, all_frames = encoder.train()(audio)[0], encoder.eval()(audio)[0]
@@ -230,9 +285,22 @@ def test_training_is_random_from_the_global_generator_and_evaluation_is_not(sequ
 def test_every_trainable_parameter_gets_a_gradient(sequence: bool):
     encoder = Passt(**{**TINY, "depth": 2}, sequence=sequence).train()
     encoder(some_audio(10, 2)).square().sum().backward()
-    without = [name for name, parameter in encoder.named_parameters() if parameter.grad is None or not parameter.grad.any()]
-    assert without == [name for name, parameter in encoder.named_parameters() if not parameter.requires_grad]
-    assert without == ["head.0.weight", "head.0.bias", "head.1.weight", "head.1.bias", "head_dist.weight", "head_dist.bias"]
+    without = [
+        name
+        for name, parameter in encoder.named_parameters()
+        if parameter.grad is None or not parameter.grad.any()
+    ]
+    assert without == [
+        name for name, parameter in encoder.named_parameters() if not parameter.requires_grad
+    ]
+    assert without == [
+        "head.0.weight",
+        "head.0.bias",
+        "head.1.weight",
+        "head.1.bias",
+        "head_dist.weight",
+        "head_dist.bias",
+    ]
 
 
 def test_mel_jitter_can_be_turned_off():
@@ -266,7 +334,10 @@ def test_a_window_does_not_see_its_neighbours():
 
 @both_outputs
 def test_bf16_autocast_stays_near_float32(sequence: bool):
-    encoder, audio = Passt(embed_dim=48, depth=2, num_heads=4, sequence=sequence).eval(), some_audio(10)
+    encoder, audio = (
+        Passt(embed_dim=48, depth=2, num_heads=4, sequence=sequence).eval(),
+        some_audio(10),
+    )
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = encoder(audio)
         encoder.train()(audio).sum().backward()
@@ -287,7 +358,12 @@ def test_silence_gives_finite_features():
         lambda state: state,
         lambda state: {"model": state},
         lambda state: {"state_dict": state, "epoch": 3},
-        lambda state: {"state_dict": {f"net.{key}": value for key, value in state.items()} | {"net_swa.norm.weight": torch.zeros(8)}},
+        lambda state: {
+            "state_dict": (
+                {f"net.{key}": value for key, value in state.items()}
+                | {"net_swa.norm.weight": torch.zeros(8)}
+            )
+        },
     ],
     ids="plain model state_dict net".split(),
 )
@@ -320,27 +396,62 @@ def passt_l_sized() -> dict:
         (lambda p, state: p.write_text("<html>404</html>"), "truncated or no PyTorch checkpoint"),
         (lambda p, state: save(state, p, keep=5000), "truncated or no PyTorch checkpoint"),
         (lambda p, state: save([1, 2], p), 'no "state_dict", no "model" and no tensors by name'),
-        (lambda p, state: save({"epoch": 3}, p), 'no "state_dict", no "model" and no tensors by name'),
-        (lambda p, state: save({"fc.weight": torch.zeros(3)}, p), r"lacks cls_token, .* of passt_s with embed_dim 8, depth 1"),
-        (lambda p, state: save(without(state, "head_dist"), p), "lacks head_dist.weight, head_dist.bias of passt_s"),
-        (lambda p, state: save(state | {"cls": torch.zeros(3)}, p), "has cls, which passt_s .* has not"),
-        (lambda p, state: save(PasstS(8, 2, 2).state_dict(), p), "has blocks.1.norm1.weight, .* set audio_encoder.embed_dim and audio_encoder.depth"),
-        (lambda p, state: save(PasstS(16, 1, 2).state_dict(), p), r"cls_token \[1, 1, 16\] for \[1, 1, 8\], .*set audio_encoder.embed_dim"),
-        (lambda p, state: save(state | {"time_new_pos_embed": torch.zeros(99)}, p), r"time_new_pos_embed \[99\] for \[1, 8, 1, 99\]"),
-        (lambda p, state: save(Passt(**TINY).state_dict(), p), "table of 62 frames .*passt_s has 99 and 1: set audio_encoder.name=passt$"),
-        (lambda p, state: save(Passt20(**TINY).state_dict(), p), "table of 200 frames .*: set audio_encoder.name=passt_20$"),
-        (lambda p, state: save(passt_l_sized(), p), "99 frames and depth 7; passt_s has 99 and 1: set audio_encoder.name=passt_l$"),
+        (
+            lambda p, state: save({"epoch": 3}, p),
+            'no "state_dict", no "model" and no tensors by name',
+        ),
+        (
+            lambda p, state: save({"fc.weight": torch.zeros(3)}, p),
+            r"lacks cls_token, .* of passt_s with embed_dim 8, depth 1",
+        ),
+        (
+            lambda p, state: save(without(state, "head_dist"), p),
+            "lacks head_dist.weight, head_dist.bias of passt_s",
+        ),
+        (
+            lambda p, state: save(state | {"cls": torch.zeros(3)}, p),
+            "has cls, which passt_s .* has not",
+        ),
+        (
+            lambda p, state: save(PasstS(8, 2, 2).state_dict(), p),
+            "has blocks.1.norm1.weight, .* set audio_encoder.embed_dim and audio_encoder.depth",
+        ),
+        (
+            lambda p, state: save(PasstS(16, 1, 2).state_dict(), p),
+            r"cls_token \[1, 1, 16\] for \[1, 1, 8\], .*set audio_encoder.embed_dim",
+        ),
+        (
+            lambda p, state: save(state | {"time_new_pos_embed": torch.zeros(99)}, p),
+            r"time_new_pos_embed \[99\] for \[1, 8, 1, 99\]",
+        ),
+        (
+            lambda p, state: save(Passt(**TINY).state_dict(), p),
+            "table of 62 frames .*passt_s has 99 and 1: set audio_encoder.name=passt$",
+        ),
+        (
+            lambda p, state: save(Passt20(**TINY).state_dict(), p),
+            "table of 200 frames .*: set audio_encoder.name=passt_20$",
+        ),
+        (
+            lambda p, state: save(passt_l_sized(), p),
+            "99 frames and depth 7; passt_s has 99 and 1: set audio_encoder.name=passt_l$",
+        ),
         (
             lambda p, state: save(state | {"time_new_pos_embed": torch.zeros(1, 8, 1, 82)}, p),
-            "table of 82 frames .*, and no variant here has such a table: use official weights of passt, passt_s, passt_20, passt_l$",
+            (
+                "table of 82 frames .*, and no variant here has such a table: use official weights"
+                " of passt, passt_s, passt_20, passt_l$"
+            ),
         ),
     ],
     ids=(
-        "absent folder html truncated list no_tensor another_network missing_key extra_key deeper other_size flat_table "
-        "stride_16 seconds_20 passt_l unknown_table"
+        "absent folder html truncated list no_tensor another_network missing_key extra_key deeper"
+        " other_size flat_table stride_16 seconds_20 passt_l unknown_table"
     ).split(),
 )
-def test_weights_that_do_not_fit_end_in_one_line_and_change_nothing(tmp_path: Path, make, message: str):
+def test_weights_that_do_not_fit_end_in_one_line_and_change_nothing(
+    tmp_path: Path, make, message: str
+):
     path, encoder = tmp_path / "weights.pt", PasstS(**TINY)
     make(path, PasstS(**TINY).state_dict())
     before = {key: value.clone() for key, value in encoder.state_dict().items()}

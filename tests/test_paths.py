@@ -22,8 +22,15 @@ from retrieval.search import __main__ as search
 
 NO_PATHS = {"audio_encoder.name", "loss.name", "loss.supervised"}
 FOLDERS = ("retrieval", "data_prep", "benchmarks")
-COMMANDS = [ROOT / "train.py", ROOT / "evaluate.py", *sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))]
-NEEDED = {"loss.teachers": ["loss.name=distillation"], "data.frame_cache": ["audio_encoder.frozen=true"]}  # by these settings
+COMMANDS = [
+    ROOT / "train.py",
+    ROOT / "evaluate.py",
+    *sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")),
+]
+NEEDED = {
+    "loss.teachers": ["loss.name=distillation"],
+    "data.frame_cache": ["audio_encoder.frozen=true"],
+}  # by these settings
 METAVARS = {"DIR", "FILE", "PATH", "FOLDER", "ROOT", "CSV"}
 
 
@@ -69,7 +76,14 @@ def settings_that_hold_a_path() -> list[str]:
 
 
 def test_the_settings_that_hold_a_path_are_found():
-    assert {"data.cache", "data.frame_cache", "train.output", "train.init_from", "train.caches", "loss.teachers"} < set(settings_that_hold_a_path())
+    assert {
+        "data.cache",
+        "data.frame_cache",
+        "train.output",
+        "train.init_from",
+        "train.caches",
+        "loss.teachers",
+    } < set(settings_that_hold_a_path())
 
 
 @pytest.mark.parametrize("name", settings_that_hold_a_path())
@@ -79,19 +93,25 @@ def test_every_path_of_the_settings(home, name, place):
     value = ["~/a", "~/b"] if many else "~/a"
     expected = [f"{home}/a", f"{home}/b"] if many else f"{home}/a"
     section, key = name.split(".")
-    overrides = NEEDED.get(name, []) + ([f"{name}=[~/a, ~/b]" if many else f"{name}=~/a"] if place == "override" else [])
+    overrides = NEEDED.get(name, []) + (
+        [f"{name}=[~/a, ~/b]" if many else f"{name}=~/a"] if place == "override" else []
+    )
     settings = {section: {key: value}} if place == "YAML" else {}
     (home / "x.yaml").write_text(yaml.safe_dump(settings))
     assert value_of(load_config(home / "x.yaml", overrides), name) == expected
     wrong = f"{name}=[~nobody_of_that_name/a]" if many else f"{name}=~nobody_of_that_name/a"
-    with pytest.raises(UserError, match=rf"{name}.*~nobody_of_that_name is no user's home folder") as caught:
+    with pytest.raises(
+        UserError, match=rf"{name}.*~nobody_of_that_name is no user's home folder"
+    ) as caught:
         load_config(home / "x.yaml", [wrong])
     assert "\n" not in str(caught.value)
 
 
 def test_config_yaml_holds_the_expanded_path(home):
     """It means the same to another user, who evaluates the run."""
-    (home / "x.yaml").write_text("data: {cache: ~/cache}\ntrain: {caches: [~/a, data/b], output: ~/runs/x}")
+    (home / "x.yaml").write_text(
+        "data: {cache: ~/cache}\ntrain: {caches: [~/a, data/b], output: ~/runs/x}"
+    )
     config = load_config(home / "x.yaml")
     assert (config.data.cache, config.train.output) == (f"{home}/cache", f"{home}/runs/x")
     assert config.train.caches == [f"{home}/a", "data/b"]
@@ -104,7 +124,9 @@ def test_two_spellings_of_one_folder_are_one(home):
 
 
 def test_every_option_that_names_a_file_has_the_type_of_paths():
-    """type=Path, which OneLineParser expands, or the search's own, which does so too; and no other parser is used."""
+    """type=Path, which OneLineParser expands, or the search's own, which does so too; and no other
+    parser is used.
+    """
     found, wrong = 0, []
     for path in COMMANDS:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -123,9 +145,15 @@ def test_every_option_that_names_a_file_has_the_type_of_paths():
 
 
 def test_commands_take_a_path_below_the_home_folder(home):
-    assert f"config {home}/y.yaml does not exist" in mistake(lambda: train.main(["--config", "~/y.yaml"]))
-    assert f"{home}/absent" in mistake(lambda: parse_arguments(["--checkpoint", "~/absent", "--cache", "~/cache"], ""))
-    assert f"{home}/absent" in mistake(lambda: search.main(["query", "a dog", "--index", "~/absent"]))
+    assert f"config {home}/y.yaml does not exist" in mistake(
+        lambda: train.main(["--config", "~/y.yaml"])
+    )
+    assert f"{home}/absent" in mistake(
+        lambda: parse_arguments(["--checkpoint", "~/absent", "--cache", "~/cache"], "")
+    )
+    assert f"{home}/absent" in mistake(
+        lambda: search.main(["query", "a dog", "--index", "~/absent"])
+    )
     assert f"{home}/absent" in mistake(lambda: build_clotho.main(["--root", "~/absent"]))
     assert models_of_groups(["a=~/b,c"], "evaluation") == {"a": [home / "b", Path("c")]}
     assert not Path("~").exists()
@@ -146,7 +174,10 @@ def parser() -> OneLineParser:
     [
         (["--config", "a", "--config", "b"], "--config: given twice, a and b"),
         (["--config=a", "rest", "--conf", "a"], "--conf"),
-        (["--config", "a", "--ids", "1", "2", "--ids", "3"], "--ids: given twice, 1 2 and 3; give all values after one"),
+        (
+            ["--config", "a", "--ids", "1", "2", "--ids", "3"],
+            "--ids: given twice, 1 2 and 3; give all values after one",
+        ),
     ],
 )
 def test_an_option_given_twice_is_refused(capsys, arguments, named):
@@ -158,13 +189,33 @@ def test_an_option_given_twice_is_refused(capsys, arguments, named):
 def test_options_that_may_be_repeated_stay_so(home):
     made = parser()
     for _ in range(2):  # a parser that is used twice has forgotten
-        found = made.parse_intermixed_args(["--quiet", "--config", "~/a", "x", "--checkpoint", "~/b", "--quiet", "--checkpoint", "user/name", "y"])
+        found = made.parse_intermixed_args(
+            [
+                "--quiet",
+                "--config",
+                "~/a",
+                "x",
+                "--checkpoint",
+                "~/b",
+                "--quiet",
+                "--checkpoint",
+                "user/name",
+                "y",
+            ]
+        )
     assert found == argparse.Namespace(
-        config=home / "a", ids=[], checkpoint=[home / "b", Path("user/name")], quiet=True, rest=["x", "y"]
+        config=home / "a",
+        ids=[],
+        checkpoint=[home / "b", Path("user/name")],
+        quiet=True,
+        rest=["x", "y"],
     )
 
 
 def test_train_refuses_two_configs_and_a_setting_that_is_set_twice(home):
-    for arguments in (["--config", "a.yaml", "--config", "b.yaml"], ["--config", "a.yaml", "train.epochs=2", "seed=1", "train.epochs=3"]):
+    for arguments in (
+        ["--config", "a.yaml", "--config", "b.yaml"],
+        ["--config", "a.yaml", "train.epochs=2", "seed=1", "train.epochs=3"],
+    ):
         text = mistake(lambda arguments=arguments: train.main(arguments))
         assert "twice" in text and ("--config" in text or "train.epochs" in text)

@@ -1,4 +1,6 @@
-"""retrieval/pretraining.py: weights for small encoders that training loads as it loads official ones."""
+"""retrieval/pretraining.py: weights for small encoders that training loads as it loads official
+ones.
+"""
 
 import math
 import shutil
@@ -23,8 +25,14 @@ ARGUMENTS = {"--embed-dim": "32", "--depth": "1", "--num-heads": "2", "--steps":
 
 def pretrain(tiny, output, *arguments):
     """The command with `arguments`, and with these options unless `arguments` gives them."""
-    options = ARGUMENTS | {"--cache": f"{tiny}/cache", "--text-encoder": f"{tiny}/text_encoder", "--output": str(output)}
-    words = [word for name, value in options.items() if name not in arguments for word in (name, value)]
+    options = ARGUMENTS | {
+        "--cache": f"{tiny}/cache",
+        "--text-encoder": f"{tiny}/text_encoder",
+        "--output": str(output),
+    }
+    words = [
+        word for name, value in options.items() if name not in arguments for word in (name, value)
+    ]
     return pretraining.main([*words, *arguments])
 
 
@@ -36,7 +44,11 @@ def weights(tiny, tmp_path_factory):
 
 
 def test_a_configuration_loads_both(tiny, weights):
-    settings = [f"audio_encoder.checkpoint={weights}/audio_encoder.ckpt", f"text_encoder.name={weights}/text_encoder", "text_encoder.pretrained=true"]
+    settings = [
+        f"audio_encoder.checkpoint={weights}/audio_encoder.ckpt",
+        f"text_encoder.name={weights}/text_encoder",
+        "text_encoder.pretrained=true",
+    ]
     model = build_model(load_config(tiny / "tiny.yaml", settings))
     saved = torch.load(weights / "audio_encoder.ckpt", weights_only=True)["state_dict"]
     assert len(saved) == len(model.audio_encoder.state_dict())
@@ -53,7 +65,12 @@ def test_the_patch_embedding_whitens(tiny, weights):
     encoder = AtstFrame(**SIZES)
     encoder.load_official(weights / "audio_encoder.ckpt")
     waveforms = [torch.from_numpy(clips.read(index))[None] for index in range(len(clips))]
-    patches = torch.cat([encoder.patch_embed.patches(encoder.log_mel(waveform))[0, :: pretraining.EVERY_FRAME] for waveform in waveforms])
+    patches = torch.cat(
+        [
+            encoder.patch_embed.patches(encoder.log_mel(waveform))[0, :: pretraining.EVERY_FRAME]
+            for waveform in waveforms
+        ]
+    )
     with torch.no_grad():
         features = encoder.patch_embed.patch_embed(patches).double()
     assert features.mean(dim=0).abs().max() < 1e-4
@@ -87,9 +104,13 @@ def test_token_shares(tmp_path):
     encoder = TextEncoder(text_architecture(str(write_text_encoder(tmp_path)), 0.0), 32)
     encoder.tokenizer = load_tokenizer(tmp_path)
     shares = pretraining.token_shares(encoder, ["A low tone.", "A high tone!", "a", "A low note"])
-    low, high, tone, note = (encoder.tokenizer.convert_tokens_to_ids(word) for word in ("low", "high", "tone", "note"))
+    low, high, tone, note = (
+        encoder.tokenizer.convert_tokens_to_ids(word) for word in ("low", "high", "tone", "note")
+    )
     assert shares[2].sum() == 0  # its only word is in every caption
-    assert torch.allclose(shares[0, [low, tone]], torch.tensor([0.5, 0.5])) and shares[0].sum() == pytest.approx(1.0)
+    assert torch.allclose(shares[0, [low, tone]], torch.tensor([0.5, 0.5])) and shares[
+        0
+    ].sum() == pytest.approx(1.0)
     assert shares[1, high] == pytest.approx(math.log(4) / (math.log(4) + math.log(2)))
     assert shares[3, note] == pytest.approx(math.log(4) / (math.log(4) + math.log(2)))
 
@@ -116,7 +137,9 @@ def test_a_damaged_folder_is_made_again(tiny, weights, tmp_path):
 
 def test_very_short_clips_of_another_sample_rate(tiny, tmp_path):
     write_cache(tmp_path / "cache", {"development": 4}, seconds=(0.005, 0.01), sample_rate=44_100)
-    encoder = pretraining.whitened_audio_encoder(open_cache(tmp_path / "cache").split("development"), SIZES)
+    encoder = pretraining.whitened_audio_encoder(
+        open_cache(tmp_path / "cache").split("development"), SIZES
+    )
     assert all(parameter.isfinite().all() for parameter in encoder.parameters())
 
 
@@ -135,7 +158,12 @@ def test_weights_cut_short_or_of_another_tokenizer_are_made_again(tiny, weights,
 
 def test_what_it_is_made_from_is_never_replaced(tiny, tmp_path):
     text = str(write_text_encoder(tmp_path / "text"))
-    for output in (tmp_path / "text", tmp_path / "text" / "weights", tmp_path, tiny / "cache" / "weights"):
+    for output in (
+        tmp_path / "text",
+        tmp_path / "text" / "weights",
+        tmp_path,
+        tiny / "cache" / "weights",
+    ):
         with pytest.raises(UserError, match="from which it is made"):
             pretrain(tiny, output, "--text-encoder", text)
     assert (tmp_path / "text" / "tokenizer.json").is_file()
@@ -180,13 +208,20 @@ def wordless(row):
     return row | {"captions": ["!", "..."]}
 
 
-@pytest.mark.parametrize(("change", "message"), [(silence, "all sound alike, or are silent"), (wordless, "no words that tell them apart")])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [(silence, "all sound alike, or are silent"), (wordless, "no words that tell them apart")],
+)
 def test_a_corpus_with_nothing_to_learn(tiny, tmp_path, change, message):
     clips = open_cache(tiny / "cache").split("development")
     rows = []
     for index in range(len(clips)):
         pcm = (clips.read(index) * 32768).astype("<i2").tobytes()
-        names = {"clip_id": clips.clip_ids[index], "file_name": clips.file_names[index], "captions": clips.captions[index]}
+        names = {
+            "clip_id": clips.clip_ids[index],
+            "file_name": clips.file_names[index],
+            "captions": clips.captions[index],
+        }
         rows.append(change(names | {"audio": pcm, "num_samples": len(pcm) // 2}))
     write_rows(tmp_path / "cache", {"development": rows})
     with pytest.raises(UserError, match=message):

@@ -1,4 +1,6 @@
-"""Progress of long work: what a terminal, a log file, --quiet and a second process see of it; data_prep's own copy does the same."""
+"""Progress of long work: what a terminal, a log file, --quiet and a second process see of it;
+data_prep's own copy does the same.
+"""
 
 import fcntl
 import importlib.util
@@ -41,10 +43,29 @@ WORK = """
 def start(request):
     """Runs the work of `WORK` with the stderr that is given; keyword arguments fill it in."""
 
-    def start(stderr, environment: dict[str, str] | None = None, before: str = "", total: int | None = 1300, steps: int = 30) -> None:
-        code = textwrap.dedent(WORK).format(module=request.param, before=before, total=total, steps=steps)
-        environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "TQDM_DISABLE")} | (environment or {})
-        subprocess.run([sys.executable, "-c", code], cwd=MODULES[request.param], env=environment, stderr=stderr, check=True, timeout=PATIENCE)
+    def start(
+        stderr,
+        environment: dict[str, str] | None = None,
+        before: str = "",
+        total: int | None = 1300,
+        steps: int = 30,
+    ) -> None:
+        code = textwrap.dedent(WORK).format(
+            module=request.param, before=before, total=total, steps=steps
+        )
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if name not in ("RANK", "LOCAL_RANK", "TQDM_DISABLE")
+        } | (environment or {})
+        subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=MODULES[request.param],
+            env=environment,
+            stderr=stderr,
+            check=True,
+            timeout=PATIENCE,
+        )
 
     return start
 
@@ -93,12 +114,20 @@ def test_work_that_ends_early_says_how_far_it_came(start, tmp_path):
 
 def test_a_terminal_gets_a_bar_with_rate_and_time_left(start):
     text = seen_on_terminal(start)
-    assert re.search(r"\rembedding:  9\d% \|.*\| 1\d\d0/1300 clips \[00:0\d<00:0\d, ?\d+\.\d\d clips/s, loss=0\.5\]", text), text
+    assert re.search(
+        r"\rembedding:  9\d% \|.*\| 1\d\d0/1300 clips \[00:0\d<00:0\d, ?\d+\.\d\d clips/s,"
+        r" loss=0\.5\]",
+        text,
+    ), text
 
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"before": "progress.set_quiet(True)"}, {"before": "progress.SECONDS_UNSEEN = 60"}, {"environment": {"TQDM_DISABLE": "1"}}],
+    [
+        {"before": "progress.set_quiet(True)"},
+        {"before": "progress.SECONDS_UNSEEN = 60"},
+        {"environment": {"TQDM_DISABLE": "1"}},
+    ],
     ids=["quiet", "short work", "tqdm's variable"],
 )
 def test_nothing_is_shown(start, tmp_path, arguments):
@@ -106,7 +135,11 @@ def test_nothing_is_shown(start, tmp_path, arguments):
 
 
 @pytest.mark.parametrize("start", ["retrieval.progress"], indirect=True)
-@pytest.mark.parametrize("environment", [{"RANK": "1", "LOCAL_RANK": "0"}, {"LOCAL_RANK": "1"}], ids=["rank", "local rank"])
+@pytest.mark.parametrize(
+    "environment",
+    [{"RANK": "1", "LOCAL_RANK": "0"}, {"LOCAL_RANK": "1"}],
+    ids=["rank", "local rank"],
+)
 def test_of_several_processes_the_first_alone_shows_it(start, tmp_path, environment):
     assert seen_in_file(start, tmp_path, steps=5, environment=environment) == ""
 
@@ -116,11 +149,19 @@ def test_nothing_is_shown_on_a_terminal(start):
 
 
 def test_a_terminal_without_a_width_gets_lines(start):
-    assert seen_on_terminal(start, steps=5, num_columns=0).startswith("embedding: 1,050/1,300 clips in 0 s, ")
+    assert seen_on_terminal(start, steps=5, num_columns=0).startswith(
+        "embedding: 1,050/1,300 clips in 0 s, "
+    )
 
 
 def test_durations():
-    assert [progress.duration(seconds) for seconds in (0.4, 59.6, 95, 3599.7, 7530)] == ["0 s", "1 min 0 s", "1 min 35 s", "1 h 0 min", "2 h 5 min"]
+    assert [progress.duration(seconds) for seconds in (0.4, 59.6, 95, 3599.7, 7530)] == [
+        "0 s",
+        "1 min 0 s",
+        "1 min 35 s",
+        "1 h 0 min",
+        "2 h 5 min",
+    ]
 
 
 def script(name: str):
@@ -139,15 +180,40 @@ def test_the_commands_show_it_unless_they_are_quiet(tiny, tmp_path, monkeypatch,
     sizes = ["--embed-dim", "32", "--depth", "1", "--num-heads", "2", "--steps", "2"]
     (tmp_path / "labels.txt").write_text("low\nhigh\n")
     train, score = script("train"), script("evaluate")
-    start = ["--config", f"{tiny}/tiny.yaml", f"train.output={run}", "train.max_steps=1", "evaluation.num_pictures=0"]
+    start = [
+        "--config",
+        f"{tiny}/tiny.yaml",
+        f"train.output={run}",
+        "train.max_steps=1",
+        "evaluation.num_pictures=0",
+    ]
     commands = {
         "epoch 1/2": lambda: train([*start, *options]),
         "scoring evaluation": lambda: score(["--checkpoint", model, *options]),
         "scoring validation": lambda: zero_shot.main(
-            ["--checkpoint", model, "--split", "validation", "--labels", f"{tmp_path}/labels.txt", "--output", f"{tmp_path}/labels.csv", *options]
+            [
+                "--checkpoint",
+                model,
+                "--split",
+                "validation",
+                "--labels",
+                f"{tmp_path}/labels.txt",
+                "--output",
+                f"{tmp_path}/labels.csv",
+                *options,
+            ]
         ),
         "text encoder": lambda: pretraining.main(
-            ["--cache", f"{tiny}/cache", "--text-encoder", f"{tiny}/text_encoder", "--output", weights, *sizes, *options]
+            [
+                "--cache",
+                f"{tiny}/cache",
+                "--text-encoder",
+                f"{tiny}/text_encoder",
+                "--output",
+                weights,
+                *sizes,
+                *options,
+            ]
         ),
     }
     check(commands, capsys, options)
@@ -166,14 +232,18 @@ def test_so_do_those_of_data_prep(tmp_path, monkeypatch, capsys, options):
     monkeypatch.setattr(prep_progress, "_quiet", False)
     corpus = str(tmp_path / "corpus")
     commands = {
-        "sound scenes": lambda: make_sample_corpus.main(["--output", corpus, "--sizes", "1", "1", "1", "--num-proc", "1", *options]),
+        "sound scenes": lambda: make_sample_corpus.main(
+            ["--output", corpus, "--sizes", "1", "1", "1", "--num-proc", "1", *options]
+        ),
         "building": lambda: build_clotho.main(["--root", corpus, "--num-proc", "1", *options]),
     }
     check(commands, capsys, options)
 
 
 def check(commands, capsys, options) -> None:
-    """Each of `commands` has a line that begins with its name, unless `options` say --quiet, and tells what came of it."""
+    """Each of `commands` has a line that begins with its name, unless `options` say --quiet, and
+    tells what came of it.
+    """
     for shown, command in commands.items():
         assert command() == 0
         captured = capsys.readouterr()

@@ -1,4 +1,6 @@
-"""data_prep/make_sample_corpus.py: same seed, same bytes; Clotho's layout; captions true to scenes.json; audible, unclipped events."""
+"""data_prep/make_sample_corpus.py: same seed, same bytes; Clotho's layout; captions true to
+scenes.json; audible, unclipped events.
+"""
 
 import csv
 import hashlib
@@ -65,22 +67,30 @@ def test_same_seed_same_bytes_for_any_number_of_processes(corpus, tmp_path):
 def test_another_seed_gives_other_bytes(tmp_path):
     for seed in (0, 1):
         assert make(tmp_path / str(seed), "--seed", seed, "--num-proc", 1, "--sizes", 1, 1, 1) == 0
-    sounds = [{value for name, value in digests(tmp_path / str(seed)).items() if name.endswith(".wav")} for seed in (0, 1)]
+    sounds = [
+        {value for name, value in digests(tmp_path / str(seed)).items() if name.endswith(".wav")}
+        for seed in (0, 1)
+    ]
     assert not sounds[0] & sounds[1]
 
 
 def test_a_clip_does_not_depend_on_how_many_there_are(corpus, tmp_path, clips):
     assert make(tmp_path / "few", "--num-proc", 1, "--sizes", 2, 1, 1) == 0
     name = clips[0]["file_name"]
-    assert (tmp_path / "few/development" / name).read_bytes() == (corpus / "development" / name).read_bytes()
+    assert (tmp_path / "few/development" / name).read_bytes() == (
+        corpus / "development" / name
+    ).read_bytes()
 
 
 def test_bytes_are_those_of_this_version(corpus, clips):
-    """If this fails after a change of the synthesis or the grammar: raise VERSION, then renew the digest."""
+    """If this fails after a change of the synthesis or the grammar: raise VERSION, then renew the
+    digest.
+    """
     digest = hashlib.sha256(json.dumps(clips).encode())
     for clip in clips:
         samples = read_wav(corpus / clip["split"] / clip["file_name"])
-        digest.update((samples >> 8).tobytes())  # eight bits: another processor's last digit must not matter here
+        # eight bits: another processor's last digit must not matter here
+        digest.update((samples >> 8).tobytes())
     found = digest.hexdigest()[:16]
     assert (make_sample_corpus.VERSION, found) == (1, "6f20b0dcfe25869f")
 
@@ -93,14 +103,29 @@ def test_tables_and_files_agree(corpus, split):
     rows = read_table(corpus / f"clotho_captions_{split}.csv")
     metadata = read_table(corpus / f"clotho_metadata_{split}.csv", "iso-8859-1")
     assert list(rows[0]) == ["file_name", *(f"caption_{i}" for i in range(1, 6))]
-    assert list(metadata[0]) == ["file_name", "keywords", "sound_id", "sound_link", "start_end_samples", "manufacturer", "license"]
+    assert list(metadata[0]) == [
+        "file_name",
+        "keywords",
+        "sound_id",
+        "sound_link",
+        "start_end_samples",
+        "manufacturer",
+        "license",
+    ]
     names = [row["file_name"] for row in rows]
-    assert names == [row["file_name"] for row in metadata] and sorted(names) == sorted(os.listdir(corpus / split))
+    assert names == [row["file_name"] for row in metadata] and sorted(names) == sorted(
+        os.listdir(corpus / split)
+    )
     assert len(names) == SIZES[split]
     for row in metadata:
-        assert row["start_end_samples"] == f"[0, {len(read_wav(corpus / split / row['file_name']))}]"
+        assert (
+            row["start_end_samples"] == f"[0, {len(read_wav(corpus / split / row['file_name']))}]"
+        )
         assert set(row["keywords"].split(";")) <= {kind.keyword for kind in EVENTS.values()}
-        assert row["sound_id"] == row["sound_link"] == "Not found" and "publicdomain/zero" in row["license"]
+        assert (
+            row["sound_id"] == row["sound_link"] == "Not found"
+            and "publicdomain/zero" in row["license"]
+        )
 
 
 def test_file_names_are_unique_and_odd():
@@ -120,47 +145,86 @@ def test_file_names_are_unique_and_odd():
 def test_clips_last_4_to_20_seconds_and_do_not_clip(corpus, clips):
     for clip in clips:
         samples = read_wav(corpus / clip["split"] / clip["file_name"])
-        assert len(samples) == clip["num_samples"] and 4 * SAMPLE_RATE <= len(samples) <= 20 * SAMPLE_RATE
+        assert (
+            len(samples) == clip["num_samples"]
+            and 4 * SAMPLE_RATE <= len(samples) <= 20 * SAMPLE_RATE
+        )
         peak = np.abs(samples.astype(int)).max()
         assert 300 < peak < 32_767 and samples.any()
         assert 1 <= len(clip["events"]) <= 4
         for event in clip["events"]:
-            assert event["onset"] >= 0 and event["onset"] + event["duration"] <= len(samples) / SAMPLE_RATE
+            assert (
+                event["onset"] >= 0
+                and event["onset"] + event["duration"] <= len(samples) / SAMPLE_RATE
+            )
 
 
 def test_plans_are_varied():
     rng = np.random.default_rng(0)
     planned = [scenes.plan_scene(rng) for _ in range(400)]
-    assert len(EVENTS) >= 25 and {event.kind for scene in planned for event in scene.events} == set(EVENTS)
+    assert len(EVENTS) >= 25 and {event.kind for scene in planned for event in scene.events} == set(
+        EVENTS
+    )
     assert {scene.background for scene in planned} == set(scenes.BACKGROUNDS)
     assert {len(scene.events) for scene in planned} == {1, 2, 3, 4}
-    sets = {frozenset(event.kind for event in scene.events) for scene in planned if len(scene.events) > 1}
-    assert len(sets) > 0.85 * sum(len(scene.events) > 1 for scene in planned)  # scenes mostly differ in their events
+    sets = {
+        frozenset(event.kind for event in scene.events)
+        for scene in planned
+        if len(scene.events) > 1
+    }
+    # scenes mostly differ in their events
+    assert len(sets) > 0.85 * sum(len(scene.events) > 1 for scene in planned)
 
 
 # ---------------------------------------------------------------- captions
 
 
 def named_kinds(text):
-    """Kinds in the order in which the caption names them: subject (perhaps with an adjective), then verb or participle."""
+    """Kinds in the order in which the caption names them: subject (perhaps with an adjective), then
+    verb or participle.
+    """
     found = {}
     for name, kind in EVENTS.items():
         for subject, verb, participle in kind.phrases:
             article, noun = re.fullmatch(r"(?:(an?) )?(.*)", subject).groups()
             start = rf"an? (?:[\w]+ ){{0,2}}{re.escape(noun)}" if article else re.escape(noun)
-            match = re.search(rf"\b{start} (?:{re.escape(verb)}|{re.escape(participle)})\b", text.lower())
+            match = re.search(
+                rf"\b{start} (?:{re.escape(verb)}|{re.escape(participle)})\b", text.lower()
+            )
             if match:
                 found[name] = match.start()
     return sorted(found, key=found.get)
 
 
 ATTRIBUTE_WORDS = [
-    ("count", {1: "once", 2: "twice|two times", 3: "three times", 4: "four times", 5: "five times", 6: "six times"}),
-    ("loudness", {"loud": "loud|loudly|very loudly", "faint": "faintly|quietly|softly|quiet|barely audible"}),
-    ("pitch", {"low": "low pitched|low pitch|deep tone|big", "high": "high pitched|high pitch|high tone|small"}),
+    (
+        "count",
+        {
+            1: "once",
+            2: "twice|two times",
+            3: "three times",
+            4: "four times",
+            5: "five times",
+            6: "six times",
+        },
+    ),
+    (
+        "loudness",
+        {"loud": "loud|loudly|very loudly", "faint": "faintly|quietly|softly|quiet|barely audible"},
+    ),
+    (
+        "pitch",
+        {
+            "low": "low pitched|low pitch|deep tone|big",
+            "high": "high pitched|high pitch|high tone|small",
+        },
+    ),
     (
         "rate",
-        {"slow": "slowly|slow pace|long pauses|pauses in between", "fast": "quickly|rapidly|fast pace|quick succession|rapid succession"},
+        {
+            "slow": "slowly|slow pace|long pauses|pauses in between",
+            "fast": "quickly|rapidly|fast pace|quick succession|rapid succession",
+        },
     ),
     ("length", {"short": "for a moment|short moment", "long": "for a while|several seconds"}),
 ]
@@ -180,7 +244,9 @@ def false_claims(text, names, clip):
     events, has = clip["events"], lambda words: re.search(rf"\b(?:{words})\b", text.lower())
     kinds = [event["kind"] for event in events]
     named = named_kinds(text)
-    claims = [f"{kind} is not in the scene" for kind in named if kind not in kinds] + ["names nothing"] * (not named)
+    claims = [f"{kind} is not in the scene" for kind in named if kind not in kinds] + [
+        "names nothing"
+    ] * (not named)
     here = [event for event in events if event["kind"] in named]
     order = [kinds.index(kind) for kind in named if kind in kinds]
     if order != sorted(order):
@@ -189,13 +255,25 @@ def false_claims(text, names, clip):
         claims.append("not all events are named")
     for attribute, table in ATTRIBUTE_WORDS:
         claims += [
-            f"{attribute} {value}" for value, words in table.items() if has(words) and all(event[attribute] != value for event in here)
+            f"{attribute} {value}"
+            for value, words in table.items()
+            if has(words) and all(event[attribute] != value for event in here)
         ]
-    claims += [background for background, words in BACKGROUND_WORDS.items() if has(words) and clip["background"] != background]
+    claims += [
+        background
+        for background, words in BACKGROUND_WORDS.items()
+        if has(words) and clip["background"] != background
+    ]
     total = has(r"(two|three|four) (?:different )?sounds")
-    if total and ["two", "three", "four"].index(re.search("(two|three|four) (?:different )?sounds", text.lower())[1]) + 2 != len(events):
+    if total and ["two", "three", "four"].index(
+        re.search("(two|three|four) (?:different )?sounds", text.lower())[1]
+    ) + 2 != len(events):
         claims.append("number of sounds")
-    claims += [f"position {at}" for at, words in POSITION_WORDS.items() if has(words) and order != [at % len(events)]]
+    claims += [
+        f"position {at}"
+        for at, words in POSITION_WORDS.items()
+        if has(words) and order != [at % len(events)]
+    ]
     return claims
 
 
@@ -203,14 +281,32 @@ def test_captions_are_true(clips):
     for clip in clips:
         for caption in clip["captions"]:
             assert not false_claims(caption["text"], caption["names"], clip), caption
-            assert sorted(named_kinds(caption["text"])) == sorted(clip["events"][index]["kind"] for index in caption["events"])
+            assert sorted(named_kinds(caption["text"])) == sorted(
+                clip["events"][index]["kind"] for index in caption["events"]
+            )
 
 
 def test_captions_are_false_of_another_clip(clips):
     """Negative control: the check above finds captions that do not belong to the clip."""
-    pairs = [(caption, clips[number - 1]) for number, clip in enumerate(clips) for caption in clip["captions"]]
-    assert np.mean([bool(false_claims(caption["text"], caption["names"], clip)) for caption, clip in pairs]) > 0.95
-    dog = {"kind": "dog", "count": 3, "rate": "fast", "pitch": "medium", "loudness": "medium", "length": None}
+    pairs = [
+        (caption, clips[number - 1])
+        for number, clip in enumerate(clips)
+        for caption in clip["captions"]
+    ]
+    assert (
+        np.mean(
+            [bool(false_claims(caption["text"], caption["names"], clip)) for caption, clip in pairs]
+        )
+        > 0.95
+    )
+    dog = {
+        "kind": "dog",
+        "count": 3,
+        "rate": "fast",
+        "pitch": "medium",
+        "loudness": "medium",
+        "length": None,
+    }
     clip = {"events": [dog], "background": "street"}
     assert not false_claims("A dog barks three times in quick succession.", "all", clip)
     for text in (
@@ -227,12 +323,20 @@ def test_captions_are_false_of_another_clip(clips):
 def test_captions_have_8_to_20_words_and_full_sentences(corpus, clips):
     for split in SIZES:
         for row, clip in zip(
-            read_table(corpus / f"clotho_captions_{split}.csv"), [clip for clip in clips if clip["split"] == split], strict=True
+            read_table(corpus / f"clotho_captions_{split}.csv"),
+            [clip for clip in clips if clip["split"] == split],
+            strict=True,
         ):
             texts = [row[f"caption_{i}"] for i in range(1, 6)]
-            assert texts == [caption["text"] for caption in clip["captions"]] and len(set(texts)) == 5
+            assert (
+                texts == [caption["text"] for caption in clip["captions"]] and len(set(texts)) == 5
+            )
             for text in texts:
-                assert 8 <= len(text.split()) <= 20 and re.fullmatch(r"[A-Z][a-z ,]*[a-z]\.", text) and "  " not in text
+                assert (
+                    8 <= len(text.split()) <= 20
+                    and re.fullmatch(r"[A-Z][a-z ,]*[a-z]\.", text)
+                    and "  " not in text
+                )
             names = [caption["names"] for caption in clip["captions"]]
             assert names.count("all") >= 2 and (len(clip["events"]) == 1 or names.count("one") >= 2)
 
@@ -243,7 +347,9 @@ def test_a_fitting_caption_exists_for_any_four_events():
     for start in range(len(EVENTS)):
         kinds = [list(EVENTS)[(start + step) % len(EVENTS)] for step in range(4)]
         events = [
-            scenes.Event(kind, count=(EVENTS[kind].count or (None,))[-1], onset=5.0 * number, duration=3.0)
+            scenes.Event(
+                kind, count=(EVENTS[kind].count or (None,))[-1], onset=5.0 * number, duration=3.0
+            )
             for number, kind in enumerate(kinds)
         ]
         assert len(captions.write_captions(rng, scenes.Scene(events, "hall"))) == 5
@@ -263,9 +369,13 @@ def loudest(x):
 def test_the_faintest_event_is_heard_above_the_background(kind):
     rng = np.random.default_rng(0)
     count = EVENTS[kind].count
-    event = scenes.Event(kind, loudness="faint", count=count and count[0], length=None if count else "short")
+    event = scenes.Event(
+        kind, loudness="faint", count=count and count[0], length=None if count else "short"
+    )
     sound = scenes.render_event(rng, event)
-    assert np.isfinite(sound).all() and np.abs(sound).max() < 1 and 0.15 < len(sound) / SAMPLE_RATE < 8
+    assert (
+        np.isfinite(sound).all() and np.abs(sound).max() < 1 and 0.15 < len(sound) / SAMPLE_RATE < 8
+    )
     assert loudest(sound) > 3 * 1.3 * scenes.BACKGROUND_LEVEL  # 10 dB
 
 
@@ -276,17 +386,32 @@ def test_every_event_stands_out_in_its_scene():
         mix, tracks, background = scenes.render_scene(rng, scene)
         np.testing.assert_allclose(mix, background + sum(tracks), atol=1e-12)
         for event, track in zip(scene.events, tracks, strict=True):
-            start, stop = (int(seconds * SAMPLE_RATE) for seconds in (event.onset, event.onset + event.duration))
+            start, stop = (
+                int(seconds * SAMPLE_RATE)
+                for seconds in (event.onset, event.onset + event.duration)
+            )
             assert loudest(track[start:stop]) > 2 * loudest(background[start:stop])
-            assert not track[: max(0, start - 1)].any()  # negative control: nothing of it before its onset
+            # negative control: nothing of it before its onset
+            assert not track[: max(0, start - 1)].any()
 
 
-@pytest.mark.parametrize(("attribute", "low", "high"), [("pitch", "low", "high"), ("rate", "slow", "fast"), ("loudness", "faint", "loud")])
+@pytest.mark.parametrize(
+    ("attribute", "low", "high"),
+    [("pitch", "low", "high"), ("rate", "slow", "fast"), ("loudness", "faint", "loud")],
+)
 def test_attributes_are_in_the_sound(attribute, low, high):
-    sounds = [scenes.render_event(np.random.default_rng(0), scenes.Event("dog", count=3, **{attribute: value})) for value in (low, high)]
+    sounds = [
+        scenes.render_event(
+            np.random.default_rng(0), scenes.Event("dog", count=3, **{attribute: value})
+        )
+        for value in (low, high)
+    ]
     spectra = [np.abs(np.fft.rfft(sound, 1 << 18)) for sound in sounds]
     centroids = [np.sum(np.arange(len(s)) * s) / np.sum(s) for s in spectra]
-    lengths, levels = [len(sound) for sound in sounds], [np.sqrt(np.mean(sound**2)) for sound in sounds]
+    lengths, levels = (
+        [len(sound) for sound in sounds],
+        [np.sqrt(np.mean(sound**2)) for sound in sounds],
+    )
     assert (centroids[1] > 1.3 * centroids[0]) == (attribute == "pitch")
     assert (lengths[0] > 1.3 * lengths[1]) == (attribute == "rate")
     assert (levels[1] > 3 * levels[0]) == (attribute == "loudness")
@@ -322,7 +447,9 @@ def test_another_corpus_is_replaced_only_on_request(tmp_path, capsys):
     assert os.listdir(tmp_path) == ["corpus"]
 
 
-@pytest.mark.parametrize("arguments", [["--seed", "-1"], ["--sizes", "0", "1", "1"], ["--num-proc", "0"]])
+@pytest.mark.parametrize(
+    "arguments", [["--seed", "-1"], ["--sizes", "0", "1", "1"], ["--num-proc", "0"]]
+)
 def test_wrong_numbers_are_one_line(tmp_path, capsys, arguments):
     assert make(tmp_path / "corpus", *arguments) == 2
     assert arguments[0] in error_line(capsys) and not os.listdir(tmp_path)
@@ -340,7 +467,14 @@ def test_foreign_folders_and_files_are_left_alone(tmp_path, capsys):
 
 def test_an_interrupted_run_leaves_no_corpus(tmp_path):
     output = tmp_path / "corpus"
-    command = [sys.executable, str(ROOT / "data_prep/make_sample_corpus.py"), "--output", str(output), "--num-proc", "2"]
+    command = [
+        sys.executable,
+        str(ROOT / "data_prep/make_sample_corpus.py"),
+        "--output",
+        str(output),
+        "--num-proc",
+        "2",
+    ]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     partial = tmp_path / ".corpus.partial"
     wait_for(lambda: list(partial.glob("development/*.wav")), process)

@@ -35,36 +35,61 @@ def columns(order=((2, 0), (1, 3))):
 
 
 def test_what_is_written_is_read(tmp_path):
-    written = write_scores(tmp_path / "new" / "teacher", columns(), Split(), {"checkpoint": "runs/a/best", "git_commit": None})
-    assert sorted(path.name for path in (tmp_path / "new" / "teacher").iterdir()) == ["scores.json", "scores.npy"]
+    written = write_scores(
+        tmp_path / "new" / "teacher",
+        columns(),
+        Split(),
+        {"checkpoint": "runs/a/best", "git_commit": None},
+    )
+    assert sorted(path.name for path in (tmp_path / "new" / "teacher").iterdir()) == [
+        "scores.json",
+        "scores.npy",
+    ]
     file = open_scores(str(tmp_path / "new" / "teacher"))
     for scores in (written.scores, file.scores):
         assert isinstance(scores, np.memmap) and scores.dtype == np.float32
         np.testing.assert_array_equal(scores, SCORES.numpy())
-    np.testing.assert_array_equal(np.load(tmp_path / "new" / "teacher" / "scores.npy"), SCORES.numpy())
-    assert file.captions_fingerprint == captions_fingerprint(Split()) and file.split == "development"
+    np.testing.assert_array_equal(
+        np.load(tmp_path / "new" / "teacher" / "scores.npy"), SCORES.numpy()
+    )
+    assert (
+        file.captions_fingerprint == captions_fingerprint(Split()) and file.split == "development"
+    )
     about = json.loads((tmp_path / "new" / "teacher" / "scores.json").read_text())
-    assert about["shape"] == [6, 4] and about["checkpoint"] == "runs/a/best" and about["captions_fingerprint"] == file.captions_fingerprint
+    assert (
+        about["shape"] == [6, 4]
+        and about["checkpoint"] == "runs/a/best"
+        and about["captions_fingerprint"] == file.captions_fingerprint
+    )
     file.check(Split())
 
 
 def test_writing_to_an_opened_file_changes_nothing_on_disk(tmp_path):
     file = write_scores(tmp_path, columns(), Split(), {})
-    torch.from_numpy(file.scores)[0] = 9  # also: torch takes it without a warning about an array that is read-only
+    # also: torch takes it without a warning about an array that is read-only
+    torch.from_numpy(file.scores)[0] = 9
     np.testing.assert_array_equal(open_scores(tmp_path).scores, SCORES.numpy())
 
 
 def test_another_corpus_is_refused(tmp_path):
     file = write_scores(tmp_path, columns(), Split(), {})
     for captions in ((("a",), ("b", "c")), ((), ("a", "b"), ("c",), ("d", "e", "g"))):
-        with pytest.raises(UserError, match="scores of other clips or captions, or in another order: 6 captions x 4 clips of split 'development'"):
+        with pytest.raises(
+            UserError,
+            match=(
+                "scores of other clips or captions, or in another order: 6 captions x 4 clips of"
+                " split 'development'"
+            ),
+        ):
             file.check(Split(captions))
 
 
 def test_what_a_killed_process_left_is_removed_and_what_another_writes_is_not(tmp_path):
     process = subprocess.Popen(["true"])
     process.wait()
-    dead, alive, odd = (tmp_path / f".scores.npy.{suffix}" for suffix in (process.pid, os.getppid(), "old"))
+    dead, alive, odd = (
+        tmp_path / f".scores.npy.{suffix}" for suffix in (process.pid, os.getppid(), "old")
+    )
     for path in (dead, alive, odd):
         path.touch()
     write_scores(tmp_path, columns(), Split(), {})
@@ -89,7 +114,9 @@ def test_a_full_disk_is_noticed_before_the_first_column(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.posix_fallocate", full)
-    with pytest.raises(UserError, match=r"scores.npy cannot be written \(No space left on device\); .*make room"):
+    with pytest.raises(
+        UserError, match=r"scores.npy cannot be written \(No space left on device\); .*make room"
+    ):
         write_scores(tmp_path, (1 / 0 for _ in "x"), Split(), {})
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").touch()
@@ -104,7 +131,11 @@ def test_a_full_disk_is_noticed_before_the_first_column(tmp_path, monkeypatch):
         ("scores.npy", None, "has no scores.npy; write it with"),
         ("scores.json", b"\xff", "cannot be read"),
         ("scores.json", b"[]", "cannot be read"),
-        ("scores.json", b'{"split": "development", "captions_fingerprint": "x", "shape": [6, 5]}', r"says float32 \(6, 5\)"),
+        (
+            "scores.json",
+            b'{"split": "development", "captions_fingerprint": "x", "shape": [6, 5]}',
+            r"says float32 \(6, 5\)",
+        ),
         ("scores.npy", b"", "cannot be read"),
         ("scores.npy", b"\x93NUMPY", "cannot be read"),
         ("scores.npy", "truncated", "cannot be read"),
@@ -120,7 +151,9 @@ def test_damaged_files(tmp_path, name, content, message):
     elif content == "truncated":
         path.write_bytes(path.read_bytes()[:-8])
     elif isinstance(content, str):
-        np.save(path, SCORES.double().numpy() if content == "float64" else SCORES.numpy().astype(object))
+        np.save(
+            path, SCORES.double().numpy() if content == "float64" else SCORES.numpy().astype(object)
+        )
     else:
         path.write_bytes(content)
     with pytest.raises(UserError, match=message) as error:

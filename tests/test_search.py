@@ -1,4 +1,6 @@
-"""retrieval.search against the model itself, clip by clip, and through everything that may happen to a folder, an index and a process."""
+"""retrieval.search against the model itself, clip by clip, and through everything that may happen
+to a folder, an index and a process.
+"""
 
 import csv
 import json
@@ -17,7 +19,17 @@ import soundfile
 import soxr
 import torch
 
-from conftest import NOTES, PATIENCE, RHYTHMS, SAMPLE_RATE, digests, run_here, run_module, tone, wait_for
+from conftest import (
+    NOTES,
+    PATIENCE,
+    RHYTHMS,
+    SAMPLE_RATE,
+    digests,
+    run_here,
+    run_module,
+    tone,
+    wait_for,
+)
 from retrieval.base import decoder_process
 from corpora import write_by_ffmpeg
 from retrieval.base import sound as base_sound
@@ -33,17 +45,26 @@ QUERY = "A steady low tone."
 
 
 def write_sounds(folder: Path) -> Path:
-    """Twelve short sounds in two folders and four formats, one of them stereo at another rate, and one of 7.3 s."""
+    """Twelve short sounds in two folders and four formats, one of them stereo at another rate, and
+    one of 7.3 s.
+    """
     rng = np.random.default_rng(5)
     for number in range(12):
         samples = tone(number % 4, number % 3, rng.uniform(0.6, 1.9), rng)
-        name = f"{NOTES[number % 4]} {RHYTHMS[number % 3]}.{('wav', 'flac', 'ogg', 'mp3')[number // 3]}"
+        name = (
+            f"{NOTES[number % 4]}"
+            f" {RHYTHMS[number % 3]}.{('wav', 'flac', 'ogg', 'mp3')[number // 3]}"
+        )
         path = folder / ("high up" if number % 4 > 1 else "below") / name
         path.parent.mkdir(parents=True, exist_ok=True)
         soundfile.write(path, samples, SAMPLE_RATE)
     stereo = np.stack([tone(2, 0, 1.5, rng), tone(3, 0, 1.5, rng)], axis=1)
     soundfile.write(folder / "stereo.wav", soxr.resample(stereo, SAMPLE_RATE, 44_100), 44_100)
-    soundfile.write(folder / "long.flac", np.concatenate([tone(number % 4, 0, 1.46, rng) for number in range(5)]), SAMPLE_RATE)
+    soundfile.write(
+        folder / "long.flac",
+        np.concatenate([tone(number % 4, 0, 1.46, rng) for number in range(5)]),
+        SAMPLE_RATE,
+    )
     return folder
 
 
@@ -54,7 +75,8 @@ def models(tiny, tmp_path_factory) -> Path:
     for seed, pooling in enumerate(("tap", "mean")):
         torch.manual_seed(seed)
         model = build_model(load_config(tiny / "tiny.yaml", [f"pooling.name={pooling}"])).eval()
-        with torch.no_grad():  # frames that differ from each other, so that attention has something to choose
+        # frames that differ from each other, so that attention has something to choose
+        with torch.no_grad():
             model.audio_projection.weight.mul_(4)
             if pooling == "tap":
                 model.pooling.query.weight.mul_(6)
@@ -86,11 +108,15 @@ def answers(index: AudioIndex, k: int = 50) -> list[tuple]:
 
 
 def check_equal(index: AudioIndex, other: AudioIndex) -> None:
-    """Files, and answers to the last bit: what was encoded in another batch differs in the last digits, hence the tolerance."""
+    """Files, and answers to the last bit: what was encoded in another batch differs in the last
+    digits, hence the tolerance.
+    """
     assert index.files == other.files
     found, expected = answers(index), answers(other)
     assert [row[:3] for row in sorted(found)] == [row[:3] for row in sorted(expected)]
-    np.testing.assert_allclose([row[3] for row in sorted(found)], [row[3] for row in sorted(expected)], atol=1e-4)
+    np.testing.assert_allclose(
+        [row[3] for row in sorted(found)], [row[3] for row in sorted(expected)], atol=1e-4
+    )
 
 
 def slow_samples(path: Path) -> np.ndarray:
@@ -107,16 +133,27 @@ def test_scores_and_times_are_the_models(models, sounds, tmp_path, pooling):
     index = AudioIndex.build(sounds, models / pooling, tmp_path / "index")
     model = DualEncoder.from_pretrained(models / pooling)
     hits = index.search(QUERY, 50)
-    assert [hit.rank for hit in hits] == list(range(1, len(hits) + 1)) and {hit.file for hit in hits} == {file.file for file in index.files}
+    assert [hit.rank for hit in hits] == list(range(1, len(hits) + 1)) and {
+        hit.file for hit in hits
+    } == {file.file for file in index.files}
     assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
     with torch.no_grad():
         text = model.encode_text([QUERY])
         for hit in hits:
-            samples = torch.from_numpy(slow_samples(sounds / hit.file)[round(hit.start * SAMPLE_RATE) : round(hit.end * SAMPLE_RATE)])
+            samples = torch.from_numpy(
+                slow_samples(sounds / hit.file)[
+                    round(hit.start * SAMPLE_RATE) : round(hit.end * SAMPLE_RATE)
+                ]
+            )
             frames, mask = model.encode_audio(samples[None], torch.tensor([len(samples)]))
-            assert hit.score == pytest.approx(model.score(text, frames, mask).item(), abs=2e-3), hit.file
+            assert hit.score == pytest.approx(model.score(text, frames, mask).item(), abs=2e-3), (
+                hit.file
+            )
             if pooling == "mean":
-                assert hit.attention is None and (hit.attended_from, hit.attended_to) == (hit.start, hit.end)
+                assert hit.attention is None and (hit.attended_from, hit.attended_to) == (
+                    hit.start,
+                    hit.end,
+                )
                 continue
             weights = model.attention(text, frames, mask)[0, 0][mask[0]]
             np.testing.assert_allclose(hit.attention, weights, atol=3e-3)
@@ -130,9 +167,15 @@ def test_shortest_stretch_against_loops():
     for _ in range(200):
         weights = rng.uniform(size=rng.integers(1, 12)) ** 4
         weights /= weights.sum()
-        pairs = [(first, last) for first in range(len(weights)) for last in range(first + 1, len(weights) + 1)]
+        pairs = [
+            (first, last)
+            for first in range(len(weights))
+            for last in range(first + 1, len(weights) + 1)
+        ]
         enough = [pair for pair in pairs if weights[pair[0] : pair[1]].sum() >= 0.5 - 1e-9]
-        assert shortest_stretch(weights) == min(enough, key=lambda pair: (pair[1] - pair[0], pair[0]))
+        assert shortest_stretch(weights) == min(
+            enough, key=lambda pair: (pair[1] - pair[0], pair[0])
+        )
 
 
 def test_an_answer_from_a_long_file_is_a_place_in_it(indexed, sounds):
@@ -141,15 +184,18 @@ def test_an_answer_from_a_long_file_is_a_place_in_it(indexed, sounds):
     seconds = len(clip) / SAMPLE_RATE
     in_long = index._contents.file_of == index._numbers["long.flac"]
     starts, stops = index._contents.starts[in_long], index._contents.stops[in_long]
-    np.testing.assert_allclose(starts, [0, 1, 2, 3, 4, 5, seconds - CLIP_SECONDS], atol=1e-4)  # half of clip_seconds apart, the last one to the end
+    # half of clip_seconds apart, the last one to the end
+    np.testing.assert_allclose(starts, [0, 1, 2, 3, 4, 5, seconds - CLIP_SECONDS], atol=1e-4)
     np.testing.assert_allclose(stops, starts + CLIP_SECONDS, atol=1e-4)
     hits = [hit for hit in index.search(QUERY, 50) if hit.file == "long.flac"]
     spans = sorted((hit.start, hit.end) for hit in hits)
-    assert len(spans) > 1 and all(end <= start for (_, end), (start, _) in zip(spans, spans[1:]))  # the best of overlapping ones alone
+    # the best of overlapping ones alone
+    assert len(spans) > 1 and all(end <= start for (_, end), (start, _) in zip(spans, spans[1:]))
 
 
 def test_excerpts_of_a_stream_are_those_of_the_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr(sound, "mono_blocks", base_sound.mono_blocks)  # in this process, where the size of a block can be set
+    # in this process, where the size of a block can be set
+    monkeypatch.setattr(sound, "mono_blocks", base_sound.mono_blocks)
     rng = np.random.default_rng(0)
     for num_samples in (1, 99, 100, 101, 149, 150, 151, 250, 1000):
         for hop in (30, 50, 100):
@@ -161,23 +207,34 @@ def test_excerpts_of_a_stream_are_those_of_the_whole(tmp_path, monkeypatch):
                 whole = sound.cut(samples, SAMPLE_RATE, SAMPLE_RATE, 100, hop)
                 assert [excerpt.start for excerpt in stream] == [excerpt.start for excerpt in whole]
                 assert all(np.array_equal(a.samples, b.samples) for a, b in zip(stream, whole))
-                assert {excerpt.start + i for excerpt in whole for i in range(len(excerpt.samples))} == set(range(num_samples))
+                assert {
+                    excerpt.start + i for excerpt in whole for i in range(len(excerpt.samples))
+                } == set(range(num_samples))
 
 
 def test_all_formats_are_heard(indexed):
     names = {file.file for file in AudioIndex.open(indexed).files}
-    assert {Path(name).suffix for name in names} == {".wav", ".flac", ".ogg", ".mp3"} and len(names) == 14
+    assert {Path(name).suffix for name in names} == {".wav", ".flac", ".ogg", ".mp3"} and len(
+        names
+    ) == 14
 
 
 def test_filters(indexed):
     index = AudioIndex.open(indexed)
     assert index.folders == ["below", "high up"]
     within = index.search(QUERY, 50, within="high up")
-    assert within and {hit.file for hit in within} == {file.file for file in index.files if file.file.startswith("high up/")}
+    assert within and {hit.file for hit in within} == {
+        file.file for file in index.files if file.file.startswith("high up/")
+    }
     assert {hit.file for hit in index.search(QUERY, 50, min_seconds=2.0)} == {"long.flac"}
     short = index.search(QUERY, 50, max_seconds=1.0)
-    assert {hit.file for hit in short} == {file.file for file in index.files if file.seconds <= 1.0} and short
-    assert index.search(QUERY, within="no such folder") == [] and index.search(QUERY, within="high") == []
+    assert {hit.file for hit in short} == {
+        file.file for file in index.files if file.seconds <= 1.0
+    } and short
+    assert (
+        index.search(QUERY, within="no such folder") == []
+        and index.search(QUERY, within="high") == []
+    )
 
 
 def test_several_queries_at_once_are_each_alone(indexed, monkeypatch):
@@ -187,11 +244,15 @@ def test_several_queries_at_once_are_each_alone(indexed, monkeypatch):
     for query, hits in zip(queries, index.search_many(queries, 4)):
         alone = index.search(query, 4)
         assert [hit.file for hit in hits] == [hit.file for hit in alone] and len(hits) == 4
-        np.testing.assert_allclose([hit.score for hit in hits], [hit.score for hit in alone], atol=1e-5)
+        np.testing.assert_allclose(
+            [hit.score for hit in hits], [hit.score for hit in alone], atol=1e-5
+        )
 
 
 def test_a_shortlist_is_that_of_the_first_stage(indexed, monkeypatch):
-    """Of few candidates the best by TAP: what comes back is in the order of TAP and among the best of the first stage."""
+    """Of few candidates the best by TAP: what comes back is in the order of TAP and among the best
+    of the first stage.
+    """
     index = AudioIndex.open(indexed)
     everything = index.search(QUERY, 50)
     monkeypatch.setattr("retrieval.search.index.CANDIDATES", 4)
@@ -201,31 +262,49 @@ def test_a_shortlist_is_that_of_the_first_stage(indexed, monkeypatch):
     best = (index._contents.clips.vectors @ text[0]).argsort(descending=True)[:4].tolist()
     files = {index.files[index._contents.file_of[clip]].file for clip in best}
     assert {hit.file for hit in hits} == files
-    assert [hit.file for hit in hits] == [hit.file for hit in everything if hit.file in files][: len(hits)] or "long.flac" in files
+    assert [hit.file for hit in hits] == [hit.file for hit in everything if hit.file in files][
+        : len(hits)
+    ] or "long.flac" in files
 
 
 def test_more_like_this(indexed, sounds, tmp_path):
     index = AudioIndex.open(indexed)
     copy = tmp_path / "elsewhere.wav"
-    soundfile.write(copy, slow_samples(sounds / "below" / "low steady.wav"), SAMPLE_RATE, subtype="FLOAT")
+    soundfile.write(
+        copy, slow_samples(sounds / "below" / "low steady.wav"), SAMPLE_RATE, subtype="FLOAT"
+    )
     best, *others = index.search_audio(copy, 50)
-    assert best.file == "below/low steady.wav" and best.score == pytest.approx(1.0, abs=1e-3) and others[0].score < 0.9999
+    assert (
+        best.file == "below/low steady.wav"
+        and best.score == pytest.approx(1.0, abs=1e-3)
+        and others[0].score < 0.9999
+    )
     # A file of the index is no answer to itself, nor under another spelling of its path.
-    for own in (sounds / "below" / "low steady.wav", sounds / "below" / ".." / "below" / "low steady.wav"):
+    for own in (
+        sounds / "below" / "low steady.wav",
+        sounds / "below" / ".." / "below" / "low steady.wav",
+    ):
         assert [hit.file for hit in index.search_audio(own, 50)] == [hit.file for hit in others]
     from_memory = index.search_audio(soundfile.read(copy), 50)
     assert [hit.file for hit in from_memory] == [hit.file for hit in (best, *others)]
-    assert [hit.score for hit in from_memory] == pytest.approx([hit.score for hit in (best, *others)])
+    assert [hit.score for hit in from_memory] == pytest.approx(
+        [hit.score for hit in (best, *others)]
+    )
     pcm, rate = soundfile.read(sounds / "below" / "low steady.wav", dtype="int16")
     for samples in (pcm, pcm.astype(np.int32) * 65536, np.stack([pcm, pcm], axis=1)):
         assert index.search_audio((samples, rate))[0].score > 0.999
-    for samples, rate, message in ((np.stack([pcm, pcm]), rate, "has shape"), (pcm, 0, "rate of 0"), (pcm[:0], rate, "no samples")):
+    for samples, rate, message in (
+        (np.stack([pcm, pcm]), rate, "has shape"),
+        (pcm, 0, "rate of 0"),
+        (pcm[:0], rate, "no samples"),
+    ):
         with pytest.raises(UserError, match=message):
             index.search_audio((samples, rate))
 
 
 def test_overlapping_excerpts_do_not_take_the_places_of_others(own, models, tmp_path, monkeypatch):
-    index = AudioIndex.build(own, models / "tap", tmp_path / "index", hop_seconds=0.1)  # the long one has as many excerpts as fit in
+    # the long one has as many excerpts as fit in
+    index = AudioIndex.build(own, models / "tap", tmp_path / "index", hop_seconds=0.1)
     monkeypatch.setattr("retrieval.search.index.CANDIDATES", 5)
     monkeypatch.setattr("retrieval.search.index.CANDIDATES_PER_HIT", 1)
     for hits in (index.search(QUERY, 12), index.search_audio(own / "stereo.wav", 12)):
@@ -257,8 +336,11 @@ def test_the_text_tower_in_8_bit(indexed, sounds, models, tmp_path):
     with torch.no_grad():
         expected, found = index.model.encode_text(queries), fast._encode_text(queries)
     similarities = torch.nn.functional.cosine_similarity(expected, found)
-    assert similarities.min() > 0.99 and similarities.max() < 1 - 1e-7  # close, and not the same encoder
-    exact, close = ({hit.file: hit.score for hit in opened.search(QUERY, 50)} for opened in (index, fast))
+    # close, and not the same encoder
+    assert similarities.min() > 0.99 and similarities.max() < 1 - 1e-7
+    exact, close = (
+        {hit.file: hit.score for hit in opened.search(QUERY, 50)} for opened in (index, fast)
+    )
     assert max(abs(exact[file] - close[file]) for file in exact.keys() & close.keys()) < 0.05
     assert main(["query", QUERY, "--index", str(path), "--fast-text", "-k", "1"]) == 0
     assert digests(path / "fast_text") == written
@@ -266,7 +348,8 @@ def test_the_text_tower_in_8_bit(indexed, sounds, models, tmp_path):
     AudioIndex.open(path, fast_text=True)
     assert digests(path / "fast_text") == written
     (path / "index.sqlite").unlink()
-    assert AudioIndex.build(sounds, models / "tap", path).changes.added == 14  # what is left of an index is no foreign folder
+    # what is left of an index is no foreign folder
+    assert AudioIndex.build(sounds, models / "tap", path).changes.added == 14
     AudioIndex.open(path, fast_text=True)
     (path / "fast_text" / "text.onnx").write_bytes(b"garbage")
     with pytest.raises(UserError, match="does not load.*delete"):
@@ -292,23 +375,32 @@ def encoded(monkeypatch) -> list[int]:
 
 
 def counts_of(index: AudioIndex) -> dict[str, int]:
-    return {name: count for name, count in vars(index.changes).items() if name != "unreadable" and count}
+    return {
+        name: count for name, count in vars(index.changes).items() if name != "unreadable" and count
+    }
 
 
 def test_only_what_has_changed_is_encoded(own, models, tmp_path, encoded):
     path = tmp_path / "index"
     assert counts_of(AudioIndex.build(own, models / "tap", path)) == {"added": 14}
     encoded.clear()
-    assert counts_of(AudioIndex.build(own, models / "tap", path)) == {"unchanged": 14} and encoded == []
+    assert (
+        counts_of(AudioIndex.build(own, models / "tap", path)) == {"unchanged": 14}
+        and encoded == []
+    )
 
-    soundfile.write(own / "below" / "new.wav", tone(1, 1, 1.0, np.random.default_rng(8)), SAMPLE_RATE)
-    soundfile.write(own / "stereo.wav", tone(1, 2, 1.2, np.random.default_rng(9)), SAMPLE_RATE)  # another sound under the name
+    soundfile.write(
+        own / "below" / "new.wav", tone(1, 1, 1.0, np.random.default_rng(8)), SAMPLE_RATE
+    )
+    # another sound under the name
+    soundfile.write(own / "stereo.wav", tone(1, 2, 1.2, np.random.default_rng(9)), SAMPLE_RATE)
     (own / "below" / "low steady.wav").unlink()
     (own / "long.flac").rename(own / "below" / "longer name.flac")
     os.utime(own / "high up" / "high rising.wav", (1, 1))
     index = AudioIndex.open(path)
     index.add()
-    assert counts_of(index) == {"added": 1, "changed": 1, "moved": 1, "removed": 2, "unchanged": 11}  # the moved one's old name is removed
+    # the moved one's old name is removed
+    assert counts_of(index) == {"added": 1, "changed": 1, "moved": 1, "removed": 2, "unchanged": 11}
     assert sum(encoded) == 2
     check_equal(index, AudioIndex.build(own, None, path))
     check_equal(index, AudioIndex.build(own, models / "tap", tmp_path / "fresh"))
@@ -334,7 +426,10 @@ def test_what_is_gone_leaves_the_disk(own, models, tmp_path, encoded):
     index = AudioIndex.open(path)
     encoded.clear()
     index.add()
-    assert encoded == [] and sorted(file.name for file in path.glob("*-*.f*")) == ["frames-1.f16", "vectors-1.f32"]
+    assert encoded == [] and sorted(file.name for file in path.glob("*-*.f*")) == [
+        "frames-1.f16",
+        "vectors-1.f32",
+    ]
     assert (path / "frames-1.f16").stat().st_size < size / 2
     check_equal(index, AudioIndex.build(own, models / "tap", tmp_path / "fresh"))
     assert answers(reader) == before  # one that was opened before goes on with what it had
@@ -347,7 +442,9 @@ def spoil(folder: Path) -> dict[str, str]:
     (folder / "nothing.wav").touch()
     (folder / "text.mp3").write_text("not a sound" * 100)
     soundfile.write(folder / "no samples.wav", np.zeros(0), SAMPLE_RATE)
-    soundfile.write(folder / "nan.wav", np.array([0.0, math.nan] * 300), SAMPLE_RATE, subtype="FLOAT")
+    soundfile.write(
+        folder / "nan.wav", np.array([0.0, math.nan] * 300), SAMPLE_RATE, subtype="FLOAT"
+    )
     (folder / "phone.m4a").write_bytes(b"1234")
     (folder / "outside.wav").symlink_to(folder.parent / "outside.wav")
     soundfile.write(folder.parent / "outside.wav", np.zeros(100), SAMPLE_RATE)
@@ -374,14 +471,19 @@ def spoil(folder: Path) -> dict[str, str]:
     }
 
 
-def test_files_that_cannot_be_read_are_listed_and_tried_again_when_they_change(own, models, tmp_path, encoded):
+def test_files_that_cannot_be_read_are_listed_and_tried_again_when_they_change(
+    own, models, tmp_path, encoded
+):
     expected = spoil(own)
     path = tmp_path / "index"
     index = AudioIndex.build(own, models / "tap", path)
     listed = dict(index.unreadable)
-    assert set(expected) <= set(listed) <= {*expected, "damaged.flac"}  # of which libsndfile may give the first half
+    # of which libsndfile may give the first half
+    assert set(expected) <= set(listed) <= {*expected, "damaged.flac"}
     assert [name for name, reason in expected.items() if reason not in listed[name]] == []
-    assert {"below/low steady.wav", "stereo.wav"} <= {file.file for file in index.files} and len(index.files) >= 14
+    assert {"below/low steady.wav", "stereo.wav"} <= {file.file for file in index.files} and len(
+        index.files
+    ) >= 14
     with open(path / "unreadable.csv", newline="") as file:
         assert [tuple(row) for row in csv.reader(file)] == [("file", "reason"), *index.unreadable]
     encoded.clear()
@@ -392,7 +494,9 @@ def test_files_that_cannot_be_read_are_listed_and_tried_again_when_they_change(o
     assert set(dict(index.unreadable)) == set(listed) - {"nan.wav", "text.mp3"}
 
 
-def test_files_of_other_names_are_indexed_and_what_is_no_sound_is_counted(own, models, tmp_path, capsys):
+def test_files_of_other_names_are_indexed_and_what_is_no_sound_is_counted(
+    own, models, tmp_path, capsys
+):
     wave = tone(1, 0, 1.0, np.random.default_rng(5))
     soundfile.write(own / "recorder.dat", wave, SAMPLE_RATE, format="WAV")
     soundfile.write(own / "old.aifc", np.stack([wave, -wave], axis=1), SAMPLE_RATE, format="AIFF")
@@ -400,9 +504,24 @@ def test_files_of_other_names_are_indexed_and_what_is_no_sound_is_counted(own, m
     half = (own / "phone.m4a").read_bytes()
     (own / "half.m4a").write_bytes(half[: len(half) // 2])
     (own / "notes.txt").write_text("The free sounds")
-    assert main(["index", str(own), "--checkpoint", str(models / "tap"), "--index", str(tmp_path / "index")]) == 0
+    assert (
+        main(
+            [
+                "index",
+                str(own),
+                "--checkpoint",
+                str(models / "tap"),
+                "--index",
+                str(tmp_path / "index"),
+            ]
+        )
+        == 0
+    )
     printed = capsys.readouterr()
-    assert "passed over: 1 files that are no sound: 1 .txt" in printed.out and "the channels of 1 of these files cancel" in printed.out
+    assert (
+        "passed over: 1 files that are no sound: 1 .txt" in printed.out
+        and "the channels of 1 of these files cancel" in printed.out
+    )
     index = AudioIndex.open(tmp_path / "index")
     assert {"recorder.dat", "old.aifc", "phone.m4a"} <= {file.file for file in index.files}
     assert [file for file, reason in index.unreadable if "truncated" in reason] == ["half.m4a"]
@@ -414,7 +533,11 @@ def test_a_reader_that_reads_more_tries_once_more(own, models, tmp_path, encoded
     index = AudioIndex.build(own, models / "tap", path)
     opened = []
     read_excerpts = update.read_excerpts
-    monkeypatch.setattr(update, "read_excerpts", lambda path, *rest: opened.append(path.name) or read_excerpts(path, *rest))
+    monkeypatch.setattr(
+        update,
+        "read_excerpts",
+        lambda path, *rest: opened.append(path.name) or read_excerpts(path, *rest),
+    )
     index.add()
     assert opened == []
     monkeypatch.setattr(update, "READER_VERSION", update.READER_VERSION + 1)
@@ -428,7 +551,12 @@ def test_an_index_without_a_readable_file_answers_nothing(models, tmp_path):
     folder.mkdir()
     (folder / "text.wav").write_text("no sound")
     index = AudioIndex.build(folder, models / "tap", tmp_path / "index")
-    assert index.files == [] and index.folders == [] and index.search(QUERY) == [] and AudioIndex.open(tmp_path / "index").search(QUERY) == []
+    assert (
+        index.files == []
+        and index.folders == []
+        and index.search(QUERY) == []
+        and AudioIndex.open(tmp_path / "index").search(QUERY) == []
+    )
     assert index.search_audio((np.zeros(1000, np.float32), SAMPLE_RATE)) == []
 
 
@@ -460,7 +588,9 @@ def test_of_a_folder_that_cannot_be_read_what_is_known_stays(own, models, tmp_pa
     monkeypatch.setattr(os, "scandir", refusing)
     (own / "stereo.wav").unlink()
     index.add()
-    assert index.changes.removed == 1 and index.unreadable == [("below/", "the folder cannot be read: Permission denied")]
+    assert index.changes.removed == 1 and index.unreadable == [
+        ("below/", "the folder cannot be read: Permission denied")
+    ]
     assert sum(file.file.startswith("below/") for file in index.files) == 6
     monkeypatch.undo()
     index.add()
@@ -473,8 +603,15 @@ def test_odd_files_harm_no_others(own, models, tmp_path):
     os.utime(own / "stereo.wav", ns=(2**63 + 10**9, 2**63 + 10**9))
     index = AudioIndex.build(own, models / "tap", tmp_path / "index")
     listed = dict(index.unreadable)
-    assert "full scale" in listed.pop("loud.wav") and "link" in listed.pop("loop.wav") or "not a file" in listed["loop.wav"]
-    assert len(index.files) == 14 and AudioIndex.build(own, None, tmp_path / "index").changes.unchanged == 14
+    assert (
+        "full scale" in listed.pop("loud.wav")
+        and "link" in listed.pop("loop.wav")
+        or "not a file" in listed["loop.wav"]
+    )
+    assert (
+        len(index.files) == 14
+        and AudioIndex.build(own, None, tmp_path / "index").changes.unchanged == 14
+    )
 
 
 def test_a_decoder_that_dies_costs_one_file(own, models, tmp_path, crashing, capfd):
@@ -483,7 +620,11 @@ def test_a_decoder_that_dies_costs_one_file(own, models, tmp_path, crashing, cap
     (own / "bad too.flac").write_text("null-pointer")
     index = AudioIndex.build(own, models / "tap", path)
     reason = "its decoder crashed (SIGSEGV)"
-    assert len(index.files) == 14 and index.is_complete and dict(index.unreadable) == {"below/bad.wav": reason, "bad too.flac": reason}
+    assert (
+        len(index.files) == 14
+        and index.is_complete
+        and dict(index.unreadable) == {"below/bad.wav": reason, "bad too.flac": reason}
+    )
     for search in (index.search_audio, lambda sound: index.score_audio(sound, [QUERY])):
         with pytest.raises(UserError, match=r"bad.wav its decoder crashed \(SIGSEGV\)"):
             search(bad)
@@ -493,7 +634,9 @@ def test_a_decoder_that_dies_costs_one_file(own, models, tmp_path, crashing, cap
     assert ended.returncode == 2 and ended.stderr.count("\n") == 1 and reason in ended.stderr
     soundfile.write(bad, tone(1, 1, 1.0, np.random.default_rng(8)), SAMPLE_RATE)
     index.add()
-    assert counts_of(index)["added"] == 1 and [file for file, _ in index.unreadable] == ["bad too.flac"]
+    assert counts_of(index)["added"] == 1 and [file for file, _ in index.unreadable] == [
+        "bad too.flac"
+    ]
     crashing.undo()  # a newer library, which does not crash at the same file
     decoder_process.close_all()
     index.add()
@@ -512,23 +655,34 @@ def test_a_folder_that_was_moved_keeps_its_index(own, models, tmp_path, encoded,
     assert capsys.readouterr().err.count("ITS_NEW_PLACE") == 1  # one note, not one a hit
     with pytest.raises(UserError, match="is gone; if it was moved"):
         reader.add()
-    for name, file in enumerate(sorted(moved.rglob("*.wav"))):  # copied without the times, two of them under each other's name
+    # copied without the times, two of them under each other's name
+    for name, file in enumerate(sorted(moved.rglob("*.wav"))):
         os.utime(file, (name, name))
     names = moved / "below" / "low steady.wav", moved / "high up" / "high rising.wav"
     names[0].rename(moved / "kept"), names[1].rename(names[0]), (moved / "kept").rename(names[1])
     encoded.clear()
     index = AudioIndex.build(moved, None, path)
-    assert counts_of(index) == {"moved": 14} and encoded == [] and index.folder == moved and index.is_complete
+    assert (
+        counts_of(index) == {"moved": 14}
+        and encoded == []
+        and index.folder == moved
+        and index.is_complete
+    )
     assert f"was of folder {own}; 14 of its 14 recordings" in capsys.readouterr().err
-    assert index.path_of("below/low steady.wav") == names[0] and [file for file, _ in index.unreadable] == ["text.mp3"]
+    assert index.path_of("below/low steady.wav") == names[0] and [
+        file for file, _ in index.unreadable
+    ] == ["text.mp3"]
     check_equal(index, AudioIndex.build(moved, models / "tap", tmp_path / "fresh"))
-    assert answers(reader) == before  # opened before, it goes on with what it had, and follows when it is brought up to date
+    # opened before, it goes on with what it had, and follows when it is brought up to date
+    assert answers(reader) == before
     reader.add()
     assert reader.folder == moved and counts_of(reader) == {"unchanged": 14}
 
 
 def test_a_moved_folder_with_changes(own, models, tmp_path, encoded):
-    """A copy beside the old folder, with new, changed and missing files; one has name, size and time of another file's content."""
+    """A copy beside the old folder, with new, changed and missing files; one has name, size and
+    time of another file's content.
+    """
     path = tmp_path / "index"
     AudioIndex.build(own, models / "tap", path)
     moved = Path(shutil.copytree(own, tmp_path / "deeper" / "copy"))
@@ -542,12 +696,18 @@ def test_a_moved_folder_with_changes(own, models, tmp_path, encoded):
     soundfile.write(moved / "new.wav", tone(1, 1, 1.0, np.random.default_rng(8)), SAMPLE_RATE)
     encoded.clear()
     index = AudioIndex.build(moved, None, path)
-    assert counts_of(index) == {"added": 1, "changed": 1, "moved": 13, "removed": 1} and sum(encoded) == 2
+    assert (
+        counts_of(index) == {"added": 1, "changed": 1, "moved": 13, "removed": 1}
+        and sum(encoded) == 2
+    )
     check_equal(index, AudioIndex.build(moved, models / "tap", tmp_path / "fresh"))
     # Back again: what the copy lacks is encoded.
     encoded.clear()
     index = AudioIndex.build(own, None, path)
-    assert counts_of(index) == {"added": 1, "changed": 1, "moved": 12, "removed": 1} and sum(encoded) == 2
+    assert (
+        counts_of(index) == {"added": 1, "changed": 1, "moved": 12, "removed": 1}
+        and sum(encoded) == 2
+    )
 
 
 def test_a_wrong_folder_does_not_empty_the_index(own, models, tmp_path, encoded):
@@ -560,13 +720,22 @@ def test_a_wrong_folder_does_not_empty_the_index(own, models, tmp_path, encoded)
     # A part of the indexed folder is the likely mistake, also where it is the larger one.
     for folder, count in ((other, 0), (own / "below", 6), (own / "most", 8)):
         if folder.name == "most":
-            (own / "high up").rename(folder), shutil.move(own / "long.flac", folder), shutil.move(own / "stereo.wav", folder)
-        with pytest.raises(UserError, match=f"of folder {own}; {folder} holds {count} of its 14 recordings.*--overwrite"):
+            (
+                (own / "high up").rename(folder),
+                shutil.move(own / "long.flac", folder),
+                shutil.move(own / "stereo.wav", folder),
+            )
+        with pytest.raises(
+            UserError,
+            match=f"of folder {own}; {folder} holds {count} of its 14 recordings.*--overwrite",
+        ):
             AudioIndex.build(folder, None, path)
         assert digests(path) == before and encoded == []
     shutil.move(own / "below", own / "most")
-    assert counts_of(AudioIndex.build(own / "most", None, path)) == {"moved": 14}  # everything lies in there now
-    assert counts_of(AudioIndex.build(own.parent, None, path)) == {"moved": 14, "added": 1}  # a folder around it loses nothing
+    # everything lies in there now
+    assert counts_of(AudioIndex.build(own / "most", None, path)) == {"moved": 14}
+    # a folder around it loses nothing
+    assert counts_of(AudioIndex.build(own.parent, None, path)) == {"moved": 14, "added": 1}
 
 
 def test_the_same_folder_by_another_path_is_the_same(own, models, tmp_path, monkeypatch, capsys):
@@ -603,7 +772,15 @@ def test_a_kill_while_a_moved_folder_is_taken_over(own, models, tmp_path, encode
     AudioIndex.build(own, models / "tap", path)
     moved = Path(shutil.move(own, tmp_path / "moved"))
     soundfile.write(moved / "new.wav", tone(1, 1, 1.0, np.random.default_rng(8)), SAMPLE_RATE)
-    process = in_process(build_and_die, writer if name == "_write_meta" else writer.IndexWriter, name, count, moved, None, path)
+    process = in_process(
+        build_and_die,
+        writer if name == "_write_meta" else writer.IndexWriter,
+        name,
+        count,
+        moved,
+        None,
+        path,
+    )
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
     assert len(AudioIndex.open(path).files) >= 14
@@ -654,7 +831,9 @@ PLACES = [
 ]
 
 
-@pytest.mark.parametrize(("owner", "name", "count"), PLACES, ids=[f"{name}-{count}" for _, name, count in PLACES])
+@pytest.mark.parametrize(
+    ("owner", "name", "count"), PLACES, ids=[f"{name}-{count}" for _, name, count in PLACES]
+)
 def test_a_killed_build_goes_on(sounds, models, indexed, tmp_path, encoded, owner, name, count):
     path = tmp_path / "index"
     process = in_process(build_and_die, owner, name, count, sounds, models / "tap", path)
@@ -664,7 +843,11 @@ def test_a_killed_build_goes_on(sounds, models, indexed, tmp_path, encoded, owne
     if (path / "index.sqlite").exists():
         half = AudioIndex.open(path)  # searched in the meantime, what is there is right
         whole = {row[:3]: row[3] for row in answers(AudioIndex.open(indexed))}
-        assert all(row[3] == pytest.approx(whole[row[:3]], abs=1e-4) for row in answers(half) if row[0] != "long.flac")
+        assert all(
+            row[3] == pytest.approx(whole[row[:3]], abs=1e-4)
+            for row in answers(half)
+            if row[0] != "long.flac"
+        )
         assert half.is_complete == (name == "finish")
         num_before = len(half.files)
     index = AudioIndex.build(sounds, models / "tap", path)
@@ -673,7 +856,8 @@ def test_a_killed_build_goes_on(sounds, models, indexed, tmp_path, encoded, owne
     check_equal(index, AudioIndex.open(indexed))
     num_rows = index._contents.meta["num_rows"]
     (vectors,) = path.glob("vectors-*.f32")
-    assert vectors.stat().st_size == num_rows * 32 * 4  # without what the killed process had appended
+    # without what the killed process had appended
+    assert vectors.stat().st_size == num_rows * 32 * 4
 
 
 def test_a_kill_while_the_index_is_written_anew(own, models, tmp_path):
@@ -720,7 +904,11 @@ def test_searches_beside_an_update_are_of_one_state(own, models, tmp_path):
         while not done.is_set():
             try:
                 hits = index.search_audio(own / "long.flac", 50)
-                wrong.extend(hit.file for hit in hits if abs(hit.score - right[hit.file.removeprefix("moved ")]) > 1e-3)
+                wrong.extend(
+                    hit.file
+                    for hit in hits
+                    if abs(hit.score - right[hit.file.removeprefix("moved ")]) > 1e-3
+                )
             except Exception as error:
                 wrong.append(repr(error))
 
@@ -737,7 +925,9 @@ def test_searches_beside_an_update_are_of_one_state(own, models, tmp_path):
 
 
 def test_a_reader_of_an_index_that_is_made_anew(sounds, models, indexed, tmp_path, monkeypatch):
-    """It has read the old database when the new index appears: it finds the old vectors or none, never the new ones."""
+    """It has read the old database when the new index appears: it finds the old vectors or none,
+    never the new ones.
+    """
     path = Path(shutil.copytree(indexed, tmp_path / "index"))
     mapped, calls = storage._mapped, []
 
@@ -770,7 +960,9 @@ def test_a_full_disk_keeps_what_was_there(own, models, tmp_path, monkeypatch):
     AudioIndex.build(own, models / "tap", path)
     before = digests(path)
     soundfile.write(own / "new.wav", tone(1, 1, 1.0, np.random.default_rng(8)), SAMPLE_RATE)
-    monkeypatch.setattr(writer.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(
+        writer.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
     with pytest.raises(UserError, match="No space left.*run the command again"):
         AudioIndex.build(own, models / "tap", path)
     monkeypatch.undo()
@@ -787,7 +979,8 @@ def test_an_index_of_another_model(indexed, models, tmp_path, sounds):
         AudioIndex.open(indexed, models / "mean")
     with pytest.raises(UserError, match="made with another model.*--overwrite"):
         AudioIndex.build(sounds, models / "mean", indexed)
-    moved = shutil.copytree(models / "tap", tmp_path / "moved")  # the same content elsewhere, with other times
+    # the same content elsewhere, with other times
+    moved = shutil.copytree(models / "tap", tmp_path / "moved")
     assert len(AudioIndex.open(indexed, moved).files) == 14
     path, model = tmp_path / "index", Path(shutil.copytree(models / "tap", tmp_path / "model"))
     AudioIndex.build(sounds, model, path)
@@ -814,7 +1007,11 @@ def test_an_index_of_another_model(indexed, models, tmp_path, sounds):
         ("frames-0.f16", lambda path: path.write_bytes(path.read_bytes()[:-10]), "shorter"),
         ("frames-0.f16", lambda path: path.unlink(), "missing"),
         ("vectors-0.f32", lambda path: path.unlink(), "missing"),
-        ("vectors-0.f32", lambda path: path.write_bytes(b"\xff" * path.stat().st_size), "not those that were written"),
+        (
+            "vectors-0.f32",
+            lambda path: path.write_bytes(b"\xff" * path.stat().st_size),
+            "not those that were written",
+        ),
     ],
 )
 def test_a_damaged_index(indexed, tmp_path, sounds, models, file, damage, message):
@@ -832,13 +1029,17 @@ def test_frames_that_are_not_numbers_are_no_answer(indexed, tmp_path):
         AudioIndex.open(path).search(QUERY)
 
 
-@pytest.mark.parametrize("key", ["generation", "dim", "folder", "model", "num_rows", "num_frames", "has_frames"])
+@pytest.mark.parametrize(
+    "key", ["generation", "dim", "folder", "model", "num_rows", "num_frames", "has_frames"]
+)
 @pytest.mark.parametrize("value", [None, "[]", "-7"])
 def test_a_damaged_database_is_one_line(indexed, tmp_path, key, value):
     path = Path(shutil.copytree(indexed, tmp_path / "index"))
     with sqlite3.connect(path / storage.DATABASE) as database:
-        database.execute("DELETE FROM meta WHERE key = ?", (key,)) if value is None else database.execute(
-            "UPDATE meta SET value = ? WHERE key = ?", (value, key)
+        (
+            database.execute("DELETE FROM meta WHERE key = ?", (key,))
+            if value is None
+            else database.execute("UPDATE meta SET value = ? WHERE key = ?", (value, key))
         )
     with pytest.raises(UserError, match="damaged"):
         AudioIndex.open(path)
@@ -867,7 +1068,9 @@ def test_folders_that_cannot_be_indexed(models, sounds, indexed, tmp_path):
     for arguments, message in cases:
         with pytest.raises(UserError, match=message):
             AudioIndex.build(*arguments)
-    assert not (tmp_path / "i").exists() and [path.name for path in (tmp_path / "other").iterdir()] == ["letter.txt"]
+    assert not (tmp_path / "i").exists() and [
+        path.name for path in (tmp_path / "other").iterdir()
+    ] == ["letter.txt"]
     with pytest.raises(UserError, match="hop"):
         AudioIndex.build(sounds, models / "tap", indexed, hop_seconds=0.5)
     for hop in (-1.0, 0.0, 1e-5, 2.5, math.nan, math.inf):
@@ -881,7 +1084,9 @@ def test_a_folder_whose_files_are_all_gone_is_a_missing_disk(own, models, tmp_pa
     index = AudioIndex.build(own, models / "tap", tmp_path / "index")
     shutil.rmtree(own)
     own.mkdir()
-    with pytest.raises(UserError, match="no audio file any more, the index has 14; nothing is changed"):
+    with pytest.raises(
+        UserError, match="no audio file any more, the index has 14; nothing is changed"
+    ):
         index.add()
     own.rmdir()
     with pytest.raises(UserError, match="is gone"):
@@ -903,7 +1108,14 @@ def test_weights_that_are_not_finite(models, sounds, tmp_path):
 
 @pytest.mark.parametrize(
     ("query", "message"),
-    [("", "empty"), (" \n", "empty"), ("🐶🔊", "no words"), ("?!", "no words"), ("zwölf Boxkämpfer", "knows no word"), ("low \udcff", "UTF-8")],
+    [
+        ("", "empty"),
+        (" \n", "empty"),
+        ("🐶🔊", "no words"),
+        ("?!", "no words"),
+        ("zwölf Boxkämpfer", "knows no word"),
+        ("low \udcff", "UTF-8"),
+    ],
 )
 def test_queries_that_ask_nothing(indexed, query, message):
     with pytest.raises(UserError, match=message):
@@ -933,7 +1145,15 @@ def test_only_files_of_the_index_have_a_path(own, models, tmp_path):
     assert index.path_of("below/low steady.wav") == own / "below" / "low steady.wav"
     secret = tmp_path / "secret.wav"
     secret.write_bytes(b"1")
-    for file in ("../secret.wav", str(secret), "below/../../secret.wav", "", ".", "below", "below/../below/low steady.wav"):
+    for file in (
+        "../secret.wav",
+        str(secret),
+        "below/../../secret.wav",
+        "",
+        ".",
+        "below",
+        "below/../below/low steady.wav",
+    ):
         with pytest.raises(UserError, match="not a file of index"):
             index.path_of(file)
     (own / "stereo.wav").unlink()
@@ -950,25 +1170,36 @@ def test_only_files_of_the_index_have_a_path(own, models, tmp_path):
 def test_the_commands_end_to_end(own, models, tmp_path, capsys):
     (own / "broken.wav").write_text("no sound")
     path = str(tmp_path / "index")
-    assert main(["index", str(own), "--checkpoint", str(models / "tap"), "--index", path, "--quiet"]) == 0
+    assert (
+        main(["index", str(own), "--checkpoint", str(models / "tap"), "--index", path, "--quiet"])
+        == 0
+    )
     output = capsys.readouterr()
     assert "14 files" in output.out and "14 added" in output.out and output.out.count("\n") == 1
-    assert output.err.startswith("left out: broken.wav: is no sound") and output.err.count("\n") == 1
+    assert (
+        output.err.startswith("left out: broken.wav: is no sound") and output.err.count("\n") == 1
+    )
 
     assert main(["query", QUERY, "--index", path, "-k", "3"]) == 0
     rows = [line.split(maxsplit=3) for line in capsys.readouterr().out.splitlines()]
     hits = AudioIndex.open(path).search(QUERY, 3)
-    assert [row[0] for row in rows] == ["1", "2", "3"] and [row[3] for row in rows] == [hit.file for hit in hits]
+    assert [row[0] for row in rows] == ["1", "2", "3"] and [row[3] for row in rows] == [
+        hit.file for hit in hits
+    ]
 
     (tmp_path / "queries.txt").write_text(f"{QUERY}\n\nA shrill, pulsing note.\n{QUERY}\n")
     files = "--queries", str(tmp_path / "queries.txt"), "--csv", str(tmp_path / "a.csv")
     assert main(["query", *files, "--index", path, "-k", "2", "--json"]) == 0
     answered = json.loads(capsys.readouterr().out)
     assert [answer["query"] for answer in answered] == [QUERY, "A shrill, pulsing note.", QUERY]
-    assert answered[0]["hits"][0]["file"] == hits[0].file and answered[0]["hits"][0]["from"] == round(hits[0].attended_from, 2)
+    assert answered[0]["hits"][0]["file"] == hits[0].file and answered[0]["hits"][0][
+        "from"
+    ] == round(hits[0].attended_from, 2)
     with open(tmp_path / "a.csv", newline="") as file:
         table = list(csv.DictReader(file))
-    assert [(row["query"], row["rank"]) for row in table] == [(answer["query"], str(rank)) for answer in answered for rank in (1, 2)]
+    assert [(row["query"], row["rank"]) for row in table] == [
+        (answer["query"], str(rank)) for answer in answered for rank in (1, 2)
+    ]
 
     assert main(["query", QUERY, "--index", path, "--within", "./high up/"]) == 0
     assert capsys.readouterr().out.count("high up/") == 6
@@ -995,9 +1226,15 @@ def test_the_commands_end_to_end(own, models, tmp_path, capsys):
         (["index", "absent", "--index", "absent"], "folder absent is absent"),
         (["index", "configs", "--index", "absent", "--batch-size", "0"], "--batch-size"),
         (["query", QUERY, "--index", "absent", "--csv", "configs"], "--csv configs is a folder"),
-        (["query", "--queries", "README.md", "--csv", "./README.md", "--index", "absent"], "a file that this run reads"),
+        (
+            ["query", "--queries", "README.md", "--csv", "./README.md", "--index", "absent"],
+            "a file that this run reads",
+        ),
         (["query", QUERY, "--index", "absent", "--min-seconds", "nan"], "--min-seconds nan"),
-        (["query", QUERY, "--index", "absent", "--min-seconds", "5", "--max-seconds", "4"], "--min-seconds 5"),
+        (
+            ["query", QUERY, "--index", "absent", "--min-seconds", "5", "--max-seconds", "4"],
+            "--min-seconds 5",
+        ),
         (["query", QUERY, "--index", ""], "is empty"),
         (["index", "", "--index", "absent"], "is empty"),
         ([], "index|query"),
@@ -1011,5 +1248,17 @@ def test_mistakes_are_one_line(arguments, message, capsys):
 
 
 def test_a_mistake_ends_with_exit_code_2():
-    result = run_module("retrieval.search", "query", "a dog", "--index", "absent", "--csv", "configs/tap.yaml/answers.csv")
-    assert result.returncode == 2 and result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+    result = run_module(
+        "retrieval.search",
+        "query",
+        "a dog",
+        "--index",
+        "absent",
+        "--csv",
+        "configs/tap.yaml/answers.csv",
+    )
+    assert (
+        result.returncode == 2
+        and result.stderr.startswith("error: ")
+        and result.stderr.count("\n") == 1
+    )

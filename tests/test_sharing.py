@@ -1,4 +1,6 @@
-"""Model cards, and a model that goes to a stand-in of the Hugging Face hub and comes back the same."""
+"""Model cards, and a model that goes to a stand-in of the Hugging Face hub and comes back the
+same.
+"""
 
 import json
 import os
@@ -24,18 +26,32 @@ from retrieval.models.dual_encoder import DualEncoder
 from retrieval.provenance import of_training
 from retrieval.training import train
 
-CC0, CC_BY = "http://creativecommons.org/publicdomain/zero/1.0/", "http://creativecommons.org/licenses/by/3.0/"
+CC0, CC_BY = (
+    "http://creativecommons.org/publicdomain/zero/1.0/",
+    "http://creativecommons.org/licenses/by/3.0/",
+)
+
+
 @pytest.fixture(scope="module")
 def run(tiny: Path, tmp_path_factory) -> Path:
     """A run of one epoch on a cache that knows the licence of each clip."""
     root = tmp_path_factory.mktemp("sharing")
-    cache = write_cache(root / "cache", {"development": 12, "validation": 4, "evaluation": 4}, command=f"build.py --root {root} --sample-rate 16000")
+    cache = write_cache(
+        root / "cache",
+        {"development": 12, "validation": 4, "evaluation": 4},
+        command=f"build.py --root {root} --sample-rate 16000",
+    )
     table = datasets.load_from_disk(str(cache / "development"))
     licensed = table.add_column("license", [CC_BY] * 9 + [CC0] * 2 + [""])
     licensed.save_to_disk(str(root / "licensed"))
     shutil.rmtree(cache / "development")
     (root / "licensed").rename(cache / "development")
-    train(load_config(tiny / "tiny.yaml", [f"data.cache={cache}", f"train.output={root / 'run'}", "train.epochs=1"]))
+    train(
+        load_config(
+            tiny / "tiny.yaml",
+            [f"data.cache={cache}", f"train.output={root / 'run'}", "train.epochs=1"],
+        )
+    )
     return root / "run"
 
 
@@ -55,11 +71,20 @@ def test_training_writes_a_card_with_data_results_and_settings(run: Path):
         final = json.loads((run / "metrics.json").read_text())[name]
         assert about["evaluation"]["metrics"] == final and about["validation"]["epoch"] == 1
         row = final["text_to_audio"]
-        assert f"| evaluation | text to audio | {' | '.join(f'{100 * value:.2f}' for value in row.values())} |" in text
+        assert (
+            "| evaluation | text to audio |"
+            f" {' | '.join(f'{100 * value:.2f}' for value in row.values())} |" in text
+        )
         assert "| validation | audio to text |" in text
-        assert "| development | test | 12 | 24 | 0.0 |" in text and about["data"][0]["fingerprint"][:16] in text
+        assert (
+            "| development | test | 12 | 24 | 0.0 |" in text
+            and about["data"][0]["fingerprint"][:16] in text
+        )
         assert f"| {CC_BY} | 9 |\n| {CC0} | 2 |\n| not given | 1 |" in text
-        assert "audio encoder `atst_frame`, text encoder `roberta`, pooling `tap`" in text and f"mono audio at {SAMPLE_RATE} Hz" in text
+        assert (
+            "audio encoder `atst_frame`, text encoder `roberta`, pooling `tap`" in text
+            and f"mono audio at {SAMPLE_RATE} Hz" in text
+        )
         assert yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])["train"]["epochs"] == 1
         assert "{" not in text.split("## Settings")[0].replace("dict", "")
 
@@ -68,11 +93,16 @@ def test_the_header_is_what_the_hub_reads(run: Path):
     card = ModelCard.load(run / "best" / "README.md")
     assert card.data.license == "unknown" and "Of the model: **unknown**" in card.text
     assert "text-to-audio-retrieval" in card.data.tags
-    found = {(result.dataset_split, result.metric_type): result.metric_value for result in card.data.eval_results}
+    found = {
+        (result.dataset_split, result.metric_type): result.metric_value
+        for result in card.data.eval_results
+    }
     final = json.loads((run / "metrics.json").read_text())["best"]["text_to_audio"]
     assert found["evaluation", "map_at_10"] == round(100 * final["mAP@10"], 2)
     metrics = ("map_at_10", "recall_at_1", "recall_at_5", "recall_at_10")
-    assert set(found) == {(split, metric) for split in ("validation", "evaluation") for metric in metrics}
+    assert set(found) == {
+        (split, metric) for split in ("validation", "evaluation") for metric in metrics
+    }
     assert {result.dataset_name for result in card.data.eval_results} == {"test (4 clips)"}
 
 
@@ -99,21 +129,51 @@ def test_a_loaded_model_keeps_its_card_until_it_is_trained_on(run: Path, tmp_pat
 
 def test_what_is_not_known_is_called_unknown(run: Path):
     text = model_card(json.loads((run / "best" / "config.json").read_text()), {}).text
-    assert "Not evaluated." in text and "## Training data\n\nUnknown." in text and "Of the training data: unknown." in text
-    about = {"data": [{"split": "development", "corpus": "c", "num_clips": 1, "num_captions": 1, "fingerprint": "f" * 64, "licenses": None}]}
+    assert (
+        "Not evaluated." in text
+        and "## Training data\n\nUnknown." in text
+        and "Of the training data: unknown." in text
+    )
+    about = {
+        "data": [
+            {
+                "split": "development",
+                "corpus": "c",
+                "num_clips": 1,
+                "num_captions": 1,
+                "fingerprint": "f" * 64,
+                "licenses": None,
+            }
+        ]
+    }
     text = model_card(json.loads((run / "best" / "config.json").read_text()), about).text
     assert "Of the training data (c): the cache does not say." in text
 
 
 def test_several_corpora_and_pretrained_parts_are_named(tiny: Path, tmp_path: Path):
     other = write_cache(tmp_path / "other", {"development": 2}, corpus="other")
-    settings = [f"train.caches=[{tiny / 'cache'}, {other}]", "text_encoder.name=org/text", "text_encoder.pretrained=true"]
+    settings = [
+        f"train.caches=[{tiny / 'cache'}, {other}]",
+        "text_encoder.name=org/text",
+        "text_encoder.pretrained=true",
+    ]
     about = of_training(load_config(tiny / "tiny.yaml", settings), "abc")
-    assert [data["split"] for data in about["data"]] == ["development", "development", "validation", "evaluation"]
+    assert [data["split"] for data in about["data"]] == [
+        "development",
+        "development",
+        "validation",
+        "evaluation",
+    ]
     assert [data["corpus"] for data in about["data"]] == ["test", "other", "test", "test"]
-    architecture = {"audio_encoder": {"name": "a"}, "text_encoder": {"model_type": "t"}, "pooling": {"name": "p"}}
+    architecture = {
+        "audio_encoder": {"name": "a"},
+        "text_encoder": {"model_type": "t"},
+        "pooling": {"name": "p"},
+    }
     text = model_card(architecture | {"sample_rate": 1, "clip_seconds": 1}, about).text
-    assert "started from `org/text`: their licences hold as well" in text and "(commit `abc`)" in text
+    assert (
+        "started from `org/text`: their licences hold as well" in text and "(commit `abc`)" in text
+    )
 
 
 def test_a_licence_is_set_by_card(copy: Path):
@@ -137,11 +197,18 @@ def test_a_card_that_was_edited_by_hand_is_kept(copy: Path):
 
 def test_a_model_of_an_earlier_version_loads_and_gets_a_card(copy: Path, run: Path):
     (copy / "about.json").unlink()
-    (copy / "README.md").write_text("---\ntags:\n- audio\n---\n\n# Text-to-audio retrieval model\n\nValidation mAP@10 after epoch 1: 0.5.\n")
+    (copy / "README.md").write_text(
+        "---\ntags:\n- audio\n---\n\n# Text-to-audio retrieval model\n\nValidation mAP@10 after"
+        " epoch 1: 0.5.\n"
+    )
     assert DualEncoder.from_pretrained(copy).about == {}
     sharing.renew_card(copy)
     text = (copy / "README.md").read_text()
-    assert "| development | test | 12 | 24 |" in text and "| evaluation | text to audio |" in text and "| validation | text to audio |" in text
+    assert (
+        "| development | test | 12 | 24 |" in text
+        and "| evaluation | text to audio |" in text
+        and "| validation | text to audio |" in text
+    )
     shutil.rmtree(copy.parent / "else", ignore_errors=True)
     shutil.copytree(copy, copy.parents[1] / "alone")  # outside of a run
     (copy.parents[1] / "alone" / "about.json").unlink()
@@ -157,10 +224,22 @@ def test_notes_in_place_of_a_card_are_kept(copy: Path):
     assert (copy / "README.md").read_text() == "my notes"
 
 
-@pytest.mark.parametrize("content", ["[1", "[]", '{"data": "x"}', '{"data": ["x"]}', '{"data": [{"split": "x"}]}', '{"validation": []}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[1",
+        "[]",
+        '{"data": "x"}',
+        '{"data": ["x"]}',
+        '{"data": [{"split": "x"}]}',
+        '{"validation": []}',
+    ],
+)
 def test_a_damaged_about_file(copy: Path, content: str):
     (copy / "about.json").write_text(content)
-    with pytest.raises(UserError, match="about.json cannot be read .* delete it: the model loads without it"):
+    with pytest.raises(
+        UserError, match="about.json cannot be read .* delete it: the model loads without it"
+    ):
         DualEncoder.from_pretrained(copy)
 
 
@@ -190,11 +269,28 @@ def stub() -> Hub:
         yield running
 
 
-def on_hub(stub: Hub, home: Path, *command: str, token: str | None = WRITER) -> subprocess.CompletedProcess:
-    """HF_ENDPOINT is read when huggingface_hub is imported: a process of its own. Without xet, whose protocol the stand-in does not speak."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
-    environment |= {"HF_ENDPOINT": stub.address, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"} | ({"HF_TOKEN": token} if token else {})
-    return subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE)
+def on_hub(
+    stub: Hub, home: Path, *command: str, token: str | None = WRITER
+) -> subprocess.CompletedProcess:
+    """HF_ENDPOINT is read when huggingface_hub is imported: a process of its own. Without xet,
+    whose protocol the stand-in does not speak.
+    """
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))
+    }
+    environment |= {
+        "HF_ENDPOINT": stub.address,
+        "HF_HOME": str(home),
+        "HF_HUB_DISABLE_XET": "1",
+    } | ({"HF_TOKEN": token} if token else {})
+    return subprocess.run(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
 
 
 SCORES = """
@@ -226,14 +322,32 @@ print("equal")
 def test_a_pushed_model_comes_back_with_the_same_scores(stub: Hub, run: Path, tmp_path: Path):
     (run / "best" / "results").mkdir(exist_ok=True)  # what evaluate.py leaves there stays here
     (run / "best" / "results" / "ranks.csv").touch()
-    pushed = on_hub(stub, tmp_path, "-m", "retrieval.sharing", "push", "--checkpoint", str(run / "best"), "--repo", "me/barks")
+    pushed = on_hub(
+        stub,
+        tmp_path,
+        "-m",
+        "retrieval.sharing",
+        "push",
+        "--checkpoint",
+        str(run / "best"),
+        "--repo",
+        "me/barks",
+    )
     assert pushed.returncode == 0 and pushed.stderr == "", pushed.stderr
-    assert re.fullmatch(rf"uploaded: {run / 'best'} to {stub.address}/me/barks \(0\.\d MB\)\n", pushed.stdout)
+    assert re.fullmatch(
+        rf"uploaded: {run / 'best'} to {stub.address}/me/barks \(0\.\d MB\)\n", pushed.stdout
+    )
     files = stub.repos["me/barks"]
-    assert {path for path in files if not path.startswith("tokenizer/")} == {"README.md", "about.json", "config.json", "model.safetensors"}
+    assert {path for path in files if not path.startswith("tokenizer/")} == {
+        "README.md",
+        "about.json",
+        "config.json",
+        "model.safetensors",
+    }
     assert {"tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json"} <= set(files)
     assert all(content == (run / "best" / path).read_bytes() for path, content in files.items())
-    assert any(request.startswith("PUT /lfs/") for request in stub.requests)  # the weights went the way of large files
+    # the weights went the way of large files
+    assert any(request.startswith("PUT /lfs/") for request in stub.requests)
     loaded = on_hub(stub, tmp_path, "-c", SCORES, str(run / "best"))
     assert (loaded.returncode, loaded.stdout) == (0, "equal\n"), loaded.stderr
     assert stub.visibility == {"me/barks": None, "me/second": "private"}
@@ -260,9 +374,17 @@ def test_refusals_are_one_line_each(stub: Hub, run: Path, tmp_path: Path):
     outcome = on_hub(stub, tmp_path, "-c", ERRORS, str(run / "best"), token=None)
     assert outcome.returncode == 0 and outcome.stderr == "", outcome.stderr
     without, wrong, reader, blank, slashes = outcome.stdout.splitlines()
-    assert without == "uploading needs a token of the Hugging Face hub: log in with `hf auth login`, or set HF_TOKEN"
-    assert wrong.startswith("the Hugging Face hub refused me/x (status 401): the token is not valid")
-    assert reader.startswith("the Hugging Face hub refused me/x (status 403): the token may not write there")
+    assert (
+        without
+        == "uploading needs a token of the Hugging Face hub: log in with `hf auth login`, or set"
+        " HF_TOKEN"
+    )
+    assert wrong.startswith(
+        "the Hugging Face hub refused me/x (status 401): the token is not valid"
+    )
+    assert reader.startswith(
+        "the Hugging Face hub refused me/x (status 403): the token may not write there"
+    )
     assert blank.startswith("'no such/name' is no name of a repository, which is user/name")
     assert slashes.startswith("'a/b/c' is no name of a repository")
     assert stub.repos == before and READER == "hf_reader"
@@ -271,14 +393,24 @@ def test_refusals_are_one_line_each(stub: Hub, run: Path, tmp_path: Path):
 def test_a_hub_out_of_reach_and_an_upload_that_breaks_off(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", WRITER)
     monkeypatch.setattr(hub, "hub_answers", lambda: False)
-    with pytest.raises(UserError, match="is out of reach, nothing was uploaded"), hub.explained_upload("me/x"):
+    with (
+        pytest.raises(UserError, match="is out of reach, nothing was uploaded"),
+        hub.explained_upload("me/x"),
+    ):
         raise AssertionError("nothing may be tried")
     monkeypatch.setattr(hub, "hub_answers", lambda: True)
-    with pytest.raises(UserError, match="the upload to me/x broke off .ConnectionError: reset.; run it again"), hub.explained_upload("me/x"):
+    with (
+        pytest.raises(
+            UserError, match="the upload to me/x broke off .ConnectionError: reset.; run it again"
+        ),
+        hub.explained_upload("me/x"),
+    ):
         raise ConnectionError("reset")
 
 
-def test_a_model_that_does_not_load_or_is_not_finite_is_not_uploaded(tiny: Path, tmp_path: Path, monkeypatch):
+def test_a_model_that_does_not_load_or_is_not_finite_is_not_uploaded(
+    tiny: Path, tmp_path: Path, monkeypatch
+):
     monkeypatch.setattr(hub, "hub_answers", lambda: pytest.fail("nothing may be sent"))
     with pytest.raises(UserError, match="does not exist, or is no folder"):
         sharing.push(tmp_path / "absent", "me/x")
@@ -294,4 +426,7 @@ def test_a_model_that_does_not_load_or_is_not_finite_is_not_uploaded(tiny: Path,
 def test_a_licence_that_the_hub_does_not_write_so(capsys):
     with pytest.raises(SystemExit) as end:
         sharing.main(["card", "--checkpoint", "x", "--license", "CC BY 4.0"])
-    assert end.value.code == 2 and "is no identifier of the hub, such as cc-by-4.0" in capsys.readouterr().err
+    assert (
+        end.value.code == 2
+        and "is no identifier of the hub, such as cc-by-4.0" in capsys.readouterr().err
+    )

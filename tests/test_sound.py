@@ -1,7 +1,8 @@
-"""retrieval/base/sound.py: what other programs write is read whole, what was cut is refused, no header costs memory.
+"""retrieval/base/sound.py: what other programs write is read whole, what was cut is refused, no
+header costs memory.
 
-`tests/sounds` holds files of other programs; its README says which. The others are written here by FFmpeg's encoders
-(PyAV) and libsndfile.
+`tests/sounds` holds files of other programs; its README says which. The others are written here by
+FFmpeg's encoders (PyAV) and libsndfile.
 """
 
 import os
@@ -17,7 +18,13 @@ from conftest import ROOT
 from corpora import truncate, write_by_ffmpeg
 
 from retrieval.base import sound, sound_kinds
-from retrieval.base.sound import SoundFacts, SoundReader, TruncatedSound, UnreadableSound, mono_blocks
+from retrieval.base.sound import (
+    SoundFacts,
+    SoundReader,
+    TruncatedSound,
+    UnreadableSound,
+    mono_blocks,
+)
 from retrieval.base.sound_files import find_sounds
 
 SOUNDS = Path(__file__).parent / "sounds"
@@ -75,7 +82,8 @@ def test_a_length_that_is_open_or_estimated_is_no_evidence(name, seconds):
     assert abs(len(read(SOUNDS / name)) - seconds * RATE) <= 1
 
 
-# File name, FFmpeg's encoder and muxer, the rate, and the samples that encoder and container may add: padding, delay.
+# File name, FFmpeg's encoder and muxer, the rate, and the samples that encoder and container may
+# add: padding, delay.
 FFMPEG = [
     ("a.m4a", "aac", "ipod", 44_100, 2048),
     ("a.m4b", "aac", "ipod", 44_100, 2048),
@@ -104,10 +112,13 @@ FFMPEG = [
     ("a.flv", "libmp3lame", "flv", 44_100, 1152 * 3),
     ("a.rm", "ac3", "rm", 44_100, 2048),
 ]
-WITHOUT_LENGTH = {"a.aac", "a.amr", "a.ac3", "a.eac3", "a.mp2", "a.ts"}  # a part of such a file is a whole one
+# a part of such a file is a whole one
+WITHOUT_LENGTH = {"a.aac", "a.amr", "a.ac3", "a.eac3", "a.mp2", "a.ts"}
 
 
-@pytest.mark.parametrize(("name", "codec", "container", "rate", "added"), FFMPEG, ids=[row[0] for row in FFMPEG])
+@pytest.mark.parametrize(
+    ("name", "codec", "container", "rate", "added"), FFMPEG, ids=[row[0] for row in FFMPEG]
+)
 def test_what_ffmpeg_writes(tmp_path, name, codec, container, rate, added):
     wave = chirp(3.0, rate)
     path = write_by_ffmpeg(tmp_path / name, wave, rate, codec, container)
@@ -119,7 +130,13 @@ def test_what_ffmpeg_writes(tmp_path, name, codec, container, rate, added):
         assert len(whole) == reader.num_frames
         # The delay of an encoder whose container does not tell it is part of the sound.
         assert likeness(whole[:, 0], wave[:, 0], max_delay=2_200) > 0.93
-        for first in (len(whole) - 500, 0, 2 * rate, rate // 2, *RNG.integers(0, len(whole), 3).tolist()):
+        for first in (
+            len(whole) - 500,
+            0,
+            2 * rate,
+            rate // 2,
+            *RNG.integers(0, len(whole), 3).tolist(),
+        ):
             reader.seek(first)
             np.testing.assert_allclose(
                 reader.read(500), whole[first : first + 500], atol=0.03
@@ -184,7 +201,10 @@ def test_what_libsndfile_writes(tmp_path, container, subtype):
     soundfile.write(path, wave, RATE, format=container, subtype=subtype)
     with SoundReader(path) as reader:
         whole = np.concatenate(list(reader.blocks(5_000)))
-        assert len(wave) <= len(whole) == reader.num_frames <= len(wave) + 1024 and likeness(whole[:, 0], wave) > 0.9
+        assert (
+            len(wave) <= len(whole) == reader.num_frames <= len(wave) + 1024
+            and likeness(whole[:, 0], wave) > 0.9
+        )
         for first in (len(whole) - 300, 10, *RNG.integers(0, len(whole), 12).tolist()):
             reader.seek(first)
             np.testing.assert_allclose(reader.read(300), whole[first : first + 300], atol=1e-5)
@@ -216,7 +236,9 @@ def test_a_chained_ogg_is_all_of_its_links(tmp_path):
         parts.append((tmp_path / f"{number}.ogg").read_bytes())
     (tmp_path / "same.ogg").write_bytes(parts[0] + parts[1])
     whole = read_all(tmp_path / "same.ogg")
-    assert np.array_equal(whole, np.concatenate([read_all(tmp_path / "0.ogg"), read_all(tmp_path / "1.ogg")]))
+    assert np.array_equal(
+        whole, np.concatenate([read_all(tmp_path / "0.ogg"), read_all(tmp_path / "1.ogg")])
+    )
     with SoundReader(tmp_path / "same.ogg") as reader:
         assert reader.num_frames == len(whole) == 88_200
         for first in (50_000, 100, 44_000):
@@ -230,8 +252,13 @@ def test_a_chained_ogg_is_all_of_its_links(tmp_path):
 
 @pytest.mark.parametrize(("codec", "container"), [("flac", "ogg"), ("libopus", "webm")])
 def test_places_in_files_that_were_joined(tmp_path, codec, container):
-    """The times of the second file begin anew: a jump to one of them must not land in the first file."""
-    parts = [write_by_ffmpeg(tmp_path / str(n), chirp(6.0) * [1, -0.3][n], RATE, codec, container) for n in range(2)]
+    """The times of the second file begin anew: a jump to one of them must not land in the first
+    file.
+    """
+    parts = [
+        write_by_ffmpeg(tmp_path / str(n), chirp(6.0) * [1, -0.3][n], RATE, codec, container)
+        for n in range(2)
+    ]
     path = tmp_path / "both"
     path.write_bytes(b"".join(part.read_bytes() for part in parts))
     whole = read_all(path)
@@ -252,7 +279,9 @@ def test_places_in_a_speex_file_that_was_broken_off():
             assert len(found) == len(whole) - first and np.abs(found - whole[first:]).max() < 2e-3
 
 
-@pytest.mark.parametrize(("codec", "container"), [("tta", "tta"), ("wavpack", "wv"), ("ac3", "ac3"), ("flac", "flac")])
+@pytest.mark.parametrize(
+    ("codec", "container"), [("tta", "tta"), ("wavpack", "wv"), ("ac3", "ac3"), ("flac", "flac")]
+)
 def test_an_id3_tag_before_other_kinds(tmp_path, codec, container):
     """Programs that tag MP3 files put the same tag before others."""
     rate = 48_000
@@ -271,7 +300,9 @@ def test_aac_that_begins_within_a_frame(tmp_path):
 
 
 def test_streams_that_change_their_rate_go_on_at_the_first_one(tmp_path):
-    first = write_by_ffmpeg(tmp_path / "a.aac", chirp(1.0, 44_100, channels=2), 44_100, "aac", "adts")
+    first = write_by_ffmpeg(
+        tmp_path / "a.aac", chirp(1.0, 44_100, channels=2), 44_100, "aac", "adts"
+    )
     second = write_by_ffmpeg(tmp_path / "b.aac", chirp(1.0, 22_050), 22_050, "aac", "adts")
     (tmp_path / "both.aac").write_bytes(first.read_bytes() + second.read_bytes())
     with SoundReader(tmp_path / "both.aac") as reader:
@@ -292,7 +323,11 @@ def test_sound_among_pictures_and_other_sound(tmp_path):
             track.layout = "mono"
         for number in range(10):
             target.mux(
-                video.encode(av.VideoFrame.from_ndarray(np.full((64, 64, 3), 20 * number, np.uint8), format="rgb24"))
+                video.encode(
+                    av.VideoFrame.from_ndarray(
+                        np.full((64, 64, 3), 20 * number, np.uint8), format="rgb24"
+                    )
+                )
             )
             for track, level in zip(tracks, (3_000, -9_000), strict=True):
                 frame = av.AudioFrame.from_ndarray(
@@ -305,7 +340,11 @@ def test_sound_among_pictures_and_other_sound(tmp_path):
     with av.open(str(tmp_path / "silent.mkv"), "w") as target:
         video = target.add_stream("mpeg4", rate=10)
         video.width = video.height = 64
-        target.mux(video.encode(av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")))
+        target.mux(
+            video.encode(
+                av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")
+            )
+        )
         target.mux(video.encode(None))
     assert "without sound" in error_of(tmp_path / "silent.mkv")
 
@@ -314,7 +353,12 @@ def test_sound_among_pictures_and_other_sound(tmp_path):
 
 
 def id3v2(size: int) -> bytes:
-    return b"ID3\x03\0\0" + bytes(size >> shift & 127 for shift in (21, 14, 7, 0)) + b"\xff\xfb\x90\0" + bytes(size - 4)
+    return (
+        b"ID3\x03\0\0"
+        + bytes(size >> shift & 127 for shift in (21, 14, 7, 0))
+        + b"\xff\xfb\x90\0"
+        + bytes(size - 4)
+    )
 
 
 def ape_tag(size: int) -> bytes:
@@ -340,7 +384,9 @@ def test_mp3_with_anything_around_it(tmp_path, around, xing, capfd):
     wave = np.concatenate(
         [np.zeros((RATE, 1), np.float32), chirp(5.0)]
     )  # libsndfile's estimate rests on the first frames, which are small
-    path = write_by_ffmpeg(tmp_path / "a.mp3", wave, RATE, "libmp3lame", "mp3", write_xing=xing, id3v2_version="0")
+    path = write_by_ffmpeg(
+        tmp_path / "a.mp3", wave, RATE, "libmp3lame", "mp3", write_xing=xing, id3v2_version="0"
+    )
     expected = read_all(path)
     assert len(wave) <= len(expected) <= len(wave) + (0 if xing == "1" else 2 * 1152)
     path.write_bytes(MP3_AROUND[around](path.read_bytes()))
@@ -353,7 +399,9 @@ def test_mp3_files_that_were_joined(tmp_path):
     """The Xing frame of the first one counts its own frames only."""
     for name, seconds in (("a", 2.0), ("b", 3.0)):
         write_by_ffmpeg(tmp_path / f"{name}.mp3", chirp(seconds), RATE, "libmp3lame", "mp3")
-    (tmp_path / "both.mp3").write_bytes((tmp_path / "a.mp3").read_bytes() + (tmp_path / "b.mp3").read_bytes())
+    (tmp_path / "both.mp3").write_bytes(
+        (tmp_path / "a.mp3").read_bytes() + (tmp_path / "b.mp3").read_bytes()
+    )
     assert 5.0 <= len(read(tmp_path / "both.mp3")) / RATE < 5.3
     first, second = ((tmp_path / f"{name}.mp3").read_bytes() for name in "ab")
     (tmp_path / "picture.mp3").write_bytes(first + b"TAG" + bytes(125) + id3v2(100_000) + second)
@@ -361,7 +409,9 @@ def test_mp3_files_that_were_joined(tmp_path):
 
 
 def test_noise_in_the_middle_of_an_mp3_costs_a_moment(tmp_path):
-    path = write_by_ffmpeg(tmp_path / "a.mp3", chirp(5.0), RATE, "libmp3lame", "mp3", write_xing="0")
+    path = write_by_ffmpeg(
+        tmp_path / "a.mp3", chirp(5.0), RATE, "libmp3lame", "mp3", write_xing="0"
+    )
     content = path.read_bytes()
     path.write_bytes(content[:10_000] + RNG.bytes(2_000) + content[10_000:])
     assert 4.7 < len(read(path)) / RATE < 5.3
@@ -392,7 +442,14 @@ def wav(data: bytes, **changed) -> bytes:
         form["width"],
         16,
     )
-    body = b"WAVE" + form["before"] + fmt + struct.pack("<4sI", b"data", form["length"]) + data + form["after"]
+    body = (
+        b"WAVE"
+        + form["before"]
+        + fmt
+        + struct.pack("<4sI", b"data", form["length"])
+        + data
+        + form["after"]
+    )
     return form["form"] + struct.pack("<I", form.get("riff", len(body))) + body
 
 
@@ -421,14 +478,18 @@ def test_wav_headers_that_are_not_quite_right(tmp_path, name):
 
 @pytest.mark.parametrize("length", [0, 1_000, 2 * RATE - 4])
 def test_a_wav_whose_length_has_wrapped(tmp_path, monkeypatch, length):
-    """Recorders that know no RF64 write the lower 32 bits of the length; here 12 bits, as a test of 4 GB takes long."""
+    """Recorders that know no RF64 write the lower 32 bits of the length; here 12 bits, as a test of
+    4 GB takes long.
+    """
     monkeypatch.setattr(sound_kinds, "WRAPPED", 1 << 12)
     path = tmp_path / "a.wav"
     path.write_bytes(wav(PCM + PCM, length=length))
     assert np.array_equal(read(path), np.frombuffer(PCM + PCM, "<i2") / np.float32(32768))
     with SoundReader(path) as reader:
         reader.seek(RATE + 100)
-        assert np.array_equal(reader.read(50)[:, 0], np.frombuffer(PCM, "<i2")[100:150] / np.float32(32768))
+        assert np.array_equal(
+            reader.read(50)[:, 0], np.frombuffer(PCM, "<i2")[100:150] / np.float32(32768)
+        )
 
 
 def test_a_real_wav_of_more_than_4_gb_is_read_beyond_its_header(tmp_path):
@@ -453,7 +514,10 @@ BAD_WAVS = {
     "half is gone": (wav(PCM[:RATE], length=2 * RATE), "truncated"),
     "two kilobytes are gone": (wav(PCM[:-2000], length=2 * RATE), "truncated"),
     "all is gone": (wav(b"", length=2 * RATE), "truncated"),
-    "half of an RF64 is gone": (wav(PCM[:RATE], form=b"RF64", before=DS64, length=0xFFFFFFFF), "truncated"),
+    "half of an RF64 is gone": (
+        wav(PCM[:RATE], form=b"RF64", before=DS64, length=0xFFFFFFFF),
+        "truncated",
+    ),
     "no samples": (wav(b""), "no samples"),
     "no samples, but a chunk": (
         wav(b"", after=b"LIST" + struct.pack("<I", 26) + b"INFOISFT" + bytes(18)),
@@ -469,7 +533,10 @@ BAD_WAVS = {
     "nothing": (b"", "0 bytes"),
     "a page": (b"<!DOCTYPE html><html><title>404</title></html>", "web page"),
     "noise": (RNG.bytes(70_000), "is no sound"),
-    "a playlist": (b"#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:5,\nhttp://127.0.0.1:1/a.ts\n", "playlist"),
+    "a playlist": (
+        b"#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:5,\nhttp://127.0.0.1:1/a.ts\n",
+        "playlist",
+    ),
 }
 
 
@@ -489,11 +556,15 @@ def test_a_length_that_is_open_in_other_containers(tmp_path):
         + struct.pack(">4sQd4sIIIII", b"desc", 32, RATE, b"lpcm", 0, 2, 1, 1, 16)
         + struct.pack(">4sqI", b"data", -1, 0)
     )
-    for name, head in (("a.au", b".snd" + struct.pack(">IIIII", 24, 0xFFFFFFFF, 3, RATE, 1)), ("a.caf", caf)):
+    for name, head in (
+        ("a.au", b".snd" + struct.pack(">IIIII", 24, 0xFFFFFFFF, 3, RATE, 1)),
+        ("a.caf", caf),
+    ):
         (tmp_path / name).write_bytes(head + samples)
         assert np.array_equal(read(tmp_path / name), np.frombuffer(PCM, "<i2") / np.float32(32768))
     wave = chirp(1.0)
-    for name, codec in (("a.webm", "libopus"), ("a.mka", "aac")):  # as a browser records them: neither length nor index
+    # as a browser records them: neither length nor index
+    for name, codec in (("a.webm", "libopus"), ("a.mka", "aac")):
         path = write_by_ffmpeg(tmp_path / name, wave, 48_000, codec, "matroska", live="1")
         assert len(read_all(path)) >= len(wave)
         path.write_bytes(path.read_bytes() + RNG.bytes(500))
@@ -523,7 +594,9 @@ def test_what_is_no_file(tmp_path):
 def test_blocks_are_bounded_in_their_output(tmp_path):
     soundfile.write(tmp_path / "slow.wav", np.zeros(20_000), 1_000)
     blocks = list(mono_blocks(tmp_path / "slow.wav", 192_000))
-    assert max(map(len, blocks)) <= sound.MAX_BLOCK_SAMPLES and sum(map(len, blocks)) == 20_000 * 192
+    assert (
+        max(map(len, blocks)) <= sound.MAX_BLOCK_SAMPLES and sum(map(len, blocks)) == 20_000 * 192
+    )
     soundfile.write(tmp_path / "wide.wav", np.zeros((20_000, 64)), RATE)
     with SoundReader(tmp_path / "wide.wav") as reader:
         assert max(block.size for block in reader.blocks(1 << 30)) <= sound.MAX_BLOCK_SAMPLES
@@ -541,12 +614,16 @@ def test_neither_decoder_prints(tmp_path):
             (tmp_path / f"damaged {name}").write_bytes(content)
     (tmp_path / "junk.mp3").write_text("no sound at all " * 1000)
     script = (
-        "import sys\nfrom pathlib import Path\nfrom retrieval.base.sound import UnreadableSound, mono_blocks\n"
-        "for path in sorted(Path(sys.argv[1]).iterdir()):\n"
-        "    try:\n        list(mono_blocks(path, 16000))\n    except UnreadableSound:\n        pass\n"
+        "import sys\nfrom pathlib import Path\nfrom retrieval.base.sound import UnreadableSound,"
+        " mono_blocks\nfor path in sorted(Path(sys.argv[1]).iterdir()):\n    try:\n       "
+        " list(mono_blocks(path, 16000))\n    except UnreadableSound:\n        pass\n"
     )
     ended = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=600
+        [sys.executable, "-c", script, str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
 
@@ -574,7 +651,8 @@ def test_channels_that_cancel_leave_the_first_one(tmp_path, monkeypatch):
             assert one and np.abs(samples - first).max() < 1e-3
             results.append(samples)
         assert np.array_equal(*results)
-    cut, samples = took_one(path, max_seconds=1.0)  # a second of hiss: nothing sounds that could cancel
+    # a second of hiss: nothing sounds that could cancel
+    cut, samples = took_one(path, max_seconds=1.0)
     assert not cut and len(samples) == RATE
     soundfile.write(path, np.stack([left, np.where(pause == 0, left, -left)], axis=1), RATE)
     one, samples = took_one(path)  # two seconds of it do not cancel: one file, one way
@@ -582,7 +660,8 @@ def test_channels_that_cancel_leave_the_first_one(tmp_path, monkeypatch):
 
 
 def test_channels_that_cancel_in_a_file_that_does_not_fit(tmp_path, monkeypatch):
-    monkeypatch.setattr(sound, "MAX_BLOCK_SAMPLES", 10_000)  # what is held while channels are judged
+    # what is held while channels are judged
+    monkeypatch.setattr(sound, "MAX_BLOCK_SAMPLES", 10_000)
     left = chirp(3.0)[:, 0]
     soundfile.write(tmp_path / "a.flac", np.stack([left, -left], axis=1), RATE)
     one, samples = took_one(tmp_path / "a.flac")
@@ -637,9 +716,19 @@ def test_files_are_found_by_their_ending_and_by_their_first_bytes(tmp_path):
     soundfile.write(tmp_path / "cache" / "clip.wav", np.zeros(100), RATE)
     found = find_sounds(tmp_path, follow_links=False)
     names = [path.relative_to(tmp_path).as_posix() for path in found.paths]
-    assert names == ["a.wav", "c.WAVE", "d.bin", "e.download", "junk.mp3", "below/b.dat", "below/without"]
+    assert names == [
+        "a.wav",
+        "c.WAVE",
+        "d.bin",
+        "e.download",
+        "junk.mp3",
+        "below/b.dat",
+        "below/without",
+    ]
     assert found.passed_over == {".txt": 2, ".jpg": 1, "": 2} and "2 .txt" in str(found)
-    assert all(ending == ending.lower() and ending.startswith(".") for ending in sound_kinds.AUDIO_ENDINGS)
+    assert all(
+        ending == ending.lower() and ending.startswith(".") for ending in sound_kinds.AUDIO_ENDINGS
+    )
     assert len(set(sound_kinds.AUDIO_ENDINGS)) == len(sound_kinds.AUDIO_ENDINGS)
 
 
@@ -654,14 +743,20 @@ TEXTS = (
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_text_is_no_sound(text):
-    """Short UTF-8 of other scripts looks like GSM, and the mark of UTF-16 like the head of an MPEG frame."""
+    """Short UTF-8 of other scripts looks like GSM, and the mark of UTF-16 like the head of an MPEG
+    frame.
+    """
     from io import BytesIO
 
     for coding in ("utf-8", "utf-8-sig", "utf-16", "cp1251", "koi8-r"):
         content = (20 * text).encode(coding, "replace")
         for size in (20, 66, 70, 91, 92, 99, 120, 200, 500, 2_000):
             for start in range(0, 40, 2) if coding != "utf-16" else (0,):
-                assert sound_kinds.kind_of_open(BytesIO(content[start : start + size])) is None, (coding, start, size)
+                assert sound_kinds.kind_of_open(BytesIO(content[start : start + size])) is None, (
+                    coding,
+                    start,
+                    size,
+                )
 
 
 def test_noise_is_no_sound():

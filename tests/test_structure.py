@@ -1,4 +1,6 @@
-"""The house rules: which way imports flow, no setting that nobody reads, a docstring in each, no paths of one machine."""
+"""The house rules: which way imports flow, no setting that nobody reads, a docstring in each, no
+paths of one machine.
+"""
 
 import ast
 import inspect
@@ -8,7 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from retrieval.config import AudioEncoderConfig, AugmentationConfig, Config, LearningRates, LossConfig, PoolingConfig, ScheduleConfig, flatten
+from retrieval.config import (
+    AudioEncoderConfig,
+    AugmentationConfig,
+    Config,
+    LearningRates,
+    LossConfig,
+    PoolingConfig,
+    ScheduleConfig,
+    flatten,
+)
 from retrieval.data.augmentation import waveform_augmentation
 from retrieval.losses import LOSSES, TARGETS, arguments_of
 from retrieval.models.audio import AUDIO_ENCODERS
@@ -46,27 +57,38 @@ def name_of(path: Path) -> str:
 
 
 def module_of(path: Path) -> str:
-    """`retrieval.models.text` of retrieval/models/text.py, and what `python -m` calls a package that runs."""
-    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__").removesuffix(".__main__")
+    """`retrieval.models.text` of retrieval/models/text.py, and what `python -m` calls a package
+    that runs.
+    """
+    return (
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        .removesuffix(".__init__")
+        .removesuffix(".__main__")
+    )
 
 
 def imports_of(path: Path, tree: ast.Module | None = None) -> set[str]:
-    """Full names of all that a file imports, also within functions: `retrieval.data` and `retrieval.data.open_cache`."""
+    """Full names of all that a file imports, also within functions: `retrieval.data` and
+    `retrieval.data.open_cache`.
+    """
     names = set()
     for node in ast.walk(tree or TREES[path]):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             package = [*path.relative_to(ROOT).parts[:-1]] if node.level else []
-            base = ".".join([*package[: len(package) - node.level + 1], *([node.module] if node.module else [])])
+            base = ".".join(
+                [*package[: len(package) - node.level + 1], *([node.module] if node.module else [])]
+            )
             names |= {base} | {f"{base}.{alias.name}" for alias in node.names}
     return names
 
 
 # --- imports ---
 
-# What each part of `retrieval` may import from it, beside itself, retrieval.errors and retrieval.base. Data flows one way, and so do imports:
-# data_prep -> (Arrow cache) -> data -> models -> losses -> training -> evaluation -> search.
+# What each part of `retrieval` may import from it, beside itself, retrieval.errors and
+# retrieval.base. Data flows one way, and so do imports: data_prep -> (Arrow cache) -> data ->
+# models -> losses -> training -> evaluation -> search.
 MAY_IMPORT = {
     "errors": set(),
     "base": set(),
@@ -104,22 +126,79 @@ MAY_IMPORT = {
     "dry_run": {"config", "data", "models", "optim", "preparation"},
     "two_stage": {"data", "evaluation", "models"},
     "progress": set(),
-    "search": {"data", "evaluation", "export", "files", "models", "preparation", "progress", "reporting", "submission", "two_stage"},
+    "search": {
+        "data",
+        "evaluation",
+        "export",
+        "files",
+        "models",
+        "preparation",
+        "progress",
+        "reporting",
+        "submission",
+        "two_stage",
+    },
     "app": {"files", "progress", "search"},
-    "report": {*("checkpoint", "comparison", "data", "evaluation", "files", "metrics", "models", "progress", "reporting", "scoring", "tracking")},
+    "report": {
+        *(
+            "checkpoint",
+            "comparison",
+            "data",
+            "evaluation",
+            "files",
+            "metrics",
+            "models",
+            "progress",
+            "reporting",
+            "scoring",
+            "tracking",
+        )
+    },
     "provenance": {"config", "data"},
     "sharing": {"checkpoint", "models", "provenance"},
-    "export": {"data", "evaluation", "files", "models", "progress", "reporting", "scoring", "two_stage"},
+    "export": {
+        "data",
+        "evaluation",
+        "files",
+        "models",
+        "progress",
+        "reporting",
+        "scoring",
+        "two_stage",
+    },
     "pretraining": {"data", "files", "models", "progress"},
     "objective": {"config", "data", "distributed", "losses", "models", "progress", "score_files"},
     "frame_cache": {"data", "files", "models", "progress"},
     "preparation": {
-        *("checkpoint", "config", "data", "distributed", "evaluation", "files", "frame_cache", "models", "objective", "optim"),
+        *(
+            "checkpoint",
+            "config",
+            "data",
+            "distributed",
+            "evaluation",
+            "files",
+            "frame_cache",
+            "models",
+            "objective",
+            "optim",
+        ),
         *("provenance", "tracking"),
     },
     "micro_batches": {"distributed", "models"},
     "training": {
-        *("checkpoint", "config", "data", "distributed", "evaluation", "files", "interruption", "micro_batches", "models", "optim", "preparation"),
+        *(
+            "checkpoint",
+            "config",
+            "data",
+            "distributed",
+            "evaluation",
+            "files",
+            "interruption",
+            "micro_batches",
+            "models",
+            "optim",
+            "preparation",
+        ),
         "progress",
     },
 }
@@ -134,11 +213,17 @@ def forbidden_imports(path: Path, tree: ast.Module | None = None) -> list[str]:
     part = max((part for part in MAY_IMPORT if is_within(module, part)), key=len, default=None)
     assert part is not None, f"{name_of(path)} has no row in MAY_IMPORT: say what it may import"
     allowed = {part} | MAY_IMPORT[part] | (set() if part == "metrics" else {"errors", "base"})
-    within = {name.removeprefix("retrieval.") for name in imports_of(path, tree) if name.startswith("retrieval.")}
+    within = {
+        name.removeprefix("retrieval.")
+        for name in imports_of(path, tree)
+        if name.startswith("retrieval.")
+    }
     return sorted(name for name in within if not any(is_within(name, other) for other in allowed))
 
 
-@pytest.mark.parametrize("path", [path for path in RETRIEVAL if path != ROOT / "retrieval" / "__init__.py"], ids=name_of)
+@pytest.mark.parametrize(
+    "path", [path for path in RETRIEVAL if path != ROOT / "retrieval" / "__init__.py"], ids=name_of
+)
 def test_imports_flow_one_way(path: Path):
     assert forbidden_imports(path) == []
 
@@ -146,10 +231,22 @@ def test_imports_flow_one_way(path: Path):
 @pytest.mark.parametrize(
     ("file", "statement", "found"),
     [
-        ("retrieval/data/cache.py", "from retrieval.models import build_model", ["models", "models.build_model"]),
+        (
+            "retrieval/data/cache.py",
+            "from retrieval.models import build_model",
+            ["models", "models.build_model"],
+        ),
         ("retrieval/losses.py", "def f():\n    import retrieval.config", ["config"]),
-        ("retrieval/models/pooling.py", "from .text import TextEncoder", ["models.text", "models.text.TextEncoder"]),
-        ("retrieval/metrics/text_audio_retrieval/ranking.py", "from retrieval.errors import UserError", ["errors", "errors.UserError"]),
+        (
+            "retrieval/models/pooling.py",
+            "from .text import TextEncoder",
+            ["models.text", "models.text.TextEncoder"],
+        ),
+        (
+            "retrieval/metrics/text_audio_retrieval/ranking.py",
+            "from retrieval.errors import UserError",
+            ["errors", "errors.UserError"],
+        ),
         ("retrieval/models/text.py", "from retrieval.models.hub import local_files_only", []),
     ],
 )
@@ -160,34 +257,61 @@ def test_negative_control_a_wrong_import_is_seen(file: str, statement: str, foun
 def test_data_prep_imports_the_light_base_of_retrieval_alone():
     files = [path for path in CODE if path.is_relative_to(ROOT / "data_prep")]
     assert files
-    within = {name for path in files for name in imports_of(path) if is_within(name, "retrieval") and name != "retrieval"}
+    within = {
+        name
+        for path in files
+        for name in imports_of(path)
+        if is_within(name, "retrieval") and name != "retrieval"
+    }
     assert sorted(name for name in within if not is_within(name, "retrieval.base")) == []
 
 
 def test_nobody_imports_the_scripts():
     assert [name_of(path) for path in CODE if "train" in imports_of(path)] == []
     # `import evaluate` is the Hugging Face package, which the metric alone needs.
-    users = [name_of(path) for path in CODE if any(is_within(name, "evaluate") for name in imports_of(path))]
+    users = [
+        name_of(path)
+        for path in CODE
+        if any(is_within(name, "evaluate") for name in imports_of(path))
+    ]
     assert users == ["retrieval/metrics/text_audio_retrieval/text_audio_retrieval.py"]
 
 
 def test_torch_distributed_is_touched_where_processes_meet_and_where_they_exchange():
     mention = "torch." + "distributed"
-    users = [name_of(path) for path in CODE if mention in path.read_text(encoding="utf-8") or "torch.distributed" in imports_of(path)]
+    users = [
+        name_of(path)
+        for path in CODE
+        if mention in path.read_text(encoding="utf-8") or "torch.distributed" in imports_of(path)
+    ]
     assert users == ["retrieval/base/rendezvous.py", "retrieval/distributed.py"]
 
 
 def test_one_function_makes_the_accelerator():
     """It reads the environment first."""
-    calls = {path: (node.func for node in ast.walk(TREES[path]) if isinstance(node, ast.Call)) for path in CODE}
-    names = {path: {getattr(function, "id", getattr(function, "attr", "")) for function in functions} for path, functions in calls.items()}
+    calls = {
+        path: (node.func for node in ast.walk(TREES[path]) if isinstance(node, ast.Call))
+        for path in CODE
+    }
+    names = {
+        path: {getattr(function, "id", getattr(function, "attr", "")) for function in functions}
+        for path, functions in calls.items()
+    }
     users = [name_of(path) for path, called in names.items() if "Accelerator" in called]
     assert users == ["retrieval/base/launch.py"]
 
 
 def test_configuration_stays_out_of_models_and_losses():
-    models = [path for path in RETRIEVAL if name_of(path).startswith(("retrieval/losses", "retrieval/models/"))]
-    users = [name_of(path) for path in models if any(is_within(name, "retrieval.config") for name in imports_of(path))]
+    models = [
+        path
+        for path in RETRIEVAL
+        if name_of(path).startswith(("retrieval/losses", "retrieval/models/"))
+    ]
+    users = [
+        name_of(path)
+        for path in models
+        if any(is_within(name, "retrieval.config") for name in imports_of(path))
+    ]
     assert users == ["retrieval/models/__init__.py"]  # build_model, which unpacks it
 
 
@@ -198,31 +322,60 @@ def calls_of(*names: str) -> Iterator[tuple[str, ast.Call]]:
     """Calls of methods and functions by these names, with the file and line of each."""
     for path in CODE:
         for node in ast.walk(TREES[path]):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in names:
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and node.func.attr in names
+            ):
                 yield f"{name_of(path)}:{node.lineno}", node
 
 
 def test_no_call_of_transformers_may_run_code_of_a_model():
-    """Each takes retrieval.models.hub.loading(name) or NO_CODE, which say trust_remote_code=False: without it transformers ask."""
+    """Each takes retrieval.models.hub.loading(name) or NO_CODE, which say trust_remote_code=False:
+    without it transformers ask.
+    """
     ours = ("DualEncoder", "super()", "cls")
-    calls = [(place, call) for place, call in calls_of("from_pretrained", "from_config") if ast.unparse(call.func.value) not in ours]
+    calls = [
+        (place, call)
+        for place, call in calls_of("from_pretrained", "from_config")
+        if ast.unparse(call.func.value) not in ours
+    ]
     assert len(calls) >= 7
-    assert [place for place, call in calls if None not in [keyword.arg for keyword in call.keywords]] == []
+    assert [
+        place for place, call in calls if None not in [keyword.arg for keyword in call.keywords]
+    ] == []
 
 
 def test_pickles_are_never_loaded_with_their_objects():
-    loads = [(place, call) for place, call in calls_of("load", "loads") if ast.unparse(call.func.value) in ("torch", "pickle")]
-    assert loads and [place for place, call in loads if "weights_only=True" not in ast.unparse(call)] == []
+    loads = [
+        (place, call)
+        for place, call in calls_of("load", "loads")
+        if ast.unparse(call.func.value) in ("torch", "pickle")
+    ]
+    assert (
+        loads
+        and [place for place, call in loads if "weights_only=True" not in ast.unparse(call)] == []
+    )
 
 
 # --- settings ---
 
-# Sections that are handed on whole, `**section.model_dump()`: their fields are compared with what takes them.
-HANDED_ON = ("optimizer.lr", "optimizer.schedule", "pooling", "audio_encoder", "loss", "augmentation")
+# Sections that are handed on whole, `**section.model_dump()`: their fields are compared with what
+# takes them.
+HANDED_ON = (
+    "optimizer.lr",
+    "optimizer.schedule",
+    "pooling",
+    "audio_encoder",
+    "loss",
+    "augmentation",
+)
 
 
 def attributes_read() -> set[str]:
-    """Names read as attributes (`config.train.epochs`) anywhere but in config.py, and those picked by `model_dump(include={...})`."""
+    """Names read as attributes (`config.train.epochs`) anywhere but in config.py, and those picked
+    by `model_dump(include={...})`.
+    """
     names = set()
     for path in CODE:
         if path == ROOT / "retrieval" / "config.py" or path.is_relative_to(ROOT / "data_prep"):
@@ -231,14 +384,20 @@ def attributes_read() -> set[str]:
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
                 names.add(node.attr)
             elif isinstance(node, ast.keyword) and node.arg == "include":
-                names |= {constant.value for constant in ast.walk(node.value) if isinstance(constant, ast.Constant)}
+                names |= {
+                    constant.value
+                    for constant in ast.walk(node.value)
+                    if isinstance(constant, ast.Constant)
+                }
     return names
 
 
 SETTINGS = list(flatten(Config().model_dump()))
 
 
-@pytest.mark.parametrize("setting", [setting for setting in SETTINGS if not setting.startswith(HANDED_ON)])
+@pytest.mark.parametrize(
+    "setting", [setting for setting in SETTINGS if not setting.startswith(HANDED_ON)]
+)
 def test_every_setting_is_read(setting: str):
     *sections, field = setting.split(".")
     assert {*sections, field} <= attributes_read()
@@ -253,28 +412,61 @@ def keyword_arguments(function) -> set[str]:
 
 
 def test_sections_that_are_handed_on_fit_what_takes_them():
-    assert set(ScheduleConfig.model_fields) == keyword_arguments(learning_rate) - {"epoch", "base_lr"}
+    assert set(ScheduleConfig.model_fields) == keyword_arguments(learning_rate) - {
+        "epoch",
+        "base_lr",
+    }
     assert set(LearningRates.model_fields) == set(GROUPS.values())
     given = {"dim", "max_frames", "args", "kwargs"}  # not settings
-    assert set(PoolingConfig.model_fields) - {"name", "block_elements"} == set().union(*map(keyword_arguments, POOLINGS.values())) - given
+    assert (
+        set(PoolingConfig.model_fields) - {"name", "block_elements"}
+        == set().union(*map(keyword_arguments, POOLINGS.values())) - given
+    )
     assert set(AugmentationConfig().mel) == keyword_arguments(mel_augmentation)
-    assert set(AugmentationConfig().waveform) == keyword_arguments(waveform_augmentation) - {"sample_rate"}
-    assert {"mix_probability", *AugmentationConfig().mel, *AugmentationConfig().waveform} == set(AugmentationConfig.model_fields)
+    assert set(AugmentationConfig().waveform) == keyword_arguments(waveform_augmentation) - {
+        "sample_rate"
+    }
+    assert {"mix_probability", *AugmentationConfig().mel, *AugmentationConfig().waveform} == set(
+        AugmentationConfig.model_fields
+    )
 
 
 def test_settings_of_encoders_and_losses_are_taken_by_one():
-    """What is read by name besides is written out here: a new setting must be used, or named, to pass."""
-    encoders = [encoder for encoder in AUDIO_ENCODERS.values() if encoder is not HuggingFaceAudioEncoder]
+    """What is read by name besides is written out here: a new setting must be used, or named, to
+    pass.
+    """
+    encoders = [
+        encoder for encoder in AUDIO_ENCODERS.values() if encoder is not HuggingFaceAudioEncoder
+    ]
     read = {"name", "checkpoint", "frozen", "window_seconds", "hop_seconds"}
-    assert set(AudioEncoderConfig.model_fields) == read | set().union(*map(keyword_arguments, encoders))
+    assert set(AudioEncoderConfig.model_fields) == read | set().union(
+        *map(keyword_arguments, encoders)
+    )
     taken = {argument for name in LOSSES for argument in arguments_of(name)} - set(TARGETS)
-    read = {"name", "learnable_temperature", "sentence_encoder", "teachers", "supervised", "loss_weight", "distill_weight"}
+    read = {
+        "name",
+        "learnable_temperature",
+        "sentence_encoder",
+        "teachers",
+        "supervised",
+        "loss_weight",
+        "distill_weight",
+    }
     assert set(LossConfig.model_fields) == read | taken and read <= attributes_read()
 
 
 def test_every_setting_is_described_or_named_like_its_use():
     """Units and bounds: a number without a description says all in its name."""
-    self_explaining = {"seed", "epochs", "min_lr", "beta1", "beta2", "eps", "weight_decay", *LearningRates.model_fields}
+    self_explaining = {
+        "seed",
+        "epochs",
+        "min_lr",
+        "beta1",
+        "beta2",
+        "eps",
+        "weight_decay",
+        *LearningRates.model_fields,
+    }
 
     def undescribed(section) -> Iterator[str]:
         for name, field in section.model_fields.items():
@@ -294,7 +486,11 @@ def test_every_file_says_what_it_is(path: Path):
     assert ast.get_docstring(TREES[path])
 
 
-@pytest.mark.parametrize("path", [path for path in CODE if '__name__ == "__main__"' in path.read_text(encoding="utf-8")], ids=name_of)
+@pytest.mark.parametrize(
+    "path",
+    [path for path in CODE if '__name__ == "__main__"' in path.read_text(encoding="utf-8")],
+    ids=name_of,
+)
 def test_a_file_that_runs_says_how(path: Path):
     docstring = ast.get_docstring(TREES[path])
     assert path.name in docstring or f"-m {module_of(path)}" in docstring
@@ -303,7 +499,9 @@ def test_a_file_that_runs_says_how(path: Path):
 @pytest.mark.parametrize("path", PYTHON, ids=name_of)
 def test_lines_fit_on_a_screen(path: Path):
     lines = path.read_text(encoding="utf-8").splitlines()
-    assert [f"line {number}: {len(line)}" for number, line in enumerate(lines, 1) if len(line) > 150] == []
+    assert [
+        f"line {number}: {len(line)}" for number, line in enumerate(lines, 1) if len(line) > 150
+    ] == []
 
 
 def test_no_file_mentions_the_paths_of_one_machine():

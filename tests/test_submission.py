@@ -53,9 +53,13 @@ def test_what_cannot_be_submitted(tmp_path):
 
 def test_queries(tmp_path):
     path = tmp_path / "queries.csv"
-    path.write_text("caption,other\n A dog barks. ,1\n\"Rain, then wind\",2\n", encoding="utf-8")
+    path.write_text('caption,other\n A dog barks. ,1\n"Rain, then wind",2\n', encoding="utf-8")
     assert read_queries(path) == ["A dog barks.", "Rain, then wind"]
-    for content, message in (("text\na\n", "needs a column caption or query, found: text"), ("", "found: none"), ("caption\n", "has no rows")):
+    for content, message in (
+        ("text\na\n", "needs a column caption or query, found: text"),
+        ("", "found: none"),
+        ("caption\n", "has no rows"),
+    ):
         path.write_text(content)
         with pytest.raises(UserError, match=message):
             read_queries(path)

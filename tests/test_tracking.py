@@ -39,7 +39,9 @@ def test_a_run_is_readable(parts, tmp_path):
         tracker.validation(step, evaluate_split(model, split))
         tracker.attention_examples(step, model, split, num_pictures=2)
     assert model.training
-    tracker.hparams(flatten(config.model_dump()), {"best_epoch": 2, "best": {"text_to_audio": {"mAP@10": 0.5}}})
+    tracker.hparams(
+        flatten(config.model_dump()), {"best_epoch": 2, "best": {"text_to_audio": {"mAP@10": 0.5}}}
+    )
     tracker.close()
 
     assert [path.is_file() for path in tmp_path.iterdir()] == [True]  # no second run folder
@@ -47,21 +49,32 @@ def test_a_run_is_readable(parts, tmp_path):
     assert read.Scalars("train/loss")[0].value == 1.5 and read.Scalars("train/loss")[0].step == 3
     for direction in ("text_to_audio", "audio_to_text"):
         for name in ("mAP@10", "R@1", "R@5", "R@10"):
-            assert [point.step for point in read.Scalars(f"validation/{direction}/{name}")] == [3, 6]
+            assert [point.step for point in read.Scalars(f"validation/{direction}/{name}")] == [
+                3,
+                6,
+            ]
     examples = {f"validation_examples/{split.file_names[clip]}" for clip in (0, 4)}
     assert set(read.Tags()["images"]) == {"validation/scores", "validation/ranks"} | examples
     assert set(read.Tags()["audio"]) == examples
     for name in examples:
-        assert len(read.Images(name)) == 2 and len(read.Audio(name)) == 1  # the sound does not change
-    picture = np.asarray(Image.open(io.BytesIO(read.Images("validation/ranks")[0].encoded_image_string)))
+        # the sound does not change
+        assert len(read.Images(name)) == 2 and len(read.Audio(name)) == 1
+    picture = np.asarray(
+        Image.open(io.BytesIO(read.Images("validation/ranks")[0].encoded_image_string))
+    )
     assert picture.ndim == 3 and picture.std() > 5
     sound = read.Audio("validation_examples/0.wav")[0]
-    assert sound.sample_rate == model.sample_rate and sound.length_frames == min(split.num_samples[0], 2 * model.sample_rate)
+    assert sound.sample_rate == model.sample_rate and sound.length_frames == min(
+        split.num_samples[0], 2 * model.sample_rate
+    )
     assert read.Scalars("final/best/text_to_audio/mAP@10")[0].value == 0.5
     start = plugin_data_pb2.HParamsPluginData.FromString(
         read.summary_metadata["_hparams_/session_start_info"].plugin_data.content
     ).session_start_info.hparams
-    assert start["pooling.name"].string_value == "tap" and start["optimizer.lr.pooling"].number_value == 2e-3
+    assert (
+        start["pooling.name"].string_value == "tap"
+        and start["optimizer.lr.pooling"].number_value == 2e-3
+    )
     assert len(start) == len(flatten(config.model_dump()))
 
 
@@ -114,7 +127,8 @@ def test_attention_figure_shows_the_weights_over_the_clip(parts):
 
     two = attention_figure(model, waveform, "a low tone", "a high tone").axes
     assert [axis.get_title(loc="left") for axis in two] == ["", "a low tone", "a high tone"]
-    long = attention_figure(model, torch.zeros(5 * model.sample_rate), CAPTION).axes  # silence, longer than clip_seconds
+    # silence, longer than clip_seconds
+    long = attention_figure(model, torch.zeros(5 * model.sample_rate), CAPTION).axes
     assert long[0].images[0].get_extent()[1] == pytest.approx(model.clip_seconds)
 
 
@@ -135,17 +149,24 @@ def test_score_figure_keeps_the_right_pairs_on_the_diagonal():
 
 def test_rank_figure_counts_every_query():
     random = np.random.default_rng(0)
-    ranks = {"text_to_audio": [random.integers(1, 90, size=1) for _ in range(600)], "audio_to_text": [np.array([1, 700]), np.array([2, 3])]}
+    ranks = {
+        "text_to_audio": [random.integers(1, 90, size=1) for _ in range(600)],
+        "audio_to_text": [np.array([1, 700]), np.array([2, 3])],
+    }
     bars = rank_figure(ranks).axes[0].containers
     for container, queries in zip(bars, ranks.values()):
         assert sum(bar.get_height() for bar in container) == pytest.approx(1)
-        assert container[0].get_height() == pytest.approx(np.mean([query[0] == 1 for query in queries]))
+        assert container[0].get_height() == pytest.approx(
+            np.mean([query[0] == 1 for query in queries])
+        )
 
 
 @pytest.mark.parametrize("num_samples", [1, 300])
 def test_a_clip_shorter_than_a_spectrogram_is_drawn(parts, tmp_path, monkeypatch, num_samples):
     _, model, split = parts
-    monkeypatch.setattr(split, "read", lambda clip, start=0, stop=None: np.full(num_samples, 0.1, dtype=np.float32))
+    monkeypatch.setattr(
+        split, "read", lambda clip, start=0, stop=None: np.full(num_samples, 0.1, dtype=np.float32)
+    )
     tracker = Tracker(tmp_path, resume_step=None, enabled=True)
     tracker.attention_examples(1, model, split, 1)
     tracker.close()

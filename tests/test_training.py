@@ -1,4 +1,6 @@
-"""The loop: what it logs, saves and refuses, and that a killed run goes on as if nothing had happened."""
+"""The loop: what it logs, saves and refuses, and that a killed run goes on as if nothing had
+happened.
+"""
 
 import errno
 import json
@@ -35,7 +37,9 @@ def configure(tiny: Path, output: Path, *overrides: str):
 
 
 def read_events(folder: Path) -> EventAccumulator:
-    return EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0, "audio": 0}).Reload()
+    return EventAccumulator(
+        str(folder), size_guidance={"scalars": 0, "images": 0, "audio": 0}
+    ).Reload()
 
 
 def losses_of(folder: Path) -> dict[int, float]:
@@ -60,7 +64,12 @@ def test_a_run_leaves_config_models_and_metrics_and_no_state(finished):
     assert set(final) == {"best_epoch", "validation_mAP@10", "best", "last", "chance"}
     assert set(final["best"]["text_to_audio"]) == {"mAP@10", "R@1", "R@5", "R@10"}
     assert checkpoint.read_config(finished).train.output == str(finished)
-    assert set(json.loads((finished / "environment.json").read_text())) >= {"command", "git_commit", "libraries", "devices"}
+    assert set(json.loads((finished / "environment.json").read_text())) >= {
+        "command",
+        "git_commit",
+        "libraries",
+        "devices",
+    }
 
 
 def test_tensorboard_holds_what_the_readme_promises(finished):
@@ -68,7 +77,11 @@ def test_tensorboard_holds_what_the_readme_promises(finished):
     groups = ("audio_encoder", "text_encoder", "audio_projection", "text_projection", "pooling")
     expected = {"train/loss", "train/temperature", "train/clips_per_second", "train/memory_gib"}
     expected |= {f"{kind}/{group}" for kind in ("lr", "grad_norm") for group in groups}
-    expected |= {f"validation/{direction}/{name}" for direction in ("text_to_audio", "audio_to_text") for name in ("mAP@10", "R@1", "R@5", "R@10")}
+    expected |= {
+        f"validation/{direction}/{name}"
+        for direction in ("text_to_audio", "audio_to_text")
+        for name in ("mAP@10", "R@1", "R@5", "R@10")
+    }
     assert expected <= set(events.Tags()["scalars"])
     assert {"validation/scores", "validation/ranks"} <= set(events.Tags()["images"])
     assert len(events.Tags()["audio"]) == 1  # evaluation.num_pictures of tiny.yaml
@@ -79,19 +92,31 @@ def test_tensorboard_holds_what_the_readme_promises(finished):
 def test_learning_rates_follow_the_schedule_at_every_step(finished):
     settings = checkpoint.read_config(finished).optimizer
     for step, point in enumerate(read_events(finished).Scalars("lr/pooling")):
-        assert point.value == pytest.approx(learning_rate(step / 6, settings.lr.pooling, **settings.schedule.model_dump()), rel=1e-6)
+        assert point.value == pytest.approx(
+            learning_rate(step / 6, settings.lr.pooling, **settings.schedule.model_dump()), rel=1e-6
+        )
 
 
 def test_the_loss_falls(tiny, tmp_path):
-    """Without dropout, at a milder temperature than in the experiments and with a slow audio encoder: so small a model learns in 60 steps."""
-    settings = ["pooling.name=mean", "loss.temperature=0.2", "text_encoder.dropout=0", "optimizer.lr.audio_encoder=2e-4", "train.epochs=10"]
+    """Without dropout, at a milder temperature than in the experiments and with a slow audio
+    encoder: so small a model learns in 60 steps.
+    """
+    settings = [
+        "pooling.name=mean",
+        "loss.temperature=0.2",
+        "text_encoder.dropout=0",
+        "optimizer.lr.audio_encoder=2e-4",
+        "train.epochs=10",
+    ]
     training.train(configure(tiny, tmp_path / "run", *settings))
     losses = losses_of(tmp_path / "run")
     first, last = [losses[step] for step in range(1, 7)], [losses[step] for step in range(55, 61)]
     assert sum(last) < 0.6 * sum(first)
 
 
-@pytest.mark.parametrize("maps", [[0.3, 0.6, 0.5], [0.3, 0.6, 0.6]], ids=["highest", "first of equal ones"])
+@pytest.mark.parametrize(
+    "maps", [[0.3, 0.6, 0.5], [0.3, 0.6, 0.6]], ids=["highest", "first of equal ones"]
+)
 def test_best_is_the_first_epoch_of_the_highest_validation_map(tiny, tmp_path, monkeypatch, maps):
     maps, weights = iter(maps), []
     original = training.evaluate_split
@@ -108,7 +133,10 @@ def test_best_is_the_first_epoch_of_the_highest_validation_map(tiny, tmp_path, m
     final = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert (final["best_epoch"], final["validation_mAP@10"]) == (2, 0.6)
     for name, epoch in (("best", 1), ("last", 2)):
-        assert torch.equal(load_file(tmp_path / "run" / name / "model.safetensors")["audio_projection.weight"], weights[epoch])
+        assert torch.equal(
+            load_file(tmp_path / "run" / name / "model.safetensors")["audio_projection.weight"],
+            weights[epoch],
+        )
 
 
 def test_two_captions_of_one_clip_are_not_negatives(tiny, tmp_path, monkeypatch):
@@ -121,19 +149,33 @@ def test_two_captions_of_one_clip_are_not_negatives(tiny, tmp_path, monkeypatch)
 
     monkeypatch.setitem(losses.LOSSES, "nt_xent", spy)
     training.train(configure(tiny, tmp_path / "run", "train.epochs=1", "train.batch_size=24"))
-    (positives,) = seen  # all 24 pairs of 12 clips in one batch: each caption has its own clip twice
-    assert positives.shape == (24, 24) and (positives.sum(dim=1) == 2).all() and torch.equal(positives, positives.T)
+    # all 24 pairs of 12 clips in one batch: each caption has its own clip twice
+    (positives,) = seen
+    assert (
+        positives.shape == (24, 24)
+        and (positives.sum(dim=1) == 2).all()
+        and torch.equal(positives, positives.T)
+    )
 
 
 @pytest.mark.parametrize("pooling", ["mean", "tap"])
 def test_every_parameter_is_trained(tiny, tmp_path, pooling):
     """Also the learnable temperature, in bf16 and with clipped gradients."""
-    settings = [f"pooling.name={pooling}", "loss.learnable_temperature=true", "train.mixed_precision=bf16", "optimizer.max_grad_norm=1"]
-    training.train(configure(tiny, tmp_path / "start", *settings, "train.max_steps=1"))  # the first step has learning rate 0
+    settings = [
+        f"pooling.name={pooling}",
+        "loss.learnable_temperature=true",
+        "train.mixed_precision=bf16",
+        "optimizer.max_grad_norm=1",
+    ]
+    # the first step has learning rate 0
+    training.train(configure(tiny, tmp_path / "start", *settings, "train.max_steps=1"))
     training.train(configure(tiny, tmp_path / "run", *settings, "train.max_steps=4"))
-    before, after = (load_file(tmp_path / name / "last" / "model.safetensors") for name in ("start", "run"))
+    before, after = (
+        load_file(tmp_path / name / "last" / "model.safetensors") for name in ("start", "run")
+    )
     same = {name for name in before if torch.equal(before[name], after[name])}
-    # The key bias drops out of the softmax; masked patches belong to self-supervised training; the padding row stays zero.
+    # The key bias drops out of the softmax; masked patches belong to self-supervised training; the
+    # padding row stays zero.
     assert same <= {"pooling.key.bias", "audio_encoder.mask_embed"}, same
 
 
@@ -154,26 +196,43 @@ def test_a_non_finite_step_stops_the_run_and_spoils_nothing(tiny, tmp_path, monk
         if len(calls) != 9:
             return loss
         # sqrt at 0 has a finite value and an infinite gradient
-        return loss * float("nan") if where == "loss" else loss + (loss - loss.detach()).abs().sqrt()
+        return (
+            loss * float("nan") if where == "loss" else loss + (loss - loss.detach()).abs().sqrt()
+        )
 
     monkeypatch.setitem(losses.LOSSES, "nt_xent", breaks_at_step_9)
     run = tmp_path / "run"
     with pytest.raises(UserError) as caught:
         training.train(configure(tiny, run))
     text = str(caught.value)
-    assert "epoch 2, step 3" in text and "best" in text and "step-00000008" in text and "\n" not in text
-    assert all(tensor.isfinite().all() for tensor in load_file(run / "states" / "step-00000008" / "model.safetensors").values())
+    assert (
+        "epoch 2, step 3" in text
+        and "best" in text
+        and "step-00000008" in text
+        and "\n" not in text
+    )
+    assert all(
+        tensor.isfinite().all()
+        for tensor in load_file(run / "states" / "step-00000008" / "model.safetensors").values()
+    )
     DualEncoder.from_pretrained(run / "best")
 
 
 @pytest.mark.slow
 def test_sigkill_anywhere_and_resume_equals_an_undisturbed_run_bit_for_bit(tiny, tmp_path):
-    command = [sys.executable, str(ROOT / "tests" / "killed_runs.py"), str(tiny / "tiny.yaml"), str(tmp_path)]
+    command = [
+        sys.executable,
+        str(ROOT / "tests" / "killed_runs.py"),
+        str(tiny / "tiny.yaml"),
+        str(tmp_path),
+    ]
     output = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, cwd=ROOT)
     assert output.returncode == 0, output.stderr[-2000:]
     reports = [json.loads(line) for line in output.stdout.splitlines()]
     assert len(reports) == 10
-    assert all(report["killed"] and report["same_losses"] and report["same_weights"] for report in reports), reports
+    assert all(
+        report["killed"] and report["same_losses"] and report["same_weights"] for report in reports
+    ), reports
 
 
 def test_another_seed_gives_other_losses(tiny, tmp_path, finished):
@@ -185,12 +244,30 @@ def test_another_seed_gives_other_losses(tiny, tmp_path, finished):
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["SIGTERM to the launcher", "Ctrl-C in the terminal"])
 def test_an_interrupted_launch_saves_and_resume_goes_on(tiny, tmp_path, how):
-    """The launcher passes no signal on: the training must notice that it is gone, and must not take that for a second Ctrl-C."""
+    """The launcher passes no signal on: the training must notice that it is gone, and must not take
+    that for a second Ctrl-C.
+    """
     run = tmp_path / "run"
-    launch = [str(Path(sys.executable).with_name("accelerate")), "launch", "--config_file", "configs/accelerate/cpu.yaml", "train.py"]
-    command = [*launch, "--config", str(tiny / "tiny.yaml"), f"train.output={run}", "train.epochs=400", "train.save_every_steps=100000", *FAST]
+    launch = [
+        str(Path(sys.executable).with_name("accelerate")),
+        "launch",
+        "--config_file",
+        "configs/accelerate/cpu.yaml",
+        "train.py",
+    ]
+    command = [
+        *launch,
+        "--config",
+        str(tiny / "tiny.yaml"),
+        f"train.output={run}",
+        "train.epochs=400",
+        "train.save_every_steps=100000",
+        *FAST,
+    ]
     with open(tmp_path / "log", "w") as log:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True
+        )
         wait_for(lambda: (run / "last").exists(), process)
         if how.startswith("SIGTERM"):
             process.send_signal(signal.SIGTERM)
@@ -199,12 +276,24 @@ def test_an_interrupted_launch_saves_and_resume_goes_on(tiny, tmp_path, how):
         process.wait(PATIENCE)
         wait_for(lambda: "interrupted; " in (tmp_path / "log").read_text())
     state = latest_state(run)
-    again = f"interrupted; continue from {state}: {shlex.join(['accelerate', *command[1:], '--resume'])}\n"
+    again = (
+        f"interrupted; continue from {state}:"
+        f" {shlex.join(['accelerate', *command[1:], '--resume'])}\n"
+    )
     assert state is not None and again in (tmp_path / "log").read_text()
     steps = int(state.name.removeprefix("step-"))
-    resumed = subprocess.run([*command, "--resume", f"train.max_steps={steps + 3}"], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
+    resumed = subprocess.run(
+        [*command, "--resume", f"train.max_steps={steps + 3}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
     assert resumed.returncode == 0, resumed.stderr[-2000:]
-    assert f"resumed in epoch {(steps - 1) // 6 + 1} of 400 after step {(steps - 1) % 6 + 1}" in resumed.stdout
+    assert (
+        f"resumed in epoch {(steps - 1) // 6 + 1} of 400 after step {(steps - 1) % 6 + 1}"
+        in resumed.stdout
+    )
     assert max(losses_of(run)) == steps + 3
 
 
@@ -223,7 +312,9 @@ class SignalsItselfWhenDeleted:
 
 @pytest.mark.parametrize("place", ["fork", "finaliser", "plain"])
 def test_a_signal_where_python_drops_exceptions_is_noted(monkeypatch, place):
-    """Raised there, the interruption would be lost and its traceback printed; `plain` is the negative control."""
+    """Raised there, the interruption would be lost and its traceback printed; `plain` is the
+    negative control.
+    """
     dropped = []
     monkeypatch.setattr(sys, "unraisablehook", dropped.append)
     fork = os.fork
@@ -268,12 +359,26 @@ def test_within_another_the_request_is_the_same():
 
 
 @pytest.mark.parametrize(
-    "place", ["datasets.load_from_disk", "transformers.AutoTokenizer.from_pretrained", "retrieval.models.text._build", "retrieval.checkpoint.load"]
+    "place",
+    [
+        "datasets.load_from_disk",
+        "transformers.AutoTokenizer.from_pretrained",
+        "retrieval.models.text._build",
+        "retrieval.checkpoint.load",
+    ],
 )
-def test_a_signal_while_a_file_is_loaded_is_not_called_a_damaged_file(tiny, tmp_path, monkeypatch, capsys, place):
+def test_a_signal_while_a_file_is_loaded_is_not_called_a_damaged_file(
+    tiny, tmp_path, monkeypatch, capsys, place
+):
     import train as script
 
-    settings = ["--config", str(tiny / "tiny.yaml"), f"train.output={tmp_path / 'run'}", "train.epochs=2", *FAST]
+    settings = [
+        "--config",
+        str(tiny / "tiny.yaml"),
+        f"train.output={tmp_path / 'run'}",
+        "train.epochs=2",
+        *FAST,
+    ]
     with monkeypatch.context() as patch:
         patch.setattr(training, "validate", lambda _run: os.kill(os.getpid(), signal.SIGINT))
         assert script.main(settings) == 130
@@ -282,7 +387,10 @@ def test_a_signal_while_a_file_is_loaded_is_not_called_a_damaged_file(tiny, tmp_
     monkeypatch.setattr(place, lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
     capsys.readouterr()
     assert script.main([*settings, "--resume"]) == 143
-    assert capsys.readouterr().err.splitlines()[-1] == f"interrupted; continue from {state}: {interruption.resume_command()}"
+    assert (
+        capsys.readouterr().err.splitlines()[-1]
+        == f"interrupted; continue from {state}: {interruption.resume_command()}"
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -304,7 +412,9 @@ def test_ctrl_c_saves_after_the_step_and_exits_with_130(tiny, tmp_path, monkeypa
         return original(run, batch)
 
     monkeypatch.setattr(training, "train_step", interrupted_at_step_4)
-    code = script.main(["--config", str(tiny / "tiny.yaml"), f"train.output={tmp_path / 'run'}", *FAST])
+    code = script.main(
+        ["--config", str(tiny / "tiny.yaml"), f"train.output={tmp_path / 'run'}", *FAST]
+    )
     assert code == 130
     assert "step-00000004" in capsys.readouterr().err
     assert latest_state(tmp_path / "run").name == "step-00000004"
@@ -334,8 +444,17 @@ def test_overwrite_starts_anew(tiny, tmp_path):
 def holder_of(folder: Path) -> subprocess.Popen:
     """Another process that trains in `folder`, as far as its lock goes."""
     folder.mkdir(parents=True, exist_ok=True)
-    code = "import pathlib, sys; from retrieval import files; held = files.lock_folder(pathlib.Path(sys.argv[1])); print('held', flush=True); input()"
-    process = subprocess.Popen([sys.executable, "-c", code, str(folder)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    code = (
+        "import pathlib, sys; from retrieval import files; held ="
+        " files.lock_folder(pathlib.Path(sys.argv[1])); print('held', flush=True); input()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(folder)],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     assert process.stdout.readline() == "held\n"
     return process
 
@@ -343,10 +462,14 @@ def holder_of(folder: Path) -> subprocess.Popen:
 def test_two_processes_do_not_train_in_one_folder(tiny, interrupted, monkeypatch):
     run, before = interrupted, digests(interrupted)
     with monkeypatch.context() as patch:
-        patch.setattr("retrieval.preparation.build_model", lambda *_: 1 / 0)  # it is noticed before that takes its time
+        # it is noticed before that takes its time
+        patch.setattr("retrieval.preparation.build_model", lambda *_: 1 / 0)
         for how in ({"resume": True}, {"overwrite": True}):
             holder = holder_of(run)
-            expected = f"process {holder.pid} on {socket.gethostname()} is at work in {run}: wait until it has ended, or choose another folder"
+            expected = (
+                f"process {holder.pid} on {socket.gethostname()} is at work in {run}: wait until it"
+                " has ended, or choose another folder"
+            )
             assert user_error(training.train, configure(tiny, run), **how) == expected
             holder.kill()
             holder.communicate()
@@ -357,7 +480,9 @@ def test_two_processes_do_not_train_in_one_folder(tiny, interrupted, monkeypatch
     holder.communicate("\n")
 
 
-def test_a_run_that_begins_while_another_is_prepared_is_not_overwritten(tiny, tmp_path, monkeypatch):
+def test_a_run_that_begins_while_another_is_prepared_is_not_overwritten(
+    tiny, tmp_path, monkeypatch
+):
     run, build = tmp_path / "run", preparation.build_model
 
     def still_there(config):
@@ -379,20 +504,26 @@ def test_a_run_that_begins_while_another_is_prepared_is_not_overwritten(tiny, tm
 
 
 def test_a_file_system_without_locks_keeps_nobody_from_training(tmp_path, monkeypatch):
-    monkeypatch.setattr("fcntl.lockf", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOLCK, "No locks available")))
+    monkeypatch.setattr(
+        "fcntl.lockf", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOLCK, "No locks available"))
+    )
     lock_folder(tmp_path).close()
     check_unlocked(tmp_path)
 
 
 def test_resume_without_a_state(tiny, tmp_path):
-    assert "no saved state" in user_error(training.train, configure(tiny, tmp_path / "absent"), resume=True)
+    assert "no saved state" in user_error(
+        training.train, configure(tiny, tmp_path / "absent"), resume=True
+    )
     assert not (tmp_path / "absent").exists()
 
 
 def test_resume_of_a_finished_run_says_so(tiny, finished, capsys):
     training.train(configure(tiny, finished), resume=True)
     assert "is finished" in capsys.readouterr().out
-    assert "train.epochs: 2 -> 3" in user_error(training.train, configure(tiny, finished, "train.epochs=3"), resume=True)
+    assert "train.epochs: 2 -> 3" in user_error(
+        training.train, configure(tiny, finished, "train.epochs=3"), resume=True
+    )
 
 
 def test_overwrite_deletes_nothing_but_a_run(tiny, tmp_path, monkeypatch):
@@ -410,25 +541,40 @@ def interrupted(tiny, tmp_path, monkeypatch) -> Path:
     """A run stopped after 3 of 12 steps."""
     original = training.train_step
     with monkeypatch.context() as patch:
-        patch.setattr(training, "train_step", lambda run, batch: os.kill(os.getpid(), signal.SIGTERM) or original(run, batch))
+        patch.setattr(
+            training,
+            "train_step",
+            lambda run, batch: os.kill(os.getpid(), signal.SIGTERM) or original(run, batch),
+        )
         with pytest.raises(interruption.Interrupted):
             training.train(configure(tiny, tmp_path / "run"))
     return tmp_path / "run"
 
 
 def test_resume_with_changed_settings_names_them(tiny, interrupted):
-    text = user_error(training.train, configure(tiny, interrupted, "optimizer.lr.pooling=0.5", "seed=9"), resume=True)
+    text = user_error(
+        training.train,
+        configure(tiny, interrupted, "optimizer.lr.pooling=0.5", "seed=9"),
+        resume=True,
+    )
     assert "optimizer.lr.pooling: 0.002 -> 0.5" in text and "seed: 123 -> 9" in text
 
 
 def test_resume_with_changed_harmless_settings(tiny, interrupted):
-    training.train(configure(tiny, interrupted, "train.save_every_steps=1", "evaluation.audio_batch_size=3"), resume=True)
+    training.train(
+        configure(tiny, interrupted, "train.save_every_steps=1", "evaluation.audio_batch_size=3"),
+        resume=True,
+    )
     assert (interrupted / "metrics.json").exists()
 
 
 def test_resume_with_a_moved_cache_and_with_another_one(tiny, interrupted, tmp_path):
-    other = write_cache(tmp_path / "other", {"development": 12, "validation": 8, "evaluation": 8}, seed=1)
-    assert "another corpus" in user_error(training.train, configure(tiny, interrupted, f"data.cache={other}"), resume=True)
+    other = write_cache(
+        tmp_path / "other", {"development": 12, "validation": 8, "evaluation": 8}, seed=1
+    )
+    assert "another corpus" in user_error(
+        training.train, configure(tiny, interrupted, f"data.cache={other}"), resume=True
+    )
     shutil.copytree(tiny / "cache", tmp_path / "moved")
     training.train(configure(tiny, interrupted, f"data.cache={tmp_path}/moved"), resume=True)
     assert (interrupted / "metrics.json").exists()
@@ -443,7 +589,9 @@ def test_resume_from_a_damaged_state(tiny, interrupted):
     (state / "optimizer.bin").write_bytes(b"damaged")
     assert "does not load" in user_error(training.train, configure(tiny, interrupted), resume=True)
     (state / "random_states_0.pkl").unlink()
-    assert "saved by 0 process" in user_error(training.train, configure(tiny, interrupted), resume=True)
+    assert "saved by 0 process" in user_error(
+        training.train, configure(tiny, interrupted), resume=True
+    )
 
 
 def test_resume_without_the_best_model_says_so_before_the_next_step(tiny, tmp_path, monkeypatch):
@@ -460,7 +608,10 @@ def test_resume_without_the_best_model_says_so_before_the_next_step(tiny, tmp_pa
     (run / "best").rename(tmp_path / "best")
     monkeypatch.setattr(training, "train_step", lambda *_: 1 / 0)
     text = user_error(training.train, configure(tiny, run), resume=True)
-    assert f"{run / 'best' / 'model.safetensors'}, the best model so far (epoch 1), is missing; put it back" in text
+    assert (
+        f"{run / 'best' / 'model.safetensors'}, the best model so far (epoch 1), is missing; put it"
+        " back" in text
+    )
     (tmp_path / "best").rename(run / "best")
     with pytest.raises(ZeroDivisionError):  # negative control: put back, it goes on
         training.train(configure(tiny, run), resume=True)
@@ -469,7 +620,9 @@ def test_resume_without_the_best_model_says_so_before_the_next_step(tiny, tmp_pa
 @pytest.mark.parametrize("content", ["", "# nothing\n", "{}"])
 def test_resume_with_an_empty_config(tiny, interrupted, content):
     (interrupted / "config.yaml").write_text(content)
-    assert "config.yaml cannot be read (it holds no settings)" in user_error(training.train, configure(tiny, interrupted), resume=True)
+    assert "config.yaml cannot be read (it holds no settings)" in user_error(
+        training.train, configure(tiny, interrupted), resume=True
+    )
 
 
 def test_a_full_disk_keeps_the_state_before(tiny, interrupted, monkeypatch):
@@ -497,7 +650,11 @@ def test_a_full_disk_keeps_the_state_before(tiny, interrupted, monkeypatch):
         ("data.sample_rate=32000", "16000 Hz"),
         ("pooling.attention_dim=16", "attention_dim"),
         ("text_encoder.max_tokens=39", "positions for 38 tokens"),
-        pytest.param("train.mixed_precision=fp16", "needs a GPU", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")),
+        pytest.param(
+            "train.mixed_precision=fp16",
+            "needs a GPU",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU"),
+        ),
     ],
 )
 def test_mistakes_are_found_before_the_run_folder_is_made(tiny, tmp_path, override, expected):
@@ -507,4 +664,6 @@ def test_mistakes_are_found_before_the_run_folder_is_made(tiny, tmp_path, overri
 
 def test_the_run_folder_may_be_impossible(tiny, tmp_path):
     (tmp_path / "file").touch()
-    assert "cannot be written" in user_error(training.train, configure(tiny, tmp_path / "file" / "run"))
+    assert "cannot be written" in user_error(
+        training.train, configure(tiny, tmp_path / "file" / "run")
+    )

@@ -39,10 +39,23 @@ def slow(pooling: TransformerPooling, frames: Tensor, mask: Tensor) -> Tensor:
     """One clip at a time, its valid frames alone, through nn.TransformerEncoderLayer."""
     layers = []
     for layer in pooling.layers:
-        reference = nn.TransformerEncoderLayer(DIM, NUM_HEADS, 4 * DIM, activation="gelu", batch_first=True, norm_first=True)
-        linears = {"self_attn.in_proj_": layer.qkv, "self_attn.out_proj.": layer.proj, "linear1.": layer.mlp[0], "linear2.": layer.mlp[3]}
+        reference = nn.TransformerEncoderLayer(
+            DIM, NUM_HEADS, 4 * DIM, activation="gelu", batch_first=True, norm_first=True
+        )
+        linears = {
+            "self_attn.in_proj_": layer.qkv,
+            "self_attn.out_proj.": layer.proj,
+            "linear1.": layer.mlp[0],
+            "linear2.": layer.mlp[3],
+        }
         linears |= {"norm1.": layer.norm1, "norm2.": layer.norm2}
-        reference.load_state_dict({prefix + kind: getattr(module, kind) for prefix, module in linears.items() for kind in ("weight", "bias")})
+        reference.load_state_dict(
+            {
+                prefix + kind: getattr(module, kind)
+                for prefix, module in linears.items()
+                for kind in ("weight", "bias")
+            }
+        )
         layers.append(reference.eval())
     pooled = []
     for clip, valid in zip(frames, mask):
@@ -81,7 +94,9 @@ def test_a_clip_alone_is_the_clip_in_a_batch(pooling: TransformerPooling):
     frames, mask = inputs()
     found = pooling(frames, mask)
     for i, num_valid in enumerate(mask.sum(dim=1)):
-        assert (pooling(frames[i : i + 1, :num_valid], mask[i : i + 1, :num_valid])[0] - found[i]).abs().max() < 1e-5
+        assert (
+            pooling(frames[i : i + 1, :num_valid], mask[i : i + 1, :num_valid])[0] - found[i]
+        ).abs().max() < 1e-5
 
 
 def test_without_gradients_the_numbers_are_the_same(pooling: TransformerPooling):
@@ -109,7 +124,11 @@ def test_attention_weights_drop_out(pooling: TransformerPooling):
 
 def test_every_parameter_gets_a_gradient(pooling: TransformerPooling, readout: str):
     pooling.train()(*inputs()).square().sum().backward()
-    assert [name for name, parameter in pooling.named_parameters() if parameter.grad is None or not parameter.grad.any()] == []
+    assert [
+        name
+        for name, parameter in pooling.named_parameters()
+        if parameter.grad is None or not parameter.grad.any()
+    ] == []
     assert ("token" in dict(pooling.named_parameters())) == (readout == "first")
 
 
@@ -121,14 +140,19 @@ def test_padding_gives_no_gradient_even_where_it_is_no_number(pooling: Transform
     assert all(parameter.grad.isfinite().all() for parameter in pooling.parameters())
 
 
-def test_a_clip_without_a_valid_frame_is_finite_and_leaves_the_others(pooling: TransformerPooling, readout: str):
+def test_a_clip_without_a_valid_frame_is_finite_and_leaves_the_others(
+    pooling: TransformerPooling, readout: str
+):
     frames, mask = inputs()
     expected = pooling(frames, mask)
     mask[2] = False
     attended = []
-    with pooling.layers[0].register_forward_pre_hook(lambda _module, arguments: attended.append(arguments[1])):
+    with pooling.layers[0].register_forward_pre_hook(
+        lambda _module, arguments: attended.append(arguments[1])
+    ):
         found = pooling(frames, mask)
-    assert attended[0].any(dim=1).all()  # what a kernel makes of nothing to attend to is its own affair
+    # what a kernel makes of nothing to attend to is its own affair
+    assert attended[0].any(dim=1).all()
     assert found.isfinite().all() and (found - expected)[[0, 1, 3]].abs().max() < 1e-6
     assert (not found[2].any()) == (readout == "mean")
 
@@ -146,7 +170,9 @@ def test_float32_comes_out_also_under_autocast(pooling: TransformerPooling, grad
 def test_scores_are_cosines(pooling: TransformerPooling):
     text, clips = torch.randn(3, 8), torch.randn(4, 1, 8)
     found = pooling.score(text, clips, torch.ones(4, 1, dtype=torch.bool))  # (N, B)
-    assert torch.allclose(found, functional.cosine_similarity(text[:, None], clips[:, 0], dim=-1), atol=1e-6)
+    assert torch.allclose(
+        found, functional.cosine_similarity(text[:, None], clips[:, 0], dim=-1), atol=1e-6
+    )
     with pytest.raises(ValueError, match="pool and project"):
         pooling.score(text, torch.randn(4, 2, 8), torch.ones(4, 2, dtype=torch.bool))
 
@@ -154,11 +180,16 @@ def test_scores_are_cosines(pooling: TransformerPooling):
 def test_more_frames_than_positions(pooling: TransformerPooling):
     pooling(torch.randn(1, MAX_FRAMES, DIM), torch.ones(1, MAX_FRAMES, dtype=torch.bool))
     with pytest.raises(ValueError, match="positions for 12 frames, found 13"):
-        pooling(torch.randn(1, MAX_FRAMES + 1, DIM), torch.ones(1, MAX_FRAMES + 1, dtype=torch.bool))
+        pooling(
+            torch.randn(1, MAX_FRAMES + 1, DIM), torch.ones(1, MAX_FRAMES + 1, dtype=torch.bool)
+        )
 
 
 def test_wrong_settings():
-    message = "pooling.num_heads=7 does not divide the 24 numbers of an audio frame; set it to one of 1, 2, 3, 4, 6, 8, 12"
+    message = (
+        "pooling.num_heads=7 does not divide the 24 numbers of an audio frame; set it to one of 1,"
+        " 2, 3, 4, 6, 8, 12"
+    )
     with pytest.raises(UserError) as caught:
         TransformerPooling(24, 10, num_heads=7)
     assert str(caught.value) == message
@@ -170,4 +201,7 @@ def test_it_is_built_without_memory():
     with torch.device("meta"):
         module = TransformerPooling(768, 750, num_layers=2)
     assert {parameter.device.type for parameter in module.parameters()} == {"meta"}
-    assert sum(parameter.numel() for parameter in module.parameters()) == 2 * (12 * 768**2 + 13 * 768) + (750 + 1 + 2) * 768
+    assert (
+        sum(parameter.numel() for parameter in module.parameters())
+        == 2 * (12 * 768**2 + 13 * 768) + (750 + 1 + 2) * 768
+    )

@@ -45,28 +45,48 @@ def make_index(pooling: TextAwareAttentionPooling, clips: list[Tensor]) -> ClipI
     frames, mask = padded(clips)
     with torch.no_grad():
         vectors = first_stage_vectors(pooling, frames, mask)
-    return ClipIndex(vectors, torch.cat(clips), torch.tensor([0, *(len(clip) for clip in clips)]).cumsum(0))
+    return ClipIndex(
+        vectors, torch.cat(clips), torch.tensor([0, *(len(clip) for clip in clips)]).cumsum(0)
+    )
 
 
 def padded(clips: list[Tensor]) -> tuple[Tensor, Tensor]:
-    mask = pad_sequence([torch.ones(len(clip), dtype=torch.bool) for clip in clips], batch_first=True)
+    mask = pad_sequence(
+        [torch.ones(len(clip), dtype=torch.bool) for clip in clips], batch_first=True
+    )
     return pad_sequence(clips, batch_first=True, padding_value=7.0), mask
 
 
-def slow_pair(pooling: TextAwareAttentionPooling, text: Tensor, clip: Tensor, even: bool = False) -> tuple[float, Tensor]:
-    """The formula of the paper for one text and one clip: score and pooled audio; `even`: every frame has the same weight."""
-    query, keys, values = pooling.query(pooling.norm(text)), pooling.key(pooling.norm(clip)), pooling.value(pooling.norm(clip))
-    weights = torch.full((len(clip),), 1 / len(clip)) if even else (keys @ query / math.sqrt(len(query))).softmax(dim=0)
+def slow_pair(
+    pooling: TextAwareAttentionPooling, text: Tensor, clip: Tensor, even: bool = False
+) -> tuple[float, Tensor]:
+    """The formula of the paper for one text and one clip: score and pooled audio; `even`: every
+    frame has the same weight.
+    """
+    query, keys, values = (
+        pooling.query(pooling.norm(text)),
+        pooling.key(pooling.norm(clip)),
+        pooling.value(pooling.norm(clip)),
+    )
+    weights = (
+        torch.full((len(clip),), 1 / len(clip))
+        if even
+        else (keys @ query / math.sqrt(len(query))).softmax(dim=0)
+    )
     pooled = pooling.norm(pooling.output(weights @ values))
     return functional.cosine_similarity(text, pooled, dim=0).item(), pooled
 
 
-def slow_two_stage(pooling: TextAwareAttentionPooling, text: Tensor, clips: list[Tensor], num_candidates: int) -> list[list[tuple[int, float]]]:
+def slow_two_stage(
+    pooling: TextAwareAttentionPooling, text: Tensor, clips: list[Tensor], num_candidates: int
+) -> list[list[tuple[int, float]]]:
     """Clips with their scores for each text, best first; of equal ones the first."""
     found = []
     for query in text:
         first = [slow_pair(pooling, query, clip, even=True)[0] for clip in clips]
-        candidates = sorted(range(len(clips)), key=lambda clip: (-first[clip], clip))[:num_candidates]
+        candidates = sorted(range(len(clips)), key=lambda clip: (-first[clip], clip))[
+            :num_candidates
+        ]
         scores = {clip: slow_pair(pooling, query, clips[clip])[0] for clip in candidates}
         found.append(sorted(scores.items(), key=lambda pair: (-pair[1], pair[0])))
     return found
@@ -76,19 +96,24 @@ def assert_found(result: tuple[Tensor, Tensor], expected: list[list[tuple[int, f
     clips, scores = result
     assert clips.dtype == torch.int64 and scores.dtype == torch.float32
     assert clips.tolist() == [[clip for clip, _ in row] for row in expected]
-    torch.testing.assert_close(scores, torch.tensor([[score for _, score in row] for row in expected]), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        scores, torch.tensor([[score for _, score in row] for row in expected]), atol=1e-6, rtol=0
+    )
 
 
 # --- against loops and the full matrix ---
 
 
-@pytest.mark.parametrize("num_texts", [1, 4, 30])  # fewer and more texts a clip than it has frames: both orders of computing
+# fewer and more texts a clip than it has frames: both orders of computing
+@pytest.mark.parametrize("num_texts", [1, 4, 30])
 @pytest.mark.parametrize("num_candidates", [1, 3, NUM_CLIPS])
 def test_as_a_loop_over_texts_and_clips(num_texts: int, num_candidates: int):
     pooling, clips, text = make_pooling(), make_clips(), make_text(num_texts)
     with torch.no_grad():
         expected = slow_two_stage(pooling, text, clips, num_candidates)
-    assert_found(TwoStage(pooling, make_index(pooling, clips)).scores(text, num_candidates), expected)
+    assert_found(
+        TwoStage(pooling, make_index(pooling, clips)).scores(text, num_candidates), expected
+    )
 
 
 def test_all_clips_as_candidates_are_the_full_matrix_in_its_order():
@@ -136,7 +161,12 @@ def test_first_stage_is_tap_without_a_preference():
     torch.nn.init.zeros_(pooling.query.bias)
     frames, mask = padded(clips)
     with torch.no_grad():
-        torch.testing.assert_close(first_stage_vectors(pooling, frames, mask), pooling(make_text(1), frames, mask)[0], atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            first_stage_vectors(pooling, frames, mask),
+            pooling(make_text(1), frames, mask)[0],
+            atol=1e-5,
+            rtol=0,
+        )
 
 
 def test_negative_control_a_candidate_left_out_is_missing():
@@ -145,7 +175,9 @@ def test_negative_control_a_candidate_left_out_is_missing():
     best = TwoStage(pooling, index).scores(text, NUM_CLIPS)[0][0, 0]
     vectors = index.vectors.clone()
     vectors[best] = -text[0]
-    found, scores = TwoStage(pooling, dataclasses.replace(index, vectors=vectors)).scores(text, NUM_CLIPS - 1)
+    found, scores = TwoStage(pooling, dataclasses.replace(index, vectors=vectors)).scores(
+        text, NUM_CLIPS - 1
+    )
     assert best not in found
     with torch.no_grad():
         assert scores[0, 0] < pooling.score(text, *padded(clips)).max()
@@ -156,7 +188,10 @@ def test_negative_control_frames_of_a_neighbour_change_the_scores():
     index = make_index(pooling, make_clips())
     starts = index.starts.clone()
     starts[2] += 1
-    expected, found = (TwoStage(pooling, other).scores(text, NUM_CLIPS)[1] for other in (index, dataclasses.replace(index, starts=starts)))
+    expected, found = (
+        TwoStage(pooling, other).scores(text, NUM_CLIPS)[1]
+        for other in (index, dataclasses.replace(index, starts=starts))
+    )
     assert (expected - found).abs().max() > 1e-3
 
 
@@ -165,7 +200,9 @@ def test_negative_control_frames_of_a_neighbour_change_the_scores():
 
 def test_duplicates_of_a_clip_stand_together_in_order():
     pooling, clips, text = make_pooling(), make_clips(), make_text(4)
-    found, scores = TwoStage(pooling, make_index(pooling, [*clips, clips[3], clips[3]])).scores(text, NUM_CLIPS + 2)
+    found, scores = TwoStage(pooling, make_index(pooling, [*clips, clips[3], clips[3]])).scores(
+        text, NUM_CLIPS + 2
+    )
     for clips_found, row in zip(found.tolist(), scores):
         place = clips_found.index(3)
         assert clips_found[place : place + 3] == [3, NUM_CLIPS, NUM_CLIPS + 1]
@@ -175,10 +212,15 @@ def test_duplicates_of_a_clip_stand_together_in_order():
 @pytest.mark.parametrize("num_candidates", [1, 2, 3])
 def test_a_tie_for_the_last_place_goes_to_the_first_clips(num_candidates: int):
     clip, pooling = make_clips()[1], make_pooling()
-    found, scores = TwoStage(pooling, make_index(pooling, [clip] * 3)).scores(make_text(2), num_candidates)
+    found, scores = TwoStage(pooling, make_index(pooling, [clip] * 3)).scores(
+        make_text(2), num_candidates
+    )
     assert found.tolist() == [list(range(num_candidates))] * 2
     vectors = torch.ones(3, DIM)
-    assert TwoStage(MeanPooling(), ClipIndex(vectors)).scores(make_text(2), num_candidates)[0].tolist() == found.tolist()
+    assert (
+        TwoStage(MeanPooling(), ClipIndex(vectors)).scores(make_text(2), num_candidates)[0].tolist()
+        == found.tolist()
+    )
 
 
 # --- mean pooling ---
@@ -187,7 +229,11 @@ def test_a_tie_for_the_last_place_goes_to_the_first_clips(num_candidates: int):
 @pytest.mark.parametrize("num_candidates", [1, 4, 50])
 def test_mean_pooling_is_the_best_of_its_own_matrix(num_candidates: int):
     vectors, text = torch.randn(50, DIM, generator=torch.Generator().manual_seed(5)), make_text(6)
-    expected = MeanPooling().score(text, vectors[:, None], torch.ones(50, 1, dtype=torch.bool)).sort(dim=1, descending=True)
+    expected = (
+        MeanPooling()
+        .score(text, vectors[:, None], torch.ones(50, 1, dtype=torch.bool))
+        .sort(dim=1, descending=True)
+    )
     found, scores = TwoStage(MeanPooling(), ClipIndex(vectors)).scores(text, num_candidates)
     assert torch.equal(found, expected.indices[:, :num_candidates])
     torch.testing.assert_close(scores, expected.values[:, :num_candidates], atol=1e-6, rtol=0)
@@ -257,4 +303,8 @@ def test_an_index_of_another_pooling():
 @pytest.mark.parametrize("starts", [[0, 1, 3], [0, 2, 2, 3], [1, 2, 3, 3], [0, 1, 2, 4], None])
 def test_an_index_whose_parts_do_not_fit(starts: list[int] | None):
     with pytest.raises(ValueError, match="starts"):
-        ClipIndex(torch.zeros(3, DIM), torch.zeros(3, DIM), None if starts is None else torch.tensor(starts))
+        ClipIndex(
+            torch.zeros(3, DIM),
+            torch.zeros(3, DIM),
+            None if starts is None else torch.tensor(starts),
+        )

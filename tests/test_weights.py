@@ -1,4 +1,6 @@
-"""Models whose tensors share memory are saved, in models and in states, and load back equal; failed saves blame the disk for what is the disk's."""
+"""Models whose tensors share memory are saved, in models and in states, and load back equal; failed
+saves blame the disk for what is the disk's.
+"""
 
 import errno
 import os
@@ -28,13 +30,17 @@ HOP = 400
 
 
 class StockMel(nn.Module):
-    """An audio encoder as one would write it in an afternoon: torchaudio's spectrogram, and buffers of every kind."""
+    """An audio encoder as one would write it in an afternoon: torchaudio's spectrogram, and buffers
+    of every kind.
+    """
 
     sample_rate, num_mel_bins, feature_dim = 16_000, 32, 24
 
     def __init__(self):
         super().__init__()
-        self.mel = torchaudio.transforms.MelSpectrogram(16_000, n_fft=800, hop_length=HOP, n_mels=32)
+        self.mel = torchaudio.transforms.MelSpectrogram(
+            16_000, n_fft=800, hop_length=HOP, n_mels=32
+        )
         self.features = nn.ModuleList([nn.Linear(32, 24), nn.Linear(24, 24)])
         self.tied = nn.Linear(24, 24)
         self.tied.weight = self.features[1].weight
@@ -55,7 +61,10 @@ class StockMel(nn.Module):
         return (self.mel(waveform) + 1e-5).log()  # (W, 32, T)
 
     def forward(self, waveform: torch.Tensor, augment=None) -> torch.Tensor:
-        x = self.log_mel(pad(waveform, (0, max(0, 800 - waveform.shape[1])))) + self.first_half[:, None] / self.second_half[:, None]
+        x = (
+            self.log_mel(pad(waveform, (0, max(0, 800 - waveform.shape[1]))))
+            + self.first_half[:, None] / self.second_half[:, None]
+        )
         return self.tied(self.features[1](self.features[0](x.transpose(1, 2)))) * self.expanded
 
 
@@ -89,14 +98,22 @@ def test_tensors_that_share_memory_come_back(tmp_path):
 
 
 def test_files_of_safetensors_and_of_accelerate_are_read(tmp_path):
-    """Both leave out names of tied weights; Accelerate does not say which, and adds `module.` with several processes."""
-    model, other = nn.ModuleDict({"a": nn.Linear(3, 3), "b": nn.Linear(3, 3)}), nn.ModuleDict({"a": nn.Linear(3, 3), "b": nn.Linear(3, 3)})
+    """Both leave out names of tied weights; Accelerate does not say which, and adds `module.` with
+    several processes.
+    """
+    model, other = (
+        nn.ModuleDict({"a": nn.Linear(3, 3), "b": nn.Linear(3, 3)}),
+        nn.ModuleDict({"a": nn.Linear(3, 3), "b": nn.Linear(3, 3)}),
+    )
     for each in (model, other):
         each["b"].weight = each["a"].weight
     state = model.state_dict()
     save_model(model, tmp_path / "safetensors")
     save_file({name: state[name] for name in state if name != "b.weight"}, tmp_path / "accelerate")
-    save_file({f"module.{name}": state[name] for name in state if name != "a.weight"}, tmp_path / "several")
+    save_file(
+        {f"module.{name}": state[name] for name in state if name != "a.weight"},
+        tmp_path / "several",
+    )
     for name in ("safetensors", "accelerate", "several"):
         for parameter in other.parameters():
             nn.init.zeros_(parameter)
@@ -120,10 +137,17 @@ def test_what_no_file_can_hold_is_named(tmp_path):
         write_weights(model, tmp_path / "weights.safetensors")
 
 
-def test_a_run_with_a_stock_spectrogram_saves_resumes_and_loads(tiny, tmp_path, stock_mel, monkeypatch):
+def test_a_run_with_a_stock_spectrogram_saves_resumes_and_loads(
+    tiny, tmp_path, stock_mel, monkeypatch
+):
     """An interrupted run goes on bit for bit as one that was not: the state holds every tensor."""
-    training.train(load_config(tiny / "tiny.yaml", [f"train.output={tmp_path / 'whole'}", *stock_mel]))
-    config, original = load_config(tiny / "tiny.yaml", [f"train.output={tmp_path / 'run'}", *stock_mel]), training.train_step
+    training.train(
+        load_config(tiny / "tiny.yaml", [f"train.output={tmp_path / 'whole'}", *stock_mel])
+    )
+    config, original = (
+        load_config(tiny / "tiny.yaml", [f"train.output={tmp_path / 'run'}", *stock_mel]),
+        training.train_step,
+    )
 
     def stopped_in_step_3(run, batch):
         if run.progress.global_step == 2:
@@ -133,19 +157,35 @@ def test_a_run_with_a_stock_spectrogram_saves_resumes_and_loads(tiny, tmp_path, 
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
         patch.setattr(training, "train_step", stopped_in_step_3)
         training.train(config)
-    assert [path.name for path in (tmp_path / "run" / "states").iterdir()] == ["step-00000003"]  # not that of step 2 as well
+    # not that of step 2 as well
+    assert [path.name for path in (tmp_path / "run" / "states").iterdir()] == ["step-00000003"]
     training.train(config, resume=True)
-    whole, resumed = (DualEncoder.from_pretrained(tmp_path / name / "last") for name in ("whole", "run"))
+    whole, resumed = (
+        DualEncoder.from_pretrained(tmp_path / name / "last") for name in ("whole", "run")
+    )
     assert_same(resumed, whole)
     assert resumed.audio_encoder.tied.weight is resumed.audio_encoder.features[1].weight
-    started = load_config(tiny / "tiny.yaml", [f"train.output={tmp_path / 'next'}", f"train.init_from={tmp_path / 'run' / 'last'}", *stock_mel])
-    training.train(started.model_copy(update={"train": started.train.model_copy(update={"max_steps": 1})}))
+    started = load_config(
+        tiny / "tiny.yaml",
+        [
+            f"train.output={tmp_path / 'next'}",
+            f"train.init_from={tmp_path / 'run' / 'last'}",
+            *stock_mel,
+        ],
+    )
+    training.train(
+        started.model_copy(update={"train": started.train.model_copy(update={"max_steps": 1})})
+    )
 
 
 # --- the disk and others ---
 
 
-@pytest.mark.parametrize("error", [RuntimeError("CUDA error: an illegal memory access"), OSError("no tokenizer of that name")], ids=repr)
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("CUDA error: an illegal memory access"), OSError("no tokenizer of that name")],
+    ids=repr,
+)
 def test_an_error_that_is_not_the_disk_s_does_not_blame_it(tmp_path, error):
     def fails(_folder):
         raise error
@@ -175,8 +215,13 @@ def test_remedies(error, remedy):
 
 
 def too_small_for(write, path: Path) -> Exception:
-    """The error of `write(path)` where files may have 4,096 bytes, as `ulimit -f 4` sets it: the real library's."""
-    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    """The error of `write(path)` where files may have 4,096 bytes, as `ulimit -f 4` sets it: the
+    real library's.
+    """
+    limits, handler = (
+        resource.getrlimit(resource.RLIMIT_FSIZE),
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN),
+    )
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
     try:
         write(path)
@@ -206,7 +251,9 @@ def full_disk(tmp_path):
     """A file system of 64 kB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)], capture_output=True
+    ).returncode:
         pytest.skip("no permission to mount a file system")
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)
@@ -225,4 +272,6 @@ def test_a_model_that_was_killed_between_its_two_renames_is_there_on_resume(tmp_
         (tmp_path / name).mkdir()
         (tmp_path / name / "weights").write_text(name)
     checkpoint._recover_models(tmp_path)
-    assert (tmp_path / "best" / "weights").read_text() == "best.new" and (tmp_path / "last" / "weights").read_text() == "last"
+    assert (tmp_path / "best" / "weights").read_text() == "best.new" and (
+        tmp_path / "last" / "weights"
+    ).read_text() == "last"

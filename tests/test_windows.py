@@ -1,4 +1,5 @@
-"""Windows, valid frames and joined features against golden numbers of the reference (30 s at 4 Hz in place of 32 kHz).
+"""Windows, valid frames and joined features against golden numbers of the reference (30 s at 4 Hz
+in place of 32 kHz).
 
 Letters: B clips, S samples, W windows, T frames, F feature size.
 """
@@ -14,12 +15,18 @@ from retrieval.models.windows import WindowGrid
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "window.npz")
 RATE = 4  # Hz of the golden clips
-CASES = [(10, 10), (10, 5), (5, 5), (10, 8)]  # seconds of window and hop; the reference leaves the last 4 s of the last one unheard
+# seconds of window and hop; the reference leaves the last 4 s of the last one unheard
+CASES = [(10, 10), (10, 5), (5, 5), (10, 8)]
 NUM_WINDOWS = {(10, 8): 3}  # of the reference, where we have one more
 
 
 def grid_of(window_seconds: int, hop_seconds: int) -> WindowGrid:
-    return WindowGrid(clip_samples=30 * RATE, window_samples=window_seconds * RATE, hop_samples=hop_seconds * RATE, frames_per_window=4)
+    return WindowGrid(
+        clip_samples=30 * RATE,
+        window_samples=window_seconds * RATE,
+        hop_samples=hop_seconds * RATE,
+        frames_per_window=4,
+    )
 
 
 def clips() -> torch.Tensor:
@@ -27,7 +34,9 @@ def clips() -> torch.Tensor:
 
 
 def fake_encoder(windows: torch.Tensor) -> torch.Tensor:
-    """(B, W, S) -> (B, W, 2, 4 frames, 3): minimum, maximum and mean of each quarter, and the same negated."""
+    """(B, W, S) -> (B, W, 2, 4 frames, 3): minimum, maximum and mean of each quarter, and the same
+    negated.
+    """
     quarters = windows.unflatten(2, (4, -1))
     features = torch.stack([quarters.amin(3), quarters.amax(3), quarters.mean(3)], dim=-1)
     return torch.stack([features, -features], dim=2)
@@ -49,13 +58,17 @@ def test_frames_of_all_windows_are_joined_in_order_of_time(window: int, hop: int
     encoded = fake_encoder(grid.split(clips(), num_windows))  # (B, W, 2, 4, 3)
     joined = encoded.transpose(1, 2).flatten(2, 3)  # (B, 2, T, 3)
     golden = GOLDEN[f"seg{window}_hop{hop}.merged"]
-    assert 4 * num_windows == golden.shape[2] and grid.num_frames - golden.shape[2] == 4 * ((window, hop) in NUM_WINDOWS)
+    assert 4 * num_windows == golden.shape[2] and grid.num_frames - golden.shape[2] == 4 * (
+        (window, hop) in NUM_WINDOWS
+    )
     assert np.array_equal(joined.numpy(), golden)
 
 
 def test_negative_control_another_hop_is_another_split():
     grid = grid_of(10, 10)
-    assert not np.array_equal(grid.split(clips(), 3)[:, 1].numpy(), GOLDEN["seg10_hop8.split"].reshape(2, 3, -1)[:, 1])
+    assert not np.array_equal(
+        grid.split(clips(), 3)[:, 1].numpy(), GOLDEN["seg10_hop8.split"].reshape(2, 3, -1)[:, 1]
+    )
 
 
 def test_a_clip_as_long_as_the_window_is_one_window():
@@ -75,7 +88,10 @@ def test_samples_beyond_the_windows_asked_for_are_left_out():
     assert np.array_equal(found.flatten(1).numpy(), GOLDEN["x"][:, :80])
 
 
-@pytest.mark.parametrize(("window", "hop", "num_windows"), [(10, 8, 4), (20, 20, 2), (7, 7, 5), (7, 3, 9), (30, 30, 1), (10, 10, 3)])
+@pytest.mark.parametrize(
+    ("window", "hop", "num_windows"),
+    [(10, 8, 4), (20, 20, 2), (7, 7, 5), (7, 3, 9), (30, 30, 1), (10, 10, 3)],
+)
 def test_no_sample_of_a_clip_is_left_unheard(window: int, hop: int, num_windows: int):
     grid = grid_of(window, hop)
     assert grid.num_windows == num_windows
@@ -86,19 +102,28 @@ def test_no_sample_of_a_clip_is_left_unheard(window: int, hop: int, num_windows:
 
 
 def test_valid_frames_of_a_grid_beyond_the_clip_are_those_of_sound():
-    """30 s in two windows of 20 s: of a clip of 20 s the whole first window is valid, not two thirds of it."""
+    """30 s in two windows of 20 s: of a clip of 20 s the whole first window is valid, not two
+    thirds of it.
+    """
     grid = grid_of(20, 20)
     assert grid.num_valid_frames(torch.tensor([5, 20, 25, 30]) * RATE).tolist() == [1, 4, 5, 6]
 
 
 def test_number_of_valid_frames_of_the_published_size():
-    grid = WindowGrid(clip_samples=960_000, window_samples=320_000, hop_samples=320_000, frames_per_window=250)
+    grid = WindowGrid(
+        clip_samples=960_000, window_samples=320_000, hop_samples=320_000, frames_per_window=250
+    )
     assert grid.num_frames == 750
-    assert np.array_equal(grid.num_valid_frames(torch.from_numpy(GOLDEN["mask750.samples"])).numpy(), GOLDEN["mask750.valid"])
+    assert np.array_equal(
+        grid.num_valid_frames(torch.from_numpy(GOLDEN["mask750.samples"])).numpy(),
+        GOLDEN["mask750.valid"],
+    )
 
 
 def test_valid_frames_equal_a_slow_count():
-    """Against exact integer arithmetic, at every length: floats would be one frame off here and there."""
+    """Against exact integer arithmetic, at every length: floats would be one frame off here and
+    there.
+    """
     grid = grid_of(10, 5)
     for num_samples in range(1, 121):
         slow = next(count for count in range(21) if count * 120 >= num_samples * 20)
@@ -106,8 +131,11 @@ def test_valid_frames_equal_a_slow_count():
 
 
 def test_mask_and_pooled_features_equal_the_reference():
-    mask, features = GOLDEN["fa.mask"].astype(bool), GOLDEN["fa.tap_features"]  # (8, 15), (8, 15, 6)
-    grid = WindowGrid(clip_samples=150_000, window_samples=150_000, hop_samples=150_000, frames_per_window=15)
+    # (8, 15), (8, 15, 6)
+    mask, features = GOLDEN["fa.mask"].astype(bool), GOLDEN["fa.tap_features"]
+    grid = WindowGrid(
+        clip_samples=150_000, window_samples=150_000, hop_samples=150_000, frames_per_window=15
+    )
     lengths = torch.from_numpy(np.round(GOLDEN["fa.audio_length"] * 150_000).astype(np.int64))
     valid = grid.num_valid_frames(lengths)
     assert np.array_equal((torch.arange(15) < valid[:, None]).numpy(), mask)

@@ -1,7 +1,9 @@
-"""Captions of a scene, from a grammar: some name all of it, some only one event. Every word follows from the Scene, so it is true.
+"""Captions of a scene, from a grammar: some name all of it, some only one event. Every word follows
+from the Scene, so it is true.
 
-Pieces: a *clause* ("a dog barks three times"), a *description* ("a dog barking three times"), a *setting* ("over distant traffic").
-A caption of 8 to 20 words is found by drawing until the length fits.
+Pieces: a *clause* ("a dog barks three times"), a *description* ("a dog barking three times"), a
+*setting* ("over distant traffic"). A caption of 8 to 20 words is found by drawing until the length
+fits.
 """
 
 from collections.abc import Sequence
@@ -13,17 +15,34 @@ from sample_corpus.scenes import Event, Scene
 from sample_corpus.signals import Rng
 
 MIN_WORDS, MAX_WORDS = 8, 20
-NUMBERS = {1: ("once",), 2: ("twice", "two times"), 3: ("three times",), 4: ("four times",), 5: ("five times",), 6: ("six times",)}
+NUMBERS = {
+    1: ("once",),
+    2: ("twice", "two times"),
+    3: ("three times",),
+    4: ("four times",),
+    5: ("five times",),
+    6: ("six times",),
+}
 NUMBER_WORDS = {2: "two", 3: "three", 4: "four"}
 ORDINALS = ("first", "second", "third", "fourth")
 LOUDNESS = {"faint": ("faintly", "quietly", "softly"), "loud": ("loudly", "very loudly")}
 LOUDNESS_ADJECTIVES = {"faint": ("quiet", "barely audible"), "loud": ("loud", "very loud")}
 PITCH = {"low": ("at a low pitch", "in a deep tone"), "high": ("at a high pitch", "in a high tone")}
 PACE = {"slow": ("slowly", "at a slow pace"), "fast": ("quickly", "rapidly", "at a fast pace")}
-PACE_COUNTED = {"slow": ("with long pauses", "with pauses in between"), "fast": ("in quick succession", "in rapid succession")}
-LENGTH = {"short": ("for a moment", "for a short moment"), "long": ("for a while", "for several seconds")}
+PACE_COUNTED = {
+    "slow": ("with long pauses", "with pauses in between"),
+    "fast": ("in quick succession", "in rapid succession"),
+}
+LENGTH = {
+    "short": ("for a moment", "for a short moment"),
+    "long": ("for a while", "for several seconds"),
+}
 SETTINGS = {
-    "room": ("over a low electric hum", "in a room with a humming appliance", "over the hum of electricity"),
+    "room": (
+        "over a low electric hum",
+        "in a room with a humming appliance",
+        "over the hum of electricity",
+    ),
     "street": ("over distant traffic", "with traffic in the background", "near a distant road"),
     "static": ("over soft static", "on a hissing recording", "with static in the background"),
     "hall": ("in a large echoing hall", "with a long echo", "in a reverberant space"),
@@ -42,7 +61,9 @@ JOINTS = {
 
 @dataclass(frozen=True)
 class Caption:
-    """`names`: "all" (every event, in order), "pair" or "one"; `events`: which, as indices into the scene."""
+    """`names`: "all" (every event, in order), "pair" or "one"; `events`: which, as indices into the
+    scene.
+    """
 
     text: str
     names: str
@@ -50,14 +71,19 @@ class Caption:
 
 
 def write_captions(rng: Rng, scene: Scene, number: int = 5) -> list[Caption]:
-    """`number` different captions in random order: two name the whole scene, one a pair (from three events on), the others one event."""
+    """`number` different captions in random order: two name the whole scene, one a pair (from three
+    events on), the others one event.
+    """
     order = [int(index) for index in rng.permutation(len(scene.events))]
     plan: list[tuple[str, tuple[int, ...]]] = []
     if len(scene.events) > 1:
         plan += [("all", tuple(range(len(order))))] * 2
     if len(scene.events) > 2:
         plan += [("pair", tuple(sorted(order[:2])))]
-    plan += [("one" if len(scene.events) > 1 else "all", (order[index % len(order)],)) for index in range(number - len(plan))]
+    plan += [
+        ("one" if len(scene.events) > 1 else "all", (order[index % len(order)],))
+        for index in range(number - len(plan))
+    ]
     captions: list[Caption] = []
     for names, events in plan:
         texts = {caption.text for caption in captions}
@@ -68,7 +94,8 @@ def write_captions(rng: Rng, scene: Scene, number: int = 5) -> list[Caption]:
 def _write(rng: Rng, scene: Scene, names: str, events: tuple[int, ...], taken: set[str]) -> str:
     write = {"all": _alone if len(scene.events) == 1 else _all, "pair": _pair, "one": _one}[names]
     for attempt in range(1000):
-        details = max(0, int(rng.integers(0, 4)) - attempt // 50)  # long scenes leave no room for adverbs
+        # long scenes leave no room for adverbs
+        details = max(0, int(rng.integers(0, 4)) - attempt // 50)
         text = write(rng, scene, events, details)
         text = text[0].upper() + text[1:] + "."
         if MIN_WORDS <= len(text.split()) <= MAX_WORDS and text not in taken:
@@ -114,7 +141,10 @@ def _pair(rng: Rng, scene: Scene, events: tuple[int, ...], details: int) -> str:
     """Two events of a longer scene, with their order in time."""
     first, second = (scene.events[index] for index in events)
     if _simultaneous(first, second):
-        text = f"{_clause(rng, first, details)} {_pick(rng, ('while', 'as'))} {_clause(rng, second, min(details, 1))}"
+        text = (
+            f"{_clause(rng, first, details)} {_pick(rng, ('while', 'as'))}"
+            f" {_clause(rng, second, min(details, 1))}"
+        )
     elif events[1] - events[0] > 1:
         order = _pick(rng, ("some time before", "a while before"))
         text = f"{_clause(rng, first, details)} {order} {_clause(rng, second, min(details, 1))}"
@@ -124,7 +154,10 @@ def _pair(rng: Rng, scene: Scene, events: tuple[int, ...], details: int) -> str:
             (
                 f"{_clause(rng, first, details)} before {_clause(rng, second, min(details, 1))}",
                 f"after {_clause(rng, first, min(details, 1))}, {_clause(rng, second, details)}",
-                f"{_description(rng, first, details)} is followed by {_description(rng, second, min(details, 1))}",
+                (
+                    f"{_description(rng, first, details)} is followed by"
+                    f" {_description(rng, second, min(details, 1))}"
+                ),
             ),
         )
     return f"{text} {_pick(rng, SETTINGS[scene.background])}" if rng.random() < 0.3 else text
@@ -152,9 +185,16 @@ def _one(rng: Rng, scene: Scene, events: tuple[int, ...], details: int) -> str:
             f"{clause} before anything else is heard",
         ]
     elif index == len(scene.events) - 1:
-        choices += [f"last of all {clause} {setting}", f"the last sound to begin is {description}", f"{clause} as the last sound to begin"]
+        choices += [
+            f"last of all {clause} {setting}",
+            f"the last sound to begin is {description}",
+            f"{clause} as the last sound to begin",
+        ]
     else:
-        choices += [f"in between other sounds {clause}", f"{clause} after something else was heard first"]
+        choices += [
+            f"in between other sounds {clause}",
+            f"{clause} after something else was heard first",
+        ]
     return _pick(rng, choices)
 
 
@@ -174,10 +214,13 @@ def _description(rng: Rng, event: Event, details: int) -> str:
 
 
 def _worded(rng: Rng, event: Event, details: int) -> tuple[str, str, str, list[str]]:
-    """Subject, verb, participle and up to `details` adverbs (one may become an adjective of the subject)."""
+    """Subject, verb, participle and up to `details` adverbs (one may become an adjective of the
+    subject).
+    """
     kind = EVENTS[event.kind]
     subject, verb, participle = _pick(rng, kind.phrases)
-    options: list[tuple[tuple[str, ...], tuple[str, ...]]] = []  # (adverbs, adjectives), in the order of a sentence
+    # (adverbs, adjectives), in the order of a sentence
+    options: list[tuple[tuple[str, ...], tuple[str, ...]]] = []
     if event.loudness != "medium":
         options.append((LOUDNESS[event.loudness], LOUDNESS_ADJECTIVES[event.loudness]))
     if event.count is not None:
@@ -197,7 +240,8 @@ def _worded(rng: Rng, event: Event, details: int) -> tuple[str, str, str, list[s
             subject, bare = _with_adjective(subject, _pick(rng, adjectives)), False
         else:
             adverb = _pick(rng, words)
-            both_ly = adverbs and adverb.endswith("ly") and adverbs[-1].endswith("ly")  # "faintly and slowly"
+            # "faintly and slowly"
+            both_ly = adverbs and adverb.endswith("ly") and adverbs[-1].endswith("ly")
             adverbs.append(f"and {adverb}" if both_ly else adverb)
     return subject, verb, participle, adverbs
 

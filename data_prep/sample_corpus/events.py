@@ -1,4 +1,6 @@
-"""The kinds of event: how each sounds and what it is called. A new kind is one function in *_sounds.py and one entry of EVENTS."""
+"""The kinds of event: how each sounds and what it is called. A new kind is one function in
+*_sounds.py and one entry of EVENTS.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,8 +16,10 @@ Phrase = tuple[str, str, str]  # subject, verb, participle: ("a dog", "barks", "
 
 @dataclass(frozen=True)
 class EventKind:
-    """`count`: smallest and largest number of calls, or None for sounds that last some seconds. `pitched` and `paced`: may be high or low,
-    fast or slow, and be called so. `low` and `high` are the adjectives for that pitch, empty where none suits."""
+    """`count`: smallest and largest number of calls, or None for sounds that last some seconds.
+    `pitched` and `paced`: may be high or low, fast or slow, and be called so. `low` and `high` are
+    the adjectives for that pitch, empty where none suits.
+    """
 
     synthesise: Callable[[Rng, float, float, float], np.ndarray]
     keyword: str
@@ -28,7 +32,17 @@ class EventKind:
 
 
 # subjects that a sound's adjective ("quiet", "high pitched") would describe wrongly
-PEOPLE = {"a person", "a visitor", "a typist", "a blacksmith", "a carpenter", "a referee", "a driver", "a drummer", "a group of people"}
+PEOPLE = {
+    "a person",
+    "a visitor",
+    "a typist",
+    "a blacksmith",
+    "a carpenter",
+    "a referee",
+    "a driver",
+    "a drummer",
+    "a group of people",
+}
 WITHOUT_ADJECTIVE = PEOPLE | {"a window", "a leaky faucet"}
 
 # fmt: off

@@ -1,4 +1,5 @@
-"""File names as people give them on Freesound, Clotho's source: blanks, brackets, apostrophes, commas, accents, a blank before `.wav`.
+"""File names as people give them on Freesound, Clotho's source: blanks, brackets, apostrophes,
+commas, accents, a blank before `.wav`.
 
 All characters exist in ISO-8859-1 (Clotho's metadata) and in file systems of Windows.
 """
@@ -7,7 +8,20 @@ from sample_corpus.events import EVENTS
 from sample_corpus.scenes import Scene
 from sample_corpus.signals import Rng
 
-PLACES = ("Málaga", "Zürich", "São Paulo", "Tromsø", "Besançon", "Göteborg", "Nîmes", "garden", "backyard", "kitchen", "old town", "studio")
+PLACES = (
+    "Málaga",
+    "Zürich",
+    "São Paulo",
+    "Tromsø",
+    "Besançon",
+    "Göteborg",
+    "Nîmes",
+    "garden",
+    "backyard",
+    "kitchen",
+    "old town",
+    "studio",
+)
 OWNERS = ("Nick's", "grandma's", "neighbour's", "Anna's", "somebody else's")
 STYLES = (
     "{first}.wav",
@@ -28,10 +42,19 @@ STYLES = (
 
 
 def file_name(rng: Rng, scene: Scene, taken: set[str]) -> str:
-    """A name for the scene that differs from those `taken` in letters or digits, not only in case, blanks or signs; it is added to them."""
+    """A name for the scene that differs from those `taken` in letters or digits, not only in case,
+    blanks or signs; it is added to them.
+    """
     keywords = [EVENTS[event.kind].keyword for event in scene.events]
     while True:
-        first, second = keywords[0], keywords[-1] if len(keywords) > 1 else _pick(rng, ("field recording", "close up", "outside"))
+        first, second = (
+            keywords[0],
+            (
+                keywords[-1]
+                if len(keywords) > 1
+                else _pick(rng, ("field recording", "close up", "outside"))
+            ),
+        )
         name = _pick(rng, STYLES).format(
             first=first if rng.random() < 0.5 else first.capitalize(),
             second=second,

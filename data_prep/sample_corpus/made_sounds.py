@@ -1,4 +1,6 @@
-"""Machines, tools, signals and people's noises. The functions have the signature of those in natural_sounds.py."""
+"""Machines, tools, signals and people's noises. The functions have the signature of those in
+natural_sounds.py.
+"""
 
 import numpy as np
 
@@ -35,14 +37,18 @@ def footsteps(rng: Rng, pitch: float, rate: float, size: float) -> np.ndarray:
 
 def knock(rng: Rng, pitch: float, rate: float, size: int) -> np.ndarray:
     def hit() -> np.ndarray:
-        return modes(0.12, (240, 1.0, 0.02), (430, 0.9, 0.016), (780, 0.5, 0.01)) + 0.2 * noise(rng, 0.12, 300, 2500) * decay(0.12, 0.006)
+        return modes(0.12, (240, 1.0, 0.02), (430, 0.9, 0.016), (780, 0.5, 0.01)) + 0.2 * noise(
+            rng, 0.12, 300, 2500
+        ) * decay(0.12, 0.006)
 
     return repeated(rng, hit, size, 0.3 / rate)
 
 
 def hammer(rng: Rng, pitch: float, rate: float, size: int) -> np.ndarray:
     def hit() -> np.ndarray:
-        ring = modes(0.3, (1350, 0.7, 0.05), (2850, 1.0, 0.07), (4300, 0.8, 0.06), (6100, 0.5, 0.04))
+        ring = modes(
+            0.3, (1350, 0.7, 0.05), (2850, 1.0, 0.07), (4300, 0.8, 0.06), (6100, 0.5, 0.04)
+        )
         return faded(ring + 0.8 * noise(rng, 0.3, 500, 9000) * decay(0.3, 0.008), 0.0005)
 
     return repeated(rng, hit, size, 0.6 / rate)
@@ -50,10 +56,22 @@ def hammer(rng: Rng, pitch: float, rate: float, size: int) -> np.ndarray:
 
 def bell(rng: Rng, pitch: float, rate: float, size: int) -> np.ndarray:
     base = 330 * pitch
-    partials = [(0.5, 0.5, 1.1), (1.0, 0.8, 0.9), (1.2, 0.6, 0.8), (1.5, 0.4, 0.6), (2.0, 1.0, 0.7), (2.7, 0.4, 0.3), (4.2, 0.3, 0.15)]
+    partials = [
+        (0.5, 0.5, 1.1),
+        (1.0, 0.8, 0.9),
+        (1.2, 0.6, 0.8),
+        (1.5, 0.4, 0.6),
+        (2.0, 1.0, 0.7),
+        (2.7, 0.4, 0.3),
+        (4.2, 0.3, 0.15),
+    ]
 
     def stroke() -> np.ndarray:
-        return faded(modes(1.8, *((ratio * base, amplitude, fall) for ratio, amplitude, fall in partials)), 0.003, 0.6)
+        return faded(
+            modes(1.8, *((ratio * base, amplitude, fall) for ratio, amplitude, fall in partials)),
+            0.003,
+            0.6,
+        )
 
     return repeated(rng, stroke, size, 1.2 / rate)
 
@@ -61,23 +79,32 @@ def bell(rng: Rng, pitch: float, rate: float, size: int) -> np.ndarray:
 def phone(rng: Rng, pitch: float, rate: float, size: int) -> np.ndarray:
     def ring() -> np.ndarray:
         strokes = [
-            modes(0.1, (1450 * pitch, 1.0, 0.06), (2150 * pitch, 0.8, 0.05), (3700 * pitch, 0.3, 0.03)),
+            modes(
+                0.1, (1450 * pitch, 1.0, 0.06), (2150 * pitch, 0.8, 0.05), (3700 * pitch, 0.3, 0.03)
+            ),
             modes(0.1, (1700 * pitch, 1.0, 0.06), (2500 * pitch, 0.8, 0.05)),
         ]
-        return faded(scatter([strokes[i % 2] for i in range(22)], 0.045 * np.arange(22)), 0.01, 0.08)
+        return faded(
+            scatter([strokes[i % 2] for i in range(22)], 0.045 * np.arange(22)), 0.01, 0.08
+        )
 
     return repeated(rng, ring, size, 1.7 / rate, jitter=0.0)
 
 
 def clock(rng: Rng, pitch: float, rate: float, size: float) -> np.ndarray:
-    ticks = [modes(0.05, (3100, 1.0, 0.008), (5300, 0.7, 0.006)), modes(0.05, (2300, 1.0, 0.009), (4100, 0.6, 0.006))]
+    ticks = [
+        modes(0.05, (3100, 1.0, 0.008), (5300, 0.7, 0.006)),
+        modes(0.05, (2300, 1.0, 0.009), (4100, 0.6, 0.006)),
+    ]
     onsets = np.arange(0, size, 0.4 / rate)
     return scatter([ticks[i % 2] for i in range(len(onsets))], onsets)
 
 
 def typing(rng: Rng, pitch: float, rate: float, size: float) -> np.ndarray:
     def key() -> np.ndarray:
-        press = noise(rng, 0.03, 1100, 2600) * decay(0.03, 0.007) + modes(0.03, (rng.uniform(380, 520), 0.8, 0.01))
+        press = noise(rng, 0.03, 1100, 2600) * decay(0.03, 0.007) + modes(
+            0.03, (rng.uniform(380, 520), 0.8, 0.01)
+        )
         release = 0.4 * noise(rng, 0.02, 1800, 3500) * decay(0.02, 0.005)
         return rng.uniform(0.6, 1.0) * scatter([press, release], [0.0, 0.06])
 
@@ -90,7 +117,9 @@ def siren(rng: Rng, pitch: float, rate: float, size: float) -> np.ndarray:
 
 
 def alarm(rng: Rng, pitch: float, rate: float, size: int) -> np.ndarray:
-    beep = faded(tone(np.full(num_samples(0.16), 1850 * pitch), (1.0, 0, 0.35, 0, 0.15)), 0.004, 0.01)
+    beep = faded(
+        tone(np.full(num_samples(0.16), 1850 * pitch), (1.0, 0, 0.35, 0, 0.15)), 0.004, 0.01
+    )
     return repeated(rng, lambda: beep, size, 0.38 / rate, jitter=0.0)
 
 
@@ -127,7 +156,10 @@ def saw(rng: Rng, pitch: float, rate: float, size: float) -> np.ndarray:
         teeth = 1 + 0.8 * np.sin(2 * np.pi * np.cumsum(glide(seconds, 70, 120, 70)) / SAMPLE_RATE)
         push = noise(rng, seconds, 1300, 3200) * teeth
         pull = 0.5 * noise(rng, seconds, 2800, 6000) * teeth
-        return scatter([faded(push, 0.08 / rate, 0.1 / rate), faded(pull, 0.08 / rate, 0.1 / rate)], [0.0, 0.36 / rate])
+        return scatter(
+            [faded(push, 0.08 / rate, 0.1 / rate), faded(pull, 0.08 / rate, 0.1 / rate)],
+            [0.0, 0.36 / rate],
+        )
 
     return paced(rng, stroke, size, 0.75 / rate)
 
@@ -136,7 +168,12 @@ def whistle(rng: Rng, pitch: float, rate: float, size: int) -> np.ndarray:
     def blow() -> np.ndarray:
         seconds = rng.uniform(0.5, 0.7)
         pea = np.sin(2 * np.pi * 32 * times(seconds))
-        return faded((1 + 0.6 * pea) * (tone(pitch * (2700 + 130 * pea)) + 0.15 * noise(rng, seconds, 2000, 5000)), 0.03, 0.06)
+        return faded(
+            (1 + 0.6 * pea)
+            * (tone(pitch * (2700 + 130 * pea)) + 0.15 * noise(rng, seconds, 2000, 5000)),
+            0.03,
+            0.06,
+        )
 
     return repeated(rng, blow, size, 1.0 / rate)
 
@@ -154,7 +191,11 @@ def glass(rng: Rng, pitch: float, rate: float, size: int) -> np.ndarray:
         count = 45
         onsets = np.minimum(rng.exponential(0.22, count), 1.1)
         shards = [
-            rng.uniform(0.2, 1.0) * modes(0.25, (rng.uniform(2800, 7600), 1.0, 0.05), (rng.uniform(4500, 9500), 0.7, 0.03)) for _ in onsets
+            rng.uniform(0.2, 1.0)
+            * modes(
+                0.25, (rng.uniform(2800, 7600), 1.0, 0.05), (rng.uniform(4500, 9500), 0.7, 0.03)
+            )
+            for _ in onsets
         ]
         crash = 3.0 * noise(rng, 0.2, 1500, 12000) * decay(0.2, 0.04)
         return faded(scatter([crash, *shards], [0.0, *onsets]), 0.001, 0.1)

@@ -1,7 +1,7 @@
 """Scenes: which events, how, when and over which background; and their sound.
 
-`plan_scene` draws the parameters (cheap), `render_scene` makes the samples and fills in onsets and durations. Captions are written from
-the same Scene, so that they are true.
+`plan_scene` draws the parameters (cheap), `render_scene` makes the samples and fills in onsets and
+durations. Captions are written from the same Scene, so that they are true.
 """
 
 from collections.abc import Callable
@@ -38,7 +38,9 @@ BACKGROUND_LEVEL = 0.0027  # RMS: 16 dB below a faint event
 
 @dataclass
 class Event:
-    """One event of a scene. `length` is set for lasting sounds, `count` for counted ones; onset and duration (s) by render_scene."""
+    """One event of a scene. `length` is set for lasting sounds, `count` for counted ones; onset and
+    duration (s) by render_scene.
+    """
 
     kind: str
     pitch: str = "medium"
@@ -55,12 +57,15 @@ class Scene:
     events: list[Event]
     background: str
     seconds: float = 0.0
-    overlaps: list[bool] = field(default_factory=list)  # for every event but the first: does it begin within the one before?
+    # for every event but the first: does it begin within the one before?
+    overlaps: list[bool] = field(default_factory=list)
 
 
 def _hum(rng: Rng, seconds: float) -> np.ndarray:
     t = times(seconds)
-    return sum(np.sin(2 * np.pi * 50 * k * t) / k for k in (2, 4, 6)) + 0.15 * noise(rng, seconds, 100, 4000, 1)
+    return sum(np.sin(2 * np.pi * 50 * k * t) / k for k in (2, 4, 6)) + 0.15 * noise(
+        rng, seconds, 100, 4000, 1
+    )
 
 
 def _traffic(rng: Rng, seconds: float) -> np.ndarray:
@@ -119,11 +124,16 @@ def _draw(rng: Rng, table: dict[str, float]) -> str:
 def render_event(rng: Rng, event: Event) -> np.ndarray:
     """Samples of one event at its level; values vary by a few per cent around the nominal ones."""
     size = event.count if event.count is not None else _vary(rng, SECONDS[event.length], 0.12)
-    sound = EVENTS[event.kind].synthesise(rng, _vary(rng, PITCH[event.pitch], 0.06), _vary(rng, RATE[event.rate], 0.06), size)
+    sound = EVENTS[event.kind].synthesise(
+        rng, _vary(rng, PITCH[event.pitch], 0.06), _vary(rng, RATE[event.rate], 0.06), size
+    )
     sound = faded(sound) * (_vary(rng, LEVEL[event.loudness], 0.1) / level(sound))
-    # Crackles and clicks are all peak: round those off, so that a loud fire does not push down the rest of its scene.
+    # Crackles and clicks are all peak: round those off, so that a loud fire does not push down the
+    # rest of its scene.
     over = np.maximum(np.abs(sound) - PEAK_KNEE, 0) / (PEAK - PEAK_KNEE)
-    return np.where(over > 0, np.sign(sound) * (PEAK_KNEE + (PEAK - PEAK_KNEE) * np.tanh(over)), sound)
+    return np.where(
+        over > 0, np.sign(sound) * (PEAK_KNEE + (PEAK - PEAK_KNEE) * np.tanh(over)), sound
+    )
 
 
 def _vary(rng: Rng, value: float, width: float) -> float:
@@ -131,42 +141,66 @@ def _vary(rng: Rng, value: float, width: float) -> float:
 
 
 def render_scene(rng: Rng, scene: Scene) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
-    """(mix, the events alone in full length, background); sets scene.seconds and every event's onset and duration.
+    """(mix, the events alone in full length, background); sets scene.seconds and every event's
+    onset and duration.
 
     The mix is scaled down as a whole where it would clip, and so are the parts.
     """
     dry = [render_event(rng, event) for event in scene.events]
     lead, tail = rng.uniform(0.2, 2.0), rng.uniform(0.3, 2.5)
     _place(rng, scene, [len(sound) / SAMPLE_RATE for sound in dry], lead)
-    scene.seconds = min(max(MIN_SECONDS, max(event.onset + event.duration for event in scene.events) + tail), MAX_SECONDS)
+    scene.seconds = min(
+        max(MIN_SECONDS, max(event.onset + event.duration for event in scene.events) + tail),
+        MAX_SECONDS,
+    )
     background = BACKGROUNDS[scene.background](rng, scene.seconds)
     background *= BACKGROUND_LEVEL * rng.uniform(0.7, 1.3) / np.sqrt(np.mean(background**2))
     sounds = [_echoing(rng, sound) if scene.background == "hall" else sound for sound in dry]
-    tracks = [scatter([sound], [event.onset], scene.seconds) for sound, event in zip(sounds, scene.events)]
+    tracks = [
+        scatter([sound], [event.onset], scene.seconds) for sound, event in zip(sounds, scene.events)
+    ]
     mix = background + sum(tracks)
     scale = min(1.0, 0.97 / np.abs(mix).max())
     return scale * mix, [scale * track for track in tracks], scale * background
 
 
 def _place(rng: Rng, scene: Scene, durations: list[float], lead: float) -> None:
-    """One after another with a gap, or beginning within the one before; drawn together where the scene would be too long."""
+    """One after another with a gap, or beginning within the one before; drawn together where the
+    scene would be too long.
+    """
     onset, end = lead, lead + durations[0]
     onsets = [onset]
     for index, overlap in enumerate(scene.overlaps):
-        onset = onset + max(0.5, durations[index] * rng.uniform(0.2, 0.6)) if overlap else end + rng.uniform(0.3, 1.4)
+        onset = (
+            onset + max(0.5, durations[index] * rng.uniform(0.2, 0.6))
+            if overlap
+            else end + rng.uniform(0.3, 1.4)
+        )
         onsets.append(onset)
         end = max(onset + durations[index + 1], end)
     limit = MAX_SECONDS - 0.3
-    squeeze = min([1.0] + [(limit - duration - lead) / (onset - lead) for onset, duration in zip(onsets[1:], durations[1:])])
+    squeeze = min(
+        [1.0]
+        + [
+            (limit - duration - lead) / (onset - lead)
+            for onset, duration in zip(onsets[1:], durations[1:])
+        ]
+    )
     for event, onset, duration in zip(scene.events, onsets, durations):
         event.onset = lead + squeeze * (onset - lead)
         event.duration = duration
 
 
 def _echoing(rng: Rng, x: np.ndarray, seconds: float = 1.6) -> np.ndarray:
-    """With its reverberation: convolution with decaying noise, through the FFT. Longer by `seconds`."""
-    response = filtered(2 * rng.random(num_samples(seconds)) - 1, band(100, 5000, 1)) * decay(seconds, 0.35)
+    """With its reverberation: convolution with decaying noise, through the FFT. Longer by
+    `seconds`.
+    """
+    response = filtered(2 * rng.random(num_samples(seconds)) - 1, band(100, 5000, 1)) * decay(
+        seconds, 0.35
+    )
     response /= np.sqrt(np.sum(response**2))
     size = fft_size(len(x) + len(response))
-    wet = np.fft.irfft(np.fft.rfft(x, size) * np.fft.rfft(response, size), size)[: len(x) + len(response)]
+    wet = np.fft.irfft(np.fft.rfft(x, size) * np.fft.rfft(response, size), size)[
+        : len(x) + len(response)
+    ]
     return 0.6 * wet + np.pad(x, (0, len(response)))

@@ -1,7 +1,8 @@
-"""Building blocks of the synthesised sounds: noise, tones, decays, sequences. Mono float64 numpy arrays at SAMPLE_RATE.
+"""Building blocks of the synthesised sounds: noise, tones, decays, sequences. Mono float64 numpy
+arrays at SAMPLE_RATE.
 
-Everything is float64 until the last rounding to 16 bits, so that a last-digit difference between two numpy builds or processors
-practically never reaches the file (about 1e-11 a sample).
+Everything is float64 until the last rounding to 16 bits, so that a last-digit difference between
+two numpy builds or processors practically never reaches the file (about 1e-11 a sample).
 """
 
 from collections.abc import Callable
@@ -39,7 +40,9 @@ def band(low: float, high: float, order: int = 3) -> Callable[[np.ndarray], np.n
 
     def gain(frequency: np.ndarray) -> np.ndarray:
         frequency = np.maximum(frequency, 1e-3)
-        return 1 / np.sqrt((1 + (low / frequency) ** (2 * order)) * (1 + (frequency / high) ** (2 * order)))
+        return 1 / np.sqrt(
+            (1 + (low / frequency) ** (2 * order)) * (1 + (frequency / high) ** (2 * order))
+        )
 
     return gain
 
@@ -48,7 +51,10 @@ def formants(*peaks: tuple[float, float, float]) -> Callable[[np.ndarray], np.nd
     """Gain with resonances, each (centre Hz, width Hz, amplitude)."""
 
     def gain(frequency: np.ndarray) -> np.ndarray:
-        return sum(amplitude / (1 + ((frequency - centre) / width) ** 2) for centre, width, amplitude in peaks)
+        return sum(
+            amplitude / (1 + ((frequency - centre) / width) ** 2)
+            for centre, width, amplitude in peaks
+        )
 
     return gain
 
@@ -76,11 +82,17 @@ def phase(frequency: np.ndarray) -> np.ndarray:
 def tone(frequency: np.ndarray, harmonics: tuple[float, ...] = (1.0,)) -> np.ndarray:
     """Sum of sines at multiples of `frequency`, with these amplitudes."""
     cycles = phase(frequency)
-    return sum(amplitude * np.sin(2 * np.pi * number * cycles) for number, amplitude in enumerate(harmonics, 1) if amplitude)
+    return sum(
+        amplitude * np.sin(2 * np.pi * number * cycles)
+        for number, amplitude in enumerate(harmonics, 1)
+        if amplitude
+    )
 
 
 def buzz(frequency: np.ndarray) -> np.ndarray:
-    """Sawtooth: all harmonics. Its aliases are far below the noise for the few hundred Hz it is used at."""
+    """Sawtooth: all harmonics. Its aliases are far below the noise for the few hundred Hz it is
+    used at.
+    """
     return 2 * (phase(frequency) % 1.0) - 1
 
 
@@ -92,7 +104,10 @@ def glide(seconds: float, *points: float) -> np.ndarray:
 def modes(seconds: float, *partials: tuple[float, float, float]) -> np.ndarray:
     """A struck body: decaying sines, each (Hz, amplitude, decay time in s)."""
     t = times(seconds)
-    return sum(amplitude * np.exp(-t / decay) * np.sin(2 * np.pi * frequency * t) for frequency, amplitude, decay in partials)
+    return sum(
+        amplitude * np.exp(-t / decay) * np.sin(2 * np.pi * frequency * t)
+        for frequency, amplitude, decay in partials
+    )
 
 
 def decay(seconds: float, time_constant: float) -> np.ndarray:
@@ -108,10 +123,18 @@ def faded(x: np.ndarray, fade_in: float = 0.004, fade_out: float = 0.02) -> np.n
     return x
 
 
-def scatter(grains: list[np.ndarray], onsets: np.ndarray | list[float], seconds: float | None = None) -> np.ndarray:
-    """Add each grain at its onset (s). Without `seconds`, as long as needed; with it, what lies beyond is cut."""
+def scatter(
+    grains: list[np.ndarray], onsets: np.ndarray | list[float], seconds: float | None = None
+) -> np.ndarray:
+    """Add each grain at its onset (s). Without `seconds`, as long as needed; with it, what lies
+    beyond is cut.
+    """
     starts = [int(round(onset * SAMPLE_RATE)) for onset in onsets]
-    size = num_samples(seconds) if seconds is not None else max(start + len(grain) for start, grain in zip(starts, grains))
+    size = (
+        num_samples(seconds)
+        if seconds is not None
+        else max(start + len(grain) for start, grain in zip(starts, grains))
+    )
     out = np.zeros(size)
     for start, grain in zip(starts, grains):
         stop = min(size, start + len(grain))
@@ -120,20 +143,26 @@ def scatter(grains: list[np.ndarray], onsets: np.ndarray | list[float], seconds:
     return out
 
 
-def repeated(rng: Rng, make: Callable[[], np.ndarray], count: int, interval: float, jitter: float = 0.06) -> np.ndarray:
+def repeated(
+    rng: Rng, make: Callable[[], np.ndarray], count: int, interval: float, jitter: float = 0.06
+) -> np.ndarray:
     """`count` sounds, one every `interval` seconds, give or take `jitter` of it."""
     steps = interval * (1 + jitter * (2 * rng.random(count) - 1))
     return scatter([make() for _ in range(count)], np.cumsum(steps) - steps[0])
 
 
-def paced(rng: Rng, make: Callable[[], np.ndarray], seconds: float, interval: float, jitter: float = 0.03) -> np.ndarray:
+def paced(
+    rng: Rng, make: Callable[[], np.ndarray], seconds: float, interval: float, jitter: float = 0.03
+) -> np.ndarray:
     """The same for a length in seconds instead of a count."""
     count = max(2, int(seconds / interval))
     return repeated(rng, make, count, interval, jitter)
 
 
 def level(x: np.ndarray) -> float:
-    """Loudness of the loud part: RMS of the 50 ms frame that 10 % of the frames exceed (all frames, silence of the sound left out)."""
+    """Loudness of the loud part: RMS of the 50 ms frame that 10 % of the frames exceed (all frames,
+    silence of the sound left out).
+    """
     size = num_samples(0.05)
     frames = np.pad(x, (0, -len(x) % size)).reshape(-1, size)
     rms = np.sqrt(np.mean(frames**2, axis=1))

@@ -1,8 +1,8 @@
 """Audio for the browser: any part of any file as 16-bit WAV, and spectrograms of excerpts.
 
-No recording is decoded whole: WaveFile makes the header and any range of bytes when they are requested.
-Another process decodes (retrieval.base.decoder_process) and keeps files open, with seek points.
-Letters: S samples, C channels.
+No recording is decoded whole: WaveFile makes the header and any range of bytes when they are
+requested. Another process decodes (retrieval.base.decoder_process) and keeps files open, with seek
+points. Letters: S samples, C channels.
 """
 
 import io
@@ -37,14 +37,18 @@ class WaveFile:
     def __init__(self, path: Path, seconds: float):
         self.path = path
         _, info = read(path, 0, 0)
-        num_frames = round(seconds * info.sample_rate) if info.num_frames is None else info.num_frames
+        num_frames = (
+            round(seconds * info.sample_rate) if info.num_frames is None else info.num_frames
+        )
         channels = info.channels if info.channels <= 2 else 1
         self.width = 2 * channels  # bytes of a frame
         self.header = wave_header(num_frames, channels, info.sample_rate)
         self.size = len(self.header) + num_frames * self.width
 
     def read(self, first: int, stop: int) -> bytes:
-        """Return bytes `first` to `stop` (exclusive); silence after the end of the recording. Raises UserError."""
+        """Return bytes `first` to `stop` (exclusive); silence after the end of the recording.
+        Raises UserError.
+        """
         offset = len(self.header)
         head = self.header[first:stop]
         if stop <= offset:
@@ -61,16 +65,28 @@ class WaveFile:
 
 def wave_header(frames: int, channels: int, rate: int) -> bytes:
     """Return a RIFF header, or RF64 if the sizes need more than 32 bits (EBU Tech 3306)."""
-    form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, channels, rate, rate * 2 * channels, 2 * channels, 16)
+    form = struct.pack(
+        "<4sIHHIIHH", b"fmt ", 16, 1, channels, rate, rate * 2 * channels, 2 * channels, 16
+    )
     size = frames * 2 * channels
     if size + 36 <= RIFF_LIMIT:
-        return struct.pack("<4sI4s", b"RIFF", size + 36, b"WAVE") + form + struct.pack("<4sI", b"data", size)
+        return (
+            struct.pack("<4sI4s", b"RIFF", size + 36, b"WAVE")
+            + form
+            + struct.pack("<4sI", b"data", size)
+        )
     sizes = struct.pack("<4sIQQQI", b"ds64", 28, size + 72, size, frames, 0)
-    return struct.pack("<4sI4s", b"RF64", RIFF_LIMIT, b"WAVE") + sizes + form + struct.pack("<4sI", b"data", RIFF_LIMIT)
+    return (
+        struct.pack("<4sI4s", b"RF64", RIFF_LIMIT, b"WAVE")
+        + sizes
+        + form
+        + struct.pack("<4sI", b"data", RIFF_LIMIT)
+    )
 
 
 def read(path: Path, first: int, num_frames: int) -> tuple[np.ndarray, SoundInfo]:
-    """Read frames from `first` on: float32 (S, C), S < num_frames at the end of the file, and facts of the file.
+    """Read frames from `first` on: float32 (S, C), S < num_frames at the end of the file, and facts
+    of the file.
 
     Raises UserError, which names the file.
     """
@@ -83,7 +99,9 @@ def read(path: Path, first: int, num_frames: int) -> tuple[np.ndarray, SoundInfo
 
 
 def read_excerpt(path: Path, start: float, end: float) -> tuple[np.ndarray, int]:
-    """Read `start` to `end` (s) as one channel float32 (S,), and its rate in Hz. Raises UserError."""
+    """Read `start` to `end` (s) as one channel float32 (S,), and its rate in Hz. Raises
+    UserError.
+    """
     _, info = read(path, 0, 0)
     first, stop = (
         round(start * info.sample_rate),
@@ -100,7 +118,9 @@ def read_excerpt(path: Path, start: float, end: float) -> tuple[np.ndarray, int]
 
 
 def one_channel(samples: np.ndarray) -> np.ndarray:
-    """Return the mean (S,) of channels (S, C), or the first one that sounds if they cancel each other."""
+    """Return the mean (S,) of channels (S, C), or the first one that sounds if they cancel each
+    other.
+    """
     powers = np.square(samples, dtype=np.float64).sum(axis=0)  # (C,)
     if np.square(samples.sum(axis=1, dtype=np.float64)).sum() <= CANCELLED * powers.sum():
         return samples[:, int(np.argmax(powers >= powers.max() / 2))]
@@ -117,10 +137,21 @@ def draw_spectrogram(samples: np.ndarray, rate: int) -> bytes:
     # MelSpectrogram mirrors half a window at the edges, so shorter sounds get silence at their end.
     waveform = torch.nn.functional.pad(waveform, (0, max(0, window - len(waveform))))
     hop = max(window // 4, -(-len(waveform) // MAX_COLUMNS))
-    num_mels = min(NUM_MELS, window // 8)  # at low rates 64 bands would be narrower than a frequency bin
-    transform = torchaudio.transforms.MelSpectrogram(rate, n_fft=window, hop_length=hop, n_mels=num_mels, f_min=20.0)
+    # at low rates 64 bands would be narrower than a frequency bin
+    num_mels = min(NUM_MELS, window // 8)
+    transform = torchaudio.transforms.MelSpectrogram(
+        rate, n_fft=window, hop_length=hop, n_mels=num_mels, f_min=20.0
+    )
     level = 10 * transform(waveform).clamp_min(1e-10).log10()  # (mels, columns)
     top = float(level.max())
     file = io.BytesIO()
-    image.imsave(file, level.numpy(), vmin=top - DYNAMIC_RANGE, vmax=top, cmap="magma", origin="lower", format="png")
+    image.imsave(
+        file,
+        level.numpy(),
+        vmin=top - DYNAMIC_RANGE,
+        vmax=top,
+        cmap="magma",
+        origin="lower",
+        format="png",
+    )
     return file.getvalue()

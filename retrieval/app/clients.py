@@ -1,6 +1,7 @@
 """Clients of the page, with their sessions and uploads, and the limits of both.
 
-A cookie identifies a browser. A program without cookies is identified by its address and cannot upload.
+A cookie identifies a browser. A program without cookies is identified by its address and cannot
+upload.
 """
 
 import asyncio
@@ -48,7 +49,8 @@ class Upload:
 
 @dataclass
 class Session:
-    """An open page: Gradio's session_hash and the number of its event streams and requests in progress.
+    """An open page: Gradio's session_hash and the number of its event streams and requests in
+    progress.
 
     One stream at a time gets `answers`: Gradio fails where the first of two is broken off.
     """
@@ -85,9 +87,11 @@ class Clients:
     # --- cookies ---
 
     def new_cookie(self, before: str = "") -> str:
-        """Return a signed cookie for a new client; always the same one in place of a cookie `before` of an ended server.
+        """Return a signed cookie for a new client; always the same one in place of a cookie
+        `before` of an ended server.
 
-        A page that outlives its server sends several requests at once: all of them must be of one client.
+        A page that outlives its server sends several requests at once: all of them must be of one
+        client.
         """
         name = self._signature(f"after {before}")[:32] if before else secrets.token_urlsafe(16)
         return f"{name}.{self._signature(name)}"
@@ -110,7 +114,11 @@ class Clients:
             if len(self._clients) >= MAX_CLIENTS:
                 self.sweep()
             if len(self._clients) >= MAX_CLIENTS:
-                raise Refused(503, "too many people use this page: try again in a minute", {"Retry-After": "60"})
+                raise Refused(
+                    503,
+                    "too many people use this page: try again in a minute",
+                    {"Retry-After": "60"},
+                )
             self._clients[key] = Client(key, now)
         self._clients[key].last_seen = now
         return self._clients[key]
@@ -122,21 +130,34 @@ class Clients:
             if not session.open and now - session.last_used > SECONDS_AWAY:
                 self.drop_session(session_hash)
         for client in list(self._clients.values()):
-            has_left = not client.open_pages and not client.receiving and now - client.last_seen > SECONDS_AWAY
+            has_left = (
+                not client.open_pages
+                and not client.receiving
+                and now - client.last_seen > SECONDS_AWAY
+            )
             for name, upload in list(client.uploads.items()):
                 if has_left or now - upload.last_used > SECONDS_UNUSED:
                     self._remove(client, name)
-            if has_left and not any(session.owner == client.key for session in self.sessions.values()):
+            if has_left and not any(
+                session.owner == client.key for session in self.sessions.values()
+            ):
                 del self._clients[client.key]
 
     # --- sessions ---
 
     def session(self, client: Client, session_hash: str) -> Session:
-        """Return the client's session; create it if it is new. Raises Refused for a session of another client."""
+        """Return the client's session; create it if it is new. Raises Refused for a session of
+        another client.
+        """
         if session_hash not in self.sessions:
-            if sum(session.owner == client.key for session in self.sessions.values()) >= MAX_SESSIONS:
+            if (
+                sum(session.owner == client.key for session in self.sessions.values())
+                >= MAX_SESSIONS
+            ):
                 raise Refused(
-                    429, f"the page is open more than {MAX_SESSIONS} times: close some", {"Retry-After": "60"}
+                    429,
+                    f"the page is open more than {MAX_SESSIONS} times: close some",
+                    {"Retry-After": "60"},
                 )
             self.sessions[session_hash] = Session(client.key, 0.0)
         session = self.sessions[session_hash]
@@ -152,19 +173,27 @@ class Clients:
     # --- uploads ---
 
     def reserve(self, client: Client, num_bytes: int) -> None:
-        """Make room for `num_bytes`; remove the client's oldest uploads for it. Raises Refused if there is no room."""
+        """Make room for `num_bytes`; remove the client's oldest uploads for it. Raises Refused if
+        there is no room.
+        """
         if client.receiving:
-            raise Refused(429, "your last upload is still in progress: wait for it", {"Retry-After": "5"})
+            raise Refused(
+                429, "your last upload is still in progress: wait for it", {"Retry-After": "5"}
+            )
         while client.uploads and (
             len(client.uploads) >= MAX_UPLOADS or self._bytes(client) + num_bytes > MAX_CLIENT_BYTES
         ):
             self._remove(client, next(iter(client.uploads)))
         if sum(map(self._bytes, self._clients.values())) + num_bytes > MAX_TOTAL_BYTES:
-            raise Refused(503, "there is no room for more uploads: try again later", {"Retry-After": "300"})
+            raise Refused(
+                503, "there is no room for more uploads: try again later", {"Retry-After": "300"}
+            )
         client.receiving = num_bytes
 
     def keep(self, client: Client, file_name: str, source: BinaryIO) -> str:
-        """Write an upload to the disk; return its reference for the page's events. Raises OSError."""
+        """Write an upload to the disk; return its reference for the page's events. Raises
+        OSError.
+        """
         token, name = secrets.token_hex(16), safe_name(file_name)
         path = self.folder / token / name
         try:
@@ -174,18 +203,26 @@ class Clients:
         except OSError:
             shutil.rmtree(path.parent, ignore_errors=True)
             raise
-        client.uploads[f"{token}/{name}"] = Upload(path, name, path.stat().st_size, time.monotonic())
+        client.uploads[f"{token}/{name}"] = Upload(
+            path, name, path.stat().st_size, time.monotonic()
+        )
         return f"{token}/{name}"
 
     def upload(self, client: Client, reference: str) -> Upload:
-        """Return an upload of this client. Raises Refused for any other reference, without access to the disk."""
+        """Return an upload of this client. Raises Refused for any other reference, without access
+        to the disk.
+        """
         if reference not in client.uploads:
-            raise Refused(403, "this upload is not yours, or was removed: upload the recording again")
+            raise Refused(
+                403, "this upload is not yours, or was removed: upload the recording again"
+            )
         client.uploads[reference].last_used = time.monotonic()
         return client.uploads[reference]
 
     def uploaded(self, reference: str) -> Upload:
-        """Return the upload that an accepted event names. Raises UserError if it was removed meanwhile."""
+        """Return the upload that an accepted event names. Raises UserError if it was removed
+        meanwhile.
+        """
         for client in list(self._clients.values()):
             if reference in client.uploads:
                 return client.uploads[reference]
@@ -199,10 +236,14 @@ class Clients:
 
 
 def safe_name(name: str) -> str:
-    """Return the file name without folders and control characters, short enough for every file system."""
+    """Return the file name without folders and control characters, short enough for every file
+    system.
+    """
     last = re.split(r"[/\\]", name)[-1]
     plain = "".join(
-        character for character in last if character.isprintable() and not "\ud800" <= character <= "\udfff"
+        character
+        for character in last
+        if character.isprintable() and not "\ud800" <= character <= "\udfff"
     )
     stem, dot, ending = plain.rpartition(".")
     plain = f"{stem[:40]}{dot}{ending[:10]}" if stem else plain[:40]

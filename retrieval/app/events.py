@@ -1,7 +1,8 @@
-"""Validate the events of the page: only values that the page's own fields can hold reach Gradio's queue.
+"""Validate the events of the page: only values that the page's own fields can hold reach Gradio's
+queue.
 
-Gradio opens every path and URL in an event, at any depth. Here fields accept text and numbers only, so Gradio never
-gets a file object.
+Gradio opens every path and URL in an event, at any depth. Here fields accept text and numbers only,
+so Gradio never gets a file object.
 """
 
 import inspect
@@ -33,12 +34,20 @@ class Events:
 
     def __init__(self, page: gr.Blocks, files: dict[str, float]):
         self.files = files
-        functions = {number: function for number, function in page.fns.items() if function.fn is not None}
-        self.rules = {number: [rule_of(block) for block in function.inputs] for number, function in functions.items()}
-        self.uploads = {
-            number: [is_upload(block) for block in function.inputs] for number, function in functions.items()
+        functions = {
+            number: function for number, function in page.fns.items() if function.fn is not None
         }
-        self.of_hits = {number for number, function in functions.items() if takes_a_hit(function.fn)}
+        self.rules = {
+            number: [rule_of(block) for block in function.inputs]
+            for number, function in functions.items()
+        }
+        self.uploads = {
+            number: [is_upload(block) for block in function.inputs]
+            for number, function in functions.items()
+        }
+        self.of_hits = {
+            number for number, function in functions.items() if takes_a_hit(function.fn)
+        }
 
     def read(self, body: bytes) -> tuple[dict[str, Any], list[str]]:
         """Parse and check the body of an event.
@@ -52,7 +61,11 @@ class Events:
         event = parse(body)
         if not isinstance(event, dict) or not set(event) <= KEYS:
             raise Refused(400, f"an event is an object with the keys {', '.join(sorted(KEYS))}")
-        number, data, session_hash = event.get("fn_index"), event.get("data"), event.get("session_hash")
+        number, data, session_hash = (
+            event.get("fn_index"),
+            event.get("data"),
+            event.get("session_hash"),
+        )
         if type(number) is not int or number not in self.rules:
             raise Refused(404, "the page has no such event")
         if not isinstance(session_hash, str) or not SESSION_HASH.fullmatch(session_hash):
@@ -65,7 +78,9 @@ class Events:
             raise Refused(422, f"this event has {len(rules)} arguments")
         for place, (rule, value) in enumerate(zip(rules, data, strict=True)):
             if not rule(value):
-                raise Refused(422, f"argument {place} is not a value that this field of the page can hold")
+                raise Refused(
+                    422, f"argument {place} is not a value that this field of the page can hold"
+                )
         hit = event.get("event_data")
         if number in self.of_hits:
             self._check_hit(hit)
@@ -78,7 +93,11 @@ class Events:
             "trigger_id": trigger,
             "session_hash": session_hash,
         }
-        named = [value for value, is_named in zip(data, self.uploads[number], strict=True) if is_named and value]
+        named = [
+            value
+            for value, is_named in zip(data, self.uploads[number], strict=True)
+            if is_named and value
+        ]
         return clean, named
 
     def _check_hit(self, hit: Any) -> None:
@@ -86,7 +105,9 @@ class Events:
             raise Refused(422, "event_data must have the keys file, start, end")
         if not isinstance(hit["file"], str) or hit["file"] not in self.files:
             raise Refused(404, "event_data names no recording of this index")
-        if not (is_number(hit["start"]) and is_number(hit["end"]) and 0 <= hit["start"] < hit["end"]):
+        if not (
+            is_number(hit["start"]) and is_number(hit["end"]) and 0 <= hit["start"] < hit["end"]
+        ):
             raise Refused(422, "start and end of event_data must be seconds")
         if hit["start"] >= self.files[hit["file"]]:
             raise Refused(422, "start lies beyond the end of the recording")
@@ -113,18 +134,27 @@ def is_upload(block: Any) -> bool:
 
 
 def rule_of(block: Any) -> Rule:
-    """Return the check for values of a component. Raises TypeError for an unknown kind of component."""
+    """Return the check for values of a component. Raises TypeError for an unknown kind of
+    component.
+    """
     if isinstance(block, gr.Textbox):
         return lambda value: isinstance(value, str)
     if isinstance(block, gr.Slider):
-        return lambda value: is_number(value) and block.minimum <= value <= block.maximum and value == int(value)
+        return lambda value: (
+            is_number(value) and block.minimum <= value <= block.maximum and value == int(value)
+        )
     if isinstance(block, gr.Number):
         return lambda value: value is None or is_number(value)
     if isinstance(block, gr.Dropdown):
         choices = {choice for _, choice in block.choices}
         return lambda value: isinstance(value, str) and value in choices
-    raise TypeError(f"an event of the page takes a {type(block).__name__}: add a rule for it in rule_of")
+    raise TypeError(
+        f"an event of the page takes a {type(block).__name__}: add a rule for it in rule_of"
+    )
 
 
 def takes_a_hit(function: Callable) -> bool:
-    return any(parameter.annotation is gr.EventData for parameter in inspect.signature(function).parameters.values())
+    return any(
+        parameter.annotation is gr.EventData
+        for parameter in inspect.signature(function).parameters.values()
+    )

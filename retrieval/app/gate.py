@@ -1,4 +1,5 @@
-"""Access control in front of the page: refuses every request that is not on its lists, before Gradio or the disk are used.
+"""Access control in front of the page: refuses every request that is not on its lists, before
+Gradio or the disk are used.
 
 It checks in this order: host name, route, origin, client (and password), event. See docs/search.md.
 """
@@ -24,7 +25,8 @@ LOGIN_BYTES = 2**12
 MAX_WAITING_OF_CLIENT = 8  # events of one client in Gradio's queue
 SECONDS_BETWEEN_SWEEPS = 5.0
 UPLOAD, FILES = "/gradio_api/upload", "/gradio_api/file="
-APP_ID = "/gradio_api/app_id"  # asked for by a page that lost the connection, until it can load again
+# asked for by a page that lost the connection, until it can load again
+APP_ID = "/gradio_api/app_id"
 JOIN, ANSWERS = "/gradio_api/queue/join", "/gradio_api/queue/data"
 
 
@@ -56,22 +58,30 @@ GRADIO_HEADERS = {
     b"user-agent",
 }
 RESPONSE_HEADERS = {
-    # Gradio's scripts are inline and made at run time; nothing may come from, or go to, another origin.
-    "content-security-policy": "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; "
-    "frame-ancestors 'none'; base-uri 'self'; form-action 'self'; object-src 'none'",
+    # Gradio's scripts are inline and made at run time; nothing may come from, or go to, another
+    # origin.
+    "content-security-policy": (
+        "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; "
+        "frame-ancestors 'none'; base-uri 'self'; form-action 'self'; object-src 'none'"
+    ),
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
     "referrer-policy": "same-origin",
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
 }
-# A request that starts at another site carries no SameSite=Strict cookie. This page repeats it from here, with the cookie.
+# A request that starts at another site carries no SameSite=Strict cookie. This page repeats it from
+# here, with the cookie.
 AGAIN = (
     '<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="0;url=./">'
     '<title>Search recordings</title><a href="./">Search recordings</a>'
 )
 
-Scope, Receive, Send = dict[str, Any], Callable[[], Awaitable[dict]], Callable[[dict], Awaitable[None]]
+Scope, Receive, Send = (
+    dict[str, Any],
+    Callable[[], Awaitable[dict]],
+    Callable[[dict], Awaitable[None]],
+)
 
 
 @dataclass
@@ -102,9 +112,9 @@ class Gate:
         app: The page with its routes; it finds the client's key in `request.state.client_key`.
         events: Events that the page may post.
         clients: Owners of uploads and sessions.
-        names: Host names to answer to, in addition to IP addresses (which DNS rebinding cannot use); None: all names.
-        password: Needed for every route, if any.
-        num_waiting: Function from a session_hash to its number of events in the queue.
+        names: Host names to answer to, in addition to IP addresses (which DNS rebinding cannot
+        use); None: all names. password: Needed for every route, if any. num_waiting: Function from
+        a session_hash to its number of events in the queue.
     """
 
     def __init__(
@@ -156,8 +166,14 @@ class Gate:
                     for name, value in message["headers"]
                     if not name.lower().startswith(b"access-control-")
                 ]
-                added = [(name.encode(), value.encode()) for name, value in RESPONSE_HEADERS.items()]
-                message = message | {"headers": kept + added + [(b"set-cookie", cookie.encode()) for cookie in cookies]}
+                added = [
+                    (name.encode(), value.encode()) for name, value in RESPONSE_HEADERS.items()
+                ]
+                message = message | {
+                    "headers": (
+                        kept + added + [(b"set-cookie", cookie.encode()) for cookie in cookies]
+                    )
+                }
             await send(message)
 
         try:
@@ -174,11 +190,17 @@ class Gate:
             else:
                 raise
         except Refused as refusal:
-            headers = refusal.headers | ({"Connection": "close"} if scope["method"] == "POST" else {})
-            await JSONResponse({"detail": refusal.detail}, refusal.status, headers)(scope, receive, send_safely)
+            headers = refusal.headers | (
+                {"Connection": "close"} if scope["method"] == "POST" else {}
+            )
+            await JSONResponse({"detail": refusal.detail}, refusal.status, headers)(
+                scope, receive, send_safely
+            )
 
     def _check_host(self, asked: Asked) -> None:
-        """Refuse foreign names that resolve to this machine: pages of that name could read the answers (DNS rebinding)."""
+        """Refuse foreign names that resolve to this machine: pages of that name could read the
+        answers (DNS rebinding).
+        """
         name = host_name(asked.headers.get("host", ""))
         if name is None:
             raise Refused(400, "the Host header is not valid")
@@ -209,7 +231,10 @@ class Gate:
         if asked.path == JOIN:
             await self._join(asked, scope, client_key, receive, send)
         elif asked.path == ANSWERS:
-            client, session_hash = self.clients.client(client_key), asked.query.get("session_hash", "")
+            client, session_hash = (
+                self.clients.client(client_key),
+                asked.query.get("session_hash", ""),
+            )
             if session_hash not in self.clients.sessions:
                 raise Refused(404, "there is no such session")
             scope |= for_gradio(asked, urlencode({"session_hash": session_hash}))
@@ -217,27 +242,39 @@ class Gate:
                 if not self.num_waiting(session_hash):
                     raise Refused(404, "no question of this session waits for its answer")
                 await self._in_session(client, session_hash, scope, receive, send)
-        elif asked.path in ("/", "/config", APP_ID, "/theme.css", "/favicon.ico") or asked.path.startswith(
-            ("/assets/", "/static/")
-        ):
+        elif asked.path in (
+            "/",
+            "/config",
+            APP_ID,
+            "/theme.css",
+            "/favicon.ico",
+        ) or asked.path.startswith(("/assets/", "/static/")):
             await self.app(scope | for_gradio(asked), receive, send)
         else:
             await self.app(scope, receive, send)  # the page's own routes, in server.py
 
-    async def _join(self, asked: Asked, scope: Scope, client_key: str, receive: Receive, send: Send) -> None:
-        if asked.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+    async def _join(
+        self, asked: Asked, scope: Scope, client_key: str, receive: Receive, send: Send
+    ) -> None:
+        if (
+            asked.headers.get("content-type", "").partition(";")[0].strip().lower()
+            != "application/json"
+        ):
             raise Refused(415, "an event must have the type application/json")
         event, uploads = self.events.read(await read_body(asked, receive, EVENT_BYTES))
         client = self.clients.client(client_key)
         for reference in uploads:
             self.clients.upload(client, reference)
         sessions = [
-            session_hash for session_hash, session in self.clients.sessions.items() if session.owner == client.key
+            session_hash
+            for session_hash, session in self.clients.sessions.items()
+            if session.owner == client.key
         ]
         if sum(map(self.num_waiting, sessions)) >= MAX_WAITING_OF_CLIENT:
             raise Refused(
                 429,
-                f"{MAX_WAITING_OF_CLIENT} of your queries are still waiting: try again when one is answered",
+                f"{MAX_WAITING_OF_CLIENT} of your queries are still waiting: try again when one is"
+                " answered",
                 {"Retry-After": "2"},
             )
         self.clients.session(client, event["session_hash"])
@@ -246,7 +283,9 @@ class Gate:
         scope["headers"] = [*scope["headers"], (b"content-length", str(len(body)).encode())]
         await self._in_session(client, event["session_hash"], scope, replay(body, receive), send)
 
-    async def _in_session(self, client: Client, session_hash: str, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _in_session(
+        self, client: Client, session_hash: str, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         """Call Gradio; forget the session when its last stream has ended and no event waits."""
         session = self.clients.session(client, session_hash)
         session.open += 1
@@ -254,7 +293,11 @@ class Gate:
             await self.app(scope, receive, send)
         finally:
             session.open -= 1
-            if not session.open and not self.num_waiting(session_hash) and session_hash in self.clients.sessions:
+            if (
+                not session.open
+                and not self.num_waiting(session_hash)
+                and session_hash in self.clients.sessions
+            ):
                 self.clients.drop_session(session_hash)
 
     async def _login(self, asked: Asked, cookie_name: str, receive: Receive, send: Send) -> None:
@@ -262,11 +305,17 @@ class Gate:
             return await RedirectResponse("./", 303)(asked.scope, receive, send)
         given = asked.query.get("token")
         if asked.path == "/login":
-            form = parse_qs((await read_body(asked, receive, LOGIN_BYTES)).decode("utf-8", "replace"))
+            form = parse_qs(
+                (await read_body(asked, receive, LOGIN_BYTES)).decode("utf-8", "replace")
+            )
             given = form.get("password", [""])[0]
         if not self.password.is_right(given, asked.address):
-            return await HTMLResponse(login_page("This is not the password."), 401)(asked.scope, receive, send)
-        headers = {"Set-Cookie": cookie_text(cookie_name, self.clients.new_cookie(), asked.scope["scheme"])}
+            return await HTMLResponse(login_page("This is not the password."), 401)(
+                asked.scope, receive, send
+            )
+        headers = {
+            "Set-Cookie": cookie_text(cookie_name, self.clients.new_cookie(), asked.scope["scheme"])
+        }
         await HTMLResponse(AGAIN, headers=headers)(asked.scope, receive, send)
 
 
@@ -280,11 +329,18 @@ def read_head(scope: Scope) -> Asked:
         key = name.decode("latin-1").lower()
         if key in headers and key in ("host", "origin", "content-length", "content-type", "range"):
             raise Refused(400, f"the header {key} is given twice")
-        headers[key] = f"{headers[key]}; {value.decode('latin-1')}" if key in headers else value.decode("latin-1")
+        headers[key] = (
+            f"{headers[key]}; {value.decode('latin-1')}"
+            if key in headers
+            else value.decode("latin-1")
+        )
     if "content-length" in headers and "transfer-encoding" in headers:
-        raise Refused(400, "a body has a Content-Length or a Transfer-Encoding, not both")  # which is the length?
+        # which is the length?
+        raise Refused(400, "a body has a Content-Length or a Transfer-Encoding, not both")
     try:
-        query = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True, max_num_fields=20)
+        query = parse_qs(
+            scope["query_string"].decode("latin-1"), keep_blank_values=True, max_num_fields=20
+        )
     except ValueError:
         raise Refused(400, "the query string is too long") from None
     return Asked(scope, headers, {name: values[0] for name, values in query.items()})
@@ -300,12 +356,15 @@ def check_route(asked: Asked) -> None:
         raise Refused(404, "not found")
     if asked.method not in methods:
         raise Refused(
-            405, f"only {' and '.join(sorted(methods))} can be used here", {"Allow": ", ".join(sorted(methods))}
+            405,
+            f"only {' and '.join(sorted(methods))} can be used here",
+            {"Allow": ", ".join(sorted(methods))},
         )
 
 
 def check_origin(asked: Asked) -> None:
-    """Refuse requests of pages of another origin, including other ports of this machine. Links that open the page pass.
+    """Refuse requests of pages of another origin, including other ports of this machine. Links that
+    open the page pass.
     """
     origin, site = asked.headers.get("origin"), asked.headers.get("sec-fetch-site")
     own = f"{asked.scope['scheme']}://{asked.headers['host']}".lower()
@@ -356,12 +415,17 @@ def read_cookie(header: str, name: str) -> str:
 
 
 def cookie_text(name: str, value: str, scheme: str) -> str:
-    return f"{name}={value}; Path=/; HttpOnly; SameSite=Strict{'; Secure' if scheme == 'https' else ''}"
+    return (
+        f"{name}={value}; Path=/; HttpOnly;"
+        f" SameSite=Strict{'; Secure' if scheme == 'https' else ''}"
+    )
 
 
 def for_gradio(asked: Asked, query: str = "") -> Scope:
     """Return headers and query string for Gradio, without the ones that change its answer."""
-    headers = [(name, value) for name, value in asked.scope["headers"] if name.lower() in GRADIO_HEADERS]
+    headers = [
+        (name, value) for name, value in asked.scope["headers"] if name.lower() in GRADIO_HEADERS
+    ]
     return {"headers": headers, "query_string": query.encode()}
 
 
@@ -369,7 +433,9 @@ def for_gradio(asked: Asked, query: str = "") -> Scope:
 
 
 async def read_body(asked: Asked, receive: Receive, limit: int) -> bytes:
-    """Read a body of at most `limit` bytes. Raises Refused; if Content-Length is too large, before reading."""
+    """Read a body of at most `limit` bytes. Raises Refused; if Content-Length is too large, before
+    reading.
+    """
     check_length(asked, limit)
     body = bytearray()
     while True:

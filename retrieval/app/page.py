@@ -1,7 +1,7 @@
 """The page: its fields, buttons and answers. Every mistake becomes one line on the page.
 
-The model answers one query at a time; others wait in Gradio's queue. Fields hold text and numbers only: events name an
-upload by its reference (clients.py), so Gradio never gets a path.
+The model answers one query at a time; others wait in Gradio's queue. Fields hold text and numbers
+only: events name an upload by its reference (clients.py), so Gradio never gets a path.
 """
 
 import logging
@@ -37,9 +37,14 @@ FOLDER = Path(__file__).parent
 STYLE = (FOLDER / "page.css").read_text(encoding="utf-8")
 SCRIPT = (FOLDER / "results.js").read_text(encoding="utf-8")
 HEAD = '<meta name="color-scheme" content="light dark">'
-FONT = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]  # the reader's own: none is fetched
+# the reader's own: none is fetched
+FONT = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 THEME = gr.themes.Base(
-    primary_hue="teal", neutral_hue="slate", radius_size="lg", font=FONT, font_mono=["ui-monospace", "monospace"]
+    primary_hue="teal",
+    neutral_hue="slate",
+    radius_size="lg",
+    font=FONT,
+    font_mono=["ui-monospace", "monospace"],
 ).set(
     # Contrast of 4.5 and more.
     body_text_color_subdued="*neutral_600",
@@ -63,26 +68,48 @@ def make_page(index: AudioIndex, clients: Clients) -> gr.Blocks:
             with gr.Tab("With words"):
                 with gr.Row(elem_id="ask", equal_height=True):
                     query = gr.Textbox(
-                        label="What do you want to hear?", placeholder=EXAMPLES[0], lines=1, max_lines=1, scale=5
+                        label="What do you want to hear?",
+                        placeholder=EXAMPLES[0],
+                        lines=1,
+                        max_lines=1,
+                        scale=5,
                     )
-                    search = gr.Button("Search", variant="primary", scale=1, min_width=120, elem_id="search")
+                    search = gr.Button(
+                        "Search", variant="primary", scale=1, min_width=120, elem_id="search"
+                    )
                 with gr.Row(elem_id="examples"):
-                    examples = [gr.Button(example, size="sm", variant="secondary", min_width=0) for example in EXAMPLES]
+                    examples = [
+                        gr.Button(example, size="sm", variant="secondary", min_width=0)
+                        for example in EXAMPLES
+                    ]
             with gr.Tab("With a sound"):
                 with gr.Row():
-                    clip = gr.File(label=f"Your recording (at most {MAX_UPLOAD_MIB} MiB)", height=190, elem_id="clip")
+                    clip = gr.File(
+                        label=f"Your recording (at most {MAX_UPLOAD_MIB} MiB)",
+                        height=190,
+                        elem_id="clip",
+                    )
                     upload = gr.Textbox(visible="hidden", elem_id=UPLOAD_FIELD)
                     # In the browser: no event carries a file.
-                    clip.change(None, clip, upload, js="(file) => file ? file.path : ''", **in_browser)
+                    clip.change(
+                        None, clip, upload, js="(file) => file ? file.path : ''", **in_browser
+                    )
                     with gr.Column(elem_id="about-clip"):
-                        label, shown = "Sentences to compare it with, one a line", "\n".join(EXAMPLES[:3])
+                        label, shown = (
+                            "Sentences to compare it with, one a line",
+                            "\n".join(EXAMPLES[:3]),
+                        )
                         sentences = gr.Textbox(label=label, placeholder=shown, lines=3, max_lines=8)
                         with gr.Row():
-                            by_sound = gr.Button("Find similar recordings", variant="primary", elem_id="by-sound")
+                            by_sound = gr.Button(
+                                "Find similar recordings", variant="primary", elem_id="by-sound"
+                            )
                             score = gr.Button("Score the sentences", elem_id="score")
         with gr.Accordion("Filters", open=False, elem_id="filters"), gr.Row():
             folders = [("all folders", ""), *((name, name) for name in index.folders)]
-            folder = gr.Dropdown(folders, value="", label="Folder", min_width=140, visible=bool(index.folders))
+            folder = gr.Dropdown(
+                folders, value="", label="Folder", min_width=140, visible=bool(index.folders)
+            )
             shortest = gr.Number(0, label="Shortest file, s", min_width=140)
             longest = gr.Number(
                 math.ceil(max((file.seconds for file in index.files), default=0)),
@@ -100,7 +127,9 @@ def make_page(index: AudioIndex, clients: Clients) -> gr.Blocks:
             "api_visibility": "private",
             "show_progress": "minimal",
         }
-        gr.on([query.submit, search.click], answers.words, [query, *filters], outputs, **one_at_a_time)
+        gr.on(
+            [query.submit, search.click], answers.words, [query, *filters], outputs, **one_at_a_time
+        )
         for button in examples:
             asked = button.click(None, button, query, js="(text) => text", **in_browser)
             asked.then(answers.words, [query, *filters], outputs, **one_at_a_time)
@@ -140,16 +169,30 @@ def answered(function: Callable[..., tuple[str, str]]) -> Callable[..., tuple[st
         try:
             if not self.index.files:
                 raise UserError(
-                    f"the index holds no recordings: put some into {self.index.folder.name} and index it again"
+                    f"the index holds no recordings: put some into {self.index.folder.name} and"
+                    " index it again"
                 )
             return function(self, *arguments)
         except UserError as error:
-            return message(
-                without_folders(str(error), self.index.folder, self.index.path, self.clients.folder), "error"
-            ), ""
+            return (
+                message(
+                    without_folders(
+                        str(error), self.index.folder, self.index.path, self.clients.folder
+                    ),
+                    "error",
+                ),
+                "",
+            )
         except Exception:
             logger.exception("the page could not answer")
-            return message("the page could not answer: the log of the command that started the page has the reason", "error"), ""
+            return (
+                message(
+                    "the page could not answer: the log of the command that started the page has"
+                    " the reason",
+                    "error",
+                ),
+                "",
+            )
 
     return method
 
@@ -163,21 +206,29 @@ class Answers:
     def greeting(self) -> str:
         if not self.index.files:
             return message(
-                f"The index holds no recordings: put some into {self.index.folder.name} and index it again.", "error"
+                f"The index holds no recordings: put some into {self.index.folder.name} and index"
+                " it again.",
+                "error",
             )
         return message("Type a sentence and press Enter, or try one of the examples.")
 
     @answered
-    def words(self, query: str, folder: str, shortest: float | None, longest: float | None, k: int) -> tuple[str, str]:
+    def words(
+        self, query: str, folder: str, shortest: float | None, longest: float | None, k: int
+    ) -> tuple[str, str]:
         limits = filters(folder, shortest, longest)
-        return self._found(lambda: self.index.search(query, k, **limits), lambda: self.index.notes(query))
+        return self._found(
+            lambda: self.index.search(query, k, **limits), lambda: self.index.notes(query)
+        )
 
     @answered
     def sound(
         self, reference: str, folder: str, shortest: float | None, longest: float | None, k: int
     ) -> tuple[str, str]:
         path, limits = self._upload(reference), filters(folder, shortest, longest)
-        return self._found(lambda: self.index.search_audio(path, k, **limits), lambda: f"like {path.name}")
+        return self._found(
+            lambda: self.index.search_audio(path, k, **limits), lambda: f"like {path.name}"
+        )
 
     @answered
     def like(
@@ -192,18 +243,25 @@ class Answers:
         def others() -> list[Hit]:
             found = self.index.search_audio(excerpt, k + 1, **limits)
             return [
-                other for other in found if other.file != hit.file or not other.start < end or not start < other.end
+                other
+                for other in found
+                if other.file != hit.file or not other.start < end or not start < other.end
             ][:k]
 
         return self._found(others, lambda: f"like {hit.file}, {start:.1f} to {end:.1f}\u00a0s")
 
     @answered
     def scores(self, reference: str, sentences: str) -> tuple[str, str]:
-        path, lines = self._upload(reference), [line.strip() for line in sentences.splitlines() if line.strip()]
+        path, lines = (
+            self._upload(reference),
+            [line.strip() for line in sentences.splitlines() if line.strip()],
+        )
         if not lines:
             raise UserError("there is no sentence to compare with: write one a line")
         if len(lines) > MAX_SENTENCES:
-            raise UserError(f"at most {MAX_SENTENCES} sentences can be scored at once, found {len(lines)}")
+            raise UserError(
+                f"at most {MAX_SENTENCES} sentences can be scored at once, found {len(lines)}"
+            )
         table = score_table(lines, self.index.score_audio(path, lines))
         return message(f"{path.name} against {count(len(lines), 'sentence')}"), table
 
@@ -216,22 +274,33 @@ class Answers:
             raise UserError(f"{upload.name} is empty: upload another recording")
         return upload.path
 
-    def _found(self, search: Callable[[], list[Hit]], note: Callable[[], str | None]) -> tuple[str, str]:
+    def _found(
+        self, search: Callable[[], list[Hit]], note: Callable[[], str | None]
+    ) -> tuple[str, str]:
         begin = time.perf_counter()
         hits = search()
         took = f"{1000 * (time.perf_counter() - begin):.0f}\u00a0ms"
         if not hits:
             raise UserError("no recording matches the filters: widen them")
         files = len({hit.file for hit in hits})
-        text = f"{count(len(hits), 'answer')} in {files} of {count(len(self.index.files), 'recording')}, {took}"
+        text = (
+            f"{count(len(hits), 'answer')} in {files} of"
+            f" {count(len(self.index.files), 'recording')}, {took}"
+        )
         return message("; ".join(filter(None, [text, note()]))), cards(hits, self.index)
 
 
 def filters(folder: str, shortest: float | None, longest: float | None) -> dict[str, str | float]:
     """Filters of AudioIndex.search. Raises UserError."""
-    limits = {"min_seconds": shortest or 0.0, "max_seconds": math.inf if longest is None else longest}
+    limits = {
+        "min_seconds": shortest or 0.0,
+        "max_seconds": math.inf if longest is None else longest,
+    }
     if limits["min_seconds"] > limits["max_seconds"]:
-        raise UserError(f"no file is longer than {shortest:g} s and shorter than {longest:g} s: change the filters")
+        raise UserError(
+            f"no file is longer than {shortest:g} s and shorter than {longest:g} s: change the"
+            " filters"
+        )
     return limits | {"within": folder}
 
 
@@ -243,5 +312,6 @@ def without_folders(text: str, *known: Path) -> str:
         known: Folders to remove even if their names contain spaces.
     """
     for folder in known:
-        text = re.sub(re.escape(f"{folder.resolve()}/") + "([0-9a-f]{32}/)?", "", text)  # also that of an upload
+        # also that of an upload
+        text = re.sub(re.escape(f"{folder.resolve()}/") + "([0-9a-f]{32}/)?", "", text)
     return re.sub(r"(?<![\w/.])/(?:[^/\s'\"]+/)+", "", text)

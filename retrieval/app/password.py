@@ -33,7 +33,9 @@ def login_page(line: str = "") -> str:
 
 
 class Password:
-    """Checks login attempts. From the fourth wrong one on, an address has to wait, twice as long each time."""
+    """Checks login attempts. From the fourth wrong one on, an address has to wait, twice as long
+    each time.
+    """
 
     def __init__(self, password: str):
         self._digest = digest(password)
@@ -42,16 +44,26 @@ class Password:
         )  # network -> number of wrong attempts, end of the wait (s)
 
     def is_right(self, given: str | None, address: str) -> bool:
-        """Return True if `given` is the password. Raises Refused (429), without a check, while the address has to wait."""
+        """Return True if `given` is the password. Raises Refused (429), without a check, while the
+        address has to wait.
+        """
         network, now = network_of(address), monotonic()
         attempts, closed_until = self._wrong.get(network, (0, 0.0))
         if now < closed_until:
             seconds = int(closed_until - now) + 1
-            raise Refused(429, f"too many wrong passwords: try again in {seconds} s", {"Retry-After": str(seconds)})
+            raise Refused(
+                429,
+                f"too many wrong passwords: try again in {seconds} s",
+                {"Retry-After": str(seconds)},
+            )
         if hmac.compare_digest(digest(given or ""), self._digest):
             self._wrong.pop(network, None)
             return True
-        wait = min(LONGEST_WAIT, 2.0 ** (attempts - FREE_ATTEMPTS)) if attempts >= FREE_ATTEMPTS else 0.0
+        wait = (
+            min(LONGEST_WAIT, 2.0 ** (attempts - FREE_ATTEMPTS))
+            if attempts >= FREE_ATTEMPTS
+            else 0.0
+        )
         self._wrong[network] = (attempts + 1, now + wait)
         self._wrong.move_to_end(network)
         if len(self._wrong) > MAX_ADDRESSES:
@@ -65,9 +77,15 @@ def digest(text: str) -> bytes:
 
 
 def network_of(address: str) -> str:
-    """Return the /64 of an IPv6 address, since one machine can use all addresses in it; other addresses unchanged."""
+    """Return the /64 of an IPv6 address, since one machine can use all addresses in it; other
+    addresses unchanged.
+    """
     try:
         ip = ip_address(address.partition("%")[0])
     except ValueError:
         return address
-    return str(ip_network((ip, 64), strict=False)) if ip.version == 6 and not ip.ipv4_mapped else str(ip)
+    return (
+        str(ip_network((ip, 64), strict=False))
+        if ip.version == 6 and not ip.ipv4_mapped
+        else str(ip)
+    )

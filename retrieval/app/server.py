@@ -33,8 +33,8 @@ from retrieval.app.turns import Turns
 from retrieval.errors import UserError
 from retrieval.search import AudioIndex
 
-# Of a recording, in one answer. The browser requests more while it plays; an unfinished long answer would block one of its
-# six connections.
+# Of a recording, in one answer. The browser requests more while it plays; an unfinished long answer
+# would block one of its six connections.
 BYTES_AT_ONCE = 2**19
 RANGES = {"Accept-Ranges": "bytes", "Cache-Control": "no-cache"}
 FORM_BYTES = 2**20  # of an upload's form, in addition to the file
@@ -46,7 +46,9 @@ SECONDS_BETWEEN_SIGNS = 15  # between signs of life of an open page
 logger = logging.getLogger(__name__)
 
 
-def make_server(index: AudioIndex, uploads: Path, names: frozenset[str] | None, password: str | None = None) -> Gate:
+def make_server(
+    index: AudioIndex, uploads: Path, names: frozenset[str] | None, password: str | None = None
+) -> Gate:
     """Return the ASGI application: the page of an open index, with its sounds and pictures.
 
     Args:
@@ -96,7 +98,9 @@ def num_waiting(page: gr.Blocks, session_hash: str) -> int:
 
 
 def forget(page: gr.Blocks, session_hash: str) -> None:
-    """Delete the state that Gradio would keep of a session: last answer, configuration, messages."""
+    """Delete the state that Gradio would keep of a session: last answer, configuration,
+    messages.
+    """
     queue, states = page._queue, page.state_holder
     for job in filter(None, queue.active_jobs):
         for event in job:
@@ -137,14 +141,20 @@ def add_routes(app: FastAPI, index: AudioIndex, clients: Clients) -> None:
 
         wave = await decode(WaveFile, path, seconds_of[file])
         if request.method == "HEAD":
-            return Response(media_type="audio/wav", headers=RANGES | {"Content-Length": str(wave.size)})
-        return await answer_range(wave, request.headers.get("range", ""), decode, request.is_disconnected)
+            return Response(
+                media_type="audio/wav", headers=RANGES | {"Content-Length": str(wave.size)}
+            )
+        return await answer_range(
+            wave, request.headers.get("range", ""), decode, request.is_disconnected
+        )
 
     @app.get("/picture")
     async def picture(request: Request, file: str, start: float, end: float) -> Response:
         path = await asyncio.to_thread(located, file, index)
         if not 0 <= start < end <= start + longest_excerpt(index):
-            raise Refused(400, f"start and end must be seconds, at most {longest_excerpt(index):.0f} apart")
+            raise Refused(
+                400, f"start and end must be seconds, at most {longest_excerpt(index):.0f} apart"
+            )
         if start >= seconds_of[file]:
             raise Refused(416, "start lies beyond the end of the recording")
         async with turns.turn(request.state.client_key, request.is_disconnected):
@@ -155,7 +165,9 @@ def add_routes(app: FastAPI, index: AudioIndex, clients: Clients) -> None:
 
     @app.get("/presence")
     async def presence(request: Request) -> Response:
-        """Keep a connection with each open page: a client's uploads are removed after its last page was closed."""
+        """Keep a connection with each open page: a client's uploads are removed after its last page
+        was closed.
+        """
         client = clients.client(request.state.client_key)
 
         async def signs() -> AsyncIterator[str]:
@@ -168,7 +180,9 @@ def add_routes(app: FastAPI, index: AudioIndex, clients: Clients) -> None:
             finally:
                 client.open_pages -= 1
 
-        return StreamingResponse(signs(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        return StreamingResponse(
+            signs(), media_type="text/event-stream", headers={"Cache-Control": "no-store"}
+        )
 
     @app.post("/gradio_api/upload")
     async def upload(request: Request, upload_id: str = "") -> Response:
@@ -179,10 +193,14 @@ def add_routes(app: FastAPI, index: AudioIndex, clients: Clients) -> None:
         clients.reserve(client, length)
         received = arriving[client.key, upload_id] = [0]
         try:
-            reference = await asyncio.wait_for(receive_upload(request, clients, client, received), SECONDS_OF_AN_UPLOAD)
+            reference = await asyncio.wait_for(
+                receive_upload(request, clients, client, received), SECONDS_OF_AN_UPLOAD
+            )
             return JSONResponse([reference])
         except (asyncio.TimeoutError, ClientDisconnect):
-            raise Refused(408, "the upload took too long or was interrupted", {"Connection": "close"}) from None
+            raise Refused(
+                408, "the upload took too long or was interrupted", {"Connection": "close"}
+            ) from None
         finally:
             client.receiving = 0
             del arriving[client.key, upload_id]
@@ -195,12 +213,17 @@ def add_routes(app: FastAPI, index: AudioIndex, clients: Clients) -> None:
             shown = 0
             while key in arriving:
                 received = arriving[key][0]
-                yield f"data: {json.dumps({'msg': 'update', 'orig_name': '', 'chunk_size': received - shown})}\n\n"
+                yield (
+                    "data:"
+                    f" {json.dumps({'msg': 'update', 'orig_name': '', 'chunk_size': received - shown})}\n\n"
+                )
                 shown = received
                 await asyncio.sleep(0.2)
             yield f"data: {json.dumps({'msg': 'done'})}\n\n"
 
-        return StreamingResponse(steps(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        return StreamingResponse(
+            steps(), media_type="text/event-stream", headers={"Cache-Control": "no-store"}
+        )
 
     @app.get("/gradio_api/file={reference:path}")
     def own_upload(request: Request, reference: str) -> Response:
@@ -214,7 +237,9 @@ def too_large() -> Refused:
     return Refused(413, detail, {"Connection": "close"})
 
 
-async def receive_upload(request: Request, clients: Clients, client: Client, received: list[int]) -> str:
+async def receive_upload(
+    request: Request, clients: Clients, client: Client, received: list[int]
+) -> str:
     """Receive a form with one file; return the reference of the file. Raises Refused."""
     receive = request.receive
 
@@ -226,11 +251,15 @@ async def receive_upload(request: Request, clients: Clients, client: Client, rec
         return message
 
     try:
-        async with Request(request.scope, receive_within_limits).form(max_files=1, max_fields=4) as form:
+        async with Request(request.scope, receive_within_limits).form(
+            max_files=1, max_fields=4
+        ) as form:
             files = [value for value in form.values() if isinstance(value, UploadFile)]
             if len(files) != 1:
                 raise Refused(400, "an upload is a form with one file")
-            return await asyncio.to_thread(clients.keep, client, files[0].filename or "", files[0].file)
+            return await asyncio.to_thread(
+                clients.keep, client, files[0].filename or "", files[0].file
+            )
     except (HTTPException, MultiPartException):
         raise Refused(400, "an upload is a form with one file") from None
     except OSError:
@@ -239,13 +268,20 @@ async def receive_upload(request: Request, clients: Clients, client: Client, rec
 
 
 async def answer_range(
-    wave: WaveFile, header: str, decode: Callable[..., Awaitable[bytes]], has_gone: Callable[[], Awaitable[bool]]
+    wave: WaveFile,
+    header: str,
+    decode: Callable[..., Awaitable[bytes]],
+    has_gone: Callable[[], Awaitable[bool]],
 ) -> Response:
-    """Answer a `Range` header of one range (RFC 9110, 14.2) with that part of the WAV; without it, stream the whole WAV."""
+    """Answer a `Range` header of one range (RFC 9110, 14.2) with that part of the WAV; without it,
+    stream the whole WAV.
+    """
     if not header.strip().lower().startswith("bytes="):
 
         async def piece(first: int, stop: int) -> bytes:
-            """Wait where the decoders are busy: the status has been sent, so that it is too late to refuse."""
+            """Wait where the decoders are busy: the status has been sent, so that it is too late to
+            refuse.
+            """
             while not await has_gone():
                 try:
                     return await decode(wave.read, first, stop)
@@ -259,7 +295,9 @@ async def answer_range(
             for first in range(0, wave.size, BYTES_AT_ONCE):
                 yield await piece(first, min(first + BYTES_AT_ONCE, wave.size))
 
-        return StreamingResponse(pieces(), media_type="audio/wav", headers=RANGES | {"Content-Length": str(wave.size)})
+        return StreamingResponse(
+            pieces(), media_type="audio/wav", headers=RANGES | {"Content-Length": str(wave.size)}
+        )
     span = range_of(header, wave.size)
     if span is None:
         return Response(status_code=416, headers=RANGES | {"Content-Range": f"bytes */{wave.size}"})
@@ -270,7 +308,9 @@ async def answer_range(
 
 
 def range_of(header: str, size: int) -> tuple[int, int] | None:
-    """Return first and last byte of a `Range` header of one range; None if it is invalid for `size` bytes."""
+    """Return first and last byte of a `Range` header of one range; None if it is invalid for `size`
+    bytes.
+    """
     wanted = re.fullmatch(r"bytes=([0-9]{0,18})-([0-9]{0,18})", header.strip().lower())
     if wanted is None or wanted.groups() == ("", ""):
         return None

@@ -24,11 +24,16 @@ class Turns:
 
     def __init__(self, at_once: int):
         self.free = at_once
-        self._waiting: OrderedDict[str, deque[asyncio.Future]] = OrderedDict()  # the client that is next comes first
+        # the client that is next comes first
+        self._waiting: OrderedDict[str, deque[asyncio.Future]] = OrderedDict()
 
     @asynccontextmanager
-    async def turn(self, client_key: str, has_gone: Callable[[], Awaitable[bool]]) -> AsyncIterator[None]:
-        """Wait for a turn and hold it. Raises Refused if too many wait, or if the client disconnects."""
+    async def turn(
+        self, client_key: str, has_gone: Callable[[], Awaitable[bool]]
+    ) -> AsyncIterator[None]:
+        """Wait for a turn and hold it. Raises Refused if too many wait, or if the client
+        disconnects.
+        """
         if self.free and not self._waiting:
             self.free -= 1
         else:
@@ -42,7 +47,9 @@ class Turns:
         own, in_all = len(self._waiting.get(client_key, ())), sum(map(len, self._waiting.values()))
         if own >= MAX_WAITING_OF_CLIENT or in_all >= MAX_WAITING:
             raise Refused(
-                503, "too many requests for recordings at once: try again in a moment", {"Retry-After": "1"}
+                503,
+                "too many requests for recordings at once: try again in a moment",
+                {"Retry-After": "1"},
             )
         place = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(client_key, deque()).append(place)

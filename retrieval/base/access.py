@@ -17,10 +17,12 @@ EFFECTIVE = {"effective_ids": os.access in os.supports_effective_ids}
 
 
 def check_readable(path: str | Path, what: str) -> None:
-    """Raise UserError for a file, or a folder with a file in it, that exists but may not be read. Accept absent paths.
+    """Raise UserError for a file, or a folder with a file in it, that exists but may not be read.
+    Accept absent paths.
 
-    Libraries report a missing permission as an absent or damaged file, so call this before them. Sub-folders are not
-    checked: they may hold files that are not needed, such as another user's results.
+    Libraries report a missing permission as an absent or damaged file, so call this before them.
+    Sub-folders are not checked: they may hold files that are not needed, such as another user's
+    results.
 
     Args:
         path: File or folder.
@@ -31,7 +33,10 @@ def check_readable(path: str | Path, what: str) -> None:
     """
     place = next((place for place in _places(Path(path)) if not _may_read(place)), None)
     if place is not None:
-        raise UserError(f"{what} {path}: no permission to read {_described(place)}; ask its owner for it (chmod a+rX), or take a copy")
+        raise UserError(
+            f"{what} {path}: no permission to read {_described(place)}; ask its owner for it (chmod"
+            " a+rX), or take a copy"
+        )
 
 
 def _places(path: Path) -> Iterator[Path]:
@@ -66,10 +71,11 @@ def _described(path: Path) -> str:
 
 
 def follow_umask(path: Path) -> None:
-    """Set a new file, or a new folder with all its content, to the modes that open() and mkdir() give.
+    """Set a new file, or a new folder with all its content, to the modes that open() and mkdir()
+    give.
 
-    Some libraries write through mkstemp (safetensors) or mkdtemp, which ignore the umask (modes 0600 and 0700), and
-    archives bring their own modes. Links are not changed.
+    Some libraries write through mkstemp (safetensors) or mkdtemp, which ignore the umask (modes
+    0600 and 0700), and archives bring their own modes. Links are not changed.
 
     Args:
         path: File or folder.
@@ -78,7 +84,8 @@ def follow_umask(path: Path) -> None:
         OSError: The folder cannot be written.
     """
     folder = path if path.is_dir() else path.parent
-    probe = folder / f".mode.{os.getpid()}"  # the umask itself can only be read by changing it, under all threads
+    # the umask itself can only be read by changing it, under all threads
+    probe = folder / f".mode.{os.getpid()}"
     with open(probe, "wb") as file:
         file_mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
     probe.unlink()

@@ -1,6 +1,8 @@
-"""How a command begins and ends, the same for train.py, `python -m retrieval.*` and data_prep: exit codes, and one line for a user's mistake.
+"""How a command begins and ends, the same for train.py, `python -m retrieval.*` and data_prep: exit
+codes, and one line for a user's mistake.
 
-0 success | 2 a mistake, or a file that cannot be read or written: one line on stderr | 130 Ctrl-C | 141 the pipe's reader has ended
+0 success | 2 a mistake, or a file that cannot be read or written: one line on stderr | 130 Ctrl-C |
+141 the pipe's reader has ended
 """
 
 import errno
@@ -20,7 +22,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def begin() -> None:
-    """Prepare the process before anything heavy is imported, if it was started as one of the project's commands."""
+    """Prepare the process before anything heavy is imported, if it was started as one of the
+    project's commands.
+    """
     if _is_command():
         _fill_closed_streams()
         interrupts.watch_start()
@@ -28,8 +32,11 @@ def begin() -> None:
 
 def _is_command() -> bool:
     """Return False if `retrieval` is a library of another program, which handles signals itself."""
-    if sys.argv[:1] == ["-m"]:  # `python -m retrieval.search`: its package is imported before __main__ is known
-        return "-m" in sys.orig_argv and sys.orig_argv[sys.orig_argv.index("-m") + 1].startswith("retrieval.")
+    # `python -m retrieval.search`: its package is imported before __main__ is known
+    if sys.argv[:1] == ["-m"]:
+        return "-m" in sys.orig_argv and sys.orig_argv[sys.orig_argv.index("-m") + 1].startswith(
+            "retrieval."
+        )
     file = getattr(sys.modules.get("__main__"), "__file__", None)
     if file is None:
         return False
@@ -41,7 +48,9 @@ def _is_command() -> bool:
 
 
 def _fill_closed_streams() -> None:
-    """Open /dev/null for each closed standard stream: otherwise a file opened later gets its number, and libraries print into it."""
+    """Open /dev/null for each closed standard stream: otherwise a file opened later gets its
+    number, and libraries print into it.
+    """
     for number in (0, 1, 2):
         try:
             os.fstat(number)
@@ -64,8 +73,8 @@ def exit_code(main: Callable[[], int | None], interrupted: str = interrupts.INTE
     """Run `main`, print a user's mistake as one line on stderr, and return the exit code.
 
     Args:
-        main: Returns an exit code, None for 0. It may raise UserError, OSError, KeyboardInterrupt, and SystemExit as argparse does.
-        interrupted: The line to print after Ctrl-C.
+        main: Returns an exit code, None for 0. It may raise UserError, OSError, KeyboardInterrupt,
+        and SystemExit as argparse does. interrupted: The line to print after Ctrl-C.
 
     Returns:
         The exit code. Other exceptions are faults of the program and pass through.
@@ -103,7 +112,9 @@ def _run(main: Callable[[], int | None], interrupted: str) -> int:
 
 
 def _end_of_output(output: "_Output", code: int) -> int:
-    """Report that `output` is lost, unless its reader has ended or another error was reported before."""
+    """Report that `output` is lost, unless its reader has ended or another error was reported
+    before.
+    """
     error, output.error = output.error, None
     _discard(output)
     if code:
@@ -121,7 +132,9 @@ def _discard(output: TextIO) -> None:
 
 
 def _say(line: str, code: int) -> int:
-    """Print `line` on stderr, with escapes for line breaks and terminal commands in names; return the exit code."""
+    """Print `line` on stderr, with escapes for line breaks and terminal commands in names; return
+    the exit code.
+    """
     text = " ".join(line.splitlines())
     try:
         print(
@@ -156,7 +169,9 @@ class _Output(io.TextIOWrapper):
 
 @contextmanager
 def _watched_output() -> Iterator[TextIO]:
-    """Standard output that records its own errors. Characters that the terminal cannot show are escaped."""
+    """Standard output that records its own errors. Characters that the terminal cannot show are
+    escaped.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -1,9 +1,10 @@
 """Decode sound files in a process of their own: a native library that crashes costs one file.
 
-libsndfile, mpg123, soxr and FFmpeg are C code, and the files come from anywhere. A child process runs
-retrieval.base.sound for one file after another and sends back blocks of samples, identical to the last bit. If it crashes,
-is killed, needs more memory than MEMORY_LIMIT, or makes no progress for HANG_SECONDS, the file is unreadable with
-that reason, and the next file gets a new child. Messages of the libraries are discarded.
+libsndfile, mpg123, soxr and FFmpeg are C code, and the files come from anywhere. A child process
+runs retrieval.base.sound for one file after another and sends back blocks of samples, identical to
+the last bit. If it crashes, is killed, needs more memory than MEMORY_LIMIT, or makes no progress
+for HANG_SECONDS, the file is unreadable with that reason, and the next file gets a new child.
+Messages of the libraries are discarded.
 
     parent                                     child (serve)
     REQUEST {"service": ..., "path": ..., ...} ->
@@ -12,8 +13,9 @@ that reason, and the next file gets a new child. Messages of the libraries are d
     ABANDON, to end in the middle              ->
                                                <-  END, or ERROR {"kind": ..., "text": ...}
 
-The child sends numbers and JSON only, so nothing from it is executed. Between blocks it reads from its parent, so it ends
-when the parent ends, in any way. PR_SET_PDEATHSIG would end it with the *thread* that started it.
+The child sends numbers and JSON only, so nothing from it is executed. Between blocks it reads from
+its parent, so it ends when the parent ends, in any way. PR_SET_PDEATHSIG would end it with the
+*thread* that started it.
 """
 
 import atexit
@@ -39,7 +41,8 @@ from retrieval.base.errors import UserError, one_line
 from retrieval.base.sound import SoundFacts, TruncatedSound, UnreadableSound
 
 READER = "retrieval.base.sound"  # the module whose `mono_blocks` and `SoundReader` the child runs
-HANG_SECONDS = 600.0  # for one block: a disk may wake up slowly, and finding a length may mean decoding hours
+# for one block: a disk may wake up slowly, and finding a length may mean decoding hours
+HANG_SECONDS = 600.0
 MEMORY_LIMIT = 4 * 2**30  # bytes, for each child (RLIMIT_DATA)
 BLOCKS_AHEAD = 2  # decoded before the parent asks for them
 MOST_STARTS = 3  # attempts to start a child: the system may kill one before it decodes anything
@@ -47,7 +50,8 @@ MOST_IDLE = 8  # children kept for later
 MOST_OPEN = 16  # files that a child keeps open for read_frames: a page shows ten
 PIPE_BYTES = 2**20  # a larger buffer saves switches between the processes
 
-# A child uses one thread. glibc keeps memory for the next block: returning it to the system each time made 1 s of sound three times as slow.
+# A child uses one thread. glibc keeps memory for the next block: returning it to the system each
+# time made 1 s of sound three times as slow.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 ENVIRONMENT |= {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**26)}
 
@@ -56,11 +60,16 @@ READY, BLOCK, FACTS, END, ERROR = b"Y", b"B", b"F", b"E", b"X"
 HEADER = struct.Struct("<cI")  # kind, bytes that follow
 KINDS_OF_ERROR = {kind.__name__: kind for kind in (UnreadableSound, TruncatedSound)}
 # The child sees the parent's modules, before those of a folder that it happens to run in.
-START = "import sys; sys.path[:] = sys.argv[2:]; from retrieval.base.decoder_process import serve; serve(sys.argv[1])"
+START = (
+    "import sys; sys.path[:] = sys.argv[2:]; from retrieval.base.decoder_process import serve;"
+    " serve(sys.argv[1])"
+)
 
 
 class DecoderDied(UnreadableSound):
-    """The decoder crashed at the file or was killed. A later attempt or another version of a library may succeed."""
+    """The decoder crashed at the file or was killed. A later attempt or another version of a
+    library may succeed.
+    """
 
 
 def mono_blocks(
@@ -93,7 +102,9 @@ def mono_blocks(
     yield from _stream("mono_blocks", path, arguments, SoundFacts() if facts is None else facts)
 
 
-def read_frames(path: Path | str | bytes, first: int, num_frames: int) -> tuple[np.ndarray, "SoundInfo"]:
+def read_frames(
+    path: Path | str | bytes, first: int, num_frames: int
+) -> tuple[np.ndarray, "SoundInfo"]:
     """Read a range of frames in another process, which keeps the file open for the next call.
 
     Args:
@@ -102,7 +113,8 @@ def read_frames(path: Path | str | bytes, first: int, num_frames: int) -> tuple[
         num_frames: Number of frames; 0 reads the facts only and decodes nothing.
 
     Returns:
-        float32 (S, C): S frames (fewer than num_frames at the end of the file), C channels; facts of the whole file.
+        float32 (S, C): S frames (fewer than num_frames at the end of the file), C channels; facts
+        of the whole file.
 
     Raises:
         UnreadableSound: The file cannot be decoded; DecoderDied if the decoder dies.
@@ -126,7 +138,9 @@ class SoundInfo:
     num_frames: int | None = None  # None: the header leaves it open
 
 
-def _stream(service: str, path: Path | str | bytes, arguments: dict[str, Any], facts: Any) -> Iterator[np.ndarray]:
+def _stream(
+    service: str, path: Path | str | bytes, arguments: dict[str, Any], facts: Any
+) -> Iterator[np.ndarray]:
     """Yield the blocks of one of the child's SERVICES, and fill the dataclass `facts` meanwhile."""
     path = os.fsdecode(path)
     request = {"service": service, "path": os.path.abspath(path), **arguments}
@@ -143,8 +157,8 @@ def _stream(service: str, path: Path | str | bytes, arguments: dict[str, Any], f
                     yield block
             return
         except _Death as death:
-            # A file that was read before may have spoilt the child's memory, and the system may have killed it for a
-            # reason of its own.
+            # A file that was read before may have spoilt the child's memory, and the system may
+            # have killed it for a reason of its own.
             if death.was_hanging:
                 raise UnreadableSound(str(death)) from None
             if is_new:
@@ -178,7 +192,9 @@ class _Decoder:
                 env=os.environ | ENVIRONMENT,
             )
         except OSError as error:
-            raise UserError(f"the process that decodes sounds cannot be started: {error.strerror}") from None
+            raise UserError(
+                f"the process that decodes sounds cannot be started: {error.strerror}"
+            ) from None
         _all.add(self)
         self._in, self._out = self._process.stdin.fileno(), self._process.stdout.fileno()
         with suppress(OSError, AttributeError):  # Linux only, and up to a limit for each user
@@ -192,7 +208,10 @@ class _Decoder:
     def _receive_ready(self) -> None:
         kind, payload = self._receive()
         if kind != READY:
-            raise UserError(f"the process that decodes sounds does not start: {json.loads(payload.tobytes())['text']}")
+            raise UserError(
+                "the process that decodes sounds does not start:"
+                f" {json.loads(payload.tobytes())['text']}"
+            )
 
     def read(self, request: dict[str, Any], path: str, facts: Any) -> Iterator[np.ndarray]:
         """Blocks float32 (S,). Raises _Death, and the errors of the reader."""
@@ -217,7 +236,9 @@ class _Decoder:
                 return
 
     def release(self) -> None:
-        """Keep the child for the next file, unless it is dead or a message was interrupted half way."""
+        """Keep the child for the next file, unless it is dead or a message was interrupted half
+        way.
+        """
         if self in _all and self._is_whole and len(_idle) < MOST_IDLE:
             try:
                 if self._is_streaming:
@@ -302,7 +323,9 @@ class _Decoder:
 
 
 def _module_paths() -> list[str]:
-    """Return the parent's sys.path for the child, with the current folder last: a file there must not shadow a module."""
+    """Return the parent's sys.path for the child, with the current folder last: a file there must
+    not shadow a module.
+    """
     root = str(Path(__file__).resolve().parents[2])
     try:
         current = os.path.realpath(os.curdir)
@@ -352,7 +375,8 @@ def _idle_decoder(path: str) -> _Decoder:
 
 def _raise(error: dict[str, Any], path: str) -> NoReturn:
     if error["kind"] == "OSError":
-        raise OSError(error["errno"], error["text"], path)  # FileNotFoundError and PermissionError by their number
+        # FileNotFoundError and PermissionError by their number
+        raise OSError(error["errno"], error["text"], path)
     raise KINDS_OF_ERROR.get(error["kind"], UnreadableSound)(error["text"])
 
 
@@ -391,7 +415,10 @@ def serve(reader: str) -> NoReturn:
     try:
         module = importlib.import_module(reader)
     except Exception as error:
-        _send_all(answers, _message(ERROR, json.dumps({"kind": "Start", "text": one_line(error)}).encode()))
+        _send_all(
+            answers,
+            _message(ERROR, json.dumps({"kind": "Start", "text": one_line(error)}).encode()),
+        )
         os._exit(1)
     os.dup2(silence, 2)
     code = 0
@@ -422,7 +449,8 @@ def _serve_request(module: Any, request: dict[str, Any], requests: int, answers:
     facts = facts()
     told, credit = vars(facts).copy(), BLOCKS_AHEAD
     blocks = service(module, os.fsencode(request.pop("path")), facts=facts, **request)
-    waiting: list[Any] = []  # messages; the last block goes together with the end, so that the parent wakes up once
+    # messages; the last block goes together with the end, so that the parent wakes up once
+    waiting: list[Any] = []
     try:
         while True:
             if credit == 0:
@@ -454,16 +482,24 @@ def _serve_request(module: Any, request: dict[str, Any], requests: int, answers:
     _send_all(answers, waiting)
 
 
-def _mono_blocks(module: Any, path: bytes, facts: SoundFacts, **arguments: Any) -> Iterator[np.ndarray]:
+def _mono_blocks(
+    module: Any, path: bytes, facts: SoundFacts, **arguments: Any
+) -> Iterator[np.ndarray]:
     return module.mono_blocks(path, facts=facts, **arguments)
 
 
-def _frames(module: Any, path: bytes, facts: SoundInfo, first: int, num_frames: int) -> Iterator[np.ndarray]:
+def _frames(
+    module: Any, path: bytes, facts: SoundInfo, first: int, num_frames: int
+) -> Iterator[np.ndarray]:
     status = os.stat(path)
     key = path, status.st_ino, status.st_size, status.st_mtime_ns
     reader = _open_readers.pop(key, None) or module.SoundReader(path)
     try:
-        facts.sample_rate, facts.channels, facts.num_frames = reader.sample_rate, reader.channels, reader.announced_frames
+        facts.sample_rate, facts.channels, facts.num_frames = (
+            reader.sample_rate,
+            reader.channels,
+            reader.announced_frames,
+        )
         if num_frames:
             reader.seek(first)
         while num_frames and len(block := reader.read(num_frames)):  # (S, C)
@@ -490,12 +526,17 @@ def _described(error: Exception) -> dict[str, Any]:
     if isinstance(error, OSError):
         return {"kind": "OSError", "errno": error.errno, "text": error.strerror}
     if isinstance(error, MemoryError):
-        return {"kind": "UnreadableSound", "text": f"needs more than {MEMORY_LIMIT / 2**30:g} GiB of memory to be decoded"}
+        return {
+            "kind": "UnreadableSound",
+            "text": f"needs more than {MEMORY_LIMIT / 2**30:g} GiB of memory to be decoded",
+        }
     return {"kind": "UnreadableSound", "text": f"cannot be decoded: {one_line(error)}"}
 
 
 def _next_request(requests: int) -> dict[str, Any] | None:
-    """Read the next request, None if the parent has ended. Skip late messages for the previous stream."""
+    """Read the next request, None if the parent has ended. Skip late messages for the previous
+    stream.
+    """
     while (kind := _read_exactly(requests, 1)) != REQUEST:
         if not kind:
             return None

@@ -6,7 +6,9 @@ import re
 REMEDIES = {
     errno.ENOSPC: "make room there",
     errno.EDQUOT: "the quota is used up: make room there",
-    errno.EFBIG: "files of this size are not allowed there: see ulimit -f, and what the file system can hold",
+    errno.EFBIG: (
+        "files of this size are not allowed there: see ulimit -f, and what the file system can hold"
+    ),
     errno.EROFS: "the file system is read-only: have it mounted for writing",
     errno.EACCES: "permission is missing: change it",
     errno.EPERM: "permission is missing: change it",
@@ -15,7 +17,9 @@ REMEDIES = {
 OTHER = "check that path"
 NUMBER_OF_TEXT = {
     # torch.save: no error number in its message
-    **dict.fromkeys(("PytorchStreamWriter failed", "unexpected pos", "iostream error"), errno.ENOSPC),
+    **dict.fromkeys(
+        ("PytorchStreamWriter failed", "unexpected pos", "iostream error"), errno.ENOSPC
+    ),
     # sqlite3.OperationalError
     "database or disk is full": errno.ENOSPC,
     "disk I/O error": errno.EIO,
@@ -26,13 +30,16 @@ NUMBER_OF_TEXT = {
 def disk_remedy(error: Exception) -> str | None:
     """Return the remedy of an error that the disk caused, None for any other error.
 
-    A full disk raises OSError in Python, SafetensorError or Exception with `(os error 28)` in Rust (safetensors, tokenizers),
-    RuntimeError in torch.save, and OperationalError in SQLite.
+    A full disk raises OSError in Python, SafetensorError or Exception with `(os error 28)` in Rust
+    (safetensors, tokenizers), RuntimeError in torch.save, and OperationalError in SQLite.
     """
     if isinstance(error, OSError):
-        number = error.errno  # none in the OSErrors that transformers raises for files it cannot use
+        # none in the OSErrors that transformers raises for files it cannot use
+        number = error.errno
     elif found := re.search(r"\(os error (\d+)\)", str(error)):
         number = int(found[1])
     else:
-        number = next((number for text, number in NUMBER_OF_TEXT.items() if text in str(error)), None)
+        number = next(
+            (number for text, number in NUMBER_OF_TEXT.items() if text in str(error)), None
+        )
     return None if number is None else REMEDIES.get(number, OTHER)

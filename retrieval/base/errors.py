@@ -1,4 +1,6 @@
-"""The one exception for a user's mistake: commands print it as a single line and end with exit code 2 (command.py)."""
+"""The one exception for a user's mistake: commands print it as a single line and end with exit code
+2 (command.py).
+"""
 
 import argparse
 from pathlib import Path
@@ -14,8 +16,8 @@ class UserError(ValueError):
 class OneLineParser(argparse.ArgumentParser):
     """argparse for the commands of the project.
 
-    Errors are one line, without the usage text. `type=Path` expands `~`. A single-value option that is given twice is an error: argparse
-    would silently use the last value.
+    Errors are one line, without the usage text. `type=Path` expands `~`. A single-value option that
+    is given twice is an error: argparse would silently use the last value.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -25,7 +27,9 @@ class OneLineParser(argparse.ArgumentParser):
         for name in (None, "store"):
             self.register("action", name, _StoreOnce)
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:
+    def parse_known_args(
+        self, args: Any = None, namespace: Any = None
+    ) -> tuple[argparse.Namespace, list[str]]:
         self.given = {}
         return super().parse_known_args(args, namespace)
 
@@ -34,17 +38,30 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 class _StoreOnce(argparse._StoreAction):
-    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None) -> None:
+    def __call__(
+        self,
+        parser: Any,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
         if option_string and self.dest in parser.given:
-            both = [" ".join(map(str, each)) if isinstance(each, list) else each for each in (parser.given[self.dest], values)]
+            both = [
+                " ".join(map(str, each)) if isinstance(each, list) else each
+                for each in (parser.given[self.dest], values)
+            ]
             advice = "give all values after one" if self.nargs in ("+", "*") else "give one of them"
-            parser.error(f"argument {option_string}: given twice, {both[0]} and {both[1]}; {advice}")
+            parser.error(
+                f"argument {option_string}: given twice, {both[0]} and {both[1]}; {advice}"
+            )
         parser.given[self.dest] = values
         super().__call__(parser, namespace, values, option_string)
 
 
 def user_path(text: str) -> Path:
-    """Convert an option's text to a path; `~` is the home folder. Raises argparse.ArgumentTypeError for an unknown user."""
+    """Convert an option's text to a path; `~` is the home folder. Raises argparse.ArgumentTypeError
+    for an unknown user.
+    """
     try:
         return Path(expand_home(text))
     except ValueError as error:

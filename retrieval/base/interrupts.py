@@ -1,8 +1,10 @@
 """Ctrl-C at any moment of a command: one line, exit code 130, and every `finally` runs.
 
-Python's own handler raises KeyboardInterrupt at any line. In the middle of an import that exception is easily lost: in the
-weak-reference callbacks of Python's import locks ("Exception ignored in ..."), in a library that catches every error of an optional
-import, or in an extension module that turns it into an ImportError. The program then continues, or ends in a traceback. So there are three phases:
+Python's own handler raises KeyboardInterrupt at any line. In the middle of an import that exception
+is easily lost: in the weak-reference callbacks of Python's import locks ("Exception ignored in
+..."), in a library that catches every error of an optional import, or in an extension module that
+turns it into an ImportError. The program then continues, or ends in a traceback. So there are three
+phases:
 
     starting   the command's own imports: no work has begun, the process ends at once
     running    the exception is raised; during an import only after it has ended, and further imports fail at once to shorten the wait
@@ -22,7 +24,8 @@ from typing import Any
 EXIT_CODE = 130
 INTERRUPTED = "interrupted"
 IMPORT = "<frozen importlib._bootstrap>"  # file name of the import system's frames
-# Finalisers and the hooks of a fork: Python prints an exception that a signal's handler raises there, and drops it.
+# Finalisers and the hooks of a fork: Python prints an exception that a signal's handler raises
+# there, and drops it.
 DROPS_EXCEPTIONS = ("__del__", "_launch")
 
 _is_command = False
@@ -31,7 +34,9 @@ _refusal: "_RefuseImports | None" = None  # while an exception waits for the end
 
 
 def watch_start() -> None:
-    """Let Ctrl-C end the process with one line until `watched` begins. Call once, before the imports of a command."""
+    """Let Ctrl-C end the process with one line until `watched` begins. Call once, before the
+    imports of a command.
+    """
     global _is_command, _phase
     if _install():
         _is_command, _phase = True, "starting"
@@ -39,7 +44,9 @@ def watch_start() -> None:
 
 @contextmanager
 def watched() -> Iterator[None]:
-    """Raise KeyboardInterrupt on Ctrl-C inside the block, in imports too. Restore the handler at its end if the process is no command."""
+    """Raise KeyboardInterrupt on Ctrl-C inside the block, in imports too. Restore the handler at
+    its end if the process is no command.
+    """
     global _phase
     outer, has_installed, _phase = _phase, _install(), "running"
     try:
@@ -76,7 +83,8 @@ def interrupt(frame: FrameType | None, exception: BaseException) -> None:
 
     Args:
         frame: The frame that the signal interrupted.
-        exception: Raised here. During an import or a finaliser it is raised in the code that they return to; until then every
+        exception: Raised here. During an import or a finaliser it is raised in the code that they
+        return to; until then every
             further import raises it too.
     """
     global _refusal
@@ -99,7 +107,9 @@ def interrupt(frame: FrameType | None, exception: BaseException) -> None:
 
 
 def _frame_that_receives(frame: FrameType | None) -> FrameType | None:
-    """Return the frame that started the outermost import or finaliser; None if neither is running."""
+    """Return the frame that started the outermost import or finaliser; None if neither is
+    running.
+    """
     receiver = None
     while frame is not None:
         if frame.f_code.co_filename == IMPORT or frame.f_code.co_name in DROPS_EXCEPTIONS:
@@ -114,6 +124,8 @@ class _RefuseImports(MetaPathFinder):
     def __init__(self, exception: BaseException):
         self.exception = exception
 
-    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> None:
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> None:
         if threading.current_thread() is threading.main_thread():
             raise self.exception

@@ -4,11 +4,16 @@ import os
 
 
 def expand_home(path: str) -> str:
-    """Replace a leading `~` or `~user` by the home folder; return any other text, such as a hub name, unchanged.
+    """Replace a leading `~` or `~user` by the home folder; return any other text, such as a hub
+    name, unchanged.
 
-    A shell does this only at the start of a word, not in `train.output=~/runs/x`. Raises ValueError for an unknown user.
+    A shell does this only at the start of a word, not in `train.output=~/runs/x`. Raises ValueError
+    for an unknown user.
     """
     expanded = os.path.expanduser(path)
     if expanded.startswith("~") and not os.path.lexists(path):
-        raise ValueError(f"{path}: {expanded.split(os.sep)[0]} is no user's home folder here; a folder of that name is ./{path}")
+        raise ValueError(
+            f"{path}: {expanded.split(os.sep)[0]} is no user's home folder here; a folder of that"
+            f" name is ./{path}"
+        )
     return expanded

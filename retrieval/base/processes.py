@@ -24,16 +24,24 @@ def has_terminal(process: int) -> bool:
 
 
 def _status_of(process: int) -> list[int]:
-    """State (as 0), parent, process group, session and number of the terminal: see proc_pid_stat(5)."""
+    """State (as 0), parent, process group, session and number of the terminal: see
+    proc_pid_stat(5).
+    """
     try:
         status = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return [0] * 5
-    return [0, *map(int, status.rpartition(")")[2].split()[1:5])]  # the name, in parentheses, may hold anything
+    # the name, in parentheses, may hold anything
+    return [0, *map(int, status.rpartition(")")[2].split()[1:5])]
 
 
 def _entries(process: int, file: str) -> list[str]:
     try:
-        return Path(f"/proc/{process}/{file}").read_bytes().decode(errors="surrogateescape").split("\0")[:-1]
+        return (
+            Path(f"/proc/{process}/{file}")
+            .read_bytes()
+            .decode(errors="surrogateescape")
+            .split("\0")[:-1]
+        )
     except OSError:
         return []

@@ -1,7 +1,8 @@
 """Make the process group; meanwhile report which processes are missing, and react to signals.
 
-PyTorch waits silently for up to 30 minutes, in C++, where no Python signal handler runs. Here each process first announces
-itself in a store that the process of rank 0, or its launcher, serves; then the process group is made.
+PyTorch waits silently for up to 30 minutes, in C++, where no Python signal handler runs. Here each
+process first announces itself in a store that the process of rank 0, or its launcher, serves; then
+the process group is made.
 """
 
 import os
@@ -50,23 +51,40 @@ def join(launch: "Launch") -> None:
     }
     os.environ |= {"MASTER_ADDR": launch.address, "MASTER_PORT": str(launch.port)}
     place = f"{launch.address}:{launch.port}"
-    this = f"process {launch.rank} of {launch.num_processes} (ranks from 0), on {socket.gethostname()},"
+    this = (
+        f"process {launch.rank} of {launch.num_processes} (ranks from 0), on"
+        f" {socket.gethostname()},"
+    )
     waiting = _Waiting(this, place)
     try:
-        store = waiting.meanwhile(lambda: _connect(launch), lambda: "process 0 or its launcher, which does not answer there")
+        store = waiting.meanwhile(
+            lambda: _connect(launch),
+            lambda: "process 0 or its launcher, which does not answer there",
+        )
         store.set(f"here/{launch.rank}", "")
         ranks = range(launch.num_processes)
         while not store.check([f"here/{rank}" for rank in ranks]):
-            waiting.say(lambda: "rank " + ", ".join(str(rank) for rank in ranks if not store.check([f"here/{rank}"])))
+            waiting.say(
+                lambda: (
+                    "rank "
+                    + ", ".join(str(rank) for rank in ranks if not store.check([f"here/{rank}"]))
+                )
+            )
             time.sleep(POLL)
         backend = "gloo" if launch.on_cpu else "nccl"
-        arguments = {"rank": launch.rank, "world_size": launch.num_processes, "store": dist.PrefixStore("group", store)}
+        arguments = {
+            "rank": launch.rank,
+            "world_size": launch.num_processes,
+            "store": dist.PrefixStore("group", store),
+        }
         connect = partial(dist.init_process_group, backend, **arguments)
         waiting.meanwhile(connect, lambda: "all ranks to connect to each other")
     except (RuntimeError, ValueError) as error:  # torch's DistError is a RuntimeError
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{waiting.this} cannot meet the others at {place}: {one_line(error)}") from None
+        raise UserError(
+            f"{waiting.this} cannot meet the others at {place}: {one_line(error)}"
+        ) from None
 
 
 def _connect(launch: "Launch") -> dist.Store:
@@ -84,7 +102,9 @@ def _connect(launch: "Launch") -> dist.Store:
 
 
 class _Waiting:
-    """Report on stderr that `this` process waits at `place`: after 30 s, 1 min, 2 min, 4 min, ..."""
+    """Report on stderr that `this` process waits at `place`: after 30 s, 1 min, 2 min, 4 min,
+    ...
+    """
 
     def __init__(self, this: str, place: str):
         self.this, self.place = this, place
@@ -102,7 +122,9 @@ class _Waiting:
         print(told, file=sys.stderr, flush=True)
 
     def meanwhile(self, work: Callable[[], Result], missing: Callable[[], str]) -> Result:
-        """Return the result of `work`, which may block in C++: it runs in another thread, so that this one reacts to signals."""
+        """Return the result of `work`, which may block in C++: it runs in another thread, so that
+        this one reacts to signals.
+        """
         future: Future[Result] = Future()
 
         def run() -> None:
@@ -111,7 +133,8 @@ class _Waiting:
             except Exception as error:
                 future.set_exception(error)
 
-        Thread(target=run, daemon=True).start()  # a daemon: it does not hold up the end of an interrupted process
+        # a daemon: it does not hold up the end of an interrupted process
+        Thread(target=run, daemon=True).start()
         while not wait([future], POLL).done:
             self.say(missing)
         return future.result()

@@ -1,11 +1,14 @@
-"""Read any sound file as blocks of float samples; the one reader of data preparation, search and the page.
+"""Read any sound file as blocks of float samples; the one reader of data preparation, search and
+the page.
 
-libsndfile reads the files that it can decode and seek in, and whose length it knows. FFmpeg (PyAV) reads all others: M4A,
-MP4, WebM, Windows Media, AMR, AC-3, and MP3 without a Xing frame, whose length libsndfile only estimates. The first bytes
-of a file decide which of the two reads it, never its name.
+libsndfile reads the files that it can decode and seek in, and whose length it knows. FFmpeg (PyAV)
+reads all others: M4A, MP4, WebM, Windows Media, AMR, AC-3, and MP3 without a Xing frame, whose
+length libsndfile only estimates. The first bytes of a file decide which of the two reads it, never
+its name.
 
-A file is truncated if its container announces more than the file holds: its samples are read, then TruncatedSound is
-raised. Lengths that the header leaves open, and estimated lengths, are not used for this.
+A file is truncated if its container announces more than the file holds: its samples are read, then
+TruncatedSound is raised. Lengths that the header leaves open, and estimated lengths, are not used
+for this.
 
 Letters: S samples (frames of all channels), C channels.
 """
@@ -49,15 +52,28 @@ MAX_CHANNELS = 64
 BLOCK_FRAMES = 1 << 17  # 3 s at 44.1 kHz: 1 MB of float32 stereo
 MAX_BLOCK_SAMPLES = 1 << 19  # in a block, over all channels, and also after resampling
 CUT_MARGIN = 0.1  # s read beyond a cut, for the resampler's filter
-# Decoders count delay and padding differently for MP3 files without a gapless header: allow four MPEG frames.
+# Decoders count delay and padding differently for MP3 files without a gapless header: allow four
+# MPEG frames.
 MAX_MISSING_MP3_FRAMES = 4 * 1152
 MAX_MISSING_SECONDS = 0.1  # of other lossy files
 MAX_BAD_PACKETS = 0.1  # share of the packets that may be damaged
-# After a seek these decoders begin with wrong samples, and libvorbis misses places near the end. So decoding starts earlier.
+# After a seek these decoders begin with wrong samples, and libvorbis misses places near the end. So
+# decoding starts earlier.
 PREROLL = 1 << 18  # frames
 NEEDS_PREROLL = ("VORBIS", "OPUS", "MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III")
 CANNOT_SEEK = (
-    *("GSM610", "DWVW_12", "DWVW_16", "DWVW_24", "G721_32", "G723_24", "G723_40", "VOX_ADPCM", "DPCM_8", "DPCM_16"),
+    *(
+        "GSM610",
+        "DWVW_12",
+        "DWVW_16",
+        "DWVW_24",
+        "G721_32",
+        "G723_24",
+        "G723_40",
+        "VOX_ADPCM",
+        "DPCM_8",
+        "DPCM_16",
+    ),
     *("NMS_ADPCM_16", "NMS_ADPCM_24", "NMS_ADPCM_32"),
 )
 ENDLESS = 1 << 62  # frames
@@ -84,9 +100,13 @@ class SoundFacts:
 
 
 def check_rate(rate: float) -> None:
-    """Raise UnreadableSound for a sample rate (Hz) outside MIN_RATE to MAX_RATE: resampling a false one would fill the memory."""
+    """Raise UnreadableSound for a sample rate (Hz) outside MIN_RATE to MAX_RATE: resampling a false
+    one would fill the memory.
+    """
     if not MIN_RATE <= rate <= MAX_RATE:
-        raise UnreadableSound(f"has a sample rate of {rate:g} Hz: expected {MIN_RATE} to {MAX_RATE} Hz")
+        raise UnreadableSound(
+            f"has a sample rate of {rate:g} Hz: expected {MIN_RATE} to {MAX_RATE} Hz"
+        )
 
 
 class SoundReader:
@@ -103,7 +123,8 @@ class SoundReader:
     """
 
     def __init__(self, path: Path | str | bytes):
-        self.path = os.fsencode(path)  # libsndfile would encode a name that is not UTF-8 anew, and fail
+        # libsndfile would encode a name that is not UTF-8 anew, and fail
+        self.path = os.fsencode(path)
         with _one_kind_of_error(), open(self.path, "rb", opener=_without_waiting) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise UnreadableSound("is not a file")
@@ -147,14 +168,18 @@ class SoundReader:
 
     @property
     def num_frames(self) -> int:
-        """Number of frames. If the header leaves it open, the file is decoded once. Raises UnreadableSound."""
+        """Number of frames. If the header leaves it open, the file is decoded once. Raises
+        UnreadableSound.
+        """
         if self._num_frames is None:
             with _one_kind_of_error():
                 self._num_frames = self._source.count_frames()
         return self._num_frames
 
     def seek(self, frame: int) -> None:
-        """Move to `frame`, or to the end of a shorter file; the next `read` begins there. Raises UnreadableSound."""
+        """Move to `frame`, or to the end of a shorter file; the next `read` begins there. Raises
+        UnreadableSound.
+        """
         with _one_kind_of_error():
             self._source.seek(frame)
 
@@ -165,7 +190,8 @@ class SoundReader:
             num_frames: Largest number of frames to return, at least 1.
 
         Returns:
-            float32 (S, C), 1 <= S <= num_frames, at most MAX_BLOCK_SAMPLES samples; S = 0 at the end of the file.
+            float32 (S, C), 1 <= S <= num_frames, at most MAX_BLOCK_SAMPLES samples; S = 0 at the
+            end of the file.
 
         Raises:
             TruncatedSound: At the end, if the header announces more.
@@ -179,7 +205,9 @@ class SoundReader:
             return block
 
     def blocks(self, num_frames: int) -> Iterator[np.ndarray]:
-        """Yield blocks float32 (S, C), S <= num_frames, to the end of the file. Raises as `read` does."""
+        """Yield blocks float32 (S, C), S <= num_frames, to the end of the file. Raises as `read`
+        does.
+        """
         while len(block := self.read(num_frames)):
             yield block
 
@@ -191,10 +219,12 @@ def mono_blocks(
     facts: SoundFacts | None = None,
     quality: str = "HQ",
 ) -> Iterator[np.ndarray]:
-    """Read a file as mono sound at one rate: the mean of its channels, or the first one if they cancel.
+    """Read a file as mono sound at one rate: the mean of its channels, or the first one if they
+    cancel.
 
-    Channels cancel (a cable with swapped wires, a stereo pair of opposite sign) if they do so in every second of the file,
-    or of its first max_seconds, in which one of them sounds. This is decided before the first block, for all blocks.
+    Channels cancel (a cable with swapped wires, a stereo pair of opposite sign) if they do so in
+    every second of the file, or of its first max_seconds, in which one of them sounds. This is
+    decided before the first block, for all blocks.
 
     Args:
         path: The file.
@@ -204,22 +234,27 @@ def mono_blocks(
         quality: Quality of the resampler, see soxr.
 
     Yields:
-        float32 (S,), S <= MAX_BLOCK_SAMPLES, at least one block, in [-1, 1] unless the file overshoots.
+        float32 (S,), S <= MAX_BLOCK_SAMPLES, at least one block, in [-1, 1] unless the file
+        overshoots.
 
     Raises:
-        UnreadableSound: The file cannot be decoded; may come after some blocks. TruncatedSound comes after the last one.
-        FileNotFoundError, PermissionError: As the system raises them.
+        UnreadableSound: The file cannot be decoded; may come after some blocks. TruncatedSound
+        comes after the last one. FileNotFoundError, PermissionError: As the system raises them.
     """
     facts = SoundFacts() if facts is None else facts
     with SoundReader(path) as reader:
         rate = reader.sample_rate
         announced = reader.announced_frames
-        may_be_cut = max_seconds is not None and (announced is None or announced > max_seconds * rate)
+        may_be_cut = max_seconds is not None and (
+            announced is None or announced > max_seconds * rate
+        )
         num_read = math.ceil((max_seconds + CUT_MARGIN) * rate) if may_be_cut else ENDLESS
         num_left = round(max_seconds * sample_rate) if may_be_cut else ENDLESS
         channel, held = _one_channel(reader, num_read)
         facts.took_one_channel = channel is not None
-        block_frames = max(1, min(BLOCK_FRAMES, MAX_BLOCK_SAMPLES * rate // max(rate, sample_rate) // 2))
+        block_frames = max(
+            1, min(BLOCK_FRAMES, MAX_BLOCK_SAMPLES * rate // max(rate, sample_rate) // 2)
+        )
         num_frames, is_any = 0, False
 
         def mono() -> Iterator[np.ndarray]:
@@ -242,7 +277,9 @@ def mono_blocks(
         raise UnreadableSound("holds no samples")
 
 
-def _bounded(reader: SoundReader, held: deque[np.ndarray], num_read: int, block_frames: int) -> Iterator[np.ndarray]:
+def _bounded(
+    reader: SoundReader, held: deque[np.ndarray], num_read: int, block_frames: int
+) -> Iterator[np.ndarray]:
     """Yield the blocks in `held`, then read on: blocks (S, C), `num_read` frames in total."""
     while held:
         block = held.popleft()
@@ -261,7 +298,9 @@ def _finite(blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
         yield block
 
 
-def _at_rate(blocks: Iterator[np.ndarray], rate: int, sample_rate: int, quality: str) -> Iterator[np.ndarray]:
+def _at_rate(
+    blocks: Iterator[np.ndarray], rate: int, sample_rate: int, quality: str
+) -> Iterator[np.ndarray]:
     """Resample block by block. soxr gives the same samples as in one call on the whole clip."""
     if rate == sample_rate:
         yield from blocks
@@ -272,14 +311,16 @@ def _at_rate(blocks: Iterator[np.ndarray], rate: int, sample_rate: int, quality:
             yield resampler.resample_chunk(block)
         yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
     except (ValueError, RuntimeError) as error:
-        raise UnreadableSound(f"cannot be resampled: {' '.join(str(error).split())[:200]}") from None
+        raise UnreadableSound(
+            f"cannot be resampled: {' '.join(str(error).split())[:200]}"
+        ) from None
 
 
 def _one_channel(reader: SoundReader, num_read: int) -> tuple[int | None, deque[np.ndarray]]:
     """Choose the channel to use if the channels cancel.
 
-    Seconds are checked one by one until the channels do not cancel in one of them: usually the first. Blocks read so far
-    are kept if they fit into memory; otherwise the reader is rewound.
+    Seconds are checked one by one until the channels do not cancel in one of them: usually the
+    first. Blocks read so far are kept if they fit into memory; otherwise the reader is rewound.
 
     Returns:
         The channel, None for the mean of all; the blocks (S, C) that were read and kept.
@@ -329,7 +370,11 @@ def _open_source(path: bytes, file: Any, kind: Kind) -> "_Libsndfile | _Chain | 
     if kind is sound_kinds.MP3:
         mpeg = sound_kinds.mpeg_layout(file)
         part = mpeg.start, mpeg.end
-    elif (start := sound_kinds.start_after_tags(file)) or kind in (sound_kinds.AAC, sound_kinds.AC3, sound_kinds.FLAC):
+    elif (start := sound_kinds.start_after_tags(file)) or kind in (
+        sound_kinds.AAC,
+        sound_kinds.AC3,
+        sound_kinds.FLAC,
+    ):
         if kind is sound_kinds.AAC:
             file.seek(start)
             start += sound_kinds.adts_start(file.read(sound_kinds.MP3_SEARCHED)) or 0
@@ -340,24 +385,28 @@ def _open_source(path: bytes, file: Any, kind: Kind) -> "_Libsndfile | _Chain | 
     if kind is sound_kinds.OGG:
         links = sound_kinds.ogg_links(file)
         by_libsndfile = all(
-            len(link.codecs) == 1 and link.codecs[0].startswith((b"\x01vorbis", b"OpusHead")) for link in links
+            len(link.codecs) == 1 and link.codecs[0].startswith((b"\x01vorbis", b"OpusHead"))
+            for link in links
         )
     if kind is sound_kinds.WAV and (
         sound_kinds.wav_was_not_closed(file) or sound_kinds.wrapped_wav_length(file) is not None
     ):
         by_libsndfile = False
     if mpeg:
-        # The Xing frame must count the whole file: it may belong to the first of several joined files. mpg123 warns on
-        # stderr where its number of bytes is wrong by 1 % or more.
+        # The Xing frame must count the whole file: it may belong to the first of several joined
+        # files. mpg123 warns on stderr where its number of bytes is wrong by 1 % or more.
         num_bytes = mpeg.end - mpeg.start
         by_libsndfile = bool(
-            mpeg.num_frames and mpeg.num_bytes and abs(num_bytes - mpeg.num_bytes) <= min(1024, mpeg.num_bytes / 100)
+            mpeg.num_frames
+            and mpeg.num_bytes
+            and abs(num_bytes - mpeg.num_bytes) <= min(1024, mpeg.num_bytes / 100)
         )
     reason = ""
     if by_libsndfile:
         try:
             source = _Chain(path, links) if len(links) > 1 else _Libsndfile(path, part)
-            if kind is not sound_kinds.WAV or not source.is_mpeg:  # of MPEG in a WAV libsndfile estimates the length
+            # of MPEG in a WAV libsndfile estimates the length
+            if kind is not sound_kinds.WAV or not source.is_mpeg:
                 return source
             source.close()
         except soundfile.LibsndfileError as error:
@@ -388,19 +437,24 @@ class _one_kind_of_error:
     def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
         if isinstance(error, soundfile.SoundFileError):
             raise UnreadableSound(f"cannot be decoded: {_reason(error)}") from None
-        if isinstance(error, OSError) and not isinstance(error, (FileNotFoundError, PermissionError)):
+        if isinstance(error, OSError) and not isinstance(
+            error, (FileNotFoundError, PermissionError)
+        ):
             raise UnreadableSound(f"cannot be read: {error.strerror}") from None
 
 
 def _reason(error: Exception) -> str:
     text = getattr(error, "error_string", None) or str(error)
     return (
-        " ".join(text.removeprefix("Error : ").split()).rstrip(".") or f"libsndfile error {getattr(error, 'code', '')}"
+        " ".join(text.removeprefix("Error : ").split()).rstrip(".")
+        or f"libsndfile error {getattr(error, 'code', '')}"
     )
 
 
 class _ForwardFile(soundfile.SoundFile):
-    """A file that is read without seeking. soundfile seeks to the current place after each block, which spoils the next MP3 block."""
+    """A file that is read without seeking. soundfile seeks to the current place after each block,
+    which spoils the next MP3 block.
+    """
 
     def seekable(self) -> bool:
         return False
@@ -469,7 +523,8 @@ class _Part(io.RawIOBase):
 
     def __init__(self, path: bytes, start: int, end: int, zeroed: int | None = None):
         self._file = open(path, "rb")  # noqa: SIM115  closed with this object
-        self._start, self._end, self._zeroed = start, end, zeroed  # zeroed: place of 4 bytes, a length that is wrong
+        # zeroed: place of 4 bytes, a length that is wrong
+        self._start, self._end, self._zeroed = start, end, zeroed
         self._file.seek(start)
 
     def readable(self) -> bool:
@@ -481,14 +536,20 @@ class _Part(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         place = self._file.tell()
         data = self._file.read(max(0, min(len(buffer), self._end - place)))
-        if self._zeroed is not None and place < self._zeroed + 4 and place + len(data) > self._zeroed:
+        if (
+            self._zeroed is not None
+            and place < self._zeroed + 4
+            and place + len(data) > self._zeroed
+        ):
             first, stop = max(0, self._zeroed - place), min(len(data), self._zeroed + 4 - place)
             data = data[:first] + bytes(stop - first) + data[stop:]
         buffer[: len(data)] = data
         return len(data)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: self._start, os.SEEK_CUR: self._file.tell(), os.SEEK_END: self._end}[whence]
+        base = {os.SEEK_SET: self._start, os.SEEK_CUR: self._file.tell(), os.SEEK_END: self._end}[
+            whence
+        ]
         return self._file.seek(min(max(self._start, base + offset), self._end)) - self._start
 
     def tell(self) -> int:
@@ -500,7 +561,9 @@ class _Part(io.RawIOBase):
 
 
 class _Stream:
-    """Joins decoded pieces; all get the sample rate and the number of channels of the first piece."""
+    """Joins decoded pieces; all get the sample rate and the number of channels of the first
+    piece.
+    """
 
     announced_frames: int | None = None
 
@@ -554,7 +617,9 @@ class _Stream:
                 step = max(1, MAX_BLOCK_SAMPLES * rate // self.sample_rate // self.channels)
                 for start in range(0, len(samples), step):
                     self._pending.append(
-                        self._resampler.resample_chunk(np.ascontiguousarray(samples[start : start + step]))
+                        self._resampler.resample_chunk(
+                            np.ascontiguousarray(samples[start : start + step])
+                        )
                     )
             else:
                 self._pending.append(samples)
@@ -564,7 +629,9 @@ class _Stream:
 
     def _end_of_resampling(self) -> None:
         if self._resampler is not None:
-            self._pending.append(self._resampler.resample_chunk(np.zeros((0, self.channels), np.float32), last=True))
+            self._pending.append(
+                self._resampler.resample_chunk(np.zeros((0, self.channels), np.float32), last=True)
+            )
             self._resampler, self._foreign_rate = None, 0
 
     def seek(self, frame: int) -> None:
@@ -610,14 +677,16 @@ class _Chain(_Stream):
 class _Ffmpeg(_Stream):
     """A file, or a part of one, read by FFmpeg without its log messages."""
 
-    least_frames: tuple[int, int] | None = None  # announced number of frames, and how many of them may be missing
+    # announced number of frames, and how many of them may be missing
+    least_frames: tuple[int, int] | None = None
     can_jump = True  # times increase from the start to the end of the file
 
     def __init__(self, path: bytes, kind: Kind, part: tuple[int, int] | None):
         self._path, self._kind, self._part = path, kind, part or (0, os.path.getsize(path))
         with open(path, "rb") as file:
             self._zeroed = sound_kinds.wrapped_wav_length(file) if kind is sound_kinds.WAV else None
-        self._seek_points: list[tuple[int, int]] = []  # one a decoded second: frame, time in FFmpeg's units
+        # one a decoded second: frame, time in FFmpeg's units
+        self._seek_points: list[tuple[int, int]] = []
         super().__init__()
         if kind.name in sound_kinds.WITH_EXACT_LENGTH and self._announced_seconds:
             self.least_frames = (
@@ -629,8 +698,11 @@ class _Ffmpeg(_Stream):
         return self._noted(self._decoded_frames(), 0)
 
     def _noted(self, frames: Iterator[Any], position: int) -> Iterator[tuple[np.ndarray, int]]:
-        """Yield samples and rate of FFmpeg's frames, and keep a seek point for each newly decoded second."""
-        # After a change of the rate, positions count resampled frames. Times that restart (chained Ogg) are ambiguous.
+        """Yield samples and rate of FFmpeg's frames, and keep a seek point for each newly decoded
+        second.
+        """
+        # After a change of the rate, positions count resampled frames. Times that restart (chained
+        # Ogg) are ambiguous.
         rate, is_one_rate = 0, True
         for frame in frames:
             rate = rate or frame.sample_rate
@@ -652,10 +724,13 @@ class _Ffmpeg(_Stream):
         av.logging.set_level(None)
         with contextlib.closing(_Part(self._path, *self._part, self._zeroed)) as file:
             try:
-                # Not `options`: PyAV reads past the end of that array if streams appear after the header (FLV, VOC).
+                # Not `options`: PyAV reads past the end of that array if streams appear after the
+                # header (FLV, VOC).
                 limits = {"protocol_whitelist": "none"}
                 demuxer = self._kind.demuxer
-                with av.open(file, format=demuxer, container_options=limits, metadata_errors="replace") as container:
+                with av.open(
+                    file, format=demuxer, container_options=limits, metadata_errors="replace"
+                ) as container:
                     stream = container.streams.best("audio")
                     if stream is None:
                         raise UnreadableSound(f"is {self._kind.name} without sound")
@@ -664,7 +739,8 @@ class _Ffmpeg(_Stream):
                     if stream.duration:
                         self._announced_seconds = float(stream.duration * stream.time_base)
                     for other in container.streams:
-                        if other is not stream and hasattr(other, "discard"):  # newer PyAV: pictures are not even read
+                        # newer PyAV: pictures are not even read
+                        if other is not stream and hasattr(other, "discard"):
                             other.discard = type(other.discard).all
                     if seek_to is not None:
                         container.seek(seek_to, stream=stream)
@@ -694,13 +770,16 @@ class _Ffmpeg(_Stream):
             yield from (frame for frame in frames if frame.samples)
         if self._num_bad > max(1, MAX_BAD_PACKETS * self._num_packets):
             raise UnreadableSound(
-                f"cannot be decoded: {self._num_bad} of its {self._num_packets} packets are damaged ({first_error})"
+                f"cannot be decoded: {self._num_bad} of its {self._num_packets} packets are damaged"
+                f" ({first_error})"
             )
 
     def seek(self, frame: int) -> None:
         number = bisect.bisect_right(self._seek_points, (frame, math.inf)) - 1
         is_near = 0 <= frame - self._position <= PREROLL
-        leads_on = number >= 2 and (frame < self._position or self._seek_points[number][0] > self._position)
+        leads_on = number >= 2 and (
+            frame < self._position or self._seek_points[number][0] > self._position
+        )
         if (
             leads_on
             and not is_near
@@ -713,7 +792,9 @@ class _Ffmpeg(_Stream):
             super().seek(frame)
 
     def _jump(self, earlier: int, position: int, pts: int) -> bool:
-        """Continue with the frame of time `pts`; decode from the time `earlier`. Return False if FFmpeg does not find the frame."""
+        """Continue with the frame of time `pts`; decode from the time `earlier`. Return False if
+        FFmpeg does not find the frame.
+        """
         self._restart()
         self._pieces = self._noted(self._frames_from(earlier, pts), position)
         first = next(self._pieces, None)

@@ -1,4 +1,6 @@
-"""Find the sound files below a folder: by their endings, and by their first bytes if the ending is not an audio one."""
+"""Find the sound files below a folder: by their endings, and by their first bytes if the ending is
+not an audio one.
+"""
 
 import os
 import stat
@@ -8,7 +10,8 @@ from pathlib import Path
 
 from retrieval.base.sound_kinds import AUDIO_ENDINGS, kind_of
 
-# Files that mark an Arrow cache and an index. Both may lie below the folder that they were made from.
+# Files that mark an Arrow cache and an index. Both may lie below the folder that they were made
+# from.
 MARKS = {"cache.json", "index.sqlite"}
 
 
@@ -16,14 +19,20 @@ MARKS = {"cache.json", "index.sqlite"}
 class SoundFiles:
     """Result of `find_sounds`."""
 
-    paths: list[Path] = field(default_factory=list)  # by name; also broken links, pipes and devices with an audio ending
-    linked_folders: list[Path] = field(default_factory=list)  # links to folders that were not followed
+    # by name; also broken links, pipes and devices with an audio ending
+    paths: list[Path] = field(default_factory=list)
+    # links to folders that were not followed
+    linked_folders: list[Path] = field(default_factory=list)
     closed_folders: dict[Path, str] = field(default_factory=dict)  # folder -> why it cannot be read
-    passed_over: Counter[str] = field(default_factory=Counter)  # ending -> number of files that are no sound
+    # ending -> number of files that are no sound
+    passed_over: Counter[str] = field(default_factory=Counter)
 
     def __str__(self) -> str:
         """Return the counts of `passed_over`, the most frequent endings first."""
-        return ", ".join(f"{number:,} {name or 'without ending'}" for name, number in self.passed_over.most_common(10))
+        return ", ".join(
+            f"{number:,} {name or 'without ending'}"
+            for name, number in self.passed_over.most_common(10)
+        )
 
 
 def find_sounds(folder: Path, follow_links: bool) -> SoundFiles:
@@ -33,7 +42,8 @@ def find_sounds(folder: Path, follow_links: bool) -> SoundFiles:
 
     Args:
         folder: The folder to search.
-        follow_links: Follow links to folders, but not in circles. A link to a file with an audio ending is found either way.
+        follow_links: Follow links to folders, but not in circles. A link to a file with an audio
+        ending is found either way.
 
     Returns:
         The files, and the folders and files that were left out.
@@ -48,13 +58,17 @@ def find_sounds(folder: Path, follow_links: bool) -> SoundFiles:
         if MARKS & set(names):
             folders.clear()
             continue
-        links = [name for name in folders if not name.startswith(".") and (here / name).is_symlink()]
+        links = [
+            name for name in folders if not name.startswith(".") and (here / name).is_symlink()
+        ]
         if follow_links:
             unwanted = {name for name in links if _leads_back(here / name)}
         else:
             unwanted = set(links)
             found.linked_folders += [here / name for name in links]
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in unwanted)
+        folders[:] = sorted(
+            name for name in folders if not name.startswith(".") and name not in unwanted
+        )
         for name in sorted(names):
             if name.startswith("."):
                 continue
@@ -71,7 +85,9 @@ def _leads_back(folder: Path) -> bool:
 
 
 def _is_sound(path: Path, follow_links: bool) -> bool:
-    """Check the first bytes of a regular file. Pipes are not opened: that would wait for a writer."""
+    """Check the first bytes of a regular file. Pipes are not opened: that would wait for a
+    writer.
+    """
     try:
         status = path.stat() if follow_links else path.lstat()
         return stat.S_ISREG(status.st_mode) and status.st_size > 0 and kind_of(path) is not None

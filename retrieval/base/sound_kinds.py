@@ -1,4 +1,5 @@
-"""Kinds of sound files: detect the kind by the first bytes, and compare the announced number of bytes with the file.
+"""Kinds of sound files: detect the kind by the first bytes, and compare the announced number of
+bytes with the file.
 
 Names are not reliable: a WAV may be called `.dat`, and an error page of a web server `.mp3`.
 """
@@ -95,12 +96,26 @@ class Kind:
 
 WAV, AIFF, CAF = Kind("WAV", "wav", True), Kind("AIFF", "aiff", True), Kind("CAF", "caf", True)
 AU, W64 = Kind("AU", "au", True), Kind("W64", "w64", True)
-FLAC, OGG, MP3 = Kind("FLAC", "flac", True, True), Kind("Ogg", "ogg", True, True), Kind("MP3", "mp3", True, True)
-MP4, MATROSKA = Kind("MP4", "mov", has_exact_times=True), Kind("Matroska or WebM", "matroska", has_exact_times=True)
-ASF, AVI = Kind("Windows Media", "asf", has_exact_times=True), Kind("AVI", "avi", has_exact_times=True)
+FLAC, OGG, MP3 = (
+    Kind("FLAC", "flac", True, True),
+    Kind("Ogg", "ogg", True, True),
+    Kind("MP3", "mp3", True, True),
+)
+MP4, MATROSKA = (
+    Kind("MP4", "mov", has_exact_times=True),
+    Kind("Matroska or WebM", "matroska", has_exact_times=True),
+)
+ASF, AVI = (
+    Kind("Windows Media", "asf", has_exact_times=True),
+    Kind("AVI", "avi", has_exact_times=True),
+)
 AAC, AC3 = Kind("AAC", "aac", has_exact_times=True), Kind("AC-3", "ac3", has_exact_times=True)
 EAC3, DTS = Kind("E-AC-3", "eac3", has_exact_times=True), Kind("DTS", "dts", has_exact_times=True)
-GSM, MPEG_TS, APE = Kind("GSM", "gsm"), Kind("MPEG transport stream", "mpegts"), Kind("Monkey's Audio", "ape")
+GSM, MPEG_TS, APE = (
+    Kind("GSM", "gsm"),
+    Kind("MPEG transport stream", "mpegts"),
+    Kind("Monkey's Audio", "ape"),
+)
 # Kinds with an exact length in the header, which FFmpeg reports.
 WITH_EXACT_LENGTH = ("WavPack", "Monkey's Audio", "TTA", "TAK", "Musepack", "DSF")
 
@@ -112,7 +127,8 @@ SIGNATURES = (
     (0, b".snd", AU),
     (0, b"dns.", AU),
     (0, b"riff\x2e\x91\xcf\x11", W64),
-    (0, b"Creative Voice File\x1a", Kind("VOC", "voc")),  # libsndfile reads the headers of later blocks as samples
+    # libsndfile reads the headers of later blocks as samples
+    (0, b"Creative Voice File\x1a", Kind("VOC", "voc")),
     (0, b"NIST_1A", Kind("SPHERE", "nistsphere", True)),
     (0, b"\x64\xa3\x01\x00", Kind("IRCAM", "ircam", True)),
     (0, b"\x64\xa3\x02\x00", Kind("IRCAM", "ircam", True)),
@@ -211,7 +227,9 @@ NO_SOUND = (  # first bytes of other files that often have an audio ending
 
 
 def kind_of(path: Path | str | bytes) -> Kind | None:
-    """Return the kind of the file by its first bytes, None if it is no known sound file. Raises OSError."""
+    """Return the kind of the file by its first bytes, None if it is no known sound file. Raises
+    OSError.
+    """
     with open(path, "rb") as file:
         return kind_of_open(file)
 
@@ -224,13 +242,15 @@ def kind_of_open(file: BinaryIO) -> Kind | None:
         return kind
     if _is_text(head):  # short texts look like GSM (Cyrillic, Arabic in UTF-8) or MPEG (UTF-16)
         return None
-    if len(head) >= 330 and all(head[offset] >> 4 == 0xD for offset in range(0, len(head), 33)):  # 10 frames, 0.2 s
+    # 10 frames, 0.2 s
+    if len(head) >= 330 and all(head[offset] >> 4 == 0xD for offset in range(0, len(head), 33)):
         return GSM
     start = start_after_tags(file)
     file.seek(start)
     head = file.read(MP3_SEARCHED)
     kind = _kind_at(head) if start else None
-    if kind and (kind is FLAC or kind.name not in WALKS):  # the others count bytes from the start of the file
+    # the others count bytes from the start of the file
+    if kind and (kind is FLAC or kind.name not in WALKS):
         return kind
     aac, mpeg = adts_start(head), mpeg_start(head)
     if aac is not None and (mpeg is None or aac < mpeg):
@@ -245,8 +265,12 @@ def _kind_at(head: bytes) -> Kind | None:
     for offset, signature, kind in SIGNATURES:
         if head[offset : offset + len(signature)] == signature:
             return kind
-    # A text may begin with "The free ...". The length before the first box's name is below 16 MB, except for mdat and moov.
-    if head[4:8] in (MP4_BOXES if head[:1] == b"\0" else (b"mdat", b"moov")) and head[8:12] not in PICTURE_BRANDS:
+    # A text may begin with "The free ...". The length before the first box's name is below 16 MB,
+    # except for mdat and moov.
+    if (
+        head[4:8] in (MP4_BOXES if head[:1] == b"\0" else (b"mdat", b"moov"))
+        and head[8:12] not in PICTURE_BRANDS
+    ):
         return MP4
     if head[:4] == b"MAC " and head[5:6] in (b"\x0e", b"\x0f"):  # version 3.8 to 4
         return APE
@@ -266,7 +290,8 @@ def _is_text(head: bytes) -> bool:
     """Return True for printable UTF-8, and for UTF-16 with a byte order mark."""
     encoding = "utf-16" if head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8"
     try:
-        text = codecs.getincrementaldecoder(encoding)().decode(head)  # the last character may be cut
+        # the last character may be cut
+        text = codecs.getincrementaldecoder(encoding)().decode(head)
     except UnicodeDecodeError:
         return False
     return all(letter.isprintable() or letter.isspace() for letter in text)
@@ -293,7 +318,8 @@ BIT_RATES = {  # kbit/s by (version is 1, layer)
     (False, 2): (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
     (False, 3): (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
-SAME_IN_ALL = 0xFFFE0C00  # bits of the header that are the same in all frames: sync, version, layer, rate
+# bits of the header that are the same in all frames: sync, version, layer, rate
+SAME_IN_ALL = 0xFFFE0C00
 
 
 @dataclass(frozen=True)
@@ -311,18 +337,37 @@ def mpeg_frame(data: bytes, offset: int) -> MpegFrame | None:
     if len(data) < offset + 4:
         return None
     header = int.from_bytes(data[offset : offset + 4], "big")
-    version, layer, bit_rate, rate = header >> 19 & 3, 4 - (header >> 17 & 3), header >> 12 & 15, header >> 10 & 3
-    if header >> 21 != 0x7FF or version == 1 or layer == 4 or bit_rate == 15 or rate == 3 or header & 3 == 2:
+    version, layer, bit_rate, rate = (
+        header >> 19 & 3,
+        4 - (header >> 17 & 3),
+        header >> 12 & 15,
+        header >> 10 & 3,
+    )
+    if (
+        header >> 21 != 0x7FF
+        or version == 1
+        or layer == 4
+        or bit_rate == 15
+        or rate == 3
+        or header & 3 == 2
+    ):
         return None
     hertz = (44_100, 48_000, 32_000)[rate] // {3: 1, 2: 2, 0: 4}[version]
     bits, padding = 1000 * BIT_RATES[version == 3, layer][bit_rate], header >> 9 & 1
     num_samples = 384 if layer == 1 else 1152 if layer == 2 or version == 3 else 576
-    size = (12 * bits // hertz + padding) * 4 if layer == 1 else num_samples // 8 * bits // hertz + padding
-    return MpegFrame(header, layer, version == 3, header >> 6 & 3 == 3, size if bits else 0, num_samples)
+    size = (
+        (12 * bits // hertz + padding) * 4
+        if layer == 1
+        else num_samples // 8 * bits // hertz + padding
+    )
+    return MpegFrame(
+        header, layer, version == 3, header >> 6 & 3 == 3, size if bits else 0, num_samples
+    )
 
 
 def mpeg_start(data: bytes) -> int | None:
-    """Find three MPEG audio frames in a row; at the start of the data fewer are enough if the data end there.
+    """Find three MPEG audio frames in a row; at the start of the data fewer are enough if the data
+    end there.
 
     Returns:
         Offset of the first frame, None if there are none.
@@ -331,9 +376,16 @@ def mpeg_start(data: bytes) -> int | None:
     while (offset := data.find(b"\xff", offset + 1)) >= 0:
         first = frame = mpeg_frame(data, offset)
         place, num_frames = offset, 0
-        # In a free format any distance between two headers is valid, so three frames are weak evidence: accept them at the start only.
-        size_of_free_format = _free_format_size(data, offset) if first and not first.size and not offset else 0
-        while frame is not None and (frame.header ^ first.header) & SAME_IN_ALL == 0 and num_frames < 3:
+        # In a free format any distance between two headers is valid, so three frames are weak
+        # evidence: accept them at the start only.
+        size_of_free_format = (
+            _free_format_size(data, offset) if first and not first.size and not offset else 0
+        )
+        while (
+            frame is not None
+            and (frame.header ^ first.header) & SAME_IN_ALL == 0
+            and num_frames < 3
+        ):
             size = frame.size or size_of_free_format + (frame.header >> 9 & 1)
             if size < 4:
                 break
@@ -345,7 +397,9 @@ def mpeg_start(data: bytes) -> int | None:
 
 
 def _free_format_size(data: bytes, offset: int) -> int:
-    """Return the size (bytes, without padding) of a frame with free bit rate: the distance to the next header; 0 without one."""
+    """Return the size (bytes, without padding) of a frame with free bit rate: the distance to the
+    next header; 0 without one.
+    """
     header = mpeg_frame(data, offset).header
     for place in range(offset + 96, min(offset + 8192, len(data) - 4)):
         other = mpeg_frame(data, place) if data[place] == 0xFF else None
@@ -391,7 +445,9 @@ def end_before_tags(file: BinaryIO, start: int = 0) -> int:
 
 @dataclass(frozen=True)
 class MpegLayout:
-    """Position of a file's MPEG audio, and the counts of its Xing, Info or VBRI frame; None without such a frame."""
+    """Position of a file's MPEG audio, and the counts of its Xing, Info or VBRI frame; None without
+    such a frame.
+    """
 
     start: int
     end: int
@@ -411,7 +467,11 @@ def mpeg_layout(file: BinaryIO) -> MpegLayout | None:
     end = end_before_tags(file, tags + offset)
     frame = mpeg_frame(data, offset)
     num_frames = num_bytes = None
-    place = offset + 4 + ((17 if frame.is_mono else 32) if frame.is_version_1 else (9 if frame.is_mono else 17))
+    place = (
+        offset
+        + 4
+        + ((17 if frame.is_mono else 32) if frame.is_version_1 else (9 if frame.is_mono else 17))
+    )
     if data[place : place + 4] in (b"Xing", b"Info"):
         (flags,) = struct.unpack_from(">I", data.ljust(place + 16), place + 4)
         place += 8
@@ -424,13 +484,16 @@ def mpeg_layout(file: BinaryIO) -> MpegLayout | None:
         num_bytes, num_frames = struct.unpack_from(">II", data, offset + 46)
     start = tags + offset
     if num_bytes and start + num_bytes < end:
-        if not _has_mpeg(file, start + num_bytes):  # zeros or noise; otherwise another file is joined to this one
+        # zeros or noise; otherwise another file is joined to this one
+        if not _has_mpeg(file, start + num_bytes):
             end = start + num_bytes
     return MpegLayout(start, end, num_frames or None, num_bytes or None, frame.num_samples)
 
 
 def _has_mpeg(file: BinaryIO, place: int) -> bool:
-    """Return True if MPEG frames follow soon after `place`, or after a tag there (its picture may be large)."""
+    """Return True if MPEG frames follow soon after `place`, or after a tag there (its picture may
+    be large).
+    """
     while True:
         file.seek(place)
         data = file.read(MP3_SEARCHED)
@@ -443,17 +506,25 @@ def _has_mpeg(file: BinaryIO, place: int) -> bool:
 
 
 def adts_start(data: bytes) -> int | None:
-    """Find three AAC frames (ADTS) in a row; at the start of the data fewer are enough if the data end there.
+    """Find three AAC frames (ADTS) in a row; at the start of the data fewer are enough if the data
+    end there.
 
     Returns:
-        Offset of the first frame, None if there are none. A recorded broadcast begins in the middle of a frame.
+        Offset of the first frame, None if there are none. A recorded broadcast begins in the middle
+        of a frame.
     """
     offset = -1
     while (offset := data.find(b"\xff", offset + 1)) >= 0:
         place, num_frames = offset, 0
-        while num_frames < 3 and len(data) >= place + 7 and data[place] == 0xFF and data[place + 1] & 0xF6 == 0xF0:
+        while (
+            num_frames < 3
+            and len(data) >= place + 7
+            and data[place] == 0xFF
+            and data[place + 1] & 0xF6 == 0xF0
+        ):
             size = (data[place + 3] & 3) << 11 | data[place + 4] << 3 | data[place + 5] >> 5
-            is_same = data[place + 1 : place + 3] == data[offset + 1 : offset + 3]  # version, profile, rate
+            # version, profile, rate
+            is_same = data[place + 1 : place + 3] == data[offset + 1 : offset + 3]
             if size < 7 or not is_same or data[place + 2] >> 2 & 15 > 12:
                 break
             place, num_frames = place + size, num_frames + 1
@@ -464,11 +535,12 @@ def adts_start(data: bytes) -> int | None:
 
 # --- containers: the bytes that they announce ---
 
-UNKNOWN_LENGTH = 0x7FFFF000  # programs that write to a pipe leave 0xFFFFFFFF or, as sox, 0x7FFFF000 or more
+# programs that write to a pipe leave 0xFFFFFFFF or, as sox, 0x7FFFF000 or more
+UNKNOWN_LENGTH = 0x7FFFF000
 UNKNOWN_LENGTH_64 = 1 << 62
 WRAPPED = 1 << 32  # bytes that a length of 32 bits misses
-# Bytes that may be missing, since headers are often wrong by a few: 1/16 of the announced ones, at most 1024, at least 64 (some
-# programs also count the 44 bytes of the header).
+# Bytes that may be missing, since headers are often wrong by a few: 1/16 of the announced ones, at
+# most 1024, at least 64 (some programs also count the 44 bytes of the header).
 ALLOWED_OF_SMALL, ALLOWED_SHARE, ALLOWED_BYTES = 64, 1 / 16, 1024
 
 
@@ -476,15 +548,23 @@ def why_truncated(file: BinaryIO, kind: Kind) -> str | None:
     """Compare the bytes that the container announces with the size of the file.
 
     Returns:
-        Why the file is truncated; None if no more bytes are missing than allowed for inaccurate headers.
+        Why the file is truncated; None if no more bytes are missing than allowed for inaccurate
+        headers.
     """
     size = file.seek(0, os.SEEK_END)
     walk = WALKS.get(kind.name)
     for start, end in walk(file, size) if walk else ():
         promised, missing = end - start, end - size
-        allowed = 0 if kind is OGG else max(ALLOWED_OF_SMALL, min(ALLOWED_BYTES, ALLOWED_SHARE * promised))
+        allowed = (
+            0
+            if kind is OGG
+            else max(ALLOWED_OF_SMALL, min(ALLOWED_BYTES, ALLOWED_SHARE * promised))
+        )
         if missing > allowed:
-            return f"truncated: the header announces {promised} bytes of audio, the file holds {promised - missing}"
+            return (
+                f"truncated: the header announces {promised} bytes of audio, the file holds"
+                f" {promised - missing}"
+            )
     return None
 
 
@@ -496,7 +576,9 @@ def _at(file: BinaryIO, place: int, size: int) -> bytes:
 
 
 def _riff_data_chunk(file: BinaryIO) -> tuple[int, int] | None:
-    """Return start and length (bytes) of the samples of WAV, RF64 and BW64; length -1 if unknown."""
+    """Return start and length (bytes) of the samples of WAV, RF64 and BW64; length -1 if
+    unknown.
+    """
     order = ">" if _at(file, 0, 4) == b"RIFX" else "<"
     place, length_64 = 12, None
     while len(chunk := _at(file, place, 8)) == 8:
@@ -521,7 +603,9 @@ def _riff_data(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
 
 
 def wav_was_not_closed(file: BinaryIO) -> bool:
-    """Return True if a WAV has samples but its header says 0: the recorder lost power before it wrote the length."""
+    """Return True if a WAV has samples but its header says 0: the recorder lost power before it
+    wrote the length.
+    """
     found = _riff_data_chunk(file)
     if not found or found[1] != 0:
         return False
@@ -537,13 +621,17 @@ def wav_was_not_closed(file: BinaryIO) -> bool:
 
 
 def wrapped_wav_length(file: BinaryIO) -> int | None:
-    """Return the place of the length in the header of a WAV of more than 4 GB, if its 32 bits do not hold the length."""
+    """Return the place of the length in the header of a WAV of more than 4 GB, if its 32 bits do
+    not hold the length.
+    """
     found = _riff_data_chunk(file)
     if not found or _at(file, 0, 4) not in (b"RIFF", b"RIFX"):
         return None
     start, length = found
     if length < 0:
-        length = int.from_bytes(_at(file, start - 4, 4), "big" if _at(file, 0, 4) == b"RIFX" else "little")
+        length = int.from_bytes(
+            _at(file, start - 4, 4), "big" if _at(file, 0, 4) == b"RIFX" else "little"
+        )
     return start - 4 if file.seek(0, os.SEEK_END) - start - length >= WRAPPED else None
 
 
@@ -590,7 +678,9 @@ def _voc_blocks(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
 def _sox_samples(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
     head = _at(file, 0, 16)
     if len(head) == 16:
-        length_of_head, num_samples = struct.unpack("<4xIQ" if head[:4] == b".SoX" else ">4xIQ", head)
+        length_of_head, num_samples = struct.unpack(
+            "<4xIQ" if head[:4] == b".SoX" else ">4xIQ", head
+        )
         if num_samples < UNKNOWN_LENGTH_64 // 4:
             yield 4 + length_of_head, 4 + length_of_head + 4 * num_samples
 
@@ -621,7 +711,8 @@ def _caf_data(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
         name, length = struct.unpack(">4sQ", chunk)
         if name == b"data" and length >= UNKNOWN_LENGTH_64:
             return
-        yield place + 12, place + 12 + length  # the packet table of a compressed file may follow the data
+        # the packet table of a compressed file may follow the data
+        yield place + 12, place + 12 + length
         place += 12 + length
 
 
@@ -660,13 +751,16 @@ def _asf_data(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
         if length < 24 or length >= UNKNOWN_LENGTH_64:
             return
         yield place, place + length
-        if head[:16] == ASF_DATA:  # in a file written to a pipe this is only the length of its header
+        # in a file written to a pipe this is only the length of its header
+        if head[:16] == ASF_DATA:
             return
         place += length
 
 
 def _mpeg_frames(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
-    """Yield the range that a Xing, Info or VBRI frame counts. If its end is missing, so are the tags after it."""
+    """Yield the range that a Xing, Info or VBRI frame counts. If its end is missing, so are the
+    tags after it.
+    """
     layout = mpeg_layout(file)
     if layout and layout.num_bytes:
         yield layout.start, layout.start + layout.num_bytes
@@ -680,7 +774,9 @@ def _sphere_samples(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
     lines = [line.split() for line in _at(file, 0, min(start, 1 << 16)).splitlines()]
     fields = {line[0]: line[2] for line in lines if len(line) == 3}
     try:
-        numbers = [int(fields[name]) for name in (b"sample_count", b"sample_n_bytes", b"channel_count")]
+        numbers = [
+            int(fields[name]) for name in (b"sample_count", b"sample_n_bytes", b"channel_count")
+        ]
     except (KeyError, ValueError):
         return
     # Other codings (shorten) compress.
@@ -779,7 +875,8 @@ def ogg_pages(file: BinaryIO) -> Iterator[OggPage]:
         head = file.read(27 + 255 + 8)
         if not head:
             return
-        if len(head) < 27 and head[:4] == b"OggS"[: len(head)]:  # the header of the last page is cut off
+        # the header of the last page is cut off
+        if len(head) < 27 and head[:4] == b"OggS"[: len(head)]:
             yield OggPage(place, place + 27, False, 0, b"")
             return
         if head[:4] != b"OggS":
@@ -793,7 +890,11 @@ def ogg_pages(file: BinaryIO) -> Iterator[OggPage]:
         payload = 27 + num_segments
         size = payload + sum(head[27:payload])
         yield OggPage(
-            place, place + size, bool(head[5] & 2), int.from_bytes(head[14:18], "little"), head[payload : payload + 8]
+            place,
+            place + size,
+            bool(head[5] & 2),
+            int.from_bytes(head[14:18], "little"),
+            head[payload : payload + 8],
         )
         place += size
 

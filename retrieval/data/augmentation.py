@@ -1,6 +1,8 @@
-"""Changes of a clip's waveform in training, drawn anew for every item: gain, noise, rotation in time, pitch, speed.
+"""Changes of a clip's waveform in training, drawn anew for every item: gain, noise, rotation in
+time, pitch, speed.
 
-Pitch and speed are changed by torchaudio's phase vocoder and soxr's resampling in one pass: 0.05 s for 30 s of 32 kHz on one core.
+Pitch and speed are changed by torchaudio's phase vocoder and soxr's resampling in one pass: 0.05 s
+for 30 s of 32 kHz on one core.
 """
 
 import math
@@ -16,10 +18,12 @@ SHORTEST = NUM_FFT  # samples; shorter clips keep pitch and speed
 
 
 class WaveformAugmentation:
-    """Each change is made with `probability`, independently of the others, by an amount drawn evenly up to its setting.
+    """Each change is made with `probability`, independently of the others, by an amount drawn
+    evenly up to its setting.
 
-    gain_db: louder or softer; noise_snr_db: white noise at a signal-to-noise ratio from this to 30 dB above, None for no noise;
-    shift_seconds: rotation, earlier or later; pitch_semitones: up or down; stretch: fraction by which the clip gets faster or slower.
+    gain_db: louder or softer; noise_snr_db: white noise at a signal-to-noise ratio from this to 30
+    dB above, None for no noise; shift_seconds: rotation, earlier or later; pitch_semitones: up or
+    down; stretch: fraction by which the clip gets faster or slower.
     """
 
     def __init__(
@@ -37,7 +41,9 @@ class WaveformAugmentation:
         self.pitch_semitones, self.stretch = pitch_semitones, stretch
 
     def __call__(self, waveform: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """float32 (S,) in [-1, 1] -> float32 (S',) in [-1, 1], by what `rng` draws; S' is S unless `stretch` is on."""
+        """float32 (S,) in [-1, 1] -> float32 (S',) in [-1, 1], by what `rng` draws; S' is S unless
+        `stretch` is on.
+        """
         semitones = self._drawn(self.pitch_semitones, rng)
         speed = 1.0 + self._drawn(self.stretch, rng)
         shift = round(self._drawn(self.shift_seconds, rng) * self.sample_rate)
@@ -47,14 +53,18 @@ class WaveformAugmentation:
         if shift:
             waveform = np.roll(waveform, shift)
         if self.noise_snr_db is not None and rng.random() < self.probability:
-            waveform = _with_noise(waveform, rng.uniform(self.noise_snr_db, self.noise_snr_db + NOISE_RANGE_DB), rng)
+            waveform = _with_noise(
+                waveform, rng.uniform(self.noise_snr_db, self.noise_snr_db + NOISE_RANGE_DB), rng
+            )
         if gain_db:
             waveform = waveform * np.float32(10.0 ** (gain_db / 20.0))
         # Turned down as a whole: clipping would add overtones that are not in the recording.
         return waveform / max(np.float32(1.0), np.abs(waveform).max())
 
     def _drawn(self, most: float, rng: np.random.Generator) -> float:
-        """0 where the change is off or not drawn. What is off draws nothing, so that other changes do not depend on it."""
+        """0 where the change is off or not drawn. What is off draws nothing, so that other changes
+        do not depend on it.
+        """
         return float(rng.uniform(-most, most)) if most and rng.random() < self.probability else 0.0
 
 
@@ -68,20 +78,32 @@ def waveform_augmentation(
     stretch: float,
 ) -> WaveformAugmentation | None:
     """None where no change is switched on."""
-    if not probability or noise_snr_db is None and not any((gain_db, shift_seconds, pitch_semitones, stretch)):
+    if (
+        not probability
+        or noise_snr_db is None
+        and not any((gain_db, shift_seconds, pitch_semitones, stretch))
+    ):
         return None
-    return WaveformAugmentation(sample_rate, probability, gain_db, noise_snr_db, shift_seconds, pitch_semitones, stretch)
+    return WaveformAugmentation(
+        sample_rate, probability, gain_db, noise_snr_db, shift_seconds, pitch_semitones, stretch
+    )
 
 
 def _at_speed_and_pitch(waveform: np.ndarray, speed: float, ratio: float) -> np.ndarray:
-    """`speed` times as fast and `ratio` times as high: stretched at its pitch, then resampled, which changes both."""
+    """`speed` times as fast and `ratio` times as high: stretched at its pitch, then resampled,
+    which changes both.
+    """
     if len(waveform) < SHORTEST:
         return waveform
     rate, window = speed / ratio, torch.hann_window(NUM_FFT)
-    spectrum = torch.stft(torch.from_numpy(waveform), NUM_FFT, HOP, window=window, return_complex=True)  # (513, columns)
+    spectrum = torch.stft(
+        torch.from_numpy(waveform), NUM_FFT, HOP, window=window, return_complex=True
+    )  # (513, columns)
     advance = torch.linspace(0, math.pi * HOP, NUM_FFT // 2 + 1)[:, None]
     stretched = torchaudio.functional.phase_vocoder(spectrum, rate, advance)
-    stretched = torch.istft(stretched, NUM_FFT, HOP, window=window, length=max(1, round(len(waveform) / rate))).numpy()
+    stretched = torch.istft(
+        stretched, NUM_FFT, HOP, window=window, length=max(1, round(len(waveform) / rate))
+    ).numpy()
     return stretched if ratio == 1.0 else soxr.resample(stretched, ratio, 1.0)
 
 

@@ -1,8 +1,10 @@
-"""Read the Arrow cache that data_prep/build_*.py writes: one row a clip, audio as bytes in a memory map.
+"""Read the Arrow cache that data_prep/build_*.py writes: one row a clip, audio as bytes in a memory
+map.
 
-PCM is read by slicing the memory map: only the samples asked for are touched and converted. FLAC is decoded from the frame that holds the
-first of them. MP3 is decoded from the clip's beginning: a decoder that starts within it lacks bits that lie in earlier frames, and libmpg123
-then gives other samples, off by up to full scale at low bit rates.
+PCM is read by slicing the memory map: only the samples asked for are touched and converted. FLAC is
+decoded from the frame that holds the first of them. MP3 is decoded from the clip's beginning: a
+decoder that starts within it lacks bits that lie in earlier frames, and libmpg123 then gives other
+samples, off by up to full scale at low bit rates.
 """
 
 import hashlib
@@ -40,35 +42,51 @@ class ClipSplit:
         self._audio = _clip_buffers(table.data.column("audio"))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # For loader processes that are not forked (Python 3.14): a table travels as the path of its files, a column as all its bytes.
+        # For loader processes that are not forked (Python 3.14): a table travels as the path of its
+        # files, a column as all its bytes.
         return ClipSplit, (self.name, self._table, self.codec, self.sample_rate)
 
     def __len__(self) -> int:
         return len(self.clip_ids)
 
     def fingerprint(self) -> str:
-        """The same for the same clips, lengths and captions in the same order, wherever the cache lies."""
-        return hashlib.sha256(repr([self.clip_ids, self.num_samples.tolist(), self.captions]).encode()).hexdigest()
+        """The same for the same clips, lengths and captions in the same order, wherever the cache
+        lies.
+        """
+        return hashlib.sha256(
+            repr([self.clip_ids, self.num_samples.tolist(), self.captions]).encode()
+        ).hexdigest()
 
     def column(self, name: str) -> list[Any] | None:
-        """What the corpus says besides, such as `keywords`, clip by clip; None where the cache has no such column."""
+        """What the corpus says besides, such as `keywords`, clip by clip; None where the cache has
+        no such column.
+        """
         return list(self._table[name]) if name in self._table.column_names else None
 
     def audio_fingerprint(self) -> str:
-        """Digest of the beginning, middle and end of each clip's bytes: other sounds, another codec or rate have another one."""
+        """Digest of the beginning, middle and end of each clip's bytes: other sounds, another codec
+        or rate have another one.
+        """
         digest = hashlib.sha256()
         for buffer in self._audio:
             last = max(0, buffer.size - FINGERPRINT_BYTES)
-            pieces = [buffer.slice(start, min(FINGERPRINT_BYTES, buffer.size)).to_pybytes() for start in (0, last // 2, last)]
+            pieces = [
+                buffer.slice(start, min(FINGERPRINT_BYTES, buffer.size)).to_pybytes()
+                for start in (0, last // 2, last)
+            ]
             digest.update(buffer.size.to_bytes(8, "little") + b"".join(pieces))
         return digest.hexdigest()
 
     def read(self, index: int, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Samples start..stop of clip `index` as float32 in [-1, 1], shape (stop - start,). Raises UserError where its bytes are damaged."""
+        """Samples start..stop of clip `index` as float32 in [-1, 1], shape (stop - start,). Raises
+        UserError where its bytes are damaged.
+        """
         return as_float(self.read_stored(index, start, stop))
 
     def read_stored(self, index: int, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """As `read`, but PCM as int16, read-only, where it lies in the memory map: `collate_clips` copies it once."""
+        """As `read`, but PCM as int16, read-only, where it lies in the memory map: `collate_clips`
+        copies it once.
+        """
         num_expected = len(range(*slice(start, stop).indices(int(self.num_samples[index]))))
         try:
             samples = DECODERS[self.codec](self._audio[index], start, stop)
@@ -77,13 +95,16 @@ class ClipSplit:
         except (ValueError, RuntimeError) as error:  # soundfile's errors are RuntimeErrors
             folder = Path(self._table.cache_files[0]["filename"]).parents[1]
             clip = f"clip {self.file_names[index]!r} in split {self.name!r} of cache {folder}"
-            raise UserError(f"{clip} is damaged ({one_line(error)}); {_build_again(folder)}") from None
+            raise UserError(
+                f"{clip} is damaged ({one_line(error)}); {_build_again(folder)}"
+            ) from None
         return samples
 
 
 def as_float(samples: np.ndarray) -> np.ndarray:
     """int16 (S,) as float32 in [-1, 1], exact; float32 of any shape as it is."""
-    # In one pass over memory: 1.5 times as fast as converting first, and that twice as fast as dividing.
+    # In one pass over memory: 1.5 times as fast as converting first, and that twice as fast as
+    # dividing.
     return samples if samples.dtype == np.float32 else np.multiply(samples, np.float32(1 / 32768))
 
 
@@ -101,7 +122,8 @@ def _decode_mp3(buffer: pyarrow.Buffer, start: int, stop: int | None) -> np.ndar
     import soundfile
 
     samples = soundfile.read(io.BytesIO(buffer), stop=stop, dtype="float32")[0][start:]
-    return np.clip(samples, -1, 1, out=samples)  # the codec overshoots where a clip is at full scale
+    # the codec overshoots where a clip is at full scale
+    return np.clip(samples, -1, 1, out=samples)
 
 
 DECODERS = {"pcm_s16le": _decode_pcm, "flac": _decode_flac, "mp3": _decode_mp3}
@@ -123,25 +145,41 @@ class Cache:
         return list(self.info["splits"])
 
     def split(self, name: str, need_captions: bool = True) -> ClipSplit:
-        """Raises UserError when the split is absent, empty or damaged, or has no captions where its user asks nothing else of its clips."""
+        """Raises UserError when the split is absent, empty or damaged, or has no captions where its
+        user asks nothing else of its clips.
+        """
         if name not in self.info["splits"]:
-            raise UserError(f"cache {self.path} has no split {name!r}, only: {', '.join(self.split_names)}")
-        if not self.info["splits"][name]["num_clips"]:  # asked here, since datasets cannot load a table without rows
-            raise UserError(f"split {name!r} of cache {self.path} holds no clips; check the corpus and build the cache again")
+            raise UserError(
+                f"cache {self.path} has no split {name!r}, only: {', '.join(self.split_names)}"
+            )
+        # asked here, since datasets cannot load a table without rows
+        if not self.info["splits"][name]["num_clips"]:
+            raise UserError(
+                f"split {name!r} of cache {self.path} holds no clips; check the corpus and build"
+                " the cache again"
+            )
         check_readable(self.path / name, "cache")
         try:
             table = datasets.load_from_disk(str(self.path / name))
             clips = ClipSplit(name, table, self.info["codec"], self.sample_rate)
         except Exception as error:  # pyarrow and datasets raise many kinds for a damaged file
-            raise UserError(f"split {name!r} of cache {self.path} is damaged ({one_line(error)}); {_build_again(self.path)}") from None
+            raise UserError(
+                f"split {name!r} of cache {self.path} is damaged ({one_line(error)});"
+                f" {_build_again(self.path)}"
+            ) from None
         if need_captions and not any(clips.captions):
             raise UserError(
-                f"split {name!r} of cache {self.path} has no captions, so there is nothing to train on or to score; bring texts of your own: "
-                "evaluate.py --relevance FILE or --submission FORMAT FILE --queries FILE, or labels: python -m retrieval.zero_shot"
+                f"split {name!r} of cache {self.path} has no captions, so there is nothing to train"
+                " on or to score; bring texts of your own: evaluate.py --relevance FILE or"
+                " --submission FORMAT FILE --queries FILE, or labels: python -m"
+                " retrieval.zero_shot"
             )
         if clips.num_samples.min() < 1:
             empty = clips.file_names[int(clips.num_samples.argmin())]
-            raise UserError(f"clip {empty!r} in split {name!r} of cache {self.path} has no samples; {_build_again(self.path)}")
+            raise UserError(
+                f"clip {empty!r} in split {name!r} of cache {self.path} has no samples;"
+                f" {_build_again(self.path)}"
+            )
         return clips
 
 
@@ -155,7 +193,9 @@ def open_cache(path: str | Path, sample_rate: int | None = None) -> Cache:
     if not (path / "cache.json").is_file():
         if path.is_dir() or Path(f"{path}.partial").exists():
             what = "the build did not finish or this is another folder"
-            raise UserError(f"{path} is not a complete cache (no cache.json): {what}; {BUILD}, or {OTHER}")
+            raise UserError(
+                f"{path} is not a complete cache (no cache.json): {what}; {BUILD}, or {OTHER}"
+            )
         raise UserError(f"cache {path} does not exist; {BUILD}, or {OTHER}")
     try:
         info = read_json(path / "cache.json")
@@ -166,15 +206,24 @@ def open_cache(path: str | Path, sample_rate: int | None = None) -> Cache:
         if not isinstance(codec, str):
             raise ValueError("codec is no name")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path / 'cache.json'} cannot be understood ({one_line(error)}); {BUILD} and --overwrite, or {OTHER}") from None
+        raise UserError(
+            f"{path / 'cache.json'} cannot be understood ({one_line(error)}); {BUILD} and"
+            f" --overwrite, or {OTHER}"
+        ) from None
     if schema != SCHEMA:
-        raise UserError(f"cache {path} has schema {schema}, this version reads schema {SCHEMA}; {_build_again(path)}")
+        raise UserError(
+            f"cache {path} has schema {schema}, this version reads schema {SCHEMA};"
+            f" {_build_again(path)}"
+        )
     if codec not in DECODERS:
-        raise UserError(f"cache {path} codes audio as {codec!r}, this version reads {', '.join(DECODERS)}; {_build_again(path)}")
+        raise UserError(
+            f"cache {path} codes audio as {codec!r}, this version reads {', '.join(DECODERS)};"
+            f" {_build_again(path)}"
+        )
     if sample_rate is not None and rate != sample_rate:
         raise UserError(
-            f"cache {path} is sampled at {rate} Hz, data.sample_rate is {sample_rate}; "
-            f"set data.sample_rate={rate}, or build again with --sample-rate {sample_rate} --overwrite"
+            f"cache {path} is sampled at {rate} Hz, data.sample_rate is {sample_rate}; set"
+            f" data.sample_rate={rate}, or build again with --sample-rate {sample_rate} --overwrite"
         )
     return Cache(path, info)
 
@@ -184,10 +233,14 @@ def _build_again(path: Path) -> str:
 
 
 def _clip_buffers(column: pyarrow.ChunkedArray) -> list[pyarrow.Buffer]:
-    """The bytes of each clip where they lie in the memory map; a pyarrow scalar's as_buffer() would copy the clip whole."""
+    """The bytes of each clip where they lie in the memory map; a pyarrow scalar's as_buffer() would
+    copy the clip whole.
+    """
     buffers = []
     for chunk in column.cast(pyarrow.large_binary()).chunks:
         _, offsets, data = chunk.buffers()
-        bounds = np.frombuffer(offsets, dtype=np.int64)[chunk.offset : chunk.offset + len(chunk) + 1].tolist()
+        bounds = np.frombuffer(offsets, dtype=np.int64)[
+            chunk.offset : chunk.offset + len(chunk) + 1
+        ].tolist()
         buffers += [data.slice(start, stop - start) for start, stop in pairwise(bounds)]
     return buffers

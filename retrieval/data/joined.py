@@ -10,11 +10,15 @@ from retrieval.data.cache import ClipSplit
 
 
 class JoinedSplit:
-    """The clips of `splits` one after the other, with what training asks of a ClipSplit. Clip numbers run on from split to split."""
+    """The clips of `splits` one after the other, with what training asks of a ClipSplit. Clip
+    numbers run on from split to split.
+    """
 
     def __init__(self, splits: list[ClipSplit]):
         self.splits = splits
-        self.captions: list[list[str]] = [captions for split in splits for captions in split.captions]
+        self.captions: list[list[str]] = [
+            captions for split in splits for captions in split.captions
+        ]
         self.num_samples = np.concatenate([split.num_samples for split in splits])  # (len,)
         self._ends = list(accumulate(len(split) for split in splits))
 
@@ -23,7 +27,9 @@ class JoinedSplit:
 
     def fingerprint(self) -> str:
         """The same for the same splits in the same order."""
-        return hashlib.sha256(repr([split.fingerprint() for split in self.splits]).encode()).hexdigest()
+        return hashlib.sha256(
+            repr([split.fingerprint() for split in self.splits]).encode()
+        ).hexdigest()
 
     def read(self, index: int, start: int = 0, stop: int | None = None) -> np.ndarray:
         """As ClipSplit.read."""

@@ -1,8 +1,11 @@
-"""Training items: one (clip, caption) pair each, shuffled anew every epoch, batched the same way at any number of processes.
+"""Training items: one (clip, caption) pair each, shuffled anew every epoch, batched the same way at
+any number of processes.
 
-Order and crops depend on (seed, epoch, item) alone, never on worker processes or on where a run was resumed.
+Order and crops depend on (seed, epoch, item) alone, never on worker processes or on where a run was
+resumed.
 
-Letters: B clips of a batch, S samples, T frames of F numbers where a frame cache stands in for the audio.
+Letters: B clips of a batch, S samples, T frames of F numbers where a frame cache stands in for the
+audio.
 """
 
 import math
@@ -24,10 +27,18 @@ from retrieval.errors import UserError, one_line
 GRACE_SECONDS = 60  # that a loader process outlives a SIGTERM
 SHARED_MEMORY = "/dev/shm"
 SHARED_MEMORY_ERRORS = (
-    *("unable to allocate shared memory", "unable to open shared memory", "unable to write to file </torch_", "unable to mmap"),
+    *(
+        "unable to allocate shared memory",
+        "unable to open shared memory",
+        "unable to write to file </torch_",
+        "unable to mmap",
+    ),
     "killed by signal: Bus error",  # on systems that allocate shared memory only at its first use
 )
-MORE_SHARED_MEMORY = "give the container more (docker run --shm-size=8g, or --ipc=host), or load without processes: data.num_workers=0"
+MORE_SHARED_MEMORY = (
+    "give the container more (docker run --shm-size=8g, or --ipc=host), or load without processes:"
+    " data.num_workers=0"
+)
 LEAST_SHARED_MEMORY = 2**19  # bytes, for the queues and small batches
 PREFETCHED = 2  # batches that each loader process makes ahead (DataLoader's default)
 
@@ -38,16 +49,28 @@ class PairDataset(Dataset):
     """All (clip, caption) pairs of a split, clip by clip; an item is asked for as (epoch, index).
 
     augment: changes a waveform (S,) by what a generator draws; the length may change.
-    mix_probability: how often an item is mixed with another one, and their captions joined (Kim et al., 2022: a new clip of its own).
+    mix_probability: how often an item is mixed with another one, and their captions joined (Kim et
+    al., 2022: a new clip of its own).
     """
 
-    def __init__(self, split: ClipSplit | JoinedSplit, max_samples: int, seed: int, augment: Augment | None = None, mix_probability: float = 0.0):
+    def __init__(
+        self,
+        split: ClipSplit | JoinedSplit,
+        max_samples: int,
+        seed: int,
+        augment: Augment | None = None,
+        mix_probability: float = 0.0,
+    ):
         self.split = split
         self.max_samples = max_samples
         self.seed = seed
         self.augment = augment
         self.mix_probability = mix_probability
-        self.pairs = [(clip, caption) for clip, captions in enumerate(split.captions) for caption in range(len(captions))]
+        self.pairs = [
+            (clip, caption)
+            for clip, captions in enumerate(split.captions)
+            for caption in range(len(captions))
+        ]
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -64,22 +87,29 @@ class PairDataset(Dataset):
         waveform, caption, clip = self._pair(index, rng)
         if self.mix_probability and rng.random() < self.mix_probability:
             other, other_caption, _ = self._pair(int(rng.integers(len(self))), rng)
-            waveform, caption = _mix(as_float(waveform), as_float(other)), _join(caption, other_caption)
-            clip = len(self.split) + index  # neither of the two clips: their other captions do not say all that is heard
+            waveform, caption = (
+                _mix(as_float(waveform), as_float(other)),
+                _join(caption, other_caption),
+            )
+            # neither of the two clips: their other captions do not say all that is heard
+            clip = len(self.split) + index
         return {"waveform": waveform, "caption": caption, "clip": clip, "pair": index}
 
     def _pair(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, str, int]:
         clip, caption = self.pairs[index]
         spare = int(self.split.num_samples[clip]) - self.max_samples
         start = int(rng.integers(spare + 1)) if spare > 0 else 0
-        waveform = self.split.read_stored(clip, start, start + self.max_samples)  # (S,), or frames (T, F)
+        # (S,), or frames (T, F)
+        waveform = self.split.read_stored(clip, start, start + self.max_samples)
         if self.augment is not None:
             waveform = self.augment(as_float(waveform), rng)[: self.max_samples]
         return waveform, self.split.captions[clip][caption], clip
 
 
 def _mix(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Both at equal power, (S,), S the longer one's; turned down where the sum would leave [-1, 1]."""
+    """Both at equal power, (S,), S the longer one's; turned down where the sum would leave [-1,
+    1].
+    """
     mixed = np.zeros(max(len(first), len(second)), np.float32)
     for waveform in (first, second):
         power = float(np.sqrt(np.mean(np.square(waveform))))
@@ -92,18 +122,29 @@ def _join(first: str, second: str) -> str:
 
 
 class EpochBatches(Sampler):
-    """Batches of (epoch, index) for this process; `start(epoch, step)` says where the next iteration begins.
+    """Batches of (epoch, index) for this process; `start(epoch, step)` says where the next
+    iteration begins.
 
-    A batch of `batch_size` pairs is dealt out over the processes, so an epoch has as many steps at any number of
-    processes. The last, partial batch is kept. num_pairs may be the sizes of several corpora that follow each other; `weights` then
-    say how often an epoch goes through each, a fraction taking that share, drawn anew every epoch.
+    A batch of `batch_size` pairs is dealt out over the processes, so an epoch has as many steps at
+    any number of processes. The last, partial batch is kept. num_pairs may be the sizes of several
+    corpora that follow each other; `weights` then say how often an epoch goes through each, a
+    fraction taking that share, drawn anew every epoch.
     """
 
     def __init__(
-        self, num_pairs: int | Sequence[int], batch_size: int, seed: int, rank: int = 0, world_size: int = 1, weights: Sequence[float] = ()
+        self,
+        num_pairs: int | Sequence[int],
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        weights: Sequence[float] = (),
     ):
         self.sizes = [num_pairs] if isinstance(num_pairs, int) else list(num_pairs)
-        self.num_drawn = [max(1, round(weight * size)) for weight, size in zip(weights or [1.0] * len(self.sizes), self.sizes, strict=True)]
+        self.num_drawn = [
+            max(1, round(weight * size))
+            for weight, size in zip(weights or [1.0] * len(self.sizes), self.sizes, strict=True)
+        ]
         self.batch_size, self.seed = batch_size, seed
         self.rank, self.world_size = rank, world_size
         self.epoch = self.first_step = 0
@@ -129,7 +170,10 @@ class EpochBatches(Sampler):
         drawn, first = [], 0
         for size, num_drawn in zip(self.sizes, self.num_drawn, strict=True):
             rest = rng.permutation(size)[: num_drawn % size] if num_drawn % size else []
-            drawn += [first + np.arange(num_drawn // size * size) % size, first + np.asarray(rest, dtype=np.int64)]
+            drawn += [
+                first + np.arange(num_drawn // size * size) % size,
+                first + np.asarray(rest, dtype=np.int64),
+            ]
             first += size
         return rng.permutation(np.concatenate(drawn))
 
@@ -140,12 +184,20 @@ def num_steps_per_epoch(num_pairs: int, batch_size: int) -> int:
 
 
 def check_batch_size(num_pairs: int, batch_size: int, world_size: int = 1) -> None:
-    """Raises UserError where an epoch has no full batch, or a last one with nothing for some process."""
+    """Raises UserError where an epoch has no full batch, or a last one with nothing for some
+    process.
+    """
     if batch_size > num_pairs:
-        raise UserError(f"train.batch_size {batch_size} is larger than the corpus: {num_pairs} (clip, caption) pairs; lower train.batch_size")
+        raise UserError(
+            f"train.batch_size {batch_size} is larger than the corpus: {num_pairs} (clip, caption)"
+            " pairs; lower train.batch_size"
+        )
     num_last = num_pairs % batch_size or batch_size
     if num_last < world_size:
-        raise UserError(f"the last batch of an epoch has {num_last} pairs for {world_size} processes; choose another train.batch_size")
+        raise UserError(
+            f"the last batch of an epoch has {num_last} pairs for {world_size} processes; choose"
+            " another train.batch_size"
+        )
 
 
 class ClipsFromStart(Dataset):
@@ -159,17 +211,24 @@ class ClipsFromStart(Dataset):
 
     def __getitem__(self, item: int) -> np.ndarray:
         index = self.indices[item]
-        return self.split.read_stored(index, 0, min(self.max_samples, int(self.split.num_samples[index])))  # (S,)
+        return self.split.read_stored(
+            index, 0, min(self.max_samples, int(self.split.num_samples[index]))
+        )  # (S,)
 
 
 def collate_clips(waveforms: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of ClipSplit.read_stored, zero-padded at the end: (B, S) with S the longest clip's samples, and the valid samples int64 (B,).
+    """Of ClipSplit.read_stored, zero-padded at the end: (B, S) with S the longest clip's samples,
+    and the valid samples int64 (B,).
 
-    int16 where every clip is, which the model converts: half the bytes on the way to it. Else float32. Frames (T, F): (B, T, F).
+    int16 where every clip is, which the model converts: half the bytes on the way to it. Else
+    float32. Frames (T, F): (B, T, F).
     """
     lengths = torch.tensor([len(waveform) for waveform in waveforms], dtype=torch.int64)  # (B,)
     pcm = all(waveform.dtype == np.int16 for waveform in waveforms)
-    padded = _empty((len(waveforms), int(lengths.max()), *waveforms[0].shape[1:]), torch.int16 if pcm else torch.float32)  # (B, S)
+    padded = _empty(
+        (len(waveforms), int(lengths.max()), *waveforms[0].shape[1:]),
+        torch.int16 if pcm else torch.float32,
+    )  # (B, S)
     for row, waveform in zip(padded.numpy(), waveforms, strict=True):
         row[: len(waveform)] = waveform if pcm else as_float(waveform)
         row[len(waveform) :] = 0
@@ -179,7 +238,8 @@ def collate_clips(waveforms: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tens
 def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     """Return an uninitialised tensor; in a loader process it lies in shared memory.
 
-    Otherwise torch moves it there in a thread whose errors are lost: with a full /dev/shm the training process would wait forever.
+    Otherwise torch moves it there in a thread whose errors are lost: with a full /dev/shm the
+    training process would wait forever.
     """
     if get_worker_info() is None:
         return torch.empty(shape, dtype=dtype)
@@ -188,12 +248,16 @@ def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
 
 
 def _shared(values: torch.Tensor) -> torch.Tensor:
-    """Move a small tensor to shared memory if this is a loader process, for the reason in `_empty`."""
+    """Move a small tensor to shared memory if this is a loader process, for the reason in
+    `_empty`.
+    """
     return values if get_worker_info() is None else values.share_memory_()
 
 
 def collate_pairs(items: list[dict[str, Any]]) -> dict[str, Any]:
-    """waveform (B, S), lengths (B,), captions list of B, clips int64 (B,): the clip of each pair, pairs int64 (B,): its number in PairDataset."""
+    """waveform (B, S), lengths (B,), captions list of B, clips int64 (B,): the clip of each pair,
+    pairs int64 (B,): its number in PairDataset.
+    """
     waveform, lengths = collate_clips([item["waveform"] for item in items])
     return {
         "waveform": waveform,
@@ -205,7 +269,9 @@ def collate_pairs(items: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 class Loader(DataLoader):
-    """DataLoader that turns tracebacks of its processes (a damaged clip, too little shared memory) into a UserError."""
+    """DataLoader that turns tracebacks of its processes (a damaged clip, too little shared memory)
+    into a UserError.
+    """
 
     def __iter__(self) -> Iterator[Any]:
         if self.num_workers and sys.platform == "linux":
@@ -216,7 +282,8 @@ class Loader(DataLoader):
         except Exception as error:
             explained = self._explained(error)
             if self.num_workers:
-                # Shut down now: torch's exception keeps its frames and so the processes alive, and nothing would end them at exit.
+                # Shut down now: torch's exception keeps its frames and so the processes alive, and
+                # nothing would end them at exit.
                 batches._shutdown_workers()
                 self._iterator = None
             if explained is None:
@@ -229,18 +296,30 @@ class Loader(DataLoader):
             return self._too_little_shared_memory()
         if "DataLoader worker (pid" in said:
             advice = "where memory ran out, lower data.num_workers, or set it to 0"
-            return UserError(f"a loader process has died ({one_line(error.__cause__ or error)}); {advice}")
-        if isinstance(error, UserError):  # "Caught UserError in DataLoader worker process 0.", a traceback, and the message at the end
+            return UserError(
+                f"a loader process has died ({one_line(error.__cause__ or error)}); {advice}"
+            )
+        # "Caught UserError in DataLoader worker process 0.", a traceback, and the message at the
+        # end
+        if isinstance(error, UserError):
             return UserError(str(error).rpartition("UserError: ")[2].strip())
         return None
 
     def _check_shared_memory(self) -> None:
-        """Raise UserError if the processes' queues have no room: torch fails there with a half-made iterator."""
-        if not os.path.isdir(SHARED_MEMORY) or shutil.disk_usage(SHARED_MEMORY).free < LEAST_SHARED_MEMORY:
+        """Raise UserError if the processes' queues have no room: torch fails there with a half-made
+        iterator.
+        """
+        if (
+            not os.path.isdir(SHARED_MEMORY)
+            or shutil.disk_usage(SHARED_MEMORY).free < LEAST_SHARED_MEMORY
+        ):
             raise self._too_little_shared_memory()
 
     def _too_little_shared_memory(self) -> UserError:
-        what = f"the {self.num_workers} loader processes have too little shared memory, {_shared_memory()}"
+        what = (
+            f"the {self.num_workers} loader processes have too little shared memory,"
+            f" {_shared_memory()}"
+        )
         return UserError(f"{what}; {MORE_SHARED_MEMORY}, or make batches smaller")
 
 
@@ -252,8 +331,11 @@ def _shared_memory() -> str:
     return f"{free / 1e6:,.1f} of {total / 1e6:,.1f} MB in {SHARED_MEMORY} are free"
 
 
-def shared_memory_warnings(pairs: PairDataset, batch_size: int, num_workers: int, num_processes: int) -> list[str]:
-    """Return a warning if full batches of all loader processes on this machine need more shared memory than is free.
+def shared_memory_warnings(
+    pairs: PairDataset, batch_size: int, num_workers: int, num_processes: int
+) -> list[str]:
+    """Return a warning if full batches of all loader processes on this machine need more shared
+    memory than is free.
 
     Args:
         pairs: The training pairs.
@@ -265,16 +347,26 @@ def shared_memory_warnings(pairs: PairDataset, batch_size: int, num_workers: int
     if not num_workers or not os.path.isdir(SHARED_MEMORY):
         return []
     longest = min(pairs.max_samples, int(pairs.split.num_samples.max()))
-    needed = num_processes * (PREFETCHED * num_workers + 1) * batch_size * pairs.split.read_stored(0, 0, 1)[0].nbytes * longest
+    needed = (
+        num_processes
+        * (PREFETCHED * num_workers + 1)
+        * batch_size
+        * pairs.split.read_stored(0, 0, 1)[0].nbytes
+        * longest
+    )
     if needed <= shutil.disk_usage(SHARED_MEMORY).free:
         return []
-    return [f"loader processes may need {needed / 1e6:,.0f} MB of shared memory, and {_shared_memory()}; {MORE_SHARED_MEMORY}"]
+    return [
+        f"loader processes may need {needed / 1e6:,.0f} MB of shared memory, and"
+        f" {_shared_memory()}; {MORE_SHARED_MEMORY}"
+    ]
 
 
 def make_loader(pairs: PairDataset, batches: EpochBatches, num_workers: int) -> DataLoader:
     """Batches of `collate_pairs`; one loader serves all epochs, its processes stay.
 
-    Its own generator: the loader's draw of worker seeds must not move the random state that dropout uses.
+    Its own generator: the loader's draw of worker seeds must not move the random state that dropout
+    uses.
     """
     num_workers = usable_workers(num_workers)
     return Loader(
@@ -289,8 +381,17 @@ def make_loader(pairs: PairDataset, batches: EpochBatches, num_workers: int) -> 
     )
 
 
-def make_clip_loader(split: Any, indices: range, max_samples: int, batch_size: int, num_workers: int, pin_memory: bool = False) -> DataLoader:
-    """Batches of `collate_clips` of some clips of a split, in order, each from its start. Its own generator: as in `make_loader`."""
+def make_clip_loader(
+    split: Any,
+    indices: range,
+    max_samples: int,
+    batch_size: int,
+    num_workers: int,
+    pin_memory: bool = False,
+) -> DataLoader:
+    """Batches of `collate_clips` of some clips of a split, in order, each from its start. Its own
+    generator: as in `make_loader`.
+    """
     return Loader(
         ClipsFromStart(split, indices, max_samples),
         batch_size=batch_size,
@@ -303,9 +404,11 @@ def make_clip_loader(split: Any, indices: range, max_samples: int, batch_size: i
 
 
 def _leave_signals_to_main_process(_worker: int) -> None:
-    """For loader processes: Ctrl-C, and the SIGTERM of many schedulers, reach the whole process group, and the main process decides.
+    """For loader processes: Ctrl-C, and the SIGTERM of many schedulers, reach the whole process
+    group, and the main process decides.
 
-    After a SIGTERM a loader process goes on until the main process has had time to finish its step and to save.
+    After a SIGTERM a loader process goes on until the main process has had time to finish its step
+    and to save.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
@@ -313,5 +416,7 @@ def _leave_signals_to_main_process(_worker: int) -> None:
 
 
 def usable_workers(num_workers: int) -> int:
-    """At most one loader process a core this process may use: more of them only take turns, and torch warns."""
+    """At most one loader process a core this process may use: more of them only take turns, and
+    torch warns.
+    """
     return min(num_workers, len(os.sched_getaffinity(0)))

@@ -1,7 +1,7 @@
 """Export a trained model as ONNX graphs, or the vectors of a split as a Parquet file.
 
-    python -m retrieval.export --checkpoint DIR --onnx --output DIR [--overwrite]
-    python -m retrieval.export --checkpoint DIR --parquet FILE --cache DIR --split NAME [--frames]
+python -m retrieval.export --checkpoint DIR --onnx --output DIR [--overwrite]
+python -m retrieval.export --checkpoint DIR --parquet FILE --cache DIR --split NAME [--frames]
 """
 
 import argparse
@@ -30,16 +30,46 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = OneLineParser(prog="python -m retrieval.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, required=True, help="model folder, such as runs/tap/best, or a .ckpt of salsa")
-    parser.add_argument("--text-encoder", type=Path, metavar="DIR", help="tokenizer of a .ckpt, which holds none; default: that of roberta-large")
-    parser.add_argument("--onnx", action="store_true", help="both towers and the score as ONNX, checked against PyTorch")
+    parser = OneLineParser(
+        prog="python -m retrieval.export",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        required=True,
+        help="model folder, such as runs/tap/best, or a .ckpt of salsa",
+    )
+    parser.add_argument(
+        "--text-encoder",
+        type=Path,
+        metavar="DIR",
+        help="tokenizer of a .ckpt, which holds none; default: that of roberta-large",
+    )
+    parser.add_argument(
+        "--onnx",
+        action="store_true",
+        help="both towers and the score as ONNX, checked against PyTorch",
+    )
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder of the ONNX graphs")
-    parser.add_argument("--parquet", type=Path, metavar="FILE", help="vectors of clips and captions")
-    parser.add_argument("--cache", type=Path, help="Arrow cache whose clips and captions are embedded")
+    parser.add_argument(
+        "--parquet", type=Path, metavar="FILE", help="vectors of clips and captions"
+    )
+    parser.add_argument(
+        "--cache", type=Path, help="Arrow cache whose clips and captions are embedded"
+    )
     parser.add_argument("--split", default="evaluation", help="default: evaluation")
-    parser.add_argument("--frames", action="store_true", help="also the frames of each clip (TAP): what retrieval.two_stage scores with")
-    parser.add_argument("--overwrite", action="store_true", help="replace what an earlier export wrote under that name")
+    parser.add_argument(
+        "--frames",
+        action="store_true",
+        help="also the frames of each clip (TAP): what retrieval.two_stage scores with",
+    )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace what an earlier export wrote under that name",
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress")
     arguments = parser.parse_args(argv)
     if arguments.onnx == (arguments.parquet is not None):
@@ -60,10 +90,15 @@ def write_onnx(arguments: argparse.Namespace) -> None:
     from retrieval.export.onnx_files import export_onnx
 
     check_folder(arguments.output, arguments.overwrite)
-    about = export_onnx(load(arguments), arguments.output, source(arguments.checkpoint), arguments.overwrite)
+    about = export_onnx(
+        load(arguments), arguments.output, source(arguments.checkpoint), arguments.overwrite
+    )
     for name, found in about["differences_to_pytorch"].items():
         print(f"largest difference to PyTorch, {name}: {found:.2g}")
-    names, size = ", ".join(graph["file"] for graph in about["graphs"].values()), sum(graph["bytes"] for graph in about["graphs"].values())
+    names, size = (
+        ", ".join(graph["file"] for graph in about["graphs"].values()),
+        sum(graph["bytes"] for graph in about["graphs"].values()),
+    )
     print(f"written: {arguments.output} ({names}; {size / 1e6:.1f} MB, opset {about['opset']})")
 
 
@@ -81,7 +116,10 @@ def write_parquet(arguments: argparse.Namespace) -> None:
     check_room(arguments.parquet, num_bytes(model, split, arguments.frames))
     about = source(arguments.checkpoint) | {"corpus": str(cache.info.get("corpus"))}
     num_rows = export_parquet(model, split, arguments.parquet, about, frames=arguments.frames)
-    print(f"written: {arguments.parquet} ({len(split)} clips, {num_rows - len(split)} captions, {model.architecture['dim']} numbers each)")
+    print(
+        f"written: {arguments.parquet} ({len(split)} clips, {num_rows - len(split)} captions,"
+        f" {model.architecture['dim']} numbers each)"
+    )
 
 
 def load(arguments: argparse.Namespace) -> "DualEncoder":
@@ -98,7 +136,10 @@ def source(checkpoint: Path) -> dict[str, str]:
     """Which model it was."""
     from retrieval.export.checks import weights_sha256
 
-    return {"checkpoint": "/".join(checkpoint.resolve().parts[-2:]), "weights_sha256": weights_sha256(checkpoint)}
+    return {
+        "checkpoint": "/".join(checkpoint.resolve().parts[-2:]),
+        "weights_sha256": weights_sha256(checkpoint),
+    }
 
 
 if __name__ == "__main__":

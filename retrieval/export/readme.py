@@ -50,27 +50,50 @@ Largest difference to PyTorch, measured with ONNX Runtime {onnxruntime} when the
 """
 PREPARED = {
     "as written": "words = captions",
-    "lower case, ASCII punctuation deleted": 'words = [caption.lower().translate(str.maketrans("", "", string.punctuation)) for caption in captions]',
+    "lower case, ASCII punctuation deleted": (
+        'words = [caption.lower().translate(str.maketrans("", "", string.punctuation)) for caption'
+        " in captions]"
+    ),
 }
 TAP_ADVICE = (
-    "The score of TAP holds as many numbers as captions x clips x dimensions: keep `frames` and `mask` of each clip, and score large collections "
-    "in blocks."
+    "The score of TAP holds as many numbers as captions x clips x dimensions: keep `frames` and"
+    " `mask` of each clip, and score large collections in blocks."
 )
 
 
 def onnx_readme(about: dict[str, Any]) -> str:
     """Of the content of export.json."""
     graphs = about["graphs"].values()
-    rows = [f"| `{graph['file']}` | {_shapes(graph['inputs'])} | {_shapes(graph['outputs'])} | {graph['bytes'] / 1e6:.1f} |" for graph in graphs]
+    rows = [
+        f"| `{graph['file']}` | {_shapes(graph['inputs'])} | {_shapes(graph['outputs'])} |"
+        f" {graph['bytes'] / 1e6:.1f} |"
+        for graph in graphs
+    ]
     return README.format(
-        **{name: about[name] for name in ("audio_encoder", "text_encoder", "pooling", "dim", "sample_rate", "clip_seconds", "captions", "tolerance")},
+        **{
+            name: about[name]
+            for name in (
+                "audio_encoder",
+                "text_encoder",
+                "pooling",
+                "dim",
+                "sample_rate",
+                "clip_seconds",
+                "captions",
+                "tolerance",
+            )
+        },
         rows="\n".join(rows),
         advice=TAP_ADVICE if about["pooling"] == "tap" else "",
         prepared=PREPARED[about["captions"]],
         onnxruntime=about["versions"]["onnxruntime"],
-        differences="\n".join(f"| {name} | {found:.2g} |" for name, found in about["differences_to_pytorch"].items()),
+        differences="\n".join(
+            f"| {name} | {found:.2g} |" for name, found in about["differences_to_pytorch"].items()
+        ),
     )
 
 
 def _shapes(values: dict[str, Any]) -> str:
-    return ", ".join(f"`{name}` ({', '.join(map(str, value['shape']))})" for name, value in values.items())
+    return ", ".join(
+        f"`{name}` ({', '.join(map(str, value['shape']))})" for name, value in values.items()
+    )

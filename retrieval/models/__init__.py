@@ -17,7 +17,13 @@ from retrieval.models.pooling import TextAwareAttentionPooling
 from retrieval.models.text import text_architecture, text_readout
 from retrieval.models.tokenizer import load_tokenizer
 
-__all__ = ["DualEncoder", "bound_memory", "build_model", "build_model_without_weights", "warnings_of"]
+__all__ = [
+    "DualEncoder",
+    "bound_memory",
+    "build_model",
+    "build_model_without_weights",
+    "warnings_of",
+]
 
 # Of an architecture: what weights of the same shapes do not tell apart.
 FUNCTION = (
@@ -27,10 +33,14 @@ FUNCTION = (
 
 
 def build_model(config: Config) -> DualEncoder:
-    """The model of `config` with its pretrained weights, or those of train.init_from. Raises UserError for absent or unfitting weights."""
+    """The model of `config` with its pretrained weights, or those of train.init_from. Raises
+    UserError for absent or unfitting weights.
+    """
     text = config.text_encoder
     model = DualEncoder(**_architecture(config, allow_known=False))
-    model.text_encoder.tokenizer = load_tokenizer(text.name, model.text_encoder.model.config.vocab_size)
+    model.text_encoder.tokenizer = load_tokenizer(
+        text.name, model.text_encoder.model.config.vocab_size
+    )
     if config.train.init_from is not None:
         _start_from(model, config.train.init_from)
     else:
@@ -45,13 +55,17 @@ def build_model(config: Config) -> DualEncoder:
 
 
 def bound_memory(model: DualEncoder, config: Config) -> None:
-    """pooling.block_elements is no part of an architecture: it bounds the memory of scoring and changes no score beyond rounding."""
+    """pooling.block_elements is no part of an architecture: it bounds the memory of scoring and
+    changes no score beyond rounding.
+    """
     if isinstance(model.pooling, TextAwareAttentionPooling):
         model.pooling.block_elements = config.pooling.block_elements
 
 
 def build_model_without_weights(config: Config) -> DualEncoder:
-    """Names and shapes only, on the meta device: for --dry-run. Works without weights, tokenizer and, for known names, the hub."""
+    """Names and shapes only, on the meta device: for --dry-run. Works without weights, tokenizer
+    and, for known names, the hub.
+    """
     architecture = _architecture(config, allow_known=True)
     with torch.device("meta"):
         model = DualEncoder(**architecture)
@@ -65,25 +79,38 @@ def _frozen_parts(config: Config) -> list[str]:
 
 
 def _start_from(model: DualEncoder, folder: str) -> None:
-    """The weights of another model of one architecture; what the loss learns starts anew where the other has none."""
+    """The weights of another model of one architecture; what the loss learns starts anew where the
+    other has none.
+    """
     if Path(folder).is_file():
         raise UserError(
-            f"train.init_from={folder} is a file, not a model folder; one of salsa becomes a folder by "
-            "retrieval.checkpoint.load_salsa_checkpoint(FILE).save_pretrained(FOLDER)"
+            f"train.init_from={folder} is a file, not a model folder; one of salsa becomes a folder"
+            " by retrieval.checkpoint.load_salsa_checkpoint(FILE).save_pretrained(FOLDER)"
         )
     other = DualEncoder.from_pretrained(folder)
     state, own = other.state_dict(), model.state_dict()
     shapes = {key: tuple(value.shape) for key, value in state.items()}
-    wrong = [key for key in own if shapes.get(key) != tuple(own[key].shape) and not key.startswith("loss_parameters.")]
+    wrong = [
+        key
+        for key in own
+        if shapes.get(key) != tuple(own[key].shape) and not key.startswith("loss_parameters.")
+    ]
     wrong += [key for key in state if key not in own and not key.startswith("loss_parameters.")]
-    found = f"{len(wrong)} weights do not fit, first {wrong[0]}" if wrong else _other_function(other.architecture, model.architecture)
+    found = (
+        f"{len(wrong)} weights do not fit, first {wrong[0]}"
+        if wrong
+        else _other_function(other.architecture, model.architecture)
+    )
     if found:
         raise UserError(
-            f"train.init_from={folder} is of another architecture than this configuration: {found}; "
-            "take audio_encoder, text_encoder, pooling and dim from its config.yaml"
+            f"train.init_from={folder} is of another architecture than this configuration: {found};"
+            " take audio_encoder, text_encoder, pooling and dim from its config.yaml"
         )
-    kept = {"temperature"} if not model.temperature.requires_grad else set()  # a temperature that is not learnt is a setting
-    model.load_state_dict(own | {key: value for key, value in state.items() if key in own and key not in kept})
+    # a temperature that is not learnt is a setting
+    kept = {"temperature"} if not model.temperature.requires_grad else set()
+    model.load_state_dict(
+        own | {key: value for key, value in state.items() if key in own and key not in kept}
+    )
 
 
 def _other_function(other: dict[str, Any], own: dict[str, Any]) -> str | None:
@@ -97,34 +124,63 @@ def _other_function(other: dict[str, Any], own: dict[str, Any]) -> str | None:
 
 
 def warnings_of(config: Config) -> list[str]:
-    """What a configuration asks for in vain, a line each: settings that nothing reads, and frozen parts that have learnt nothing."""
+    """What a configuration asks for in vain, a line each: settings that nothing reads, and frozen
+    parts that have learnt nothing.
+    """
     pooling, loss = config.pooling, config.loss
     used = {"name", "temperature", "learnable_temperature"}
-    used |= {"teachers", "supervised", "distill_weight", "loss_weight"} if loss.name == "distillation" else set()
+    used |= (
+        {"teachers", "supervised", "distill_weight", "loss_weight"}
+        if loss.name == "distillation"
+        else set()
+    )
     for name in _used_losses(loss):
         used |= set(arguments_of(name))
         used |= {"sentence_encoder"} if "caption_similarity" in arguments_of(name) else set()
-    vain = [f"loss.{key} has no effect with loss.name={loss.name}" for key in sorted(loss.model_fields_set - used)]
-    used = {"name", *_accepted(POOLINGS[pooling.name], pooling.model_dump())} | ({"block_elements"} if pooling.name == "tap" else set())
-    vain += [f"pooling.{key} has no effect with pooling.name={pooling.name}" for key in sorted(pooling.model_fields_set - used)]
+    vain = [
+        f"loss.{key} has no effect with loss.name={loss.name}"
+        for key in sorted(loss.model_fields_set - used)
+    ]
+    used = {"name", *_accepted(POOLINGS[pooling.name], pooling.model_dump())} | (
+        {"block_elements"} if pooling.name == "tap" else set()
+    )
+    vain += [
+        f"pooling.{key} has no effect with pooling.name={pooling.name}"
+        for key in sorted(pooling.model_fields_set - used)
+    ]
     if config.train.init_from is None:
-        random = {"audio_encoder": config.audio_encoder.checkpoint is None, "text_encoder": not config.text_encoder.pretrained}
-        vain += [f"{part} is frozen with random weights, so that it says nothing of its input" for part in _frozen_parts(config) if random[part]]
+        random = {
+            "audio_encoder": config.audio_encoder.checkpoint is None,
+            "text_encoder": not config.text_encoder.pretrained,
+        }
+        vain += [
+            f"{part} is frozen with random weights, so that it says nothing of its input"
+            for part in _frozen_parts(config)
+            if random[part]
+        ]
     return vain
 
 
 def _architecture(config: Config, allow_known: bool) -> dict:
     audio, text = config.audio_encoder, config.text_encoder
     if audio.name not in AUDIO_ENCODERS:
-        raise UserError(f"audio_encoder.name={audio.name!r} is unknown; there is: {', '.join(AUDIO_ENCODERS)}")
-    for setting, name in (("loss.name", config.loss.name), ("loss.supervised", config.loss.supervised)):
+        raise UserError(
+            f"audio_encoder.name={audio.name!r} is unknown; there is: {', '.join(AUDIO_ENCODERS)}"
+        )
+    for setting, name in (
+        ("loss.name", config.loss.name),
+        ("loss.supervised", config.loss.supervised),
+    ):
         check_loss(name, setting)
     return {
         "audio_encoder": {"name": audio.name} | _audio_arguments(audio),
         "text_encoder": text_architecture(text.name, text.dropout, allow_known),
         # No shape depends on it, and finding it out runs a layer of the model.
         "text_readout": text.readout or ("first" if allow_known else text_readout(text.name)),
-        "pooling": {"name": config.pooling.name} | _accepted(POOLINGS[config.pooling.name], config.pooling.model_dump()),
+        "pooling": (
+            {"name": config.pooling.name}
+            | _accepted(POOLINGS[config.pooling.name], config.pooling.model_dump())
+        ),
         "dim": config.dim,
         "sample_rate": config.data.sample_rate,
         "clip_seconds": config.data.max_seconds,
@@ -138,27 +194,53 @@ def _architecture(config: Config, allow_known: bool) -> dict:
 
 
 def _audio_arguments(settings: AudioEncoderConfig) -> dict:
-    """What the YAML says of the encoder itself. Raises UserError for a setting that the encoder does not have."""
+    """What the YAML says of the encoder itself. Raises UserError for a setting that the encoder
+    does not have.
+    """
     encoder = AUDIO_ENCODERS[settings.name]
     general = ("name", "checkpoint", "frozen", "window_seconds", "hop_seconds")
-    own = {key: value for key, value in settings.model_dump(exclude=set(general)).items() if value is not None}
+    own = {
+        key: value
+        for key, value in settings.model_dump(exclude=set(general)).items()
+        if value is not None
+    }
     if unknown := own.keys() - _accepted(encoder, own).keys():
-        takes = ", ".join(name for name in inspect.signature(encoder).parameters if name in AudioEncoderConfig.model_fields)
-        raise UserError(f"audio_encoder.{min(unknown)} is no setting of {settings.name}, which has: {takes or 'none'}")
+        takes = ", ".join(
+            name
+            for name in inspect.signature(encoder).parameters
+            if name in AudioEncoderConfig.model_fields
+        )
+        raise UserError(
+            f"audio_encoder.{min(unknown)} is no setting of {settings.name}, which has:"
+            f" {takes or 'none'}"
+        )
     if encoder is not HuggingFaceAudioEncoder:
         return own
     if settings.checkpoint is None:
-        raise UserError("audio_encoder.checkpoint must name a hub model or folder with audio_encoder.name=huggingface")
+        raise UserError(
+            "audio_encoder.checkpoint must name a hub model or folder with"
+            " audio_encoder.name=huggingface"
+        )
     return huggingface_arguments(settings.checkpoint)
 
 
 def _accepted(function: Callable, arguments: dict) -> dict:
-    return {name: value for name, value in arguments.items() if name in inspect.signature(function).parameters}
+    return {
+        name: value
+        for name, value in arguments.items()
+        if name in inspect.signature(function).parameters
+    }
 
 
 def _loss_parameters(settings: LossConfig) -> dict[str, float]:
-    return {name: getattr(settings, name) for name in LEARNABLE if any(name in arguments_of(loss) for loss in _used_losses(settings))}
+    return {
+        name: getattr(settings, name)
+        for name in LEARNABLE
+        if any(name in arguments_of(loss) for loss in _used_losses(settings))
+    }
 
 
 def _used_losses(settings: LossConfig) -> list[str]:
-    return [settings.name] + ([settings.supervised] if settings.name == "distillation" and settings.loss_weight else [])
+    return [settings.name] + (
+        [settings.supervised] if settings.name == "distillation" and settings.loss_weight else []
+    )

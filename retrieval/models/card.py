@@ -1,8 +1,9 @@
-"""The model card, README.md of a model folder, and about.json beside it: what is known of how the model was made.
+"""The model card, README.md of a model folder, and about.json beside it: what is known of how the
+model was made.
 
-about.json is what train.py writes down and the card is made from: `data`, `settings`, `git_commit`, `validation`, `evaluation`, `license`; and
-a digest of the card, by which one that was edited by hand is known.
-Whatever is not in it the card calls unknown.
+about.json is what train.py writes down and the card is made from: `data`, `settings`, `git_commit`,
+`validation`, `evaluation`, `license`; and a digest of the card, by which one that was edited by
+hand is known. Whatever is not in it the card calls unknown.
 """
 
 import hashlib
@@ -73,37 +74,50 @@ SETTINGS = """
 </details>
 """
 UNKNOWN_LICENCE = (
-    "**unknown**, whoever trained it has not set one; ask before you pass it on. "
-    "Its maker sets one by `python -m retrieval.sharing card --checkpoint DIRECTORY --license cc-by-4.0`."
+    "**unknown**, whoever trained it has not set one; ask before you pass it on. Its maker sets one"
+    " by `python -m retrieval.sharing card --checkpoint DIRECTORY --license cc-by-4.0`."
 )
 
 
 def read_about(folder: Path) -> dict[str, Any]:
-    """Content of about.json; empty where there is none, as in models of earlier versions. Raises UserError for one that cannot be read."""
+    """Content of about.json; empty where there is none, as in models of earlier versions. Raises
+    UserError for one that cannot be read.
+    """
     try:
         about = read_json(folder / ABOUT)
         kinds = {"data": list, "settings": dict, "validation": dict, "evaluation": dict}
-        if not isinstance(about, dict) or not all(isinstance(about.get(name, kind()), kind) for name, kind in kinds.items()):
+        if not isinstance(about, dict) or not all(
+            isinstance(about.get(name, kind()), kind) for name, kind in kinds.items()
+        ):
             raise ValueError(f"expected {', '.join(kinds)}")
         needed = {"split", "corpus", "num_clips", "num_captions", "fingerprint"}
-        if not all(isinstance(data, dict) and needed <= data.keys() for data in about.get("data", [])):
+        if not all(
+            isinstance(data, dict) and needed <= data.keys() for data in about.get("data", [])
+        ):
             raise ValueError(f"its data lack {', '.join(sorted(needed))}")
         return about
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder / ABOUT} cannot be read ({error}); copy it again, or delete it: the model loads without it") from None
+        raise UserError(
+            f"{folder / ABOUT} cannot be read ({error}); copy it again, or delete it: the model"
+            " loads without it"
+        ) from None
 
 
 def about_json(architecture: dict[str, Any], about: dict[str, Any]) -> str:
     """Text of about.json, with a digest of the card that is made from it: `is_as_written`."""
-    return json.dumps(about | {DIGEST: _digest(str(model_card(architecture, about)))}, indent=2) + "\n"
+    return (
+        json.dumps(about | {DIGEST: _digest(str(model_card(architecture, about)))}, indent=2) + "\n"
+    )
 
 
 def is_as_written(folder: Path, about: dict[str, Any]) -> bool:
-    """Whether the card is what was written with `about`, also by another version; one that is absent is.
+    """Whether the card is what was written with `about`, also by another version; one that is
+    absent is.
 
-    Of models without a digest in about.json, it is one by an earlier version, which is known by its title.
+    Of models without a digest in about.json, it is one by an earlier version, which is known by its
+    title.
     """
     card = folder / CARD
     if not card.exists():
@@ -149,7 +163,11 @@ def _scored(about: dict[str, Any]) -> list[tuple[str, str, dict[str, float]]]:
     rows = []
     for split in ("validation", "evaluation"):
         metrics = about.get(split, {}).get("metrics", {})
-        rows += [(split, direction.replace("_", " "), metrics[direction]) for direction in ("text_to_audio", "audio_to_text") if direction in metrics]
+        rows += [
+            (split, direction.replace("_", " "), metrics[direction])
+            for direction in ("text_to_audio", "audio_to_text")
+            if direction in metrics
+        ]
     return rows
 
 
@@ -173,29 +191,57 @@ def _eval_results(about: dict[str, Any]) -> list[EvalResult]:
     for split, direction, metrics in _scored(about):
         if direction == "text to audio" and split in corpora:
             corpus = corpora[split]["corpus"]
-            # With the number of clips: a corpus is called by its layout, and a small one in Clotho's is not Clotho.
-            dataset = {"dataset_type": corpus, "dataset_name": f"{corpus} ({corpora[split]['num_clips']:,} clips)", "dataset_split": split}
+            # With the number of clips: a corpus is called by its layout, and a small one in
+            # Clotho's is not Clotho.
+            dataset = {
+                "dataset_type": corpus,
+                "dataset_name": f"{corpus} ({corpora[split]['num_clips']:,} clips)",
+                "dataset_split": split,
+            }
             for name, value in metrics.items():
-                scored = {"metric_type": _metric_type(name), "metric_name": f"{name} (%)", "metric_value": round(100 * value, 2)}
+                scored = {
+                    "metric_type": _metric_type(name),
+                    "metric_name": f"{name} (%)",
+                    "metric_value": round(100 * value, 2),
+                }
                 results.append(EvalResult(task_type=TASK, **dataset, **scored))
     return results
 
 
 def _metric_type(name: str) -> str:
-    return next((kind + name.removeprefix(prefix) for prefix, kind in METRIC_TYPES.items() if name.startswith(prefix)), name)
+    return next(
+        (
+            kind + name.removeprefix(prefix)
+            for prefix, kind in METRIC_TYPES.items()
+            if name.startswith(prefix)
+        ),
+        name,
+    )
 
 
 def _data(about: dict[str, Any]) -> str:
     if not about.get("data"):
         return "Unknown."
-    lines = ["| split | corpus | clips | captions | hours | fingerprint |", "| --- | --- | --- | --- | --- | --- |"]
+    lines = [
+        "| split | corpus | clips | captions | hours | fingerprint |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
     for data in about["data"]:
         hours = "" if data.get("hours") is None else f"{data['hours']:.1f}"
         counts = f"{data['num_clips']:,} | {data['num_captions']:,} | {hours}"
-        lines.append(f"| {data['split']} | {data['corpus']} | {counts} | `{data['fingerprint'][:16]}` |")
+        lines.append(
+            f"| {data['split']} | {data['corpus']} | {counts} | `{data['fingerprint'][:16]}` |"
+        )
     commands = dict.fromkeys(data["command"] for data in about["data"] if data.get("command"))
     built = [f"Built by `{command}`." for command in commands]
-    return "\n".join([*lines, "", *built, "The corpus is named as its cache names it: by the layout that it was read from."])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            *built,
+            "The corpus is named as its cache names it: by the layout that it was read from.",
+        ]
+    )
 
 
 def _licences(about: dict[str, Any]) -> str:
@@ -207,19 +253,39 @@ def _licences(about: dict[str, Any]) -> str:
         if not data.get("licenses"):
             lines += ["", f"Of the training data ({data['corpus']}): the cache does not say."]
             continue
-        lines += ["", f"Of the training data ({data['corpus']}), each clip its own:", "", "| licence | clips |", "| --- | --- |"]
-        lines += [f"| {name or 'not given'} | {count:,} |" for name, count in sorted(data["licenses"].items(), key=lambda item: -item[1])]
+        lines += [
+            "",
+            f"Of the training data ({data['corpus']}), each clip its own:",
+            "",
+            "| licence | clips |",
+            "| --- | --- |",
+        ]
+        lines += [
+            f"| {name or 'not given'} | {count:,} |"
+            for name, count in sorted(data["licenses"].items(), key=lambda item: -item[1])
+        ]
     text = "\n".join(lines or ["", "Of the training data: unknown."])
-    started = [name for part in ("audio_encoder.checkpoint", "text_encoder.name", "train.init_from") if (name := _setting(about, part))]
+    started = [
+        name
+        for part in ("audio_encoder.checkpoint", "text_encoder.name", "train.init_from")
+        if (name := _setting(about, part))
+    ]
     if started:
-        text += f"\n\nThe training started from {', '.join(f'`{name}`' for name in started)}: their licences hold as well."
+        text += (
+            f"\n\nThe training started from {', '.join(f'`{name}`' for name in started)}: their"
+            " licences hold as well."
+        )
     return text
 
 
 def _setting(about: dict[str, Any], name: str) -> str | None:
     section, key = name.split(".")
     settings = about.get("settings", {}).get(section, {})
-    return None if name == "text_encoder.name" and not settings.get("pretrained") else settings.get(key)
+    return (
+        None
+        if name == "text_encoder.name" and not settings.get("pretrained")
+        else settings.get(key)
+    )
 
 
 def _settings(about: dict[str, Any]) -> str:

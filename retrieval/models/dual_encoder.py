@@ -1,4 +1,5 @@
-"""The one class that training, evaluation and search see: audio and text into one space, compared by cosine.
+"""The one class that training, evaluation and search see: audio and text into one space, compared
+by cosine.
 
 Letters: B clips, S samples, W windows, M windows with valid frames, T frames, N captions, D = dim.
 """
@@ -44,16 +45,23 @@ class CaptionFeatures(Protocol):
     def __call__(self, captions: list[str]) -> torch.Tensor: ...  # float32 (N, feature_dim)
 
 
-POOLINGS = {"mean": MeanPooling, "tap": TextAwareAttentionPooling, "transformer": TransformerPooling}
+POOLINGS = {
+    "mean": MeanPooling,
+    "tap": TextAwareAttentionPooling,
+    "transformer": TransformerPooling,
+}
 
 
 class DualEncoder(nn.Module, PyTorchModelHubMixin):
-    """Audio encoder, text encoder, two projections and a pooling. The arguments are config.json of a saved model.
+    """Audio encoder, text encoder, two projections and a pooling. The arguments are config.json of
+    a saved model.
 
-    audio_encoder: {"name": key of AUDIO_ENCODERS, **its arguments}; text_encoder: a Hugging Face config;
-    text_readout: "first", "mean" or "last" token; pooling: {"name": "mean", "tap" or "transformer", **its arguments};
-    sample_rate in Hz, of the waveforms that encode_audio takes; clip_seconds: longest clip; loss_parameters: start values of what the
-    loss learns beside the temperature. Text can be encoded once text_encoder.tokenizer is set, as build_model and from_pretrained do.
+    audio_encoder: {"name": key of AUDIO_ENCODERS, **its arguments}; text_encoder: a Hugging Face
+    config; text_readout: "first", "mean" or "last" token; pooling: {"name": "mean", "tap" or
+    "transformer", **its arguments}; sample_rate in Hz, of the waveforms that encode_audio takes;
+    clip_seconds: longest clip; loss_parameters: start values of what the loss learns beside the
+    temperature. Text can be encoded once text_encoder.tokenizer is set, as build_model and
+    from_pretrained do.
     """
 
     def __init__(
@@ -75,16 +83,25 @@ class DualEncoder(nn.Module, PyTorchModelHubMixin):
         super().__init__()
         self.about: dict[str, Any] = {}  # how it was made, for the model card: models.card
         self.frozen: list[str] = []
-        self.augment_mel: Callable[[torch.Tensor], torch.Tensor] | None = None  # in training only; models.mel_augmentation
-        self.caption_features: CaptionFeatures | None = None  # what a frozen text encoder has said before
+        # in training only; models.mel_augmentation
+        self.augment_mel: Callable[[torch.Tensor], torch.Tensor] | None = None
+        # what a frozen text encoder has said before
+        self.caption_features: CaptionFeatures | None = None
         self.sample_rate = sample_rate
         self.clip_seconds = clip_seconds
         self.audio_encoder = _build_audio_encoder(**audio_encoder)
         self.text_encoder = TextEncoder(text_encoder, max_tokens, text_readout)
         self.audio_projection = nn.Linear(self.audio_encoder.feature_dim, dim)
         self.text_projection = nn.Linear(self.text_encoder.feature_dim, dim)
-        self.temperature = nn.Parameter(torch.tensor(temperature), requires_grad=learnable_temperature)
-        self.loss_parameters = nn.ParameterDict({name: nn.Parameter(torch.tensor(start)) for name, start in (loss_parameters or {}).items()})
+        self.temperature = nn.Parameter(
+            torch.tensor(temperature), requires_grad=learnable_temperature
+        )
+        self.loss_parameters = nn.ParameterDict(
+            {
+                name: nn.Parameter(torch.tensor(start))
+                for name, start in (loss_parameters or {}).items()
+            }
+        )
         window_samples = round(min(window_seconds, clip_seconds) * sample_rate)
         self.windows = WindowGrid(
             clip_samples=round(clip_seconds * sample_rate),
@@ -102,38 +119,56 @@ class DualEncoder(nn.Module, PyTorchModelHubMixin):
 
     @property
     def tokens_per_clip(self) -> int:
-        """What the audio encoder's blocks compute on in training, of a clip of full length: its frames, unless it says otherwise."""
+        """What the audio encoder's blocks compute on in training, of a clip of full length: its
+        frames, unless it says otherwise.
+        """
         count = getattr(self.audio_encoder, "num_tokens", self.audio_encoder.num_frames)
         return self.windows.num_windows * count(self._resampled(self.windows.window_samples))
 
     def _build_pooling(self, dim: int, name: str, **arguments: Any) -> nn.Module:
         if name not in POOLINGS:
-            raise UserError(f"pooling {name!r} of the model's config.json is unknown; there is: {', '.join(POOLINGS)}")
+            raise UserError(
+                f"pooling {name!r} of the model's config.json is unknown; there is:"
+                f" {', '.join(POOLINGS)}"
+            )
         if name == "transformer":
-            return TransformerPooling(self.audio_encoder.feature_dim, self.windows.num_frames, **arguments)
+            return TransformerPooling(
+                self.audio_encoder.feature_dim, self.windows.num_frames, **arguments
+            )
         return TextAwareAttentionPooling(dim, **arguments) if name == "tap" else MeanPooling()
 
     def freeze(self, part: str) -> None:
-        """Keep the weights of "audio_encoder" or "text_encoder" as they are: no gradient, and eval mode also in training."""
+        """Keep the weights of "audio_encoder" or "text_encoder" as they are: no gradient, and eval
+        mode also in training.
+        """
         self.frozen.append(part)
         getattr(self, part).requires_grad_(False).eval()
 
     def checkpoint_activations(self) -> None:
-        """Of the encoders' blocks only the inputs are kept in training, and the backward pass computes the rest again, with the same dropout."""
+        """Of the encoders' blocks only the inputs are kept in training, and the backward pass
+        computes the rest again, with the same dropout.
+        """
         for part in (self.audio_encoder, self.text_encoder):
             model = getattr(part, "model", None)
             if isinstance(model, PreTrainedModel):
                 if not model.supports_gradient_checkpointing:
-                    raise UserError(f"train.activation_checkpointing: {model.config.model_type} has no such switch; set it to false")
+                    raise UserError(
+                        f"train.activation_checkpointing: {model.config.model_type} has no such"
+                        " switch; set it to false"
+                    )
                 model.activation_checkpointing_enable({"use_reentrant": False})
             else:
                 for block in part.blocks if hasattr(part, "blocks") else part.features:
                     block.forward = partial(_run_block, block, block.forward)
 
     def compile_blocks(self) -> None:
-        """torch.compile for the repeated blocks of both encoders, all alike, so that one compilation serves them all; dropout draws other numbers."""
+        """torch.compile for the repeated blocks of both encoders, all alike, so that one
+        compilation serves them all; dropout draws other numbers.
+        """
         for part in (self.audio_encoder, self.text_encoder):
-            for blocks in (module for module in part.modules() if isinstance(module, nn.ModuleList)):
+            for blocks in (
+                module for module in part.modules() if isinstance(module, nn.ModuleList)
+            ):
                 for block in blocks:
                     block.compile(dynamic=True)
 
@@ -148,32 +183,45 @@ class DualEncoder(nn.Module, PyTorchModelHubMixin):
     def _resampled(self, num_samples: int) -> int:
         return -(-num_samples * self.audio_encoder.sample_rate // self.sample_rate)
 
-    def encode_audio(self, waveform: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def encode_audio(
+        self, waveform: torch.Tensor, lengths: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Frames in the shared space.
 
-        waveform (B, S) at `sample_rate` Hz, float32 in [-1, 1] or PCM as int16, lengths int64 (B,) valid samples (best left on the CPU);
-        or what `audio_features` gave before, (B, T, feature_dim), and lengths its valid frames.
-        Returns frames (B, T, D) and mask bool (B, T), True = valid; where the pooling does not look at the text T is 1.
-        Raises ValueError for clips that are empty or longer than clip_seconds.
+        waveform (B, S) at `sample_rate` Hz, float32 in [-1, 1] or PCM as int16, lengths int64 (B,)
+        valid samples (best left on the CPU); or what `audio_features` gave before, (B, T,
+        feature_dim), and lengths its valid frames. Returns frames (B, T, D) and mask bool (B, T),
+        True = valid; where the pooling does not look at the text T is 1. Raises ValueError for
+        clips that are empty or longer than clip_seconds.
         """
         if waveform.dim() == 3:
             features = waveform
-            mask = torch.arange(features.shape[1], device=features.device) < lengths.to(features.device)[:, None]  # (B, T)
+            mask = (
+                torch.arange(features.shape[1], device=features.device)
+                < lengths.to(features.device)[:, None]
+            )  # (B, T)
         else:
             features, mask = self.audio_features(waveform, lengths)
         if not isinstance(self.pooling, TextAwareAttentionPooling):
-            features, mask = self.pooling(features, mask).unsqueeze(1), mask[:, :1]  # (B, 1, feature_dim), (B, 1)
+            # (B, 1, feature_dim), (B, 1)
+            features, mask = self.pooling(features, mask).unsqueeze(1), mask[:, :1]
         return self.audio_projection(features), mask
 
-    def audio_features(self, waveform: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the audio encoder says, (B, T, feature_dim), and mask (B, T). Arguments and errors as in `encode_audio`.
+    def audio_features(
+        self, waveform: torch.Tensor, lengths: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the audio encoder says, (B, T, feature_dim), and mask (B, T). Arguments and errors
+        as in `encode_audio`.
 
         Windows without valid frames are not encoded: they would be masked out.
         """
         grid = self.windows
         lengths = lengths.cpu()
         if lengths.min() < 1 or lengths.max() > grid.clip_samples:
-            raise ValueError(f"lengths must be 1 to {grid.clip_samples} samples ({self.clip_seconds} s), found {lengths.min()} to {lengths.max()}")
+            raise ValueError(
+                f"lengths must be 1 to {grid.clip_samples} samples ({self.clip_seconds} s), found"
+                f" {lengths.min()} to {lengths.max()}"
+            )
         num_valid = grid.num_valid_frames(lengths)  # (B,)
         num_windows = -(-num_valid // grid.frames_per_window)  # (B,)
         most = int(num_windows.max())
@@ -183,11 +231,15 @@ class DualEncoder(nn.Module, PyTorchModelHubMixin):
         if windows.dtype == torch.int16:
             windows = windows.to(self.audio_projection.weight.dtype).div_(32768)
         if self.sample_rate != self.audio_encoder.sample_rate:
-            # Each window alone, as the encoder sees it: a window does not hear its neighbours through the filter.
-            # In float32: autocast would filter in half precision, whose noise at -50 dB drowns the quiet bins of the log-mel.
+            # Each window alone, as the encoder sees it: a window does not hear its neighbours
+            # through the filter. In float32: autocast would filter in half precision, whose noise
+            # at -50 dB drowns the quiet bins of the log-mel.
             with torch.autocast(windows.device.type, enabled=False):
-                windows = torchaudio.functional.resample(windows, self.sample_rate, self.audio_encoder.sample_rate)
-        encoded = self.audio_encoder(windows, self.augment_mel if self.training else None)  # (M, frames_per_window, feature_dim)
+                windows = torchaudio.functional.resample(
+                    windows, self.sample_rate, self.audio_encoder.sample_rate
+                )
+        # (M, frames_per_window, feature_dim)
+        encoded = self.audio_encoder(windows, self.augment_mel if self.training else None)
         features = encoded.new_zeros(used.numel(), *encoded.shape[1:]).index_copy(0, index, encoded)
         features = features.view(len(lengths), -1, encoded.shape[-1])  # (B, T, feature_dim)
         mask = (torch.arange(features.shape[1]) < num_valid[:, None]).to(waveform.device)  # (B, T)
@@ -201,15 +253,29 @@ class DualEncoder(nn.Module, PyTorchModelHubMixin):
         return self.text_projection(known(captions).to(self.text_projection.weight.device))
 
     def score(self, text: torch.Tensor, frames: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Cosine similarities float32 (N, B) of text (N, D) with audio frames (B, T, D): rows are texts, columns audios."""
+        """Cosine similarities float32 (N, B) of text (N, D) with audio frames (B, T, D): rows are
+        texts, columns audios.
+        """
         return self.pooling.score(text, frames, mask)
 
-    def attention(self, text: torch.Tensor, frames: torch.Tensor, mask: torch.Tensor) -> torch.Tensor | None:
-        """How much each caption listens to each frame: float32 (N, B, T), rows sum to 1; None where the pooling does not look at the text."""
-        return self.pooling.attention(text, frames, mask) if isinstance(self.pooling, TextAwareAttentionPooling) else None
+    def attention(
+        self, text: torch.Tensor, frames: torch.Tensor, mask: torch.Tensor
+    ) -> torch.Tensor | None:
+        """How much each caption listens to each frame: float32 (N, B, T), rows sum to 1; None where
+        the pooling does not look at the text.
+        """
+        return (
+            self.pooling.attention(text, frames, mask)
+            if isinstance(self.pooling, TextAwareAttentionPooling)
+            else None
+        )
 
-    def forward(self, waveform: torch.Tensor, lengths: torch.Tensor, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """text (N, D), frames (B, T, D), mask (B, T); what one process computes before texts are exchanged."""
+    def forward(
+        self, waveform: torch.Tensor, lengths: torch.Tensor, captions: list[str]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """text (N, D), frames (B, T, D), mask (B, T); what one process computes before texts are
+        exchanged.
+        """
         frames, mask = self.encode_audio(waveform, lengths)
         return self.encode_text(captions), frames, mask
 
@@ -217,35 +283,51 @@ class DualEncoder(nn.Module, PyTorchModelHubMixin):
         write_weights(self, save_directory / WEIGHTS)
         self.text_encoder.tokenizer.save_pretrained(str(save_directory / "tokenizer"))
         if self.about:
-            (save_directory / ABOUT).write_text(about_json(self.architecture, self.about), encoding="utf-8")
+            (save_directory / ABOUT).write_text(
+                about_json(self.architecture, self.about), encoding="utf-8"
+            )
 
     def generate_model_card(self, *_args: Any, **_kwargs: Any) -> ModelCard:
         return model_card(self.architecture, self.about)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
-        """Upload weights, tokenizer and model card; arguments as in huggingface_hub, such as private=True. Raises UserError where it is refused."""
+        """Upload weights, tokenizer and model card; arguments as in huggingface_hub, such as
+        private=True. Raises UserError where it is refused.
+        """
         with explained_upload(repo_id, kwargs.get("token")):
             return super().push_to_hub(repo_id, **kwargs)
 
     @classmethod
     def from_pretrained(cls, directory_or_hub_id: str | Path, **kwargs: Any) -> "DualEncoder":
-        """A saved model, in eval mode. Raises UserError for a folder that is absent, damaged or of another architecture."""
+        """A saved model, in eval mode. Raises UserError for a folder that is absent, damaged or of
+        another architecture.
+        """
         name = str(directory_or_hub_id)
         check_readable(name, "checkpoint")
         check_readable(Path(name, "tokenizer"), "checkpoint")
         if os.path.isdir(name):
             check_folder(Path(name))
         try:
-            return super().from_pretrained(name, **{"local_files_only": local_files_only(name)} | kwargs)
+            return super().from_pretrained(
+                name, **{"local_files_only": local_files_only(name)} | kwargs
+            )
         except UserError:
             raise
-        except Exception as error:  # safetensors, torch, huggingface_hub and transformers each raise their own kinds
+        # safetensors, torch, huggingface_hub and transformers each raise their own kinds
+        except Exception as error:
             reason = one_line(error, longest=300)
             if os.path.isdir(name):
                 advice = "it is damaged or of another architecture; train or copy it again"
                 raise UserError(f"checkpoint {name} does not load ({reason}): {advice}") from None
-            reason = reason if hub_answers() else "it is out of reach, and nothing was downloaded from it before"
-            raise UserError(f"checkpoint {name} is no folder here and the Hugging Face hub did not give it ({reason})") from None
+            reason = (
+                reason
+                if hub_answers()
+                else "it is out of reach, and nothing was downloaded from it before"
+            )
+            raise UserError(
+                f"checkpoint {name} is no folder here and the Hugging Face hub did not give it"
+                f" ({reason})"
+            ) from None
 
     @classmethod
     def _from_pretrained(
@@ -261,7 +343,12 @@ class DualEncoder(nn.Module, PyTorchModelHubMixin):
     ) -> "DualEncoder":
         if not os.path.isdir(model_id):
             model_id = snapshot_download(
-                model_id, revision=revision, cache_dir=cache_dir, force_download=force_download, local_files_only=local_files_only, token=token
+                model_id,
+                revision=revision,
+                cache_dir=cache_dir,
+                force_download=force_download,
+                local_files_only=local_files_only,
+                token=token,
             )
         _check_size(architecture, Path(model_id) / WEIGHTS)
         model = cls(**architecture)
@@ -271,8 +358,14 @@ class DualEncoder(nn.Module, PyTorchModelHubMixin):
         return model.eval()
 
 
-def _run_block(block: nn.Module, forward: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-    return checkpoint(forward, x, use_reentrant=False) if block.training and torch.is_grad_enabled() else forward(x)
+def _run_block(
+    block: nn.Module, forward: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor
+) -> torch.Tensor:
+    return (
+        checkpoint(forward, x, use_reentrant=False)
+        if block.training and torch.is_grad_enabled()
+        else forward(x)
+    )
 
 
 def _build_audio_encoder(name: str, **arguments: Any) -> nn.Module:
@@ -280,24 +373,34 @@ def _build_audio_encoder(name: str, **arguments: Any) -> nn.Module:
 
 
 def _check_size(architecture: dict[str, Any], weights: Path) -> None:
-    """Refuse a config.json that describes far more than the weights beside it hold, before a model of that size is made.
+    """Refuse a config.json that describes far more than the weights beside it hold, before a model
+    of that size is made.
 
     Raises:
-        ValueError: It has more layers than there are tensors, or more than MOST_SHARING times their numbers.
-        Exception: Of any kind, for damaged weights.
+        ValueError: It has more layers than there are tensors, or more than MOST_SHARING times their
+        numbers. Exception: Of any kind, for damaged weights.
     """
     with safe_open(weights, "pt") as file:
         shapes = [file.get_slice(name).get_shape() for name in file.keys()]
     if (layers := _most_layers(architecture)) > max(len(shapes), 100):
-        raise ValueError(f"its config.json describes {layers:.3g} layers, {weights.name} holds {len(shapes)} tensors")
+        raise ValueError(
+            f"its config.json describes {layers:.3g} layers, {weights.name} holds {len(shapes)}"
+            " tensors"
+        )
     try:
         with torch.device("meta"):  # shapes cost nothing there
             planned = DualEncoder(**architecture)
-    except Exception:  # encoders that compute while they are built; for others the model itself says it better
+    # encoders that compute while they are built; for others the model itself says it better
+    except Exception:
         return
-    needed, stored = sum(tensor.numel() for tensor in planned.state_dict().values()), sum(map(math.prod, shapes))
+    needed, stored = (
+        sum(tensor.numel() for tensor in planned.state_dict().values()),
+        sum(map(math.prod, shapes)),
+    )
     if needed > MOST_SHARING * stored:
-        raise ValueError(f"its config.json describes {needed:.3g} numbers, {weights.name} holds {stored:.3g}")
+        raise ValueError(
+            f"its config.json describes {needed:.3g} numbers, {weights.name} holds {stored:.3g}"
+        )
 
 
 def _most_layers(value: Any, name: str = "") -> int:
@@ -312,19 +415,38 @@ def check_finite(model: nn.Module, what: str, remedy: str) -> None:
     """Raises UserError for weights of `what` that are NaN or infinite."""
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise UserError(f"weight {name} of {what} is not finite (NaN or infinite): {remedy} an earlier checkpoint")
+            raise UserError(
+                f"weight {name} of {what} is not finite (NaN or infinite): {remedy} an earlier"
+                " checkpoint"
+            )
 
 
 def check_folder(directory: Path) -> None:
     """Raises UserError for a folder that does not hold a saved model."""
     for file in ("config.json", WEIGHTS, "tokenizer"):
         if not (directory / file).exists():
-            inside = [f"{directory}/{name}" for name in ("best", "last") if (directory / name / "config.json").exists()]
-            hint = f"did you mean {' or '.join(inside)}?" if inside else "a model folder is written by train.py as RUN/best and RUN/last"
+            inside = [
+                f"{directory}/{name}"
+                for name in ("best", "last")
+                if (directory / name / "config.json").exists()
+            ]
+            hint = (
+                f"did you mean {' or '.join(inside)}?"
+                if inside
+                else "a model folder is written by train.py as RUN/best and RUN/last"
+            )
             raise UserError(f"checkpoint {directory} has no {file}; {hint}")
     try:
-        missing = {"audio_encoder", "text_encoder", "pooling"} - set(read_json(directory / "config.json"))
+        missing = {"audio_encoder", "text_encoder", "pooling"} - set(
+            read_json(directory / "config.json")
+        )
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{directory / 'config.json'} cannot be read ({error}); train or copy the checkpoint again") from None
+        raise UserError(
+            f"{directory / 'config.json'} cannot be read ({error}); train or copy the checkpoint"
+            " again"
+        ) from None
     if missing:
-        raise UserError(f"checkpoint {directory} is of another architecture: its config.json has no {', '.join(sorted(missing))}")
+        raise UserError(
+            f"checkpoint {directory} is of another architecture: its config.json has no"
+            f" {', '.join(sorted(missing))}"
+        )

@@ -1,4 +1,5 @@
-"""Hub models and folders: check that the hub answers, run no code of a model, and explain refused uploads.
+"""Hub models and folders: check that the hub answers, run no code of a model, and explain refused
+uploads.
 
 The hub is asked once, since huggingface_hub tries each file six times over 23 s before it gives up.
 """
@@ -22,15 +23,25 @@ from retrieval.errors import UserError, one_line
 logger = logging.getLogger(__name__)
 
 
-# For every `from_pretrained` and `from_config` of transformers: otherwise they ask on the terminal for models with code.
+# For every `from_pretrained` and `from_config` of transformers: otherwise they ask on the terminal
+# for models with code.
 NO_CODE = {"trust_remote_code": False}
-# Settings of a config.json that name code: classes next to the weights, and kernels of the hub (Python packages).
-CODE_SETTINGS = ("auto_map", "attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
+# Settings of a config.json that name code: classes next to the weights, and kernels of the hub
+# (Python packages).
+CODE_SETTINGS = (
+    "auto_map",
+    "attn_implementation",
+    "_attn_implementation",
+    "experts_implementation",
+    "_experts_implementation",
+)
 OWN_CODE = "brings code of its own, which is not run"
 
 
 def local_files_only(name: str | Path) -> bool:
-    """For `from_pretrained`: True for a folder, and for a hub name while the hub is out of reach; what was downloaded before still loads."""
+    """For `from_pretrained`: True for a folder, and for a hub name while the hub is out of reach;
+    what was downloaded before still loads.
+    """
     return os.path.isdir(name) or not hub_answers()
 
 
@@ -73,28 +84,42 @@ def config_of(architecture: dict[str, Any], what: str) -> PreTrainedConfig:
     except ValueError:
         if "auto_map" not in architecture:
             raise
-        raise UserError(f"the {what} {architecture.get('model_type')} {OWN_CODE}; take another {what}") from None
+        raise UserError(
+            f"the {what} {architecture.get('model_type')} {OWN_CODE}; take another {what}"
+        ) from None
 
 
 def warn_of_code(what: str, name: str | Path, config: PreTrainedConfig) -> None:
     """Warn if a model brings its own code and transformers' implementation is used instead."""
     if getattr(config, "auto_map", None):
-        logger.warning("%s %s %s: the implementation %s of transformers is used instead", what, name, OWN_CODE, config.model_type)
+        logger.warning(
+            "%s %s %s: the implementation %s of transformers is used instead",
+            what,
+            name,
+            OWN_CODE,
+            config.model_type,
+        )
 
 
 @functools.cache
 def hub_answers() -> bool:
-    """One request, through the proxy and with the certificates that huggingface_hub uses; no with HF_HUB_OFFLINE=1."""
+    """One request, through the proxy and with the certificates that huggingface_hub uses; no with
+    HF_HUB_OFFLINE=1.
+    """
     try:
         get_session().head(constants.ENDPOINT, timeout=5.0)
-    except Exception:  # of httpx or httpx2, as the version of huggingface_hub has it, or OfflineModeIsEnabled
+    # of httpx or httpx2, as the version of huggingface_hub has it, or OfflineModeIsEnabled
+    except Exception:
         return False
     return True
 
 
 REFUSED = {
     401: "the token is not valid: log in with `hf auth login`, or set HF_TOKEN",
-    403: "the token may not write there: make one with write access to that name, or upload to your own",
+    403: (
+        "the token may not write there: make one with write access to that name, or upload to"
+        " your own"
+    ),
     404: "there is no such place: check the name, and that the token may see it",
     413: "it is too large for that account",
     429: "too many requests: try again later",
@@ -103,15 +128,25 @@ REFUSED = {
 
 @contextmanager
 def explained_upload(repo: str, token: str | bool | None = None) -> Iterator[None]:
-    """UserError for a name that cannot be and a missing token, before anything is sent, and for a refusal and a hub out of reach."""
+    """UserError for a name that cannot be and a missing token, before anything is sent, and for a
+    refusal and a hub out of reach.
+    """
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
-        raise UserError(f"{repo!r} is no name of a repository, which is user/name ({one_line(error)})") from None
+        raise UserError(
+            f"{repo!r} is no name of a repository, which is user/name ({one_line(error)})"
+        ) from None
     if not (token if isinstance(token, str) else get_token()):
-        raise UserError("uploading needs a token of the Hugging Face hub: log in with `hf auth login`, or set HF_TOKEN")
+        raise UserError(
+            "uploading needs a token of the Hugging Face hub: log in with `hf auth login`, or set"
+            " HF_TOKEN"
+        )
     if not hub_answers():
-        raise UserError(f"the Hugging Face hub, {constants.ENDPOINT}, is out of reach, nothing was uploaded; check the network and HF_ENDPOINT")
+        raise UserError(
+            f"the Hugging Face hub, {constants.ENDPOINT}, is out of reach, nothing was uploaded;"
+            " check the network and HF_ENDPOINT"
+        )
     try:
         yield
     except UserError:
@@ -119,6 +154,12 @@ def explained_upload(repo: str, token: str | bool | None = None) -> Iterator[Non
     except HfHubHTTPError as error:
         status = error.response.status_code
         reason = REFUSED.get(status, one_line(error))
-        raise UserError(f"the Hugging Face hub refused {repo} (status {status}): {reason}") from None
-    except Exception as error:  # of httpx or httpx2, of the uploaders in Rust, and OSErrors of the network
-        raise UserError(f"the upload to {repo} broke off ({one_line(error, longest=300)}); run it again: what has arrived is kept") from None
+        raise UserError(
+            f"the Hugging Face hub refused {repo} (status {status}): {reason}"
+        ) from None
+    # of httpx or httpx2, of the uploaders in Rust, and OSErrors of the network
+    except Exception as error:
+        raise UserError(
+            f"the upload to {repo} broke off ({one_line(error, longest=300)}); run it again: what"
+            " has arrived is kept"
+        ) from None

@@ -1,6 +1,8 @@
-"""From many frames of a clip to scores against texts: the mean of the frames, or text-aware attention pooling (TAP).
+"""From many frames of a clip to scores against texts: the mean of the frames, or text-aware
+attention pooling (TAP).
 
-Letters: N texts, B audios, T frames, D = dim, D_p = attention_dim; n and b are the parts of N and B in a block.
+Letters: N texts, B audios, T frames, D = dim, D_p = attention_dim; n and b are the parts of N and B
+in a block.
 """
 
 import math
@@ -31,7 +33,9 @@ class MeanPooling(nn.Module):
     """Average of the valid frames."""
 
     def forward(self, frames: Tensor, mask: Tensor) -> Tensor:
-        """frames (B, T, F), mask bool (B, T) -> (B, F), at least float32. A clip without a valid frame gives zeros."""
+        """frames (B, T, F), mask bool (B, T) -> (B, F), at least float32. A clip without a valid
+        frame gives zeros.
+        """
         with torch.autocast(frames.device.type, enabled=False):
             frames = _at_least_float32(frames)
             valid = mask.to(frames.dtype)  # (B, T)
@@ -39,32 +43,51 @@ class MeanPooling(nn.Module):
             return torch.einsum("bt,btf->bf", weights, frames)
 
     def score(self, text: Tensor, frames: Tensor, mask: Tensor) -> Tensor:
-        """text (N, D), frames (B, 1, D): the clip's one projected mean -> (N, B). `mask` is there to be called like TAP."""
+        """text (N, D), frames (B, 1, D): the clip's one projected mean -> (N, B). `mask` is there
+        to be called like TAP.
+        """
         if frames.shape[1] != 1:
-            raise ValueError(f"mean pooling scores one vector a clip, found frames {tuple(frames.shape)}; pool and project them first")
+            raise ValueError(
+                f"mean pooling scores one vector a clip, found frames {tuple(frames.shape)}; pool"
+                " and project them first"
+            )
         return cosine(text, frames[:, 0])
 
 
 class TextAwareAttentionPooling(nn.Module):
-    """Every text weighs the frames of every audio for itself (Xin, Yang, Zou: ICASSP 2023, section 2.2).
+    """Every text weighs the frames of every audio for itself (Xin, Yang, Zou: ICASSP 2023, section
+    2.2).
 
         Q = LN(text) W_q + b_q     K = LN(frames) W_k + b_k     V = LN(frames) W_v + b_v
         z = LN(softmax(Q K^T / sqrt(D_p)) V W_o + b_o)          score = cos(text, z)
 
-    computed folded, with the same numbers. The key bias adds the same to the logits of all frames, so it drops out of the softmax and
-    the logits are (Q W_k^T / sqrt(D_p)) LN(frames)^T; V W_o is one D-vector a frame, made once an audio. A pair then costs 2 T D
-    multiplications in place of 2 T D_p + D_p D. Weights that dropout has thinned need not sum to 1: V W_o carries b_v, b_o stays outside.
+    computed folded, with the same numbers. The key bias adds the same to the logits of all frames,
+    so it drops out of the softmax and the logits are (Q W_k^T / sqrt(D_p)) LN(frames)^T; V W_o is
+    one D-vector a frame, made once an audio. A pair then costs 2 T D multiplications in place of 2
+    T D_p + D_p D. Weights that dropout has thinned need not sum to 1: V W_o carries b_v, b_o stays
+    outside.
 
-    Padding frames get no weight. An audio without a single valid frame is the caller's mistake; refusing it would make the
-    host wait for the GPU at every call, so it gets scores that are finite and without meaning.
+    Padding frames get no weight. An audio without a single valid frame is the caller's mistake;
+    refusing it would make the host wait for the GPU at every call, so it gets scores that are
+    finite and without meaning.
     """
 
-    # Numbers held for the (text, audio) pairs of one block of `score`: 16 MiB in float32. Larger blocks leave the cache: a clip of 550
-    # frames and 5,225 texts took 0.131 s in blocks of 1,300 texts, 0.142 s in blocks of 2,600, on one core.
+    # Numbers held for the (text, audio) pairs of one block of `score`: 16 MiB in float32. Larger
+    # blocks leave the cache: a clip of 550 frames and 5,225 texts took 0.131 s in blocks of 1,300
+    # texts, 0.142 s in blocks of 2,600, on one core.
     block_elements = 2**22
 
-    def __init__(self, dim: int, attention_dim: int, attention_dropout: float = 0.0, output_dropout: float = 0.0, init: str = "default"):
-        """init: "default" is PyTorch's; "identity" starts as an average of the frames, weighted by similarity with the text (as X-Pool)."""
+    def __init__(
+        self,
+        dim: int,
+        attention_dim: int,
+        attention_dropout: float = 0.0,
+        output_dropout: float = 0.0,
+        init: str = "default",
+    ):
+        """init: "default" is PyTorch's; "identity" starts as an average of the frames, weighted by
+        similarity with the text (as X-Pool).
+        """
         super().__init__()
         self.query = nn.Linear(dim, attention_dim)
         self.key = nn.Linear(dim, attention_dim)
@@ -83,68 +106,114 @@ class TextAwareAttentionPooling(nn.Module):
         attention_dim, dim = self.query.weight.shape
         if attention_dim < dim:
             found = f"found {attention_dim} < {dim}"
-            raise UserError(f"pooling.init=identity needs pooling.attention_dim >= dim, {found}; raise it, or use pooling.init=default")
+            raise UserError(
+                f"pooling.init=identity needs pooling.attention_dim >= dim, {found}; raise it, or"
+                " use pooling.init=default"
+            )
         eye = torch.eye(dim)
         for linear in (self.query, self.key, self.value, self.output):
             linear.bias.zero_()
-        # Beyond the identity, query and value keep random rows where key and output are zero: no effect at the start, but gradients.
+        # Beyond the identity, query and value keep random rows where key and output are zero: no
+        # effect at the start, but gradients.
         self.query.weight[:dim] = eye
         self.value.weight[:dim] = eye
         self.key.weight.zero_()[:dim] = eye
         self.output.weight.zero_()[:, :dim] = eye
 
     def forward(self, text: Tensor, frames: Tensor, mask: Tensor) -> Tensor:
-        """text (N, D), frames (B, T, D), mask bool (B, T), True = valid -> pooled audio (N, B, D), one vector a pair."""
+        """text (N, D), frames (B, T, D), mask bool (B, T), True = valid -> pooled audio (N, B, D),
+        one vector a pair.
+        """
         keys, values = self._keys_and_values(frames, self._value_maps(frames))
         return self._pool(self.folded_queries(text), keys, values, mask).transpose(0, 1)
 
     def score(self, text: Tensor, frames: Tensor, mask: Tensor) -> Tensor:
-        """Cosine of each text with the audio pooled for it, (N, B), at least float32; (N, B, D) is never held.
+        """Cosine of each text with the audio pooled for it, (N, B), at least float32; (N, B, D) is
+        never held.
 
-        Works through blocks that hold about `block_elements` numbers: of one audio's valid frames and some texts, or, with gradients, of
-        all audios and some texts; several of these are each computed again in the backward pass, so that training is bounded as well.
+        Works through blocks that hold about `block_elements` numbers: of one audio's valid frames
+        and some texts, or, with gradients, of all audios and some texts; several of these are each
+        computed again in the backward pass, so that training is bounded as well.
         """
         queries, value_maps = self.folded_queries(text), self._value_maps(frames)
-        if torch.is_grad_enabled():  # one block of audios: their keys and values are held for the backward pass anyway
-            return self._score_audios(text, queries, *self._keys_and_values(frames, value_maps), mask)
-        return torch.cat([self._score_audios(text, queries, *audio) for audio in self._valid_audios(frames, mask, value_maps)], dim=1)
+        # one block of audios: their keys and values are held for the backward pass anyway
+        if torch.is_grad_enabled():
+            return self._score_audios(
+                text, queries, *self._keys_and_values(frames, value_maps), mask
+            )
+        return torch.cat(
+            [
+                self._score_audios(text, queries, *audio)
+                for audio in self._valid_audios(frames, mask, value_maps)
+            ],
+            dim=1,
+        )
 
-    def _valid_audios(self, frames: Tensor, mask: Tensor, value_maps: list[tuple[Tensor, Tensor | None]]) -> Iterator[tuple[Tensor, Tensor, None]]:
-        """Keys and values (1, t, D) of the t valid frames of each audio: padding costs nothing, and no mask is needed."""
-        valid = mask.nonzero()  # (valid frames of all audios, 2); the host waits for a GPU here and in tolist(), once for all audios
+    def _valid_audios(
+        self, frames: Tensor, mask: Tensor, value_maps: list[tuple[Tensor, Tensor | None]]
+    ) -> Iterator[tuple[Tensor, Tensor, None]]:
+        """Keys and values (1, t, D) of the t valid frames of each audio: padding costs nothing, and
+        no mask is needed.
+        """
+        # (valid frames of all audios, 2); the host waits for a GPU here and in tolist(), once for
+        # all audios
+        valid = mask.nonzero()
         counts = mask.sum(dim=1).tolist()
-        # Keys and values of several audios at once: the frames of a short one alone would keep no processor busy.
+        # Keys and values of several audios at once: the frames of a short one alone would keep no
+        # processor busy.
         num_audios = max(1, self.block_elements // (2 * frames.shape[1] * frames.shape[2]))
         parts = [counts[first : first + num_audios] for first in range(0, len(counts), num_audios)]
         for part, index in zip(parts, valid.split([sum(part) for part in parts])):
-            keys, values = self._keys_and_values(frames[index[:, 0], index[:, 1]], value_maps)  # (valid frames of the part, D)
-            yield from ((key[None], value[None], None) for key, value in zip(keys.split(part), values.split(part)))
+            # (valid frames of the part, D)
+            keys, values = self._keys_and_values(frames[index[:, 0], index[:, 1]], value_maps)
+            yield from (
+                (key[None], value[None], None)
+                for key, value in zip(keys.split(part), values.split(part))
+            )
 
-    def _score_audios(self, text: Tensor, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    def _score_audios(
+        self, text: Tensor, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None
+    ) -> Tensor:
         """(N, b): text and queries (N, D), keys and values (b, T, D)."""
         # Held at once for a pair: T logits and T weights, or D sums and their norm.
-        num_texts = max(1, self.block_elements // (2 * keys.shape[0] * (keys.shape[1] + keys.shape[2])))
+        num_texts = max(
+            1, self.block_elements // (2 * keys.shape[0] * (keys.shape[1] + keys.shape[2]))
+        )
         recompute = torch.is_grad_enabled() and num_texts < len(text)
         rows = []
         for text_part, queries_part in zip(text.split(num_texts), queries.split(num_texts)):
             block = (text_part, queries_part, keys, values, mask)
-            rows.append(checkpoint(self._score_block, *block, use_reentrant=False) if recompute else self._score_block(*block))
+            rows.append(
+                checkpoint(self._score_block, *block, use_reentrant=False)
+                if recompute
+                else self._score_block(*block)
+            )
         return torch.cat(rows)
 
     def attention(self, text: Tensor, frames: Tensor, mask: Tensor) -> Tensor:
-        """Weights (N, B, T) that each text gives to the frames, at least float32, without dropout; rows sum to 1."""
-        return self._attention_weights(self.folded_queries(text), self.norm(frames), mask).transpose(0, 1)
+        """Weights (N, B, T) that each text gives to the frames, at least float32, without dropout;
+        rows sum to 1.
+        """
+        return self._attention_weights(
+            self.folded_queries(text), self.norm(frames), mask
+        ).transpose(0, 1)
 
     def folded_queries(self, text: Tensor) -> Tensor:
         """(N, D): queries that are compared with the normalised frames themselves."""
         maps = _compose(self.query, self.key.weight.T, num_rows=len(text))
-        # The key bias has a gradient, which is zero; without any, DistributedDataParallel would wait for it.
-        return _apply(maps, self.norm(text)) / math.sqrt(self.key.out_features) + 0.0 * self.key.bias.sum()
+        # The key bias has a gradient, which is zero; without any, DistributedDataParallel would
+        # wait for it.
+        return (
+            _apply(maps, self.norm(text)) / math.sqrt(self.key.out_features)
+            + 0.0 * self.key.bias.sum()
+        )
 
     def folded_maps(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The maps before the softmax and those after it as one matrix (D, D) and bias (D,) each, for weights that no one trains any more.
+        """The maps before the softmax and those after it as one matrix (D, D) and bias (D,) each,
+        for weights that no one trains any more.
 
-        folded_queries(text) is the first of norm(text). Softmax weights sum to 1: the second's bias is that of value and output together.
+        folded_queries(text) is the first of norm(text). Softmax weights sum to 1: the second's bias
+        is that of value and output together.
         """
         query_map, query_bias = _product(self.query, self.key.weight.T)
         value_map, value_bias = _product(self.value, self.output.weight)
@@ -154,30 +223,39 @@ class TextAwareAttentionPooling(nn.Module):
     def _value_maps(self, frames: Tensor) -> list[tuple[Tensor, Tensor | None]]:
         return _compose(self.value, self.output.weight, num_rows=frames.shape[0] * frames.shape[1])
 
-    def _keys_and_values(self, frames: Tensor, value_maps: list[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor]:
+    def _keys_and_values(
+        self, frames: Tensor, value_maps: list[tuple[Tensor, Tensor | None]]
+    ) -> tuple[Tensor, Tensor]:
         """Normalised frames, and what each adds to the output; both (b, T, D)."""
         keys = self.norm(frames)
         return keys, _apply(value_maps, keys)
 
     def _attention_weights(self, queries: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
         """mask None: all frames are valid."""
-        logits = _at_least_float32(queries.expand(len(keys), -1, -1) @ keys.transpose(1, 2))  # (b, n, T)
+        # (b, n, T)
+        logits = _at_least_float32(queries.expand(len(keys), -1, -1) @ keys.transpose(1, 2))
         if mask is not None:
             logits.masked_fill_(~mask[:, None], torch.finfo(logits.dtype).min)
         return logits.softmax(dim=-1)
 
     def _pool(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         """(b, n, D): queries (n, D), keys and values (b, T, D), mask (b, T)."""
-        weights = functional.dropout(self._attention_weights(queries, keys, mask), self.attention_dropout, self.training)
+        weights = functional.dropout(
+            self._attention_weights(queries, keys, mask), self.attention_dropout, self.training
+        )
         pooled = self.norm(torch.baddbmm(self.output.bias, weights.to(values.dtype), values))
         return functional.dropout(pooled, self.output_dropout, self.training)
 
-    def _score_block(self, text: Tensor, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    def _score_block(
+        self, text: Tensor, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None
+    ) -> Tensor:
         return cosine(text, self._pool(queries, keys, values, mask))  # (n, b)
 
 
 def _compose(first: nn.Linear, weight: Tensor, num_rows: int) -> list[tuple[Tensor, Tensor | None]]:
-    """`first` and then `weight`, as two linear maps or as their product, whichever multiplies less over `num_rows` vectors."""
+    """`first` and then `weight`, as two linear maps or as their product, whichever multiplies less
+    over `num_rows` vectors.
+    """
     hidden, size_in, size_out = first.out_features, first.in_features, weight.shape[0]
     if num_rows * hidden * (size_in + size_out) <= size_in * size_out * (num_rows + hidden):
         return [(first.weight, first.bias), (weight, None)]

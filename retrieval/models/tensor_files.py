@@ -1,9 +1,10 @@
 """Read files of torch.save without running any code in them.
 
-A pickle is a program that names classes and functions and calls them, and Python's Unpickler does so. This module follows its
-instructions on plain data: a name stays a name (`Named`), a call becomes a record of the call (`Built`), a tensor becomes the
-place of its numbers in the file (`StoredTensor`). It imports nothing, calls nothing, and hashes texts only. So the installed
-classes do not matter.
+A pickle is a program that names classes and functions and calls them, and Python's Unpickler does
+so. This module follows its instructions on plain data: a name stays a name (`Named`), a call
+becomes a record of the call (`Built`), a tensor becomes the place of its numbers in the file
+(`StoredTensor`). It imports nothing, calls nothing, and hashes texts only. So the installed classes
+do not matter.
 
 Both containers are read: the zip archive that torch.save writes, and the one before PyTorch 1.6.
 """
@@ -25,7 +26,12 @@ from retrieval.base.errors import UserError
 DTYPES = {
     f"{name}Storage": dtype
     for name, dtype in {
-        **{"Float": torch.float32, "Double": torch.float64, "Half": torch.float16, "BFloat16": torch.bfloat16},
+        **{
+            "Float": torch.float32,
+            "Double": torch.float64,
+            "Half": torch.float16,
+            "BFloat16": torch.bfloat16,
+        },
         **{"Long": torch.int64, "Int": torch.int32, "Short": torch.int16, "Char": torch.int8},
         **{"Byte": torch.uint8, "Bool": torch.bool, "Untyped": torch.uint8},
         **{"ComplexFloat": torch.complex64, "ComplexDouble": torch.complex128},
@@ -34,10 +40,11 @@ DTYPES = {
 ZIP_MAGIC, LEGACY_MAGIC = b"PK\x03\x04", 0x1950A86A20F9469CFC6C
 RUNS_PROGRAMS = ("os", "posix", "nt", "subprocess")
 RUNS_CODE = ("eval", "exec", "compile", "__import__")
-# Tied weights share their numbers, so the weights may need more memory than the file has bytes. Files that need more than
-# this many times their own size are refused.
+# Tied weights share their numbers, so the weights may need more memory than the file has bytes.
+# Files that need more than this many times their own size are refused.
 MOST_SHARING = 4
-MOST_INSTRUCTIONS = 64_000_000  # bytes of a pickle; that of a model with its optimizer has less than one million
+# bytes of a pickle; that of a model with its optimizer has less than one million
+MOST_INSTRUCTIONS = 64_000_000
 
 
 class Named(NamedTuple):
@@ -48,7 +55,9 @@ class Named(NamedTuple):
 
 
 class Built:
-    """Record of an object in a file: a call of `maker` with `arguments`, then its `items` and `states`. Nothing is called."""
+    """Record of an object in a file: a call of `maker` with `arguments`, then its `items` and
+    `states`. Nothing is called.
+    """
 
     __slots__ = ("maker", "arguments", "items", "states")
 
@@ -56,10 +65,12 @@ class Built:
         self.maker, self.arguments, self.items, self.states = maker, arguments, items or {}, []
 
     def parts(self) -> Iterator[Any]:
-        """Yield the content of the object: its items, its attributes, and the arguments of its maker.
+        """Yield the content of the object: its items, its attributes, and the arguments of its
+        maker.
 
-        Numbers and texts are included only as the single argument (an enum's value). Among several arguments their meaning
-        depends on the class: a numpy array begins with the version of its format.
+        Numbers and texts are included only as the single argument (an enum's value). Among several
+        arguments their meaning depends on the class: a numpy array begins with the version of its
+        format.
         """
         yield self.items
         for state in self.states:  # attributes, or (attributes, slots), or any other object
@@ -73,7 +84,9 @@ def _containers(values: tuple) -> Iterator[Any]:
 
 @dataclass(eq=False)
 class Storage:
-    """A block of numbers in a file: a record of the archive; in the old container, `num_bytes` bytes from offset `first` on."""
+    """A block of numbers in a file: a record of the archive; in the old container, `num_bytes`
+    bytes from offset `first` on.
+    """
 
     dtype: torch.dtype
     record: str
@@ -82,7 +95,9 @@ class Storage:
 
 
 class StoredTensor(NamedTuple):
-    """A tensor whose numbers are still in the file. `offset` and `stride` count elements, not bytes."""
+    """A tensor whose numbers are still in the file. `offset` and `stride` count elements, not
+    bytes.
+    """
 
     storage: Storage
     dtype: torch.dtype
@@ -96,7 +111,8 @@ class StoredTensor(NamedTuple):
 
 
 def read_content(path: Path) -> Any:
-    """Return the object in a file of torch.save, with a StoredTensor for each tensor and a Built for objects of other classes.
+    """Return the object in a file of torch.save, with a StoredTensor for each tensor and a Built
+    for objects of other classes.
 
     Raises:
         OSError: The file cannot be opened or read.
@@ -143,13 +159,20 @@ def read_tensors(path: Path, stored: dict[str, StoredTensor]) -> dict[str, torch
 
     Raises:
         OSError: The file cannot be opened or read.
-        Exception: Of any kind, for damaged numbers, and for tensors that would take far more memory than the file.
+        Exception: Of any kind, for damaged numbers, and for tensors that would take far more memory
+        than the file.
     """
     tensors: dict[str, torch.Tensor] = {}
     with open(path, "rb") as file:
-        needed, available = sum(tensor.num_bytes for tensor in stored.values()), os.fstat(file.fileno()).st_size
+        needed, available = (
+            sum(tensor.num_bytes for tensor in stored.values()),
+            os.fstat(file.fileno()).st_size,
+        )
         if needed > MOST_SHARING * available:
-            raise ValueError(f"its tensors would take {needed / 1e6:,.1f} MB, the file has {available / 1e6:,.1f} MB")
+            raise ValueError(
+                f"its tensors would take {needed / 1e6:,.1f} MB, the file has"
+                f" {available / 1e6:,.1f} MB"
+            )
         archive = zipfile.ZipFile(file) if file.read(len(ZIP_MAGIC)) == ZIP_MAGIC else None
         for storage in {id(tensor.storage): tensor.storage for tensor in stored.values()}.values():
             if archive is None:
@@ -157,12 +180,18 @@ def read_tensors(path: Path, stored: dict[str, StoredTensor]) -> dict[str, torch
                 numbers = file.read(storage.num_bytes)
             else:
                 numbers = _record(archive, storage.record)
-            tensors |= {name: _tensor(tensor, numbers) for name, tensor in stored.items() if tensor.storage is storage}
+            tensors |= {
+                name: _tensor(tensor, numbers)
+                for name, tensor in stored.items()
+                if tensor.storage is storage
+            }
     return {name: tensors[name] for name in stored}
 
 
 def _record(archive: zipfile.ZipFile, name: str) -> bytes:
-    """Return the content of a record. Refuse compressed ones: torch.save writes none, and a small file could fill the memory."""
+    """Return the content of a record. Refuse compressed ones: torch.save writes none, and a small
+    file could fill the memory.
+    """
     if archive.getinfo(name).compress_type != zipfile.ZIP_STORED:
         raise ValueError(f"{name} in it is compressed, which torch.save does not do")
     return archive.read(name)
@@ -170,22 +199,37 @@ def _record(archive: zipfile.ZipFile, name: str) -> bytes:
 
 def _tensor(stored: StoredTensor, numbers: bytes) -> torch.Tensor:
     if stored.num_bytes > len(numbers):
-        raise EOFError(f"a tensor of shape {list(stored.shape)} has {len(numbers)} bytes in the file")
+        raise EOFError(
+            f"a tensor of shape {list(stored.shape)} has {len(numbers)} bytes in the file"
+        )
     if not stored.num_bytes:
         return torch.empty(stored.shape, dtype=stored.dtype)
     # as_strided checks that no number lies outside.
-    return torch.frombuffer(bytearray(numbers), dtype=stored.dtype).as_strided(stored.shape, stored.stride, stored.offset).clone()
+    return (
+        torch.frombuffer(bytearray(numbers), dtype=stored.dtype)
+        .as_strided(stored.shape, stored.stride, stored.offset)
+        .clone()
+    )
 
 
 # --- the instructions of a pickle ---
 
 PUSH_ARGUMENT = {
     *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
-    *("STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+    *(
+        "STRING",
+        "BINSTRING",
+        "SHORT_BINSTRING",
+        "BINBYTES",
+        "SHORT_BINBYTES",
+        "BINBYTES8",
+        "BYTEARRAY8",
+    ),
     *("UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
 }
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
-EMPTY = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": list}  # hashing the items of a set could take forever
+# hashing the items of a set could take forever
+EMPTY = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": list}
 TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
@@ -201,7 +245,8 @@ def _follow(file: BinaryIO, storages: dict[str, Storage], folder: str = "") -> A
         The object in the pickle.
 
     Raises:
-        Exception: Of any kind, for a damaged pickle, and for an instruction that torch.save does not write.
+        Exception: Of any kind, for a damaged pickle, and for an instruction that torch.save does
+        not write.
     """
     stack: list[Any] = []
     below: list[list[Any]] = []  # the stacks below each mark
@@ -265,7 +310,10 @@ def _follow(file: BinaryIO, storages: dict[str, Storage], folder: str = "") -> A
         elif name == "NEWOBJ_EX":
             named, arguments, maker = stack.pop(), stack.pop(), stack.pop()
             if not isinstance(arguments, tuple) or not isinstance(named, dict):
-                raise TypeError(f"the arguments of a call in it are a {type(arguments).__name__} and a {type(named).__name__}")
+                raise TypeError(
+                    f"the arguments of a call in it are a {type(arguments).__name__} and a"
+                    f" {type(named).__name__}"
+                )
             stack.append(Built(maker, arguments, named))
         elif name == "INST":
             arguments = since_mark()
@@ -275,7 +323,8 @@ def _follow(file: BinaryIO, storages: dict[str, Storage], folder: str = "") -> A
             stack.append(Built(maker, tuple(arguments)))
         elif name == "BUILD":
             state = stack.pop()
-            if isinstance(stack[-1], Built):  # other attributes, such as the versions of a state dict, are not needed
+            # other attributes, such as the versions of a state dict, are not needed
+            if isinstance(stack[-1], Built):
                 stack[-1].states.append(state)
         elif name == "BINPERSID":
             stack.append(_storage(stack.pop(), storages, folder))
@@ -293,7 +342,9 @@ def _follow(file: BinaryIO, storages: dict[str, Storage], folder: str = "") -> A
 
 
 def _set_items(target: Any, items: list[Any]) -> None:
-    """Keep the items with a text as key: others are not needed, and hashing them could take forever."""
+    """Keep the items with a text as key: others are not needed, and hashing them could take
+    forever.
+    """
     items_of = target.items if isinstance(target, Built) else target
     for key, value in zip(items[::2], items[1::2], strict=True):
         if isinstance(key, str):
@@ -308,7 +359,9 @@ def _extend(target: Any, items: list[Any]) -> None:
 
 
 def _text(value: Any) -> str:
-    """Return `value` if it is a text. The error does not print other values: a file can make them endless."""
+    """Return `value` if it is a text. The error does not print other values: a file can make them
+    endless.
+    """
     if not isinstance(value, str):
         raise TypeError(f"it uses a {type(value).__name__} as a name")
     return value
@@ -316,14 +369,21 @@ def _text(value: Any) -> str:
 
 def _named(module: Any, name: Any) -> Named:
     named = Named(_text(module), _text(name))
-    if named.module in RUNS_PROGRAMS or (named.module in ("builtins", "__builtin__") and named.name in RUNS_CODE):
+    if named.module in RUNS_PROGRAMS or (
+        named.module in ("builtins", "__builtin__") and named.name in RUNS_CODE
+    ):
         # It would not run here, but the user should know.
-        raise UserError(f"it would call {module}.{name}, which no checkpoint needs; nothing was run: do not load it with other programs")
+        raise UserError(
+            f"it would call {module}.{name}, which no checkpoint needs; nothing was run: do not"
+            " load it with other programs"
+        )
     return named
 
 
 def _build(maker: Any, arguments: Any) -> Any:
-    """Return a StoredTensor for tensors, a plain container for containers, a Built for everything else."""
+    """Return a StoredTensor for tensors, a plain container for containers, a Built for everything
+    else.
+    """
     if not isinstance(arguments, tuple):
         raise TypeError(f"the arguments of a call in it are a {type(arguments).__name__}")
     match maker:
@@ -331,17 +391,21 @@ def _build(maker: Any, arguments: Any) -> Any:
             return Built(maker, arguments)  # its numbers are to be negated or conjugated
         case Named("torch._utils", "_rebuild_tensor" | "_rebuild_tensor_v2"):
             return _stored_tensor(*arguments[:4])
-        case Named("torch._utils", "_rebuild_tensor_v3"):  # dtypes without their own kind of storage
+        # dtypes without their own kind of storage
+        case Named("torch._utils", "_rebuild_tensor_v3"):
             return _stored_tensor(*arguments[:4], dtype=_dtype(arguments[6]))
         case Named("torch._utils", "_rebuild_parameter" | "_rebuild_parameter_with_state"):
             return arguments[0]
-        case Named("torch._tensor", "_rebuild_from_type_v2"):  # a tensor with attributes, or of a subclass
+        # a tensor with attributes, or of a subclass
+        case Named("torch._tensor", "_rebuild_from_type_v2"):
             return _build(arguments[0], arguments[2])
         case Named("torch", "Size"):
             return tuple(arguments[0])
         case Named("collections", "OrderedDict"):
             content: dict[str, Any] = {}
-            _set_items(content, [part for pair in (arguments[0] if arguments else ()) for part in pair])
+            _set_items(
+                content, [part for pair in (arguments[0] if arguments else ()) for part in pair]
+            )
             return content
         case Named("_codecs", "encode") if isinstance(arguments[0], str):
             return arguments[0].encode("latin-1")
@@ -354,13 +418,19 @@ def _storage(identity: Any, storages: dict[str, Storage], folder: str) -> Any:
     match identity:
         case ("storage", Named(_, kind), str(key), *rest) if kind in DTYPES:
             if len(rest) > 2 and rest[2] is not None:
-                raise ValueError("it holds views of storages, as torch.save wrote them before PyTorch 1.0")
+                raise ValueError(
+                    "it holds views of storages, as torch.save wrote them before PyTorch 1.0"
+                )
             return storages.setdefault(key, Storage(DTYPES[kind], f"{folder}{key}"))
     return Built(None, ())  # source code of modules, in the old container
 
 
-def _stored_tensor(storage: Storage, offset: Any, shape: Any, stride: Any, dtype: torch.dtype | None = None) -> StoredTensor:
-    if not all(type(number) is int and 0 <= number < 2**63 for number in (offset, *shape, *stride)) or len(shape) != len(stride):
+def _stored_tensor(
+    storage: Storage, offset: Any, shape: Any, stride: Any, dtype: torch.dtype | None = None
+) -> StoredTensor:
+    if not all(
+        type(number) is int and 0 <= number < 2**63 for number in (offset, *shape, *stride)
+    ) or len(shape) != len(stride):
         raise ValueError("a tensor in it has an impossible shape")
     return StoredTensor(storage, dtype or storage.dtype, offset, torch.Size(shape), tuple(stride))
 
@@ -376,7 +446,12 @@ def _numpy_number(dtype: Any, content: Any) -> Any:
     """The number of a numpy scalar, whose dtype is a Built; a Built for one that is no number."""
     if isinstance(dtype, Built) and dtype.arguments and isinstance(content, bytes):
         kind = dtype.arguments[0]
-        big = any(isinstance(state, tuple) and len(state) > 1 and state[1] == ">" for state in dtype.states)
-        if kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1") and len(content) == int(kind[1]):
+        big = any(
+            isinstance(state, tuple) and len(state) > 1 and state[1] == ">"
+            for state in dtype.states
+        )
+        if kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1") and len(
+            content
+        ) == int(kind[1]):
             return np.frombuffer(content, (">" if big else "<") + kind)[0].item()
     return Built(None, (dtype, content))

@@ -1,4 +1,6 @@
-"""The tokenizer of a text encoder, and what to say where the hub or a folder does not give a text encoder."""
+"""The tokenizer of a text encoder, and what to say where the hub or a folder does not give a text
+encoder.
+"""
 
 from pathlib import Path
 
@@ -10,10 +12,12 @@ from retrieval.models.hub import OWN_CODE, hub_answers, loading, wants_code
 
 
 def load_tokenizer(name: str | Path, vocab_size: int | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of hub model or folder `name`; it must fit a model of `vocab_size` tokens, where given.
+    """The tokenizer of hub model or folder `name`; it must fit a model of `vocab_size` tokens,
+    where given.
 
-    Where it marks no end of a text (GPT-2), its end-of-text token is appended: the last token is then the same in all captions,
-    as in CLIP, and a caption without a word is still one token. Where it has no padding, the end-of-text token is that as well.
+    Where it marks no end of a text (GPT-2), its end-of-text token is appended: the last token is
+    then the same in all captions, as in CLIP, and a caption without a word is still one token.
+    Where it has no padding, the end-of-text token is that as well.
     """
     settings = loading(name, "tokenizer")
     try:
@@ -22,13 +26,23 @@ def load_tokenizer(name: str | Path, vocab_size: int | None = None) -> PreTraine
         raise unreachable(str(name), error) from None
     # Where a folder has no tokenizer files, transformers makes a tokenizer that knows no word.
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
-        raise UserError(f"text encoder {name}: its tokenizer knows no word; the tokenizer files are missing, copy them there again")
+        raise UserError(
+            f"text encoder {name}: its tokenizer knows no word; the tokenizer files are missing,"
+            " copy them there again"
+        )
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
-            raise UserError(f"text encoder {name}: its tokenizer has no padding token; set pad_token in its tokenizer_config.json")
-        tokenizer.pad_token = tokenizer.eos_token  # in the vocabulary already: the table of embeddings stays as it is
+            raise UserError(
+                f"text encoder {name}: its tokenizer has no padding token; set pad_token in its"
+                " tokenizer_config.json"
+            )
+        # in the vocabulary already: the table of embeddings stays as it is
+        tokenizer.pad_token = tokenizer.eos_token
     if vocab_size is not None and len(tokenizer) > vocab_size:
-        found = f"its tokenizer has {len(tokenizer)} tokens, its config.json says vocab_size {vocab_size}"
+        found = (
+            f"its tokenizer has {len(tokenizer)} tokens, its config.json says vocab_size"
+            f" {vocab_size}"
+        )
         raise UserError(f"text encoder {name}: {found}; copy both again")
     empty, word = tokenizer(["", "a"])["input_ids"]
     if not empty or empty[-1] != word[-1]:
@@ -38,28 +52,46 @@ def load_tokenizer(name: str | Path, vocab_size: int | None = None) -> PreTraine
 
 def _append_end(tokenizer: PreTrainedTokenizerBase, begin: list[int], name: str | Path) -> None:
     """A text becomes `begin`, as before, its tokens and the end-of-text token."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)  # not in tokenizers that are written in Python
+    # not in tokenizers that are written in Python
+    backend = getattr(tokenizer, "backend_tokenizer", None)
     if tokenizer.eos_token is None or backend is None:
         found = "its tokenizer marks no end of a text, and has no token, or no way, to do so"
-        raise UserError(f"text encoder {name}: {found}; set eos_token in its tokenizer_config.json, or take another text encoder")
-    around = {token: tokenizer.convert_tokens_to_ids(token) for token in (*tokenizer.convert_ids_to_tokens(begin), tokenizer.eos_token)}
+        raise UserError(
+            f"text encoder {name}: {found}; set eos_token in its tokenizer_config.json, or take"
+            " another text encoder"
+        )
+    around = {
+        token: tokenizer.convert_tokens_to_ids(token)
+        for token in (*tokenizer.convert_ids_to_tokens(begin), tokenizer.eos_token)
+    }
     single = [*tokenizer.convert_ids_to_tokens(begin), "$A", tokenizer.eos_token]
-    backend.post_processor = processors.TemplateProcessing(single=single, special_tokens=list(around.items()))
+    backend.post_processor = processors.TemplateProcessing(
+        single=single, special_tokens=list(around.items())
+    )
 
 
 def unreachable(name: str, error: Exception) -> UserError:
     """The error for text encoder `name`, which did not load."""
     if wants_code(error):
         return UserError(f"text encoder {name} {OWN_CODE}; take another text encoder")
-    # transformers raises OSError, ValueError and others, with texts of many lines, for one and the same absence.
+    # transformers raises OSError, ValueError and others, with texts of many lines, for one and the
+    # same absence.
     reason = " ".join(str(error).split())[:160] or type(error).__name__
     if Path(name).is_dir():
-        return UserError(f"text encoder folder {name} cannot be loaded ({reason}); it needs config.json, tokenizer files and model.safetensors")
+        return UserError(
+            f"text encoder folder {name} cannot be loaded ({reason}); it needs config.json,"
+            " tokenizer files and model.safetensors"
+        )
     if name.count("/") > 1:
-        return UserError(f"text encoder folder {name} does not exist; set text_encoder.name to a folder, or to a hub name such as roberta-large")
-    reason = reason if hub_answers() else "it is out of reach, and nothing was downloaded from it before"
+        return UserError(
+            f"text encoder folder {name} does not exist; set text_encoder.name to a folder, or to a"
+            " hub name such as roberta-large"
+        )
+    reason = (
+        reason if hub_answers() else "it is out of reach, and nothing was downloaded from it before"
+    )
     return UserError(
-        f"text encoder {name!r} is no folder here and the Hugging Face hub did not give it ({reason}); "
-        f"download it where there is internet (hf download {name} --local-dir weights/{Path(name).name}) "
-        f"and set text_encoder.name=weights/{Path(name).name}"
+        f"text encoder {name!r} is no folder here and the Hugging Face hub did not give it"
+        f" ({reason}); download it where there is internet (hf download {name} --local-dir"
+        f" weights/{Path(name).name}) and set text_encoder.name=weights/{Path(name).name}"
     )

@@ -14,21 +14,38 @@ READOUTS = ("first", "mean")
 
 
 class TransformerPooling(nn.Module):
-    """Pre-norm transformer layers over the frames; the clip is what a learned token has gathered, or the mean of the valid frames.
+    """Pre-norm transformer layers over the frames; the clip is what a learned token has gathered,
+    or the mean of the valid frames.
 
-    Works on the audio encoder's own frames, before the audio projection. Padding frames are neither attended to nor averaged.
-    After salsa's, with the same parts and not the same network: positions are learned (there: sines), the token is one for all clips (there:
-    the mean of the frames is added), the MLP has 4 F units (there: 2048), and a LayerNorm comes last.
+    Works on the audio encoder's own frames, before the audio projection. Padding frames are neither
+    attended to nor averaged. After salsa's, with the same parts and not the same network: positions
+    are learned (there: sines), the token is one for all clips (there: the mean of the frames is
+    added), the MLP has 4 F units (there: 2048), and a LayerNorm comes last.
     """
 
-    def __init__(self, dim: int, max_frames: int, num_layers: int = 1, num_heads: int = 8, readout: str = "first", dropout: float = 0.1):
-        """readout: "first" puts a learned token in front and reads it; "mean" averages the frames."""
+    def __init__(
+        self,
+        dim: int,
+        max_frames: int,
+        num_layers: int = 1,
+        num_heads: int = 8,
+        readout: str = "first",
+        dropout: float = 0.1,
+    ):
+        """readout: "first" puts a learned token in front and reads it; "mean" averages the
+        frames.
+        """
         super().__init__()
         if readout not in READOUTS:
-            raise UserError(f"pooling.readout must be one of {', '.join(READOUTS)}, found {readout!r}")
+            raise UserError(
+                f"pooling.readout must be one of {', '.join(READOUTS)}, found {readout!r}"
+            )
         if dim % num_heads:
             dividing = ", ".join(str(number) for number in range(1, 17) if dim % number == 0)
-            raise UserError(f"pooling.num_heads={num_heads} does not divide the {dim} numbers of an audio frame; set it to one of {dividing}")
+            raise UserError(
+                f"pooling.num_heads={num_heads} does not divide the {dim} numbers of an audio"
+                f" frame; set it to one of {dividing}"
+            )
         self.positions = nn.Parameter(torch.empty(max_frames, dim))
         self.token = nn.Parameter(torch.empty(dim)) if readout == "first" else None
         self.layers = nn.ModuleList(_Layer(dim, num_heads, dropout) for _ in range(num_layers))
@@ -39,36 +56,45 @@ class TransformerPooling(nn.Module):
                 nn.init.normal_(parameter, std=0.02)
 
     def forward(self, frames: Tensor, mask: Tensor) -> Tensor:
-        """frames (B, T, F), mask bool (B, T), True = valid -> (B, F), at least float32. Raises ValueError for more than max_frames frames.
+        """frames (B, T, F), mask bool (B, T), True = valid -> (B, F), at least float32. Raises
+        ValueError for more than max_frames frames.
 
         Without a valid frame "mean" gives zeros, and "first" what the learned token is by itself.
         """
         num_frames = frames.shape[1]
         if num_frames > len(self.positions):
-            raise ValueError(f"the transformer pooling has positions for {len(self.positions)} frames, found {num_frames}")
+            raise ValueError(
+                f"the transformer pooling has positions for {len(self.positions)} frames, found"
+                f" {num_frames}"
+            )
         # Padding may hold anything, and infinity or not-a-number stays so under a weight of zero.
-        hidden = frames.masked_fill(~mask[..., None], 0.0) + self.positions[:num_frames]  # (B, T, F)
+        # (B, T, F)
+        hidden = frames.masked_fill(~mask[..., None], 0.0) + self.positions[:num_frames]
         if self.token is None:
-            # A softmax over nothing is not a number (PyTorch's kernels differ): a clip of padding alone attends to its zeros.
+            # A softmax over nothing is not a number (PyTorch's kernels differ): a clip of padding
+            # alone attends to its zeros.
             attended = mask | ~mask.any(dim=1, keepdim=True)  # (B, T)
         else:
             # shape[0], not len(): an exported graph serves any number of clips.
-            hidden = torch.cat([self.token.expand(hidden.shape[0], 1, -1), hidden], dim=1)  # (B, 1 + T, F)
+            # (B, 1 + T, F)
+            hidden = torch.cat([self.token.expand(hidden.shape[0], 1, -1), hidden], dim=1)
             attended = torch.cat([mask.new_ones(mask.shape[0], 1), mask], dim=1)  # (B, 1 + T)
         for layer in self.layers:
             hidden = layer(hidden, attended)
         return self.mean(self.norm(hidden), mask) if self.token is None else self.norm(hidden[:, 0])
 
     def score(self, text: Tensor, frames: Tensor, mask: Tensor) -> Tensor:
-        """text (N, D), frames (B, 1, D): the clip's one projected vector -> (N, B), cosines as with mean pooling."""
+        """text (N, D), frames (B, 1, D): the clip's one projected vector -> (N, B), cosines as with
+        mean pooling.
+        """
         return self.mean.score(text, frames, mask)
 
 
 class _Layer(nn.Module):
     """x + attention(LN(x)), then x + MLP(LN(x)), MLP of 4 F and GELU.
 
-    As nn.TransformerEncoderLayer with norm_first, whose fast path without gradients computes clips without a valid frame, and the dtype
-    under autocast, in another way than training does.
+    As nn.TransformerEncoderLayer with norm_first, whose fast path without gradients computes clips
+    without a valid frame, and the dtype under autocast, in another way than training does.
     """
 
     def __init__(self, dim: int, num_heads: int, dropout: float):
@@ -79,13 +105,21 @@ class _Layer(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
         self.norm2 = nn.LayerNorm(dim)
-        self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(4 * dim, dim))
+        self.mlp = nn.Sequential(
+            nn.Linear(dim, 4 * dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(4 * dim, dim)
+        )
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, hidden: Tensor, attended: Tensor) -> Tensor:
         """hidden (B, L, F), attended bool (B, L) -> (B, L, F)"""
-        query, key, value = self.qkv(self.norm1(hidden)).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, H, L, F / H)
+        query, key, value = (
+            self.qkv(self.norm1(hidden))
+            .unflatten(-1, (3, self.num_heads, -1))
+            .permute(2, 0, 3, 1, 4)
+        )  # each (B, H, L, F / H)
         rate = self.attention_dropout if self.training else 0.0
-        mixed = functional.scaled_dot_product_attention(query, key, value, attended[:, None, None], dropout_p=rate)  # (B, H, L, F / H)
+        mixed = functional.scaled_dot_product_attention(
+            query, key, value, attended[:, None, None], dropout_p=rate
+        )  # (B, H, L, F / H)
         hidden = hidden + self.dropout(self.proj(mixed.transpose(1, 2).flatten(2)))
         return hidden + self.dropout(self.mlp(self.norm2(hidden)))

@@ -1,7 +1,9 @@
-"""The page of a report: page.html filled in by Jinja, which escapes all text, with style and script inside.
+"""The page of a report: page.html filled in by Jinja, which escapes all text, with style and script
+inside.
 
-A policy in the page forbids the network and every script but the page's own, so that what a caption holds cannot run or load anything.
-Long captions are cut and long lists bounded here; report.json has them whole.
+A policy in the page forbids the network and every script but the page's own, so that what a caption
+holds cannot run or load anything. Long captions are cut and long lists bounded here; report.json
+has them whole.
 """
 
 import base64
@@ -16,7 +18,10 @@ from retrieval.report.media import Media
 from retrieval.tracking import DIRECTIONS
 
 FOLDER = Path(__file__).parent
-POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+POLICY = (
+    "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; base-uri"
+    " 'none'; form-action 'none'"
+)
 MAX_CHARACTERS = 400  # of a caption
 MAX_ROWS = 20_000  # queries of the table, about 5 MB
 ROWS_WITHOUT_SCRIPT = 50
@@ -28,8 +33,16 @@ def render(figures: dict[str, Any], media: Media) -> str:
     rows = _sorted_queries(figures)
     script = (FOLDER / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"cut": cut, "percent": percent, "signed": signed, "count": "{:,}".format, "minus": minus}
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {
+        "cut": cut,
+        "percent": percent,
+        "signed": signed,
+        "count": "{:,}".format,
+        "minus": minus,
+    }
     template = environment.from_string((FOLDER / "page.html").read_text(encoding="utf-8"))
     return template.render(
         figures,
@@ -66,7 +79,12 @@ def minus(number: str) -> str:
 
 def _last_rank(histogram: dict[str, Any]) -> int:
     """Bars up to the last one that has a query."""
-    return 1 + max(bar for direction in DIRECTIONS for bar, count in enumerate(histogram[direction]["counts"]) if count)
+    return 1 + max(
+        bar
+        for direction in DIRECTIONS
+        for bar, count in enumerate(histogram[direction]["counts"])
+        if count
+    )
 
 
 def _sorted_queries(figures: dict[str, Any]) -> list[dict[str, Any]]:
@@ -88,7 +106,11 @@ def _table(rows: list[dict[str, Any]], has_other: bool) -> dict[str, Any]:
     names: dict[str, int] = {}
     columns = ["rank", "other_rank", "won"] if has_other else ["rank"]
     cells = [
-        [cut(row["query"]), *(names.setdefault(cut(row[name]), len(names)) for name in ("clip", "first")), *(row[column] for column in columns)]
+        [
+            cut(row["query"]),
+            *(names.setdefault(cut(row[name]), len(names)) for name in ("clip", "first")),
+            *(row[column] for column in columns),
+        ]
         for row in rows
     ]
     return {"names": list(names), "rows": cells}

@@ -28,20 +28,40 @@ from retrieval.tracking import rank_histogram
 
 
 def write_report(
-    result: EvaluationResult, split: ClipSplit, scorer: Scorer, folder: Path, about: dict[str, Any], num_queries: int, other: OtherRun | None = None
+    result: EvaluationResult,
+    split: ClipSplit,
+    scorer: Scorer,
+    folder: Path,
+    about: dict[str, Any],
+    num_queries: int,
+    other: OtherRun | None = None,
 ) -> None:
-    """Page and figures; `num_queries` hardest queries are shown with sound and pictures. Both files appear when both are whole. Raises UserError."""
+    """Page and figures; `num_queries` hardest queries are shown with sound and pictures. Both files
+    appear when both are whole. Raises UserError.
+    """
     figures = collect(result, split, about, num_queries, other)
     media = gather_media(scorer, split, result.captions, clips_shown(figures))
     page = render(figures, media)
-    with atomic_writer(folder / REPORT_PAGE) as html, atomic_writer(folder / REPORT_FIGURES) as numbers:
+    with (
+        atomic_writer(folder / REPORT_PAGE) as html,
+        atomic_writer(folder / REPORT_FIGURES) as numbers,
+    ):
         html.write(page)
         json.dump(figures, numbers, indent=1, ensure_ascii=False)
         numbers.write("\n")
-    print(f"written: {folder / REPORT_PAGE} ({len(page.encode()) / 2**20:.1f} MiB), {folder / REPORT_FIGURES}")
+    print(
+        f"written: {folder / REPORT_PAGE} ({len(page.encode()) / 2**20:.1f} MiB),"
+        f" {folder / REPORT_FIGURES}"
+    )
 
 
-def collect(result: EvaluationResult, split: ClipSplit, about: dict[str, Any], num_queries: int, other: OtherRun | None) -> Figures:
+def collect(
+    result: EvaluationResult,
+    split: ClipSplit,
+    about: dict[str, Any],
+    num_queries: int,
+    other: OtherRun | None,
+) -> Figures:
     """All that is said, as JSON; `about` is where the scores come from."""
     by_query = "relevance" in about
     found = find_near_duplicates(result.captions, result.relevant)
@@ -56,7 +76,9 @@ def collect(result: EvaluationResult, split: ClipSplit, about: dict[str, Any], n
         "git_commit": git_commit(),
         "created": datetime.now().astimezone().isoformat(timespec="seconds"),
     }
-    histogram = {name: {"counts": counts[name].tolist(), "median": medians[name]} for name in counts}
+    histogram = {
+        name: {"counts": counts[name].tolist(), "median": medians[name]} for name in counts
+    }
     return {
         "about": head,
         **metric_figures(result, by_query),
@@ -70,7 +92,9 @@ def collect(result: EvaluationResult, split: ClipSplit, about: dict[str, Any], n
 
 
 def clips_shown(figures: Figures) -> dict[int, list[int]]:
-    """The clips of the hardest queries in the order of the page, and the queries that each is shown for."""
+    """The clips of the hardest queries in the order of the page, and the queries that each is shown
+    for.
+    """
     shown: dict[int, list[int]] = {}
     for hard in figures["hardest"]:
         for answer in (hard["right"], *hard["returned"]):

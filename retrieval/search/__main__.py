@@ -1,13 +1,15 @@
-"""Index a folder of recordings, and find those that a sentence describes, or that sound like another.
+"""Index a folder of recordings, and find those that a sentence describes, or that sound like
+another.
 
     python -m retrieval.search index FOLDER --checkpoint runs/tap/best --index DIR    # again after changes: only those are encoded
     python -m retrieval.search query "a dog barks twice" --index DIR [-k 10] [--json] [--csv FILE]
     python -m retrieval.search query --audio dog.wav --index DIR                      # more like this
     python -m retrieval.search query --queries FILE --index DIR                       # a query a line, or a CSV with a column caption
 
-Reads WAV, FLAC, Ogg, Opus, MP3, AIFF, M4A, the sound of MP4 and WebM, and more (docs/sound.md), under any file name. Files of any length are cut
-into overlapping excerpts, so that an answer is a file and a time.
-An answer has rank, score, file and the seconds that hold half of the attention that TAP pays to the file's excerpt (other poolings: the excerpt).
+Reads WAV, FLAC, Ogg, Opus, MP3, AIFF, M4A, the sound of MP4 and WebM, and more (docs/sound.md),
+under any file name. Files of any length are cut into overlapping excerpts, so that an answer is a
+file and a time. An answer has rank, score, file and the seconds that hold half of the attention
+that TAP pays to the file's excerpt (other poolings: the excerpt).
 """
 
 import argparse
@@ -25,7 +27,17 @@ from retrieval.progress import set_quiet, silence_transformers
 from retrieval.reporting import check_not_among
 
 FILES_LISTED = 20
-COLUMNS = ("query", "rank", "score", "file", "from", "to", "excerpt_from", "excerpt_to", "file_seconds")
+COLUMNS = (
+    "query",
+    "rank",
+    "score",
+    "file",
+    "from",
+    "to",
+    "excerpt_from",
+    "excerpt_to",
+    "file_seconds",
+)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -40,19 +52,35 @@ def index(arguments: argparse.Namespace) -> int:
     from retrieval.search.index import AudioIndex
 
     started = time.monotonic()
-    settings = {name: getattr(arguments, name) for name in ("hop_seconds", "batch_size", "mixed_precision", "overwrite")}
+    settings = {
+        name: getattr(arguments, name)
+        for name in ("hop_seconds", "batch_size", "mixed_precision", "overwrite")
+    }
     built = AudioIndex.build(arguments.folder, arguments.checkpoint, arguments.index, **settings)
     for file, reason in built.unreadable[:FILES_LISTED]:
         print(f"left out: {_shown(file)}: {reason}", file=sys.stderr)
     if len(built.unreadable) > FILES_LISTED:
-        print(f"left out: {len(built.unreadable) - FILES_LISTED} more, see {arguments.index / 'unreadable.csv'}", file=sys.stderr)
+        print(
+            f"left out: {len(built.unreadable) - FILES_LISTED} more, see"
+            f" {arguments.index / 'unreadable.csv'}",
+            file=sys.stderr,
+        )
     hours = sum(file.seconds for file in built.files) / 3600
-    print(f"{arguments.index}: {len(built.files):,} files, {hours:.2f} hours; {built.changes} in {time.monotonic() - started:.1f} s")
+    print(
+        f"{arguments.index}: {len(built.files):,} files, {hours:.2f} hours; {built.changes} in"
+        f" {time.monotonic() - started:.1f} s"
+    )
     if passed_over := built.changes.passed_over:
-        endings = ", ".join(f"{number:,} {ending or 'without ending'}" for ending, number in passed_over.most_common(10))
+        endings = ", ".join(
+            f"{number:,} {ending or 'without ending'}"
+            for ending, number in passed_over.most_common(10)
+        )
         print(f"passed over: {passed_over.total():,} files that are no sound: {endings}")
     if built.changes.one_channel:
-        print(f"note: the channels of {built.changes.one_channel:,} of these files cancel each other; their first channel was used")
+        print(
+            f"note: the channels of {built.changes.one_channel:,} of these files cancel each other;"
+            " their first channel was used"
+        )
     return 0
 
 
@@ -60,17 +88,36 @@ def query(arguments: argparse.Namespace) -> int:
     from retrieval.search.index import AudioIndex
     from retrieval.search.queries import read_query_file
 
-    queries = read_query_file(arguments.queries) if arguments.queries else [arguments.text] if arguments.text is not None else []
+    queries = (
+        read_query_file(arguments.queries)
+        if arguments.queries
+        else [arguments.text]
+        if arguments.text is not None
+        else []
+    )
     opened = AudioIndex.open(arguments.index, arguments.checkpoint, fast_text=arguments.fast_text)
     if not opened.is_complete:
-        print(f"note: the last update of {arguments.index} was interrupted, files are missing; run the index command again", file=sys.stderr)
+        print(
+            f"note: the last update of {arguments.index} was interrupted, files are missing; run"
+            " the index command again",
+            file=sys.stderr,
+        )
     within = PurePosixPath(arguments.within).as_posix().strip("/.")
     if within and within not in opened.folders:
         some = ", ".join(opened.folders[:FILES_LISTED]) or "none"
-        raise UserError(f"--within {arguments.within}: the index has no files below such a folder; it has: {some}")
-    filters = {"within": within, "min_seconds": arguments.min_seconds, "max_seconds": arguments.max_seconds}
+        raise UserError(
+            f"--within {arguments.within}: the index has no files below such a folder; it has:"
+            f" {some}"
+        )
+    filters = {
+        "within": within,
+        "min_seconds": arguments.min_seconds,
+        "max_seconds": arguments.max_seconds,
+    }
     if arguments.audio:
-        answers = [(str(arguments.audio), opened.search_audio(arguments.audio, arguments.k, **filters))]
+        answers = [
+            (str(arguments.audio), opened.search_audio(arguments.audio, arguments.k, **filters))
+        ]
     else:
         for text in queries:
             if note := opened.notes(text):
@@ -94,14 +141,20 @@ def write_answers(answers: list[tuple[str, list]], arguments: argparse.Namespace
         with atomic_writer(arguments.csv) as file:
             csv.writer(file).writerows([COLUMNS, *rows])
     if arguments.json:
-        content = [{"query": text, "hits": [dict(zip(COLUMNS[1:], _row(hit))) for hit in hits]} for text, hits in answers]
+        content = [
+            {"query": text, "hits": [dict(zip(COLUMNS[1:], _row(hit))) for hit in hits]}
+            for text, hits in answers
+        ]
         print(json.dumps(content, indent=2, ensure_ascii=False))
         return
     for text, hits in answers:
         if len(answers) > 1 or not hits:
             print(f"{text}:" + ("" if hits else " nothing found"))
         for hit in hits:
-            print(f"{hit.rank:3}  {hit.score:6.3f}  {_time(hit.attended_from):>8}-{_time(hit.attended_to):<8}  {_shown(hit.file)}")
+            print(
+                f"{hit.rank:3}  {hit.score:6.3f} "
+                f" {_time(hit.attended_from):>8}-{_time(hit.attended_to):<8}  {_shown(hit.file)}"
+            )
     if arguments.csv:
         print(f"written: {arguments.csv}")
 
@@ -113,7 +166,9 @@ def _row(hit: Any) -> tuple[Any, ...]:
 
 def _shown(file: str) -> str:
     """Without what would break the line or speak to the terminal."""
-    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in file)
+    return "".join(
+        character if character.isprintable() else repr(character)[1:-1] for character in file
+    )
 
 
 def _time(seconds: float) -> str:
@@ -125,29 +180,86 @@ def _time(seconds: float) -> str:
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = OneLineParser(prog="python -m retrieval.search", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(
+        prog="python -m retrieval.search",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="index|query")
     making = commands.add_parser("index", help="make an index, or bring it up to date")
-    making.add_argument("folder", type=_path, metavar="FOLDER", help="recordings, in any sub-folders; after a move, the new folder")
-    making.add_argument("--checkpoint", type=_path, metavar="DIR", help="model folder; default: that of the index that is there")
-    making.add_argument("--hop-seconds", type=float, help="from one excerpt of a long file to the next; default: half of the model's clip_seconds")
+    making.add_argument(
+        "folder",
+        type=_path,
+        metavar="FOLDER",
+        help="recordings, in any sub-folders; after a move, the new folder",
+    )
+    making.add_argument(
+        "--checkpoint",
+        type=_path,
+        metavar="DIR",
+        help="model folder; default: that of the index that is there",
+    )
+    making.add_argument(
+        "--hop-seconds",
+        type=float,
+        help=(
+            "from one excerpt of a long file to the next; default: half of the model's clip_seconds"
+        ),
+    )
     making.add_argument("--batch-size", type=int, default=16, help="excerpts encoded at once")
-    making.add_argument("--mixed-precision", choices=["auto", "no", "bf16", "fp16"], default="auto", help="of the encoder")
-    making.add_argument("--overwrite", action="store_true", help="forget what the index holds, and make it anew")
+    making.add_argument(
+        "--mixed-precision",
+        choices=["auto", "no", "bf16", "fp16"],
+        default="auto",
+        help="of the encoder",
+    )
+    making.add_argument(
+        "--overwrite", action="store_true", help="forget what the index holds, and make it anew"
+    )
     asking = commands.add_parser("query", help="search an index")
     asking.add_argument("text", nargs="?", help="a sentence")
-    asking.add_argument("--audio", type=_path, metavar="FILE", help="a sound in place of the sentence")
-    asking.add_argument("--queries", type=_path, metavar="FILE", help="several sentences: a line each, or a CSV with a column caption")
-    asking.add_argument("--checkpoint", type=_path, metavar="DIR", help="where the index's model is now; default: where it was")
+    asking.add_argument(
+        "--audio", type=_path, metavar="FILE", help="a sound in place of the sentence"
+    )
+    asking.add_argument(
+        "--queries",
+        type=_path,
+        metavar="FILE",
+        help="several sentences: a line each, or a CSV with a column caption",
+    )
+    asking.add_argument(
+        "--checkpoint",
+        type=_path,
+        metavar="DIR",
+        help="where the index's model is now; default: where it was",
+    )
     asking.add_argument("-k", type=int, default=10, help="answers to a query")
-    asking.add_argument("--within", default="", metavar="SUBFOLDER", help="only files below this one, relative to the indexed folder")
-    asking.add_argument("--min-seconds", type=float, default=0.0, help="only files of this length or longer")
-    asking.add_argument("--max-seconds", type=float, default=float("inf"), help="only files of this length or shorter")
-    asking.add_argument("--fast-text", action="store_true", help="text encoder in 8 bit, on a CPU; made at the first use")
+    asking.add_argument(
+        "--within",
+        default="",
+        metavar="SUBFOLDER",
+        help="only files below this one, relative to the indexed folder",
+    )
+    asking.add_argument(
+        "--min-seconds", type=float, default=0.0, help="only files of this length or longer"
+    )
+    asking.add_argument(
+        "--max-seconds",
+        type=float,
+        default=float("inf"),
+        help="only files of this length or shorter",
+    )
+    asking.add_argument(
+        "--fast-text",
+        action="store_true",
+        help="text encoder in 8 bit, on a CPU; made at the first use",
+    )
     asking.add_argument("--json", action="store_true", help="print JSON")
     asking.add_argument("--csv", type=_path, metavar="FILE", help="write the answers to a file too")
     for command in (making, asking):
-        command.add_argument("--index", type=_path, required=True, metavar="DIR", help="folder of the index")
+        command.add_argument(
+            "--index", type=_path, required=True, metavar="DIR", help="folder of the index"
+        )
         command.add_argument("--quiet", action="store_true", help="no progress bars")
     arguments = parser.parse_args(argv)
     if arguments.command == "index" and arguments.batch_size < 1:
@@ -164,17 +276,28 @@ def _path(text: str) -> Path:
 
 
 def check_query_arguments(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    if sum(asked is not None for asked in (arguments.text, arguments.audio, arguments.queries)) != 1:
-        parser.error('give one thing to search for: a sentence in quotes, or --audio FILE, or --queries FILE; for example: query "a dog barks"')
+    if (
+        sum(asked is not None for asked in (arguments.text, arguments.audio, arguments.queries))
+        != 1
+    ):
+        parser.error(
+            "give one thing to search for: a sentence in quotes, or --audio FILE, or --queries"
+            ' FILE; for example: query "a dog barks"'
+        )
     if arguments.k < 1:
         parser.error(f"-k must be at least 1, found {arguments.k}")
     if not arguments.min_seconds <= arguments.max_seconds:
-        parser.error(f"--min-seconds {arguments.min_seconds:g} is not below --max-seconds {arguments.max_seconds:g}")
+        parser.error(
+            f"--min-seconds {arguments.min_seconds:g} is not below --max-seconds"
+            f" {arguments.max_seconds:g}"
+        )
     if arguments.csv:
         check_writable(arguments.csv.parent)
         if arguments.csv.is_dir():
             parser.error(f"--csv {arguments.csv} is a folder; give a file")
-        check_not_among("--csv", arguments.csv, [file for file in (arguments.audio, arguments.queries) if file])
+        check_not_among(
+            "--csv", arguments.csv, [file for file in (arguments.audio, arguments.queries) if file]
+        )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""The text tower in 8 bit with ONNX Runtime, for queries on a CPU: roberta-large takes a fifth of PyTorch's time, and vectors that differ a little.
+"""The text tower in 8 bit with ONNX Runtime, for queries on a CPU: roberta-large takes a fifth of
+PyTorch's time, and vectors that differ a little.
 
     INDEX/fast_text/text.onnx         written at the first use, under the index's lock
     INDEX/fast_text/made_from.json    sha256 of the files of its model
 
-Weights of matrix products are int8, one scale an output; activations are quantised as they come. Measured in benchmarks/search.py.
+Weights of matrix products are int8, one scale an output; activations are quantised as they come.
+Measured in benchmarks/search.py.
 """
 
 import json
@@ -28,8 +30,12 @@ from retrieval.search.writer import FAST_TEXT, locked
 GRAPH, MADE_FROM = "text.onnx", "made_from.json"
 
 
-def fast_text_encoder(index: Path, model: DualEncoder, identity: dict[str, Any]) -> Callable[[list[str]], torch.Tensor]:
-    """In place of model.encode_text: captions -> (N, D), not normalised. identity: of the model (model_identity). Raises UserError."""
+def fast_text_encoder(
+    index: Path, model: DualEncoder, identity: dict[str, Any]
+) -> Callable[[list[str]], torch.Tensor]:
+    """In place of model.encode_text: captions -> (N, D), not normalised. identity: of the model
+    (model_identity). Raises UserError.
+    """
     path, made_from = index / FAST_TEXT / GRAPH, contents_of(identity)
     if not _is_of(path, made_from):
         with locked(index):
@@ -38,7 +44,9 @@ def fast_text_encoder(index: Path, model: DualEncoder, identity: dict[str, Any])
     try:
         session = open_session(path)
     except Exception as error:  # of onnxruntime's own kinds
-        raise UserError(f"{path} does not load ({one_line(error)}); delete {path.parent}, it is made again") from None
+        raise UserError(
+            f"{path} does not load ({one_line(error)}); delete {path.parent}, it is made again"
+        ) from None
     return _Encoder(model, session)
 
 
@@ -61,13 +69,23 @@ class _Encoder:
 
 def _write(index: Path, model: DualEncoder, made_from: dict[str, str]) -> None:
     temporary = tempfile.TemporaryDirectory(dir=index, prefix=f".{FAST_TEXT}.")
-    with whole_folder(index / FAST_TEXT, "the text encoder in 8 bit") as folder, temporary as name, torch.no_grad():
+    with (
+        whole_folder(index / FAST_TEXT, "the text encoder in 8 bit") as folder,
+        temporary as name,
+        torch.no_grad(),
+    ):
         _, tower, inputs, axes, outputs = text_part(model)
         whole = Path(name) / GRAPH
         write_graph(whole, tower.eval(), inputs, axes, outputs)
         logging.disable(logging.WARNING)  # advice that concerns convolutions
         try:
-            quantize_dynamic(whole, folder / GRAPH, per_channel=True, weight_type=QuantType.QInt8, use_external_data_format=True)
+            quantize_dynamic(
+                whole,
+                folder / GRAPH,
+                per_channel=True,
+                weight_type=QuantType.QInt8,
+                use_external_data_format=True,
+            )
         finally:
             logging.disable(logging.NOTSET)
         (folder / MADE_FROM).write_text(json.dumps(made_from), encoding="utf-8")

@@ -1,4 +1,6 @@
-"""Which model made an index. A model folder is known by the content of its files, wherever it lies; hashed once, then told by size and time."""
+"""Which model made an index. A model folder is known by the content of its files, wherever it lies;
+hashed once, then told by size and time.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -17,14 +19,20 @@ def load_model_folder(folder: Path) -> DualEncoder:
     """On the GPU where there is one. Raises UserError."""
     check_checkpoints([folder])
     if not folder.is_dir():
-        raise UserError(f"--checkpoint {folder} is a file; give a model folder, such as runs/tap/best")
+        raise UserError(
+            f"--checkpoint {folder} is a file; give a model folder, such as runs/tap/best"
+        )
     model = DualEncoder.from_pretrained(folder)
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def model_identity(folder: Path, known: dict[str, Any] | None = None) -> dict[str, Any]:
-    """`path`, and size, time and sha256 of each file that the model consists of. What is as old and large as in `known` is not read again."""
-    digests = {(name, *stat): sha256 for name, (*stat, sha256) in known["files"].items()} if known else {}
+    """`path`, and size, time and sha256 of each file that the model consists of. What is as old and
+    large as in `known` is not read again.
+    """
+    digests = (
+        {(name, *stat): sha256 for name, (*stat, sha256) in known["files"].items()} if known else {}
+    )
     files = {}
     for name in _names(folder):
         stat = _stat(folder / name)
@@ -43,7 +51,10 @@ def check_as_before(path: Path, before: dict[str, Any], about: dict[str, Any]) -
     if contents_of(before["model"]) != contents_of(about["model"]):
         raise _another_model(path, about["model"]["path"])
     if before["hop_seconds"] != about["hop_seconds"]:
-        raise UserError(f"index {path} was made with --hop-seconds {before['hop_seconds']:g}, not {about['hop_seconds']:g}; add --overwrite")
+        raise UserError(
+            f"index {path} was made with --hop-seconds {before['hop_seconds']:g}, not"
+            f" {about['hop_seconds']:g}; add --overwrite"
+        )
 
 
 def contents_of(identity: dict[str, Any]) -> dict[str, str]:
@@ -53,13 +64,20 @@ def contents_of(identity: dict[str, Any]) -> dict[str, str]:
 
 def _another_model(index: Path, folder: Path | str) -> UserError:
     return UserError(
-        f"index {index} was made with another model than {folder} holds now; search with that model (--checkpoint DIR), "
-        f"or make the index again: python -m retrieval.search index FOLDER --checkpoint {folder} --index {index} --overwrite"
+        f"index {index} was made with another model than {folder} holds now; search with that model"
+        " (--checkpoint DIR), or make the index again: python -m retrieval.search index FOLDER"
+        f" --checkpoint {folder} --index {index} --overwrite"
     )
 
 
 def _names(folder: Path) -> list[str]:
-    files = [path for part in PARTS for path in ([folder / part] if (folder / part).is_file() else sorted((folder / part).rglob("*")))]
+    files = [
+        path
+        for part in PARTS
+        for path in (
+            [folder / part] if (folder / part).is_file() else sorted((folder / part).rglob("*"))
+        )
+    ]
     return [path.relative_to(folder).as_posix() for path in files if path.is_file()]
 
 

@@ -1,8 +1,8 @@
-"""Find the audio files below a folder, and read mono excerpts of them at the model's sample rate, as a stream.
+"""Find the audio files below a folder, and read mono excerpts of them at the model's sample rate,
+as a stream.
 
-A file of any length is cut into excerpts of at most `clip_samples`, a new one every `hop_samples`; the last one ends
-where the file ends.
-Letters: S samples.
+A file of any length is cut into excerpts of at most `clip_samples`, a new one every `hop_samples`;
+the last one ends where the file ends. Letters: S samples.
 """
 
 import os
@@ -33,14 +33,17 @@ class Found:
 
 @dataclass(frozen=True)
 class Excerpt:
-    """samples float32 (S,), the first of them `start` samples into the sound (at the model's rate)."""
+    """samples float32 (S,), the first of them `start` samples into the sound (at the model's
+    rate).
+    """
 
     start: int
     samples: np.ndarray
 
 
 def find_audio(folder: Path) -> tuple[list[Found], dict[str, str], Counter[str]]:
-    """Find the audio files below `folder`. Hidden files are skipped; links out of the folder are not followed.
+    """Find the audio files below `folder`. Hidden files are skipped; links out of the folder are
+    not followed.
 
     Returns:
         Files in order of name.
@@ -50,7 +53,9 @@ def find_audio(folder: Path) -> tuple[list[Found], dict[str, str], Counter[str]]
     sounds, inside = find_sounds(folder, follow_links=False), folder.resolve()
     found, left_out = [], {}
     for closed, reason in sounds.closed_folders.items():
-        left_out[_shown(f"{closed.relative_to(folder).as_posix()}/")] = f"the folder cannot be read: {reason}"
+        left_out[_shown(f"{closed.relative_to(folder).as_posix()}/")] = (
+            f"the folder cannot be read: {reason}"
+        )
     for linked in sounds.linked_folders:
         left_out[_shown(linked.relative_to(folder).as_posix())] = (
             "a link to a folder: give that folder an index of its own"
@@ -89,7 +94,11 @@ def _why_left_out(path: Path, file: str, inside: Path) -> str | None:
 
 
 def read_excerpts(
-    path: Path, sample_rate: int, clip_samples: int, hop_samples: int, facts: SoundFacts | None = None
+    path: Path,
+    sample_rate: int,
+    clip_samples: int,
+    hop_samples: int,
+    facts: SoundFacts | None = None,
 ) -> Iterator[Excerpt]:
     """Read a file as excerpts.
 
@@ -114,7 +123,8 @@ def read_excerpts(
         while first + len(kept) > start + clip_samples:  # more to come after it
             yield Excerpt(start, kept[start - first : start - first + clip_samples])
             start += hop_samples
-        # Keep enough for the last excerpt, which ends with the file and so may begin before `start`.
+        # Keep enough for the last excerpt, which ends with the file and so may begin before
+        # `start`.
         spare = max(0, min(start, first + len(kept) - clip_samples) - first)
         kept, first = kept[spare:], first + spare
     last = max(0, first + len(kept) - clip_samples)
@@ -122,7 +132,9 @@ def read_excerpts(
 
 
 def check_finite(samples: np.ndarray) -> np.ndarray:
-    """Return `samples`. Raises UnreadableSound for NaN, infinity, and absurd amplitudes (LOUDEST)."""
+    """Return `samples`. Raises UnreadableSound for NaN, infinity, and absurd amplitudes
+    (LOUDEST).
+    """
     if not np.isfinite(samples).all():
         raise UnreadableSound("holds samples that are NaN or infinite")
     if np.abs(samples).max(initial=0.0) > LOUDEST:
@@ -130,17 +142,30 @@ def check_finite(samples: np.ndarray) -> np.ndarray:
     return samples
 
 
-def cut(samples: np.ndarray, rate: int, sample_rate: int, clip_samples: int, hop_samples: int) -> list[Excerpt]:
-    """Excerpts of samples (S,) or (S, channels) at `rate` Hz that are in memory: floats in [-1, 1], or integers of a WAV. Raises UnreadableSound."""
+def cut(
+    samples: np.ndarray, rate: int, sample_rate: int, clip_samples: int, hop_samples: int
+) -> list[Excerpt]:
+    """Excerpts of samples (S,) or (S, channels) at `rate` Hz that are in memory: floats in [-1, 1],
+    or integers of a WAV. Raises UnreadableSound.
+    """
     samples = np.asarray(samples)
     if samples.ndim not in (1, 2) or (samples.ndim == 2 and samples.shape[1] > MAX_CHANNELS):
-        raise UnreadableSound(f"has shape {samples.shape}: expected (samples,) or (samples, channels)")
+        raise UnreadableSound(
+            f"has shape {samples.shape}: expected (samples,) or (samples, channels)"
+        )
     check_rate(rate)
-    scale = -float(np.iinfo(samples.dtype).min) if np.issubdtype(samples.dtype, np.signedinteger) else 1.0
+    scale = (
+        -float(np.iinfo(samples.dtype).min)
+        if np.issubdtype(samples.dtype, np.signedinteger)
+        else 1.0
+    )
     mono = samples.astype(np.float32) / np.float32(scale)
     mono = check_finite(mono.mean(axis=1) if mono.ndim == 2 else mono)
     if not mono.size:
         raise UnreadableSound("holds no samples")
     mono = soxr.resample(mono, rate, sample_rate) if rate != sample_rate else mono
     last = max(0, len(mono) - clip_samples)
-    return [Excerpt(start, mono[start : start + clip_samples]) for start in [*range(0, last, hop_samples), last]]
+    return [
+        Excerpt(start, mono[start : start + clip_samples])
+        for start in [*range(0, last, hop_samples), last]
+    ]

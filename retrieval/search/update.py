@@ -1,4 +1,5 @@
-"""Bring an index up to date with its folder: new and changed files are encoded, files that are gone are taken out, the others stay as they are.
+"""Bring an index up to date with its folder: new and changed files are encoded, files that are gone
+are taken out, the others stay as they are.
 
 Letters: B excerpts of a batch, S samples, T frames, D = dim.
 """
@@ -31,8 +32,10 @@ from retrieval.search.writer import IndexWriter
 from retrieval.two_stage import first_stage_vectors
 
 Taken = TypeVar("Taken")
-LEAST_IN_COMMON = 0.5  # share of the index's files that a folder must hold to replace the indexed one
-SECONDS_BETWEEN_COMMITS = 10.0  # what an interruption costs at most, beside the file that it falls into
+# share of the index's files that a folder must hold to replace the indexed one
+LEAST_IN_COMMON = 0.5
+# what an interruption costs at most, beside the file that it falls into
+SECONDS_BETWEEN_COMMITS = 10.0
 FILES_AHEAD = 4  # read by other threads while the model computes
 EXCERPTS_AHEAD = 8  # of each of these files; the rest of a long one is read when its turn comes
 
@@ -41,8 +44,8 @@ EXCERPTS_AHEAD = 8  # of each of these files; the rest of a long one is read whe
 class Changes:
     """Counts of an update. `moved` files (also copies) were not encoded again.
 
-    `one_channel` counts added or changed files whose channels cancel each other: their first channel was used. `passed_over` counts files that
-    are no sound.
+    `one_channel` counts added or changed files whose channels cancel each other: their first
+    channel was used. `passed_over` counts files that are no sound.
     """
 
     added: int = 0
@@ -56,12 +59,17 @@ class Changes:
 
     def __str__(self) -> str:
         names = "added", "changed", "moved", "removed", "unchanged"
-        return ", ".join(f"{getattr(self, name):,} {name}" for name in names) + f", {len(self.unreadable):,} unreadable"
+        return (
+            ", ".join(f"{getattr(self, name):,} {name}" for name in names)
+            + f", {len(self.unreadable):,} unreadable"
+        )
 
 
 @dataclass
 class _Read:
-    """A file that has been hashed, and opened where its content is new. `error`: why it could not be read."""
+    """A file that has been hashed, and opened where its content is new. `error`: why it could not
+    be read.
+    """
 
     sha256: str = ""
     excerpts: Iterator[Excerpt] | None = None
@@ -79,28 +87,51 @@ class ExcerptEncoder:
 
     @torch.no_grad()
     def encode(self, excerpts: list[Excerpt]) -> tuple[np.ndarray, list[np.ndarray] | None]:
-        """Vectors float32 (B, D) of length 1 for the first stage, and for TAP the normalised valid frames float16 (T, D) of each."""
+        """Vectors float32 (B, D) of length 1 for the first stage, and for TAP the normalised valid
+        frames float16 (T, D) of each.
+        """
         vectors, keys, num_frames = [], [], []
         with eval_mode(self.model):
             for first in range(0, len(excerpts), self.batch_size):
-                waveform, lengths = collate_clips([excerpt.samples for excerpt in excerpts[first : first + self.batch_size]])
+                waveform, lengths = collate_clips(
+                    [excerpt.samples for excerpt in excerpts[first : first + self.batch_size]]
+                )
                 with self.autocast():
-                    frames, mask = self.model.encode_audio(waveform.to(self.model.temperature.device, non_blocking=True), lengths)
+                    frames, mask = self.model.encode_audio(
+                        waveform.to(self.model.temperature.device, non_blocking=True), lengths
+                    )
                 frames = frames.float()  # (b, T, D)
-                vectors.append(torch.nn.functional.normalize(first_stage_vectors(self.model.pooling, frames, mask), eps=1e-12).cpu())
+                vectors.append(
+                    torch.nn.functional.normalize(
+                        first_stage_vectors(self.model.pooling, frames, mask), eps=1e-12
+                    ).cpu()
+                )
                 if isinstance(self.model.pooling, TextAwareAttentionPooling):
-                    keys.append(self.model.pooling.norm(frames)[mask].half().cpu())  # (valid frames, D)
+                    # (valid frames, D)
+                    keys.append(self.model.pooling.norm(frames)[mask].half().cpu())
                     num_frames += mask.sum(dim=1).tolist()
         if not all(bool(numbers.isfinite().all()) for numbers in vectors + keys):
-            raise UserError("the model gives vectors that are not finite: they overflow in this precision; take another --mixed-precision")
-        return torch.cat(vectors).numpy(), [own.numpy() for own in torch.cat(keys).split(num_frames)] if keys else None
+            raise UserError(
+                "the model gives vectors that are not finite: they overflow in this precision; take"
+                " another --mixed-precision"
+            )
+        return torch.cat(vectors).numpy(), (
+            [own.numpy() for own in torch.cat(keys).split(num_frames)] if keys else None
+        )
 
 
-def check_any_audio(folder: Path, num_known: int) -> tuple[list[Found], dict[str, str], Counter[str]]:
-    """find_audio(folder). Raises UserError where there is nothing to index, or nothing is left of `num_known` files."""
+def check_any_audio(
+    folder: Path, num_known: int
+) -> tuple[list[Found], dict[str, str], Counter[str]]:
+    """find_audio(folder). Raises UserError where there is nothing to index, or nothing is left of
+    `num_known` files.
+    """
     found, left_out, passed_over = find_audio(folder)
     if not found and num_known:
-        raise UserError(f"folder {folder} holds no audio file any more, the index has {num_known}; nothing is changed: is a disk missing?")
+        raise UserError(
+            f"folder {folder} holds no audio file any more, the index has {num_known}; nothing is"
+            " changed: is a disk missing?"
+        )
     if not found:
         others = f"; its {passed_over.total():,} files are no sound" if passed_over else ""
         reason = f"; first {next(iter(left_out.items()))}" if left_out else ""
@@ -109,14 +140,20 @@ def check_any_audio(folder: Path, num_known: int) -> tuple[list[Found], dict[str
 
 
 def update_index(writer: IndexWriter, folder: Path, encoder: ExcerptEncoder) -> Changes:
-    """Whatever is interrupted, the files that were encoded before stay in the index, and the next update goes on from there. Raises UserError.
+    """Whatever is interrupted, the files that were encoded before stay in the index, and the next
+    update goes on from there. Raises UserError.
 
     `folder` may be another one than before, to which the recordings were moved.
     """
     found, left_out, passed_over = check_any_audio(folder, len(writer.files()))
-    moved = _take_over(writer, folder, found) if writer.meta["folder"] != str(folder.resolve()) else set()
+    moved = (
+        _take_over(writer, folder, found)
+        if writer.meta["folder"] != str(folder.resolve())
+        else set()
+    )
     known, unreadable = writer.files(), writer.unreadable()
-    is_same_reader = writer.meta.get("reader") == READER_VERSION  # a newer reader may read more files
+    # a newer reader may read more files
+    is_same_reader = writer.meta.get("reader") == READER_VERSION
     changes = Changes(moved=len(moved), passed_over=passed_over)
     work = []
     for file in found:
@@ -147,11 +184,12 @@ def update_index(writer: IndexWriter, folder: Path, encoder: ExcerptEncoder) -> 
 
 
 def _take_over(writer: IndexWriter, folder: Path, files: list[Found]) -> set[str]:
-    """Replace the indexed folder by `folder`, if it holds at least LEAST_IN_COMMON of the indexed recordings.
+    """Replace the indexed folder by `folder`, if it holds at least LEAST_IN_COMMON of the indexed
+    recordings.
 
-    A folder of other recordings, given by mistake, would empty the index: it is refused. So is a folder within the
-    indexed one, unless it holds all recordings. Names and times are no evidence here, since copies and archives may
-    give the same ones to other content.
+    A folder of other recordings, given by mistake, would empty the index: it is refused. So is a
+    folder within the indexed one, unless it holds all recordings. Names and times are no evidence
+    here, since copies and archives may give the same ones to other content.
 
     Args:
         writer: Writer of the index.
@@ -167,19 +205,26 @@ def _take_over(writer: IndexWriter, folder: Path, files: list[Found]) -> set[str
     digests, sizes = writer.digests(), {size for size, _ in writer.files().values()}
     contents, recognised = set(digests.values()), []
     candidates = [file for file in files if file.size in sizes]
-    with bar(total=len(candidates), desc="comparing", unit="file") as progress, _reading_ahead() as pool:
-        for file, digest in _ahead(pool, candidates, lambda file: _digest_or_none(folder / file.file)):
+    with (
+        bar(total=len(candidates), desc="comparing", unit="file") as progress,
+        _reading_ahead() as pool,
+    ):
+        for file, digest in _ahead(
+            pool, candidates, lambda file: _digest_or_none(folder / file.file)
+        ):
             if digest in contents:
                 recognised.append((file, digest))
             progress.update()
     there = {digest for _, digest in recognised}
     num_there = sum(digest in there for digest in digests.values())
     before = writer.meta["folder"]
-    is_part = folder.resolve().is_relative_to(before)  # the others still lie beside it: they were not moved
+    # the others still lie beside it: they were not moved
+    is_part = folder.resolve().is_relative_to(before)
     if num_there < (1.0 if is_part else LEAST_IN_COMMON) * len(digests):
         raise UserError(
-            f"index {writer.folder} is of folder {before}; {folder} holds {num_there:,} of its {len(digests):,} "
-            "recordings: give the folder that they were moved to, another --index, or --overwrite to make the index anew"
+            f"index {writer.folder} is of folder {before}; {folder} holds {num_there:,} of its"
+            f" {len(digests):,} recordings: give the folder that they were moved to, another"
+            " --index, or --overwrite to make the index anew"
         )
     writer.move_folder(folder, recognised)
     found_there = f"{num_there:,} of its {len(digests):,} recordings are in {folder}"
@@ -195,8 +240,21 @@ def _digest_or_none(path: Path) -> str | None:
 
 
 class _Update:
-    def __init__(self, writer: IndexWriter, folder: Path, encoder: ExcerptEncoder, changes: Changes, known: dict[str, tuple[int, int]]):
-        self.writer, self.folder, self.encoder, self.changes, self.known = writer, folder, encoder, changes, known
+    def __init__(
+        self,
+        writer: IndexWriter,
+        folder: Path,
+        encoder: ExcerptEncoder,
+        changes: Changes,
+        known: dict[str, tuple[int, int]],
+    ):
+        self.writer, self.folder, self.encoder, self.changes, self.known = (
+            writer,
+            folder,
+            encoder,
+            changes,
+            known,
+        )
         self.rate = encoder.model.sample_rate
         self.digests = set(writer.digests().values())
         # Excerpts that wait for a full batch, with the file that each belongs to.
@@ -211,7 +269,9 @@ class _Update:
             self._encode(everything=True)
 
     def _read(self, found: Found) -> _Read:
-        """In another thread: what numpy, soundfile, PyAV and soxr do there does not hold Python's lock."""
+        """In another thread: what numpy, soundfile, PyAV and soxr do there does not hold Python's
+        lock.
+        """
         path = self.folder / found.file
         try:
             digest = sha256_of(path)
@@ -223,7 +283,13 @@ class _Update:
 
     def _opened(self, path: Path, digest: str) -> _Read:
         facts, windows = SoundFacts(), self.encoder.model.windows
-        excerpts = read_excerpts(path, self.rate, windows.clip_samples, round(self.writer.meta["hop_seconds"] * self.rate), facts)
+        excerpts = read_excerpts(
+            path,
+            self.rate,
+            windows.clip_samples,
+            round(self.writer.meta["hop_seconds"] * self.rate),
+            facts,
+        )
         return _Read(digest, chain(list(islice(excerpts, EXCERPTS_AHEAD)), excerpts), facts)
 
     def _take(self, found: Found, read: _Read) -> None:
@@ -235,7 +301,8 @@ class _Update:
                 if name := self.writer.add_known(found, read.sha256):
                     self._count("unchanged" if name == found.file else "moved")
                     return
-                read = self._opened(self.folder / found.file, read.sha256)  # the other file with this content has changed meanwhile
+                # the other file with this content has changed meanwhile
+                read = self._opened(self.folder / found.file, read.sha256)
             opened = _Open(found, read.sha256, read.facts)
             for excerpt in read.excerpts:
                 opened.num_excerpts += 1
@@ -245,11 +312,20 @@ class _Update:
             opened.is_read = True
             self._close(opened)
         except FileNotFoundError:
-            return  # gone since the folder was listed; what the index has of it goes at the end of the next update
+            # gone since the folder was listed; what the index has of it goes at the end of the next
+            # update
+            return
         except (UnreadableSound, OSError) as error:
-            self.waiting = [(opened, excerpt) for opened, excerpt in self.waiting if opened.found is not found]
-            reason = str(error) if isinstance(error, UnreadableSound) else f"cannot be read: {error.strerror}"
-            # Permissions, memory and libraries may change although the file does not: try it again next time.
+            self.waiting = [
+                (opened, excerpt) for opened, excerpt in self.waiting if opened.found is not found
+            ]
+            reason = (
+                str(error)
+                if isinstance(error, UnreadableSound)
+                else f"cannot be read: {error.strerror}"
+            )
+            # Permissions, memory and libraries may change although the file does not: try it again
+            # next time.
             is_final = isinstance(error, UnreadableSound) and not isinstance(error, DecoderDied)
             self.writer.add_unreadable(found.file, reason, found if is_final else None)
 
@@ -259,7 +335,13 @@ class _Update:
             batch, self.waiting = self.waiting[:size], self.waiting[size:]
             vectors, frames = self.encoder.encode([excerpt for _, excerpt in batch])
             for (opened, excerpt), place in zip(batch, self.writer.append(vectors, frames)):
-                opened.places.append((excerpt.start / self.rate, (excerpt.start + len(excerpt.samples)) / self.rate, *place))
+                opened.places.append(
+                    (
+                        excerpt.start / self.rate,
+                        (excerpt.start + len(excerpt.samples)) / self.rate,
+                        *place,
+                    )
+                )
                 self._close(opened)
         if time.monotonic() - self.last_commit > SECONDS_BETWEEN_COMMITS:
             self.writer.commit()
@@ -268,7 +350,9 @@ class _Update:
     def _close(self, opened: "_Open") -> None:
         """Add a file to the index when all of its excerpts are written."""
         if opened.is_read and len(opened.places) == opened.num_excerpts:
-            self.writer.add_file(opened.found, opened.sha256, opened.num_samples / self.rate, opened.places)
+            self.writer.add_file(
+                opened.found, opened.sha256, opened.num_samples / self.rate, opened.places
+            )
             self._count("changed" if opened.found.file in self.known else "added")
             self.changes.one_channel += opened.facts.took_one_channel
 
@@ -288,7 +372,9 @@ class _Open:
 
 @contextmanager
 def _reading_ahead() -> Iterator[ThreadPoolExecutor]:
-    """Start threads for `_ahead`. At the end, or after an exception, reads that have not begun are cancelled."""
+    """Start threads for `_ahead`. At the end, or after an exception, reads that have not begun are
+    cancelled.
+    """
     with ThreadPoolExecutor(FILES_AHEAD) as pool:
         try:
             yield pool
@@ -296,7 +382,9 @@ def _reading_ahead() -> Iterator[ThreadPoolExecutor]:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _ahead(pool: ThreadPoolExecutor, work: list[Found], read: Callable[[Found], Taken]) -> Iterator[tuple[Found, Taken]]:
+def _ahead(
+    pool: ThreadPoolExecutor, work: list[Found], read: Callable[[Found], Taken]
+) -> Iterator[tuple[Found, Taken]]:
     """In order, with some read before their turn."""
     queue: deque[tuple[Found, Future]] = deque()
     files = iter(work)

@@ -1,8 +1,11 @@
-"""Interrupts the start of a command at many moments; Python imports this file by itself where its folder is on PYTHONPATH.
+"""Interrupts the start of a command at many moments; Python imports this file by itself where its
+folder is on PYTHONPATH.
 
-At each moment the process forks: the copy gets SIGINT, and its exit code and output are noted, while the process itself goes on with its start.
-The moments depend on no clock: they are the imports of the modules INTERRUPT_AT names, and every INTERRUPT_EVERY-th call of the weak-reference
-callback of Python's import locks, where Python drops exceptions. At INTERRUPT_LAST's import the process itself gets the signal.
+At each moment the process forks: the copy gets SIGINT, and its exit code and output are noted,
+while the process itself goes on with its start. The moments depend on no clock: they are the
+imports of the modules INTERRUPT_AT names, and every INTERRUPT_EVERY-th call of the weak-reference
+callback of Python's import locks, where Python drops exceptions. At INTERRUPT_LAST's import the
+process itself gets the signal.
 """
 
 import importlib

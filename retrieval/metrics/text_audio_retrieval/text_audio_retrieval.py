@@ -1,4 +1,6 @@
-"""Text-audio retrieval as an `evaluate.Metric`: evaluate.load("retrieval/metrics/text_audio_retrieval"), no network needed."""
+"""Text-audio retrieval as an `evaluate.Metric`:
+evaluate.load("retrieval/metrics/text_audio_retrieval"), no network needed.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -30,6 +32,7 @@ Example:
     0.75
 """
 
+
 class TextAudioRetrieval(evaluate.Metric):
     """Both directions of retrieval from one score matrix."""
 
@@ -44,7 +47,9 @@ class TextAudioRetrieval(evaluate.Metric):
                     "references": datasets.List(datasets.Value("int64")),
                 }
             ),
-            reference_urls=["https://dcase.community/challenge2025/task-language-based-audio-retrieval"],
+            reference_urls=[
+                "https://dcase.community/challenge2025/task-language-based-audio-retrieval"
+            ],
         )
 
     def _compute(
@@ -55,4 +60,7 @@ class TextAudioRetrieval(evaluate.Metric):
         recall_at: Sequence[int] = (1, 5, 10),
     ) -> dict[str, dict[str, float]]:
         ranks = ranks_of_both_directions(np.asarray(predictions, dtype=np.float32), references)
-        return {direction: metrics_of_ranks(queries, map_at, recall_at) for direction, queries in ranks.items()}
+        return {
+            direction: metrics_of_ranks(queries, map_at, recall_at)
+            for direction, queries in ranks.items()
+        }

@@ -1,8 +1,9 @@
 """Audio encoders by name. An encoder is one file beside this one and one line in AUDIO_ENCODERS.
 
-An encoder has the attributes `sample_rate` (Hz), `feature_dim` and `num_mel_bins` (0 where it hears the waveform itself), and the methods
-`num_frames(num_samples)`, `log_mel(waveform)`, `forward(waveform, augment=None)` and `load_official(path)`; see `AtstFrame`. The arguments
-of its constructor are settings of retrieval.config.AudioEncoderConfig.
+An encoder has the attributes `sample_rate` (Hz), `feature_dim` and `num_mel_bins` (0 where it hears
+the waveform itself), and the methods `num_frames(num_samples)`, `log_mel(waveform)`,
+`forward(waveform, augment=None)` and `load_official(path)`; see `AtstFrame`. The arguments of its
+constructor are settings of retrieval.config.AudioEncoderConfig.
 """
 
 from retrieval.models.audio.atst import AtstFrame

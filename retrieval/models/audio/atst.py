@@ -1,7 +1,8 @@
 """ATST-Frame: a transformer over the log-mel spectrogram that gives one feature vector every 40 ms.
 
-Li, Shao, Li: Self-supervised Audio Teacher-Student Transformer for Both Clip-level and Frame-level Tasks (2023), arXiv:2306.04186.
-Names of the parameters are those of the official checkpoints (Audio-WestlakeU/audiossl), so that these load strictly.
+Li, Shao, Li: Self-supervised Audio Teacher-Student Transformer for Both Clip-level and Frame-level
+Tasks (2023), arXiv:2306.04186. Names of the parameters are those of the official checkpoints
+(Audio-WestlakeU/audiossl), so that these load strictly.
 
 Letters: W windows, S samples, C mel columns, T frames (patches of 4 columns), E = embed_dim.
 """
@@ -21,10 +22,12 @@ from retrieval.models.audio.official import load_strictly, read_official, some
 NUM_FFT = 1024  # samples, 64 ms; also the length of the Hann window
 HOP = 160  # samples, 10 ms
 PATCH_COLUMNS = 4
-MAX_FRAMES = 250  # 10 s; the position table has one more row, number 0, which belonged to a class token
+# 10 s; the position table has one more row, number 0, which belonged to a class token
+MAX_FRAMES = 250
 TABLE_ROWS = MAX_FRAMES + 1
 LOWEST_DB, HIGHEST_DB = -79.6482, 50.6842  # mapped to -1 and 1
-PREFIXES = (  # of the encoder's keys in official checkpoints; a longer one before the one it begins with
+# of the encoder's keys in official checkpoints; a longer one before the one it begins with
+PREFIXES = (
     "model.teacher.encoder.",  # self-supervised
     "encoder.encoder.frame_encoder.",  # distilled from a clip and a frame teacher, fine-tuned
     "encoder.encoder.",  # fine-tuned on AudioSet: atstframe_base_as2M.ckpt
@@ -34,7 +37,8 @@ PREFIXES = (  # of the encoder's keys in official checkpoints; a longer one befo
 class AtstFrame(nn.Module):
     """ATST-Frame of any size; the defaults are the base model, 85,419,264 parameters.
 
-    Windows do not see each other: the 80 dB range of the mel is taken below the maximum of each window alone.
+    Windows do not see each other: the 80 dB range of the mel is taken below the maximum of each
+    window alone.
     """
 
     sample_rate = 16_000  # Hz
@@ -45,12 +49,16 @@ class AtstFrame(nn.Module):
         if embed_dim % num_heads:
             raise UserError(f"embed_dim {embed_dim} is not a multiple of num_heads {num_heads}")
         self.feature_dim = embed_dim
-        with torch.device("cpu"):  # torchaudio inspects the values, which fails where the model is built on the meta device
+        # torchaudio inspects the values, which fails where the model is built on the meta device
+        with torch.device("cpu"):
             window = torch.hann_window(NUM_FFT)
-            mel_bank = torchaudio.functional.melscale_fbanks(NUM_FFT // 2 + 1, 60.0, 7800.0, self.num_mel_bins, self.sample_rate)
+            mel_bank = torchaudio.functional.melscale_fbanks(
+                NUM_FFT // 2 + 1, 60.0, 7800.0, self.num_mel_bins, self.sample_rate
+            )
         self.register_buffer("window", window, persistent=False)  # (1024,)
         self.register_buffer("mel_bank", mel_bank, persistent=False)  # (513, 64)
-        # Only self-supervised training masks patches. Kept for the strict key list; DistributedDataParallel would miss its gradient.
+        # Only self-supervised training masks patches. Kept for the strict key list;
+        # DistributedDataParallel would miss its gradient.
         self.mask_embed = nn.Parameter(torch.zeros(1, 1, embed_dim), requires_grad=False)
         self.pos_embed = nn.Parameter(torch.zeros(1, TABLE_ROWS, embed_dim))
         self.patch_embed = PatchEmbedding(self.num_mel_bins, embed_dim)
@@ -68,39 +76,52 @@ class AtstFrame(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def num_frames(self, num_samples: int) -> int:
-        """Frames of a window of `num_samples`. Raises UserError for windows that are too short or longer than the position table."""
+        """Frames of a window of `num_samples`. Raises UserError for windows that are too short or
+        longer than the position table.
+        """
         num_frames = (num_samples // HOP + 1) // PATCH_COLUMNS
         if num_samples <= NUM_FFT // 2 or num_frames > MAX_FRAMES:
             most = (MAX_FRAMES + 1) * PATCH_COLUMNS * HOP - HOP - 1
             raise UserError(
-                f"a window of {num_samples} samples ({num_samples / self.sample_rate:.3f} s at {self.sample_rate} Hz) does not fit "
-                f"ATST-Frame, which takes {NUM_FFT // 2 + 1} to {most} samples; "
-                "set audio_encoder.window_seconds (and data.max_seconds, which bounds it) to 0.04 to 10"
+                f"a window of {num_samples} samples ({num_samples / self.sample_rate:.3f} s at"
+                f" {self.sample_rate} Hz) does not fit ATST-Frame, which takes {NUM_FFT // 2 + 1}"
+                f" to {most} samples; set audio_encoder.window_seconds (and data.max_seconds, which"
+                " bounds it) to 0.04 to 10"
             )
         return num_frames
 
     def log_mel(self, waveform: Tensor) -> Tensor:
-        """Log-mel spectrogram (W, 64, C) as the encoder reads it: -1 is -79.6 dB, 1 is 50.7 dB. waveform (W, S), 16 kHz.
+        """Log-mel spectrogram (W, 64, C) as the encoder reads it: -1 is -79.6 dB, 1 is 50.7 dB.
+        waveform (W, S), 16 kHz.
 
         In float32 also under autocast: a power spectrum spans more than half precision holds.
         """
-        # On a CPU one window at a time: its spectrogram then stays in the cache, 2.4 times faster than 48 windows at once.
-        # A graph that is exported serves any number of windows, and has no loop over them.
+        # On a CPU one window at a time: its spectrogram then stays in the cache, 2.4 times faster
+        # than 48 windows at once. A graph that is exported serves any number of windows, and has no
+        # loop over them.
         one_by_one = waveform.device.type == "cpu" and not torch.compiler.is_exporting()
         parts = waveform.split(1) if one_by_one else (waveform,)
         with torch.autocast(waveform.device.type, enabled=False):
             return torch.cat([self._log_mel(part.float()) for part in parts])
 
     def _log_mel(self, waveform: Tensor) -> Tensor:
-        spectrum = torch.stft(waveform, NUM_FFT, HOP, window=self.window, return_complex=True)  # (W, 513, C), centred, reflected at the ends
+        # (W, 513, C), centred, reflected at the ends
+        spectrum = torch.stft(waveform, NUM_FFT, HOP, window=self.window, return_complex=True)
         power = spectrum.real.square() + spectrum.imag.square()
         mel = (power.transpose(1, 2) @ self.mel_bank).transpose(1, 2)  # (W, 64, C)
-        # The channel axis makes every window its own item; without it top_db would count from the loudest of the batch.
-        decibel = torchaudio.functional.amplitude_to_DB(mel.unsqueeze(1), 10.0, amin=1e-10, db_multiplier=0.0, top_db=80.0).squeeze(1)
+        # The channel axis makes every window its own item; without it top_db would count from the
+        # loudest of the batch.
+        decibel = torchaudio.functional.amplitude_to_DB(
+            mel.unsqueeze(1), 10.0, amin=1e-10, db_multiplier=0.0, top_db=80.0
+        ).squeeze(1)
         return (decibel.clamp(-50.0, 80.0) - LOWEST_DB) / (HIGHEST_DB - LOWEST_DB) * 2.0 - 1.0
 
-    def forward(self, waveform: Tensor, augment: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """waveform (W, S) at 16 kHz in [-1, 1] -> frames (W, T, E), T = num_frames(S), 40 ms each. augment: of the log-mel, shape kept."""
+    def forward(
+        self, waveform: Tensor, augment: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
+        """waveform (W, S) at 16 kHz in [-1, 1] -> frames (W, T, E), T = num_frames(S), 40 ms each.
+        augment: of the log-mel, shape kept.
+        """
         self.num_frames(waveform.shape[-1])
         log_mel = self.log_mel(waveform)
         return self.encode_mel(log_mel if augment is None else augment(log_mel))
@@ -114,18 +135,29 @@ class AtstFrame(nn.Module):
         return self.norm_frame(x)
 
     def load_official(self, path: str | Path) -> None:
-        """Load an official checkpoint in any of its three layouts. Raises UserError, and changes nothing, where it does not fit."""
+        """Load an official checkpoint in any of its three layouts. Raises UserError, and changes
+        nothing, where it does not fit.
+        """
         own = self.state_dict()
         # Heads and leftovers are ignored; more of the blocks themselves is another architecture.
         state = _encoder_state(read_official(path), path)
-        state = {key: value for key, value in state.items() if key in own or key.startswith(("blocks.", "patch_embed."))}
+        state = {
+            key: value
+            for key, value in state.items()
+            if key in own or key.startswith(("blocks.", "patch_embed."))
+        }
         size = f"ATST-Frame with embed_dim {self.feature_dim}, depth {len(self.blocks)}"
-        remedy = "use an official frame checkpoint, or set audio_encoder.embed_dim and audio_encoder.depth to the checkpoint's"
+        remedy = (
+            "use an official frame checkpoint, or set audio_encoder.embed_dim and"
+            " audio_encoder.depth to the checkpoint's"
+        )
         load_strictly(self, state, path, size, remedy)
 
 
 class PatchEmbedding(nn.Module):
-    """Patches of all mel bins by 4 columns, flattened bin by bin; columns that do not fill a patch are dropped."""
+    """Patches of all mel bins by 4 columns, flattened bin by bin; columns that do not fill a patch
+    are dropped.
+    """
 
     def __init__(self, num_mel_bins: int, embed_dim: int):
         super().__init__()
@@ -162,7 +194,8 @@ class Attention(nn.Module):
         self.proj = nn.Linear(embed_dim, embed_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        query, key, value = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # each (W, heads, T, E / heads)
+        # each (W, heads, T, E / heads)
+        query, key, value = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         attended = nn.functional.scaled_dot_product_attention(query, key, value)
         return self.proj(attended.transpose(1, 2).flatten(2))
 
@@ -179,11 +212,21 @@ class Mlp(nn.Module):
 
 def _encoder_state(state: dict[str, Tensor], path: str | Path) -> dict[str, Tensor]:
     """The encoder's tensors under our names."""
-    prefix = next((prefix for prefix in PREFIXES if any(key.startswith(prefix) for key in state)), None)
+    prefix = next(
+        (prefix for prefix in PREFIXES if any(key.startswith(prefix) for key in state)), None
+    )
     if prefix is None:
         found = some(list(state))
-        raise UserError(f"{path} has no key that begins with {', '.join(PREFIXES)} (found {found}); use an official ATST-Frame checkpoint")
-    encoder = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        raise UserError(
+            f"{path} has no key that begins with {', '.join(PREFIXES)} (found {found}); use an"
+            " official ATST-Frame checkpoint"
+        )
+    encoder = {
+        key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)
+    }
     if "norm_frame.weight" not in encoder:
-        encoder = {f"norm_frame.{key.removeprefix('norm.')}" if key.startswith("norm.") else key: value for key, value in encoder.items()}
+        encoder = {
+            f"norm_frame.{key.removeprefix('norm.')}" if key.startswith("norm.") else key: value
+            for key, value in encoder.items()
+        }
     return encoder

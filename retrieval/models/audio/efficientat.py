@@ -1,10 +1,13 @@
-"""EfficientAT: a MobileNetV3 over the log-mel spectrogram that learnt from PaSST, a small network for its accuracy.
+"""EfficientAT: a MobileNetV3 over the log-mel spectrogram that learnt from PaSST, a small network
+for its accuracy.
 
-Schmid, Koutini, Widmer: Efficient Large-Scale Audio Tagging via Transformer-to-CNN Knowledge Distillation (ICASSP 2023), arXiv:2211.04772;
-Howard et al.: Searching for MobileNetV3 (2019), arXiv:1905.02244, table 1. Names of the parameters are those of the official weights
-(releases of fschmid56/EfficientAT), so that these load strictly.
+Schmid, Koutini, Widmer: Efficient Large-Scale Audio Tagging via Transformer-to-CNN Knowledge
+Distillation (ICASSP 2023), arXiv:2211.04772; Howard et al.: Searching for MobileNetV3 (2019),
+arXiv:1905.02244, table 1. Names of the parameters are those of the official weights (releases of
+fschmid56/EfficientAT), so that these load strictly.
 
-Letters: W windows, S samples, C mel columns, R rows and T columns of the last feature map, F = feature_dim.
+Letters: W windows, S samples, C mel columns, R rows and T columns of the last feature map, F =
+feature_dim.
 """
 
 from collections.abc import Callable
@@ -14,11 +17,19 @@ import torch
 from torch import Tensor, nn
 
 from retrieval.errors import UserError
-from retrieval.models.audio.kaldi_mel import MIN_SAMPLES, NUM_MEL_BINS, SAMPLE_RATE, KaldiMel, num_columns
+from retrieval.models.audio.kaldi_mel import (
+    MIN_SAMPLES,
+    NUM_MEL_BINS,
+    SAMPLE_RATE,
+    KaldiMel,
+    num_columns,
+)
 from retrieval.models.audio.official import load_strictly, read_official
 
 NUM_CLASSES = 527  # of AudioSet
-BLOCKS = (  # of MobileNetV3-Large at width 1: kernel, expanded and output channels, squeeze and excitation, activation, stride
+# of MobileNetV3-Large at width 1: kernel, expanded and output channels, squeeze and excitation,
+# activation, stride
+BLOCKS = (
     (3, 16, 16, False, nn.ReLU, 1),
     (3, 64, 24, False, nn.ReLU, 2),
     (3, 72, 24, False, nn.ReLU, 1),
@@ -44,12 +55,13 @@ CHANNEL_MULTIPLE = 8
 class EfficientAt(nn.Module):
     """MobileNetV3 at any width; 4 is mn40_as_ext, 68,427,303 parameters.
 
-    sequence: one frame a column of the feature map, 0.32 s (the mean over its rows), else one vector a window (the mean over all of it).
-    mel_jitter: see KaldiMel.
+    sequence: one frame a column of the feature map, 0.32 s (the mean over its rows), else one
+    vector a window (the mean over all of it). mel_jitter: see KaldiMel.
 
-    Batch normalisation keeps its running statistics in training, too, and only learns scale and shift: the statistics of AudioSet are
-    better than those of a few windows, windows do not see each other, and several processes compute what one would. From random weights
-    the statistics stay 0 and 1, so that nothing normalises: use official weights where there are any.
+    Batch normalisation keeps its running statistics in training, too, and only learns scale and
+    shift: the statistics of AudioSet are better than those of a few windows, windows do not see
+    each other, and several processes compute what one would. From random weights the statistics
+    stay 0 and 1, so that nothing normalises: use official weights where there are any.
     """
 
     sample_rate = SAMPLE_RATE
@@ -62,23 +74,36 @@ class EfficientAt(nn.Module):
         num_in = _channels(STEM * width)
         layers: list[nn.Module] = [_convolution(1, num_in, 3, stride=2, activation=nn.Hardswish)]
         for kernel, expanded, num_out, excite, activation, stride in BLOCKS:
-            layers.append(_Block(num_in, _channels(expanded * width), _channels(num_out * width), kernel, stride, excite, activation))
+            layers.append(
+                _Block(
+                    num_in,
+                    _channels(expanded * width),
+                    _channels(num_out * width),
+                    kernel,
+                    stride,
+                    excite,
+                    activation,
+                )
+            )
             num_in = _channels(num_out * width)
         self.feature_dim = LAST_EXPANSION * num_in
         layers.append(_convolution(num_in, self.feature_dim, 1, activation=nn.Hardswish))
         self.features = nn.Sequential(*layers)
         hidden = _channels(HIDDEN * width)
-        # Nothing here classifies. Kept for the strict key list; without a gradient, which DistributedDataParallel would miss.
+        # Nothing here classifies. Kept for the strict key list; without a gradient, which
+        # DistributedDataParallel would miss.
         first, last = nn.Linear(self.feature_dim, hidden), nn.Linear(hidden, NUM_CLASSES)
-        head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), first, nn.Hardswish(), nn.Dropout(), last)
+        head = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), first, nn.Hardswish(), nn.Dropout(), last
+        )
         self.classifier = head.requires_grad_(False)
         self._initialise()
 
     def _initialise(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                # Keeps the scale from layer to layer, as nothing normalises. By fan_out, which for a convolution of each channel counts all
-                # channels, outputs came out at 1e-9.
+                # Keeps the scale from layer to layer, as nothing normalises. By fan_out, which for
+                # a convolution of each channel counts all channels, outputs came out at 1e-9.
                 nn.init.kaiming_normal_(module.weight, mode="fan_in")
 
     def train(self, mode: bool = True) -> "EfficientAt":
@@ -89,46 +114,83 @@ class EfficientAt(nn.Module):
         return self
 
     def num_frames(self, num_samples: int) -> int:
-        """T of a window of `num_samples` (1 without `sequence`). Raises UserError for windows that are too short or too long."""
+        """T of a window of `num_samples` (1 without `sequence`). Raises UserError for windows that
+        are too short or too long.
+        """
         if not MIN_SAMPLES <= num_samples <= MAX_SECONDS * self.sample_rate:
             raise UserError(
-                f"a window of {num_samples} samples ({num_samples / self.sample_rate:.3f} s at {self.sample_rate} Hz) does not fit EfficientAT; "
-                f"set audio_encoder.window_seconds (and data.max_seconds, which bounds it) to 0.02 to {MAX_SECONDS}"
+                f"a window of {num_samples} samples ({num_samples / self.sample_rate:.3f} s at"
+                f" {self.sample_rate} Hz) does not fit EfficientAT; set"
+                " audio_encoder.window_seconds (and data.max_seconds, which bounds it) to 0.02 to"
+                f" {MAX_SECONDS}"
             )
         return -(-num_columns(num_samples) // 2**NUM_HALVINGS) if self.sequence else 1
 
     def log_mel(self, waveform: Tensor) -> Tensor:
-        """Log-mel spectrogram (W, 128, C) as the encoder reads it. waveform (W, S), 32 kHz. In float32 also under autocast."""
+        """Log-mel spectrogram (W, 128, C) as the encoder reads it. waveform (W, S), 32 kHz. In
+        float32 also under autocast.
+        """
         return self.mel(waveform)
 
-    def forward(self, waveform: Tensor, augment: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """waveform (W, S) at 32 kHz in [-1, 1] -> (W, num_frames(S), F). augment: of the log-mel, shape kept."""
+    def forward(
+        self, waveform: Tensor, augment: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
+        """waveform (W, S) at 32 kHz in [-1, 1] -> (W, num_frames(S), F). augment: of the log-mel,
+        shape kept.
+        """
         self.num_frames(waveform.shape[-1])
         log_mel = self.log_mel(waveform)
         return self.encode_mel(log_mel if augment is None else augment(log_mel))
 
     def encode_mel(self, log_mel: Tensor) -> Tensor:
         """(W, 128, C) as log_mel gives it -> (W, T, F), or (W, 1, F) without `sequence`."""
-        frames = self.features(log_mel.unsqueeze(1)).mean(dim=2).transpose(1, 2)  # (W, F, R, T) -> (W, T, F)
+        # (W, F, R, T) -> (W, T, F)
+        frames = self.features(log_mel.unsqueeze(1)).mean(dim=2).transpose(1, 2)
         return frames if self.sequence else frames.mean(dim=1, keepdim=True)
 
     def load_official(self, path: str | Path) -> None:
-        """Load official weights, a plain state dict. Raises UserError, and changes nothing, where they do not fit."""
+        """Load official weights, a plain state dict. Raises UserError, and changes nothing, where
+        they do not fit.
+        """
         state = read_official(path)
         last = state.get("features.16.0.weight")
         if last is not None and last.ndim == 4 and len(last) != self.feature_dim:
             found = len(last) / (LAST_EXPANSION * BLOCKS[-1][2])
-            raise UserError(f"{path} is of width {found:g}, the encoder of width {self.width:g}; set audio_encoder.width={found:g}")
-        load_strictly(self, state, path, f"EfficientAT with width {self.width:g}", "use its official weights, or set audio_encoder.width")
+            raise UserError(
+                f"{path} is of width {found:g}, the encoder of width {self.width:g}; set"
+                f" audio_encoder.width={found:g}"
+            )
+        load_strictly(
+            self,
+            state,
+            path,
+            f"EfficientAT with width {self.width:g}",
+            "use its official weights, or set audio_encoder.width",
+        )
 
 
 class _Block(nn.Module):
-    """Expansion, convolution of each channel, excitation, projection; added to the input where shapes allow."""
+    """Expansion, convolution of each channel, excitation, projection; added to the input where
+    shapes allow.
+    """
 
-    def __init__(self, num_in: int, expanded: int, num_out: int, kernel: int, stride: int, excite: bool, activation: type[nn.Module]):
+    def __init__(
+        self,
+        num_in: int,
+        expanded: int,
+        num_out: int,
+        kernel: int,
+        stride: int,
+        excite: bool,
+        activation: type[nn.Module],
+    ):
         super().__init__()
-        layers = [_convolution(num_in, expanded, 1, activation=activation)] if expanded != num_in else []
-        layers.append(_convolution(expanded, expanded, kernel, stride, groups=expanded, activation=activation))
+        layers = (
+            [_convolution(num_in, expanded, 1, activation=activation)] if expanded != num_in else []
+        )
+        layers.append(
+            _convolution(expanded, expanded, kernel, stride, groups=expanded, activation=activation)
+        )
         layers += [_Excitation(expanded)] if excite else []
         layers.append(_convolution(expanded, num_out, 1, activation=None))
         self.block = nn.Sequential(*layers)
@@ -139,12 +201,16 @@ class _Block(nn.Module):
 
 
 class _Excitation(nn.Module):
-    """Squeeze and excitation over the channels. The official networks may hold several of them side by side; the released ones hold one."""
+    """Squeeze and excitation over the channels. The official networks may hold several of them side
+    by side; the released ones hold one.
+    """
 
     def __init__(self, num_channels: int):
         super().__init__()
         squeezed = _channels(num_channels // 4)
-        layer = nn.ModuleDict({"fc1": nn.Linear(num_channels, squeezed), "fc2": nn.Linear(squeezed, num_channels)})
+        layer = nn.ModuleDict(
+            {"fc1": nn.Linear(num_channels, squeezed), "fc2": nn.Linear(squeezed, num_channels)}
+        )
         self.conc_se_layers = nn.ModuleList([layer])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -154,7 +220,12 @@ class _Excitation(nn.Module):
 
 
 def _convolution(
-    num_in: int, num_out: int, kernel: int, stride: int = 1, groups: int = 1, activation: type[nn.Module] | None = None
+    num_in: int,
+    num_out: int,
+    kernel: int,
+    stride: int = 1,
+    groups: int = 1,
+    activation: type[nn.Module] | None = None,
 ) -> nn.Sequential:
     layers = [
         nn.Conv2d(num_in, num_out, kernel, stride, padding=kernel // 2, groups=groups, bias=False),
@@ -164,6 +235,10 @@ def _convolution(
 
 
 def _channels(wanted: float) -> int:
-    """The nearest multiple of 8, one more where that would take away over a tenth (MobileNet's rule)."""
-    rounded = max(CHANNEL_MULTIPLE, int(wanted + CHANNEL_MULTIPLE / 2) // CHANNEL_MULTIPLE * CHANNEL_MULTIPLE)
+    """The nearest multiple of 8, one more where that would take away over a tenth (MobileNet's
+    rule).
+    """
+    rounded = max(
+        CHANNEL_MULTIPLE, int(wanted + CHANNEL_MULTIPLE / 2) // CHANNEL_MULTIPLE * CHANNEL_MULTIPLE
+    )
     return rounded if rounded >= 0.9 * wanted else rounded + CHANNEL_MULTIPLE

@@ -1,8 +1,10 @@
-"""Audio encoders of the Hugging Face hub: Audio Spectrogram Transformer, CLAP, Whisper's encoder, WavLM and its kin.
+"""Audio encoders of the Hugging Face hub: Audio Spectrogram Transformer, CLAP, Whisper's encoder,
+WavLM and its kin.
 
-Input features are those of the model's own feature extractor (preprocessor_config.json), computed by transformers: right by construction,
-but one window after the other on the CPU (Whisper's on the device). A window of 10 s takes 4 ms for AST, 16 ms for CLAP, 8 ms for Whisper and
-0.4 ms for WavLM on one core; a frozen encoder pays that once with data.frame_cache.
+Input features are those of the model's own feature extractor (preprocessor_config.json), computed
+by transformers: right by construction, but one window after the other on the CPU (Whisper's on the
+device). A window of 10 s takes 4 ms for AST, 16 ms for CLAP, 8 ms for Whisper and 0.4 ms for WavLM
+on one core; a frozen encoder pays that once with data.frame_cache.
 
 Letters: W windows, S samples, M mel bands, C columns, T frames, F = feature_dim.
 """
@@ -15,21 +17,45 @@ import torch
 import torchaudio.functional
 import transformers
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, ClapAudioModel, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoModel,
+    ClapAudioModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from retrieval.errors import UserError, one_line
 from retrieval.models.audio.official import load_strictly
-from retrieval.models.hub import NO_CODE, OWN_CODE, config_of, loading, wants_code, warn_of_code, without_code
+from retrieval.models.hub import (
+    NO_CODE,
+    OWN_CODE,
+    config_of,
+    loading,
+    wants_code,
+    warn_of_code,
+    without_code,
+)
 
-# Random changes within the models, which the settings of the training know nothing of, and layers after the encoder that thin out its frames.
-NOT_USED = {"apply_spec_augment": False, "mask_time_prob": 0.0, "mask_feature_prob": 0.0, "layerdrop": 0.0, "encoder_layerdrop": 0.0}
+# Random changes within the models, which the settings of the training know nothing of, and layers
+# after the encoder that thin out its frames.
+NOT_USED = {
+    "apply_spec_augment": False,
+    "mask_time_prob": 0.0,
+    "mask_feature_prob": 0.0,
+    "layerdrop": 0.0,
+    "encoder_layerdrop": 0.0,
+}
 NOT_USED |= {"add_adapter": False}
 PICTURE_MELS = 64  # of models that hear the waveform itself: a spectrogram to look at
 
 
 class _Family:
-    """What differs between kinds of models. `num_columns` of a window's spectrogram are sound, what follows is padding."""
+    """What differs between kinds of models. `num_columns` of a window's spectrogram are sound, what
+    follows is padding.
+    """
 
     extractor_type: type
     part = ""  # the encoder within a model that holds more
@@ -42,7 +68,11 @@ class _Family:
 
     def features(self, windows: list, device: torch.device) -> Tensor:
         """float32 (S,) arrays -> (W, M, C), on any device."""
-        settings = {"sampling_rate": self.extractor.sampling_rate, "return_tensors": "pt", "device": str(device)}  # which Whisper's alone heeds
+        settings = {
+            "sampling_rate": self.extractor.sampling_rate,
+            "return_tensors": "pt",
+            "device": str(device),
+        }  # which Whisper's alone heeds
         return self.extractor(windows, **settings)[self.extractor.model_input_names[0]]
 
     def encode(self, model: PreTrainedModel, features: Tensor) -> Tensor:
@@ -51,19 +81,27 @@ class _Family:
 
 
 class _SpectrogramTransformer(_Family):
-    """AST: a grid of patches, frequency by time, after two tokens. A window is padded to the extractor's max_length columns."""
+    """AST: a grid of patches, frequency by time, after two tokens. A window is padded to the
+    extractor's max_length columns.
+    """
 
     extractor_type = transformers.ASTFeatureExtractor
 
     def sizes(self) -> dict[str, tuple[int, int]]:
-        return {name: (getattr(self.extractor, name), getattr(self.config, name)) for name in ("num_mel_bins", "max_length")}
+        return {
+            name: (getattr(self.extractor, name), getattr(self.config, name))
+            for name in ("num_mel_bins", "max_length")
+        }
 
     def samples(self) -> tuple[int, int]:
         rate = self.extractor.sampling_rate
-        return rate // 40, rate // 40 + rate // 100 * (self.extractor.max_length - 1)  # Kaldi's windows of 25 ms, 10 ms apart
+        # Kaldi's windows of 25 ms, 10 ms apart
+        return rate // 40, rate // 40 + rate // 100 * (self.extractor.max_length - 1)
 
     def num_columns(self, num_samples: int) -> int:
-        return 1 + (num_samples - self.extractor.sampling_rate // 40) // (self.extractor.sampling_rate // 100)
+        return 1 + (num_samples - self.extractor.sampling_rate // 40) // (
+            self.extractor.sampling_rate // 100
+        )
 
     def num_frames(self, num_samples: int) -> int:
         total = (self.config.max_length - self.config.patch_size) // self.config.time_stride + 1
@@ -73,26 +111,38 @@ class _SpectrogramTransformer(_Family):
         return super().features(windows, device).transpose(1, 2)
 
     def encode(self, model: PreTrainedModel, features: Tensor) -> Tensor:
-        num_rows = (self.config.num_mel_bins - self.config.patch_size) // self.config.frequency_stride + 1
-        hidden = super().encode(model, features.transpose(1, 2))[:, 2:]  # without class and distillation token
+        num_rows = (
+            self.config.num_mel_bins - self.config.patch_size
+        ) // self.config.frequency_stride + 1
+        # without class and distillation token
+        hidden = super().encode(model, features.transpose(1, 2))[:, 2:]
         return hidden.unflatten(1, (num_rows, -1)).mean(dim=1)
 
 
 class _Clap(_Family):
-    """CLAP's audio tower (HTSAT). It folds time into a square picture; its output is unfolded again, frequency by time.
+    """CLAP's audio tower (HTSAT). It folds time into a square picture; its output is unfolded
+    again, frequency by time.
 
-    A shorter window is padded to 10 s as the extractor says, mostly by repetition; frames of the first hearing are kept.
+    A shorter window is padded to 10 s as the extractor says, mostly by repetition; frames of the
+    first hearing are kept.
     """
 
     extractor_type = transformers.ClapFeatureExtractor
     part = "audio_model"
 
     def build(self) -> PreTrainedModel:
-        return ClapAudioModel._from_config(self.config, dtype=torch.float32)  # AutoModel knows only all of CLAP
+        # AutoModel knows only all of CLAP
+        return ClapAudioModel._from_config(self.config, dtype=torch.float32)
 
     def sizes(self) -> dict[str, tuple[int, int]]:
-        columns, longest = self.num_columns(self.extractor.nb_max_samples), self.config.spec_size**2 // self.config.num_mel_bins
-        return {"feature_size": (self.extractor.feature_size, self.config.num_mel_bins), "columns": (columns, min(columns, longest))}
+        columns, longest = (
+            self.num_columns(self.extractor.nb_max_samples),
+            self.config.spec_size**2 // self.config.num_mel_bins,
+        )
+        return {
+            "feature_size": (self.extractor.feature_size, self.config.num_mel_bins),
+            "columns": (columns, min(columns, longest)),
+        }
 
     def samples(self) -> tuple[int, int]:
         return self.extractor.fft_window_size // 2 + 1, self.extractor.nb_max_samples
@@ -102,32 +152,47 @@ class _Clap(_Family):
 
     def num_frames(self, num_samples: int) -> int:
         stride = self.config.patch_stride[1] * 2 ** (len(self.config.depths) - 1)
-        total = self.config.spec_size // self.config.num_mel_bins * (self.config.spec_size // stride)
+        total = (
+            self.config.spec_size // self.config.num_mel_bins * (self.config.spec_size // stride)
+        )
         return -(-num_samples * total // self.extractor.nb_max_samples)
 
     def features(self, windows: list, device: torch.device) -> Tensor:
-        return super().features(windows, device)[:, 0].transpose(1, 2)  # with fusion four times the same
+        # with fusion four times the same
+        return super().features(windows, device)[:, 0].transpose(1, 2)
 
     def encode(self, model: PreTrainedModel, features: Tensor) -> Tensor:
         columns = features.transpose(1, 2).unsqueeze(1)  # (W, 1, C, M)
-        # No window exceeds the model's 10 s; the extractor declares one of a batch, drawn at random, to be longer all the same.
+        # No window exceeds the model's 10 s; the extractor declares one of a batch, drawn at
+        # random, to be longer all the same.
         is_longer = torch.zeros(len(columns), 1, dtype=torch.bool, device=columns.device)
         fused = columns.expand(-1, 4 if self.config.enable_fusion else 1, -1, -1)
-        return model(input_features=fused, is_longer=is_longer).last_hidden_state.mean(dim=2).transpose(1, 2)  # of (W, F, rows, T)
+        return (
+            model(input_features=fused, is_longer=is_longer)
+            .last_hidden_state.mean(dim=2)
+            .transpose(1, 2)
+        )  # of (W, F, rows, T)
 
 
 class _Whisper(_Family):
-    """Whisper's encoder hears 30 s, a window is padded to that; frames of the padding are cut off."""
+    """Whisper's encoder hears 30 s, a window is padded to that; frames of the padding are cut
+    off.
+    """
 
     extractor_type = transformers.WhisperFeatureExtractor
     part = "encoder"
 
     def build(self) -> PreTrainedModel:
-        return WhisperEncoder._from_config(self.config, dtype=torch.float32)  # AutoModel would make the decoder, too
+        # AutoModel would make the decoder, too
+        return WhisperEncoder._from_config(self.config, dtype=torch.float32)
 
     def sizes(self) -> dict[str, tuple[int, int]]:
-        frames = (self.extractor.nb_max_frames, 2 * self.config.max_source_positions)  # the second convolution halves them
-        return {"feature_size": (self.extractor.feature_size, self.config.num_mel_bins), "columns": frames}
+        # the second convolution halves them
+        frames = (self.extractor.nb_max_frames, 2 * self.config.max_source_positions)
+        return {
+            "feature_size": (self.extractor.feature_size, self.config.num_mel_bins),
+            "columns": frames,
+        }
 
     def samples(self) -> tuple[int, int]:
         return self.extractor.n_fft // 2 + 1, self.extractor.n_samples
@@ -140,7 +205,9 @@ class _Whisper(_Family):
 
 
 class _Waveform(_Family):
-    """Convolutions over the waveform, 20 ms a frame: WavLM, wav2vec 2.0, HuBERT. Their features are (W, S)."""
+    """Convolutions over the waveform, 20 ms a frame: WavLM, wav2vec 2.0, HuBERT. Their features are
+    (W, S).
+    """
 
     extractor_type = transformers.Wav2Vec2FeatureExtractor
 
@@ -149,7 +216,9 @@ class _Waveform(_Family):
 
     def samples(self) -> tuple[int, int]:
         least = 1
-        for kernel, stride in zip(reversed(self.config.conv_kernel), reversed(self.config.conv_stride), strict=True):
+        for kernel, stride in zip(
+            reversed(self.config.conv_kernel), reversed(self.config.conv_stride), strict=True
+        ):
             least = (least - 1) * stride + kernel
         return least, 600 * self.extractor.sampling_rate  # beyond 10 min memory is the limit
 
@@ -170,15 +239,21 @@ FAMILIES: dict[str, type[_Family]] = {
 
 
 class HuggingFaceAudioEncoder(nn.Module):
-    """architecture: the model's config.json; feature_extractor: its preprocessor_config.json; see `huggingface_arguments`.
+    """architecture: the model's config.json; feature_extractor: its preprocessor_config.json; see
+    `huggingface_arguments`.
 
-    Frames are in time order, frequency is averaged over. Batch normalisation keeps its statistics in training, too (as in EfficientAt).
+    Frames are in time order, frequency is averaged over. Batch normalisation keeps its statistics
+    in training, too (as in EfficientAt).
     """
 
     def __init__(self, architecture: dict[str, Any], feature_extractor: dict[str, Any]):
         super().__init__()
         family = FAMILIES[architecture["model_type"]]
-        _check_agreement("feature_extractor_type", feature_extractor.get("feature_extractor_type"), family.extractor_type.__name__)
+        _check_agreement(
+            "feature_extractor_type",
+            feature_extractor.get("feature_extractor_type"),
+            family.extractor_type.__name__,
+        )
         self.config = _without_unused(config_of(architecture, "audio encoder"))
         self.family = family(self.config, family.extractor_type.from_dict(feature_extractor))
         for name, (found, expected) in self.family.sizes().items():
@@ -186,9 +261,13 @@ class HuggingFaceAudioEncoder(nn.Module):
         try:
             self.model = self.family.build()
         except (ValueError, TypeError, ZeroDivisionError) as error:
-            raise UserError(f"the audio encoder's config.json describes no model ({one_line(error)}); copy it again") from None
+            raise UserError(
+                f"the audio encoder's config.json describes no model ({one_line(error)}); copy it"
+                " again"
+            ) from None
         for name, parameter in self.model.named_parameters():
-            if ".fusion_model." in name or ".mel_conv2d." in name:  # CLAP's way to hear more than 10 s, which no window is
+            # CLAP's way to hear more than 10 s, which no window is
+            if ".fusion_model." in name or ".mel_conv2d." in name:
                 parameter.requires_grad_(False)
         self.sample_rate: int = self.family.extractor.sampling_rate  # Hz
         self.num_mel_bins: int = getattr(self.config, "num_mel_bins", 0)
@@ -202,67 +281,118 @@ class HuggingFaceAudioEncoder(nn.Module):
         return self
 
     def num_frames(self, num_samples: int) -> int:
-        """T of a window of `num_samples`. Raises UserError for windows that are too short or longer than the model hears."""
+        """T of a window of `num_samples`. Raises UserError for windows that are too short or longer
+        than the model hears.
+        """
         least, most = self.family.samples()
         if not least <= num_samples <= most:
             raise UserError(
-                f"a window of {num_samples} samples ({num_samples / self.sample_rate:.3f} s at {self.sample_rate} Hz) does not fit "
-                f"{self.config.model_type}, which takes {least} to {most} samples; "
-                f"set audio_encoder.window_seconds (and data.max_seconds, which bounds it) to at most {most / self.sample_rate:g}"
+                f"a window of {num_samples} samples ({num_samples / self.sample_rate:.3f} s at"
+                f" {self.sample_rate} Hz) does not fit {self.config.model_type}, which takes"
+                f" {least} to {most} samples; set audio_encoder.window_seconds (and"
+                f" data.max_seconds, which bounds it) to at most {most / self.sample_rate:g}"
             )
         return self.family.num_frames(num_samples)
 
     def log_mel(self, waveform: Tensor) -> Tensor:
-        """The extractor's spectrogram (W, M, C) without padding; of models that hear the waveform itself one to look at. waveform (W, S).
+        """The extractor's spectrogram (W, M, C) without padding; of models that hear the waveform
+        itself one to look at. waveform (W, S).
 
-        Any length: what is longer than the model hears is cut into parts, and a rest shorter than the model hears is left out.
+        Any length: what is longer than the model hears is cut into parts, and a rest shorter than
+        the model hears is left out.
         """
         if self.num_mel_bins:
             least, most = self.family.samples()
             parts = [part for part in waveform.split(most, dim=1) if part.shape[1] >= least]
-            return torch.cat([self._features(part)[..., : self.family.num_columns(part.shape[1])] for part in parts], dim=2)
+            return torch.cat(
+                [
+                    self._features(part)[..., : self.family.num_columns(part.shape[1])]
+                    for part in parts
+                ],
+                dim=2,
+            )
         with torch.autocast(waveform.device.type, enabled=False):
             window = torch.hann_window(400, device=waveform.device)
-            power = torch.stft(waveform.float(), 400, 160, window=window, return_complex=True).abs().square()  # (W, 201, C)
-            bank = torchaudio.functional.melscale_fbanks(201, 0.0, self.sample_rate / 2, PICTURE_MELS, self.sample_rate).to(power.device)
+            power = (
+                torch.stft(waveform.float(), 400, 160, window=window, return_complex=True)
+                .abs()
+                .square()
+            )  # (W, 201, C)
+            bank = torchaudio.functional.melscale_fbanks(
+                201, 0.0, self.sample_rate / 2, PICTURE_MELS, self.sample_rate
+            ).to(power.device)
             return (power.transpose(1, 2) @ bank).transpose(1, 2).clamp_min(1e-10).log10()
 
     @torch.no_grad()
     def _features(self, waveform: Tensor) -> Tensor:
-        """(W, S) -> (W, M, C) with the padding to the model's length, or (W, S) of models that hear the waveform itself."""
+        """(W, S) -> (W, M, C) with the padding to the model's length, or (W, S) of models that hear
+        the waveform itself.
+        """
         with torch.autocast(waveform.device.type, enabled=False):
-            features = self.family.features(list(waveform.detach().float().cpu().numpy()), waveform.device)
+            features = self.family.features(
+                list(waveform.detach().float().cpu().numpy()), waveform.device
+            )
         return features.to(waveform.device, torch.float32)
 
-    def forward(self, waveform: Tensor, augment: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """waveform (W, S) at sample_rate in [-1, 1] -> (W, num_frames(S), F). augment: of the spectrogram without padding, shape kept."""
+    def forward(
+        self, waveform: Tensor, augment: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
+        """waveform (W, S) at sample_rate in [-1, 1] -> (W, num_frames(S), F). augment: of the
+        spectrogram without padding, shape kept.
+        """
         num_frames = self.num_frames(waveform.shape[-1])
         features = self._features(waveform)
         if augment is not None and self.num_mel_bins:
-            sound, padding = features.tensor_split([self.family.num_columns(waveform.shape[-1])], dim=2)
+            sound, padding = features.tensor_split(
+                [self.family.num_columns(waveform.shape[-1])], dim=2
+            )
             features = torch.cat([augment(sound), padding], dim=2)
         return self.family.encode(self.model, features)[:, :num_frames]
 
     def load_official(self, name: str | Path) -> None:
-        """Weights of hub model or folder `name`, which must have this architecture. Raises UserError, and changes nothing, where they do not fit."""
+        """Weights of hub model or folder `name`, which must have this architecture. Raises
+        UserError, and changes nothing, where they do not fit.
+        """
         settings = loading(name, "audio encoder")
         try:
             config = _without_unused(AutoConfig.from_pretrained(str(name), **settings))
-            # AutoModel knows CLAP only as a whole; a folder of its audio tower says in which class it was saved.
-            auto = getattr(transformers, config.architectures[0]) if config.model_type == "clap_audio_model" else AutoModel
+            # AutoModel knows CLAP only as a whole; a folder of its audio tower says in which class
+            # it was saved.
+            auto = (
+                getattr(transformers, config.architectures[0])
+                if config.model_type == "clap_audio_model"
+                else AutoModel
+            )
             arguments = settings | {"dtype": torch.float32, "output_loading_info": True}
             source, report = auto.from_pretrained(str(name), config=config, **arguments)
-        except Exception as error:  # OSError, ValueError, SafetensorError and others for one and the same absence
+        # OSError, ValueError, SafetensorError and others for one and the same absence
+        except Exception as error:
             raise _unreachable(name, error) from None
         prefix = f"{self.family.part}." if hasattr(source, self.family.part or "?") else ""
         # transformers fills what the file lacks with random numbers.
-        known = {key: value for key, value in source.state_dict().items() if key not in report["missing_keys"]}
-        state = {key.removeprefix(prefix): value for key, value in known.items() if key.startswith(prefix)}
-        load_strictly(self.model, state, name, f"this {self.config.model_type}", "download it again, or the model that config.json describes")
+        known = {
+            key: value
+            for key, value in source.state_dict().items()
+            if key not in report["missing_keys"]
+        }
+        state = {
+            key.removeprefix(prefix): value
+            for key, value in known.items()
+            if key.startswith(prefix)
+        }
+        load_strictly(
+            self.model,
+            state,
+            name,
+            f"this {self.config.model_type}",
+            "download it again, or the model that config.json describes",
+        )
 
 
 def huggingface_arguments(name: str) -> dict[str, dict[str, Any]]:
-    """Arguments of HuggingFaceAudioEncoder for hub model or folder `name`. Raises UserError for one that is absent or of another kind."""
+    """Arguments of HuggingFaceAudioEncoder for hub model or folder `name`. Raises UserError for one
+    that is absent or of another kind.
+    """
     settings = loading(name, "audio encoder")
     try:
         config = AutoConfig.from_pretrained(name, **settings)
@@ -271,12 +401,18 @@ def huggingface_arguments(name: str) -> dict[str, dict[str, Any]]:
         raise _unreachable(name, error) from None
     config = config.audio_config if config.model_type == "clap" else config
     if config.model_type not in FAMILIES:
-        raise UserError(f"audio encoder {name} is a {config.model_type}; audio_encoder.name=huggingface knows: {', '.join(FAMILIES)}")
+        raise UserError(
+            f"audio encoder {name} is a {config.model_type}; audio_encoder.name=huggingface knows:"
+            f" {', '.join(FAMILIES)}"
+        )
     try:
         extractor = AutoFeatureExtractor.from_pretrained(name, **settings)
     except Exception as error:
         raise _unreachable(name, error) from None
-    return {"architecture": without_code(config.to_dict()), "feature_extractor": extractor.to_dict()}
+    return {
+        "architecture": without_code(config.to_dict()),
+        "feature_extractor": extractor.to_dict(),
+    }
 
 
 def _without_unused(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -286,7 +422,9 @@ def _without_unused(config: PreTrainedConfig) -> PreTrainedConfig:
 
 def _check_agreement(what: str, found: Any, expected: Any) -> None:
     if found != expected:
-        files = f"preprocessor_config.json ({what} {found}) does not fit its config.json ({expected})"
+        files = (
+            f"preprocessor_config.json ({what} {found}) does not fit its config.json ({expected})"
+        )
         raise UserError(f"the audio encoder's {files}; copy both from the same model")
 
 
@@ -296,8 +434,11 @@ def _unreachable(name: str | Path, error: Exception) -> UserError:
     reason = one_line(error, longest=160)
     if Path(name).is_dir():
         files = "config.json, preprocessor_config.json and model.safetensors"
-        return UserError(f"audio encoder folder {name} cannot be loaded ({reason}); it needs {files}")
+        return UserError(
+            f"audio encoder folder {name} cannot be loaded ({reason}); it needs {files}"
+        )
     return UserError(
-        f"audio encoder {str(name)!r} is no folder here and the Hugging Face hub did not give it ({reason}); download it where there is "
-        f"internet (hf download {name} --local-dir weights/{Path(name).name}) and set audio_encoder.checkpoint=weights/{Path(name).name}"
+        f"audio encoder {str(name)!r} is no folder here and the Hugging Face hub did not give it"
+        f" ({reason}); download it where there is internet (hf download {name} --local-dir"
+        f" weights/{Path(name).name}) and set audio_encoder.checkpoint=weights/{Path(name).name}"
     )

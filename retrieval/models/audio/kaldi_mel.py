@@ -1,6 +1,8 @@
-"""The log-mel spectrogram that PaSST and EfficientAT were trained on: 128 Kaldi mels of 32 kHz audio, 100 columns a second.
+"""The log-mel spectrogram that PaSST and EfficientAT were trained on: 128 Kaldi mels of 32 kHz
+audio, 100 columns a second.
 
-Koutini, Schlüter, Eghbal-zadeh, Widmer: Efficient Training of Audio Transformers with Patchout (Interspeech 2022), arXiv:2110.05069.
+Koutini, Schlüter, Eghbal-zadeh, Widmer: Efficient Training of Audio Transformers with Patchout
+(Interspeech 2022), arXiv:2110.05069.
 
 Letters: W windows, S samples, C mel columns.
 """
@@ -14,16 +16,18 @@ NUM_MEL_BINS = 128
 NUM_FFT = 1024  # samples, 32 ms
 WINDOW = 800  # samples, 25 ms
 HOP = 320  # samples, 10 ms
-MIN_SAMPLES = NUM_FFT // 2 + 2  # pre-emphasis takes one, and the reflected ends are as long as half an FFT
+# pre-emphasis takes one, and the reflected ends are as long as half an FFT
+MIN_SAMPLES = NUM_FFT // 2 + 2
 PRE_EMPHASIS = 0.97
 LOWEST_HZ, HIGHEST_HZ = 0, 15_000
 
 
 class KaldiMel(nn.Module):
-    """Waveform (W, S) at 32 kHz in [-1, 1] -> log-mel spectrogram (W, 128, C), C = num_columns(S); silence is -1.4.
+    """Waveform (W, S) at 32 kHz in [-1, 1] -> log-mel spectrogram (W, 128, C), C = num_columns(S);
+    silence is -1.4.
 
-    With `jitter`, training draws the range of the mel bank at every call, one for all windows: the lowest frequency from 0..9 Hz,
-    the highest from 14001..16000 Hz.
+    With `jitter`, training draws the range of the mel bank at every call, one for all windows: the
+    lowest frequency from 0..9 Hz, the highest from 14001..16000 Hz.
     """
 
     def __init__(self, jitter: bool):
@@ -36,10 +40,13 @@ class KaldiMel(nn.Module):
         self.register_buffer("mel_bank", mel_bank, persistent=False)  # (513, 128)
 
     def forward(self, waveform: Tensor) -> Tensor:
-        """In float32 also under autocast: a power spectrum spans more than half precision holds. S is at least MIN_SAMPLES."""
+        """In float32 also under autocast: a power spectrum spans more than half precision holds. S
+        is at least MIN_SAMPLES.
+        """
         mel_bank = self._jittered_bank() if self.jitter and self.training else self.mel_bank
-        # On a CPU one window at a time: its spectrogram then stays in the cache, 3.3 times faster than 16 windows at once.
-        # A graph that is exported serves any number of windows, and has no loop over them.
+        # On a CPU one window at a time: its spectrogram then stays in the cache, 3.3 times faster
+        # than 16 windows at once. A graph that is exported serves any number of windows, and has no
+        # loop over them.
         one_by_one = waveform.device.type == "cpu" and not torch.compiler.is_exporting()
         parts = waveform.split(1) if one_by_one else (waveform,)
         with torch.autocast(waveform.device.type, enabled=False):
@@ -47,7 +54,9 @@ class KaldiMel(nn.Module):
 
     def _log_mel(self, waveform: Tensor, mel_bank: Tensor) -> Tensor:
         emphasised = waveform[:, 1:] - PRE_EMPHASIS * waveform[:, :-1]  # (W, S - 1)
-        spectrum = torch.stft(emphasised, NUM_FFT, HOP, WINDOW, window=self.window, return_complex=True)  # (W, 513, C), ends reflected
+        spectrum = torch.stft(
+            emphasised, NUM_FFT, HOP, WINDOW, window=self.window, return_complex=True
+        )  # (W, 513, C), ends reflected
         power = spectrum.real.square() + spectrum.imag.square()
         mel = (power.transpose(1, 2) @ mel_bank).transpose(1, 2)  # (W, 128, C)
         return ((mel + 1e-5).log() + 4.5) / 5.0
@@ -55,7 +64,8 @@ class KaldiMel(nn.Module):
     def _jittered_bank(self) -> Tensor:
         lowest = torch.randint(LOWEST_HZ, LOWEST_HZ + 10, (), device="cpu").item()
         highest = torch.randint(HIGHEST_HZ - 999, HIGHEST_HZ + 1001, (), device="cpu").item()
-        with self.mel_bank.device:  # torchaudio takes no device; made where it is used, nothing waits for a copy
+        # torchaudio takes no device; made where it is used, nothing waits for a copy
+        with self.mel_bank.device:
             return _mel_bank(lowest, highest)
 
 
@@ -66,5 +76,8 @@ def num_columns(num_samples: int) -> int:
 
 def _mel_bank(lowest: float, highest: float) -> Tensor:
     """Triangles of equal height on the mel scale from `lowest` to `highest` Hz, (513, 128)."""
-    bank, _ = torchaudio.compliance.kaldi.get_mel_banks(NUM_MEL_BINS, NUM_FFT, SAMPLE_RATE, lowest, highest, 100.0, -500.0, 1.0)
-    return nn.functional.pad(bank, (0, 1)).T.contiguous()  # Kaldi leaves the last frequency, 16 kHz, out
+    bank, _ = torchaudio.compliance.kaldi.get_mel_banks(
+        NUM_MEL_BINS, NUM_FFT, SAMPLE_RATE, lowest, highest, 100.0, -500.0, 1.0
+    )
+    # Kaldi leaves the last frequency, 16 kHz, out
+    return nn.functional.pad(bank, (0, 1)).T.contiguous()

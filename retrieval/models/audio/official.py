@@ -1,7 +1,8 @@
 """Reading official weight files of audio encoders, and loading them only where they fit.
 
-`read_official(path)` gives the tensors of a file by name, `load_strictly(module, state, path, size, remedy)` puts them into a module or
-says which do not fit and changes nothing, `some(names)` shortens a list of names for an error message.
+`read_official(path)` gives the tensors of a file by name, `load_strictly(module, state, path, size,
+remedy)` puts them into a module or says which do not fit and changes nothing, `some(names)`
+shortens a list of names for an error message.
 """
 
 import argparse
@@ -14,51 +15,84 @@ from torch import Tensor, nn
 from retrieval.base.access import check_readable
 from retrieval.errors import UserError
 
-CONTAINERS = ("state_dict", "model")  # where training frameworks put the weights; many files have them at the top
+# where training frameworks put the weights; many files have them at the top
+CONTAINERS = ("state_dict", "model")
 
 
 def read_official(path: str | Path) -> dict[str, Tensor]:
-    """All tensors of the file's "state_dict" or "model", or else of the file itself, by name; never an empty dict.
+    """All tensors of the file's "state_dict" or "model", or else of the file itself, by name; never
+    an empty dict.
 
     Nothing but tensors, plain containers and argparse.Namespace is unpickled. Raises UserError.
     """
     path, remedy = Path(path), "download the official checkpoint again"
     check_readable(path, "audio weights")
     if path.is_dir():
-        raise UserError(f"audio weights {path} is a folder, expected a file; set audio_encoder.checkpoint to the checkpoint file itself")
+        raise UserError(
+            f"audio weights {path} is a folder, expected a file; set audio_encoder.checkpoint to"
+            " the checkpoint file itself"
+        )
     if not path.is_file():
-        raise UserError(f"audio weights {path} do not exist; set audio_encoder.checkpoint to an official checkpoint (see README)")
+        raise UserError(
+            f"audio weights {path} do not exist; set audio_encoder.checkpoint to an official"
+            " checkpoint (see README)"
+        )
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # Lightning puts the hyperparameters of the training into the file
+        # Lightning puts the hyperparameters of the training into the file
+        with torch.serialization.safe_globals([argparse.Namespace]):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise nearly anything
         if unsafe := re.search(r"GLOBAL (\S+)", str(error)):
-            keep = f"torch.save({{'state_dict': torch.load('{path}', weights_only=False)['state_dict']}}, 'weights.ckpt')"
+            keep = (
+                f"torch.save({{'state_dict': torch.load('{path}',"
+                " weights_only=False)['state_dict']}, 'weights.ckpt')"
+            )
             raise UserError(
-                f"{path} holds a Python object ({unsafe[1]}), which could run code and is not loaded; if you trust the file, keep only its "
+                f"{path} holds a Python object ({unsafe[1]}), which could run code and is not"
+                " loaded; if you trust the file, keep only its "
                 f'weights: python -c "import torch; {keep}"'
             ) from None
-        raise UserError(f"{path} is truncated or no PyTorch checkpoint ({type(error).__name__}); {remedy}") from None
+        raise UserError(
+            f"{path} is truncated or no PyTorch checkpoint ({type(error).__name__}); {remedy}"
+        ) from None
     if not isinstance(checkpoint, dict):
         checkpoint = {}
-    state = next((checkpoint[name] for name in CONTAINERS if isinstance(checkpoint.get(name), dict)), checkpoint)
-    tensors = {key: value for key, value in state.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    state = next(
+        (checkpoint[name] for name in CONTAINERS if isinstance(checkpoint.get(name), dict)),
+        checkpoint,
+    )
+    tensors = {
+        key: value
+        for key, value in state.items()
+        if isinstance(key, str) and isinstance(value, Tensor)
+    }
     if not tensors:
-        raise UserError(f'{path} has no "state_dict", no "model" and no tensors by name, as an official checkpoint has; {remedy}')
+        raise UserError(
+            f'{path} has no "state_dict", no "model" and no tensors by name, as an official'
+            f" checkpoint has; {remedy}"
+        )
     return tensors
 
 
-def load_strictly(module: nn.Module, state: dict[str, Tensor], path: str | Path, size: str, remedy: str) -> None:
-    """Load `state` into `module` where all names and shapes agree. Else raises UserError, and changes nothing.
+def load_strictly(
+    module: nn.Module, state: dict[str, Tensor], path: str | Path, size: str, remedy: str
+) -> None:
+    """Load `state` into `module` where all names and shapes agree. Else raises UserError, and
+    changes nothing.
 
-    `size` says what the module is ("ATST-Frame with embed_dim 768, depth 12"), `remedy` what to set or which file to use.
+    `size` says what the module is ("ATST-Frame with embed_dim 768, depth 12"), `remedy` what to set
+    or which file to use.
     """
     own = module.state_dict()
     if missing := [key for key in own if key not in state]:
         raise UserError(f"{path} lacks {some(missing)} of {size}; {remedy}")
     if extra := [key for key in state if key not in own]:
         raise UserError(f"{path} has {some(extra)}, which {size} has not; {remedy}")
-    differing = [f"{key} {list(state[key].shape)} for {list(own[key].shape)}" for key in own if state[key].shape != own[key].shape]
+    differing = [
+        f"{key} {list(state[key].shape)} for {list(own[key].shape)}"
+        for key in own
+        if state[key].shape != own[key].shape
+    ]
     if differing:
         raise UserError(f"{path} is of another size than {size}: {some(differing)}; {remedy}")
     module.load_state_dict(state)

@@ -1,9 +1,12 @@
-"""PaSST: a transformer over overlapping 16 x 16 patches of the log-mel spectrogram, trained on AudioSet with parts of the patches left out.
+"""PaSST: a transformer over overlapping 16 x 16 patches of the log-mel spectrogram, trained on
+AudioSet with parts of the patches left out.
 
-Koutini, Schlüter, Eghbal-zadeh, Widmer: Efficient Training of Audio Transformers with Patchout (Interspeech 2022), arXiv:2110.05069.
-Names of the parameters are those of the official weights (releases of kkoutini/PaSST), so that these load strictly.
+Koutini, Schlüter, Eghbal-zadeh, Widmer: Efficient Training of Audio Transformers with Patchout
+(Interspeech 2022), arXiv:2110.05069. Names of the parameters are those of the official weights
+(releases of kkoutini/PaSST), so that these load strictly.
 
-Letters: W windows, S samples, C mel columns, R rows and T columns of the patch grid, N tokens, E = embed_dim.
+Letters: W windows, S samples, C mel columns, R rows and T columns of the patch grid, N tokens, E =
+embed_dim.
 """
 
 from collections.abc import Callable
@@ -19,20 +22,25 @@ from retrieval.models.audio.official import load_strictly, read_official
 
 PATCH = 16  # mel bins and mel columns
 NUM_CLASSES = 527  # of AudioSet
-PREFIX = "net."  # of the network's keys in checkpoints of a training run; the released files have none
+# of the network's keys in checkpoints of a training run; the released files have none
+PREFIX = "net."
 
 
 class Passt(nn.Module):
-    """PaSST with patches 16 columns apart; 86,122,270 parameters. Weights: passt-s-f128-p16-s16-ap.468.pt.
+    """PaSST with patches 16 columns apart; 86,122,270 parameters. Weights:
+    passt-s-f128-p16-s16-ap.468.pt.
 
-    sequence: one frame a column of patches (the mean over its rows), else one vector a window (the mean of class and distillation token).
-    patchout_time, patchout_frequency: columns and rows of the patch grid that training leaves out, drawn at every call for all windows
-    together. mel_jitter: see KaldiMel. embed_dim, depth: other sizes fit no official weights.
+    sequence: one frame a column of patches (the mean over its rows), else one vector a window (the
+    mean of class and distillation token). patchout_time, patchout_frequency: columns and rows of
+    the patch grid that training leaves out, drawn at every call for all windows together.
+    mel_jitter: see KaldiMel. embed_dim, depth: other sizes fit no official weights.
 
-    Patchout keeps the number of frames: after the network a column that was left out takes the frame of the last column before it that was
-    kept (the first one kept, where there is none before). Frame t is then in training, too, what was heard at time t, so that the mask of
-    valid frames, positions, and the number of frames mean what they mean in evaluation. The frame before, and not an average of both
-    neighbours: it is a frame that the network made, and padding, which comes after the sound, does not get into valid frames.
+    Patchout keeps the number of frames: after the network a column that was left out takes the
+    frame of the last column before it that was kept (the first one kept, where there is none
+    before). Frame t is then in training, too, what was heard at time t, so that the mask of valid
+    frames, positions, and the number of frames mean what they mean in evaluation. The frame before,
+    and not an average of both neighbours: it is a frame that the network made, and padding, which
+    comes after the sound, does not get into valid frames.
     """
 
     sample_rate = SAMPLE_RATE
@@ -57,9 +65,16 @@ class Passt(nn.Module):
             raise UserError(f"embed_dim {embed_dim} is not a multiple of num_heads {num_heads}")
         num_rows = (NUM_MEL_BINS - PATCH) // self.stride + 1
         if patchout_frequency >= num_rows:
-            raise UserError(f"audio_encoder.patchout_frequency={patchout_frequency} leaves nothing of {num_rows} rows of patches; set it lower")
+            raise UserError(
+                f"audio_encoder.patchout_frequency={patchout_frequency} leaves nothing of"
+                f" {num_rows} rows of patches; set it lower"
+            )
         self.feature_dim = embed_dim
-        self.sequence, self.patchout_time, self.patchout_frequency = sequence, patchout_time, patchout_frequency
+        self.sequence, self.patchout_time, self.patchout_frequency = (
+            sequence,
+            patchout_time,
+            patchout_frequency,
+        )
         self.mel = KaldiMel(mel_jitter)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.dist_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
@@ -68,15 +83,26 @@ class Passt(nn.Module):
         self.time_new_pos_embed = nn.Parameter(torch.zeros(1, embed_dim, 1, self.table_frames))
         self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(1, embed_dim, PATCH, self.stride)})
         depth = self.official_depth if depth is None else depth
-        self.blocks = nn.ModuleList(Block(embed_dim, num_heads, qkv_bias=True) for _ in range(depth))
+        self.blocks = nn.ModuleList(
+            Block(embed_dim, num_heads, qkv_bias=True) for _ in range(depth)
+        )
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
-        # Nothing here classifies. Kept for the strict key list; without a gradient, which DistributedDataParallel would miss.
-        self.head = nn.Sequential(nn.LayerNorm(embed_dim), nn.Linear(embed_dim, NUM_CLASSES)).requires_grad_(False)
+        # Nothing here classifies. Kept for the strict key list; without a gradient, which
+        # DistributedDataParallel would miss.
+        self.head = nn.Sequential(
+            nn.LayerNorm(embed_dim), nn.Linear(embed_dim, NUM_CLASSES)
+        ).requires_grad_(False)
         self.head_dist = nn.Linear(embed_dim, NUM_CLASSES).requires_grad_(False)
         self._initialise()
 
     def _initialise(self) -> None:
-        for table in (self.cls_token, self.dist_token, self.new_pos_embed, self.freq_new_pos_embed, self.time_new_pos_embed):
+        for table in (
+            self.cls_token,
+            self.dist_token,
+            self.new_pos_embed,
+            self.freq_new_pos_embed,
+            self.time_new_pos_embed,
+        ):
             nn.init.trunc_normal_(table, std=0.02)
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Conv2d)):
@@ -84,37 +110,54 @@ class Passt(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def num_frames(self, num_samples: int) -> int:
-        """T of a window of `num_samples` (1 without `sequence`). Raises UserError for windows that are too short, for the patch or for
-        the patchout, or longer than the position table."""
+        """T of a window of `num_samples` (1 without `sequence`). Raises UserError for windows that
+        are too short, for the patch or for the patchout, or longer than the position table.
+        """
         num_patches = self._num_patches(num_columns(num_samples))
-        seconds = f"a window of {num_samples} samples ({num_samples / self.sample_rate:.3f} s at {self.sample_rate} Hz)"
+        seconds = (
+            f"a window of {num_samples} samples ({num_samples / self.sample_rate:.3f} s at"
+            f" {self.sample_rate} Hz)"
+        )
         if not 1 <= num_patches <= self.table_frames:
             least, most = (PATCH - 1) * HOP + 1, (PATCH + self.table_frames * self.stride - 1) * HOP
             raise UserError(
-                f"{seconds} does not fit {self.name}, which takes {least} to {most} samples; "
-                f"set audio_encoder.window_seconds (and data.max_seconds, which bounds it) to 0.16 to {most // self.sample_rate}"
+                f"{seconds} does not fit {self.name}, which takes {least} to {most} samples; set"
+                " audio_encoder.window_seconds (and data.max_seconds, which bounds it) to 0.16 to"
+                f" {most // self.sample_rate}"
             )
         if self.patchout_time >= num_patches:
             raise UserError(
-                f"audio_encoder.patchout_time={self.patchout_time} leaves nothing of {seconds}, {num_patches} columns of patches; "
-                f"set it below {num_patches}, or audio_encoder.window_seconds higher"
+                f"audio_encoder.patchout_time={self.patchout_time} leaves nothing of {seconds},"
+                f" {num_patches} columns of patches; set it below {num_patches}, or"
+                " audio_encoder.window_seconds higher"
             )
         return num_patches if self.sequence else 1
 
     def num_tokens(self, num_samples: int) -> int:
-        """What the blocks compute on in training, of a window of `num_samples`: the patches that patchout leaves, and two tokens."""
-        rows, columns = self.freq_new_pos_embed.shape[2], self._num_patches(num_columns(num_samples))
+        """What the blocks compute on in training, of a window of `num_samples`: the patches that
+        patchout leaves, and two tokens.
+        """
+        rows, columns = (
+            self.freq_new_pos_embed.shape[2],
+            self._num_patches(num_columns(num_samples)),
+        )
         return 2 + (rows - self.patchout_frequency) * (columns - self.patchout_time)
 
     def _num_patches(self, columns: int) -> int:
         return (columns - PATCH) // self.stride + 1
 
     def log_mel(self, waveform: Tensor) -> Tensor:
-        """Log-mel spectrogram (W, 128, C) as the encoder reads it. waveform (W, S), 32 kHz. In float32 also under autocast."""
+        """Log-mel spectrogram (W, 128, C) as the encoder reads it. waveform (W, S), 32 kHz. In
+        float32 also under autocast.
+        """
         return self.mel(waveform)
 
-    def forward(self, waveform: Tensor, augment: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """waveform (W, S) at 32 kHz in [-1, 1] -> (W, num_frames(S), E). augment: of the log-mel, shape kept."""
+    def forward(
+        self, waveform: Tensor, augment: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
+        """waveform (W, S) at 32 kHz in [-1, 1] -> (W, num_frames(S), E). augment: of the log-mel,
+        shape kept.
+        """
         self.num_frames(waveform.shape[-1])
         log_mel = self.log_mel(waveform)
         return self.encode_mel(log_mel if augment is None else augment(log_mel))
@@ -124,11 +167,16 @@ class Passt(nn.Module):
         grid = self._positioned_patches(log_mel)  # (W, E, R, T)
         num_frames = grid.shape[3]
         if self.training:
-            rows, columns = _kept(grid.shape[2], self.patchout_frequency, grid), _kept(num_frames, self.patchout_time, grid)
+            rows, columns = (
+                _kept(grid.shape[2], self.patchout_frequency, grid),
+                _kept(num_frames, self.patchout_time, grid),
+            )
             grid = grid[:, :, rows][..., columns]
         num_windows, _, num_rows, _ = grid.shape
-        special = torch.cat([self.cls_token, self.dist_token], dim=1) + self.new_pos_embed  # (1, 2, E)
-        x = torch.cat([special.expand(num_windows, -1, -1), grid.flatten(2).transpose(1, 2)], dim=1)  # (W, N, E), row by row
+        # (1, 2, E)
+        special = torch.cat([self.cls_token, self.dist_token], dim=1) + self.new_pos_embed
+        # (W, N, E), row by row
+        x = torch.cat([special.expand(num_windows, -1, -1), grid.flatten(2).transpose(1, 2)], dim=1)
         for block in self.blocks:
             x = block(x)
         x = self.norm(x)
@@ -138,41 +186,74 @@ class Passt(nn.Module):
         return frames[:, _last_kept(columns, num_frames)] if self.training else frames
 
     def _positioned_patches(self, log_mel: Tensor) -> Tensor:
-        """(W, 128, C) -> (W, E, R, T). Windows shorter than the table: its first positions, in training any that follow each other."""
+        """(W, 128, C) -> (W, E, R, T). Windows shorter than the table: its first positions, in
+        training any that follow each other.
+        """
         grid = self.patch_embed["proj"](log_mel.unsqueeze(1))
         num_frames = grid.shape[3]
-        start = torch.randint(self.table_frames - num_frames + 1, (), device="cpu").item() if self.training else 0
-        return grid + self.freq_new_pos_embed + self.time_new_pos_embed[..., start : start + num_frames]
+        start = (
+            torch.randint(self.table_frames - num_frames + 1, (), device="cpu").item()
+            if self.training
+            else 0
+        )
+        return (
+            grid
+            + self.freq_new_pos_embed
+            + self.time_new_pos_embed[..., start : start + num_frames]
+        )
 
     def load_official(self, path: str | Path) -> None:
-        """Load official weights: a plain state dict, or one in "model" or "state_dict", also with keys "net.*", of which alone are taken then.
+        """Load official weights: a plain state dict, or one in "model" or "state_dict", also with
+        keys "net.*", of which alone are taken then.
 
         Raises UserError, and changes nothing, where they do not fit.
         """
         state = read_official(path)
         if any(key.startswith(PREFIX) for key in state):
-            state = {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}
+            state = {
+                key.removeprefix(PREFIX): value
+                for key, value in state.items()
+                if key.startswith(PREFIX)
+            }
         self._check_variant(state, path)
         size = f"{self.name} with embed_dim {self.feature_dim}, depth {len(self.blocks)}"
-        remedy = "use its official weights, or set audio_encoder.embed_dim and audio_encoder.depth to the checkpoint's"
+        remedy = (
+            "use its official weights, or set audio_encoder.embed_dim and audio_encoder.depth to"
+            " the checkpoint's"
+        )
         load_strictly(self, state, path, size, remedy)
 
     def _check_variant(self, state: dict[str, Tensor], path: str | Path) -> None:
-        """Weights of another variant are named as such: their shapes alone would not tell the user what to set."""
+        """Weights of another variant are named as such: their shapes alone would not tell the user
+        what to set.
+        """
         table = state.get("time_new_pos_embed")
         if table is None or table.dim() != 4:
             return
-        frames, depth = table.shape[3], sum(key.startswith("blocks.") and key.endswith(".norm1.weight") for key in state)
+        frames, depth = (
+            table.shape[3],
+            sum(key.startswith("blocks.") and key.endswith(".norm1.weight") for key in state),
+        )
         if (frames, depth) == (self.table_frames, len(self.blocks)):
             return
         same_table = [variant for variant in VARIANTS if variant.table_frames == frames]
-        fitting = [variant for variant in same_table if variant.official_depth == depth] or same_table
+        fitting = [
+            variant for variant in same_table if variant.official_depth == depth
+        ] or same_table
         if type(self) in fitting:
             return
-        found = f"{path} has a position table of {frames} frames and depth {depth}; {self.name} has {self.table_frames} and {len(self.blocks)}"
+        found = (
+            f"{path} has a position table of {frames} frames and depth {depth}; {self.name} has"
+            f" {self.table_frames} and {len(self.blocks)}"
+        )
         if not fitting:
-            raise UserError(f"{found}, and no variant here has such a table: use official weights of {', '.join(v.name for v in VARIANTS)}")
-        raise UserError(f"{found}: set audio_encoder.name={' or '.join(variant.name for variant in fitting)}")
+            raise UserError(
+                f"{found}, and no variant here has such a table: use official weights of"
+                f" {', '.join(v.name for v in VARIANTS)}"
+            )
+        raise UserError(
+            f"{found}: set audio_encoder.name={' or '.join(variant.name for variant in fitting)}"
+        )
 
 
 class PasstS(Passt):
@@ -184,7 +265,9 @@ class PasstS(Passt):
 
 
 class Passt20(PasstS):
-    """As PasstS, windows of up to 20 s; 86,231,326 parameters. Weights: passt-s-f128-20sec-p16-s10-ap.474-swa.pt."""
+    """As PasstS, windows of up to 20 s; 86,231,326 parameters. Weights:
+    passt-s-f128-20sec-p16-s10-ap.474-swa.pt.
+    """
 
     name = "passt_20"
     table_frames = 200
@@ -201,10 +284,18 @@ VARIANTS = (Passt, PasstS, Passt20, PasstL)
 
 
 def _kept(number: int, num_dropped: int, like: Tensor) -> Tensor:
-    """A random choice of `number - num_dropped` of the indices 0..number-1, in order, on the device of `like`."""
+    """A random choice of `number - num_dropped` of the indices 0..number-1, in order, on the device
+    of `like`.
+    """
     return torch.randperm(number, device="cpu")[num_dropped:].sort().values.to(like.device)
 
 
 def _last_kept(kept: Tensor, number: int) -> Tensor:
-    """(number,): for each index the place in `kept` of the last kept one up to it, or else of the first one kept."""
-    return torch.searchsorted(kept, torch.arange(number, device=kept.device), right=True).sub(1).clamp(min=0)
+    """(number,): for each index the place in `kept` of the last kept one up to it, or else of the
+    first one kept.
+    """
+    return (
+        torch.searchsorted(kept, torch.arange(number, device=kept.device), right=True)
+        .sub(1)
+        .clamp(min=0)
+    )
