@@ -1,9 +1,8 @@
 """Draw what captions of one clip listen to: the spectrogram, and under it TAP's attention over time
 for each caption.
 
-    python -m benchmarks.draw_attention --checkpoint runs/sample_tap/best --cache data/sample/cache \
-        [--split evaluation] [--clip 0] [--captions 0 1] [--output docs/attention.png] [--scenes
-        data/sample/scenes.json]
+    python -m benchmarks.draw_attention --checkpoint DIR --cache DIR [--split evaluation]
+        [--clip 0] [--captions 0 1] [--output docs/attention.png] [--scenes data/sample/scenes.json]
 
 With --scenes it also prints how much weight TAP gives to an event that a caption names alone among
 three or more, 1 being an equal share: the average over all such captions of the split, and the

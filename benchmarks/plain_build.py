@@ -1,5 +1,6 @@
-"""The ancestor's way to build a cache, for benchmarks/cache_build.py: `python -m
-benchmarks.plain_build FOLDER OUTPUT.h5 SAMPLE_RATE`.
+"""The ancestor's way to build a cache, for benchmarks/cache_build.py.
+
+    python -m benchmarks.plain_build FOLDER OUTPUT.h5 SAMPLE_RATE
 
 Every WAV file of the folder is decoded, resampled at the quality of data_prep/ and held as float32;
 then all are written to one variable-length dataset. Imports nothing that it does not need, so that

@@ -1,8 +1,9 @@
 """Bring ids of Freesound and YouTube to one spelling, from lists, JSON files and file names.
 
-    Freesound, an integer              354184 | 354184.0 (pandas) | 0354184 | 3.54184E+05 |
-    354184.flac | 354184__user__name.wav | a link YouTube, 11 of A-Z a-z 0-9 _ -     ID | YID |
-    ID.wav | ID_START | ID_START_END | a link; case matters, and an id may begin with Y itself
+    Freesound, an integer              354184 | 354184.0 (pandas) | 0354184 | 3.54184E+05
+                                       354184.flac | 354184__user__name.wav | a link
+    YouTube, 11 of A-Z a-z 0-9 _ -     ID | YID | ID.wav | ID_START | ID_START_END | a link;
+                                       case matters, and an id may begin with Y itself
 
 Leading folders, and quotes and blanks around an id, are ignored. Without one spelling an exclusion
 list would match nothing: a leak that no score shows.

@@ -1,10 +1,11 @@
 """Five more captions for every clip, written by a language model from the captions that are there.
 
-    mv data/clotho_v2/clotho_captions_development.csv
-    data/clotho_v2/original_captions_development.csv
+    cd data/clotho_v2
+    mv clotho_captions_development.csv original_captions_development.csv
+    cd ../..
     python data_prep/generate_captions.py --endpoint http://localhost:11434/v1 --model phi4 \\
-        --input data/clotho_v2/original_captions_development.csv --output
-        data/clotho_v2/clotho_captions_development.csv
+        --input data/clotho_v2/original_captions_development.csv \\
+        --output data/clotho_v2/clotho_captions_development.csv
     python data_prep/build_clotho.py --root data/clotho_v2 --overwrite
 
 Reads a CSV as Clotho's (`file_name,caption_1..`), asks a server that speaks OpenAI's chat

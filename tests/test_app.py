@@ -1,8 +1,9 @@
 """The page of retrieval.app in a real Chromium, started by its command: what is typed, clicked and
 uploaded, and what it refuses.
 
-    SCREENSHOTS=docs python -m pytest tests/test_app.py -k screenshots    # after `make demo`: the
-    pictures of the README
+After `make demo`, the pictures of the README are made by:
+
+    SCREENSHOTS=docs python -m pytest tests/search/page/test_page.py -k screenshots
 """
 
 import http.client
