@@ -1,16 +1,16 @@
-# make demo | app | test | install | clean
+# make demo | app | lint | test | install | clean
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo app test chromium clean
+.PHONY: install demo app lint test chromium clean
 
 install: $(VENV)/.installed
 
-$(VENV)/.installed: requirements.txt
+$(VENV)/.installed: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "error: Python 3.10 or newer is needed, $(PYTHON) is older; try: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "error: could not create $(VENV); on Debian/Ubuntu: sudo apt install python3-venv"; exit 1; }
-	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --disable-pip-version-check --editable ".[all]"
 	@touch $@
 
 SAMPLE := data/sample
@@ -52,9 +52,12 @@ app: install
 	@test -f $(SAMPLE)/index/index.sqlite || $(MAKE) demo
 	$(BIN)/python -m retrieval.app --index $(SAMPLE)/index --port $(PORT)
 
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
 # Processes that share the tests, each with one thread: make test WORKERS=8
 WORKERS ?= 2
-
 test: install chromium
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
@@ -66,4 +69,4 @@ chromium:
 	    echo "no chromium, so the tests of the page in a browser are skipped; on Debian: apt install chromium"
 
 clean:
-	rm -rf data/sample runs/sample_mean runs/sample_tap
+	rm -rf data/sample runs/sample_mean runs/sample_tap build dist *.egg-info

@@ -22,6 +22,8 @@ from types import ModuleType
 
 from retrieval.base.command import begin
 
+__version__ = "0.1.0"
+
 begin()
 
 if "OMP_WAIT_POLICY" not in os.environ:

@@ -29,13 +29,15 @@ from retrieval.models.mel_augmentation import mel_augmentation
 from retrieval.optim import GROUPS, learning_rate
 
 ROOT = Path(__file__).resolve().parents[1]
-GENERATED = [ROOT / "data", ROOT / "runs", ROOT / "weights"]
+GENERATED = [ROOT / name for name in ("data", "runs", "weights", "build", "dist")]
 
 
 def is_project_folder(folder: Path) -> bool:
     if folder.name.startswith("."):
         return folder == ROOT / ".ci"
-    return folder.name != "__pycache__" and folder not in GENERATED
+    if folder.name == "__pycache__" or folder.suffix == ".egg-info":
+        return False
+    return folder not in GENERATED
 
 
 def project_files() -> Iterator[Path]:
