@@ -29,27 +29,30 @@ begin()
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-_ROOT = Path(__file__).resolve().parent.parent
-
 
 class _HuggingFaceEvaluate(MetaPathFinder):
-    """Finds the module `evaluate` on sys.path without the repository root."""
+    """Finds the module `evaluate` on sys.path without this repository."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         if fullname != "evaluate":
             return None
-        spec = PathFinder.find_spec(
-            fullname, [entry for entry in sys.path if Path(entry).resolve() != _ROOT], target
-        )
+        others = [entry for entry in sys.path if not _has_script(Path(entry))]
+        spec = PathFinder.find_spec(fullname, others, target)
         if spec is None:
             raise ModuleNotFoundError(
-                "the Hugging Face package evaluate is not installed; pip install -r"
-                " requirements.txt",
+                "the Hugging Face package evaluate is not installed: pip install evaluate",
                 name=fullname,
             )
         return spec
+
+
+def _has_script(folder: Path) -> bool:
+    """Return whether this is a folder of the repository. The installed package lies beside the
+    Hugging Face one, so its own place says nothing.
+    """
+    return (folder / "evaluate.py").is_file() and (folder / "retrieval" / "__init__.py").is_file()
 
 
 # importlib.reload
