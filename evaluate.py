@@ -14,14 +14,14 @@ the first, unless given here. `import evaluate` is the Hugging Face package and 
 see retrieval/__init__.py.
 """
 
+from retrieval.base.command import run_main
 from retrieval.base.launch import check_environment
-from retrieval.errors import run_main
-from retrieval.evaluate_options import parse_arguments
-from retrieval.progress import set_quiet, silence_transformers
-from retrieval.relevance import MAP_AT, read_relevance, relevant_columns
-from retrieval.reporting import check_default_output, report
-from retrieval.score_files import ABOUT, ARRAY, write_scores
-from retrieval.submission import check_file_names, read_queries, write_submission
+from retrieval.base.progress import set_quiet, silence_transformers
+from retrieval.evaluation.options import parse_arguments
+from retrieval.evaluation.outputs import check_default_output, report
+from retrieval.evaluation.relevance import MAP_AT, read_relevance, relevant_columns
+from retrieval.evaluation.score_files import ABOUT, ARRAY, write_scores
+from retrieval.evaluation.submission import check_file_names, read_queries, write_submission
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -33,13 +33,14 @@ def main(argv: list[str] | None = None) -> int:
     # Below the checks, because these take seconds to import.
     import torch
 
-    from retrieval.checkpoint import git_commit
-    from retrieval.evaluation import EvaluationResult, captions_of
-    from retrieval.scoring import Scorer
+    from retrieval.base.versions import git_commit
+    from retrieval.evaluation.result import EvaluationResult
+    from retrieval.evaluation.scorer import Scorer
+    from retrieval.evaluation.similarity import captions_of
 
     silence_transformers()
     if arguments.report:
-        from retrieval.report import Against, write_report
+        from retrieval.evaluation.report import Against, write_report
     against = Against(arguments.against, arguments.text_encoder) if arguments.against else None
     sizes = {name: getattr(arguments, name) for name in ("audio_batch_size", "text_batch_size")}
     scorer = Scorer(

@@ -8,12 +8,13 @@ import argparse
 import sys
 from pathlib import Path
 
+from retrieval.base.command import run_main
+from retrieval.base.errors import OneLineParser
 from retrieval.base.launch import check_environment
+from retrieval.base.progress import set_quiet, silence_transformers
+from retrieval.base.stopping import Interrupted, resume_command, stop_on_signals
 from retrieval.config import Config, load_config
-from retrieval.errors import OneLineParser, run_main
-from retrieval.files import latest_state
-from retrieval.interruption import Interrupted, resume_command, stop_on_signals
-from retrieval.progress import set_quiet, silence_transformers
+from retrieval.training.states import latest_state
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -24,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
         "--config",
         type=Path,
         required=True,
-        help="YAML file with what differs from the defaults of retrieval/config.py",
+        help="YAML file with what differs from the defaults of retrieval/config/settings.py",
     )
     parser.add_argument(
         "--resume",
@@ -78,12 +79,12 @@ def run(config: Config, arguments: argparse.Namespace) -> None:
     # torch and transformers take seconds to import: a mistake in the settings should not.
     silence_transformers()
     if arguments.dry_run:
-        from retrieval.dry_run import describe
+        from retrieval.training.dry_run import describe
 
         print(describe(config))
     else:
         check_environment()
-        from retrieval.training import train
+        from retrieval.training.loop import train
 
         train(config, resume=arguments.resume, overwrite=arguments.overwrite)
 

@@ -31,9 +31,10 @@ import numpy as np
 import soundfile
 import torch
 
+from retrieval.base.command import run_main
+from retrieval.base.errors import OneLineParser, UserError
 from retrieval.data import collate_clips, open_cache
 from retrieval.data.cache import ClipSplit
-from retrieval.errors import OneLineParser, UserError, run_main
 
 ROOT = Path(__file__).resolve().parent.parent
 LEAST_RATIO = 10.0

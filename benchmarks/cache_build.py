@@ -23,8 +23,9 @@ import numpy as np
 import soundfile
 
 from benchmarks.audio_cache import CACHE_RATE, Cost, build, watched, write_corpus
+from retrieval.base.command import run_main
+from retrieval.base.errors import OneLineParser
 from retrieval.data import open_cache
-from retrieval.errors import OneLineParser, run_main
 
 NUM_CLIPS_OF_CLOTHO = 3839  # development split
 LEAST_SPEED_RATIO, LEAST_MEMORY_RATIO = 1.0, 10.0

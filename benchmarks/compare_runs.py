@@ -10,7 +10,7 @@ Reads what evaluate.py wrote, in MODEL/results/SPLIT or in its --output folder, 
 of MODEL (an ensemble, a .ckpt): metrics.json, and ranks.csv with --scenes, of which only the
 captions count that name one event of a scene with three or more, and with
 --bootstrap, which asks whether each group differs from the first one: confidence interval and
-p-value of a paired bootstrap over clips (retrieval/comparison.py), each query with its mean over
+p-value of a paired bootstrap over clips (retrieval/evaluation/bootstrap.py), each query with its mean over
 the runs of a group. --split evaluation_relevance reads the results of evaluate.py
 --relevance. Figures are in percent, text to audio.
 """
@@ -25,11 +25,12 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.scenes import single_event_captions
+from retrieval.base.command import run_main
+from retrieval.base.errors import OneLineParser, UserError, one_line
 from retrieval.base.paths import expand_home
-from retrieval.comparison import narrow_intervals_warning, paired_bootstrap, query_metrics
-from retrieval.errors import OneLineParser, UserError, one_line, run_main
-from retrieval.metrics.text_audio_retrieval.ranking import metrics_of_ranks
-from retrieval.reporting import METRICS, RANKS
+from retrieval.evaluation.bootstrap import narrow_intervals_warning, paired_bootstrap, query_metrics
+from retrieval.evaluation.metrics.text_audio_retrieval.ranking import metrics_of_ranks
+from retrieval.evaluation.outputs import METRICS, RANKS
 
 NAMES = ("mAP@10", "R@1", "R@5", "R@10")
 NUM_RESAMPLES = 10_000

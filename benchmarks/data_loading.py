@@ -26,8 +26,9 @@ from typing import Any, NamedTuple
 import datasets
 import numpy as np
 
+from retrieval.base.command import run_main
+from retrieval.base.errors import OneLineParser, UserError
 from retrieval.data import EpochBatches, PairDataset, make_loader, open_cache
-from retrieval.errors import OneLineParser, UserError, run_main
 
 SAMPLE_RATE = 32_000  # Hz
 BATCH_SIZE = 16

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING
 
 from benchmarks.pictures import check_picture
 from benchmarks.scenes import single_event_captions
-from retrieval.errors import OneLineParser, UserError, run_main
+from retrieval.base.command import run_main
+from retrieval.base.errors import OneLineParser, UserError
 
 if TYPE_CHECKING:
     from retrieval.data import ClipSplit
-    from retrieval.models import DualEncoder
+    from retrieval.models.dual_encoder import DualEncoder
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -48,8 +49,8 @@ def main(argv: list[str] | None = None) -> int:
     import torch
 
     from retrieval.data import open_cache
-    from retrieval.models import DualEncoder
-    from retrieval.tracking import attention_figure
+    from retrieval.models.dual_encoder import DualEncoder
+    from retrieval.training.tracking import attention_figure
 
     spans = single_event_captions(arguments.scenes, arguments.split) if arguments.scenes else {}
     model = DualEncoder.from_pretrained(arguments.checkpoint)

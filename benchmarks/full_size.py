@@ -31,7 +31,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from retrieval.errors import OneLineParser, UserError, run_main
+from retrieval.base.command import run_main
+from retrieval.base.errors import OneLineParser, UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 WAV_RATE = 44_100  # Hz, as in Clotho

@@ -41,7 +41,8 @@ from typing import Any
 from benchmarks.full_size import ROOT, hardware, run_script, write_corpus
 from benchmarks.pictures import check_picture
 from benchmarks.traffic import average_in_python, count_bytes, formula, num_trained, report_bytes
-from retrieval.errors import OneLineParser, UserError, one_line, run_main
+from retrieval.base.command import run_main
+from retrieval.base.errors import OneLineParser, UserError, one_line
 
 NUM_CLIPS = 20  # in the corpus; scoring repeats them
 
@@ -114,10 +115,10 @@ Curves = dict[str, dict[int, Point]]  # curve -> x -> point
 
 def train_point(overrides: tuple[str, ...], repeats: int) -> Point:
     """Steps on one batch, after one to warm up."""
+    from retrieval.base.exchange import world_size
     from retrieval.config import load_config
-    from retrieval.distributed import world_size
-    from retrieval.preparation import prepare
-    from retrieval.training import train_step
+    from retrieval.training.loop import train_step
+    from retrieval.training.setup import prepare
 
     config = load_config(ROOT / "configs" / "tap.yaml", overrides)
     with contextlib.redirect_stdout(None):
@@ -145,10 +146,10 @@ def score_point(overrides: tuple[str, ...], repeats: int, copies: int) -> Point:
     from retrieval.base.launch import make_accelerator
     from retrieval.config import load_config
     from retrieval.data import JoinedSplit, open_cache
-    from retrieval.evaluation import captions_of, similarity_matrix
-    from retrieval.frame_cache import cached_captions, cached_frames
-    from retrieval.models import build_model
-    from retrieval.preparation import set_seed
+    from retrieval.evaluation.similarity import captions_of, similarity_matrix
+    from retrieval.models.build import build_model
+    from retrieval.models.frame_cache import cached_captions, cached_frames
+    from retrieval.training.setup import set_seed
 
     config = load_config(ROOT / "configs" / "tap.yaml", overrides)
     set_seed(config.seed)  # the same random weights in every process, so that one cache serves all
@@ -199,7 +200,7 @@ def in_processes(
         port = free.getsockname()[1]
     # imports once; what a process holds of them still counts as its own
     context = get_context("forkserver")
-    context.set_forkserver_preload(["retrieval.training"])
+    context.set_forkserver_preload(["retrieval.training.loop"])
     try:
         with ProcessPoolExecutor(num_processes, mp_context=context) as processes:
             place = functools.partial(

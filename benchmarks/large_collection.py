@@ -7,7 +7,7 @@ query, within 4 GB.
 One vector of 1,024 random numbers a clip stands for what a model with mean pooling keeps of it;
 each query is its right clip with much noise. The whole work is a process of its own, in which clips
 are made block by block: first `MeanPooling.score` fills the score matrix, whose metrics are
-computed, then retrieval.two_stage finds the best ten of every query from the vectors, without a
+computed, then retrieval.search.two_stage finds the best ten of every query from the vectors, without a
 matrix. Both must agree, else the exit code is 1. Memory is the largest resident set that the
 operating system counted for that process, with Python and PyTorch.
 """
@@ -21,7 +21,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from retrieval.errors import OneLineParser, UserError, run_main
+from retrieval.base.command import run_main
+from retrieval.base.errors import OneLineParser, UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,9 +51,9 @@ def work(num_clips: int, num_queries: int) -> int:
     """
     import torch
 
-    from retrieval.evaluation import retrieval_metrics
+    from retrieval.evaluation.result import retrieval_metrics
     from retrieval.models.pooling import MeanPooling
-    from retrieval.two_stage import ClipIndex, TwoStage
+    from retrieval.search.two_stage import ClipIndex, TwoStage
 
     pooling, generator = MeanPooling(), torch.Generator().manual_seed(num_clips)
     right = torch.randperm(num_clips, generator=generator)[:num_queries]  # (N,)

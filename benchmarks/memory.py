@@ -30,7 +30,8 @@ from benchmarks.full_size import (
     write_corpus,
     write_text_model,
 )
-from retrieval.errors import OneLineParser, UserError, run_main
+from retrieval.base.command import run_main
+from retrieval.base.errors import OneLineParser, UserError
 
 PART = 2  # pairs encoded at once
 WAYS = {
@@ -49,8 +50,8 @@ def two_steps(overrides: list[str]) -> None:
     import torch
 
     from retrieval.config import load_config
-    from retrieval.preparation import prepare
-    from retrieval.training import train_step
+    from retrieval.training.loop import train_step
+    from retrieval.training.setup import prepare
 
     config = load_config("configs/tap.yaml", overrides)
     run = prepare(config, Path(config.train.output), resume=False, overwrite=True)

@@ -20,9 +20,10 @@ import torch
 from benchmarks.full_size import hardware, work_folder
 from benchmarks.timing import alternate
 from benchmarks.training_step import make_captions, make_model
-from retrieval.errors import OneLineParser, run_main
-from retrieval.export.onnx_files import export_onnx
-from retrieval.models import DualEncoder
+from retrieval.base.command import run_main
+from retrieval.base.errors import OneLineParser
+from retrieval.models.dual_encoder import DualEncoder
+from retrieval.sharing.export.onnx_files import export_onnx
 
 NUM_CLIPS, NUM_CAPTIONS, ROUNDS = 2, 16, 3
 

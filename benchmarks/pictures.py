@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from retrieval.errors import UserError
-from retrieval.files import check_writable
+from retrieval.base.errors import UserError
+from retrieval.base.files import check_writable
 
 
 def check_picture(output: Path) -> None:

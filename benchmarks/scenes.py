@@ -5,7 +5,7 @@ that event sounds.
 import json
 from pathlib import Path
 
-from retrieval.errors import UserError
+from retrieval.base.errors import UserError
 
 MIN_EVENTS = 3
 

@@ -28,8 +28,9 @@ from typing import Any
 
 import numpy as np
 
-from retrieval.errors import OneLineParser, UserError, run_main
-from retrieval.progress import bar
+from retrieval.base.command import run_main
+from retrieval.base.errors import OneLineParser, UserError
+from retrieval.base.progress import bar
 
 SAMPLE = Path(__file__).resolve().parent.parent / "data" / "sample"
 MOST_SECONDS = 0.1
@@ -43,7 +44,7 @@ def write_index(path: Path, checkpoint: Path, num_clips: int) -> None:
     """An index of clips that have no files."""
     import torch
 
-    from retrieval.models import DualEncoder
+    from retrieval.models.dual_encoder import DualEncoder
     from retrieval.search.model_identity import model_identity
     from retrieval.search.sound import Found
     from retrieval.search.writer import IndexWriter, locked
@@ -170,7 +171,7 @@ def accuracy() -> int:
     """What searching an index costs in mAP@10 against the score matrix: float16 frames, and the
     text encoder in 8 bit.
     """
-    from retrieval.metrics.text_audio_retrieval.ranking import metrics_of_ranks
+    from retrieval.evaluation.metrics.text_audio_retrieval.ranking import metrics_of_ranks
     from retrieval.search import AudioIndex
 
     with open(SAMPLE / "clotho_captions_evaluation.csv", encoding="utf-8", newline="") as file:

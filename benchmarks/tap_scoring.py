@@ -26,7 +26,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.timing import alternate, is_too_slow
-from retrieval.errors import OneLineParser, UserError, run_main
+from retrieval.base.command import run_main
+from retrieval.base.errors import OneLineParser, UserError
 from retrieval.models.pooling import TextAwareAttentionPooling
 
 LEAST_RATIO = 5.0

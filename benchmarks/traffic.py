@@ -34,8 +34,8 @@ def formula(num_processes: int, num_pairs: int, dim: int, num_parameters: int) -
 
 def count_bytes(run: Any, batch: dict[str, Any]) -> dict[str, int]:
     """Of one step as the training loop takes it: what is handed to collectives, by what it is."""
-    from retrieval.distributed import any_process
-    from retrieval.training import train_step
+    from retrieval.base.exchange import any_process
+    from retrieval.training.loop import train_step
 
     with counting(run) as counted:
         train_step(run, batch)
@@ -49,7 +49,7 @@ def average_in_python(wrapped: Any) -> None:
     """
     import torch
 
-    from retrieval.distributed import dist
+    from retrieval.base.exchange import dist
 
     def average(_state, bucket):  # DDP refuses annotations other than its own
         gradients = bucket.buffer().div_(dist.get_world_size())
@@ -68,7 +68,7 @@ def counting(run: Any) -> Iterator[Counter]:
     """Stands before the collectives."""
     import torch
 
-    from retrieval.distributed import dist
+    from retrieval.base.exchange import dist
 
     counted: Counter = Counter()
     gather, reduce, broadcast = dist.all_gather, dist.all_reduce, dist._broadcast_coalesced
@@ -133,7 +133,7 @@ def report_bytes(points: dict[int, Any]) -> bool:
 
 def report_full_size() -> None:
     from retrieval.config import load_config
-    from retrieval.models import build_model_without_weights
+    from retrieval.models.build import build_model_without_weights
 
     config = load_config(ROOT / "configs" / "tap.yaml")
     model = build_model_without_weights(config)

@@ -35,16 +35,18 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import plain
 from benchmarks.full_size import CAPTION_WORDS, WORDS, hardware
 from benchmarks.timing import alternate, is_too_slow
+from retrieval.base.command import run_main
+from retrieval.base.errors import OneLineParser, UserError
 from retrieval.base.launch import make_accelerator
 from retrieval.config import Config, TrainConfig, load_config
 from retrieval.data import collate_pairs
-from retrieval.errors import OneLineParser, UserError, run_main
-from retrieval.models import DualEncoder, build_model
+from retrieval.models.build import build_model
+from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.text import KNOWN_ARCHITECTURES
-from retrieval.objective import Objective
-from retrieval.optim import set_learning_rates
-from retrieval.preparation import Run, make_optimizer, set_up_blocks
-from retrieval.training import train_step
+from retrieval.training.loop import train_step
+from retrieval.training.objective import Objective
+from retrieval.training.optim import set_learning_rates
+from retrieval.training.setup import Run, make_optimizer, set_up_blocks
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = (15.0, 30.0)  # shortest and longest clip of Clotho

@@ -5,7 +5,7 @@ at the sizes of Clotho.
     python -m benchmarks.two_stage --quick                                                             # random numbers: shows that it runs
 
 Two vectors a clip are tried as the first stage: what TAP gives when it listens to all frames alike
-(what retrieval.two_stage keeps), and the mean of the frames. A text whose right clip is not among
+(what retrieval.search.two_stage keeps), and the mean of the frames. A text whose right clip is not among
 its candidates counts 0. Full TAP is `pooling.score`, all frames in memory; the time of two stages
 includes the product of TAP's matrices, and neither that of the encoders. Seconds are processor
 seconds of one thread, which other programs do not lengthen much. The scores of all candidates must
@@ -30,13 +30,14 @@ from torch.nn.utils.rnn import pad_sequence
 
 from benchmarks.pictures import check_picture
 from benchmarks.timing import alternate
+from retrieval.base.command import run_main
+from retrieval.base.errors import OneLineParser, UserError
 from retrieval.data import open_cache
-from retrieval.errors import OneLineParser, UserError, run_main
-from retrieval.evaluation import captions_of
-from retrieval.metrics.text_audio_retrieval.ranking import metrics_of_ranks
-from retrieval.models import DualEncoder
-from retrieval.models.pooling import TextAwareAttentionPooling
-from retrieval.two_stage import ClipIndex, TwoStage, encode_index, first_stage_vectors
+from retrieval.evaluation.metrics.text_audio_retrieval.ranking import metrics_of_ranks
+from retrieval.evaluation.similarity import captions_of
+from retrieval.models.dual_encoder import DualEncoder
+from retrieval.models.pooling import TextAwareAttentionPooling, first_stage_vectors
+from retrieval.search.two_stage import ClipIndex, TwoStage, encode_index
 
 ROOT = Path(__file__).resolve().parents[1]
 CANDIDATES = (1, 2, 5, 10, 20, 30)  # and all
@@ -245,7 +246,7 @@ def draw(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from retrieval.tracking import BLUE, GREY, ORANGE
+    from retrieval.training.tracking import BLUE, GREY, ORANGE
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     FigureCanvasAgg(figure)

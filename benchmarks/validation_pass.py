@@ -24,10 +24,11 @@ from benchmarks import plain
 from benchmarks.full_size import CAPTIONS_A_CLIP, hardware
 from benchmarks.timing import alternate, is_too_slow
 from benchmarks.training_step import make_captions, make_clips, make_model, report
+from retrieval.base.command import run_main
+from retrieval.base.errors import OneLineParser, UserError
 from retrieval.data import collate_clips
-from retrieval.errors import OneLineParser, UserError, run_main
-from retrieval.evaluation import similarity_matrix
-from retrieval.models import DualEncoder
+from retrieval.evaluation.similarity import similarity_matrix
+from retrieval.models.dual_encoder import DualEncoder
 
 LEAST_RATIO = 5.0
 TOLERANCE = 1e-5

@@ -11,14 +11,29 @@ unless `--allow-missing` says otherwise. Expected are the 10 s excerpts, not who
 0, 2 (error, one line), 130 (interrupted: the same command goes on).
 """
 
-import argparse
+import sys
 from pathlib import Path
 
-from prep_errors import run, run_main  # isort: skip; first, see there
-from audiocaps_files import CSV_OF_SPLIT, read_audiocaps
-from build_command import build_from_plans, build_parser, check_options, check_output, warn
-from exclusions import Exclusions
-from prep_progress import set_quiet
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository, not data_prep
+
+from data_prep.command import run  # first: from here on Ctrl-C prints one line
+
+# isort: split
+
+import argparse
+
+from data_prep.cache.build_command import (
+    build_from_plans,
+    build_parser,
+    check_options,
+    check_output,
+    warn,
+)
+from data_prep.corpora.audiocaps_files import CSV_OF_SPLIT, read_audiocaps
+from data_prep.corpora.exclusions import Exclusions
+from retrieval.base.command import run_main
+from retrieval.base.progress import set_quiet
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:

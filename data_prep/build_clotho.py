@@ -12,14 +12,29 @@ with the reason; more than 1 % of a split lost stops the build, unless `--allow-
 0, 2 (error, one line), 130 (interrupted).
 """
 
-import argparse
+import sys
 from pathlib import Path
 
-from prep_errors import UserError, run, run_main  # isort: skip; first, see there
-from build_command import build_from_plans, build_parser, check_options, check_output
-from clotho_download import ZENODO_URL, download_clotho, what_download_fetches
-from clotho_files import SPLITS, holds_clotho, read_clotho
-from prep_progress import set_quiet
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository, not data_prep
+
+from data_prep.command import run  # first: from here on Ctrl-C prints one line
+
+# isort: split
+
+import argparse
+
+from data_prep.cache.build_command import (
+    build_from_plans,
+    build_parser,
+    check_options,
+    check_output,
+)
+from data_prep.corpora.clotho_download import ZENODO_URL, download_clotho, what_download_fetches
+from data_prep.corpora.clotho_files import SPLITS, holds_clotho, read_clotho
+from retrieval.base.command import run_main
+from retrieval.base.errors import UserError
+from retrieval.base.progress import set_quiet
 
 ROOT = Path("data/clotho_v2")  # data.cache of the configurations is its `cache`
 

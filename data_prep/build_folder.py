@@ -15,14 +15,31 @@ ignored. Sounds are found under any file name, including films (docs/sound.md). 
 command goes on).
 """
 
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository, not data_prep
+
+from data_prep.command import run  # first: from here on Ctrl-C prints one line
+
+# isort: split
+
 import argparse
 import unicodedata
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
 
-from prep_errors import UserError, run, run_main  # isort: skip; first, see there
-from audio_files import (
+from data_prep.cache.build_command import (
+    build_from_plans,
+    build_parser,
+    check_options,
+    check_output,
+)
+from data_prep.cache.shards import Clip
+from data_prep.cache.split_plan import Skipped, SplitPlan
+from data_prep.corpora.audio_files import (
     best_of,
     find_audio,
     passed_over_note,
@@ -30,11 +47,10 @@ from audio_files import (
     why_unreadable,
     without_ending,
 )
-from build_command import build_from_plans, build_parser, check_options, check_output
-from cache_shards import Clip
-from csv_files import caption_columns, one_spaced, read_csv
-from prep_progress import set_quiet
-from split_plan import Skipped, SplitPlan
+from data_prep.corpora.csv_files import caption_columns, one_spaced, read_csv
+from retrieval.base.command import run_main
+from retrieval.base.errors import UserError
+from retrieval.base.progress import set_quiet
 
 SPLITS = ("development", "validation", "evaluation")
 

@@ -12,14 +12,29 @@ listed in cache.json. At most 5 % of the clips may be lost, unless `--allow-miss
 (error, one line), 130 (interrupted: the same command goes on).
 """
 
-import argparse
+import sys
 from pathlib import Path
 
-from prep_errors import run, run_main  # isort: skip; first, see there
-from build_command import build_from_plans, build_parser, check_options, check_output, warn
-from exclusions import Exclusions
-from prep_progress import set_quiet
-from wavcaps_files import SOURCES, leak_warnings, read_wavcaps
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository, not data_prep
+
+from data_prep.command import run  # first: from here on Ctrl-C prints one line
+
+# isort: split
+
+import argparse
+
+from data_prep.cache.build_command import (
+    build_from_plans,
+    build_parser,
+    check_options,
+    check_output,
+    warn,
+)
+from data_prep.corpora.exclusions import Exclusions
+from data_prep.corpora.wavcaps_files import SOURCES, leak_warnings, read_wavcaps
+from retrieval.base.command import run_main
+from retrieval.base.progress import set_quiet
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:

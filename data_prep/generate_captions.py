@@ -26,6 +26,16 @@ unless `--allow-missing`. Calling the command again with --overwrite asks only f
 Exit code 0, 2 (error, one line), 130 (interrupted).
 """
 
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository, not data_prep
+
+from data_prep.command import run  # first: from here on Ctrl-C prints one line
+
+# isort: split
+
 import argparse
 import csv
 import fcntl
@@ -35,17 +45,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from multiprocessing.pool import ThreadPool
-from pathlib import Path
 from typing import Any, BinaryIO
 
-# isort: skip; first, see there
-from prep_errors import OneLineParser, UserError, check_has_name, disk_errors, run, run_main
-from cache_shards import atomic_file
-from caption_paraphrases import PROMPT, listed_texts, new_captions, question
-from chat_endpoint import BadAnswer, ChatEndpoint, ServerFailure
-from clotho_files import rows_by_name
-from csv_files import caption_columns, one_spaced
-from prep_progress import bar, set_quiet
+from data_prep.cache.shards import atomic_file
+from data_prep.captions.chat_endpoint import BadAnswer, ChatEndpoint, ServerFailure
+from data_prep.captions.paraphrases import PROMPT, listed_texts, new_captions, question
+from data_prep.corpora.clotho_files import rows_by_name
+from data_prep.corpora.csv_files import caption_columns, one_spaced
+from retrieval.base.command import run_main
+from retrieval.base.disk import disk_errors
+from retrieval.base.errors import OneLineParser, UserError
+from retrieval.base.folders import check_has_name
+from retrieval.base.progress import bar, set_quiet
 
 NUM_CAPTIONS = 5  # new ones a clip
 MAX_TRIES = 5  # answers a clip and run

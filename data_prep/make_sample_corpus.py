@@ -15,6 +15,16 @@ other processors and numpy builds give the same files unless numpy changes its g
 corpus appears under its name only when it is complete.
 """
 
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository, not data_prep
+
+from data_prep.command import run  # first: from here on Ctrl-C prints one line
+
+# isort: split
+
 import csv
 import json
 import multiprocessing
@@ -26,20 +36,20 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
-from pathlib import Path
 from typing import Any
 
-# isort: skip; first, see there
-from prep_errors import OneLineParser, UserError, run, run_main, whole_folder
 import numpy as np
-from prep_progress import bar, set_quiet
-from sample_corpus.captions import Caption, write_captions
-from sample_corpus.events import EVENTS
-from sample_corpus.file_names import file_name
-from sample_corpus.scenes import Scene, plan_scene, render_scene
-from sample_corpus.signals import SAMPLE_RATE
 
+from data_prep.sample_corpus.captions import Caption, write_captions
+from data_prep.sample_corpus.events import EVENTS
+from data_prep.sample_corpus.file_names import file_name
+from data_prep.sample_corpus.scenes import Scene, plan_scene, render_scene
+from data_prep.sample_corpus.signals import SAMPLE_RATE
+from retrieval.base.command import run_main
+from retrieval.base.errors import OneLineParser, UserError
+from retrieval.base.folders import whole_folder
 from retrieval.base.json_files import read_json
+from retrieval.base.progress import bar, set_quiet
 
 # raise it with every change that changes bytes: an older corpus is then not taken for this one
 VERSION = 1

@@ -9,16 +9,25 @@ as `roberta-large`; `python -m retrieval.pretraining` gives it weights. Same cap
 same bytes.
 """
 
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository, not data_prep
+
+from data_prep.command import run  # first: from here on Ctrl-C prints one line
+
+# isort: split
+
 import hashlib
 import json
 import os
 import string
-from pathlib import Path
 
-# isort: skip; first, see there
-from prep_errors import OneLineParser, UserError, run, run_main, whole_folder
-from csv_files import caption_columns, read_csv
-
+from data_prep.corpora.csv_files import caption_columns, read_csv
+from retrieval.base.command import run_main
+from retrieval.base.errors import OneLineParser, UserError
+from retrieval.base.folders import whole_folder
 from retrieval.base.json_files import read_json
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a few thousand captions need no threads

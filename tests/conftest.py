@@ -22,21 +22,19 @@ from pathlib import Path
 os.environ.pop("TQDM_DISABLE", None)
 
 import retrieval  # noqa: F401
+
+# isort: split
 import datasets
 import numpy as np
 import pytest
 import torch
 import yaml
 
-from retrieval import progress
-from retrieval.base import decoder_process
-from retrieval.errors import run_main
+from retrieval.base import decoder_process, progress
+from retrieval.base.command import run_main
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = Path(__file__).parent / "golden"
-sys.path.insert(0, str(ROOT / "data_prep"))  # as `python data_prep/build_clotho.py` does
-
-import prep_progress  # noqa: E402
 
 SAMPLE_RATE = 16_000
 NOTES = ("low", "middle", "high", "shrill")
@@ -218,8 +216,7 @@ def same_environment():
 @pytest.fixture(autouse=True)
 def no_progress_lines(monkeypatch):
     """See TQDM_DISABLE above. Tests of progress set the seconds anew."""
-    for module in (progress, prep_progress):
-        monkeypatch.setattr(module, "SECONDS_UNSEEN", 1e9)
+    monkeypatch.setattr(progress, "SECONDS_UNSEEN", 1e9)
 
 
 @pytest.fixture(autouse=True)
@@ -235,7 +232,7 @@ def same_numbers_in_any_order(request, monkeypatch):
 def crashing(monkeypatch):
     """Files are decoded by crashing_reader, which may crash."""
     decoder_process.close_all()
-    monkeypatch.setattr(decoder_process, "READER", "crashing_reader")
+    monkeypatch.setattr(decoder_process, "READER", "tests.crashing_reader")
     yield monkeypatch
     decoder_process.close_all()
 

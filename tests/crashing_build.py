@@ -5,17 +5,13 @@ crashing_reader, in worker processes too.
 import sys
 from pathlib import Path
 
-sys.path[:0] = [
-    str(Path(__file__).resolve().parents[1]),
-    str(Path(__file__).resolve().parents[1] / "data_prep"),
-    str(Path(__file__).parent),
-]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from retrieval.base import decoder_process
 
-decoder_process.READER = "crashing_reader"  # a worker imports this file too
+decoder_process.READER = "tests.crashing_reader"  # a worker imports this file too
 
 if __name__ == "__main__":
-    import build_folder
+    from data_prep import build_folder
 
     sys.exit(build_folder.main())

@@ -19,9 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from retrieval import checkpoint, training
 from retrieval.config import load_config
-from retrieval.files import latest_state
+from retrieval.training import checkpoint, loop
+from retrieval.training.states import latest_state
 
 
 def main(config_path: str, folder: Path) -> None:
@@ -89,7 +89,7 @@ def run(
             config = load_config(
                 config_path, [f"train.output={output}", "evaluation.num_pictures=0", *overrides]
             )
-            training.train(config, resume=resume, overwrite=overwrite)
+            loop.train(config, resume=resume, overwrite=overwrite)
             code = 0
         finally:
             os._exit(code)
@@ -103,7 +103,7 @@ def kill_at(place: str) -> None:
     """
     kind, _, number = place.rpartition(" ")
     if kind == "step":
-        after(training, "train_step", int(number))
+        after(loop, "train_step", int(number))
     elif kind == "state":  # the state is written under its temporary name
         after_name(checkpoint, "_flush", f"step-{int(number):08d}.partial")
     elif kind == "model":  # the new model is complete, the old one not yet replaced, or moved away
@@ -114,9 +114,9 @@ def kill_at(place: str) -> None:
             only=lambda path, *_: path.name in ("best", "best.new", "last", "last.new"),
         )
     elif kind == "validation":
-        after(training, "evaluate_split", int(number))
+        after(loop, "evaluate_split", int(number))
     elif place == "test split":
-        after(training, "evaluate_split", 3)
+        after(loop, "evaluate_split", 3)
 
 
 def after(owner, name: str, count: int, only=lambda *_: True) -> None:

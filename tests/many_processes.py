@@ -19,15 +19,16 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from retrieval import distributed, objective, preparation, training
+from retrieval.base import exchange
+from retrieval.base.errors import UserError
+from retrieval.base.stopping import Interrupted
 from retrieval.config import load_config
-from retrieval.errors import UserError
-from retrieval.evaluation import evaluate_split
-from retrieval.interruption import Interrupted
+from retrieval.evaluation.result import evaluate_split
 from retrieval.losses import LOSSES
-from retrieval.models import build_model
+from retrieval.models.build import build_model
 from retrieval.models.pooling import TextAwareAttentionPooling
-from retrieval.preparation import Run, prepare
+from retrieval.training import loop, objective, setup
+from retrieval.training.setup import Run, prepare
 
 BATCH_SIZE = 7
 STEPS = {"full": 1, "last": 3}  # of the first epoch: 7 pairs, and the 3 that are left
@@ -84,9 +85,7 @@ def start(tiny: Path, output: Path, settings: list[str], dtype: torch.dtype = to
 
     AcceleratorState._reset_state(reset_partial_state=False)
     config = load_config(tiny / "tiny.yaml", [*settings, f"train.output={output}"])
-    with mock.patch.object(
-        preparation, "build_model", lambda config: build_model(config).to(dtype)
-    ):
+    with mock.patch.object(setup, "build_model", lambda config: build_model(config).to(dtype)):
         run = prepare(config, output, resume=False, overwrite=True)
     run.wrapped.train()
     return run
@@ -99,7 +98,7 @@ def step(run: Run, number: int) -> dict[str, Any]:
     run.batches.start(0, number)
     batch = next(iter(run.loader))
     with mock.patch.object(run.optimizer, "step", lambda: None):
-        loss = training.train_step(run, batch)[0]
+        loss = loop.train_step(run, batch)[0]
     gradients = {
         name: parameter.grad.clone()
         for name, parameter in run.model.named_parameters()
@@ -125,19 +124,19 @@ def own_negatives(
     loss = run.objective(
         run.model, run.model.score(text, frames, mask), batch["clips"], batch["pairs"]
     )
-    return loss / distributed.world_size()
+    return loss / exchange.world_size()
 
 
 @contextmanager
 def fault(name: str) -> Iterator[None]:
     patches = {
-        "own negatives only": (training, "batch_loss", own_negatives),
-        "no sum over texts": (training, "gather_texts", distributed._GatherOwn.apply),
-        "no factor": (training, "world_size", lambda: 1),
+        "own negatives only": (loop, "batch_loss", own_negatives),
+        "no sum over texts": (loop, "gather_texts", exchange._GatherOwn.apply),
+        "no factor": (loop, "world_size", lambda: 1),
         "columns summed": (
-            training,
+            loop,
             "gather_columns",
-            lambda scores: distributed._GatherSummed.apply(scores.T).T,
+            lambda scores: exchange._GatherSummed.apply(scores.T).T,
         ),
         "temperature once a process": (objective, "replicated", lambda parameter: parameter),
     }
@@ -177,11 +176,11 @@ class CountBytes(TorchDispatchMode):
 def loss_that_gathers_frames(
     run: Run, batch: dict[str, Any], text: torch.Tensor, frames: torch.Tensor, mask: torch.Tensor
 ) -> torch.Tensor:
-    distributed.gather_rows(frames)
+    exchange.gather_rows(frames)
     return BATCH_LOSS(run, batch, text, frames, mask)
 
 
-BATCH_LOSS = training.batch_loss
+BATCH_LOSS = loop.batch_loss
 
 
 def count_bytes(run: Run, loss: Callable) -> dict[str, Any]:
@@ -200,7 +199,7 @@ def count_bytes(run: Run, loss: Callable) -> dict[str, Any]:
         shapes["text"], shapes["frames"] = tuple(text.shape), tuple(frames.shape)
         return loss(run, batch, text, frames, mask)
 
-    with mock.patch.object(training, "batch_loss", seen):
+    with mock.patch.object(loop, "batch_loss", seen):
         step(run, 0)
         step(run, 0)
         with CountBytes() as count:
@@ -222,7 +221,7 @@ def collect(inputs: Inputs, output: Path) -> dict[str, Any]:
         results["steps"][pooling, loss] = {
             name: step(run, number) for name, number in STEPS.items()
         }
-    if distributed.world_size() == 2:
+    if exchange.world_size() == 2:
         for name in FAULTS:
             run = start(inputs.tiny, output, inputs.settings("tap", "nt_xent"), torch.float64)
             with fault(name):
@@ -250,7 +249,7 @@ def collect(inputs: Inputs, output: Path) -> dict[str, Any]:
 
 
 def epoch(run: Run) -> dict[str, Any]:
-    """Learning rates, losses and this process's pairs of each step, as in training.train_epoch."""
+    """Learning rates, losses and this process's pairs of each step, as in loop.train_epoch."""
     result: dict[str, Any] = {
         "steps_per_epoch": run.steps_per_epoch,
         "rates": [],
@@ -259,7 +258,7 @@ def epoch(run: Run) -> dict[str, Any]:
     }
     run.batches.start(0)
     for batch in run.loader:
-        loss = training.train_step(run, batch)[0]
+        loss = loop.train_step(run, batch)[0]
         run.progress.step += 1
         result["rates"].append([group["lr"] for group in run.optimizer.param_groups])
         result["losses"].append(loss)
@@ -306,7 +305,7 @@ def join(rank: int, num_processes: int, port: int) -> None:
 
 def leave() -> None:
     """The end of a group of processes, of which another may follow."""
-    distributed.let_go()
+    exchange.let_go()
     torch.distributed.destroy_process_group()
 
 
@@ -322,7 +321,7 @@ def work(rank: int, ports: dict[int, int], inputs: Inputs, folder: Path) -> None
         join(rank, num_processes, port)
         AcceleratorState._reset_state(reset_partial_state=True)
         results = collect(inputs, folder / f"run_of_{num_processes}")
-        assert distributed.world_size() == num_processes
+        assert exchange.world_size() == num_processes
         torch.save(results, folder / f"{rank}_of_{num_processes}.pt")
         leave()
 
@@ -344,11 +343,12 @@ def run_script(arguments: list[str], stop: str = "") -> str:
     """train.py with `arguments`, interrupted after an epoch or within one if `stop` says so; its
     exit code, or the user's mistake.
     """
-    import train as script
     from accelerate.state import AcceleratorState
 
+    import train as script
+
     AcceleratorState._reset_state(reset_partial_state=False)
-    train_step = training.train_step
+    train_step = loop.train_step
 
     def interrupted_validation(_run: Run) -> None:
         raise Interrupted(signal.SIGTERM)
@@ -358,12 +358,10 @@ def run_script(arguments: list[str], stop: str = "") -> str:
             os.kill(os.getpid(), signal.SIGTERM)
         return train_step(run, batch)
 
-    patches = {
-        "validate": interrupted_validation if stop == "after an epoch" else training.validate
-    }
+    patches = {"validate": interrupted_validation if stop == "after an epoch" else loop.validate}
     patches["train_step"] = interrupted_step if stop == "within an epoch" else train_step
     try:
-        with mock.patch.multiple(training, **patches):
+        with mock.patch.multiple(loop, **patches):
             return str(script.main(arguments))
     except UserError as error:
         return str(error)

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sample_corpus.events import EVENTS, WITHOUT_ADJECTIVE
-from sample_corpus.scenes import Event, Scene
-from sample_corpus.signals import Rng
+from data_prep.sample_corpus.events import EVENTS, WITHOUT_ADJECTIVE
+from data_prep.sample_corpus.scenes import Event, Scene
+from data_prep.sample_corpus.signals import Rng
 
 MIN_WORDS, MAX_WORDS = 8, 20
 NUMBERS = {

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sample_corpus import made_sounds as made
-from sample_corpus import natural_sounds as natural
-from sample_corpus.signals import Rng
+from data_prep.sample_corpus import made_sounds as made
+from data_prep.sample_corpus import natural_sounds as natural
+from data_prep.sample_corpus.signals import Rng
 
 Phrase = tuple[str, str, str]  # subject, verb, participle: ("a dog", "barks", "barking")
 

@@ -4,9 +4,9 @@ commas, accents, a blank before `.wav`.
 All characters exist in ISO-8859-1 (Clotho's metadata) and in file systems of Windows.
 """
 
-from sample_corpus.events import EVENTS
-from sample_corpus.scenes import Scene
-from sample_corpus.signals import Rng
+from data_prep.sample_corpus.events import EVENTS
+from data_prep.sample_corpus.scenes import Scene
+from data_prep.sample_corpus.signals import Rng
 
 PLACES = (
     "Málaga",

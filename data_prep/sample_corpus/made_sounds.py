@@ -4,7 +4,7 @@ natural_sounds.py.
 
 import numpy as np
 
-from sample_corpus.signals import (
+from data_prep.sample_corpus.signals import (
     SAMPLE_RATE,
     Rng,
     band,

@@ -6,7 +6,7 @@ length in seconds for the others.
 
 import numpy as np
 
-from sample_corpus.signals import (
+from data_prep.sample_corpus.signals import (
     Rng,
     band,
     buzz,

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from sample_corpus.events import EVENTS
-from sample_corpus.signals import (
+from data_prep.sample_corpus.events import EVENTS
+from data_prep.sample_corpus.signals import (
     SAMPLE_RATE,
     Rng,
     band,

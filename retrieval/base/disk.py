@@ -2,6 +2,11 @@
 
 import errno
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from retrieval.base.errors import UserError
 
 REMEDIES = {
     errno.ENOSPC: "make room there",
@@ -43,3 +48,21 @@ def disk_remedy(error: Exception) -> str | None:
             (number for text, number in NUMBER_OF_TEXT.items() if text in str(error)), None
         )
     return None if number is None else REMEDIES.get(number, OTHER)
+
+
+# Full disk, full quota, and the file size limit of the shell (`ulimit -f`).
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextmanager
+def disk_errors(place: Path) -> Iterator[None]:
+    """Turn an OSError raised while writing in `place` into a UserError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            raise UserError(
+                f"disk full ({error.strerror}) while writing in {place}: free some space and run"
+                " the same command again; finished parts are kept"
+            ) from None
+        raise UserError(f"cannot write in {place}: {error}") from None

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 MEMORY = "to save memory set train.micro_batch_size and train.activation_checkpointing=true"
-# Switches of strategies that shard the model: the loss over all processes (retrieval.distributed)
+# Switches of strategies that shard the model: the loss over all processes (retrieval.base.exchange)
 # needs it whole.
 STRATEGIES = {
     "ACCELERATE_USE_FSDP": "FSDP",

@@ -18,8 +18,8 @@ import numpy as np
 import pyarrow
 
 from retrieval.base.access import check_readable
+from retrieval.base.errors import UserError, one_line
 from retrieval.base.json_files import read_json
-from retrieval.errors import UserError, one_line
 
 SCHEMA = 1
 FINGERPRINT_BYTES = 2048  # of each piece of a clip

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
+from retrieval.base.errors import UserError, one_line
 from retrieval.data.cache import ClipSplit, as_float
 from retrieval.data.joined import JoinedSplit
-from retrieval.errors import UserError, one_line
 
 GRACE_SECONDS = 60  # that a loader process outlives a SIGTERM
 SHARED_MEMORY = "/dev/shm"

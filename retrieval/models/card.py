@@ -14,8 +14,9 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from retrieval.base.errors import UserError
+from retrieval.base.files import atomic_writer
 from retrieval.base.json_files import read_json
-from retrieval.errors import UserError
 
 ABOUT = "about.json"
 CARD = "README.md"
@@ -291,3 +292,13 @@ def _setting(about: dict[str, Any], name: str) -> str | None:
 def _settings(about: dict[str, Any]) -> str:
     settings = about.get("settings")
     return SETTINGS.format(settings=yaml.safe_dump(settings, sort_keys=False)) if settings else ""
+
+
+def write_card(folder: Path, architecture: dict[str, Any], about: dict[str, Any]) -> None:
+    """about.json and model card of a model folder anew; the model itself stays as it is. Raises
+    UserError.
+    """
+    with atomic_writer(folder / ABOUT) as file:
+        file.write(about_json(architecture, about))
+    with atomic_writer(folder / CARD) as file:
+        file.write(str(model_card(architecture, about)))

@@ -21,13 +21,13 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from retrieval.base.access import check_readable
+from retrieval.base.errors import UserError, one_line
 from retrieval.base.json_files import read_json
-from retrieval.errors import UserError, one_line
 from retrieval.models.audio import AUDIO_ENCODERS
 from retrieval.models.card import ABOUT, about_json, model_card, read_about
 from retrieval.models.hub import explained_upload, hub_answers, local_files_only
 from retrieval.models.pooling import MeanPooling, TextAwareAttentionPooling
-from retrieval.models.tensor_files import MOST_SHARING
+from retrieval.models.pretrained.tensor_files import MOST_SHARING
 from retrieval.models.text import TextEncoder
 from retrieval.models.tokenizer import load_tokenizer
 from retrieval.models.transformer_pooling import TransformerPooling
@@ -38,7 +38,7 @@ WEIGHTS = "model.safetensors"
 
 
 class CaptionFeatures(Protocol):
-    """Of some captions, what the text encoder says to them: retrieval.frame_cache."""
+    """Of some captions, what the text encoder says to them: retrieval.models.frame_cache."""
 
     def __contains__(self, caption: str) -> bool: ...
 

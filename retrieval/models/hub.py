@@ -18,7 +18,7 @@ from huggingface_hub.utils import validate_repo_id
 from transformers import AutoConfig, PreTrainedConfig
 
 from retrieval.base.access import check_readable
-from retrieval.errors import UserError, one_line
+from retrieval.base.errors import UserError, one_line
 
 logger = logging.getLogger(__name__)
 

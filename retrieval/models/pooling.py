@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from retrieval.errors import UserError
+from retrieval.base.errors import UserError
 
 
 def cosine(text: Tensor, pooled: Tensor) -> Tensor:
@@ -274,3 +274,18 @@ def _apply(maps: list[tuple[Tensor, Tensor | None]], x: Tensor) -> Tensor:
 
 def _at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def first_stage_vectors(pooling: nn.Module, frames: Tensor, mask: Tensor) -> Tensor:
+    """One vector a clip, (B, D), of frames (B, T, D) and mask (B, T): TAP's output if it gave every
+    valid frame the same weight.
+
+    TAP's maps are linear, so that the average frame goes through them. The average of the frames
+    themselves picks somewhat worse candidates on the sample's evaluation split, and as good ones on
+    its validation split: benchmarks/two_stage.py measures both.
+    """
+    if not isinstance(pooling, TextAwareAttentionPooling):
+        return frames[:, 0]
+    weights = mask / mask.sum(dim=1, keepdim=True)  # (B, T)
+    average = torch.einsum("bt,btd->bd", weights.to(frames.dtype), pooling.norm(frames))
+    return pooling.norm(pooling.output(pooling.value(average)))

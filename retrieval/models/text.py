@@ -25,8 +25,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from retrieval.base.errors import UserError, one_line
 from retrieval.base.json_files import read_json
-from retrieval.errors import UserError, one_line
 from retrieval.models.hub import (
     NO_CODE,
     config_of,

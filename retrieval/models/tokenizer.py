@@ -7,7 +7,7 @@ from pathlib import Path
 from tokenizers import processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from retrieval.errors import UserError
+from retrieval.base.errors import UserError
 from retrieval.models.hub import OWN_CODE, hub_answers, loading, wants_code
 
 

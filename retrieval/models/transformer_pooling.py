@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from retrieval.errors import UserError
+from retrieval.base.errors import UserError
 from retrieval.models.pooling import MeanPooling
 
 READOUTS = ("first", "mean")

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from retrieval.base.access import follow_umask
-from retrieval.errors import UserError
+from retrieval.base.errors import UserError
 
 
 def write_weights(model: nn.Module, path: Path) -> None:

@@ -19,20 +19,13 @@ In Python:
 `AudioIndex`, `Changes`, `Hit` and `IndexedFile` are loaded when they are first used.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+import lazy_loader
 
-if TYPE_CHECKING:
-    from retrieval.search.hits import Hit, IndexedFile
-    from retrieval.search.index import AudioIndex
-    from retrieval.search.update import Changes
-
-_MODULES = {"AudioIndex": "index", "Changes": "update", "Hit": "hits", "IndexedFile": "hits"}
-__all__ = ["AudioIndex", "Changes", "Hit", "IndexedFile"]
-
-
-def __getattr__(name: str) -> Any:
-    """Loaded when it is asked for: `python -m retrieval.search --help` need not wait for torch."""
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "hits": ["Hit", "IndexedFile"],
+        "index": ["AudioIndex"],
+        "update": ["Changes"],
+    },
+)

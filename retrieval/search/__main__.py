@@ -20,11 +20,11 @@ import time
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from retrieval.base.command import run_main
+from retrieval.base.errors import OneLineParser, UserError, user_path
+from retrieval.base.files import atomic_writer, check_not_among, check_writable
 from retrieval.base.launch import check_environment
-from retrieval.errors import OneLineParser, UserError, run_main, user_path
-from retrieval.files import atomic_writer, check_writable
-from retrieval.progress import set_quiet, silence_transformers
-from retrieval.reporting import check_not_among
+from retrieval.base.progress import set_quiet, silence_transformers
 
 FILES_LISTED = 20
 COLUMNS = (

@@ -19,13 +19,13 @@ import onnxruntime
 import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
+from retrieval.base.errors import UserError, one_line
 from retrieval.base.folders import whole_folder
 from retrieval.base.json_files import read_json
-from retrieval.errors import UserError, one_line
-from retrieval.export.onnx_files import open_session, text_part, write_graph
-from retrieval.models import DualEncoder
+from retrieval.models.dual_encoder import DualEncoder
 from retrieval.search.model_identity import contents_of
 from retrieval.search.writer import FAST_TEXT, locked
+from retrieval.sharing.export.onnx_files import open_session, text_part, write_graph
 
 GRAPH, MADE_FROM = "text.onnx", "made_from.json"
 

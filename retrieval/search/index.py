@@ -17,12 +17,11 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from retrieval.base.errors import UserError
 from retrieval.base.launch import make_accelerator
 from retrieval.base.sound import UnreadableSound
 from retrieval.data import collate_clips
-from retrieval.errors import UserError
-from retrieval.models import DualEncoder
-from retrieval.models.dual_encoder import check_finite
+from retrieval.models.dual_encoder import DualEncoder, check_finite
 from retrieval.models.pooling import TextAwareAttentionPooling
 from retrieval.search.hits import Hit, IndexedFile, make_hit
 from retrieval.search.model_identity import (
@@ -34,9 +33,9 @@ from retrieval.search.model_identity import (
 from retrieval.search.queries import check_query, query_notes
 from retrieval.search.sound import Excerpt, cut, read_excerpts
 from retrieval.search.storage import DATABASE, Contents, read_index, read_index_meta
+from retrieval.search.two_stage import TwoStage
 from retrieval.search.update import Changes, ExcerptEncoder, check_any_audio, update_index
 from retrieval.search.writer import IndexWriter, check_target, locked
-from retrieval.two_stage import TwoStage
 
 CANDIDATES = 100  # excerpts that TAP scores for a query, at least; more for larger k
 CANDIDATES_PER_HIT = 4  # overlapping excerpts of one sound count once

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from retrieval.errors import UserError
-from retrieval.files import sha256_of
-from retrieval.models import DualEncoder
-from retrieval.reporting import check_checkpoints
+from retrieval.base.errors import UserError
+from retrieval.base.files import sha256_of
+from retrieval.evaluation.outputs import check_checkpoints
+from retrieval.models.dual_encoder import DualEncoder
 
 PARTS = ("config.json", "model.safetensors", "tokenizer")
 

@@ -4,9 +4,9 @@ rest.
 
 from pathlib import Path
 
-from retrieval.errors import UserError, one_line
+from retrieval.base.errors import UserError, one_line
+from retrieval.evaluation.submission import read_queries
 from retrieval.models.text import TextEncoder, normalise_caption
-from retrieval.submission import read_queries
 
 LONGEST_SHOWN = 60  # characters of a query in a message
 LONGEST = 100_000  # characters of a query: the tokenizer reads all of them

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from retrieval.base.access import check_readable
-from retrieval.errors import UserError, one_line
+from retrieval.base.errors import UserError, one_line
 
 Taken = TypeVar("Taken")
 SCHEMA = 1
@@ -54,7 +54,7 @@ CREATE TABLE unreadable (file TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER, 
 
 
 class IndexedClips:
-    """What retrieval.two_stage.TwoStage reads: clips are the excerpts, their frames are normalised
+    """What retrieval.search.two_stage.TwoStage reads: clips are the excerpts, their frames are normalised
     and lie in the memory map.
     """
 

@@ -19,17 +19,16 @@ import numpy as np
 import torch
 
 from retrieval.base.decoder_process import DecoderDied
+from retrieval.base.errors import UserError
+from retrieval.base.files import sha256_of
+from retrieval.base.progress import bar
 from retrieval.base.sound import READER_VERSION, SoundFacts, UnreadableSound
 from retrieval.data.pairs import collate_clips
-from retrieval.errors import UserError
-from retrieval.evaluation import Autocast, eval_mode
-from retrieval.files import sha256_of
-from retrieval.models import DualEncoder
-from retrieval.models.pooling import TextAwareAttentionPooling
-from retrieval.progress import bar
+from retrieval.models.dual_encoder import DualEncoder
+from retrieval.models.inference import Autocast, eval_mode
+from retrieval.models.pooling import TextAwareAttentionPooling, first_stage_vectors
 from retrieval.search.sound import Excerpt, Found, find_audio, read_excerpts
 from retrieval.search.writer import IndexWriter
-from retrieval.two_stage import first_stage_vectors
 
 Taken = TypeVar("Taken")
 # share of the index's files that a folder must hold to replace the indexed one

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from retrieval.base.disk import disk_remedy
-from retrieval.errors import UserError
-from retrieval.files import atomic_writer
+from retrieval.base.errors import UserError
+from retrieval.base.files import atomic_writer
 from retrieval.search.sound import Found
 from retrieval.search.storage import DATABASE, SCHEMA, TABLES, array_files, connect, read_meta
 

@@ -7,8 +7,6 @@ Tasks (2023), arXiv:2306.04186. Names of the parameters are those of the officia
 Letters: W windows, S samples, C mel columns, T frames (patches of 4 columns), E = embed_dim.
 """
 
-import argparse
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +14,7 @@ import torch
 import torchaudio.functional
 from torch import Tensor, nn
 
-from retrieval.errors import UserError
+from retrieval.base.errors import UserError
 from retrieval.models.audio.official import load_strictly, read_official, some
 
 NUM_FFT = 1024  # samples, 64 ms; also the length of the Hann window

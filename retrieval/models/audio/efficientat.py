@@ -13,10 +13,9 @@ feature_dim.
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
-from retrieval.errors import UserError
+from retrieval.base.errors import UserError
 from retrieval.models.audio.kaldi_mel import (
     MIN_SAMPLES,
     NUM_MEL_BINS,

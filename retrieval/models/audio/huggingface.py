@@ -27,7 +27,7 @@ from transformers import (
 )
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from retrieval.errors import UserError, one_line
+from retrieval.base.errors import UserError, one_line
 from retrieval.models.audio.official import load_strictly
 from retrieval.models.hub import (
     NO_CODE,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from retrieval.base.access import check_readable
-from retrieval.errors import UserError
+from retrieval.base.errors import UserError
 
 # where training frameworks put the weights; many files have them at the top
 CONTAINERS = ("state_dict", "model")

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from retrieval.errors import UserError
+from retrieval.base.errors import UserError
 from retrieval.models.audio.atst import Block
 from retrieval.models.audio.kaldi_mel import HOP, NUM_MEL_BINS, SAMPLE_RATE, KaldiMel, num_columns
 from retrieval.models.audio.official import load_strictly, read_official

@@ -1,0 +1,319 @@
+"""Builds the Arrow cache: the contract between data_prep and `retrieval`.
+
+A cache is a `datasets.DatasetDict.save_to_disk` folder, one row a clip, plus `cache.json`, which
+names schema, codec, sample rate, sources and skipped files. All work is done in `<output>.partial`;
+the finished folder is renamed at the end, so a half-built cache is never mistaken for a whole one.
+An interrupted build goes on from its finished shards.
+
+    <output>.partial/cache/<split>/data-*.arrow     becomes <output>
+    <output>.partial/reports/                       one JSON file a finished shard (cache_shards.py)
+"""
+
+import contextlib
+import fcntl
+import importlib.metadata
+import json
+import math
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from data_prep.cache.audio_codec import RATES_OF_CODEC
+from data_prep.cache.shards import (
+    COUNTS,
+    ShardJob,
+    atomic_file,
+    cache_schema,
+    finished_report,
+    run_jobs,
+    shard_digest,
+)
+from data_prep.cache.split_plan import SplitPlan, check_losses, count_reasons, none_usable
+from retrieval.base.disk import disk_errors
+from retrieval.base.errors import UserError
+from retrieval.base.json_files import read_json
+
+SCHEMA = 1
+# Up to 16 shards a split load without a progress bar of their own; at most 256 clips (360 MB of
+# Clotho) are lost by an interruption.
+MIN_SHARD_CLIPS, MAX_SHARD_CLIPS, TARGET_SHARDS = 8, 256, 16
+
+
+@dataclass(frozen=True)
+class CacheSettings:
+    corpus: str
+    codec: str  # a key of audio_codec.CODECS
+    sample_rate: int  # Hz
+    max_seconds: float | None = None  # longer clips are cut
+    schema: int = SCHEMA
+
+    def content(self) -> dict[str, Any]:
+        """What cache.json and the digests hold: settings that are not set stay out, as in the
+        caches of earlier versions.
+        """
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+
+def build_cache(
+    output: Path,
+    settings: CacheSettings,
+    plans: list[SplitPlan],
+    num_proc: int,
+    max_lost: float,
+    overwrite: bool,
+) -> dict[str, Any]:
+    """Build `output`, or find it finished with the same settings and sources; return the content of
+    its cache.json.
+
+    Raises UserError when `output` is something else, when more than the fraction `max_lost` of a
+    split is lost, or when the disk is full.
+    """
+    rates = RATES_OF_CODEC.get(settings.codec)
+    if rates and settings.sample_rate not in rates:
+        raise UserError(
+            f"codec {settings.codec} knows no {settings.sample_rate} Hz: use --sample-rate"
+            f" {', '.join(map(str, rates))}, or --codec flac"
+        )
+    jobs, sources = _plan_jobs(output, settings, plans)
+    existing = _existing_cache(output)
+    if existing is not None and not overwrite:
+        differences = _differences(existing, settings, sources)
+        if differences:
+            raise UserError(
+                f"{output} exists, but {'; '.join(differences)}: add --overwrite, or choose another"
+                " --output"
+            )
+        print(f"{output} is already built with these settings; nothing to do")
+        return existing
+    check_losses(plans, [], max_lost)
+    partial = _partial(output)
+    with disk_errors(partial):
+        partial.mkdir(parents=True, exist_ok=True)
+        with _lock(partial):
+            reports = _write_shards(partial, jobs, num_proc)
+            skipped = [item for report in reports for item in report["skipped"]]
+            check_losses(plans, skipped, max_lost)
+            info = _lay_out(partial, settings, plans, jobs, reports, sources)
+            _publish(output, partial)
+    return info
+
+
+def _partial(output: Path) -> Path:
+    return output.with_name(f"{output.name}.partial")
+
+
+def _plan_jobs(
+    output: Path, settings: CacheSettings, plans: list[SplitPlan]
+) -> tuple[list[ShardJob], dict[str, str]]:
+    # Shards do not depend on --num-proc, so that an interrupted build can go on with another one.
+    jobs, sources = [], {}
+    clip_ids = [clip.clip_id for plan in plans for clip in plan.clips]
+    assert len(set(clip_ids)) == len(clip_ids), "a clip_id occurs twice"
+    assert len({tuple(clip.metadata) for plan in plans for clip in plan.clips}) <= 1, (
+        "clips differ in their metadata columns"
+    )
+    for plan in plans:
+        if not plan.clips:
+            raise UserError(none_usable(plan, [asdict(item) for item in plan.lost]))
+        size = min(
+            MAX_SHARD_CLIPS, max(MIN_SHARD_CLIPS, math.ceil(len(plan.clips) / TARGET_SHARDS))
+        )
+        num_shards = math.ceil(len(plan.clips) / size)
+        source = sha256()
+        for index in range(num_shards):
+            clips = tuple(plan.clips[index * size : (index + 1) * size])
+            digest = shard_digest(clips, settings.content())
+            source.update(digest.encode())
+            arrow_path = (
+                _partial(output)
+                / "cache"
+                / plan.name
+                / f"data-{index:05d}-of-{num_shards:05d}.arrow"
+            )
+            report_path = (
+                _partial(output) / "reports" / f"{plan.name}-{index:05d}-of-{num_shards:05d}.json"
+            )
+            jobs.append(
+                ShardJob(
+                    plan.name,
+                    clips,
+                    settings.codec,
+                    settings.sample_rate,
+                    settings.max_seconds,
+                    arrow_path,
+                    report_path,
+                    digest,
+                )
+            )
+        sources[plan.name] = source.hexdigest()[:16]
+    return jobs, sources
+
+
+def _existing_cache(output: Path) -> dict[str, Any] | None:
+    """cache.json of a finished cache, empty if damaged; None where nothing is in the way."""
+    if not output.exists() or output.is_dir() and not any(output.iterdir()):
+        return None
+    if not (output / "cache.json").is_file():
+        raise UserError(
+            f"{output} exists and is not a finished cache: move it away, or choose another --output"
+        )
+    try:
+        info = read_json(output / "cache.json")
+    except ValueError:
+        return {}
+    return info if isinstance(info, dict) and isinstance(info.get("splits"), dict) else {}
+
+
+def _differences(
+    existing: dict[str, Any], settings: CacheSettings, sources: dict[str, str]
+) -> list[str]:
+    if not existing:
+        return ["its cache.json is damaged"]
+    wanted = asdict(settings)
+    differences = [
+        f"its {key} is {existing.get(key)}, not {wanted[key]}"
+        for key in wanted
+        if existing.get(key) != wanted[key]
+    ]
+    for split, source in sources.items():
+        built = existing["splits"].get(split)
+        if built is None:
+            differences.append(f"it has no split {split}")
+        # the digest depends on the settings too
+        elif not differences and built.get("source") != source:
+            differences.append(f"the files or captions of {split} have changed since it was built")
+    return differences
+
+
+@contextlib.contextmanager
+def _lock(partial: Path) -> Iterator[None]:
+    # The kernel lets go of it when the process ends, however it ends.
+    with (partial / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another build is at work in {partial}: wait for it to end") from None
+        yield
+
+
+def _write_shards(partial: Path, jobs: list[ShardJob], num_proc: int) -> list[dict[str, Any]]:
+    reports = {job.report_path: report for job in jobs if (report := finished_report(job))}
+    keep = {
+        path
+        for job in jobs
+        if job.report_path in reports
+        for path in (job.report_path, job.arrow_path)
+    } | {partial / "lock"}
+    for path in partial.rglob("*"):
+        if path.is_file() and path not in keep:
+            path.unlink()
+    if reports:
+        print(f"going on with an interrupted build: {len(reports)} of {len(jobs)} shards are ready")
+    todo = [job for job in jobs if job.report_path not in reports]
+    for job in todo:
+        job.arrow_path.parent.mkdir(parents=True, exist_ok=True)
+        job.report_path.parent.mkdir(exist_ok=True)
+    reports.update(zip([job.report_path for job in todo], run_jobs(todo, num_proc), strict=True))
+    return [reports[job.report_path] for job in jobs]
+
+
+def _lay_out(
+    partial: Path,
+    settings: CacheSettings,
+    plans: list[SplitPlan],
+    jobs: list[ShardJob],
+    reports: list[dict[str, Any]],
+    sources: dict[str, str],
+) -> dict[str, Any]:
+    """Check the shards, write the JSON files around them, cache.json last."""
+    import datasets  # here: a second or more, which an error message should not have to wait for
+
+    features = datasets.Features.from_arrow_schema(cache_schema(list(jobs[0].clips[0].metadata)))
+    splits, skipped = {}, [asdict(item) for plan in plans for item in plan.lost + plan.unused]
+    for plan in plans:
+        done = [
+            (job, report)
+            for job, report in zip(jobs, reports, strict=True)
+            if job.split == plan.name
+        ]
+        shard_names = [job.arrow_path.name for job, report in done if _num_rows(job, report)]
+        _write_split_files(partial / "cache" / plan.name, shard_names, sources[plan.name], features)
+        skipped += [item for _, report in done for item in report["skipped"]]
+        total = {key: sum(report[key] for _, report in done) for key in COUNTS}
+        splits[plan.name] = {
+            "hours": round(total.pop("num_samples") / settings.sample_rate / 3600, 6),
+            **total,
+            "num_lost": len(plan.lost) + sum(len(report["skipped"]) for _, report in done),
+            "num_unused": len(plan.unused),
+            "num_excluded": count_reasons(plan.excluded),
+            "source": sources[plan.name],
+        }
+    _write_json(partial / "cache" / "dataset_dict.json", {"splits": list(splits)})
+    info = {
+        **settings.content(),
+        "command": shlex.join(sys.argv),
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "library_versions": {
+            name: importlib.metadata.version(name)
+            for name in ("datasets", "pyarrow", "numpy", "soundfile", "av", "soxr")
+        },
+        "splits": splits,
+        "skipped": skipped,
+        "excluded": [asdict(item) for plan in plans for item in plan.excluded],
+    }
+    _write_json(partial / "cache" / "cache.json", info)
+    return info
+
+
+def _write_split_files(folder: Path, shard_names: list[str], source: str, features: Any) -> None:
+    """dataset_info.json and state.json as `Dataset.save_to_disk` writes them, without passing the
+    audio through memory again.
+    """
+    import datasets
+
+    datasets.DatasetInfo(features=features).write_to_directory(str(folder))
+    state = {
+        "_data_files": [{"filename": name} for name in shard_names],
+        "_fingerprint": source,
+        "_format_columns": None,
+        "_format_kwargs": {},
+        "_format_type": None,
+        "_output_all_columns": False,
+        "_split": folder.name,
+    }
+    _write_json(folder / "state.json", state)
+
+
+def _num_rows(job: ShardJob, report: dict[str, Any]) -> int:
+    # One shard at a time: a map of the whole cache would add 64 kB of page cache a clip to this
+    # process.
+    with pa.memory_map(str(job.arrow_path)) as source, pa.ipc.open_stream(source) as stream:
+        num_rows = sum(batch.num_rows for batch in stream)
+    assert num_rows == report["num_clips"], (
+        f"{job.arrow_path} holds {num_rows} rows, its report says {report['num_clips']}"
+    )
+    return num_rows
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    with atomic_file(path) as file:
+        file.write(json.dumps(content, indent=2, ensure_ascii=False).encode())
+
+
+def _publish(output: Path, partial: Path) -> None:
+    replaced = output.with_name(f"{output.name}.replaced")
+    shutil.rmtree(replaced, ignore_errors=True)
+    if output.exists():
+        os.replace(output, replaced)
+    os.replace(partial / "cache", output)
+    shutil.rmtree(replaced, ignore_errors=True)
+    shutil.rmtree(partial)

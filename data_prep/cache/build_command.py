@@ -1,0 +1,125 @@
+"""What the build_*.py scripts have in common: the options of a cache, their checks, and the way
+from plans to a report.
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+from data_prep.cache.arrow_cache import CacheSettings, build_cache
+from data_prep.cache.split_plan import SplitPlan, print_report
+from retrieval.base.errors import OneLineParser, UserError
+from retrieval.base.folders import check_has_name
+
+CODECS = {"pcm": "pcm_s16le", "flac": "flac", "mp3": "mp3"}
+MIN_RATE, MAX_RATE = 8_000, 192_000  # Hz, as in the training configuration
+
+
+def build_parser(
+    description: str, max_lost: float = 1.0, max_seconds: float = 0.0, codec: str = "pcm"
+) -> argparse.ArgumentParser:
+    """A parser with the options of every build; the arguments are defaults, `max_lost` in percent
+    of a split, `max_seconds` 0 for whole clips.
+    """
+    parser = OneLineParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--sample-rate", type=int, default=32_000, help="Hz (default: 32000)")
+    codec_help = (
+        "pcm: fastest to read; flac: about half the size, exact; mp3: about a fifth of pcm (V0),"
+        " not exact"
+    )
+    parser.add_argument(
+        "--codec", choices=CODECS, default=codec, help=f"{codec_help} (default: {codec})"
+    )
+    cut_help = (
+        f"keep the first S seconds of a longer clip; 0: clips stay whole (default: {max_seconds:g})"
+    )
+    parser.add_argument(
+        "--max-seconds", type=float, default=max_seconds, metavar="S", help=cut_help
+    )
+    num_cores = len(os.sched_getaffinity(0))
+    parser.add_argument(
+        "--num-proc",
+        type=int,
+        default=min(8, num_cores),
+        help="processes (default: one a core, at most 8)",
+    )
+    lost_help = (
+        f"go on when more than this share of a split's clips is lost (default: {max_lost:g};"
+        " without a number: any share)"
+    )
+    parser.add_argument(
+        "--allow-missing",
+        type=float,
+        nargs="?",
+        const=100.0,
+        default=max_lost,
+        metavar="PERCENT",
+        help=lost_help,
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="build anew and replace the cache that is there"
+    )
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
+    return parser
+
+
+def check_options(arguments: argparse.Namespace) -> None:
+    """Raises UserError for numbers out of range; before anything is read."""
+    if not MIN_RATE <= arguments.sample_rate <= MAX_RATE:
+        raise UserError(
+            f"--sample-rate {arguments.sample_rate}: expected {MIN_RATE} to {MAX_RATE} Hz"
+        )
+    if arguments.num_proc < 1:
+        raise UserError(f"--num-proc {arguments.num_proc}: expected 1 or more")
+    if not 0 <= arguments.allow_missing <= 100:
+        raise UserError(
+            f"--allow-missing {arguments.allow_missing:g}: expected a percentage, 0 to 100"
+        )
+    if not 0 <= arguments.max_seconds < float("inf"):
+        raise UserError(
+            f"--max-seconds {arguments.max_seconds:g}: expected seconds, or 0 for whole clips"
+        )
+
+
+def check_output(output: Path, sources: dict[str, Path]) -> None:
+    """Raises UserError where the cache would take the place of a folder it is made of; `sources`:
+    option -> folder or file.
+    """
+    check_has_name(output)
+    for option, source in sources.items():
+        if source.resolve().is_relative_to(output.resolve()):
+            raise UserError(
+                f"--output {output} would replace {option} {source}: choose another folder"
+            )
+
+
+def warn(plan: SplitPlan, warnings: list[str]) -> None:
+    """Print warnings at once, since the build may take hours, and again in the report at its
+    end.
+    """
+    for warning in warnings:
+        print(f"warning: {warning}", flush=True)
+    plan.notes += [f"warning: {warning}" for warning in warnings]
+
+
+def build_from_plans(
+    corpus: str, output: Path, plans: list[SplitPlan], arguments: argparse.Namespace
+) -> None:
+    """Build the cache of `plans` with the options of `build_parser`, and print what is in it.
+    Raises UserError.
+    """
+    settings = CacheSettings(
+        corpus, CODECS[arguments.codec], arguments.sample_rate, arguments.max_seconds or None
+    )
+    info = build_cache(
+        output,
+        settings,
+        plans,
+        arguments.num_proc,
+        arguments.allow_missing / 100,
+        arguments.overwrite,
+    )
+    print_report(info, plans)
+    print(f"cache: {output}")

@@ -1,0 +1,273 @@
+"""Parallel, resumable writing of Arrow shard files, a few hundred clips each.
+
+A shard is one Arrow IPC stream with one record batch a clip, so that a process holds one clip at a
+time. It is written under another name, synced and renamed; then a small JSON report is written the
+same way. A report whose digest fits (settings, captions, and size and time of every source file)
+marks a shard that a later run need not write again.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import wait as wait_for_sentinel
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from tqdm import tqdm
+
+from data_prep.cache.audio_codec import encode_clip
+from retrieval.base.errors import UserError
+from retrieval.base.json_files import read_json
+from retrieval.base.progress import bar
+from retrieval.base.sound import UnreadableSound
+
+# Numbers of a shard, in its report and, summed up, in cache.json.
+COUNTS = (
+    "num_clips",
+    "num_captions",
+    "num_samples",
+    "num_clipped_samples",
+    "num_cut_clips",
+    "num_one_channel_clips",
+)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One row of the cache, before its audio is read."""
+
+    clip_id: str  # unique in the cache
+    file_name: str
+    path: str
+    captions: tuple[str, ...]
+    metadata: dict[str, str]  # column -> value, the same columns for every clip of a cache
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    split: str
+    clips: tuple[Clip, ...]
+    codec: str
+    sample_rate: int
+    max_seconds: float | None  # longer clips are cut
+    arrow_path: Path
+    report_path: Path
+    digest: str
+
+
+def shard_digest(clips: tuple[Clip, ...], settings: dict[str, Any]) -> str:
+    """Changes with a setting, a caption, a metadata field, or the size or modification time of a
+    source file.
+    """
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for clip in clips:
+        status = os.stat(clip.path)
+        row = [
+            clip.clip_id,
+            clip.file_name,
+            clip.captions,
+            clip.metadata,
+            status.st_size,
+            status.st_mtime_ns,
+        ]
+        digest.update(json.dumps(row, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def finished_report(job: ShardJob) -> dict[str, Any] | None:
+    """Report of an earlier run whose shard can be used as it is."""
+    try:
+        report = read_json(job.report_path)
+        whole = (
+            report["digest"] == job.digest and report["num_bytes"] == job.arrow_path.stat().st_size
+        )
+    except (OSError, ValueError, KeyError):
+        return None
+    return report if whole and report.keys() >= set(COUNTS) else None
+
+
+def cache_schema(metadata_columns: list[str]) -> pa.Schema:
+    return pa.schema(
+        [
+            ("clip_id", pa.string()),
+            ("file_name", pa.string()),
+            ("audio", pa.large_binary()),
+            ("num_samples", pa.int64()),
+            ("captions", pa.list_(pa.string())),
+            *((column, pa.string()) for column in metadata_columns),
+        ]
+    )
+
+
+def write_shard(job: ShardJob, on_clip: Callable[[], None]) -> dict[str, Any]:
+    """Write the shard and its report; `on_clip` is called after each clip. Unusable clips are
+    listed, not written.
+    """
+    report = {"digest": job.digest, **dict.fromkeys(COUNTS, 0), "skipped": []}
+    schema = cache_schema(list(job.clips[0].metadata))
+    with atomic_file(job.arrow_path) as sink, pa.ipc.new_stream(sink, schema) as stream:
+        for clip in job.clips:
+            try:
+                encoded = encode_clip(clip.path, job.sample_rate, job.codec, job.max_seconds)
+            except UnreadableSound as reason:
+                report["skipped"].append(
+                    {"split": job.split, "file_name": clip.file_name, "reason": str(reason)}
+                )
+            else:
+                row = {
+                    "clip_id": clip.clip_id,
+                    "file_name": clip.file_name,
+                    "audio": encoded.audio,
+                    "num_samples": encoded.num_samples,
+                    "captions": list(clip.captions),
+                    **clip.metadata,
+                }
+                stream.write_batch(pa.RecordBatch.from_pylist([row], schema=schema))
+                report["num_clips"] += 1
+                report["num_captions"] += len(clip.captions)
+                report["num_samples"] += encoded.num_samples
+                report["num_clipped_samples"] += encoded.num_clipped
+                report["num_cut_clips"] += encoded.is_cut
+                report["num_one_channel_clips"] += encoded.took_one_channel
+            on_clip()
+    report["num_bytes"] = job.arrow_path.stat().st_size
+    with atomic_file(job.report_path) as sink:
+        sink.write(json.dumps(report).encode())
+    return report
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Any]:
+    """Binary file that appears under `path` only when it is whole and on disk."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def run_jobs(jobs: list[ShardJob], num_proc: int) -> list[dict[str, Any]]:
+    """Write all shards in `num_proc` processes; reports in the order of `jobs`."""
+    with bar(total=sum(len(job.clips) for job in jobs), desc="building", unit="clip") as progress:
+        if min(num_proc, len(jobs)) <= 1:
+            return [write_shard(job, progress.update) for job in jobs]
+        return _run_parallel(jobs, num_proc, progress)
+
+
+def _run_parallel(jobs: list[ShardJob], num_proc: int, progress: tqdm) -> list[dict[str, Any]]:
+    """Do the work of run_jobs. If a worker is killed, repeat the unfinished shards with half as
+    many processes.
+    """
+    reports: dict[Path, dict[str, Any]] = {}
+    while todo := [job for job in jobs if job.report_path not in reports]:
+        num_proc = min(num_proc, len(todo))
+        num_ready = sum(len(job.clips) for job in jobs if job.report_path in reports)
+        try:
+            written = _run_pool(todo, num_proc, num_ready, progress)
+        except BrokenProcessPool:
+            written = [finished_report(job) for job in todo]
+            if num_proc == 1:
+                clips = next(job.clips for job, report in zip(todo, written) if not report)
+                raise UserError(
+                    "the worker process was killed, perhaps for lack of memory, at the clips"
+                    f" {clips[0].file_name} to {clips[-1].file_name}: run the same command again;"
+                    " finished parts are kept"
+                ) from None
+            num_proc = max(1, num_proc // 2)
+            _remove_leftovers(todo)
+            reason = "a worker process was killed, perhaps for lack of memory"
+            progress.write(
+                f"note: {reason}; continuing with {num_proc} process(es), finished parts are kept",
+                file=sys.stderr,
+            )
+        reports.update(
+            {job.report_path: report for job, report in zip(todo, written, strict=True) if report}
+        )
+    return [reports[job.report_path] for job in jobs]
+
+
+def _run_pool(
+    jobs: list[ShardJob], num_proc: int, num_ready: int, progress: tqdm
+) -> list[dict[str, Any]]:
+    """Return the reports of `jobs`; `num_ready` clips were done before. Raises BrokenProcessPool if
+    a worker dies, which ends all.
+    """
+    # a forked copy of a process with threads can hang
+    context = multiprocessing.get_context("spawn")
+    counter, stop = context.Value("q", num_ready), context.Event()
+    executor = ProcessPoolExecutor(num_proc, context, _start_worker, (counter, stop))
+    try:
+        # inherited by the workers: Ctrl-C is this process's business alone
+        with _interrupts_ignored():
+            futures = [executor.submit(_work, job) for job in jobs]
+        _follow(futures, counter, progress)
+        return [future.result() for future in futures]
+    finally:
+        stop.set()
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _remove_leftovers(jobs: list[ShardJob]) -> None:
+    """Remove the temporary files of workers that were killed."""
+    for path in (path for job in jobs for path in (job.arrow_path, job.report_path)):
+        for leftover in path.parent.glob(f"{path.name}.*.tmp"):
+            leftover.unlink()
+
+
+def _follow(futures: list[Future], counter: Any, progress: tqdm) -> None:
+    pending = set(futures)
+    while pending:
+        done, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
+        progress.update(counter.value - progress.n)
+        for future in done:
+            future.result()  # the first failure ends the build
+
+
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+class _Stopped(Exception):
+    """Another shard failed, or the build was interrupted."""
+
+
+def _start_worker(counter: Any, stop: Any) -> None:
+    global _counter, _stop
+    _counter, _stop = counter, stop
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    # A killed parent closes no queue: without this its workers would wait for ever.
+    wait_for_sentinel([multiprocessing.parent_process().sentinel])
+    os._exit(1)
+
+
+def _work(job: ShardJob) -> dict[str, Any]:
+    return write_shard(job, _count_clip)
+
+
+def _count_clip() -> None:
+    if _stop.is_set():
+        raise _Stopped
+    with _counter.get_lock():
+        _counter.value += 1

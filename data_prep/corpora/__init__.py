@@ -1,0 +1,1 @@
+"""Read corpora as they lie on disk."""

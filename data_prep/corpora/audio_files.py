@@ -1,0 +1,83 @@
+"""Find the audio files below a folder, and explain why files are left out."""
+
+import os
+from pathlib import Path
+
+from retrieval.base.errors import UserError
+from retrieval.base.sound_files import SoundFiles, ending, find_sounds, without_ending
+from retrieval.base.sound_kinds import AUDIO_ENDINGS
+
+__all__ = [
+    "best_of",
+    "find_audio",
+    "passed_over_note",
+    "readable_name",
+    "why_unreadable",
+    "without_ending",
+]
+
+
+def find_audio(folder: Path, option: str) -> SoundFiles:
+    """Find the audio files below a folder; links to folders are followed.
+
+    Args:
+        folder: The folder.
+        option: The option that named it, for messages.
+
+    Raises:
+        UserError: The folder is absent, not readable, or holds no audio file.
+    """
+    if not folder.is_dir():
+        raise UserError(
+            f"{option} {folder} is not a folder: expected the folder with the audio files"
+        )
+    found = find_sounds(folder, follow_links=True)
+    if not found.paths and found.closed_folders:
+        closed, reason = next(iter(found.closed_folders.items()))
+        raise UserError(f"{option} {folder}: {closed} cannot be read: {reason}")
+    if not found.paths:
+        others = (
+            f"; its {found.passed_over.total()} files are no sound: {found}"
+            if found.passed_over
+            else ""
+        )
+        raise UserError(f"{option} {folder} holds no audio file{others}")
+    return found
+
+
+def passed_over_note(found: SoundFiles) -> list[str]:
+    """Return notes on unreadable sub-folders, and on files that are no sound."""
+    notes = [
+        f"left out: {folder}/ cannot be read: {reason}"
+        for folder, reason in found.closed_folders.items()
+    ]
+    return notes + ([f"passed over, since they are no sound: {found}"] if found.passed_over else [])
+
+
+def best_of(paths: list[Path]) -> Path:
+    """The one to read of several files of one clip."""
+    order = {name: number for number, name in enumerate(AUDIO_ENDINGS)}
+    return min(paths, key=lambda path: order.get(ending(path.name), len(order)))
+
+
+def why_unreadable(path: Path) -> str | None:
+    """Return why `path` is left out: it is no file, or its folder may be listed but not entered.
+    None if it is readable.
+    """
+    try:
+        if not path.is_file():
+            return "is a link that leads nowhere" if path.is_symlink() else "is not a file"
+    except PermissionError as error:
+        return f"cannot be read: {error.strerror}"
+    return None
+
+
+def readable_name(name: str) -> str:
+    """`name` as text: one that is not UTF-8 on disk holds surrogates, which Arrow and the terminal
+    refuse.
+    """
+    raw = os.fsencode(name)
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return raw.decode("iso-8859-1")

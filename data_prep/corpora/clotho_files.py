@@ -1,0 +1,163 @@
+"""Reads Clotho's folder layout: which clip has which file, captions and metadata.
+
+    ROOT/{development,validation,evaluation}/*.wav
+    ROOT/clotho_captions_<split>.csv    UTF-8: file_name, caption_1 .. caption_5 (further caption_N are read too)
+    ROOT/clotho_metadata_<split>.csv    UTF-8 or, as in Clotho v2.1, ISO-8859-1: file_name and METADATA_COLUMNS
+
+The captions CSV says which clips there are. The three sources are joined on a normalised name
+(`normalise_name`), since the real corpus has trailing and doubled blanks, HTML entities and accents
+that differ from place to place. One clip is one row:
+
+- two rows or two files of one normalised name are an error that names both; a repeated metadata row
+is a note, and the first one counts;
+- a clip without file or without any non-empty caption is lost: listed, and counted against the 1 %
+that a build may lose;
+- a file without captions is listed as unused and costs nothing; a clip without metadata row gets
+empty strings and a note.
+"""
+
+import html
+import unicodedata
+from pathlib import Path
+
+from data_prep.cache.shards import Clip
+from data_prep.cache.split_plan import Skipped, SplitPlan
+from data_prep.corpora.audio_files import readable_name
+from data_prep.corpora.csv_files import caption_columns, one_spaced, read_csv
+from retrieval.base.errors import UserError
+
+SPLITS = ("development", "validation", "evaluation")
+CAPTION_COLUMNS = tuple(f"caption_{number}" for number in range(1, 6))
+METADATA_COLUMNS = (
+    "keywords",
+    "sound_id",
+    "sound_link",
+    "start_end_samples",
+    "manufacturer",
+    "license",
+)
+
+
+def normalise_name(name: str) -> str:
+    """The same name for ` Caf&eacute;  no. 1 .WAV`, with é as one character or two, and `Café no.
+    1.wav`.
+    """
+    stem, dot, suffix = unicodedata.normalize("NFC", html.unescape(name)).strip().rpartition(".")
+    return " ".join(stem.split()) + dot + suffix.lower()
+
+
+def holds_clotho(root: Path) -> bool:
+    """Return True if files of any split exist."""
+    return any(path.exists() for split in SPLITS for path in _paths(root, split))
+
+
+def read_clotho(root: Path, splits: list[str]) -> list[SplitPlan]:
+    """Plans of `splits`; UserError for whatever is missing or contradictory."""
+    complete = [split for split in SPLITS if all(path.exists() for path in _paths(root, split))]
+    for path in (path for split in splits for path in _paths(root, split)):
+        if not path.exists():
+            others = [split for split in splits if split in complete]
+            leave_out = (
+                f", or leave the split out: --splits {' '.join(others)}"
+                if others
+                else ", or check --root"
+            )
+            raise UserError(f"{path} is missing: fetch it with --download{leave_out}")
+    return [_read_split(root, split) for split in splits]
+
+
+def _paths(root: Path, split: str) -> tuple[Path, Path, Path]:
+    return (
+        root / split,
+        root / f"clotho_captions_{split}.csv",
+        root / f"clotho_metadata_{split}.csv",
+    )
+
+
+def _read_split(root: Path, split: str) -> SplitPlan:
+    folder, captions_csv, metadata_csv = _paths(root, split)
+    files = _audio_files(folder)
+    captions = rows_by_name(captions_csv, CAPTION_COLUMNS)
+    plan = SplitPlan(split, clips=[])
+    metadata = _metadata(metadata_csv, plan)
+    for name, row in captions.items():
+        texts = tuple(text for column in caption_columns(row) if (text := one_spaced(row[column])))
+        if name not in files:
+            plan.lost.append(
+                Skipped(split, row["file_name"], "named in the captions CSV, no such file")
+            )
+        elif not texts:
+            plan.lost.append(Skipped(split, row["file_name"], "all captions are empty"))
+        else:
+            path = files[name]
+            fields = {
+                column: metadata.get(name, {}).get(column, "").strip()
+                for column in METADATA_COLUMNS
+            }
+            plan.clips.append(
+                Clip(f"{split}/{name}", readable_name(path.name), str(path), texts, fields)
+            )
+    unused = [path for name, path in files.items() if name not in captions]
+    plan.unused += [
+        Skipped(split, readable_name(path.name), "no row in the captions CSV") for path in unused
+    ]
+    num_bare = sum(name not in metadata for name in captions)
+    if num_bare:
+        plan.notes.append(
+            f"{split}: {num_bare} of {len(captions)} clips have no row in {metadata_csv.name};"
+            " their metadata is empty"
+        )
+    return plan
+
+
+def _audio_files(folder: Path) -> dict[str, Path]:
+    """Normalised name -> file."""
+    try:
+        paths = sorted(
+            path
+            for path in folder.iterdir()
+            if path.suffix.strip().lower() == ".wav" and path.is_file()
+        )
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read: {error.strerror}") from None
+    files: dict[str, Path] = {}
+    for path in paths:
+        if path.name.startswith("._"):  # macOS leaves these beside the real files
+            continue
+        name = normalise_name(readable_name(path.name))
+        if name in files:
+            raise UserError(
+                f"{folder}: {files[name].name!r} and {path.name!r} are one name in two spellings:"
+                " remove one of them"
+            )
+        files[name] = path
+    if not files:
+        raise UserError(
+            f"{folder} holds no .wav file: remove the folder and fetch it with --download"
+        )
+    return files
+
+
+def rows_by_name(path: Path, columns: tuple[str, ...]) -> dict[str, dict[str, str]]:
+    """Normalised name -> row of a captions CSV with file_name and `columns`. Raises UserError."""
+    named: dict[str, dict[str, str]] = {}
+    for row in read_csv(path, ("file_name", *columns), ["utf-8-sig"]):
+        name = normalise_name(row["file_name"])
+        if name in named:
+            raise UserError(
+                f"{path}: two rows for one clip, {named[name]['file_name']!r} and"
+                f" {row['file_name']!r}: keep one of them"
+            )
+        named[name] = row
+    if not named:
+        raise UserError(f"{path} has no rows")
+    return named
+
+
+def _metadata(path: Path, plan: SplitPlan) -> dict[str, dict[str, str]]:
+    named: dict[str, dict[str, str]] = {}
+    # ISO-8859-1 accepts any bytes, so it comes second.
+    for row in read_csv(path, ("file_name", *METADATA_COLUMNS), ["utf-8-sig", "iso-8859-1"]):
+        if named.setdefault(normalise_name(row["file_name"]), row) is not row:
+            plan.notes.append(f"{path.name}: a second row for {row['file_name']!r} is not used")
+    return named

@@ -1,0 +1,222 @@
+"""Reads WavCaps' layout (Mei et al., 2023, arXiv 2303.17395): which clip has which file and
+caption.
+
+    ROOT/json_files/<source>/*.json     {"data": [{"id": ..., "caption": ..., "file_name": ...}, ...]}
+    AUDIO/<source>/.../<id>.flac        or <source>_flac; other endings, sub-folders, and Y before a YouTube id are found too
+
+All clips belong to `development`: WavCaps has no test split. An id that occurs twice, in any
+spelling (clip_ids.py), counts once (fsd_final_2s.json repeats most of fsd_final.json); the first
+caption is kept. An entry of FreeSound or AudioSet_SL with an invalid id is lost: it cannot be
+compared with the test clips of other corpora.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from data_prep.cache.shards import Clip
+from data_prep.cache.split_plan import Skipped, SplitPlan
+from data_prep.corpora.audio_files import (
+    best_of,
+    find_audio,
+    passed_over_note,
+    readable_name,
+    why_unreadable,
+    without_ending,
+)
+from data_prep.corpora.clip_ids import freesound_id, youtube_id
+from data_prep.corpora.csv_files import one_spaced
+from data_prep.corpora.exclusions import Exclusions
+from retrieval.base.errors import UserError
+from retrieval.base.json_files import read_json
+
+SOURCES = ("FreeSound", "BBC_Sound_Effects", "SoundBible", "AudioSet_SL")
+SPLIT = "development"
+# of an entry; the rest, above all Freesound's descriptions, is ten times as long
+WANTED = ("caption", "file_name")
+WARNINGS = {
+    "FreeSound": (
+        "FreeSound holds clips of Clotho's validation and evaluation splits; exclude them with"
+        " --exclude-clotho ROOT or --exclude-ids FILE, or scores on Clotho mean nothing"
+    ),
+    "AudioSet_SL": (
+        "AudioSet_SL holds clips that AudioCaps tests with; exclude them with --exclude-audiocaps"
+        " test.csv val.csv, or scores on AudioCaps mean nothing"
+    ),
+}
+
+
+def read_wavcaps(root: Path, audio: Path, sources: list[str], exclusions: Exclusions) -> SplitPlan:
+    """The plan of all `sources`; UserError for whatever is missing or cannot be understood."""
+    plan = SplitPlan(SPLIT, clips=[], notes=[*exclusions.notes])
+    for source in sources:
+        before = len(plan.clips), len(plan.lost), len(plan.excluded)
+        _read_source(
+            plan,
+            source,
+            _entries(root / "json_files" / source, source, plan),
+            _audio_files(audio, source, plan),
+            exclusions,
+        )
+        num_clips, num_lost, num_excluded = (
+            len(items) - start
+            for items, start in zip((plan.clips, plan.lost, plan.excluded), before)
+        )
+        plan.notes.append(
+            f"{source}: {num_clips} clips to read, {num_lost} without file or caption,"
+            f" {num_excluded} excluded"
+        )
+    return plan
+
+
+def leak_warnings(sources: list[str], exclusions: Exclusions) -> list[str]:
+    """Return a warning for each source that may hold test clips of other corpora, given these
+    exclusions.
+    """
+    covered = {"FreeSound": exclusions.has_freesound, "AudioSet_SL": exclusions.has_youtube}
+    return [
+        warning for source, warning in WARNINGS.items() if source in sources and not covered[source]
+    ]
+
+
+def _read_source(
+    plan: SplitPlan,
+    source: str,
+    entries: dict[str, dict[str, Any]],
+    files: dict[str, list[Path]],
+    exclusions: Exclusions,
+) -> None:
+    for clip_id, entry in entries.items():
+        name = f"{source}/{clip_id}"
+        caption = one_spaced(_text(entry["caption"]))
+        if reason := _why_excluded(source, clip_id, entry, exclusions):
+            plan.excluded.append(Skipped(SPLIT, name, reason))
+        elif not caption:
+            plan.lost.append(Skipped(SPLIT, name, "has no caption"))
+        elif clip_id not in files:
+            plan.lost.append(Skipped(SPLIT, name, "named in the JSON file, no such audio file"))
+        elif reason := why_unreadable(path := best_of(files[clip_id])):
+            plan.lost.append(Skipped(SPLIT, name, reason))
+        else:
+            metadata = {"source": source, "sound_id": clip_id}
+            plan.clips.append(
+                Clip(
+                    f"{SPLIT}/{name}",
+                    f"{source}/{readable_name(path.name)}",
+                    str(path),
+                    (caption,),
+                    metadata,
+                )
+            )
+    unused = [path for clip_id, paths in files.items() if clip_id not in entries for path in paths]
+    plan.unused += [
+        Skipped(SPLIT, f"{source}/{readable_name(path.name)}", "no entry in the JSON files")
+        for path in unused
+    ]
+
+
+def _why_excluded(
+    source: str, clip_id: str, entry: dict[str, Any], exclusions: Exclusions
+) -> str | None:
+    if source == "AudioSet_SL":
+        return exclusions.why_youtube(clip_id)
+    if source == "FreeSound":
+        return exclusions.why_freesound(clip_id, str(entry.get("file_name") or ""))
+    return None
+
+
+def _entries(folder: Path, source: str, plan: SplitPlan) -> dict[str, dict[str, Any]]:
+    """Id -> entry of all JSON files of a source."""
+    try:  # glob finds nothing in a folder that may not be read
+        paths = sorted(
+            path
+            for path in folder.iterdir()
+            if path.suffix == ".json" and not path.name.startswith(".")
+        )
+    except (FileNotFoundError, NotADirectoryError):
+        paths = []
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read: {error.strerror}") from None
+    if not paths:
+        raise UserError(
+            f"{folder} holds no .json file: fetch it from WavCaps, or leave the source out with"
+            " --sources"
+        )
+    entries: dict[str, dict[str, Any]] = {}
+    num_repeated = 0
+    for path in paths:
+        for number, entry in enumerate(_data(path), 1):
+            found = entry.get("id") if isinstance(entry, dict) else None
+            text = _text(str(found) if isinstance(found, (int, float)) else found)
+            clip_id = _clip_id(text, source)
+            if not clip_id:
+                reason = (
+                    f"entry {number}: {text[:80]!r} is no id of {source}"
+                    if text
+                    else f"entry {number} has no id"
+                )
+                plan.lost.append(Skipped(SPLIT, f"{source}/{path.name}", reason))
+            elif clip_id in entries:
+                num_repeated += 1
+            else:
+                entries[clip_id] = {key: entry.get(key) for key in WANTED}
+    if num_repeated:
+        plan.notes.append(
+            f"{source}: {num_repeated} entries repeat the id of an earlier one and are not used"
+        )
+    return entries
+
+
+def _data(path: Path) -> list[Any]:
+    try:
+        content = read_json(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:  # not JSON, or not UTF-8
+        raise UserError(
+            f"{path} cannot be understood ({' '.join(str(error).split())[:100]}): is it cut off?"
+            " fetch it again"
+        ) from None
+    data = content.get("data") if isinstance(content, dict) else None
+    if not isinstance(data, list) or not data:
+        raise UserError(
+            f'{path}: expected {{"data": [{{"id": ..., "caption": ...}}, ...]}}, with one entry or'
+            " more"
+        )
+    return data
+
+
+def _audio_files(audio: Path, source: str, plan: SplitPlan) -> dict[str, list[Path]]:
+    """Return the files of each id, and note the others in the plan."""
+    folder = next(
+        (folder for name in (source, f"{source}_flac") if (folder := audio / name).is_dir()), None
+    )
+    if folder is None:
+        raise UserError(
+            f"{audio / source} is not a folder: unpack the audio of {source} there, or leave the"
+            " source out with --sources"
+        )
+    files: dict[str, list[Path]] = {}
+    found = find_audio(folder, "--audio")
+    plan.notes += [f"{source}: {note}" for note in passed_over_note(found)]
+    for path in found.paths:
+        files.setdefault(_clip_id(path.name, source), []).append(path)
+    return files
+
+
+def _text(value: Any) -> str:
+    """A string of JSON, empty for other things; half a surrogate pair, which Arrow and the terminal
+    refuse, becomes `?`.
+    """
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else ""
+
+
+def _clip_id(name: str, source: str) -> str:
+    """Return the id in one spelling: b0RFKhbpFJA for `Yb0RFKhbpFJA.wav`. Empty if the name is no id
+    of the source.
+    """
+    name = readable_name(name).strip()
+    if source == "AudioSet_SL":
+        return youtube_id(name) or ""
+    if source == "FreeSound":
+        return freesound_id(name) or ""
+    return without_ending(name)

@@ -1,0 +1,22 @@
+"""Read the resolved settings of a run folder."""
+
+from pathlib import Path
+
+from retrieval.base.errors import UserError
+from retrieval.config.settings import Config, parse_config
+from retrieval.config.text import read_yaml_file
+
+
+def read_config(run: Path) -> Config:
+    """The resolved settings of a run folder."""
+    path = run / "config.yaml"
+    try:
+        settings = read_yaml_file(path, str(path))
+        if not settings:
+            raise UserError(f"{path} cannot be read (it holds no settings)")
+    except (UserError, FileNotFoundError) as error:
+        raise UserError(
+            f"{error}; it is written when a run starts: put back what that run wrote, or train"
+            " again"
+        ) from None
+    return parse_config(settings, source=str(path))

@@ -1,0 +1,11 @@
+"""How good a model is: score matrix, metrics and results. Loaded when its names are first used."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "result": ["EvaluationResult", "evaluate_split", "retrieval_metrics"],
+        "similarity": ["similarity_matrix"],
+    },
+)

@@ -1,0 +1,107 @@
+"""Is one system better than another, or were the queries kind to it? A paired bootstrap over the
+clips that were asked for.
+
+The captions of one clip resemble each other, so queries are not independent: clips are drawn with
+replacement, and each brings all its queries. Both systems are scored on the same draws. The
+interval is Efron's percentile interval (Efron and Tibshirani: An Introduction to the Bootstrap,
+1993, chapter 13). It speaks of other queries, not of other training seeds.
+
+Of few clips it knows too little and says too much: in a simulation of equal systems (five captions
+a clip, 400 repeats) the 95 % interval held the true difference in 82 % of the repeats with 5 clips,
+90 % with 10, 94.5 % with 20 and 95 % with 60.
+
+Letters: Q queries, M metrics, C clips, R resamples.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from retrieval.base.errors import UserError
+from retrieval.evaluation.metrics.text_audio_retrieval.ranking import average_precision, recall
+
+METRICS = {"mAP": average_precision, "R": recall}
+FEW_CLIPS = 20  # below it the interval is too narrow, see above
+ELEMENTS_AT_ONCE = 2**22  # numbers of one block of resamples: 32 MiB
+
+
+@dataclass(frozen=True)
+class Difference:
+    """second - first of one metric, in the metric's unit."""
+
+    mean: float
+    low: float  # of the interval
+    high: float
+    p_value: float  # two-sided
+
+
+def query_metrics(ranks: Sequence[np.ndarray], names: Sequence[str]) -> np.ndarray:
+    """What `metrics_of_ranks` averages, a row a query: (Q, M) for metrics named such as mAP@10 and
+    R@1.
+    """
+    depths = [(METRICS[kind], int(depth)) for kind, depth in (name.split("@") for name in names)]
+    return np.array([[metric(query, depth) for metric, depth in depths] for query in ranks])
+
+
+def narrow_intervals_warning(num_clips: int) -> str | None:
+    """What to tell the user of intervals from so few clips, or None."""
+    return (
+        f"resamples of only {num_clips}: below {FEW_CLIPS} the intervals are too narrow"
+        if num_clips < FEW_CLIPS
+        else None
+    )
+
+
+def paired_bootstrap(
+    first: np.ndarray,
+    second: np.ndarray,
+    clips: Sequence,
+    num_resamples: int = 10_000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> list[Difference]:
+    """Differences of the means over queries: first, second (Q, M), clips[q] the clip of query q ->
+    M differences.
+
+    Every resample draws as many clips as there are. The p-value is the percentile interval's own:
+    twice the smaller share of resamples on one side of zero, counting the observed sample as one
+    more; so it is below 0.05 where the 95 % interval leaves out zero, apart from rounding. Equal
+    systems have p 1. Raises UserError for a single clip, of which every resample is the same.
+    """
+    if first.shape != second.shape or first.ndim != 2 or len(first) != len(clips) or not len(first):
+        raise ValueError(
+            f"expected two arrays (Q, M) and Q clips, found {first.shape}, {second.shape} and"
+            f" {len(clips)} clips"
+        )
+    differences = np.asarray(second, dtype=np.float64) - first  # (Q, M)
+    _, clip_of_query = np.unique(np.asarray(clips), return_inverse=True)
+    num_clips = int(clip_of_query.max()) + 1
+    if num_clips < 2:
+        raise UserError(
+            "the bootstrap draws among clips, and all queries belong to one: give results of two"
+            " clips at least, better of 20 or more"
+        )
+    # (C, M + 1), the last column counts queries
+    sums = np.zeros((num_clips, differences.shape[1] + 1))
+    np.add.at(sums, clip_of_query, np.column_stack([differences, np.ones(len(differences))]))
+    means = np.empty((num_resamples, differences.shape[1]))  # (R, M)
+    random = np.random.default_rng(seed)
+    at_once = max(1, ELEMENTS_AT_ONCE // num_clips)
+    for start in range(0, num_resamples, at_once):
+        # (r, C)
+        drawn = random.integers(num_clips, size=(min(at_once, num_resamples - start), num_clips))
+        # How often each clip was drawn, times what it brings: one product of matrices.
+        offsets = drawn + num_clips * np.arange(len(drawn))[:, None]
+        counts = np.bincount(offsets.ravel(), minlength=drawn.size).reshape(drawn.shape)
+        totals = counts.astype(np.float64) @ sums  # (r, M + 1)
+        means[start : start + len(drawn)] = totals[:, :-1] / totals[:, -1:]
+    means[np.abs(means) < 1e-12] = 0  # sums that cancel but for rounding
+    tail = 100 * (1 - confidence) / 2
+    low, high = np.percentile(means, [tail, 100 - tail], axis=0)
+    one_side = np.minimum((means <= 0).sum(axis=0), (means >= 0).sum(axis=0))
+    p_values = np.minimum(1, 2 * (one_side + 1) / (num_resamples + 1))
+    return [
+        Difference(*map(float, row))
+        for row in zip(differences.mean(axis=0), low, high, p_values, strict=True)
+    ]

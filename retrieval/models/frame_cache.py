@@ -1,0 +1,335 @@
+"""What frozen encoders say, on disk: every clip and caption is encoded once, and projections and
+pooling then train without the encoders.
+
+    FRAME_CACHE/<split>-<digest>/frames.npy        float16 (all frames of all clips, feature_dim)
+    FRAME_CACHE/captions-<digest>/features.npy     float32 (captions, feature_dim), where the text encoder is frozen too
+    FRAME_CACHE/*/made_from.json                   what the digest stands for
+
+The digest is that of all that the numbers depend on: the encoder's settings, weights and precision;
+windows, clip length and the sounds, or the captions' tokens. An interrupted build goes on from its
+last batch; of two runs that need the same one, the second waits for the first. Letters: B clips, S
+samples, T frames, N captions, F = feature_dim.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from retrieval.base.access import check_readable
+from retrieval.base.disk import disk_remedy
+from retrieval.base.errors import UserError, one_line
+from retrieval.base.files import check_writable
+from retrieval.base.progress import bar
+from retrieval.data import ClipSplit, make_clip_loader
+from retrieval.models.dual_encoder import DualEncoder
+
+# from the item of that number on: the rows of one batch of items after the other
+Encode = Callable[[int], Iterator[np.ndarray]]
+
+
+class FrameSplit:
+    """Stands in for a ClipSplit: `read` gives frames (T, F) in place of samples (S,), and
+    num_samples counts them.
+    """
+
+    def __init__(self, split: ClipSplit, path: Path, num_frames: np.ndarray):
+        self.split, self.path = split, path
+        self.name, self.clip_ids, self.file_names, self.captions = (
+            split.name,
+            split.clip_ids,
+            split.file_names,
+            split.captions,
+        )
+        self.num_samples = num_frames  # (len,)
+        self._ends = np.cumsum(num_frames)
+        self._frames = _opened(path, int(num_frames.sum()))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # a memory map would travel as all its bytes
+        return FrameSplit, (self.split, self.path, self.num_samples)
+
+    def __len__(self) -> int:
+        return len(self.clip_ids)
+
+    def fingerprint(self) -> str:
+        """That of the clips."""
+        return self.split.fingerprint()
+
+    def read(self, index: int, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Frames start..stop of clip `index`, float32 (T, F)."""
+        first = self._ends[index] - self.num_samples[index]
+        return self._frames[first : self._ends[index]][start:stop].astype(np.float32)
+
+    read_stored = read
+
+
+class CaptionFeatures:
+    """Stands in for a text encoder, for the captions that it holds."""
+
+    def __init__(self, captions: list[str], path: Path):
+        self._rows = {caption: row for row, caption in enumerate(captions)}
+        self._features = _opened(path, len(captions))
+
+    def __contains__(self, caption: str) -> bool:
+        return caption in self._rows
+
+    def __call__(self, captions: list[str]) -> torch.Tensor:
+        """float32 (N, F), on the CPU."""
+        return torch.from_numpy(self._features[[self._rows[caption] for caption in captions]])
+
+
+def cached_frames(
+    model: DualEncoder,
+    split: ClipSplit,
+    folder: Path,
+    accelerator: Accelerator,
+    *,
+    batch_size: int,
+    num_workers: int,
+) -> FrameSplit:
+    """The frames of `split` in `folder`, encoded first where they are not there yet. Every process
+    calls this; one of each machine encodes.
+
+    Raises UserError where the disk has no room for them, and for a damaged file.
+    """
+    clip_samples = model.windows.clip_samples
+    lengths = torch.from_numpy(np.minimum(split.num_samples, clip_samples))
+    num_frames = model.windows.num_valid_frames(lengths).numpy()  # (len,)
+    origin = _origin(model, "audio_encoder", accelerator) | {
+        "windows": repr(model.windows),
+        "sample_rate": model.sample_rate,
+        "clips": _digest(repr([split.clip_ids, split.num_samples.tolist()])),
+        "audio": split.audio_fingerprint(),
+    }
+
+    def encode(first: int) -> Iterator[np.ndarray]:
+        for waveform, lengths in make_clip_loader(
+            split, range(first, len(split)), clip_samples, batch_size, num_workers
+        ):
+            features, mask = model.audio_features(
+                waveform.to(accelerator.device, non_blocking=True), lengths
+            )  # (B, T, F), (B, T)
+            yield features.float()[mask].cpu().numpy()
+
+    path = _folder_of(folder, split.name, origin) / "frames.npy"
+    _provide(
+        model,
+        path,
+        origin,
+        num_frames,
+        (model.audio_encoder.feature_dim, np.float16),
+        encode,
+        accelerator,
+    )
+    return FrameSplit(split, path, num_frames)
+
+
+def cached_captions(
+    model: DualEncoder,
+    captions: list[str],
+    folder: Path,
+    accelerator: Accelerator,
+    *,
+    batch_size: int,
+) -> CaptionFeatures:
+    """What the text encoder says to `captions`, without their projection; as `cached_frames`."""
+    captions = list(dict.fromkeys(captions))
+    encoder = model.text_encoder
+    batches = [
+        captions[first : first + batch_size] for first in range(0, len(captions), batch_size)
+    ]
+    tokens = _digest(repr([encoder.tokens(batch)["input_ids"].tolist() for batch in batches]))
+    origin = _origin(model, "text_encoder", accelerator) | {
+        "readout": encoder.readout,
+        "tokens": tokens,
+    }
+
+    def encode(first: int) -> Iterator[np.ndarray]:
+        for start in range(first, len(captions), batch_size):
+            yield encoder(captions[start : start + batch_size]).float().cpu().numpy()
+
+    path = _folder_of(folder, "captions", origin) / "features.npy"
+    _provide(
+        model,
+        path,
+        origin,
+        np.ones(len(captions), np.int64),
+        (encoder.feature_dim, np.float32),
+        encode,
+        accelerator,
+    )
+    return CaptionFeatures(captions, path)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _origin(model: DualEncoder, part: str, accelerator: Accelerator) -> dict[str, Any]:
+    """Settings, weights and precision of an encoder."""
+    weights = hashlib.sha256()
+    for name, value in getattr(model, part).state_dict().items():
+        weights.update(name.encode() + value.detach().float().cpu().contiguous().numpy().tobytes())
+    return {
+        "encoder": model.architecture[part],
+        "weights": weights.hexdigest(),
+        "mixed_precision": accelerator.mixed_precision,
+    }
+
+
+def _folder_of(folder: Path, name: str, origin: dict[str, Any]) -> Path:
+    return folder / f"{name}-{_digest(json.dumps(origin, sort_keys=True))[:16]}"
+
+
+def _opened(path: Path, num_rows: int) -> np.ndarray:
+    check_readable(path, "frame cache")
+    try:
+        array = np.load(path, mmap_mode="r")
+        if len(array) != num_rows:
+            raise ValueError(f"{len(array)} rows in place of {num_rows}")
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(
+            f"{path} is damaged ({one_line(error)}); delete {path.parent}, and its content is"
+            " encoded again"
+        ) from None
+    return array
+
+
+def _provide(
+    model: DualEncoder,
+    path: Path,
+    origin: dict[str, Any],
+    num_rows: np.ndarray,
+    row: tuple[int, Any],
+    encode: Encode,
+    accelerator: Accelerator,
+) -> None:
+    """Write `path` and made_from.json beside it, unless they are there. num_rows (items,): of each
+    item; row: size and type of one.
+    """
+    final, shape, dtype = path.parent, (int(num_rows.sum()), row[0]), np.dtype(row[1])
+    if accelerator.is_local_main_process and not final.exists():
+        partial = final.with_name(f"{final.name}.partial")
+        _check_room(partial, shape[0] * shape[1] * dtype.itemsize)
+        try:
+            with _alone(partial):
+                if not final.exists():
+                    num_done = _prepared(partial / path.name, shape, dtype, len(num_rows))
+                    _encode(model, partial / path.name, num_rows, num_done, encode, accelerator)
+                    (partial / "num_done").unlink(missing_ok=True)
+                    (partial / "made_from.json").write_text(
+                        json.dumps(origin, indent=2) + "\n", encoding="utf-8"
+                    )
+                    partial.rename(final)
+        except OSError as error:
+            if error.errno is None:
+                raise
+            raise UserError(
+                f"{partial} cannot be written ({error.strerror or error}); {disk_remedy(error)}, or"
+                " set data.frame_cache; what is encoded is kept"
+            ) from None
+    while not final.exists():  # not in a collective, which has a time limit
+        time.sleep(0.5)
+    accelerator.wait_for_everyone()
+
+
+def _check_room(partial: Path, num_bytes: int) -> None:
+    check_writable(partial)
+    free = shutil.disk_usage(next(p for p in partial.absolute().parents if p.exists())).free
+    if num_bytes > free and not partial.exists():
+        raise UserError(
+            f"{partial.stem} takes {num_bytes / 2**30:.1f} GiB, {partial.parent} has"
+            f" {free / 2**30:.1f} GiB left; set data.frame_cache to another disk"
+        )
+
+
+@contextmanager
+def _alone(partial: Path) -> Iterator[None]:
+    """The folder, made where it is absent; a second process waits until the first is done with it,
+    or has died.
+    """
+    while True:
+        partial.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):  # the first has just renamed it
+            descriptor = os.open(partial, os.O_RDONLY)
+            break
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+        with suppress(OSError):
+            partial.rmdir()  # made anew for nothing
+
+
+def _prepared(path: Path, shape: tuple[int, int], dtype: np.dtype, num_items: int) -> int:
+    """Make an array of its full size, or keep the one that an interrupted build left; the items
+    that are encoded in it.
+    """
+    num_done = _num_done(path, shape, num_items)
+    if not num_done:
+        np.lib.format.open_memmap(path, "w+", dtype, shape).flush()
+    # a disk that gets full would kill a process that writes to a memory map
+    with open(path, "rb+") as file:
+        os.posix_fallocate(file.fileno(), 0, os.path.getsize(path))
+    return num_done
+
+
+def _num_done(path: Path, shape: tuple[int, int], num_items: int) -> int:
+    """Items that an interrupted build has encoded; 0 where what it left cannot be used."""
+    try:
+        num_done = int(path.with_name("num_done").read_text())
+        return (
+            num_done
+            if 0 <= num_done <= num_items and np.load(path, mmap_mode="r").shape == shape
+            else 0
+        )
+    except (OSError, ValueError, EOFError):
+        return 0
+
+
+@torch.no_grad()
+def _encode(
+    model: DualEncoder,
+    path: Path,
+    num_rows: np.ndarray,
+    num_done: int,
+    encode: Encode,
+    accelerator: Accelerator,
+) -> None:
+    array = np.lib.format.open_memmap(path, "r+")
+    ends, first_row = np.cumsum(num_rows), int(num_rows[:num_done].sum())
+    was_training = model.training
+    model.eval()
+    name = path.parent.name.rsplit("-", 1)[0]
+    with (
+        bar(
+            total=len(num_rows), initial=num_done, desc=f"encoding {name}", unit="item"
+        ) as progress,
+        accelerator.autocast(),
+    ):
+        for rows in encode(num_done):
+            array[first_row : first_row + len(rows)] = rows
+            array.flush()
+            first_row += len(rows)
+            num_done = int(np.searchsorted(ends, first_row, side="right"))
+            _note(path.with_name("num_done"), num_done)
+            progress.update(num_done - progress.n)
+    model.train(was_training)
+
+
+def _note(path: Path, num_done: int) -> None:
+    temporary = path.with_suffix(".new")
+    temporary.write_text(str(num_done))
+    os.replace(temporary, path)

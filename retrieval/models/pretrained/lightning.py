@@ -1,0 +1,115 @@
+"""Read PyTorch Lightning checkpoints without running code in them, and without Lightning.
+
+`read_lightning(path)` returns the weights by name (their numbers are still in the file) and the
+hyper-parameters, from objects of any class.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from retrieval.base.access import check_readable
+from retrieval.base.errors import UserError, one_line
+from retrieval.models.pretrained.tensor_files import Built, StoredTensor, read_content
+
+# Prefixes that torch.compile, DistributedDataParallel, FSDP and activation checkpointing add to
+# names.
+WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+HYPER_PARAMETERS = ("hyper_parameters", "datamodule_hyper_parameters")
+# Limits against hostile files. Real hyper-parameters have a few levels and some hundred values.
+# letters of all names on the way to a value
+MOST_LEVELS, MOST_LETTERS, MOST_VALUES = 20, 200, 10_000
+# of one dict or object, so that a vocabulary does not use up the limit for the settings after it
+MOST_ITEMS = 1_000
+
+
+def read_lightning(path: Path) -> tuple[dict[str, StoredTensor], dict[str, Any]]:
+    """Read weights and hyper-parameters of a checkpoint.
+
+    Returns:
+        Weights by name, without WRAPPERS; retrieval.models.pretrained.tensor_files.read_tensors reads their
+        numbers. Hyper-parameters by name, as `_flat` returns them.
+
+    Raises:
+        UserError: The file is absent, not readable, damaged or no checkpoint, or would run programs
+        in other readers.
+    """
+    remedy = "expected a PyTorch Lightning .ckpt; copy or download it again"
+    check_readable(path, "checkpoint")
+    if not path.is_file():
+        raise UserError(f"checkpoint {path} is no file; {remedy}")
+    try:
+        content = read_content(path)
+    except UserError as error:
+        raise UserError(f"checkpoint {path} is refused: {error}") from None
+    except Exception as error:  # a damaged pickle can raise nearly anything
+        raise UserError(
+            f"checkpoint {path} is truncated or no file of torch.save ({one_line(error)}); {remedy}"
+        ) from None
+    checkpoint = content.items if isinstance(content, Built) else content
+    state = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
+    state = state.items if isinstance(state, Built) else state
+    if not isinstance(state, dict):
+        raise UserError(f'checkpoint {path} has no "state_dict" of weights by name; {remedy}')
+    # Extra states of modules (get_extra_state) may be any object.
+    kept = {key: value for key, value in state.items() if not key.endswith("_extra_state")}
+    if others := [key for key, value in kept.items() if not isinstance(value, StoredTensor)]:
+        raise UserError(
+            f'checkpoint {path} has a "state_dict" in which {others[0]} is no tensor of numbers;'
+            f" {remedy}"
+        )
+    weights = {_plain_name(key): tensor for key, tensor in kept.items()}
+    if len(weights) < len(kept):
+        raise UserError(
+            f"checkpoint {path} has weights twice, once with {' or '.join(WRAPPERS)} in their"
+            f" names; {remedy}"
+        )
+    return weights, _flat([checkpoint.get(name) for name in HYPER_PARAMETERS])
+
+
+def _plain_name(key: str) -> str:
+    return ".".join(part for part in key.split(".") if part not in WRAPPERS)
+
+
+def _flat(sources: list[Any]) -> dict[str, Any]:
+    """Return numbers and texts by path and by every suffix of it:
+    `sentence_features.use_first_token`, `use_first_token`.
+
+    Of values with the same name the outermost is kept. Objects are searched in items, attributes
+    and arguments (sacred passes a dict to its read-only dicts). Names that begin with an underscore
+    are wrappers (omegaconf) and not in the path.
+    """
+    found: dict[str, Any] = {}
+    queue = deque(((), source) for source in sources)
+    room = MOST_VALUES  # counted before queuing: a file can repeat one large object many times
+    while queue:
+        path, value = queue.popleft()
+        if isinstance(value, (bool, float, str)) or (
+            isinstance(value, int) and value.bit_length() < 64
+        ):
+            for start in range(len(path)):
+                found.setdefault(".".join(path[start:]), value)
+        elif isinstance(value, (dict, Built)):
+            items = list(islice(_named_parts(value), min(room, MOST_ITEMS)))
+            room -= len(items)
+            for name, item in items:
+                below = (*path, *name)
+                if len(below) <= MOST_LEVELS and sum(map(len, below)) <= MOST_LETTERS:
+                    queue.append((below, item))
+    return found
+
+
+def _named_parts(value: dict | Built) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield the content of a dict or an object, each part with the name that it adds to the path
+    (one or none).
+    """
+    if isinstance(value, dict):
+        yield from (
+            ((), item) if key.startswith("_") else ((key,), item)
+            for key, item in value.items()
+            if key not in ("_parent", "_metadata")
+        )
+    else:
+        yield from (((), part) for part in value.parts())

@@ -1,0 +1,160 @@
+"""Validate the events of the page: only values that the page's own fields can hold reach Gradio's
+queue.
+
+Gradio opens every path and URL in an event, at any depth. Here fields accept text and numbers only,
+so Gradio never gets a file object.
+"""
+
+import inspect
+import json
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import gradio as gr
+
+from retrieval.search.page.clients import Refused
+
+UPLOAD_FIELD = "upload-reference"  # elem_id of the field with the reference of the upload
+MAX_NUMBER = 1e9  # of seconds
+SESSION_HASH = re.compile(r"[A-Za-z0-9_-]{1,64}")
+KEYS = {"data", "event_data", "fn_index", "trigger_id", "session_hash"}
+
+Rule = Callable[[Any], bool]
+
+
+class Events:
+    """Events that a browser may post for a page.
+
+    Args:
+        page: Gradio's complete Blocks.
+        files: Names and lengths (s) of the indexed files.
+    """
+
+    def __init__(self, page: gr.Blocks, files: dict[str, float]):
+        self.files = files
+        functions = {
+            number: function for number, function in page.fns.items() if function.fn is not None
+        }
+        self.rules = {
+            number: [rule_of(block) for block in function.inputs]
+            for number, function in functions.items()
+        }
+        self.uploads = {
+            number: [is_upload(block) for block in function.inputs]
+            for number, function in functions.items()
+        }
+        self.of_hits = {
+            number for number, function in functions.items() if takes_a_hit(function.fn)
+        }
+
+    def read(self, body: bytes) -> tuple[dict[str, Any], list[str]]:
+        """Parse and check the body of an event.
+
+        Returns:
+            The event, and the references of the uploads that it names.
+
+        Raises:
+            Refused: The page itself would never send this body.
+        """
+        event = parse(body)
+        if not isinstance(event, dict) or not set(event) <= KEYS:
+            raise Refused(400, f"an event is an object with the keys {', '.join(sorted(KEYS))}")
+        number, data, session_hash = (
+            event.get("fn_index"),
+            event.get("data"),
+            event.get("session_hash"),
+        )
+        if type(number) is not int or number not in self.rules:
+            raise Refused(404, "the page has no such event")
+        if not isinstance(session_hash, str) or not SESSION_HASH.fullmatch(session_hash):
+            raise Refused(400, "session_hash must be letters and digits")
+        trigger = event.get("trigger_id")
+        if trigger is not None and (type(trigger) is not int or not 0 <= trigger < 2**31):
+            raise Refused(400, "trigger_id must be a number")
+        rules = self.rules[number]
+        if not isinstance(data, list) or len(data) != len(rules):
+            raise Refused(422, f"this event has {len(rules)} arguments")
+        for place, (rule, value) in enumerate(zip(rules, data, strict=True)):
+            if not rule(value):
+                raise Refused(
+                    422, f"argument {place} is not a value that this field of the page can hold"
+                )
+        hit = event.get("event_data")
+        if number in self.of_hits:
+            self._check_hit(hit)
+        elif hit is not None:
+            raise Refused(422, "event_data does not belong to this event")
+        clean = {
+            "data": data,
+            "event_data": hit,
+            "fn_index": number,
+            "trigger_id": trigger,
+            "session_hash": session_hash,
+        }
+        named = [
+            value
+            for value, is_named in zip(data, self.uploads[number], strict=True)
+            if is_named and value
+        ]
+        return clean, named
+
+    def _check_hit(self, hit: Any) -> None:
+        if not isinstance(hit, dict) or set(hit) != {"file", "start", "end"}:
+            raise Refused(422, "event_data must have the keys file, start, end")
+        if not isinstance(hit["file"], str) or hit["file"] not in self.files:
+            raise Refused(404, "event_data names no recording of this index")
+        if not (
+            is_number(hit["start"]) and is_number(hit["end"]) and 0 <= hit["start"] < hit["end"]
+        ):
+            raise Refused(422, "start and end of event_data must be seconds")
+        if hit["start"] >= self.files[hit["file"]]:
+            raise Refused(422, "start lies beyond the end of the recording")
+
+
+def parse(body: bytes) -> Any:
+    """Parse strict JSON: no NaN, no infinities, limited depth. Raises Refused."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(constant)
+
+    try:
+        return json.loads(body.decode("utf-8"), parse_constant=refuse)
+    except (ValueError, RecursionError):
+        raise Refused(400, "the body is not JSON") from None
+
+
+def is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) <= MAX_NUMBER and math.isfinite(value)
+
+
+def is_upload(block: Any) -> bool:
+    return block.elem_id == UPLOAD_FIELD
+
+
+def rule_of(block: Any) -> Rule:
+    """Return the check for values of a component. Raises TypeError for an unknown kind of
+    component.
+    """
+    if isinstance(block, gr.Textbox):
+        return lambda value: isinstance(value, str)
+    if isinstance(block, gr.Slider):
+        return lambda value: (
+            is_number(value) and block.minimum <= value <= block.maximum and value == int(value)
+        )
+    if isinstance(block, gr.Number):
+        return lambda value: value is None or is_number(value)
+    if isinstance(block, gr.Dropdown):
+        choices = {choice for _, choice in block.choices}
+        return lambda value: isinstance(value, str) and value in choices
+    raise TypeError(
+        f"an event of the page takes a {type(block).__name__}: add a rule for it in rule_of"
+    )
+
+
+def takes_a_hit(function: Callable) -> bool:
+    return any(
+        parameter.annotation is gr.EventData
+        for parameter in inspect.signature(function).parameters.values()
+    )

@@ -1,0 +1,467 @@
+"""Access control in front of the page: refuses every request that is not on its lists, before
+Gradio or the disk are used.
+
+It checks in this order: host name, route, origin, client (and password), event. See docs/search.md.
+"""
+
+import asyncio
+import json
+import re
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from http.cookies import CookieError, SimpleCookie
+from ipaddress import ip_address
+from typing import Any
+from urllib.parse import parse_qs, urlencode, urlsplit
+
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
+
+from retrieval.search.page.clients import Client, Clients, Refused
+from retrieval.search.page.events import Events
+from retrieval.search.page.password import Password, login_page
+
+EVENT_BYTES = 2**20
+LOGIN_BYTES = 2**12
+MAX_WAITING_OF_CLIENT = 8  # events of one client in Gradio's queue
+SECONDS_BETWEEN_SWEEPS = 5.0
+UPLOAD, FILES = "/gradio_api/upload", "/gradio_api/file="
+# asked for by a page that lost the connection, until it can load again
+APP_ID = "/gradio_api/app_id"
+JOIN, ANSWERS = "/gradio_api/queue/join", "/gradio_api/queue/data"
+
+
+ROUTES: dict[str, set[str]] = {
+    "/": {"GET", "HEAD"},
+    "/config": {"GET"},
+    APP_ID: {"GET"},
+    "/theme.css": {"GET"},
+    "/favicon.ico": {"GET"},
+    "/recording": {"GET", "HEAD"},
+    "/picture": {"GET"},
+    "/presence": {"GET"},
+    "/login": {"POST"},
+    UPLOAD: {"POST"},
+    "/gradio_api/upload_progress": {"GET"},
+    JOIN: {"POST"},
+    ANSWERS: {"GET"},
+}
+PREFIXES = ("/assets/", "/static/", FILES)  # GET
+STATIC = re.compile(r"(/assets|/static)(/[\w@+-][\w@+.-]*)+")
+GRADIO_HEADERS = {
+    b"host",
+    b"accept",
+    b"accept-encoding",
+    b"accept-language",
+    b"content-type",
+    b"if-none-match",
+    b"if-modified-since",
+    b"user-agent",
+}
+RESPONSE_HEADERS = {
+    # Gradio's scripts are inline and made at run time; nothing may come from, or go to, another
+    # origin.
+    "content-security-policy": (
+        "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; "
+        "frame-ancestors 'none'; base-uri 'self'; form-action 'self'; object-src 'none'"
+    ),
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "referrer-policy": "same-origin",
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+}
+# A request that starts at another site carries no SameSite=Strict cookie. This page repeats it from
+# here, with the cookie.
+AGAIN = (
+    '<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="0;url=./">'
+    '<title>Search recordings</title><a href="./">Search recordings</a>'
+)
+
+Scope, Receive, Send = (
+    dict[str, Any],
+    Callable[[], Awaitable[dict]],
+    Callable[[dict], Awaitable[None]],
+)
+
+
+@dataclass
+class Asked:
+    """A request whose route is known."""
+
+    scope: Scope
+    headers: dict[str, str]
+    query: dict[str, str]
+
+    @property
+    def path(self) -> str:
+        return self.scope["path"]
+
+    @property
+    def method(self) -> str:
+        return self.scope["method"]
+
+    @property
+    def address(self) -> str:
+        return self.scope["client"][0] if self.scope.get("client") else ""
+
+
+class Gate:
+    """ASGI application in front of the page's.
+
+    Args:
+        app: The page with its routes; it finds the client's key in `request.state.client_key`.
+        events: Events that the page may post.
+        clients: Owners of uploads and sessions.
+        names: Host names to answer to, in addition to IP addresses (which DNS rebinding cannot
+        use); None: all names. password: Needed for every route, if any. num_waiting: Function from
+        a session_hash to its number of events in the queue.
+    """
+
+    def __init__(
+        self,
+        app,
+        events: Events,
+        clients: Clients,
+        names: frozenset[str] | None,
+        password: Password | None,
+        num_waiting: Callable[[str], int],
+    ):
+        self.app, self.events, self.clients, self.names, self.password, self.num_waiting = (
+            app,
+            events,
+            clients,
+            names,
+            password,
+            num_waiting,
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            sweeper = asyncio.create_task(self._sweep_forever())
+            try:
+                await self.app(scope, receive, send)
+            finally:
+                sweeper.cancel()
+        elif scope["type"] == "http":
+            await self._answer(scope, receive, send)
+        else:
+            await send({"type": "websocket.close", "code": 1008})
+
+    async def _sweep_forever(self) -> None:
+        while True:
+            await asyncio.sleep(SECONDS_BETWEEN_SWEEPS)
+            self.clients.sweep()
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        cookies: list[str] = []
+
+        is_stream: bool | None = None  # None: nothing was answered yet
+
+        async def send_safely(message: dict) -> None:
+            nonlocal is_stream
+            if message["type"] == "http.response.start":
+                is_stream = all(name.lower() != b"content-length" for name, _ in message["headers"])
+                kept = [
+                    (name, value)
+                    for name, value in message["headers"]
+                    if not name.lower().startswith(b"access-control-")
+                ]
+                added = [
+                    (name.encode(), value.encode()) for name, value in RESPONSE_HEADERS.items()
+                ]
+                message = message | {
+                    "headers": (
+                        kept + added + [(b"set-cookie", cookie.encode()) for cookie in cookies]
+                    )
+                }
+            await send(message)
+
+        try:
+            asked = read_head(scope)
+            self._check_host(asked)
+            check_route(asked)
+            check_origin(asked)
+            await self._admit(asked, receive, send_safely, cookies)
+        except asyncio.CancelledError:  # the server ends, and this page is still open
+            if is_stream is None:
+                await JSONResponse({"detail": "the page has ended"}, 503)(scope, receive, send)
+            elif is_stream:
+                await send({"type": "http.response.body"})
+            else:
+                raise
+        except Refused as refusal:
+            headers = refusal.headers | (
+                {"Connection": "close"} if scope["method"] == "POST" else {}
+            )
+            await JSONResponse({"detail": refusal.detail}, refusal.status, headers)(
+                scope, receive, send_safely
+            )
+
+    def _check_host(self, asked: Asked) -> None:
+        """Refuse foreign names that resolve to this machine: pages of that name could read the
+        answers (DNS rebinding).
+        """
+        name = host_name(asked.headers.get("host", ""))
+        if name is None:
+            raise Refused(400, "the Host header is not valid")
+        if self.names is not None and name not in self.names and not is_address(name):
+            raise Refused(400, "this page does not answer to this host name")
+
+    async def _admit(self, asked: Asked, receive: Receive, send: Send, cookies: list[str]) -> None:
+        scope, cookie_name = asked.scope, f"retrieval_{asked.scope['server'][1]}"
+        given = read_cookie(asked.headers.get("cookie", ""), cookie_name)
+        name = self.clients.name_in(given)
+        if asked.path == "/login" or (asked.path == "/" and "token" in asked.query):
+            return await self._login(asked, cookie_name, receive, send)
+        if asked.path == "/" and asked.headers.get("sec-fetch-site") in ("cross-site", "same-site"):
+            return await HTMLResponse(AGAIN)(scope, receive, send)
+        if name is None and self.password:
+            if asked.path == "/":
+                return await HTMLResponse(login_page(), 401)(scope, receive, send)
+            raise Refused(401, "this page needs a password: open it in a browser and enter it")
+        if name is None and (given or asked.path in ("/", UPLOAD)):
+            cookie = self.clients.new_cookie(given)
+            cookies.append(cookie_text(cookie_name, cookie, scope["scheme"]))
+            name = self.clients.name_in(cookie)
+        client_key = f"address {asked.address}" if name is None else name
+        await self._pass_on(asked, client_key, receive, send)
+
+    async def _pass_on(self, asked: Asked, client_key: str, receive: Receive, send: Send) -> None:
+        scope = asked.scope | {"state": {"client_key": client_key}}
+        if asked.path == JOIN:
+            await self._join(asked, scope, client_key, receive, send)
+        elif asked.path == ANSWERS:
+            client, session_hash = (
+                self.clients.client(client_key),
+                asked.query.get("session_hash", ""),
+            )
+            if session_hash not in self.clients.sessions:
+                raise Refused(404, "there is no such session")
+            scope |= for_gradio(asked, urlencode({"session_hash": session_hash}))
+            async with self.clients.session(client, session_hash).answers:
+                if not self.num_waiting(session_hash):
+                    raise Refused(404, "no question of this session waits for its answer")
+                await self._in_session(client, session_hash, scope, receive, send)
+        elif asked.path in (
+            "/",
+            "/config",
+            APP_ID,
+            "/theme.css",
+            "/favicon.ico",
+        ) or asked.path.startswith(("/assets/", "/static/")):
+            await self.app(scope | for_gradio(asked), receive, send)
+        else:
+            await self.app(scope, receive, send)  # the page's own routes, in server.py
+
+    async def _join(
+        self, asked: Asked, scope: Scope, client_key: str, receive: Receive, send: Send
+    ) -> None:
+        if (
+            asked.headers.get("content-type", "").partition(";")[0].strip().lower()
+            != "application/json"
+        ):
+            raise Refused(415, "an event must have the type application/json")
+        event, uploads = self.events.read(await read_body(asked, receive, EVENT_BYTES))
+        client = self.clients.client(client_key)
+        for reference in uploads:
+            self.clients.upload(client, reference)
+        sessions = [
+            session_hash
+            for session_hash, session in self.clients.sessions.items()
+            if session.owner == client.key
+        ]
+        if sum(map(self.num_waiting, sessions)) >= MAX_WAITING_OF_CLIENT:
+            raise Refused(
+                429,
+                f"{MAX_WAITING_OF_CLIENT} of your queries are still waiting: try again when one is"
+                " answered",
+                {"Retry-After": "2"},
+            )
+        self.clients.session(client, event["session_hash"])
+        body = json.dumps(event).encode()
+        scope |= for_gradio(asked)
+        scope["headers"] = [*scope["headers"], (b"content-length", str(len(body)).encode())]
+        await self._in_session(client, event["session_hash"], scope, replay(body, receive), send)
+
+    async def _in_session(
+        self, client: Client, session_hash: str, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Call Gradio; forget the session when its last stream has ended and no event waits."""
+        session = self.clients.session(client, session_hash)
+        session.open += 1
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            session.open -= 1
+            if (
+                not session.open
+                and not self.num_waiting(session_hash)
+                and session_hash in self.clients.sessions
+            ):
+                self.clients.drop_session(session_hash)
+
+    async def _login(self, asked: Asked, cookie_name: str, receive: Receive, send: Send) -> None:
+        if self.password is None:
+            return await RedirectResponse("./", 303)(asked.scope, receive, send)
+        given = asked.query.get("token")
+        if asked.path == "/login":
+            form = parse_qs(
+                (await read_body(asked, receive, LOGIN_BYTES)).decode("utf-8", "replace")
+            )
+            given = form.get("password", [""])[0]
+        if not self.password.is_right(given, asked.address):
+            return await HTMLResponse(login_page("This is not the password."), 401)(
+                asked.scope, receive, send
+            )
+        headers = {
+            "Set-Cookie": cookie_text(cookie_name, self.clients.new_cookie(), asked.scope["scheme"])
+        }
+        await HTMLResponse(AGAIN, headers=headers)(asked.scope, receive, send)
+
+
+# --- heads of requests ---
+
+
+def read_head(scope: Scope) -> Asked:
+    """Read headers and query of a request. Raises Refused."""
+    headers: dict[str, str] = {}
+    for name, value in scope["headers"]:
+        key = name.decode("latin-1").lower()
+        if key in headers and key in ("host", "origin", "content-length", "content-type", "range"):
+            raise Refused(400, f"the header {key} is given twice")
+        headers[key] = (
+            f"{headers[key]}; {value.decode('latin-1')}"
+            if key in headers
+            else value.decode("latin-1")
+        )
+    if "content-length" in headers and "transfer-encoding" in headers:
+        # which is the length?
+        raise Refused(400, "a body has a Content-Length or a Transfer-Encoding, not both")
+    try:
+        query = parse_qs(
+            scope["query_string"].decode("latin-1"), keep_blank_values=True, max_num_fields=20
+        )
+    except ValueError:
+        raise Refused(400, "the query string is too long") from None
+    return Asked(scope, headers, {name: values[0] for name, values in query.items()})
+
+
+def check_route(asked: Asked) -> None:
+    path = asked.path
+    if path in ROUTES:
+        methods = ROUTES[path]
+    elif path.startswith(PREFIXES) and (path.startswith(FILES) or STATIC.fullmatch(path)):
+        methods = {"GET"}
+    else:
+        raise Refused(404, "not found")
+    if asked.method not in methods:
+        raise Refused(
+            405,
+            f"only {' and '.join(sorted(methods))} can be used here",
+            {"Allow": ", ".join(sorted(methods))},
+        )
+
+
+def check_origin(asked: Asked) -> None:
+    """Refuse requests of pages of another origin, including other ports of this machine. Links that
+    open the page pass.
+    """
+    origin, site = asked.headers.get("origin"), asked.headers.get("sec-fetch-site")
+    own = f"{asked.scope['scheme']}://{asked.headers['host']}".lower()
+    if origin is not None and plain_origin(origin) != plain_origin(own):
+        raise Refused(403, "a page of another origin cannot do this")
+    is_opened = asked.path == "/" and asked.headers.get("sec-fetch-mode") == "navigate"
+    if site not in (None, "same-origin", "none") and not is_opened:
+        raise Refused(403, "a page of another origin cannot do this")
+
+
+def plain_origin(origin: str) -> tuple[str, str, int | None] | None:
+    """Return scheme, host name and port; None for an invalid origin, such as `null`."""
+    try:
+        parts = urlsplit(origin.lower())
+        port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    except ValueError:
+        return None
+    return (parts.scheme, parts.hostname, port) if parts.hostname else None
+
+
+def host_name(host: str) -> str | None:
+    """Return the name in a Host header, without port and brackets; None if it is invalid."""
+    if not re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[\w.-]+|::1)(:\d{1,5})?", host):
+        return None
+    if host == "::1":
+        return host
+    try:
+        parts = urlsplit(f"//{host}")
+        return parts.hostname if parts.port != 0 else None  # a port beyond 65535 is a ValueError
+    except ValueError:
+        return None
+
+
+def is_address(name: str) -> bool:
+    try:
+        ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def read_cookie(header: str, name: str) -> str:
+    try:
+        cookie = SimpleCookie(header).get(name)
+    except CookieError:
+        return ""
+    return cookie.value if cookie else ""
+
+
+def cookie_text(name: str, value: str, scheme: str) -> str:
+    return (
+        f"{name}={value}; Path=/; HttpOnly;"
+        f" SameSite=Strict{'; Secure' if scheme == 'https' else ''}"
+    )
+
+
+def for_gradio(asked: Asked, query: str = "") -> Scope:
+    """Return headers and query string for Gradio, without the ones that change its answer."""
+    headers = [
+        (name, value) for name, value in asked.scope["headers"] if name.lower() in GRADIO_HEADERS
+    ]
+    return {"headers": headers, "query_string": query.encode()}
+
+
+# --- bodies ---
+
+
+async def read_body(asked: Asked, receive: Receive, limit: int) -> bytes:
+    """Read a body of at most `limit` bytes. Raises Refused; if Content-Length is too large, before
+    reading.
+    """
+    check_length(asked, limit)
+    body = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Refused(400, "the request was interrupted")
+        body += message.get("body", b"")
+        if len(body) > limit:
+            raise Refused(413, f"at most {limit:,} bytes can be sent here")
+        if not message.get("more_body"):
+            return bytes(body)
+
+
+def check_length(asked: Asked, limit: int) -> None:
+    length = asked.headers.get("content-length", "0")
+    if not re.fullmatch(r"[0-9]{1,18}", length):
+        raise Refused(400, "Content-Length is not a number")
+    if int(length) > limit:
+        raise Refused(413, f"at most {limit:,} bytes can be sent here")
+
+
+def replay(body: bytes, receive: Receive) -> Receive:
+    """Return a `receive` that delivers `body` first."""
+    messages = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive_again() -> dict:
+        return messages.pop() if messages else await receive()
+
+    return receive_again

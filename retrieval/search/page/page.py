@@ -1,0 +1,317 @@
+"""The page: its fields, buttons and answers. Every mistake becomes one line on the page.
+
+The model answers one query at a time; others wait in Gradio's queue. Fields hold text and numbers
+only: events name an upload by its reference (clients.py), so Gradio never gets a path.
+"""
+
+import logging
+import math
+import re
+import time
+from collections.abc import Callable
+from functools import wraps
+from html import escape
+from pathlib import Path
+
+import gradio as gr
+
+from retrieval.base.errors import UserError
+from retrieval.search import AudioIndex, Hit
+from retrieval.search.page.audio import read_excerpt
+from retrieval.search.page.clients import MAX_UPLOAD_MIB, Clients
+from retrieval.search.page.events import UPLOAD_FIELD
+from retrieval.search.page.results import cards, located, message, score_table
+
+EXAMPLES = (
+    "a clock ticks quietly",
+    "someone types on a keyboard",
+    "a carpenter saws wood",
+    "an ambulance siren wails",
+    "rain pours down",
+)
+MAX_SENTENCES = 200
+MAX_WAITING = 64  # questions in the queue
+MAX_SESSIONS = 256  # Gradio keeps the last answers of so many sessions
+
+FOLDER = Path(__file__).parent
+STYLE = (FOLDER / "page.css").read_text(encoding="utf-8")
+SCRIPT = (FOLDER / "results.js").read_text(encoding="utf-8")
+HEAD = '<meta name="color-scheme" content="light dark">'
+# the reader's own: none is fetched
+FONT = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
+THEME = gr.themes.Base(
+    primary_hue="teal",
+    neutral_hue="slate",
+    radius_size="lg",
+    font=FONT,
+    font_mono=["ui-monospace", "monospace"],
+).set(
+    # Contrast of 4.5 and more.
+    body_text_color_subdued="*neutral_600",
+    input_placeholder_color="*neutral_500",
+    button_primary_background_fill="*primary_700",
+    button_primary_background_fill_dark="*primary_700",
+    button_primary_background_fill_hover="*primary_800",
+    button_primary_background_fill_hover_dark="*primary_800",
+)
+
+logger = logging.getLogger(__name__)
+
+
+def make_page(index: AudioIndex, clients: Clients) -> gr.Blocks:
+    """Return the page as Gradio's Blocks, not yet served."""
+    answers = Answers(index, clients)
+    in_browser = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
+    with gr.Blocks(title="Search recordings", analytics_enabled=False) as page:
+        gr.HTML(heading(index), elem_id="heading")
+        with gr.Tabs():
+            with gr.Tab("With words"):
+                with gr.Row(elem_id="ask", equal_height=True):
+                    query = gr.Textbox(
+                        label="What do you want to hear?",
+                        placeholder=EXAMPLES[0],
+                        lines=1,
+                        max_lines=1,
+                        scale=5,
+                    )
+                    search = gr.Button(
+                        "Search", variant="primary", scale=1, min_width=120, elem_id="search"
+                    )
+                with gr.Row(elem_id="examples"):
+                    examples = [
+                        gr.Button(example, size="sm", variant="secondary", min_width=0)
+                        for example in EXAMPLES
+                    ]
+            with gr.Tab("With a sound"):
+                with gr.Row():
+                    clip = gr.File(
+                        label=f"Your recording (at most {MAX_UPLOAD_MIB} MiB)",
+                        height=190,
+                        elem_id="clip",
+                    )
+                    upload = gr.Textbox(visible="hidden", elem_id=UPLOAD_FIELD)
+                    # In the browser: no event carries a file.
+                    clip.change(
+                        None, clip, upload, js="(file) => file ? file.path : ''", **in_browser
+                    )
+                    with gr.Column(elem_id="about-clip"):
+                        label, shown = (
+                            "Sentences to compare it with, one a line",
+                            "\n".join(EXAMPLES[:3]),
+                        )
+                        sentences = gr.Textbox(label=label, placeholder=shown, lines=3, max_lines=8)
+                        with gr.Row():
+                            by_sound = gr.Button(
+                                "Find similar recordings", variant="primary", elem_id="by-sound"
+                            )
+                            score = gr.Button("Score the sentences", elem_id="score")
+        with gr.Accordion("Filters", open=False, elem_id="filters"), gr.Row():
+            folders = [("all folders", ""), *((name, name) for name in index.folders)]
+            folder = gr.Dropdown(
+                folders, value="", label="Folder", min_width=140, visible=bool(index.folders)
+            )
+            shortest = gr.Number(0, label="Shortest file, s", min_width=140)
+            longest = gr.Number(
+                math.ceil(max((file.seconds for file in index.files), default=0)),
+                label="Longest file, s",
+                min_width=140,
+            )
+            k = gr.Slider(1, 50, value=10, step=1, label="Results", min_width=140)
+        status = gr.HTML(answers.greeting(), elem_id="status")
+        results = gr.HTML("", elem_id="results", js_on_load=SCRIPT, apply_default_css=False)
+
+        filters, outputs = [folder, shortest, longest, k], [status, results]
+        one_at_a_time = {
+            "concurrency_limit": 1,
+            "concurrency_id": "model",
+            "api_visibility": "private",
+            "show_progress": "minimal",
+        }
+        gr.on(
+            [query.submit, search.click], answers.words, [query, *filters], outputs, **one_at_a_time
+        )
+        for button in examples:
+            asked = button.click(None, button, query, js="(text) => text", **in_browser)
+            asked.then(answers.words, [query, *filters], outputs, **one_at_a_time)
+        by_sound.click(answers.sound, [upload, *filters], outputs, **one_at_a_time)
+        score.click(answers.scores, [upload, sentences], outputs, **one_at_a_time)
+        results.click(answers.like, filters, outputs, **one_at_a_time)
+    page.state_session_capacity = MAX_SESSIONS
+    page.queue(max_size=MAX_WAITING)
+    page._queue.ANALYTICS_MAX_EVENTS = 1  # Gradio's statistics, which no route shows
+    return page
+
+
+def longest_excerpt(index: AudioIndex) -> float:
+    """Return the length of the model's clips in seconds, plus one second for rounding."""
+    return index.model.windows.clip_samples / index.model.sample_rate + 1
+
+
+def heading(index: AudioIndex) -> str:
+    minutes = sum(file.seconds for file in index.files) / 60
+    length = f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+    about = f"{count(len(index.files), 'recording')}, {length}, in {index.folder.name}"
+    if index.unreadable:
+        about += f"; {count(len(index.unreadable), 'file')} could not be read"
+    names = escape("\n".join(f"{file}: {reason}" for file, reason in index.unreadable[:20]))
+    return f'<h1>Search recordings</h1><p title="{names}">{escape(about)}</p>'
+
+
+def count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def answered(function: Callable[..., tuple[str, str]]) -> Callable[..., tuple[str, str]]:
+    """Turn errors into a status line without results."""
+
+    @wraps(function)
+    def method(self: "Answers", *arguments) -> tuple[str, str]:
+        try:
+            if not self.index.files:
+                raise UserError(
+                    f"the index holds no recordings: put some into {self.index.folder.name} and"
+                    " index it again"
+                )
+            return function(self, *arguments)
+        except UserError as error:
+            return (
+                message(
+                    without_folders(
+                        str(error), self.index.folder, self.index.path, self.clients.folder
+                    ),
+                    "error",
+                ),
+                "",
+            )
+        except Exception:
+            logger.exception("the page could not answer")
+            return (
+                message(
+                    "the page could not answer: the log of the command that started the page has"
+                    " the reason",
+                    "error",
+                ),
+                "",
+            )
+
+    return method
+
+
+class Answers:
+    """Handlers of the page's buttons; each returns status and results as HTML."""
+
+    def __init__(self, index: AudioIndex, clients: Clients):
+        self.index, self.clients = index, clients
+
+    def greeting(self) -> str:
+        if not self.index.files:
+            return message(
+                f"The index holds no recordings: put some into {self.index.folder.name} and index"
+                " it again.",
+                "error",
+            )
+        return message("Type a sentence and press Enter, or try one of the examples.")
+
+    @answered
+    def words(
+        self, query: str, folder: str, shortest: float | None, longest: float | None, k: int
+    ) -> tuple[str, str]:
+        limits = filters(folder, shortest, longest)
+        return self._found(
+            lambda: self.index.search(query, k, **limits), lambda: self.index.notes(query)
+        )
+
+    @answered
+    def sound(
+        self, reference: str, folder: str, shortest: float | None, longest: float | None, k: int
+    ) -> tuple[str, str]:
+        path, limits = self._upload(reference), filters(folder, shortest, longest)
+        return self._found(
+            lambda: self.index.search_audio(path, k, **limits), lambda: f"like {path.name}"
+        )
+
+    @answered
+    def like(
+        self, folder: str, shortest: float | None, longest: float | None, k: int, hit: gr.EventData
+    ) -> tuple[str, str]:
+        """Find recordings like the excerpt of a hit, without that excerpt."""
+        start, end, limits = float(hit.start), float(hit.end), filters(folder, shortest, longest)
+        if not 0 <= start < end <= start + longest_excerpt(self.index):
+            raise UserError("the excerpt to compare with must have a start and an end in seconds")
+        excerpt = read_excerpt(located(hit.file, self.index), start, end)
+
+        def others() -> list[Hit]:
+            found = self.index.search_audio(excerpt, k + 1, **limits)
+            return [
+                other
+                for other in found
+                if other.file != hit.file or not other.start < end or not start < other.end
+            ][:k]
+
+        return self._found(others, lambda: f"like {hit.file}, {start:.1f} to {end:.1f}\u00a0s")
+
+    @answered
+    def scores(self, reference: str, sentences: str) -> tuple[str, str]:
+        path, lines = (
+            self._upload(reference),
+            [line.strip() for line in sentences.splitlines() if line.strip()],
+        )
+        if not lines:
+            raise UserError("there is no sentence to compare with: write one a line")
+        if len(lines) > MAX_SENTENCES:
+            raise UserError(
+                f"at most {MAX_SENTENCES} sentences can be scored at once, found {len(lines)}"
+            )
+        table = score_table(lines, self.index.score_audio(path, lines))
+        return message(f"{path.name} against {count(len(lines), 'sentence')}"), table
+
+    def _upload(self, reference: str) -> Path:
+        """Return the path of the upload. Raises UserError if there is none, or if it is empty."""
+        if not reference:
+            raise UserError("there is no recording yet: upload one first")
+        upload = self.clients.uploaded(reference)
+        if not upload.size:
+            raise UserError(f"{upload.name} is empty: upload another recording")
+        return upload.path
+
+    def _found(
+        self, search: Callable[[], list[Hit]], note: Callable[[], str | None]
+    ) -> tuple[str, str]:
+        begin = time.perf_counter()
+        hits = search()
+        took = f"{1000 * (time.perf_counter() - begin):.0f}\u00a0ms"
+        if not hits:
+            raise UserError("no recording matches the filters: widen them")
+        files = len({hit.file for hit in hits})
+        text = (
+            f"{count(len(hits), 'answer')} in {files} of"
+            f" {count(len(self.index.files), 'recording')}, {took}"
+        )
+        return message("; ".join(filter(None, [text, note()]))), cards(hits, self.index)
+
+
+def filters(folder: str, shortest: float | None, longest: float | None) -> dict[str, str | float]:
+    """Filters of AudioIndex.search. Raises UserError."""
+    limits = {
+        "min_seconds": shortest or 0.0,
+        "max_seconds": math.inf if longest is None else longest,
+    }
+    if limits["min_seconds"] > limits["max_seconds"]:
+        raise UserError(
+            f"no file is longer than {shortest:g} s and shorter than {longest:g} s: change the"
+            " filters"
+        )
+    return limits | {"within": folder}
+
+
+def without_folders(text: str, *known: Path) -> str:
+    """Remove the folders of this machine from the file names in a message for the browser.
+
+    Args:
+        text: The message.
+        known: Folders to remove even if their names contain spaces.
+    """
+    for folder in known:
+        # also that of an upload
+        text = re.sub(re.escape(f"{folder.resolve()}/") + "([0-9a-f]{32}/)?", "", text)
+    return re.sub(r"(?<![\w/.])/(?:[^/\s'\"]+/)+", "", text)

@@ -1,0 +1,1 @@
+"""Give a model away: card, hub, ONNX, Parquet."""

@@ -1,0 +1,189 @@
+"""Give a trained model away: bring its model card up to date, and upload it to the Hugging Face
+hub.
+
+    python -m retrieval.sharing card --checkpoint runs/tap/best [--license cc-by-4.0]
+    python -m retrieval.sharing push --checkpoint runs/tap/best --repo user/name [--private] [--license cc-by-4.0]
+
+The card, README.md in the model folder, is written by train.py: results, training data, settings.
+`card` writes it anew, with a licence, with what RUN/metrics.json says, and for models of earlier
+versions, which have little of a card. `push` uploads the folder as it is: weights, configuration,
+tokenizer, card. Anyone then loads it by `DualEncoder.from_pretrained("user/name")`. From Python:
+`model.push_to_hub("user/name")`. A token comes from `hf auth login` or HF_TOKEN.
+"""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from retrieval.base.errors import OneLineParser, UserError
+from retrieval.base.json_files import read_json
+from retrieval.base.launch import check_environment
+
+UPLOADED = ("README.md", "about.json", "config.json", "model.safetensors", "tokenizer/*")
+LICENSE = re.compile(r"[a-z0-9][a-z0-9.\-]*")  # as the hub writes them: cc-by-4.0, mit, other
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = parse_arguments(argv)
+    check_environment(several=False)
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    if arguments.command == "card":
+        renew_card(arguments.checkpoint, arguments.license, arguments.overwrite)
+        print(f"written: {arguments.checkpoint / 'README.md'}")
+    else:
+        from huggingface_hub.utils import disable_progress_bars
+
+        if arguments.quiet or not sys.stderr.isatty():
+            disable_progress_bars()  # which are huggingface_hub's own
+        address = push(arguments.checkpoint, arguments.repo, arguments.private, arguments.license)
+        size = sum(
+            path.stat().st_size
+            for pattern in UPLOADED
+            for path in arguments.checkpoint.glob(pattern)
+        )
+        print(f"uploaded: {arguments.checkpoint} to {address} ({size / 1e6:.1f} MB)")
+    return 0
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = OneLineParser(
+        prog="python -m retrieval.sharing",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    card = commands.add_parser("card", help="write the model card anew")
+    card.add_argument(
+        "--overwrite", action="store_true", help="also a card that was edited by hand"
+    )
+    upload = commands.add_parser("push", help="upload the model folder")
+    upload.add_argument(
+        "--repo", required=True, metavar="USER/NAME", help="made where it does not exist"
+    )
+    upload.add_argument(
+        "--private", action="store_true", help="a new repository is seen by its owner alone"
+    )
+    upload.add_argument("--quiet", action="store_true", help="no progress")
+    for command in (card, upload):
+        command.add_argument(
+            "--checkpoint", type=Path, required=True, help="model folder, such as runs/tap/best"
+        )
+        command.add_argument(
+            "--license",
+            help="of the model, as the hub writes it: cc-by-4.0, mit, apache-2.0, other",
+        )
+    arguments = parser.parse_args(argv)
+    if arguments.license is not None and not LICENSE.fullmatch(arguments.license):
+        parser.error(
+            f"--license {arguments.license!r} is no identifier of the hub, such as cc-by-4.0, mit"
+            " or other: lower case, no blanks"
+        )
+    return arguments
+
+
+def renew_card(folder: Path, license: str | None = None, overwrite: bool = False) -> None:
+    """README.md and about.json of a model folder from what is known now.
+
+    A model without about.json is described by its run folder (config.yaml and the cache that it
+    names) where there is one. Raises UserError for a folder that holds no model, and for a card
+    that was edited by hand unless `overwrite`.
+    """
+    from retrieval.models.card import CARD, is_as_written, read_about, write_card
+
+    architecture, about = read_architecture(folder), read_about(folder)
+    if not is_as_written(folder, about) and not overwrite:
+        raise UserError(
+            f"{folder / CARD} was edited by hand: edit `license` in its first lines there, or write"
+            " it anew by `card --overwrite`"
+        )
+    about = (
+        _measured(folder) | (about or _of_run(folder)) | ({"license": license} if license else {})
+    )
+    write_card(folder, architecture, about)
+
+
+def push(folder: Path, repo: str, private: bool = False, license: str | None = None) -> str:
+    """Upload the model in `folder` to `repo` on the hub, and return its address. Loads it first:
+    what does not load here loads nowhere.
+
+    Raises UserError, in one line, for a model that does not load or is not finite, and for what the
+    hub refuses.
+    """
+    from huggingface_hub import HfApi
+
+    from retrieval.models.dual_encoder import DualEncoder, check_finite
+    from retrieval.models.hub import explained_upload
+
+    check_is_folder(folder)
+    check_finite(DualEncoder.from_pretrained(folder), str(folder), "share")
+    with explained_upload(repo):
+        if license or not (folder / "README.md").exists():
+            renew_card(folder, license)
+        api = HfApi()
+        # None leaves it to the settings of the account.
+        repo_id = api.create_repo(repo, private=True if private else None, exist_ok=True).repo_id
+        commit = api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            allow_patterns=list(UPLOADED),
+            commit_message="Upload of a retrieval model",
+        )
+        return str(commit.repo_url)
+
+
+def read_architecture(folder: Path) -> dict[str, Any]:
+    """config.json of a model folder. Raises UserError."""
+    from retrieval.models.dual_encoder import check_folder
+
+    check_is_folder(folder)
+    check_folder(folder)
+    return read_json(folder / "config.json")
+
+
+def check_is_folder(checkpoint: Path) -> None:
+    """Raises UserError."""
+    if not checkpoint.is_dir():
+        raise UserError(
+            f"checkpoint {checkpoint} does not exist, or is no folder; train.py writes RUN/best and"
+            " RUN/last"
+        )
+
+
+def _of_run(folder: Path) -> dict[str, Any]:
+    """Of a model without about.json: settings from RUN/config.yaml, data from the cache that they
+    name, as far as these are there.
+    """
+    from retrieval.config import read_config
+    from retrieval.training.facts import of_training
+
+    run = folder.resolve().parent
+    if not (run / "config.yaml").is_file():
+        return {}
+    environment = _json(run / "environment.json")
+    return of_training(read_config(run), environment.get("git_commit"), need_data=False)
+
+
+def _measured(folder: Path) -> dict[str, Any]:
+    """What RUN/metrics.json says of the model: all of the evaluation split, and of the best one its
+    validation mAP@10.
+    """
+    name, final = folder.resolve().name, _json(folder.resolve().parent / "metrics.json")
+    measured: dict[str, Any] = {}
+    if name == "best" and "validation_mAP@10" in final:
+        scored = {"text_to_audio": {"mAP@10": final["validation_mAP@10"]}}
+        measured["validation"] = {"epoch": final.get("best_epoch"), "metrics": scored}
+    if isinstance(final.get(name), dict):
+        measured["evaluation"] = {"metrics": final[name]}
+    return measured
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return read_json(path)
+    except (OSError, ValueError):
+        return {}

@@ -1,0 +1,62 @@
+"""What can be known to fail before anything is exported."""
+
+import shutil
+from pathlib import Path
+
+from retrieval.base.errors import UserError
+from retrieval.base.files import check_writable, sha256_of
+
+ABOUT = "export.json"  # marks a folder of ONNX graphs
+
+
+def check_folder(output: Path, overwrite: bool) -> None:
+    """Raises UserError where `output` cannot be written, or holds anything but an export that may
+    be replaced.
+    """
+    check_writable(output.parent)
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    if not (output / ABOUT).is_file():
+        raise UserError(
+            f"--output {output} exists and is no earlier export (it has no {ABOUT}): give another"
+            " folder"
+        )
+    own = ("audio.onnx", "text.onnx", "score.onnx", "tokenizer", "README.md", ABOUT)
+    if foreign := [path.name for path in output.iterdir() if not path.name.startswith(own)]:
+        raise UserError(
+            f"--output {output} holds {foreign[0]} beside an export, which would be lost: move it,"
+            " or give another folder"
+        )
+    if not overwrite:
+        raise UserError(
+            f"--output {output} holds an export already: give another folder, or replace it with"
+            " --overwrite"
+        )
+
+
+def check_file(path: Path, overwrite: bool) -> None:
+    """Raises UserError where `path` cannot be written, or exists and may not be replaced."""
+    check_writable(path.parent)
+    if path.is_dir():
+        raise UserError(f"--parquet {path} is a folder: give the name of a file")
+    if path.exists() and not overwrite:
+        raise UserError(
+            f"--parquet {path} exists: give another file, or replace it with --overwrite"
+        )
+
+
+def check_room(output: Path, num_bytes: float) -> None:
+    """Raises UserError where the disk of `output` has less than `num_bytes` left."""
+    free = shutil.disk_usage(
+        next(place for place in output.absolute().parents if place.exists())
+    ).free
+    if num_bytes > free:
+        raise UserError(
+            f"{output} takes {num_bytes / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are left there:"
+            " make room, or write to another disk"
+        )
+
+
+def weights_sha256(checkpoint: Path) -> str:
+    """As `sha256sum` says it, of model.safetensors in a model folder, or of a checkpoint file."""
+    return sha256_of(checkpoint / "model.safetensors" if checkpoint.is_dir() else checkpoint)

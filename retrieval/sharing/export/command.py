@@ -1,0 +1,142 @@
+"""Export a trained model as ONNX graphs, or the vectors of a split as a Parquet file.
+
+python -m retrieval.export --checkpoint DIR --onnx --output DIR [--overwrite]
+python -m retrieval.export --checkpoint DIR --parquet FILE --cache DIR --split NAME [--frames]
+"""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from retrieval.base.errors import OneLineParser
+from retrieval.base.launch import check_environment
+from retrieval.base.progress import set_quiet, silence_transformers
+from retrieval.evaluation.outputs import check_checkpoints
+
+if TYPE_CHECKING:
+    from retrieval.models.dual_encoder import DualEncoder
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = parse_arguments(argv)
+    set_quiet(arguments.quiet)
+    check_environment(several=False)
+    check_checkpoints([arguments.checkpoint])
+    if arguments.onnx:
+        write_onnx(arguments)
+    else:
+        write_parquet(arguments)
+    return 0
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = OneLineParser(
+        prog="python -m retrieval.export",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        required=True,
+        help="model folder, such as runs/tap/best, or a .ckpt of salsa",
+    )
+    parser.add_argument(
+        "--text-encoder",
+        type=Path,
+        metavar="DIR",
+        help="tokenizer of a .ckpt, which holds none; default: that of roberta-large",
+    )
+    parser.add_argument(
+        "--onnx",
+        action="store_true",
+        help="both towers and the score as ONNX, checked against PyTorch",
+    )
+    parser.add_argument("--output", type=Path, metavar="DIR", help="folder of the ONNX graphs")
+    parser.add_argument(
+        "--parquet", type=Path, metavar="FILE", help="vectors of clips and captions"
+    )
+    parser.add_argument(
+        "--cache", type=Path, help="Arrow cache whose clips and captions are embedded"
+    )
+    parser.add_argument("--split", default="evaluation", help="default: evaluation")
+    parser.add_argument(
+        "--frames",
+        action="store_true",
+        help="also the frames of each clip (TAP): what retrieval.search.two_stage scores with",
+    )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace what an earlier export wrote under that name",
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+    arguments = parser.parse_args(argv)
+    if arguments.onnx == (arguments.parquet is not None):
+        parser.error("give either --onnx --output DIR, or --parquet FILE --cache DIR")
+    if arguments.onnx and arguments.output is None:
+        parser.error("--onnx needs --output DIR")
+    if arguments.parquet and arguments.cache is None:
+        parser.error("--parquet needs --cache DIR")
+    if arguments.parquet and arguments.output:
+        parser.error("--output is the folder of --onnx; --parquet names its file itself")
+    if arguments.onnx and (arguments.cache or arguments.frames):
+        parser.error("--cache and --frames belong to --parquet")
+    return arguments
+
+
+def write_onnx(arguments: argparse.Namespace) -> None:
+    from retrieval.sharing.export.checks import check_folder
+    from retrieval.sharing.export.onnx_files import export_onnx
+
+    check_folder(arguments.output, arguments.overwrite)
+    about = export_onnx(
+        load(arguments), arguments.output, source(arguments.checkpoint), arguments.overwrite
+    )
+    for name, found in about["differences_to_pytorch"].items():
+        print(f"largest difference to PyTorch, {name}: {found:.2g}")
+    names, size = (
+        ", ".join(graph["file"] for graph in about["graphs"].values()),
+        sum(graph["bytes"] for graph in about["graphs"].values()),
+    )
+    print(f"written: {arguments.output} ({names}; {size / 1e6:.1f} MB, opset {about['opset']})")
+
+
+def write_parquet(arguments: argparse.Namespace) -> None:
+    from retrieval.data import open_cache
+    from retrieval.evaluation.scorer import check_sample_rate
+    from retrieval.sharing.export.checks import check_file, check_room
+    from retrieval.sharing.export.parquet import export_parquet, num_bytes
+
+    check_file(arguments.parquet, arguments.overwrite)
+    cache = open_cache(arguments.cache)
+    split = cache.split(arguments.split, need_captions=False)
+    model = load(arguments)
+    check_sample_rate(cache, arguments.checkpoint, model.sample_rate)
+    check_room(arguments.parquet, num_bytes(model, split, arguments.frames))
+    about = source(arguments.checkpoint) | {"corpus": str(cache.info.get("corpus"))}
+    num_rows = export_parquet(model, split, arguments.parquet, about, frames=arguments.frames)
+    print(
+        f"written: {arguments.parquet} ({len(split)} clips, {num_rows - len(split)} captions,"
+        f" {model.architecture['dim']} numbers each)"
+    )
+
+
+def load(arguments: argparse.Namespace) -> "DualEncoder":
+    import torch
+
+    from retrieval.models.pretrained import load_pretrained
+
+    silence_transformers()
+    model = load_pretrained(arguments.checkpoint, arguments.text_encoder)
+    return model.cuda() if torch.cuda.is_available() and arguments.parquet else model
+
+
+def source(checkpoint: Path) -> dict[str, str]:
+    """Which model it was."""
+    from retrieval.sharing.export.checks import weights_sha256
+
+    return {
+        "checkpoint": "/".join(checkpoint.resolve().parts[-2:]),
+        "weights_sha256": weights_sha256(checkpoint),
+    }

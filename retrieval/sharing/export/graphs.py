@@ -1,0 +1,152 @@
+"""The two towers and the score as modules that torch.onnx can write: no loop and no branch depends
+on the numbers that go in.
+
+They compute what DualEncoder does. What differs: in a batch all clips get the windows of the
+longest, so that a short clip beside a long one costs as much as that one. Sizes of batches, clips,
+captions and frame sequences are free.
+
+Letters: B clips, S samples, W windows, T frames, N captions, L tokens, D = dim.
+"""
+
+import copy
+
+import torch
+import torchaudio
+from torch import Tensor, nn
+from torch.nn import functional
+
+from retrieval.base.errors import UserError
+from retrieval.models.audio.huggingface import HuggingFaceAudioEncoder
+from retrieval.models.dual_encoder import DualEncoder
+from retrieval.models.pooling import TextAwareAttentionPooling
+
+
+class AudioTower(nn.Module):
+    """waveform float32 (B, S), lengths int64 (B,) -> frames (B, T, D), mask bool (B, T), as
+    DualEncoder.encode_audio.
+
+    S is that of the longest clip. What exceeds clip_seconds is not heard. Raises UserError for an
+    encoder that cannot be a graph.
+    """
+
+    def __init__(self, model: DualEncoder):
+        super().__init__()
+        self.encoder, self.pooling, self.projection = (
+            model.audio_encoder,
+            model.pooling,
+            model.audio_projection,
+        )
+        if isinstance(model.audio_encoder, HuggingFaceAudioEncoder):
+            self.encoder = WaveformEncoder(model.audio_encoder)
+        self.windows = model.windows
+        self.resample: nn.Module = nn.Identity()
+        if model.sample_rate != model.audio_encoder.sample_rate:
+            # The filter as encode_audio makes it, in float32.
+            self.resample = torchaudio.transforms.Resample(
+                model.sample_rate, model.audio_encoder.sample_rate, dtype=torch.float32
+            )
+
+    def forward(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        grid = self.windows
+        num_windows = self._num_windows(waveform.shape[1])
+        needed = (num_windows - 1) * grid.hop_samples + grid.window_samples
+        starts = torch.arange(num_windows) * grid.hop_samples
+        padded = functional.pad(waveform, (0, needed))[:, :needed]
+        # (B W, window_samples)
+        windows = padded[:, starts[:, None] + torch.arange(grid.window_samples)].flatten(0, 1)
+        encoded = self.encoder(self.resample(windows))  # (B W, frames_per_window, feature_dim)
+        num_valid = grid.num_valid_frames(lengths)  # (B,)
+        first_frames = torch.arange(num_windows) * grid.frames_per_window
+        # (B, W); encode_audio leaves zeros where a window has no valid frame
+        used = first_frames < num_valid[:, None]
+        features = encoded.unflatten(0, (waveform.shape[0], num_windows)) * used[
+            ..., None, None
+        ].to(encoded.dtype)
+        features = features.flatten(1, 2)  # (B, T, feature_dim)
+        mask = torch.arange(num_windows * grid.frames_per_window) < num_valid[:, None]  # (B, T)
+        if not isinstance(self.pooling, TextAwareAttentionPooling):
+            features, mask = self.pooling(features, mask).unsqueeze(1), mask[:, :1]
+        return self.projection(features), mask
+
+    def _num_windows(self, num_samples: int) -> int:
+        """Those with valid frames of a clip of `num_samples`, as in DualEncoder.audio_features."""
+        grid = self.windows
+        if grid.num_windows == 1:
+            return 1
+        span = (grid.num_windows - 1) * grid.hop_samples + grid.window_samples
+        num_valid = (
+            torch.sym_min(num_samples, grid.clip_samples) * grid.num_frames + span - 1
+        ) // span
+        return (num_valid + grid.frames_per_window - 1) // grid.frames_per_window
+
+
+class WaveformEncoder(nn.Module):
+    """HuggingFaceAudioEncoder for models that hear the waveform itself. Raises UserError for those
+    of a spectrogram, which is not PyTorch's.
+    """
+
+    def __init__(self, encoder: HuggingFaceAudioEncoder):
+        super().__init__()
+        if encoder.num_mel_bins:
+            raise UserError(
+                f"the audio encoder {encoder.config.model_type} takes a spectrogram that"
+                " transformers computes outside of PyTorch, so that it cannot be written as ONNX;"
+                " atst_frame, passt, passt_s, passt_20, passt_l, mn40_as_ext, and of huggingface"
+                " wavlm, wav2vec2 and hubert can"
+            )
+        self.encoder = encoder
+
+    def forward(self, windows: Tensor) -> Tensor:
+        """(W, S) -> (W, T, feature_dim)"""
+        if self.encoder.family.extractor.do_normalize:  # as Wav2Vec2FeatureExtractor does in numpy
+            centred = windows - windows.mean(dim=1, keepdim=True)
+            windows = centred / (centred.square().mean(dim=1, keepdim=True) + 1e-7).sqrt()
+        return self.encoder.family.encode(self.encoder.model, windows)[
+            :, : self.encoder.num_frames(windows.shape[1])
+        ]
+
+
+class TextTower(nn.Module):
+    """input_ids and attention_mask int64 (N, L), padded on the right -> text (N, D), as
+    DualEncoder.encode_text after its tokenizer.
+    """
+
+    def __init__(self, model: DualEncoder):
+        super().__init__()
+        self.encoder, self.projection = model.text_encoder, model.text_projection
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.projection(self.encoder.encode_tokens(input_ids, attention_mask))
+
+
+class Score(nn.Module):
+    """text (N, D), frames (B, T, D), mask bool (B, T) -> scores (N, B), as DualEncoder.score. For
+    TAP (B, N, D) and (B, N, T) are held.
+
+    TAP's two linear maps before the softmax and its two after it are each one matrix here: no one
+    learns in a graph.
+    """
+
+    @torch.no_grad()
+    def __init__(self, pooling: nn.Module):
+        super().__init__()
+        self.is_tap = isinstance(pooling, TextAwareAttentionPooling)
+        if self.is_tap:
+            self.norm = pooling.norm
+            names = "query_weight", "query_bias", "value_weight", "value_bias"
+            for name, folded in zip(
+                names, copy.deepcopy(pooling).double().folded_maps(), strict=True
+            ):
+                self.register_buffer(name, folded.float().contiguous())
+
+    def forward(self, text: Tensor, frames: Tensor, mask: Tensor) -> Tensor:
+        direction = functional.normalize(text, eps=1e-12)  # (N, D)
+        if not self.is_tap:
+            return direction @ functional.normalize(frames[:, 0], eps=1e-12).T
+        keys = self.norm(frames)  # (B, T, D)
+        queries = functional.linear(self.norm(text), self.query_weight, self.query_bias)  # (N, D)
+        logits = queries @ keys.transpose(1, 2)  # (B, N, T)
+        logits = logits.masked_fill(~mask[:, None], torch.finfo(logits.dtype).min)
+        values = functional.linear(keys, self.value_weight)  # (B, T, D)
+        pooled = self.norm(logits.softmax(dim=-1) @ values + self.value_bias)  # (B, N, D)
+        return (direction * functional.normalize(pooled, dim=-1, eps=1e-12)).sum(dim=-1).T

@@ -1,0 +1,378 @@
+"""A model as a folder of ONNX graphs that were checked against PyTorch: audio.onnx, text.onnx,
+score.onnx, the tokenizer, export.json, README.md.
+
+Letters: B clips, S samples, T frames, N captions, L tokens, D = dim.
+"""
+
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from retrieval.base.errors import UserError, one_line
+from retrieval.base.folders import whole_folder
+from retrieval.base.progress import bar
+from retrieval.models.dual_encoder import DualEncoder, check_finite
+from retrieval.models.inference import eval_mode
+from retrieval.models.pooling import TextAwareAttentionPooling
+from retrieval.sharing.export.checks import ABOUT, check_folder, check_room
+from retrieval.sharing.export.graphs import AudioTower, Score, TextTower
+from retrieval.sharing.export.readme import onnx_readme
+
+TOLERANCE = 1e-4  # largest difference to PyTorch, of numbers above 1 as a part of the largest
+OPSET = 18
+# weights beyond this lie in a file beside the graph: ONNX holds at most 2 GiB in one
+EXTERNAL_BYTES = 2**30
+LIBRARIES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime")
+SEED = 0
+# see `parts`
+Part = tuple[str, nn.Module, dict[str, Tensor], dict[str, dict[int, Any]], tuple[str, ...]]
+
+
+def export_onnx(
+    model: DualEncoder, output: Path, source: dict[str, Any], overwrite: bool = False
+) -> dict[str, Any]:
+    """Write the folder `output` and return the content of its export.json. `source` says in there
+    which model it was.
+
+    Raises UserError, and leaves nothing under that name, where a graph cannot be written, or
+    differs from PyTorch by more than TOLERANCE.
+    """
+    check_folder(output, overwrite)
+    check_finite(model, "the model", "export")
+    check_room(
+        output,
+        1.1 * sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()),
+    )
+    model = model.cpu()
+    steps = bar(total=6, desc="exporting", unit="step")
+    with (
+        eval_mode(model),
+        torch.no_grad(),
+        whole_folder(output, "the ONNX graphs") as folder,
+        steps as progress,
+    ):
+        graphs = {}
+        for name, module, arguments, axes, outputs in parts(model):
+            graphs[name] = write_graph(
+                folder / f"{name}.onnx", module.eval(), arguments, axes, outputs
+            )
+            progress.update()
+        differences = {}
+        for name, found in _differences(model, folder):
+            differences[name] = max(found, differences.get(name, 0.0), key=_nan_is_largest)
+        progress.update(3)
+        wrong = {name: found for name, found in differences.items() if not found <= TOLERANCE}
+        if wrong:
+            named = ", ".join(f"{name} by {found:.2g}" for name, found in wrong.items())
+            raise UserError(
+                f"the ONNX graphs differ from PyTorch, {named}, more than {TOLERANCE:g}: nothing"
+                f" was written to {output}"
+            )
+        model.text_encoder.tokenizer.save_pretrained(str(folder / "tokenizer"))
+        about = _about(model, source, graphs, differences)
+        (folder / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        (folder / "README.md").write_text(onnx_readme(about), encoding="utf-8")
+    return about
+
+
+def parts(model: DualEncoder) -> Iterator[Part]:
+    """Of each graph: name, module, inputs to trace it with, which of their axes are free, names of
+    the outputs.
+    """
+    grid, clips, captions, frames = (
+        model.windows,
+        Dim("clips", min=1),
+        Dim("captions", min=1),
+        Dim("frames", min=1),
+    )
+    inputs = {
+        "waveform": torch.randn(2, grid.clip_samples) * 0.1,
+        "lengths": torch.tensor([grid.clip_samples, grid.window_samples // 2 + 1]),
+    }
+    axes = {"waveform": {0: clips, 1: Dim("samples", min=1)}, "lengths": {0: clips}}
+    yield "audio", AudioTower(model), inputs, axes, ("frames", "mask")
+    encoded, mask = model.encode_audio(*inputs.values())
+    yield text_part(model)
+    inputs = {"text": model.encode_text(CAPTIONS[:3]), "frames": encoded, "mask": mask}
+    free = (
+        {0: clips, 1: frames}
+        if isinstance(model.pooling, TextAwareAttentionPooling)
+        else {0: clips}
+    )
+    yield (
+        "score",
+        Score(model.pooling),
+        inputs,
+        {"text": {0: captions}, "frames": free, "mask": free},
+        ("scores",),
+    )
+
+
+def text_part(model: DualEncoder) -> Part:
+    """Of the text tower, whose graph takes input_ids and attention_mask int64 (N, L) and gives text
+    (N, D).
+    """
+    tokens = model.text_encoder.tokens(CAPTIONS[:3])
+    inputs = {name: tokens[name] for name in ("input_ids", "attention_mask")}
+    axes = {name: {0: Dim("captions", min=1), 1: Dim("tokens", min=1)} for name in inputs}
+    return "text", TextTower(model), inputs, axes, ("text",)
+
+
+def write_graph(
+    path: Path,
+    module: nn.Module,
+    arguments: dict[str, Tensor],
+    axes: dict[str, dict[int, Any]],
+    outputs: tuple[str, ...],
+) -> dict[str, Any]:
+    num_bytes = sum(
+        tensor.numel() * tensor.element_size() for tensor in module.state_dict().values()
+    )
+    settings = {
+        "input_names": list(arguments),
+        "output_names": list(outputs),
+        "dynamic_shapes": axes,
+        "opset_version": OPSET,
+    }
+    settings |= {"dynamo": True, "external_data": num_bytes > EXTERNAL_BYTES, "verbose": False}
+    try:
+        with _silence():
+            torch.onnx.export(module, tuple(arguments.values()), str(path), **settings)
+    except OSError:
+        raise
+    # torch.export, onnxscript and the libraries below raise their own kinds
+    except Exception as error:
+        raise UserError(
+            f"the {path.stem} part of this model cannot be written as ONNX ({_reason(error)})"
+        ) from None
+    session = open_session(path)
+    shapes = {"inputs": session.get_inputs(), "outputs": session.get_outputs()}
+    described = {
+        kind: {value.name: {"type": value.type, "shape": _axes(value.shape)} for value in values}
+        for kind, values in shapes.items()
+    }
+    size = sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*"))
+    return {"file": path.name, "bytes": size} | described
+
+
+def _axes(shape: list[int | str]) -> list[int | str]:
+    """Names of the free axes; the number of frames is a formula of the samples there."""
+    return [axis if isinstance(axis, int) or axis.isidentifier() else "frames" for axis in shape]
+
+
+def _reason(error: BaseException) -> str:
+    """torch.onnx wraps what went wrong in pages of advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return one_line(error, longest=300)
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Remarks of the exporter on its own workings."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+# --- the check ---
+
+CAPTIONS = [
+    "A dog barks twice.",
+    "Rain",
+    (
+        "A man speaks while birds sing in the background, then a car passes by on a wet road and"
+        " the engine fades slowly into the distance."
+    ),
+    "someone walks on gravel",
+]
+
+
+def _differences(model: DualEncoder, folder: Path) -> Iterator[tuple[str, float]]:
+    """What ONNX Runtime and PyTorch make of the same clips and captions, for several sizes of
+    batches and lengths of clips.
+    """
+    rng = np.random.default_rng(SEED)
+    audio, onnx_audio = [], []  # one tower at a time: at full size they take gigabytes
+    for encoded, found in check_audio(model, folder / "audio.onnx", rng):
+        audio.append(encoded)
+        onnx_audio.append(found)
+        yield "mask", 0.0 if torch.equal(encoded[1], found[1]) else float("inf")
+        yield "frames", difference(encoded[0], found[0])
+    texts, onnx_texts = [], []
+    for text, found in check_text(model, folder / "text.onnx", rng):
+        texts.append(text)
+        onnx_texts.append(found)
+        yield "text", difference(text, found)
+    session = open_session(folder / "score.onnx")
+    for (frames, mask), (onnx_frames, onnx_mask) in zip(audio, onnx_audio, strict=True):
+        for text, onnx_text in zip(texts, onnx_texts, strict=True):
+            scores = model.score(text, frames, mask)
+            yield "score", difference(scores, _run(session, text=text, frames=frames, mask=mask)[0])
+            yield (
+                "all three",
+                difference(
+                    scores, _run(session, text=onnx_text, frames=onnx_frames, mask=onnx_mask)[0]
+                ),
+            )
+
+
+def check_audio(
+    model: DualEncoder, path: Path, rng: np.random.Generator
+) -> Iterator[tuple[tuple[Tensor, Tensor], list[Tensor]]]:
+    """frames and mask by PyTorch and by the graph, batch by batch."""
+    session, full, window = (
+        open_session(path),
+        model.windows.clip_samples,
+        model.windows.window_samples,
+    )
+    for lengths in (
+        [full],
+        [full // 3 + 1, 1, full // 2 + 17],
+        [window, window // 5 + 1],
+        [window // 2 + 1],
+    ):
+        waveform, lengths = _clips(lengths, model.sample_rate, rng)
+        yield (
+            model.encode_audio(waveform, lengths),
+            _run(session, waveform=waveform, lengths=lengths),
+        )
+
+
+def check_text(
+    model: DualEncoder, path: Path, rng: np.random.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Texts by PyTorch and by the graph, batch by batch."""
+    session = open_session(path)
+    for captions in (CAPTIONS[:1], _captions(model, rng), _captions(model, rng)[:2]):
+        tokens = model.text_encoder.tokens(captions)
+        yield (
+            model.encode_text(captions),
+            _run(session, input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])[
+                0
+            ],
+        )
+
+
+def difference(expected: Tensor, found: Tensor) -> float:
+    """Largest absolute difference; where `expected` has numbers above 1, over the largest of them.
+    Infinite for another shape.
+    """
+    if expected.shape != found.shape:
+        return float("inf")
+    return float((expected - found).abs().max() / expected.abs().max().clamp_min(1.0))
+
+
+def _nan_is_largest(value: float) -> float:
+    return float("inf") if value != value else value
+
+
+def _clips(lengths: list[int], sample_rate: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Sounds from near silence to full scale, each with a tone that fades; the last third of a long
+    one is silent.
+    """
+    waveform = torch.zeros(len(lengths), max(lengths))
+    for row, length in enumerate(lengths):
+        time = np.arange(length) / sample_rate
+        sound = 10.0 ** rng.uniform(-3.0, -0.5) * rng.standard_normal(length)
+        sound += 0.5 * np.sin(2 * np.pi * rng.uniform(80, 4000) * time) * np.exp(-time)
+        if length > 2 * sample_rate:
+            sound[-length // 3 :] = 0.0
+        waveform[row, :length] = torch.from_numpy(sound.clip(-1.0, 1.0)).float()
+    return waveform, torch.tensor(lengths)
+
+
+def _captions(model: DualEncoder, rng: np.random.Generator) -> list[str]:
+    """English ones, and words of the tokenizer in numbers that are and are not cut to
+    max_tokens.
+    """
+    tokenizer = model.text_encoder.tokenizer
+    longest = model.text_encoder.max_tokens or 64
+    numbers = [
+        rng.integers(len(tokenizer), size=size).tolist() for size in (longest // 2 + 1, 2 * longest)
+    ]
+    return [*CAPTIONS, *(tokenizer.decode(ids, skip_special_tokens=True) for ids in numbers)]
+
+
+def open_session(path: Path) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    # threads that wait would take the cores from PyTorch's
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _run(session: onnxruntime.InferenceSession, **inputs: Tensor) -> list[Tensor]:
+    try:
+        return [
+            torch.from_numpy(found)
+            for found in session.run(
+                None, {name: tensor.numpy() for name, tensor in inputs.items()}
+            )
+        ]
+    except Exception as error:  # of onnxruntime's own kinds
+        sizes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in inputs.items())
+        raise UserError(
+            f"ONNX Runtime does not run the graph on {sizes} ({one_line(error, longest=300)}):"
+            " nothing was written"
+        ) from None
+
+
+def _about(
+    model: DualEncoder,
+    source: dict[str, Any],
+    graphs: dict[str, Any],
+    differences: dict[str, float],
+) -> dict[str, Any]:
+    grid, architecture = model.windows, model.architecture
+    return {
+        "source": source,
+        "audio_encoder": architecture["audio_encoder"]["name"],
+        "text_encoder": architecture["text_encoder"]["model_type"],
+        "pooling": architecture["pooling"]["name"],
+        "dim": architecture["dim"],
+        "sample_rate": model.sample_rate,
+        "clip_seconds": model.clip_seconds,
+        "window_seconds": grid.window_samples / model.sample_rate,
+        "hop_seconds": grid.hop_samples / model.sample_rate,
+        "frames_per_window": grid.frames_per_window,
+        "waveform": (
+            "float32 in [-1, 1], mono, zeros after a clip's `lengths` samples; the longest clip"
+            " fills its row"
+        ),
+        "captions": (
+            "as written"
+            if model.text_encoder.as_written
+            else "lower case, ASCII punctuation deleted"
+        ),
+        "padding_side": "right",
+        "max_tokens": model.text_encoder.max_tokens,
+        "score": "cosine, rows are captions and columns clips",
+        "opset": OPSET,
+        "graphs": graphs,
+        "differences_to_pytorch": differences,
+        "tolerance": TOLERANCE,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": {name: version(name) for name in LIBRARIES},
+    }

@@ -1,0 +1,284 @@
+"""What a run leaves on disk, so that a kill at any moment loses nothing that was there before.
+
+RUN/config.yaml        resolved settings
+RUN/environment.json   command, git commit, library versions, hardware
+RUN/states/step-N/     newest resumable state (accelerator.save_state: weights, optimizer, RNG, progress)
+RUN/best/, RUN/last/   models in Hugging Face form
+RUN/.lock              held by the process that trains here
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+import yaml
+from accelerate import Accelerator
+from accelerate.state import PartialState
+from accelerate.utils import extract_model_from_parallel, load, set_seed
+
+from retrieval.base.disk import disk_remedy
+from retrieval.base.errors import UserError, one_line
+from retrieval.base.files import LOCK, atomic_writer, lock_folder, write_json
+from retrieval.base.versions import environment
+from retrieval.config import Config, config_differences, read_config
+from retrieval.models.dual_encoder import WEIGHTS, DualEncoder
+from retrieval.models.weights import read_weights, write_weights
+from retrieval.training.states import latest_state
+
+# Settings that may change between a run and its resumption: they do not touch what is computed in
+# training.
+HARMLESS = (
+    *("data.cache", "data.frame_cache", "data.num_workers"),
+    *("train.caches", "loss.teachers"),  # their content is compared: Progress
+    *(
+        "train.output",
+        "train.max_steps",
+        "train.save_every_steps",
+        "train.log_every_steps",
+        "evaluation.",
+    ),
+)
+
+
+@dataclass
+class Progress:
+    """Where a run stands: `step` optimizer steps of `epoch` are done; `global_step` counts over all
+    epochs.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    global_step: int = 0
+    best_map: float = -1.0
+    best_epoch: int = -1
+    corpus: str = ""  # ClipSplit.fingerprint() of the development split
+    teachers: str = ""  # TeacherScores.fingerprint()
+
+    def state_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if self.corpus and state.get("corpus", self.corpus) != self.corpus:
+            raise UserError(
+                "--resume with another corpus: the cache's development clips or captions have"
+                " changed; set data.cache to the run's own"
+            )
+        if state.get("teachers", self.teachers) != self.teachers:
+            raise UserError(
+                "--resume with other teachers: the scores in loss.teachers have changed; put the"
+                " run's own there, or start anew"
+            )
+        for name, value in state.items():
+            setattr(self, name, value)
+
+
+def check_run(run: Path, config: Config, resume: bool, overwrite: bool) -> None:
+    """Whether a run may start or go on here; reads only. Raises UserError rather than letting
+    another run's files be touched.
+    """
+    if not resume:
+        if (run / "config.yaml").exists() and not overwrite:
+            raise UserError(
+                f"{run} holds a run already; continue it with --resume, replace it with"
+                " --overwrite, or set train.output"
+            )
+        if (run / "config.yaml").exists() and not (run / "environment.json").exists():
+            raise UserError(
+                f"{run} has a config.yaml, but no environment.json: not a run, so --overwrite does"
+                " not delete it; set train.output"
+            )
+        if Path.cwd().is_relative_to(run.resolve()):
+            raise UserError(f"run folder {run} is the current folder or above it; set train.output")
+        return
+    if latest_state(run) is None:
+        raise UserError(
+            f"--resume: {run} holds no saved state ({run}/states/step-*); start without --resume"
+        )
+    check_unchanged(run, config)
+
+
+def check_unchanged(run: Path, config: Config) -> None:
+    """Raises UserError that names every setting with which `run` was not made."""
+    changed = [
+        line
+        for line in config_differences(read_config(run), config)
+        if not line.startswith(HARMLESS)
+    ]
+    if changed:
+        raise UserError(
+            f"--resume with a changed configuration: {'; '.join(changed)}; undo that, or start a"
+            " new run with train.output=..."
+        )
+
+
+def open_run(run: Path, config: Config, resume: bool, overwrite: bool) -> TextIO:
+    """Make the run folder, without what an earlier run left there, or make one whole again that was
+    killed. Main process only.
+
+    Returns its lock, to be closed when the run ends. Raises UserError where another process trains
+    here, or has come here since check_run.
+    """
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        lock = lock_folder(run)
+        check_run(run, config, resume, overwrite)
+        if resume:
+            _recover_models(run)
+            return lock
+        if (run / "config.yaml").exists():
+            for path in run.iterdir():
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                elif path.name != LOCK:
+                    path.unlink()
+    except OSError as error:
+        raise UserError(
+            f"run folder {run} cannot be written ({error.strerror}); set train.output"
+        ) from None
+    write_json(run / "environment.json", environment())
+    with atomic_writer(run / "config.yaml") as file:
+        yaml.safe_dump(config.model_dump(), file, sort_keys=False)
+    return lock
+
+
+def save_state(accelerator: Accelerator, run: Path, progress: Progress) -> None:
+    """A resumable state; it replaces the one before only when it is complete."""
+    folder = run / "states" / f"step-{progress.global_step:08d}"
+    partial = folder.with_suffix(".partial")
+    if accelerator.is_main_process:
+        shutil.rmtree(partial, ignore_errors=True)
+    accelerator.wait_for_everyone()
+    with _explained(f"state {folder}"), accelerator.register_save_state_pre_hook(_write_weights):
+        accelerator.save_state(str(partial))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        shutil.rmtree(folder, ignore_errors=True)
+        with _explained(f"state {folder}"):
+            _flush(partial)
+            partial.rename(folder)
+        for other in folder.parent.iterdir():
+            if other != folder:
+                shutil.rmtree(other)
+    accelerator.wait_for_everyone()
+
+
+def _write_weights(
+    models: list[torch.nn.Module], weights: list[dict[str, Any]], folder: str
+) -> None:
+    """Write the weights instead of Accelerate, which keeps only one of the tensors that share
+    memory, even if they differ.
+    """
+    weights.clear()
+    if PartialState().is_main_process:
+        write_weights(extract_model_from_parallel(models[0]), Path(folder) / WEIGHTS)
+
+
+def _read_weights(models: list[torch.nn.Module], folder: str) -> None:
+    read_weights(extract_model_from_parallel(models.pop()), Path(folder) / WEIGHTS)
+
+
+def load_state(
+    accelerator: Accelerator, run: Path, progress: Progress, steps_per_epoch: int, seed: int
+) -> None:
+    """Weights, optimizer, RNG and the registered `progress` of the newest state.
+
+    Another number of processes can go on where an epoch has ended, with random numbers of its own,
+    from `seed` and the step. Raises UserError within an epoch: what the processes have drawn in it
+    cannot be dealt out anew.
+    """
+    folder = latest_state(run)
+    num_saved = len(list(folder.glob("random_states_*.pkl")))
+    try:
+        for path in folder.glob("custom_checkpoint_*.pkl"):
+            load(path)  # refuses anything but plain values; Accelerate would run code in them
+        if num_saved == accelerator.num_processes:
+            # from a damaged one Accelerate would go on without a word
+            load(folder / f"random_states_{accelerator.process_index}.pkl")
+        else:
+            # of Progress, which is registered first
+            step = load(folder / "custom_checkpoint_0.pkl")["step"]
+            if step < steps_per_epoch or not num_saved:
+                raise UserError(
+                    f"state {folder} was saved by {num_saved} process(es) at step {step} of"
+                    f" {steps_per_epoch} of an epoch, this run has {accelerator.num_processes};"
+                    " launch as many as before until the epoch has ended, then go on with any"
+                    " number"
+                )
+        scaler = accelerator.scaler
+        # saved with bf16 (train.mixed_precision=auto): fp16 begins with a new scale
+        if not (folder / "scaler.pt").is_file():
+            accelerator.scaler = None
+        with accelerator.register_load_state_pre_hook(_read_weights):
+            accelerator.load_state(str(folder))
+        accelerator.scaler = scaler
+        if num_saved != accelerator.num_processes:
+            set_seed(seed + progress.global_step, device_specific=True)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"saved state {folder} does not load ({one_line(error)}); start again with --overwrite"
+        ) from None
+    best = run / "best" / WEIGHTS
+    if progress.best_epoch >= 0 and not best.is_file():
+        # No later epoch need be better, and then the end of the run would have nothing to score.
+        what = f"the best model so far (epoch {progress.best_epoch + 1})"
+        raise UserError(
+            f"--resume: {best}, {what}, is missing; put it back from a copy, or start again with"
+            " --overwrite"
+        )
+
+
+def save_model(model: DualEncoder, folder: Path, about: dict[str, Any]) -> None:
+    """Write `folder` in Hugging Face form; a reader finds the old model or the new one, never half
+    of one.
+
+    `about` is what its model card says: retrieval.models.card.
+    """
+    new, old = folder.with_suffix(".new"), folder.with_suffix(".old")
+    shutil.rmtree(new, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+    model.about = about
+    with _explained(f"model {folder}"):
+        model.save_pretrained(new)
+        _flush(new)
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _recover_models(run: Path) -> None:
+    """Finish a save_model that was killed between its two renames."""
+    for name in ("best", "last"):
+        folder = run / name
+        if not folder.exists() and folder.with_suffix(".old").exists():
+            folder.with_suffix(".new").rename(folder)
+
+
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Turn an error of the disk into a UserError; raise every other error unchanged."""
+    try:
+        yield
+    except Exception as error:
+        remedy = disk_remedy(error)
+        if remedy is None:
+            raise
+        advice = f"{remedy}, and continue with --resume: what was saved before is kept"
+        raise UserError(f"{what} could not be written ({one_line(error)}); {advice}") from None
+
+
+def _flush(folder: Path) -> None:
+    """To disk before the rename, so that a power cut does not leave empty files under the final
+    name.
+    """
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())

@@ -1,0 +1,304 @@
+"""The training loop, readable top to bottom: prepare, epochs of steps, validation after each, test
+split at the end.
+
+Letters: n captions and b clips of this process, N and B of all processes together, S samples, T
+frames, D dimensions.
+"""
+
+import math
+import resource
+import shutil
+import signal
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from retrieval.base.errors import UserError
+from retrieval.base.exchange import (
+    any_process,
+    gather_columns,
+    gather_rows,
+    gather_texts,
+    world_size,
+)
+from retrieval.base.files import write_json
+from retrieval.base.progress import bar
+from retrieval.base.stopping import Interrupted, StopRequest, stop_on_signals
+from retrieval.config import Config
+from retrieval.config.text import flatten
+from retrieval.data import ClipSplit, usable_workers
+from retrieval.evaluation.result import EvaluationResult, evaluate_split, format_table
+from retrieval.models.build import bound_memory
+from retrieval.models.card import write_card
+from retrieval.models.dual_encoder import DualEncoder
+from retrieval.training import checkpoint
+from retrieval.training.micro_batches import backward_in_parts
+from retrieval.training.optim import set_learning_rates
+from retrieval.training.setup import TEST, Run, prepare
+from retrieval.training.states import latest_state
+
+# for fp16, as fairseq's --min-loss-scale: about 30 halvings below the initial 65,536
+SMALLEST_LOSS_SCALE = 1e-4
+
+
+def train(config: Config, resume: bool = False, overwrite: bool = False) -> None:
+    """Train as `config` says and leave RUN/best, RUN/last, RUN/metrics.json. Raises UserError, and
+    Interrupted after SIGINT or SIGTERM.
+    """
+    folder = Path(config.train.output)
+    if resume and (folder / "metrics.json").exists():
+        checkpoint.check_unchanged(folder, config)
+        print(
+            f"{folder} is finished: see {folder / 'metrics.json'}; its weights start another run by"
+            f" train.init_from={folder / 'last'}"
+        )
+        return
+    with stop_on_signals() as stop:
+        run = prepare(config, folder, resume, overwrite)
+        try:
+            if stop.signum:
+                raise Interrupted(stop.signum)
+            while run.progress.epoch < config.train.epochs:
+                stop.at_once = False
+                train_epoch(run, stop)
+                save_state(run)
+                stop.at_once = True  # nothing is lost from here to the next step
+                if stop.signum:
+                    raise Interrupted(stop.signum)
+                validate(run)
+                run.progress.epoch, run.progress.step = run.progress.epoch + 1, 0
+                if run.out_of_steps:
+                    break
+            score_test_split(run)
+        finally:
+            run.tracker.close()
+            if run.lock is not None:
+                run.lock.close()
+
+
+def train_epoch(run: Run, stop: StopRequest) -> None:
+    """The rest of the current epoch, from progress.step on."""
+    progress, settings = run.progress, run.config.train
+    run.wrapped.train()
+    run.batches.start(progress.epoch, progress.step)
+    clock, num_clips = time.perf_counter(), 0
+    epoch = f"epoch {progress.epoch + 1}/{settings.epochs}"
+    last_step = run.steps_per_epoch  # of this epoch
+    if settings.max_steps is not None:
+        last_step = min(
+            last_step, progress.step + max(0, settings.max_steps - progress.global_step)
+        )
+    with bar(total=last_step, initial=progress.step, desc=epoch, unit="step") as shown:
+        for batch in run.loader if not run.out_of_steps else ():
+            loss, grad_norms = train_step(run, batch)
+            progress.step += 1
+            progress.global_step += 1
+            num_clips += len(batch["captions"]) * run.accelerator.num_processes
+            shown.set_postfix(loss=f"{loss:.3f}", refresh=False)
+            shown.update()
+            if progress.global_step % settings.log_every_steps == 0:
+                log_step(run, loss, grad_norms, num_clips / (time.perf_counter() - clock))
+                clock, num_clips = time.perf_counter(), 0
+            if any_process(bool(stop.signum), run.accelerator.device):
+                save_state(run)
+                raise Interrupted(stop.signum or signal.SIGTERM)
+            if run.out_of_steps:
+                break
+            if (
+                progress.step % settings.save_every_steps == 0
+                and progress.step < run.steps_per_epoch
+            ):
+                save_state(run)
+
+
+def train_step(run: Run, batch: dict[str, Any]) -> tuple[float, dict[str, float]]:
+    """One optimizer step on the batch of all processes. Returns its loss and the gradient norm of
+    each parameter group.
+    """
+    accelerator, settings = run.accelerator, run.config.optimizer
+    set_learning_rates(
+        run.optimizer,
+        run.progress.epoch + run.progress.step / run.steps_per_epoch,
+        settings.schedule.model_dump(),
+    )
+    run.optimizer.zero_grad()
+    if run.micro_batch_size is None:
+        waveform = batch["waveform"].to(accelerator.device, non_blocking=True)  # (b, S)
+        # (n, D), (b, T, D), (b, T)
+        text, frames, mask = run.wrapped(waveform, batch["lengths"], batch["captions"])
+        loss = batch_loss(run, batch, text, frames, mask)
+        accelerator.backward(loss * world_size())  # distributed.py says why
+    else:
+        loss = backward_in_parts(
+            accelerator, run.wrapped, batch, run.micro_batch_size, partial(batch_loss, run, batch)
+        )
+    # once a step: GradScaler refuses a second time, as in accelerator.clip_grad_norm_
+    accelerator.unscale_gradients(run.optimizer)
+    norms = {group["name"]: _grad_norm(group["params"]) for group in run.optimizer.param_groups}
+    loss_value, *norm_values = torch.stack([loss.detach(), *norms.values()]).tolist()
+    grad_norms = dict(zip(norms, norm_values, strict=True))
+    _check_finite(run, loss_value, grad_norms)
+    if settings.max_grad_norm is not None:
+        torch.nn.utils.clip_grad_norm_(run.model.parameters(), settings.max_grad_norm)
+    run.optimizer.step()
+    return loss_value, grad_norms
+
+
+def batch_loss(
+    run: Run, batch: dict[str, Any], text: torch.Tensor, frames: torch.Tensor, mask: torch.Tensor
+) -> torch.Tensor:
+    """The loss of the batch of all processes, the same on each: text (n, D), frames (b, T, D) and
+    mask (b, T) are this one's.
+    """
+    with run.accelerator.autocast():
+        block = run.model.score(gather_texts(text), frames, mask)  # (N, b)
+    scores = gather_columns(block)  # (N, B)
+    clips, pairs = gather_rows(
+        torch.stack([batch["clips"], batch["pairs"]], dim=1).to(run.accelerator.device)
+    ).unbind(dim=1)  # (N,) each
+    return run.objective(run.model, scores, clips, pairs)
+
+
+def _grad_norm(parameters: list[torch.nn.Parameter]) -> torch.Tensor:
+    return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]).float()
+
+
+def _check_finite(run: Run, loss: float, grad_norms: dict[str, float]) -> None:
+    """Raise UserError if the step would make the weights infinite or NaN; call before the
+    optimizer's step.
+
+    With fp16 the gradient scaler skips a step with infinite gradients and halves its scale. This is
+    accepted until the scale is below SMALLEST_LOSS_SCALE. A skipped step counts as a step: its
+    batch is not repeated, and the schedule advances.
+    """
+    infinite = [
+        f"gradient norm of {name} is {norm}"
+        for name, norm in grad_norms.items()
+        if not math.isfinite(norm)
+    ]
+    scaler, settings = run.accelerator.scaler, run.config
+    if infinite and scaler is not None and scaler.get_scale() > SMALLEST_LOSS_SCALE:
+        infinite = []
+    wrong = infinite if math.isfinite(loss) else [f"loss is {loss}"]
+    if not wrong:
+        return
+    state = latest_state(run.folder)
+    kept = (
+        f"{run.folder / 'best'} of epoch {run.progress.best_epoch + 1}"
+        if run.progress.best_epoch >= 0
+        else "no best model yet"
+    )
+    remedies = ["a lower learning rate"]
+    remedies += ["optimizer.max_grad_norm=1"] if settings.optimizer.max_grad_norm is None else []
+    remedies += ["train.mixed_precision=no"] if run.accelerator.mixed_precision != "no" else []
+    raise UserError(
+        f"training stopped at epoch {run.progress.epoch + 1}, step {run.progress.step + 1}:"
+        f" {wrong[0]}; kept: {kept}, state {state}; try {' or '.join(remedies)}"
+    )
+
+
+def log_step(run: Run, loss: float, grad_norms: dict[str, float], clips_per_second: float) -> None:
+    gpu = run.accelerator.device.type == "cuda"
+    peak = (
+        torch.cuda.max_memory_allocated()
+        if gpu
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    )
+    scalars = {
+        "train/loss": loss,
+        "train/temperature": run.model.temperature.item(),
+        "train/clips_per_second": clips_per_second,
+    }
+    scalars["train/memory_gib"] = peak / 2**30
+    if run.accelerator.scaler is not None:
+        # halved by every step that fp16 skips
+        scalars["train/loss_scale"] = run.accelerator.scaler.get_scale()
+    scalars |= {f"lr/{group['name']}": group["lr"] for group in run.optimizer.param_groups}
+    scalars |= {f"grad_norm/{name}": norm for name, norm in grad_norms.items()}
+    run.tracker.scalars(run.progress.global_step, scalars)
+
+
+def evaluate_model(run: Run, model: DualEncoder, split: ClipSplit) -> EvaluationResult:
+    """Scores of the whole split on every process."""
+    settings = run.config.evaluation
+    return evaluate_split(
+        model,
+        split,
+        audio_batch_size=settings.audio_batch_size,
+        text_batch_size=settings.text_batch_size,
+        num_workers=usable_workers(run.config.data.num_workers),
+        autocast=run.accelerator.autocast,
+    )
+
+
+def validate(run: Run) -> None:
+    """Score the validation split; write RUN/last, and RUN/best when mAP@10 is higher than in every
+    epoch before.
+
+    If epochs are equal, the first one stays the best.
+    """
+    result = evaluate_model(run, run.model, run.validation)
+    metrics = result.metrics["text_to_audio"]
+    epoch, progress = run.progress.epoch, run.progress
+    run.accelerator.print(
+        f"epoch {epoch + 1}: validation "
+        + ", ".join(f"{name} {100 * value:.2f} %" for name, value in metrics.items())
+    )
+    run.tracker.validation(progress.global_step, result)
+    run.tracker.attention_examples(
+        progress.global_step, run.model, run.pictured, run.config.evaluation.num_pictures
+    )
+    is_best = metrics["mAP@10"] > progress.best_map
+    if is_best:
+        progress.best_map, progress.best_epoch = metrics["mAP@10"], epoch
+    if run.accelerator.is_main_process:
+        about = run.about | {"validation": {"epoch": epoch + 1, "metrics": result.metrics}}
+        for name in ("best", "last") if is_best else ("last",):
+            checkpoint.save_model(run.model, run.folder / name, about)
+    run.accelerator.wait_for_everyone()
+
+
+def score_test_split(run: Run) -> None:
+    """Once, at the end, for best and last; RUN/metrics.json marks the run as finished, and its
+    state is deleted.
+    """
+    if not (run.folder / "last").exists():
+        validate(run)
+    final: dict[str, Any] = {
+        "best_epoch": run.progress.best_epoch + 1,
+        "validation_mAP@10": run.progress.best_map,
+    }
+    if run.test is not None:
+        for name in ("best", "last"):
+            model = DualEncoder.from_pretrained(run.folder / name).to(run.accelerator.device)
+            model.caption_features = run.model.caption_features
+            bound_memory(model, run.config)
+            result = evaluate_model(run, model, run.test)
+            final[name], final["chance"] = result.metrics, result.chance
+            run.accelerator.print(f"{run.folder / name}, {TEST} split\n{format_table(result)}")
+            if run.accelerator.is_main_process:
+                write_card(
+                    run.folder / name,
+                    model.architecture,
+                    model.about | {"evaluation": {"metrics": result.metrics}},
+                )
+    run.tracker.hparams(flatten(run.config.model_dump()), final)
+    if run.accelerator.is_main_process:
+        write_json(run.folder / "metrics.json", final)
+        shutil.rmtree(run.folder / "states", ignore_errors=True)
+        best = (
+            f"best of epoch {run.progress.best_epoch + 1}, validation mAP@10"
+            f" {100 * run.progress.best_map:.2f} %"
+        )
+        print(
+            f"{run.folder}: finished at step {run.progress.global_step}; {best}; metrics.json, best"
+            " and last"
+        )
+    run.accelerator.wait_for_everyone()
+
+
+def save_state(run: Run) -> None:
+    checkpoint.save_state(run.accelerator, run.folder, run.progress)

@@ -1,0 +1,663 @@
+"""The page of retrieval.search.page in a real Chromium, started by its command: what is typed, clicked and
+uploaded, and what it refuses.
+
+After `make demo`, the pictures of the README are made by:
+
+    SCREENSHOTS=docs python -m pytest tests/search/page/test_page.py -k screenshots
+"""
+
+import http.client
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import quote, urlsplit
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from retrieval.base.errors import UserError
+from retrieval.config import load_config
+from retrieval.models.build import build_model
+from retrieval.search import AudioIndex
+from retrieval.search.page import audio
+from retrieval.search.page.command import listen, main
+from tests.conftest import NOTES, PATIENCE, RHYTHMS, ROOT, SAMPLE_RATE, run_module, tone
+
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+OPTIONS = (
+    *(
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+    ),
+    *("--disable-component-update", "--disable-sync", "--autoplay-policy=no-user-gesture-required"),
+)
+needs_chromium = pytest.mark.skipif(
+    CHROMIUM is None, reason="no Chromium on this machine: apt-get install chromium"
+)
+QUERY = "A steady low tone."
+NASTY = '<img src=x onerror=document.title=1> ${1+1} {{value}} & "it\'s".wav'
+GONE = "later gone.wav"
+
+
+def write_sounds(folder: Path) -> Path:
+    """Short sounds, a long one and an AIFF in sub-folders, names that look like code; beside the
+    folder a file that is not indexed.
+    """
+    rng = np.random.default_rng(3)
+    (folder / "far" / "away").mkdir(parents=True)
+    for number in range(2):
+        soundfile.write(
+            folder / f"{NOTES[number % 4]} {RHYTHMS[number % 3]}.wav",
+            tone(number % 4, number % 3, 1.5, rng),
+            SAMPLE_RATE,
+        )
+    soundfile.write(folder / NASTY, tone(0, 0, 1.2, rng), SAMPLE_RATE)
+    soundfile.write(folder / GONE, tone(1, 0, 1.0, rng), SAMPLE_RATE)
+    soundfile.write(
+        folder / "far" / "apple.aiff", np.stack([tone(2, 0, 1.7, rng)] * 2, axis=1), 44_100
+    )
+    soundfile.write(
+        folder / "far" / "away" / "long.flac",
+        np.concatenate([tone(number % 4, 0, 2.0, rng) for number in range(4)]),
+        SAMPLE_RATE,
+    )
+    soundfile.write(folder.parent / "secret.wav", tone(0, 0, 1.0, rng), SAMPLE_RATE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def models(tiny, tmp_path_factory) -> Path:
+    """Folders `tap` and `mean`, random weights."""
+    root = tmp_path_factory.mktemp("models")
+    for pooling in ("tap", "mean"):
+        torch.manual_seed(0)
+        build_model(load_config(tiny / "tiny.yaml", [f"pooling.name={pooling}"])).save_pretrained(
+            root / pooling
+        )
+    return root
+
+
+@pytest.fixture(scope="module")
+def sounds(tmp_path_factory) -> Path:
+    return write_sounds(tmp_path_factory.mktemp("sounds") / "sounds")
+
+
+@pytest.fixture(scope="module")
+def indexed(models, sounds, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("indexed") / "index"
+    AudioIndex.build(sounds, models / "tap", path)
+    return path
+
+
+@contextmanager
+def started(index: Path) -> Iterator[str]:
+    """The address of the page that the command serves."""
+    command = [sys.executable, "-m", "retrieval.app", "--index", str(index), "--port", "0"]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            line = process.stdout.readline()
+            assert "search page: http://127.0.0.1:" in line, process.stderr.read()
+            yield line.split()[2]
+        finally:
+            process.terminate()
+            errors = process.communicate(timeout=PATIENCE)[1]
+        assert "Traceback" not in errors, errors
+
+
+@pytest.fixture(scope="module")
+def server(indexed, sounds) -> Iterator[str]:
+    with started(indexed) as address:
+        (sounds / GONE).unlink()
+        yield address
+
+
+@contextmanager
+def served(
+    index: AudioIndex, uploads: Path | None = None, password: str | None = None
+) -> Iterator[str]:
+    """The same from this process: a second page without the seconds of a second start."""
+    import uvicorn
+
+    from retrieval.search.page.server import make_server
+
+    with listen("127.0.0.1", 0) as listener, tempfile.TemporaryDirectory() as folder:
+        server = make_server(index, uploads or Path(folder), frozenset({"localhost"}), password)
+        running = uvicorn.Server(
+            uvicorn.Config(server, log_level="warning", timeout_graceful_shutdown=1)
+        )
+        thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            running.should_exit = True
+            thread.join(PATIENCE)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=list(OPTIONS))
+        yield chromium
+        chromium.close()
+
+
+@contextmanager
+def opened(browser, address: str, complains: bool = False, **context) -> Iterator:
+    """A page of its own that must neither ask other machines for anything nor complain on the
+    console, unless it must do that.
+    """
+    with browser.new_context(viewport={"width": 1280, "height": 800}, **context) as own:
+        page, hosts, complaints = own.new_page(), set(), []
+        page.set_default_timeout(1000 * PATIENCE)
+        page.on("request", lambda request: hosts.add(urlsplit(request.url).netloc))
+        page.on(
+            "console", lambda line: complaints.append(line.text) if line.type == "error" else None
+        )
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.goto(address)
+        page.get_by_label("What do you want to hear?").wait_for()
+        yield page
+        assert hosts == {urlsplit(address).netloc} and (complains or complaints == [])
+
+
+@pytest.fixture
+def page(browser, server):
+    with opened(browser, server) as page:
+        yield page
+
+
+def ask(page, query: str) -> None:
+    page.get_by_label("What do you want to hear?").fill(query)
+    page.keyboard.press("Enter")
+
+
+def status(page, text: str) -> str:
+    """What the page says once it says something with `text`."""
+    from playwright.sync_api import expect
+
+    line = page.locator("#status .message", has_text=text)
+    expect(line, f"the page says: {page.locator('#status').inner_text()}").to_be_visible(
+        timeout=1000 * PATIENCE
+    )
+    return line.inner_text()
+
+
+def found(page) -> list[str]:
+    return page.locator(".hit").evaluate_all("cards => cards.map(card => card.dataset.file)")
+
+
+def card_of(page, file: str):
+    return page.locator(".hit").nth(found(page).index(file))
+
+
+def time_of(card) -> float:
+    return card.locator("audio").evaluate("audio => audio.currentTime")
+
+
+def upload(page, path: Path) -> None:
+    page.get_by_role("tab", name="With a sound").click()
+    page.locator("#clip input[type=file]").set_input_files(path)
+    page.locator("#clip").get_by_text(path.stem[:8]).first.wait_for()
+
+
+# --- in the browser ---
+
+
+@needs_chromium
+def test_a_sentence_brings_players_pictures_and_attention(page, indexed):
+    ask(page, QUERY)
+    status(page, "answers in")
+    expected = AudioIndex.open(indexed).search(QUERY, 10)
+    assert found(page) == [hit.file for hit in expected]
+    for card, hit in zip(page.locator(".hit").all(), expected, strict=True):
+        assert card.locator(".score").inner_text() == f"{hit.score:.3f}"
+        if hit.file == GONE:
+            assert (
+                "no longer there" in card.locator(".message.error").inner_text()
+                and card.locator("audio").count() == 0
+            )
+            continue
+        card.scroll_into_view_if_needed()
+        picture = card.locator("img")
+        page.wait_for_function("img => img.complete", arg=picture.element_handle())
+        assert picture.evaluate(
+            "img => img.naturalWidth"
+        ) > 20 and "Spectrogram of" in picture.get_attribute("alt")
+        assert f"listened to {hit.attended_from:.1f}–{hit.attended_to:.1f} s" in card.inner_text()
+        points = card.locator(".attention polyline").get_attribute("points").split()
+        highest = min(points, key=lambda point: float(point.split(",")[1]))
+        peak = (hit.attention.argmax() + 0.5) * hit.frame_seconds / (hit.end - hit.start)
+        assert float(highest.split(",")[0]) / 1000 == pytest.approx(peak, abs=0.02)
+    assert page.title() == "Search recordings"  # no file name has become code
+    assert card_of(page, NASTY).locator("h2").inner_text() == NASTY
+
+
+@needs_chromium
+def test_a_player_plays_and_a_click_on_the_picture_jumps(page):
+    ask(page, QUERY)
+    status(page, "answers in")
+    card = card_of(page, "far/away/long.flac")  # its excerpt, 2 of 8 s
+    start, end = (float(card.get_attribute(f"data-{name}")) for name in ("start", "end"))
+    timeline = card.locator(".timeline")
+    timeline.scroll_into_view_if_needed()
+    box = timeline.bounding_box()
+    timeline.click(position={"x": 0.6 * box["width"], "y": 20})
+    place = start + 0.6 * (end - start)
+    page.wait_for_function(
+        "([audio, place]) => audio.currentTime > place + 0.2",
+        arg=[card.locator("audio").element_handle(), place],
+    )
+    assert place < time_of(card) < place + 1 and end > start + 1.5
+    timeline.focus()
+    page.keyboard.press("Enter")
+    assert card.locator("audio").evaluate("audio => audio.paused")
+    page.keyboard.press("Home")
+    assert time_of(card) == pytest.approx(start, abs=0.01)
+    page.keyboard.press("ArrowRight")
+    assert time_of(card) == pytest.approx(start + 1, abs=0.01)
+    assert timeline.get_attribute("aria-valuetext") == f"{start + 1:.1f} s"
+    # which Chromium itself does not play; 1 s of it after resampling its header
+    other = card_of(page, "far/apple.aiff")
+    other.locator("audio").evaluate("audio => audio.play()")
+    page.wait_for_function(
+        "audio => audio.currentTime > 0.2", arg=other.locator("audio").element_handle()
+    )
+    card.locator("audio").evaluate("audio => audio.play()")
+    assert other.locator("audio").evaluate("audio => audio.paused")  # one at a time
+    attended = float(other.locator(".heard").get_attribute("data-from"))
+    other.locator(".heard").click()
+    page.wait_for_function(
+        "([audio, place]) => audio.currentTime >= place",
+        arg=[other.locator("audio").element_handle(), attended],
+    )
+
+
+@needs_chromium
+def test_filters_and_more_like_this(page, indexed, sounds):
+    page.get_by_role("button", name="Filters").click()
+    page.get_by_label("Folder").click()
+    page.get_by_role("option", name="far", exact=True).click()
+    ask(page, QUERY)
+    status(page, " in 2 of 6")
+    assert set(found(page)) == {"far/apple.aiff", "far/away/long.flac"}
+    page.get_by_label("Longest file, s").fill("5")
+    page.get_by_role("button", name="Search").click()
+    status(page, " in 1 of 6")
+    assert found(page) == ["far/apple.aiff"]
+    page.get_by_label("Shortest file, s").fill("4.5")
+    page.get_by_role("button", name="Search").click()
+    assert (
+        status(page, "filters") == "no recording matches the filters: widen them"
+        and found(page) == []
+    )
+    page.get_by_label("Shortest file, s").fill("6")
+    page.get_by_role("button", name="Search").click()
+    assert "no file is longer than 6 s and shorter than 5 s" in status(page, "longer than")
+    page.get_by_label("Shortest file, s").fill("")
+    page.get_by_role("button", name="Search").click()
+    status(page, " in 1 of 6")
+    page.get_by_label("Longest file, s").fill("")
+    page.get_by_label("Folder").click()
+    page.get_by_role("option", name="all folders").click()
+    card_of(page, "far/apple.aiff").get_by_role("button", name="More like").click()
+    assert "like far/apple.aiff, 0.0 to" in status(page, "like")
+    others = [
+        hit.file for hit in AudioIndex.open(indexed).search_audio(sounds / "far" / "apple.aiff", 10)
+    ]
+    assert found(page) == others and "far/apple.aiff" not in others
+    assert page.locator(".attention").count() == 0  # a sound asks no frames
+
+
+@needs_chromium
+def test_a_recording_of_ones_own(page, indexed, sounds, tmp_path):
+    clip = tmp_path / "my own.wav"
+    soundfile.write(clip, tone(3, 1, 1.0, np.random.default_rng(9)), SAMPLE_RATE)
+    page.get_by_role("tab", name="With a sound").click()
+    page.get_by_role("button", name="Find similar").click()
+    assert status(page, "upload") == "there is no recording yet: upload one first"
+    upload(page, clip)
+    page.get_by_role("button", name="Find similar").click()
+    status(page, "like my own.wav")
+    index = AudioIndex.open(indexed)
+    assert found(page) == [hit.file for hit in index.search_audio(clip, 10)]
+    page.get_by_role("button", name="Score the sentences").click()
+    assert "there is no sentence" in status(page, "sentence")
+    sentences = [
+        "A steady low tone.",
+        "A shrill note.",
+        "Someone plays a <b>rising</b> middle tone.",
+    ]
+    page.get_by_label("Sentences to compare it with").fill("\n".join([*sentences, "  "]))
+    page.get_by_role("button", name="Score the sentences").click()
+    status(page, "my own.wav against 3 sentences")
+    rows = [row.locator("td").all_inner_texts() for row in page.locator(".scores tbody tr").all()]
+    expected = sorted(zip(index.score_audio(clip, sentences), sentences, strict=True), reverse=True)
+    assert [(row[0], row[-1]) for row in rows] == [
+        (sentence, f"{score:.3f}") for score, sentence in expected
+    ]
+
+
+@needs_chromium
+@pytest.mark.parametrize(
+    ("content", "reason"), [(b"", "is empty"), (b"RIFF no sound at all" * 50, "is no sound")]
+)
+def test_a_broken_upload_gets_one_line(page, tmp_path, content, reason):
+    clip = tmp_path / "broken.wav"
+    clip.write_bytes(content)
+    upload(page, clip)
+    page.get_by_label("Sentences to compare it with").fill(QUERY)
+    for button in ("Find similar", "Score the sentences"):
+        page.get_by_role("button", name=button).click()
+        line = status(page, reason)
+        assert line.startswith("broken.wav") and "\n" not in line
+
+
+@needs_chromium
+def test_queries_that_are_none_and_one_that_is_too_long(page):
+    for query, reason in (
+        ("", "the query is empty"),
+        ("🐕🐸", "no words"),
+        ("xyzzy", "knows no word"),
+    ):
+        ask(page, query)
+        line = status(page, reason)
+        assert "\n" not in line and found(page) == []
+    ask(page, " ".join(["steady low tone"] * 3334))
+    assert "10004 tokens, of which the first" in status(page, "tokens")
+    assert len(found(page)) > 4
+
+
+@needs_chromium
+def test_several_people_ask_at_once(browser, server, indexed):
+    index = AudioIndex.open(indexed)
+    queries = [f"A {rhythm} {note} tone." for rhythm, note in zip(RHYTHMS, NOTES, strict=False)]
+    with (
+        opened(browser, server) as first,
+        opened(browser, server) as second,
+        opened(browser, server) as third,
+    ):
+        pages = (first, second, third)
+        for own, query in zip(pages, queries, strict=True):
+            ask(own, query)
+        for own, query in zip(pages, queries, strict=True):
+            status(own, "answers in")
+            assert found(own) == [hit.file for hit in index.search(query, 10)]
+            scores = own.locator(".score").all_inner_texts()
+            assert scores == [f"{hit.score:.3f}" for hit in index.search(query, 10)]
+
+
+@needs_chromium
+def test_nothing_is_wider_than_a_phone_and_targets_are_large(browser, server):
+    with opened(browser, server, is_mobile=True, has_touch=True) as page:
+        page.set_viewport_size({"width": 390, "height": 844})
+        ask(page, QUERY)
+        status(page, "answers in")
+        for tab in ("With a sound", "With words"):
+            page.get_by_role("tab", name=tab).tap()
+            assert page.evaluate("document.documentElement.scrollWidth") == 390
+        heights = page.locator("#search, #examples button, .like, .heard, audio").evaluate_all(
+            "all => all.map(one => one.offsetHeight)"
+        )
+        assert min(heights) >= 44
+        assert page.locator(".hit").evaluate_all(
+            "all => all.every(one => one.scrollWidth <= one.clientWidth)"
+        )
+
+
+@needs_chromium
+def test_an_empty_index_and_mean_pooling(browser, models, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "nothing.wav").write_bytes(b"")
+    empty = AudioIndex.build(tmp_path / "empty", models / "mean", tmp_path / "empty.index")
+    with served(empty) as address, opened(browser, address) as page:
+        assert "holds no recordings" in status(page, "recordings")
+        assert "1 file could not be read" in page.locator("#heading").inner_text()
+        ask(page, QUERY)
+        assert "holds no recordings" in status(page, "the index holds")
+    soundfile.write(
+        tmp_path / "empty" / "low.wav", tone(0, 0, 1.0, np.random.default_rng(0)), SAMPLE_RATE
+    )
+    empty.add()
+    with served(empty) as address, opened(browser, address) as page:
+        page.get_by_role("button", name="a clock ticks").click()
+        assert "does not know: clock, ticks, quietly" in status(page, " in 1 of 1")
+        assert page.locator("img").count() == 1 and page.locator(".attention, .heard").count() == 0
+
+
+@needs_chromium
+def test_a_recording_that_broke_since_is_said_on_its_card(browser, models, tmp_path):
+    (tmp_path / "sounds").mkdir()
+    soundfile.write(
+        tmp_path / "sounds" / "low.wav", tone(0, 0, 1.0, np.random.default_rng(0)), SAMPLE_RATE
+    )
+    index = AudioIndex.build(tmp_path / "sounds", models / "tap", tmp_path / "index")
+    (tmp_path / "sounds" / "low.wav").write_bytes(b"no sound")
+    with served(index) as address, opened(browser, address, complains=True) as page:
+        ask(page, QUERY)
+        status(page, "1 answer in 1 of 1 recording")
+        page.locator(".hit .timeline").click()
+        page.locator(".hit [role=alert]").get_by_text("cannot be played").wait_for()
+        page.locator(".hit .like").click()
+        assert status(page, "is no sound").startswith("low.wav")
+
+
+# --- without one ---
+
+
+def get(
+    address: str, path: str, method: str = "GET", **headers: str
+) -> tuple[int, dict[str, str], bytes]:
+    connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=PATIENCE)
+    connection.request(method, path, headers=headers)
+    answer = connection.getresponse()
+    return (
+        answer.status,
+        {name.lower(): value for name, value in answer.getheaders()},
+        answer.read(),
+    )
+
+
+def test_ranges_are_parts_of_one_wave_file(server, sounds, tmp_path):
+    path = "/recording?file=" + quote("far/away/long.flac")
+    code, headers, whole = get(server, path)
+    (tmp_path / "whole.wav").write_bytes(whole)
+    expected, rate = soundfile.read(sounds / "far" / "away" / "long.flac", dtype="float32")
+    samples, wave_rate = soundfile.read(tmp_path / "whole.wav", dtype="float32")
+    assert (code, wave_rate, int(headers["content-length"])) == (200, rate, len(whole))
+    np.testing.assert_allclose(samples, expected, atol=1e-4)
+    for first, last in (
+        (0, 1),
+        (0, 43),
+        (10, 60),
+        (44, 44),
+        (1001, 2000),
+        (len(whole) - 3, len(whole) - 1),
+    ):
+        code, headers, part = get(server, path, Range=f"bytes={first}-{last}")
+        assert (code, part, headers["content-range"]) == (
+            206,
+            whole[first : last + 1],
+            f"bytes {first}-{last}/{len(whole)}",
+        )
+    assert get(server, path, Range="bytes=-5")[2] == whole[-5:]
+    assert get(server, path, Range=f"bytes={len(whole)}-")[0] == 416
+    code, headers, part = get(server, path, method="HEAD")
+    assert (code, int(headers["content-length"]), part) == (200, len(whole), b"")
+
+
+def test_a_foreign_name_for_this_machine_is_refused(server):
+    path = f"/recording?file={quote('far/apple.aiff')}"
+    for host, expected in (
+        ("evil.example", 400),
+        ("evil.example:7860", 400),
+        ("localhost:7860", 200),
+        ("[::1]:7860", 200),
+    ):
+        assert get(server, path, Host=host)[0] == expected, host
+    assert get(server, "/", Host="evil.example")[0] == 400
+
+
+def test_a_recording_of_an_hour_is_never_decoded_whole(tmp_path):
+    file = tmp_path / "hour.flac"
+    with soundfile.SoundFile(file, "w", 8_000, 2) as writer:
+        for minute in range(60):
+            writer.write(np.full((60 * 8_000, 2), minute / 100, dtype=np.float32))
+    wave = audio.WaveFile(file, 3600.0)
+    assert wave.size == 44 + 3600 * 8_000 * 4
+    at = 44 + 1800 * 8_000 * 4
+    part = np.frombuffer(wave.read(at, at + 4096), dtype="<i2")
+    assert len(part) == 2048 and np.abs(part / 32767 - 0.30).max() < 1e-3
+
+
+def test_sizes_beyond_32_bits_have_their_own_header(tmp_path, monkeypatch):
+    data = np.arange(300, dtype="<i2").reshape(-1, 2)
+    monkeypatch.setattr(audio, "RIFF_LIMIT", 500)
+    (tmp_path / "large.wav").write_bytes(audio.wave_header(150, 2, SAMPLE_RATE) + data.tobytes())
+    samples, rate = soundfile.read(tmp_path / "large.wav", dtype="int16")
+    assert soundfile.info(tmp_path / "large.wav").format == "RF64" and rate == SAMPLE_RATE
+    np.testing.assert_array_equal(samples, data)
+
+
+def test_what_a_truncated_recording_lacks_is_silence(tmp_path):
+    file = tmp_path / "cut.wav"
+    soundfile.write(file, np.full(8_000, 0.5, dtype=np.float32), 8_000)
+    wave, whole = audio.WaveFile(file, 1.0), file.read_bytes()
+    file.write_bytes(whole[:8_044])
+    data = np.frombuffer(wave.read(44, wave.size), dtype="<i2")
+    assert len(data) == 8_000 and data[3_000] > 16_000 and not data[5_000:].any()
+
+
+def test_more_than_two_channels_are_averaged(tmp_path):
+    soundfile.write(
+        tmp_path / "four.wav", np.tile(np.float32([0.1, 0.2, 0.3, 0.4]), (100, 1)), 8_000
+    )
+    wave = audio.WaveFile(tmp_path / "four.wav", 100 / 8_000)
+    assert wave.size == 44 + 200 and np.frombuffer(wave.read(44, 244), dtype="<i2")[
+        5
+    ] / 32767 == pytest.approx(0.25, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "route", ["recording?file={}", "picture?start=0&end=1&file={}", "gradio_api/file={}"]
+)
+def test_nothing_outside_the_index_is_served(server, sounds, route):
+    secret = sounds.parent / "secret.wav"
+    (sounds / GONE).unlink(missing_ok=True)
+    (sounds / GONE).symlink_to(secret)  # an indexed name that leads elsewhere since
+    try:
+        for path in (
+            "../secret.wav",
+            "far/../../secret.wav",
+            str(secret),
+            GONE,
+            "no such.wav",
+            "",
+            "a\0b",
+        ):
+            for name in (quote(path), quote(path, safe=""), quote(quote(path, safe=""), safe="")):
+                code, _, body = get(server, "/" + route.format(name))
+                assert code in (400, 403, 404) and str(sounds.parent).encode() not in body.replace(
+                    str(secret).encode(), b""
+                ), path
+    finally:
+        (sounds / GONE).unlink()
+    own = "low steady.wav"
+    if route.startswith("gradio"):  # the page's own route is the only way to a recording
+        assert get(server, "/" + route.format(quote(str(sounds / own))))[0] == 403
+        assert get(server, "/" + route.format(quote(str(ROOT / "README.md"))))[0] == 403
+    else:
+        assert get(server, "/" + route.format(quote(own)))[0] == 200
+
+
+@pytest.mark.parametrize(
+    "span",
+    [
+        "start=0&end=4000",
+        "start=-1&end=1",
+        "start=2&end=1",
+        "start=0&end=nan",
+        "start=0&end=inf",
+        "start=x&end=1",
+    ],
+)
+def test_pictures_of_senseless_excerpts_are_refused(server, span):
+    assert get(server, f"/picture?file={quote('low steady.wav')}&{span}")[0] in (400, 422)
+
+
+def test_an_upload_of_2_gb_is_refused_before_it_is_sent(server):
+    connection = http.client.HTTPConnection(urlsplit(server).netloc, timeout=PATIENCE)
+    connection.putrequest("POST", "/gradio_api/upload")
+    connection.putheader("Content-Type", "multipart/form-data; boundary=x")
+    connection.putheader("Content-Length", str(2 * 10**9))
+    connection.endheaders(b"--x\r\n")
+    answer = connection.getresponse()
+    assert answer.status == 413 and "at most 200 MiB" in json.loads(answer.read())["detail"]
+
+
+@pytest.mark.parametrize("name", ["absent", "corrupt"])
+def test_an_index_that_is_none_is_said_in_one_line(tmp_path, monkeypatch, name):
+    for variable in ("GRADIO_ANALYTICS_ENABLED", "HF_HUB_DISABLE_TELEMETRY", "GRADIO_TEMP_DIR"):
+        monkeypatch.setenv(variable, "")  # what main sets is taken back
+    if name == "corrupt":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "index.sqlite").write_text("{")
+    with pytest.raises(UserError, match=r"^index .*/(absent|corrupt)[^\n]+$"):
+        main(["--index", str(tmp_path / name), "--port", "0"])
+
+
+def test_a_port_in_use_is_said_in_one_line(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        result = run_module("retrieval.app", "--index", str(tmp_path), "--port", str(port))
+    assert result.returncode == 2 and re.fullmatch(
+        rf"error: port {port} of 127.0.0.1 cannot be used .+\n", result.stderr
+    ), result.stderr
+
+
+# --- pictures for the README ---
+
+
+@pytest.mark.skipif(
+    "SCREENSHOTS" not in os.environ,
+    reason="draws the README's pictures when SCREENSHOTS=FOLDER is set",
+)
+def test_screenshots(browser):
+    folder = Path(os.environ["SCREENSHOTS"])
+    with started(ROOT / "data" / "sample" / "index") as address:
+        phone = {"is_mobile": True, "has_touch": True, "color_scheme": "dark"}
+        for name, size, context in (("page", (1280, 800), {}), ("phone", (390, 844), phone)):
+            with opened(browser, address, **context) as page:
+                page.set_viewport_size(dict(zip(("width", "height"), size, strict=True)))
+                ask(page, "crickets chirp")
+                status(page, "answers in")
+                card = page.locator(".hit").first
+                card.locator(".heard").click()
+                page.wait_for_function(
+                    "audio => audio.currentTime > 0", arg=card.locator("audio").element_handle()
+                )
+                page.wait_for_timeout(500)
+                card.locator("audio").evaluate("audio => audio.pause()")
+                page.evaluate("document.activeElement.blur()")
+                page.screenshot(path=folder / f"search_{name}.png")

@@ -1,0 +1,310 @@
+"""Two-stage search against slow loops over texts and clips, and against the full score matrix."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
+
+from retrieval.base.errors import UserError
+from retrieval.config import load_config
+from retrieval.data import open_cache
+from retrieval.evaluation.similarity import captions_of, similarity_matrix
+from retrieval.models.build import build_model
+from retrieval.models.pooling import MeanPooling, TextAwareAttentionPooling, first_stage_vectors
+from retrieval.search import two_stage
+from retrieval.search.two_stage import ClipIndex, TwoStage, encode_index
+
+DIM, NUM_FRAMES = 16, (1, 7, 3, 9, 5, 9, 2)
+NUM_CLIPS = len(NUM_FRAMES)
+
+
+def make_pooling() -> TextAwareAttentionPooling:
+    """Far from its start, with biases, and with dropout that must not show."""
+    torch.manual_seed(3)
+    pooling = TextAwareAttentionPooling(DIM, 24, attention_dropout=0.5, output_dropout=0.5).eval()
+    with torch.no_grad():
+        for parameter in pooling.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return pooling
+
+
+def make_clips() -> list[Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(num_frames, DIM, generator=generator) for num_frames in NUM_FRAMES]
+
+
+def make_text(num_texts: int) -> Tensor:
+    return torch.randn(num_texts, DIM, generator=torch.Generator().manual_seed(2))
+
+
+def make_index(pooling: TextAwareAttentionPooling, clips: list[Tensor]) -> ClipIndex:
+    frames, mask = padded(clips)
+    with torch.no_grad():
+        vectors = first_stage_vectors(pooling, frames, mask)
+    return ClipIndex(
+        vectors, torch.cat(clips), torch.tensor([0, *(len(clip) for clip in clips)]).cumsum(0)
+    )
+
+
+def padded(clips: list[Tensor]) -> tuple[Tensor, Tensor]:
+    mask = pad_sequence(
+        [torch.ones(len(clip), dtype=torch.bool) for clip in clips], batch_first=True
+    )
+    return pad_sequence(clips, batch_first=True, padding_value=7.0), mask
+
+
+def slow_pair(
+    pooling: TextAwareAttentionPooling, text: Tensor, clip: Tensor, even: bool = False
+) -> tuple[float, Tensor]:
+    """The formula of the paper for one text and one clip: score and pooled audio; `even`: every
+    frame has the same weight.
+    """
+    query, keys, values = (
+        pooling.query(pooling.norm(text)),
+        pooling.key(pooling.norm(clip)),
+        pooling.value(pooling.norm(clip)),
+    )
+    weights = (
+        torch.full((len(clip),), 1 / len(clip))
+        if even
+        else (keys @ query / math.sqrt(len(query))).softmax(dim=0)
+    )
+    pooled = pooling.norm(pooling.output(weights @ values))
+    return functional.cosine_similarity(text, pooled, dim=0).item(), pooled
+
+
+def slow_two_stage(
+    pooling: TextAwareAttentionPooling, text: Tensor, clips: list[Tensor], num_candidates: int
+) -> list[list[tuple[int, float]]]:
+    """Clips with their scores for each text, best first; of equal ones the first."""
+    found = []
+    for query in text:
+        first = [slow_pair(pooling, query, clip, even=True)[0] for clip in clips]
+        candidates = sorted(range(len(clips)), key=lambda clip: (-first[clip], clip))[
+            :num_candidates
+        ]
+        scores = {clip: slow_pair(pooling, query, clips[clip])[0] for clip in candidates}
+        found.append(sorted(scores.items(), key=lambda pair: (-pair[1], pair[0])))
+    return found
+
+
+def assert_found(result: tuple[Tensor, Tensor], expected: list[list[tuple[int, float]]]) -> None:
+    clips, scores = result
+    assert clips.dtype == torch.int64 and scores.dtype == torch.float32
+    assert clips.tolist() == [[clip for clip, _ in row] for row in expected]
+    torch.testing.assert_close(
+        scores, torch.tensor([[score for _, score in row] for row in expected]), atol=1e-6, rtol=0
+    )
+
+
+# --- against loops and the full matrix ---
+
+
+# fewer and more texts a clip than it has frames: both orders of computing
+@pytest.mark.parametrize("num_texts", [1, 4, 30])
+@pytest.mark.parametrize("num_candidates", [1, 3, NUM_CLIPS])
+def test_as_a_loop_over_texts_and_clips(num_texts: int, num_candidates: int):
+    pooling, clips, text = make_pooling(), make_clips(), make_text(num_texts)
+    with torch.no_grad():
+        expected = slow_two_stage(pooling, text, clips, num_candidates)
+    assert_found(
+        TwoStage(pooling, make_index(pooling, clips)).scores(text, num_candidates), expected
+    )
+
+
+def test_all_clips_as_candidates_are_the_full_matrix_in_its_order():
+    pooling, clips, text = make_pooling(), make_clips(), make_text(30)
+    with torch.no_grad():
+        full = pooling.score(text, *padded(clips))
+    found, scores = TwoStage(pooling, make_index(pooling, clips)).scores(text, NUM_CLIPS)
+    assert torch.equal(found, full.argsort(dim=1, descending=True))
+    torch.testing.assert_close(scores, full.gather(1, found), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("num_candidates", [1, 2, 5])
+def test_scores_of_candidates_are_entries_of_the_full_matrix(num_candidates: int):
+    pooling, clips, text = make_pooling(), make_clips(), make_text(30)
+    with torch.no_grad():
+        full = pooling.score(text, *padded(clips))
+    found, scores = TwoStage(pooling, make_index(pooling, clips)).scores(text, num_candidates)
+    torch.testing.assert_close(scores, full.gather(1, found), atol=1e-6, rtol=0)
+    assert bool((scores.diff(dim=1) <= 0).all())
+
+
+def test_size_of_blocks_changes_nothing(monkeypatch):
+    pooling, text = make_pooling(), make_text(30)
+    search = TwoStage(pooling, make_index(pooling, make_clips()))
+    expected = search.scores(text, 3)
+    monkeypatch.setattr(two_stage, "FIRST_STAGE_ELEMENTS", 1)
+    pooling.block_elements = 1
+    found = search.scores(text, 3)
+    assert torch.equal(found[0], expected[0])
+    torch.testing.assert_close(found[1], expected[1], atol=1e-6, rtol=0)
+
+
+def test_dropout_is_off_also_in_training_mode():
+    pooling, text = make_pooling(), make_text(4)
+    index = make_index(pooling, make_clips())
+    expected = TwoStage(pooling, index).scores(text, 3)
+    found = TwoStage(pooling.train(), index).scores(text, 3)
+    assert all(torch.equal(*pair) for pair in zip(found, expected))
+
+
+def test_first_stage_is_tap_without_a_preference():
+    """With a query of zeros, and so equal weights, TAP's own output."""
+    pooling, clips = make_pooling(), make_clips()
+    torch.nn.init.zeros_(pooling.query.weight)
+    torch.nn.init.zeros_(pooling.query.bias)
+    frames, mask = padded(clips)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            first_stage_vectors(pooling, frames, mask),
+            pooling(make_text(1), frames, mask)[0],
+            atol=1e-5,
+            rtol=0,
+        )
+
+
+def test_negative_control_a_candidate_left_out_is_missing():
+    pooling, clips, text = make_pooling(), make_clips(), make_text(1)
+    index = make_index(pooling, clips)
+    best = TwoStage(pooling, index).scores(text, NUM_CLIPS)[0][0, 0]
+    vectors = index.vectors.clone()
+    vectors[best] = -text[0]
+    found, scores = TwoStage(pooling, dataclasses.replace(index, vectors=vectors)).scores(
+        text, NUM_CLIPS - 1
+    )
+    assert best not in found
+    with torch.no_grad():
+        assert scores[0, 0] < pooling.score(text, *padded(clips)).max()
+
+
+def test_negative_control_frames_of_a_neighbour_change_the_scores():
+    pooling, text = make_pooling(), make_text(4)
+    index = make_index(pooling, make_clips())
+    starts = index.starts.clone()
+    starts[2] += 1
+    expected, found = (
+        TwoStage(pooling, other).scores(text, NUM_CLIPS)[1]
+        for other in (index, dataclasses.replace(index, starts=starts))
+    )
+    assert (expected - found).abs().max() > 1e-3
+
+
+# --- ties ---
+
+
+def test_duplicates_of_a_clip_stand_together_in_order():
+    pooling, clips, text = make_pooling(), make_clips(), make_text(4)
+    found, scores = TwoStage(pooling, make_index(pooling, [*clips, clips[3], clips[3]])).scores(
+        text, NUM_CLIPS + 2
+    )
+    for clips_found, row in zip(found.tolist(), scores):
+        place = clips_found.index(3)
+        assert clips_found[place : place + 3] == [3, NUM_CLIPS, NUM_CLIPS + 1]
+        assert row[place] == row[place + 1] == row[place + 2]
+
+
+@pytest.mark.parametrize("num_candidates", [1, 2, 3])
+def test_a_tie_for_the_last_place_goes_to_the_first_clips(num_candidates: int):
+    clip, pooling = make_clips()[1], make_pooling()
+    found, scores = TwoStage(pooling, make_index(pooling, [clip] * 3)).scores(
+        make_text(2), num_candidates
+    )
+    assert found.tolist() == [list(range(num_candidates))] * 2
+    vectors = torch.ones(3, DIM)
+    assert (
+        TwoStage(MeanPooling(), ClipIndex(vectors)).scores(make_text(2), num_candidates)[0].tolist()
+        == found.tolist()
+    )
+
+
+# --- mean pooling ---
+
+
+@pytest.mark.parametrize("num_candidates", [1, 4, 50])
+def test_mean_pooling_is_the_best_of_its_own_matrix(num_candidates: int):
+    vectors, text = torch.randn(50, DIM, generator=torch.Generator().manual_seed(5)), make_text(6)
+    expected = (
+        MeanPooling()
+        .score(text, vectors[:, None], torch.ones(50, 1, dtype=torch.bool))
+        .sort(dim=1, descending=True)
+    )
+    found, scores = TwoStage(MeanPooling(), ClipIndex(vectors)).scores(text, num_candidates)
+    assert torch.equal(found, expected.indices[:, :num_candidates])
+    torch.testing.assert_close(scores, expected.values[:, :num_candidates], atol=1e-6, rtol=0)
+
+
+# --- encoded splits ---
+
+
+@pytest.mark.parametrize("pooling", ["tap", "mean", "transformer"])
+def test_an_encoded_split_has_the_scores_of_the_evaluation(tiny, pooling: str):
+    """Clips of different lengths, some of them longer than clip_seconds."""
+    model = build_model(load_config(tiny / "tiny.yaml", [f"pooling.name={pooling}"])).train()
+    split = open_cache(tiny / "cache").split("development")
+    assert split.num_samples.max() > model.windows.clip_samples > split.num_samples.min()
+    captions, _ = captions_of(split)
+    expected = similarity_matrix(model, captions, split)
+    index = encode_index(model, split, audio_batch_size=5)
+    assert model.training and len(index) == len(split)
+    with torch.no_grad():
+        text = model.eval().encode_text(captions)
+    found, scores = TwoStage(model.pooling, index).scores(text, len(split))
+    torch.testing.assert_close(scores, expected.gather(1, found), atol=1e-6, rtol=0)
+    if pooling == "tap":
+        half = encode_index(model, split, dtype=torch.float16)
+        assert half.frames.dtype == torch.float16 and half.frames.shape == index.frames.shape
+        found, scores = TwoStage(model.pooling, half).scores(text, len(split))
+        torch.testing.assert_close(scores, expected.gather(1, found), atol=2e-3, rtol=0)
+
+
+# --- mistakes ---
+
+
+@pytest.mark.parametrize(
+    ("text", "num_candidates", "message"),
+    [
+        (make_text(2), 0, f"num_candidates must be 1 to {NUM_CLIPS}, the number of clips, found 0"),
+        (make_text(2), NUM_CLIPS + 1, f"found {NUM_CLIPS + 1}"),
+        (make_text(0), 1, "N of 1 or more, found \\(0, 16\\)"),
+        (make_text(2)[:, :5], 1, "found \\(2, 5\\)"),
+        (make_text(1)[0], 1, "found \\(16,\\)"),
+    ],
+)
+def test_impossible_arguments(text: Tensor, num_candidates: int, message: str):
+    pooling = make_pooling()
+    with pytest.raises(ValueError, match=message):
+        TwoStage(pooling, make_index(pooling, make_clips())).scores(text, num_candidates)
+
+
+def test_scores_that_are_not_numbers():
+    pooling, text = make_pooling(), make_text(2)
+    index = make_index(pooling, make_clips())
+    for name in ("vectors", "frames"):  # seen by the first stage, and by the second
+        broken = getattr(index, name).clone()
+        broken[0] = torch.nan
+        with pytest.raises(UserError, match="2 of 14 scores are NaN"):
+            TwoStage(pooling, dataclasses.replace(index, **{name: broken})).scores(text, NUM_CLIPS)
+
+
+def test_an_index_of_another_pooling():
+    pooling = make_pooling()
+    index = make_index(pooling, make_clips())
+    for other, wrong in ((pooling, ClipIndex(index.vectors)), (MeanPooling(), index)):
+        with pytest.raises(ValueError, match="encode the clips with this model"):
+            TwoStage(other, wrong)
+
+
+@pytest.mark.parametrize("starts", [[0, 1, 3], [0, 2, 2, 3], [1, 2, 3, 3], [0, 1, 2, 4], None])
+def test_an_index_whose_parts_do_not_fit(starts: list[int] | None):
+    with pytest.raises(ValueError, match="starts"):
+        ClipIndex(
+            torch.zeros(3, DIM),
+            torch.zeros(3, DIM),
+            None if starts is None else torch.tensor(starts),
+        )
