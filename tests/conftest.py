@@ -312,16 +312,10 @@ def tiny(tmp_path_factory) -> Path:
             "init": "identity",
         },
         "optimizer": {
-            "lr": {
-                name: 2e-3
-                for name in (
-                    "audio_encoder",
-                    "text_encoder",
-                    "audio_projection",
-                    "text_projection",
-                    "pooling",
-                )
-            },
+            "lr": dict.fromkeys(
+                ("audio_encoder", "text_encoder", "audio_projection", "text_projection", "pooling"),
+                0.002,
+            ),
             "schedule": {"rampdown_stop": 20.0, "warmup_epochs": 0.5},
         },
         "train": {"epochs": 2, "batch_size": 4, "log_every_steps": 1, "save_every_steps": 2},

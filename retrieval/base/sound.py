@@ -522,7 +522,7 @@ class _Part(io.RawIOBase):
     """Bytes `start` to `end` of a file as a file object."""
 
     def __init__(self, path: bytes, start: int, end: int, zeroed: int | None = None):
-        self._file = open(path, "rb")  # noqa: SIM115  closed with this object
+        self._file = open(path, "rb")
         # zeroed: place of 4 bytes, a length that is wrong
         self._start, self._end, self._zeroed = start, end, zeroed
         self._file.seek(start)

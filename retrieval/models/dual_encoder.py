@@ -381,7 +381,7 @@ def _check_size(architecture: dict[str, Any], weights: Path) -> None:
         numbers. Exception: Of any kind, for damaged weights.
     """
     with safe_open(weights, "pt") as file:
-        shapes = [file.get_slice(name).get_shape() for name in file.keys()]
+        shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118 (no dict)
     if (layers := _most_layers(architecture)) > max(len(shapes), 100):
         raise ValueError(
             f"its config.json describes {layers:.3g} layers, {weights.name} holds {len(shapes)}"

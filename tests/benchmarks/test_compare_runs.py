@@ -16,7 +16,7 @@ def write_run(folder: Path, value: float, chance: dict = CHANCE) -> Path:
     path.parent.mkdir(parents=True)
     path.write_text(
         json.dumps(
-            {"text_to_audio": {name: value for name in CHANCE}, "chance": {"text_to_audio": chance}}
+            {"text_to_audio": dict.fromkeys(CHANCE, value), "chance": {"text_to_audio": chance}}
         )
     )
     return folder

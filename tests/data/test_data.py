@@ -600,7 +600,7 @@ def test_batches_of_loader_processes_are_those_of_one(tmp_path):
     for mix in (0.0, 1.0):
         pairs = PairDataset(split, 16_000, seed=0, mix_probability=mix)
         found = [
-            [batch for batch in make_loader(pairs, EpochBatches(10, 4, seed=1), num_workers)]
+            list(make_loader(pairs, EpochBatches(10, 4, seed=1), num_workers))
             for num_workers in (0, 1)
         ]
         for own, other in zip(*found, strict=True):

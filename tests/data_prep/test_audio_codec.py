@@ -64,14 +64,15 @@ def split_of(folder: Path, audio: list[bytes], num_samples: list[int], codec: st
 
 def test_mp3_gives_back_every_sample_where_it_was(tmp_path):
     sizes = [1, 575, 576, 577, 1151, 1152, 1153, 20_000, 48_017]
-    sounds = [chirp(size) for size in sizes]
-    clips = split_of(tmp_path, [encode(sound, "mp3", tmp_path) for sound in sounds], sizes, "mp3")
-    for index, sound in enumerate(sounds):
+    chirps = [chirp(size) for size in sizes]
+    encoded = [encode(samples, "mp3", tmp_path) for samples in chirps]
+    clips = split_of(tmp_path, encoded, sizes, "mp3")
+    for index, samples in enumerate(chirps):
         found = clips.read(index)
         assert found.dtype == np.float32 and len(found) == sizes[index]
-        if len(sound) > 5_000:
-            error = found - sound / 32768
-            shifted = found[1:] - sound[:-1] / 32768  # one sample late would be seen
+        if len(samples) > 5_000:
+            error = found - samples / 32768
+            shifted = found[1:] - samples[:-1] / 32768  # one sample late would be seen
             assert np.abs(error).max() < 0.03 < 0.2 < np.abs(shifted).max()
 
 

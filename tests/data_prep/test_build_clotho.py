@@ -308,8 +308,8 @@ def test_bad_corpus_is_one_line(tmp_path, capsys, name):
 
 
 def test_the_default_root_is_where_the_configurations_look(tmp_path, monkeypatch, capsys):
-    assert build_clotho.ROOT / "cache" == Path(
-        load_config(ROOT / "configs" / "tap.yaml").data.cache
+    assert (
+        Path(load_config(ROOT / "configs" / "tap.yaml").data.cache) == build_clotho.ROOT / "cache"
     )
     monkeypatch.chdir(tmp_path)
     assert build_clotho.main([]) == 2

@@ -47,16 +47,10 @@ SETTINGS = {
     "text_encoder": {"pretrained": False, "dropout": 0.0},
     "pooling": {"name": "tap", "attention_dim": 64, "attention_dropout": 0.0, "init": "identity"},
     "optimizer": {
-        "lr": {
-            name: 1e-3
-            for name in (
-                "audio_encoder",
-                "text_encoder",
-                "audio_projection",
-                "text_projection",
-                "pooling",
-            )
-        },
+        "lr": dict.fromkeys(
+            ("audio_encoder", "text_encoder", "audio_projection", "text_projection", "pooling"),
+            0.001,
+        ),
         "schedule": {"rampdown_stop": 40.0},
         "max_grad_norm": 1.0,
     },

@@ -28,7 +28,7 @@ from data_prep.captions import (
     chat_endpoint,
     paraphrases,
 )
-from data_prep.captions.paraphrases import fault, listed_texts, new_captions, normalised  # noqa: E402
+from data_prep.captions.paraphrases import fault, listed_texts, new_captions, normalised
 from tests.conftest import PATIENCE, ROOT, wait_for
 
 WORDS = "alpha bravo charlie delta echo foxtrot golf hotel india juliett".split()

@@ -136,8 +136,8 @@ def test_few_clips():
         == 1
     )
     assert (
-        "resamples of only 19: below 20 the intervals are too narrow"
-        == narrow_intervals_warning(19)
+        narrow_intervals_warning(19)
+        == "resamples of only 19: below 20 the intervals are too narrow"
         and narrow_intervals_warning(20) is None
     )
 

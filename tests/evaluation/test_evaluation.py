@@ -306,7 +306,8 @@ class FrameSplit(FakeSplit):
     """Frames (T, F) in place of samples, as a cache of encoded clips has them."""
 
     def read_stored(self, index, start=0, stop=None):
-        return np.stack([super(FrameSplit, self).read_stored(index, start, stop)] * 3, axis=1)
+        samples = super().read_stored(index, start, stop)
+        return np.stack([samples] * 3, axis=1)
 
 
 def test_a_split_of_frames_is_handed_on_as_it_is():

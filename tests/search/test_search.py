@@ -294,13 +294,13 @@ def test_more_like_this(indexed, sounds, tmp_path):
     pcm, rate = soundfile.read(sounds / "below" / "low steady.wav", dtype="int16")
     for samples in (pcm, pcm.astype(np.int32) * 65536, np.stack([pcm, pcm], axis=1)):
         assert index.search_audio((samples, rate))[0].score > 0.999
-    for samples, rate, message in (
+    for samples, wrong_rate, message in (
         (np.stack([pcm, pcm]), rate, "has shape"),
         (pcm, 0, "rate of 0"),
         (pcm[:0], rate, "no samples"),
     ):
         with pytest.raises(UserError, match=message):
-            index.search_audio((samples, rate))
+            index.search_audio((samples, wrong_rate))
 
 
 def test_overlapping_excerpts_do_not_take_the_places_of_others(own, models, tmp_path, monkeypatch):

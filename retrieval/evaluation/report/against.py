@@ -167,7 +167,7 @@ def _read_results(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
             raise ValueError("no queries, or one without a rank")
         num_clips = int(about["num_clips"])
         if not all(
-            1 <= row["ranks"][0]
+            row["ranks"][0] >= 1
             and row["ranks"][-1] <= num_clips
             and (np.diff(row["ranks"]) > 0).all()
             for row in rows

@@ -892,9 +892,9 @@ def test_a_report_is_replaced_by_a_whole_one_only(runs, tmp_path, monkeypatch):
     ):
         patch.setattr("retrieval.evaluation.report.writing.json.dump", full)
         script.main(score)
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
-        name: "old" for name in ("report.html", "report.json", "notes.txt")
-    }
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys(
+        ("report.html", "report.json", "notes.txt"), "old"
+    )
     script.main(score)
     assert (tmp_path / "report.html").read_text(encoding="utf-8").startswith(
         "<!doctype html>"
