@@ -34,6 +34,7 @@ from data_prep.corpora.audiocaps_files import CSV_OF_SPLIT, read_audiocaps
 from data_prep.corpora.exclusions import Exclusions
 from retrieval.base.command import run_main
 from retrieval.base.progress import set_quiet
+from retrieval.data.schema import DEVELOPMENT
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -78,7 +79,7 @@ def build(arguments: argparse.Namespace) -> None:
         exclusions.add_audiocaps(path)
     splits = [split for split in CSV_OF_SPLIT if split in arguments.splits]
     plans = read_audiocaps(arguments.root, audio, splits, exclusions)
-    if "development" in splits:  # from which alone anything is left out
+    if DEVELOPMENT in splits:  # from which alone anything is left out
         warn(plans[0], exclusions.unmatched())
     build_from_plans("audiocaps", output, plans, arguments)
 

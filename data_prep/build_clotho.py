@@ -31,10 +31,11 @@ from data_prep.cache.build_command import (
     check_output,
 )
 from data_prep.corpora.clotho_download import ZENODO_URL, download_clotho, what_download_fetches
-from data_prep.corpora.clotho_files import SPLITS, holds_clotho, read_clotho
+from data_prep.corpora.clotho_files import holds_clotho, read_clotho
 from retrieval.base.command import run_main
 from retrieval.base.errors import UserError
 from retrieval.base.progress import set_quiet
+from retrieval.data.schema import SPLITS
 
 ROOT = Path("data/clotho_v2")  # data.cache of the configurations is its `cache`
 

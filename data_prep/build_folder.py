@@ -51,8 +51,7 @@ from data_prep.corpora.csv_files import caption_columns, one_spaced, read_csv
 from retrieval.base.command import run_main
 from retrieval.base.errors import UserError
 from retrieval.base.progress import set_quiet
-
-SPLITS = ("development", "validation", "evaluation")
+from retrieval.data.schema import DEVELOPMENT, EVALUATION, SPLITS
 
 
 @dataclass
@@ -215,7 +214,7 @@ def _assign_splits(captions: dict[str, _Captions], arguments: argparse.Namespace
             )
         return
     splits = dict.fromkeys(
-        captions, arguments.split or ("evaluation" if arguments.without_captions else "development")
+        captions, arguments.split or (EVALUATION if arguments.without_captions else DEVELOPMENT)
     )
     if arguments.fractions:
         # In the order of a digest of seed and name: that of the files does not matter.

@@ -41,8 +41,8 @@ from data_prep.cache.split_plan import SplitPlan, check_losses, count_reasons, n
 from retrieval.base.disk import disk_errors
 from retrieval.base.errors import UserError
 from retrieval.base.json_files import read_json
+from retrieval.data.schema import SCHEMA
 
-SCHEMA = 1
 # Up to 16 shards a split load without a progress bar of their own; at most 256 clips (360 MB of
 # Clotho) are lost by an interruption.
 MIN_SHARD_CLIPS, MAX_SHARD_CLIPS, TARGET_SHARDS = 8, 256, 16

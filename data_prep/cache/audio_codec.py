@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 import soundfile
 
-from retrieval.base import errors  # noqa: F401  puts `retrieval` on the path
 from retrieval.base.decoder_process import mono_blocks
 from retrieval.base.sound import SoundFacts, UnreadableSound
+from retrieval.data.schema import FLAC, MP3, PCM
 
 MAX_SAMPLES = 1 << 30  # 2 GB of 16 bit in memory: 9 hours at 32 kHz
 
@@ -91,10 +91,10 @@ def _to_mp3(samples: np.ndarray, sample_rate: int) -> bytes:
 
 
 CODECS: dict[str, Callable[[np.ndarray, int], bytes]] = {
-    "pcm_s16le": _to_pcm,
-    "flac": _to_flac,
-    "mp3": _to_mp3,
+    PCM: _to_pcm,
+    FLAC: _to_flac,
+    MP3: _to_mp3,
 }
 RATES_OF_CODEC = {
-    "mp3": (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000)
+    MP3: (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000)
 }  # Hz; the others take any

@@ -10,8 +10,9 @@ from data_prep.cache.arrow_cache import CacheSettings, build_cache
 from data_prep.cache.split_plan import SplitPlan, print_report
 from retrieval.base.errors import OneLineParser, UserError
 from retrieval.base.folders import check_has_name
+from retrieval.data.schema import FLAC, MP3, PCM
 
-CODECS = {"pcm": "pcm_s16le", "flac": "flac", "mp3": "mp3"}
+CODECS = {"pcm": PCM, "flac": FLAC, "mp3": MP3}
 MIN_RATE, MAX_RATE = 8_000, 192_000  # Hz, as in the training configuration
 
 

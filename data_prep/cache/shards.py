@@ -30,6 +30,7 @@ from retrieval.base.errors import UserError
 from retrieval.base.json_files import read_json
 from retrieval.base.progress import bar
 from retrieval.base.sound import UnreadableSound
+from retrieval.data.schema import AUDIO, CAPTIONS, CLIP_ID, FILE_NAME, NUM_SAMPLES
 
 # Numbers of a shard, in its report and, summed up, in cache.json.
 COUNTS = (
@@ -99,11 +100,11 @@ def finished_report(job: ShardJob) -> dict[str, Any] | None:
 def cache_schema(metadata_columns: list[str]) -> pa.Schema:
     return pa.schema(
         [
-            ("clip_id", pa.string()),
-            ("file_name", pa.string()),
-            ("audio", pa.large_binary()),
-            ("num_samples", pa.int64()),
-            ("captions", pa.list_(pa.string())),
+            (CLIP_ID, pa.string()),
+            (FILE_NAME, pa.string()),
+            (AUDIO, pa.large_binary()),
+            (NUM_SAMPLES, pa.int64()),
+            (CAPTIONS, pa.list_(pa.string())),
             *((column, pa.string()) for column in metadata_columns),
         ]
     )
@@ -125,11 +126,11 @@ def write_shard(job: ShardJob, on_clip: Callable[[], None]) -> dict[str, Any]:
                 )
             else:
                 row = {
-                    "clip_id": clip.clip_id,
-                    "file_name": clip.file_name,
-                    "audio": encoded.audio,
-                    "num_samples": encoded.num_samples,
-                    "captions": list(clip.captions),
+                    CLIP_ID: clip.clip_id,
+                    FILE_NAME: clip.file_name,
+                    AUDIO: encoded.audio,
+                    NUM_SAMPLES: encoded.num_samples,
+                    CAPTIONS: list(clip.captions),
                     **clip.metadata,
                 }
                 stream.write_batch(pa.RecordBatch.from_pylist([row], schema=schema))

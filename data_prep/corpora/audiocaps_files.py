@@ -27,8 +27,9 @@ from data_prep.corpora.clip_ids import youtube_excerpt, youtube_id
 from data_prep.corpora.csv_files import one_spaced, read_csv
 from data_prep.corpora.exclusions import Exclusions
 from retrieval.base.errors import UserError
+from retrieval.data.schema import DEVELOPMENT, EVALUATION, SPLITS, VALIDATION
 
-CSV_OF_SPLIT = {"development": "train.csv", "validation": "val.csv", "evaluation": "test.csv"}
+CSV_OF_SPLIT = dict(zip(SPLITS, ("train.csv", "val.csv", "test.csv"), strict=True))
 COLUMNS = ("audiocap_id", "youtube_id", "start_time", "caption")
 
 ClipKey = tuple[str, float]  # YouTube id, start in s
@@ -59,7 +60,7 @@ def read_audiocaps(
         for split, name in CSV_OF_SPLIT.items()
         if (root / name).is_file()
     }
-    for split in ("evaluation", "validation"):
+    for split in (EVALUATION, VALIDATION):
         if split in rows_of_split:
             exclusions.add_audiocaps(root / CSV_OF_SPLIT[split], option="")
     found = find_audio(audio, "--audio")
@@ -112,7 +113,7 @@ def _plan(
     for (video, start), clip in rows.items():
         time = str(start).removesuffix(".0")
         name = f"{video}_{time}"
-        if split == "development" and (reason := exclusions.why_youtube(video)):
+        if split == DEVELOPMENT and (reason := exclusions.why_youtube(video)):
             plan.excluded.append(Skipped(split, name, reason))
             continue
         paths = _files_of(start, videos.get(video, []), len(clips_of_video[video]) == 1)

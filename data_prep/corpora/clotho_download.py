@@ -7,12 +7,13 @@ from pathlib import Path
 from data_prep.corpora.resumable_download import extract_wav_folder, fetch_file
 from retrieval.base.disk import disk_errors
 from retrieval.base.errors import UserError
+from retrieval.data.schema import DEVELOPMENT, EVALUATION, VALIDATION
 
 ZENODO_URL = "https://zenodo.org/record/4783391/files"
 
 # GB of WAV files, from the documentation of aac-datasets 0.7; the three archives have about 6.5 GB
 # (dcase-repo.github.io/dcase_datalist).
-WAV_GB = {"development": 7.1, "validation": 2.0, "evaluation": 2.0}
+WAV_GB = {DEVELOPMENT: 7.1, VALIDATION: 2.0, EVALUATION: 2.0}
 ARCHIVES_GB = 6.5
 MAX_UNPACKED_BYTES = 2e9 * max(WAV_GB.values())
 

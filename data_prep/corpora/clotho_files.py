@@ -25,8 +25,8 @@ from data_prep.cache.split_plan import Skipped, SplitPlan
 from data_prep.corpora.audio_files import readable_name
 from data_prep.corpora.csv_files import caption_columns, one_spaced, read_csv
 from retrieval.base.errors import UserError
+from retrieval.data.schema import SPLITS
 
-SPLITS = ("development", "validation", "evaluation")
 CAPTION_COLUMNS = tuple(f"caption_{number}" for number in range(1, 6))
 METADATA_COLUMNS = (
     "keywords",

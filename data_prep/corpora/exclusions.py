@@ -20,8 +20,9 @@ from data_prep.corpora.audio_files import without_ending
 from data_prep.corpora.clip_ids import freesound_id, is_unknown, youtube_id
 from data_prep.corpora.csv_files import read_numbered_csv
 from retrieval.base.errors import UserError
+from retrieval.data.schema import EVALUATION, VALIDATION
 
-CLOTHO_SPLITS = ("validation", "evaluation")
+CLOTHO_SPLITS = (VALIDATION, EVALUATION)
 FREESOUND_COLUMNS = ("sound_id", "freesound_id")
 YOUTUBE_COLUMNS = ("youtube_id", "ytid", "video_id")
 

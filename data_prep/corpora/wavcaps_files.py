@@ -28,9 +28,9 @@ from data_prep.corpora.csv_files import one_spaced
 from data_prep.corpora.exclusions import Exclusions
 from retrieval.base.errors import UserError
 from retrieval.base.json_files import read_json
+from retrieval.data.schema import DEVELOPMENT
 
 SOURCES = ("FreeSound", "BBC_Sound_Effects", "SoundBible", "AudioSet_SL")
-SPLIT = "development"
 # of an entry; the rest, above all Freesound's descriptions, is ten times as long
 WANTED = ("caption", "file_name")
 WARNINGS = {
@@ -47,7 +47,7 @@ WARNINGS = {
 
 def read_wavcaps(root: Path, audio: Path, sources: list[str], exclusions: Exclusions) -> SplitPlan:
     """The plan of all `sources`; UserError for whatever is missing or cannot be understood."""
-    plan = SplitPlan(SPLIT, clips=[], notes=[*exclusions.notes])
+    plan = SplitPlan(DEVELOPMENT, clips=[], notes=[*exclusions.notes])
     for source in sources:
         before = len(plan.clips), len(plan.lost), len(plan.excluded)
         _read_source(
@@ -89,18 +89,20 @@ def _read_source(
         name = f"{source}/{clip_id}"
         caption = one_spaced(_text(entry["caption"]))
         if reason := _why_excluded(source, clip_id, entry, exclusions):
-            plan.excluded.append(Skipped(SPLIT, name, reason))
+            plan.excluded.append(Skipped(DEVELOPMENT, name, reason))
         elif not caption:
-            plan.lost.append(Skipped(SPLIT, name, "has no caption"))
+            plan.lost.append(Skipped(DEVELOPMENT, name, "has no caption"))
         elif clip_id not in files:
-            plan.lost.append(Skipped(SPLIT, name, "named in the JSON file, no such audio file"))
+            plan.lost.append(
+                Skipped(DEVELOPMENT, name, "named in the JSON file, no such audio file")
+            )
         elif reason := why_unreadable(path := best_of(files[clip_id])):
-            plan.lost.append(Skipped(SPLIT, name, reason))
+            plan.lost.append(Skipped(DEVELOPMENT, name, reason))
         else:
             metadata = {"source": source, "sound_id": clip_id}
             plan.clips.append(
                 Clip(
-                    f"{SPLIT}/{name}",
+                    f"{DEVELOPMENT}/{name}",
                     f"{source}/{readable_name(path.name)}",
                     str(path),
                     (caption,),
@@ -109,7 +111,7 @@ def _read_source(
             )
     unused = [path for clip_id, paths in files.items() if clip_id not in entries for path in paths]
     plan.unused += [
-        Skipped(SPLIT, f"{source}/{readable_name(path.name)}", "no entry in the JSON files")
+        Skipped(DEVELOPMENT, f"{source}/{readable_name(path.name)}", "no entry in the JSON files")
         for path in unused
     ]
 
@@ -154,7 +156,7 @@ def _entries(folder: Path, source: str, plan: SplitPlan) -> dict[str, dict[str, 
                     if text
                     else f"entry {number} has no id"
                 )
-                plan.lost.append(Skipped(SPLIT, f"{source}/{path.name}", reason))
+                plan.lost.append(Skipped(DEVELOPMENT, f"{source}/{path.name}", reason))
             elif clip_id in entries:
                 num_repeated += 1
             else:

@@ -1,34 +1,26 @@
-"""From the Arrow cache to batches: clips, (clip, caption) pairs, collation."""
+"""From the Arrow cache to batches: clips, (clip, caption) pairs, collation.
 
-from retrieval.data.cache import Cache, ClipSplit, as_float, open_cache
-from retrieval.data.joined import JoinedSplit
-from retrieval.data.pairs import (
-    EpochBatches,
-    PairDataset,
-    check_batch_size,
-    collate_clips,
-    collate_pairs,
-    make_clip_loader,
-    make_loader,
-    num_steps_per_epoch,
-    shared_memory_warnings,
-    usable_workers,
+Loaded when its names are first used: data_prep takes the schema and needs no torch.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "cache": ["Cache", "ClipSplit", "as_float", "open_cache"],
+        "joined": ["JoinedSplit"],
+        "pairs": [
+            "EpochBatches",
+            "PairDataset",
+            "check_batch_size",
+            "collate_clips",
+            "collate_pairs",
+            "make_clip_loader",
+            "make_loader",
+            "num_steps_per_epoch",
+            "shared_memory_warnings",
+            "usable_workers",
+        ],
+    },
 )
-
-__all__ = [
-    "Cache",
-    "ClipSplit",
-    "EpochBatches",
-    "JoinedSplit",
-    "PairDataset",
-    "as_float",
-    "check_batch_size",
-    "collate_clips",
-    "collate_pairs",
-    "make_clip_loader",
-    "make_loader",
-    "num_steps_per_epoch",
-    "open_cache",
-    "shared_memory_warnings",
-    "usable_workers",
-]

@@ -20,8 +20,18 @@ import pyarrow
 from retrieval.base.access import check_readable
 from retrieval.base.errors import UserError, one_line
 from retrieval.base.json_files import read_json
+from retrieval.data.schema import (
+    AUDIO,
+    CAPTIONS,
+    CLIP_ID,
+    FILE_NAME,
+    FLAC,
+    MP3,
+    NUM_SAMPLES,
+    PCM,
+    SCHEMA,
+)
 
-SCHEMA = 1
 FINGERPRINT_BYTES = 2048  # of each piece of a clip
 BUILD = "build it with the data_prep/build_*.py of its corpus (README)"
 OTHER = "name another one: data.cache=DIR for train.py, --cache DIR elsewhere"
@@ -34,12 +44,12 @@ class ClipSplit:
         self.name = name
         self.codec = codec
         self.sample_rate = sample_rate
-        self.clip_ids: list[str] = list(table["clip_id"])
-        self.file_names: list[str] = list(table["file_name"])
-        self.captions: list[list[str]] = list(table["captions"])
-        self.num_samples = np.asarray(table["num_samples"], dtype=np.int64)  # (len,)
+        self.clip_ids: list[str] = list(table[CLIP_ID])
+        self.file_names: list[str] = list(table[FILE_NAME])
+        self.captions: list[list[str]] = list(table[CAPTIONS])
+        self.num_samples = np.asarray(table[NUM_SAMPLES], dtype=np.int64)  # (len,)
         self._table = table
-        self._audio = _clip_buffers(table.data.column("audio"))
+        self._audio = _clip_buffers(table.data.column(AUDIO))
 
     def __reduce__(self) -> tuple[Any, ...]:
         # For loader processes that are not forked (Python 3.14): a table travels as the path of its
@@ -126,7 +136,7 @@ def _decode_mp3(buffer: pyarrow.Buffer, start: int, stop: int | None) -> np.ndar
     return np.clip(samples, -1, 1, out=samples)
 
 
-DECODERS = {"pcm_s16le": _decode_pcm, "flac": _decode_flac, "mp3": _decode_mp3}
+DECODERS = {PCM: _decode_pcm, FLAC: _decode_flac, MP3: _decode_mp3}
 
 
 class Cache:

@@ -35,6 +35,7 @@ from retrieval.data import (
     usable_workers,
 )
 from retrieval.data.augmentation import waveform_augmentation
+from retrieval.data.schema import SPLITS
 from retrieval.evaluation.result import few_clips_warning
 from retrieval.models.build import build_model, warnings_of
 from retrieval.models.dual_encoder import DualEncoder
@@ -47,7 +48,7 @@ from retrieval.training.objective import Objective
 from retrieval.training.optim import parameter_groups
 from retrieval.training.tracking import Tracker
 
-TRAINING, VALIDATION, TEST = "development", "validation", "evaluation"
+TRAINING, VALIDATION, TEST = SPLITS
 
 
 @dataclass
