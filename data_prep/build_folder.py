@@ -10,7 +10,7 @@ The CSV has the columns `file_name` (relative to `--audio`, with sub-folders) an
 validation, evaluation) gives the split of a clip. Without it, all clips go to `--split`, or are
 divided by `--fractions`: by clip, so that no recording is in two splits, and always in the same way
 for the same files and seed. With `--without-captions` every sound file is a clip, and captions are
-ignored. Sounds are found under any file name, including films (docs/sound.md). Writes
+ignored. Sounds are found under any file name, including films (docs/corpora.md). Writes
 `<audio>/cache` (arrow_cache.py). Exit code 0, 2 (error, one line), 130 (interrupted: the same
 command goes on).
 """

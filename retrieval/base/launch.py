@@ -1,7 +1,7 @@
 """Make the Accelerator, after every launch setting in the environment was honoured or refused.
 
 `accelerate launch` passes its settings on as environment variables. Accelerate obeys some of them
-silently, others partly. So they are checked here first. docs/launchers.md lists all of them:
+silently, others partly. So they are checked here first. docs/distributed.md lists all of them:
 honoured, refused, or without effect.
 """
 

@@ -33,7 +33,7 @@ from retrieval.data.schema import (
 )
 
 FINGERPRINT_BYTES = 2048  # of each piece of a clip
-BUILD = "build it with the data_prep/build_*.py of its corpus (README)"
+BUILD = "build it with the data_prep/build_*.py of its corpus (docs/corpora.md)"
 OTHER = "name another one: data.cache=DIR for train.py, --cache DIR elsewhere"
 
 

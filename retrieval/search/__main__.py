@@ -6,7 +6,7 @@ another.
     python -m retrieval.search query --audio dog.wav --index DIR                      # more like this
     python -m retrieval.search query --queries FILE --index DIR                       # a query a line, or a CSV with a column caption
 
-Reads WAV, FLAC, Ogg, Opus, MP3, AIFF, M4A, the sound of MP4 and WebM, and more (docs/sound.md),
+Reads WAV, FLAC, Ogg, Opus, MP3, AIFF, M4A, the sound of MP4 and WebM, and more (docs/corpora.md),
 under any file name. Files of any length are cut into overlapping excerpts, so that an answer is a
 file and a time. An answer has rank, score, file and the seconds that hold half of the attention
 that TAP pays to the file's excerpt (other poolings: the excerpt).

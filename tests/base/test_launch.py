@@ -1,4 +1,4 @@
-"""The environment of a launch: honoured or refused; and the table in docs/launchers.md, checked
+"""The environment of a launch: honoured or refused; and the table in docs/distributed.md, checked
 against Accelerate.
 """
 
@@ -63,9 +63,9 @@ def clean_environment(monkeypatch):
 
 
 def table(heading: str) -> dict[str, str]:
-    """What docs/launchers.md says of each setting under `heading`."""
+    """What docs/distributed.md says of each setting under `heading`."""
     text = (
-        (ROOT / "docs" / "launchers.md")
+        (ROOT / "docs" / "distributed.md")
         .read_text(encoding="utf-8")
         .split(f"## {heading}")[1]
         .split("\n## ")[0]

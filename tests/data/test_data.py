@@ -197,7 +197,7 @@ def test_a_split_travels_to_another_process_as_a_path(tmp_path: Path):
 def test_absent(tmp_path: Path):
     path = tmp_path / "absent"
     build, other = (
-        "build it with the data_prep/build_*.py of its corpus (README)",
+        "build it with the data_prep/build_*.py of its corpus (docs/corpora.md)",
         "name another one: data.cache=DIR for train.py",
     )
     assert (

@@ -35,7 +35,7 @@ def read_official(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(
             f"audio weights {path} do not exist; set audio_encoder.checkpoint to an official"
-            " checkpoint (see README)"
+            " checkpoint (docs/clotho.md lists them)"
         )
     try:
         # Lightning puts the hyperparameters of the training into the file
