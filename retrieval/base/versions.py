@@ -1,21 +1,24 @@
 """Command, git commit, library versions and hardware: what a result depends on beside settings."""
 
+import json
 import os
 import platform
 import subprocess
 import sys
 from datetime import datetime, timezone
-from importlib.metadata import version
+from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import Any
 
-import torch
+from retrieval.base.extras import DISTRIBUTION
 
 LIBRARIES = ("torch", "torchaudio", "accelerate", "transformers", "datasets", "evaluate", "numpy")
 
 
 def environment() -> dict[str, Any]:
-    """What a result depends on beside the settings."""
+    """Return what a result depends on beside the settings."""
+    import torch  # takes seconds
+
     return {
         "command": [sys.executable, *sys.argv],
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -30,21 +33,42 @@ def environment() -> dict[str, Any]:
 
 
 def git_commit() -> str | None:
-    """Commit of the source tree, with `-dirty` when it has changes; None outside git."""
+    """Return the commit of this package.
+
+    Returns:
+        The commit of the source tree, with `-dirty` if it has changes, or the one that pip
+        installed the package from; None if neither is known. A repository around the package, such
+        as one that holds the environment in `.venv`, has no say.
+    """
     root = Path(__file__).resolve().parents[2]
     try:
-        command = [
-            "git",
-            "-C",
-            str(root),
-            "describe",
-            "--always",
-            "--dirty",
-            "--abbrev=40",
-            "--exclude=*",
-        ]
-        return subprocess.run(
-            command, capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
+        if Path(_git(root, "rev-parse", "--show-toplevel")).resolve() == root:
+            return _git(root, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     except (OSError, subprocess.SubprocessError):
-        return None
+        pass  # not in git, or git is not installed
+    return _installed_commit(root)
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    # git sets these for its hooks: they would name another repository.
+    outer = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")
+    environment = {name: text for name, text in os.environ.items() if name not in outer}
+    return subprocess.run(
+        ["git", "-C", str(folder), *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=10,
+    ).stdout.strip()
+
+
+def _installed_commit(folder: Path) -> str | None:
+    """Return the commit of `pip install git+URL` (PEP 610) for the package in `folder`."""
+    for installed in distributions(name=DISTRIBUTION, path=[str(folder)]):
+        try:
+            origin = json.loads(installed.read_text("direct_url.json") or "{}")
+            return origin["vcs_info"]["commit_id"]
+        except (KeyError, ValueError):
+            pass  # installed from an archive, a folder or an index
+    return None
