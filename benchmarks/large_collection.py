@@ -4,12 +4,12 @@ query, within 4 GB.
     python -m benchmarks.large_collection            # 12 s on two free cores; exits with 1 above 4 GB
     python -m benchmarks.large_collection --quick    # 2,000 x 50; the memory is judged all the same
 
-One vector of 1,024 random numbers a clip stands for what a model with mean pooling keeps of it;
-each query is its right clip with much noise. The whole work is a process of its own, in which clips
-are made block by block: first `MeanPooling.score` fills the score matrix, whose metrics are
-computed, then retrieval.search.two_stage finds the best ten of every query from the vectors, without a
-matrix. Both must agree, else the exit code is 1. Memory is the largest resident set that the
-operating system counted for that process, with Python and PyTorch.
+One vector of 1,024 random numbers stands for a clip under mean pooling; each query is its right clip
+with much noise. A process of its own makes the clips block by block. First `MeanPooling.score` fills
+the score matrix, whose metrics are computed; then retrieval.search.two_stage (FAISS) finds the best
+ten of every query from the vectors, without a matrix. Both must agree, else the exit code is 1.
+Memory is the largest resident set that the operating system counted for that process, with Python
+and PyTorch.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def work(num_clips: int, num_queries: int) -> int:
 
     from retrieval.evaluation.result import retrieval_metrics
     from retrieval.models.pooling import MeanPooling
-    from retrieval.search.two_stage import ClipIndex, TwoStage
+    from retrieval.search.two_stage import IndexedClips, TwoStage
 
     pooling, generator = MeanPooling(), torch.Generator().manual_seed(num_clips)
     right = torch.randperm(num_clips, generator=generator)[:num_queries]  # (N,)
@@ -80,8 +80,8 @@ def work(num_clips: int, num_queries: int) -> int:
     start = time.perf_counter()
     kept = torch.empty(num_clips, DIM)  # (B, D)
     for first, vectors in blocks(num_clips):
-        kept[first : first + len(vectors)] = vectors
-    clips, found = TwoStage(pooling, ClipIndex(kept)).scores(text, NUM_TOP)
+        kept[first : first + len(vectors)] = torch.nn.functional.normalize(vectors)
+    clips, found = TwoStage(pooling, IndexedClips(kept)).scores(text, NUM_TOP)
     print(
         f"best {NUM_TOP} of every query without the matrix, clips made and kept:"
         f" {time.perf_counter() - start:.1f} s"

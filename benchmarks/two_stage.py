@@ -4,14 +4,18 @@ at the sizes of Clotho.
     python -m benchmarks.two_stage [--checkpoint runs/sample_tap/best] [--output docs/two_stage.png]   # after `make demo`; 2 GB, two minutes
     python -m benchmarks.two_stage --quick                                                             # random numbers: shows that it runs
 
-Two vectors a clip are tried as the first stage: what TAP gives when it listens to all frames alike
-(what retrieval.search.two_stage keeps), and the mean of the frames. A text whose right clip is not among
-its candidates counts 0. Full TAP is `pooling.score`, all frames in memory; the time of two stages
-includes the product of TAP's matrices, and neither that of the encoders. Seconds are processor
-seconds of one thread, which other programs do not lengthen much. The scores of all candidates must
-be those of the full matrix to 1e-6, else the exit code is 1. Clotho's sizes: 5,225 texts, D 1024,
-D_p 2048, clips of 375 to 750 random frames, but 64 of them in place of 1,045. Time is then given
-against the share of clips that are candidates, which is 2 % for 20 of 1,045.
+Measures the search's own path: FAISS picks candidates by one vector a clip, and
+retrieval.search.two_stage scores them. Two such vectors are tried: TAP's output if every frame had
+the same weight (the one that an index holds), and the mean of the frames. A text whose right clip is
+not among its candidates counts 0. Full TAP is `pooling.score`, all frames in memory.
+
+Seconds are processor seconds of one thread, which other programs do not lengthen much. Two stages
+include the product of TAP's matrices; no time includes the encoders. The scores of all candidates
+must be those of the full matrix to 1e-6, else the exit code is 1.
+
+Clotho's sizes: 5,225 texts, D 1024, D_p 2048, clips of 375 to 750 random frames, but 64 of them in
+place of 1,045. Time is then given against the share of clips that are candidates: 2 % for 20 of
+1,045.
 """
 
 import argparse
@@ -20,59 +24,69 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import faiss
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from benchmarks.pictures import check_picture
 from benchmarks.timing import alternate
 from retrieval.base.command import run_main
 from retrieval.base.errors import OneLineParser, UserError
-from retrieval.data import open_cache
+from retrieval.data import make_clip_loader, open_cache
 from retrieval.evaluation.metrics.text_audio_retrieval.ranking import metrics_of_ranks
 from retrieval.evaluation.similarity import captions_of
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.pooling import TextAwareAttentionPooling, first_stage_vectors
-from retrieval.search.two_stage import ClipIndex, TwoStage, encode_index
+from retrieval.search.two_stage import IndexedClips, TwoStage
 
 ROOT = Path(__file__).resolve().parents[1]
 CANDIDATES = (1, 2, 5, 10, 20, 30)  # and all
-TEXTS_AT_ONCE = 256
+TEXTS_AT_ONCE, CLIPS_AT_ONCE = 256, 16
 LARGEST_DIFFERENCE = 1e-6
 FIRST_STAGES = ("even attention", "mean of frames")
 
 
 @dataclass(frozen=True)
 class Task:
-    """Texts (N, D) to be found in an index, and the one right clip of each, int64 (N,)."""
+    """Texts (N, D) to be found among clips of frames (T, D), and the right clip of each, int64 (N,)."""
 
     pooling: TextAwareAttentionPooling
     text: Tensor
-    index: ClipIndex
+    frames: list[Tensor]
     right: Tensor
 
+    @cached_property
+    def padded(self) -> tuple[Tensor, Tensor]:
+        """Frames (B, T, D) and mask bool (B, T)."""
+        num_frames = torch.tensor([len(clip) for clip in self.frames])  # (B,)
+        mask = torch.arange(int(num_frames.max())) < num_frames[:, None]
+        return pad_sequence(self.frames, batch_first=True), mask
+
+    @torch.no_grad()
     def full(self) -> Tensor:
         """TAP's scores (N, B) of all pairs."""
-        with torch.no_grad():
-            return self.pooling.score(self.text, *self._padded)
+        return self.pooling.score(self.text, *self.padded)
 
-    def __post_init__(self) -> None:
-        clips = [self.index.clip_frames(clip).float() for clip in range(len(self.index))]
-        num_frames = self.index.starts.diff()  # (B,)
-        mask = torch.arange(int(num_frames.max())) < num_frames[:, None]  # (B, T)
-        object.__setattr__(self, "_padded", (pad_sequence(clips, batch_first=True), mask))
-
-    def mean_of_frames(self) -> ClipIndex:
-        """The index with the other first stage."""
-        return replace(
-            self.index,
-            vectors=torch.stack(
-                [self.index.clip_frames(clip).float().mean(0) for clip in range(len(self.index))]
-            ),
+    @torch.no_grad()
+    def indexed(self, first_stage: str, dtype: torch.dtype = torch.float32) -> IndexedClips:
+        """The clips as an index holds them, with vectors of one of FIRST_STAGES."""
+        if first_stage == "mean of frames":
+            vectors = torch.stack([clip.mean(dim=0) for clip in self.frames])
+        else:
+            vectors = first_stage_vectors(self.pooling, *self.padded)
+        num_frames = np.array([len(clip) for clip in self.frames])
+        return IndexedClips(
+            functional.normalize(vectors),
+            self.pooling.norm(torch.cat(self.frames)).to(dtype),
+            num_frames.cumsum() - num_frames,
+            num_frames,
         )
 
 
@@ -89,36 +103,31 @@ def sample_task(checkpoint: Path, cache: Path, split_name: str) -> Task:
         )
     split = open_cache(cache, model.sample_rate).split(split_name)
     captions, right = captions_of(split)
+    frames = []
     with torch.no_grad():
-        text = torch.cat(
-            [
-                model.encode_text(captions[first : first + TEXTS_AT_ONCE])
-                for first in range(0, len(captions), TEXTS_AT_ONCE)
-            ]
-        )
-    return Task(model.pooling, text, encode_index(model, split), torch.tensor(right))
+        parts = [
+            model.encode_text(captions[first : first + TEXTS_AT_ONCE])
+            for first in range(0, len(captions), TEXTS_AT_ONCE)
+        ]
+        for waveform, lengths in make_clip_loader(
+            split, range(len(split)), model.windows.clip_samples, CLIPS_AT_ONCE, num_workers=0
+        ):
+            encoded, mask = model.encode_audio(waveform, lengths)
+            frames += [clip[valid] for clip, valid in zip(encoded, mask, strict=True)]
+    return Task(model.pooling, torch.cat(parts), frames, torch.tensor(right))
 
 
 def random_task(
     num_texts: int, num_clips: int, max_frames: int, dim: int, attention_dim: int
 ) -> Task:
-    """Clips of half to all of `max_frames` random frames; a text is near to one frame of its right
-    clip.
-    """
+    """Clips of half to all of `max_frames` random frames; a text is near a frame of its right clip."""
     torch.manual_seed(0)
     pooling = TextAwareAttentionPooling(dim, attention_dim, init="identity").eval()
     num_frames = torch.linspace(max_frames / 2, max_frames, num_clips).ceil().long()  # (B,)
-    starts = torch.cat([num_frames.new_zeros(1), num_frames.cumsum(0)])
-    frames = torch.randn(int(starts[-1]), dim)  # (all frames, D)
+    frames = [torch.randn(num, dim) for num in num_frames.tolist()]
     right = torch.arange(num_texts) % num_clips  # (N,)
-    text = frames[starts[right]] + torch.randn(num_texts, dim)
-    vectors = []
-    with torch.no_grad():
-        for clip in frames.split(num_frames.tolist()):
-            vectors.append(
-                first_stage_vectors(pooling, clip[None], torch.ones(1, len(clip), dtype=torch.bool))
-            )
-    return Task(pooling, text, ClipIndex(torch.cat(vectors), frames, starts), right)
+    text = torch.stack([frames[clip][0] for clip in right]) + torch.randn(num_texts, dim)
+    return Task(pooling, text, frames, right)
 
 
 def quality(candidates: Tensor, scores: Tensor, right: Tensor) -> tuple[float, float]:
@@ -148,11 +157,13 @@ def measure(
 def timed(
     task: Task, counts: Iterable[int], repeats: int
 ) -> tuple[dict[int, float], float, dict[int, tuple[Tensor, Tensor]], float]:
-    """Seconds for each K and for full TAP; candidates and scores for each K; the largest difference
-    of a score from the full matrix'.
+    """Return seconds for each K and for full TAP, clips and scores for each K, largest difference.
+
+    The difference is that of a score from its entry in the full matrix.
     """
+    clips = task.indexed(FIRST_STAGES[0])
     ways = {
-        count: lambda count=count: TwoStage(task.pooling, task.index).scores(task.text, count)
+        count: lambda count=count: TwoStage(task.pooling, clips).scores(task.text, count)
         for count in counts
     }
     seconds, results = measure(ways | {"full": task.full}, repeats)
@@ -161,7 +172,7 @@ def timed(
         (full.gather(1, candidates) - scores).abs().max().item()
         for candidates, scores in results.values()
     )
-    complete = results.get(len(task.index))
+    complete = results.get(len(task.frames))
     if complete is not None:  # the same order as well
         difference = max(
             difference, (full.sort(dim=1, descending=True).values - complete[1]).abs().max().item()
@@ -175,13 +186,13 @@ def curve(
     """Print the table of one task: (mAP@10 for each first stage and K, seconds for each K, seconds
     of full TAP, largest difference).
     """
-    num_clips = len(task.index)
+    num_clips = len(task.frames)
     counts = [count for count in CANDIDATES if count < num_clips] + [num_clips]
     seconds, full_seconds, results, difference = timed(task, counts, repeats)
-    other = TwoStage(task.pooling, task.mean_of_frames())
+    other = TwoStage(task.pooling, task.indexed(FIRST_STAGES[1]))
     found = {FIRST_STAGES[0]: {}, FIRST_STAGES[1]: {}}
     print(
-        f"{len(task.text)} texts x {num_clips} clips, {len(task.index.frames) / num_clips:.0f}"
+        f"{len(task.text)} texts x {num_clips} clips, {sum(map(len, task.frames)) / num_clips:.0f}"
         f" frames a clip, D {task.text.shape[1]}"
     )
     print(f"{'':12s}{FIRST_STAGES[0]:>26s}{FIRST_STAGES[1]:>26s}")
@@ -197,9 +208,8 @@ def curve(
             line += f"{100 * found[name][count]:13.2f}{100 * among:13.1f}"
         print(f"{line}{seconds[count]:12.4f}{full_seconds / seconds[count]:13.2f}")
     print(f"full TAP: {full_seconds:.4f} s; largest difference of a score {difference:.1e}")
-    half = TwoStage(task.pooling, replace(task.index, frames=task.index.frames.half())).scores(
-        task.text, num_clips
-    )
+    in_half = task.indexed(FIRST_STAGES[0], torch.float16)
+    half = TwoStage(task.pooling, in_half).scores(task.text, num_clips)
     shift = (task.full().gather(1, half[0]) - half[1]).abs().max()
     print(
         "frames kept in float16, all clips candidates: mAP@10"
@@ -212,7 +222,7 @@ def time_of_shares(task: Task) -> float:
     """Print seconds against the share of candidates, for all texts and for one; the largest
     difference of a score.
     """
-    num_clips = len(task.index)
+    num_clips = len(task.frames)
     counts = [2**power for power in range(num_clips.bit_length()) if 2**power <= num_clips]
     seconds, full_seconds, _, difference = timed(task, counts, repeats=1)
     print(
@@ -227,7 +237,8 @@ def time_of_shares(task: Task) -> float:
     print(
         f" full TAP           {full_seconds:9.3f} s; largest difference of a score {difference:.1e}"
     )
-    search, text = TwoStage(task.pooling, task.index), task.text[:1]
+    search = TwoStage(task.pooling, task.indexed(FIRST_STAGES[0]))
+    text = task.text[:1]
     count = max(1, num_clips // 3)
     alone, _ = measure(
         {"full": replace(task, text=text).full, "two": lambda: search.scores(text, count)},
@@ -307,6 +318,7 @@ def main() -> int:
     if output is not None:
         check_picture(output)
     torch.set_num_threads(1)
+    faiss.omp_set_num_threads(1)
     if arguments.quick:
         task, large, repeats = random_task(60, 15, 12, 16, 32), random_task(50, 6, 20, 16, 32), 1
     else:

@@ -12,10 +12,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import faiss
 import numpy as np
 import torch
-from torch.nn import functional
 
 from retrieval.base.errors import UserError
 from retrieval.base.launch import make_accelerator
@@ -80,8 +78,6 @@ class AudioIndex:
         )
         self._numbers = {file.file: number for number, file in enumerate(self.files)}
         self._two_stage = TwoStage(self.model.pooling, contents.clips)
-        self._faiss = faiss.IndexFlatIP(meta["dim"])
-        self._faiss.add(contents.clips.vectors.numpy())
 
     @classmethod
     def build(
@@ -212,15 +208,14 @@ class AudioIndex:
             raise TypeError("search_many takes several queries; one is for search")
         for query in queries:
             check_query(query, self.model.text_encoder)
+        num_candidates, answers = candidates_for(k), []
         with self._lock:
-            answers = []
+            allowed = self._allowed(**filters)
             for first in range(0, len(queries), QUERIES_AT_ONCE):
                 # (n, D)
                 text = self._encode_text(list(queries[first : first + QUERIES_AT_ONCE])).float()
-                answers += self._answer(
-                    text, k, max(CANDIDATES, CANDIDATES_PER_HIT * k), self._allowed(**filters)
-                )
-            return answers
+                answers += self._answer(text, k, num_candidates, allowed)
+        return answers
 
     def _answer(
         self, text: torch.Tensor, k: int, num_candidates: int, allowed: np.ndarray
@@ -228,14 +223,10 @@ class AudioIndex:
         """For texts (n, D). Where too many candidates overlap each other, once more with four times
         as many.
         """
-        clips, scores = self._shortlist(
-            functional.normalize(text, eps=1e-12).cpu().numpy(), k, num_candidates, allowed
-        )  # (n, K)
-        if self._two_stage.is_tap and clips.size:
-            scores = (
-                self._two_stage.rescore(text, torch.from_numpy(clips).to(text.device)).cpu().numpy()
-            )
-        answers = [self._hits(*row, k) for row in zip(clips, scores, text)]
+        clips, scores = self._two_stage.scores(text, num_candidates, allowed)  # (n, K)
+        answers = [
+            self._hits(*row, k) for row in zip(clips.tolist(), scores.tolist(), text, strict=True)
+        ]
         if clips.shape[1] < allowed.sum():
             for row, hits in enumerate(answers):
                 if len(hits) < k:
@@ -258,21 +249,18 @@ class AudioIndex:
             )
             # (n, D)
             vectors, _ = ExcerptEncoder(self.model, nullcontext, QUERY_BATCH).encode(excerpts)
-            allowed, num_candidates = (
-                self._allowed(own, **filters),
-                max(CANDIDATES, CANDIDATES_PER_HIT * k),
-            )
+            allowed, num_candidates = self._allowed(own, **filters), candidates_for(k)
             while True:
-                clips, scores = self._shortlist(vectors, k, num_candidates, allowed)  # (n, K)
+                clips, scores = self._two_stage.shortlist(
+                    vectors, num_candidates, allowed
+                )  # (n, K)
                 best: dict[int, float] = {}
-                for clip, score in zip(clips.flatten().tolist(), scores.flatten().tolist()):
+                for clip, score in zip(
+                    clips.flatten().tolist(), scores.flatten().tolist(), strict=True
+                ):
                     best[clip] = max(score, best.get(clip, -math.inf))
-                hits = self._hits(
-                    np.array(list(best), dtype=np.int64),
-                    np.array(list(best.values()), dtype=np.float32),
-                    None,
-                    k,
-                )
+                ranked = sorted(best, key=lambda clip: (-best[clip], clip))
+                hits = self._hits(ranked, [best[clip] for clip in ranked], None, k)
                 if len(hits) == k or clips.shape[1] == allowed.sum():
                     return hits
                 num_candidates *= 4
@@ -347,26 +335,6 @@ class AudioIndex:
         except UnreadableSound as error:
             raise UserError(f"{name} {error}") from None
 
-    def _shortlist(
-        self, vectors: np.ndarray, k: int, num_candidates: int, allowed: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """FAISS: the excerpts int64 (N, K), of those that are allowed (B,), of the best vectors for
-        each of (N, D), and their cosines.
-        """
-        if k < 1:
-            raise UserError(f"k must be at least 1, found {k}")
-        num_candidates = min(num_candidates, int(allowed.sum()))
-        if not num_candidates:
-            return np.zeros((len(vectors), 0), np.int64), np.zeros((len(vectors), 0), np.float32)
-        bitmap = np.packbits(allowed, bitorder="little")
-        selector = (
-            None if allowed.all() else faiss.SearchParameters(sel=faiss.IDSelectorBitmap(bitmap))
-        )
-        scores, clips = self._faiss.search(
-            np.ascontiguousarray(vectors, np.float32), num_candidates, params=selector
-        )
-        return clips, scores
-
     def _allowed(
         self,
         without: int | None = None,
@@ -386,12 +354,11 @@ class AudioIndex:
         return np.array(good, dtype=bool)[self._contents.file_of]
 
     def _hits(
-        self, clips: np.ndarray, scores: np.ndarray, text: torch.Tensor | None, k: int
+        self, clips: list[int], scores: list[float], text: torch.Tensor | None, k: int
     ) -> list[Hit]:
-        """clips and scores (K,) in any order, text (D,) or None for a sound."""
+        """Return the best k answers of clips and scores, best first; text (D,), None for a sound."""
         chosen, taken = [], {}
-        for place in np.lexsort((clips, -scores)):
-            clip = int(clips[place])
+        for clip, score in zip(clips, scores, strict=True):
             number, start, end = (
                 int(self._contents.file_of[clip]),
                 float(self._contents.starts[clip]),
@@ -403,7 +370,7 @@ class AudioIndex:
             ):
                 continue
             taken.setdefault(number, []).append((start, end))
-            chosen.append((clip, float(scores[place]), self.files[number], start, end))
+            chosen.append((clip, score, self.files[number], start, end))
             if len(chosen) == k:
                 break
         attends = text is not None and self._two_stage.is_tap
@@ -416,6 +383,13 @@ class AudioIndex:
             make_hit(rank, *answer, weights)
             for rank, ((_, *answer), weights) in enumerate(zip(chosen, attention), 1)
         ]
+
+
+def candidates_for(k: int) -> int:
+    """Return the number of candidates of a query for k answers. Raises UserError for k below 1."""
+    if k < 1:
+        raise UserError(f"k must be at least 1, found {k}")
+    return max(CANDIDATES, CANDIDATES_PER_HIT * k)
 
 
 def _encoder(model: DualEncoder, batch_size: int, mixed_precision: str) -> ExcerptEncoder:

@@ -24,10 +24,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from retrieval.base.access import check_readable
 from retrieval.base.errors import UserError, one_line
+from retrieval.search.two_stage import IndexedClips
 
 Taken = TypeVar("Taken")
 SCHEMA = 1
@@ -51,34 +51,6 @@ CREATE INDEX excerpts_of_file ON excerpts (file_id);
 CREATE INDEX excerpts_of_row ON excerpts (row);
 CREATE TABLE unreadable (file TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER, reason TEXT);
 """
-
-
-class IndexedClips:
-    """What retrieval.search.two_stage.TwoStage reads: clips are the excerpts, their frames are normalised
-    and lie in the memory map.
-    """
-
-    normalised = True
-
-    def __init__(
-        self,
-        vectors: np.ndarray,
-        frames: np.ndarray | None,
-        rows: np.ndarray,
-        first_frames: np.ndarray,
-        num_frames: np.ndarray,
-    ):
-        self.vectors = torch.from_numpy(vectors[rows])  # float32 (B, D), in memory
-        # float16 (all frames, D), mapped
-        self.frames = None if frames is None else torch.from_numpy(frames)
-        self._first, self._last = first_frames.tolist(), (first_frames + num_frames).tolist()
-
-    def __len__(self) -> int:
-        return len(self.vectors)
-
-    def clip_frames(self, clip: int) -> Tensor:
-        """(T, D), without a copy."""
-        return self.frames[self._first[clip] : self._last[clip]]
 
 
 @dataclass(frozen=True)
@@ -151,9 +123,12 @@ def _contents(
     numbers = np.array([row[3:] for row in found], dtype=np.int64).reshape(-1, 3)
     beyond = (numbers[:, 0] >= meta["num_rows"]) | (numbers[:, 1:].sum(axis=1) > meta["num_frames"])
     beyond |= (numbers[:, :2] < 0).any(axis=1) | (numbers[:, 2] < int(meta["has_frames"]))
-    clips = IndexedClips(vectors, frames, *numbers.T) if not beyond.any() else None
-    if clips is None or not bool(clips.vectors.isfinite().all()):
+    rows, first_frames, num_frames = numbers.T
+    vectors = np.zeros((0, 0), np.float32) if beyond.any() else vectors[rows]  # (B, D), in memory
+    if beyond.any() or not np.isfinite(vectors).all():
         raise damaged(folder, "its vectors are not those that were written")
+    frames = None if frames is None else torch.from_numpy(frames)
+    clips = IndexedClips(torch.from_numpy(vectors), frames, first_frames, num_frames)
     times = np.array([row[1:3] for row in found], dtype=np.float64).reshape(-1, 2)
     file_of = np.array([place[row[0]] for row in found], dtype=np.int64)
     return Contents(

@@ -17,6 +17,7 @@ import pyarrow.parquet
 import pytest
 import torch
 import transformers
+from torch.nn import functional
 
 from retrieval.base.errors import UserError
 from retrieval.config import load_config
@@ -28,7 +29,7 @@ from retrieval.models.build import build_model
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.text import text_architecture
 from retrieval.models.tokenizer import load_tokenizer
-from retrieval.search.two_stage import ClipIndex, TwoStage
+from retrieval.search.two_stage import IndexedClips, TwoStage
 from retrieval.sharing.export import checks, graphs, onnx_files, parquet
 from retrieval.sharing.export.command import main
 from tests.conftest import PATIENCE, SAMPLE_RATE, write_cache, write_text_encoder
@@ -385,11 +386,14 @@ def test_the_vectors_and_frames_give_the_scores_of_the_model(
         torch.from_numpy(np.stack(part.vector.tolist())) for part in (clips, captions)
     )
     frames = [torch.from_numpy(np.stack(clip.tolist())) for clip in clips.frames]
-    starts = torch.tensor([0] + [len(clip) for clip in frames]).cumsum(0)
-    found = torch.empty(16, 8)
-    chosen, scores = TwoStage(model.pooling, ClipIndex(vectors, torch.cat(frames), starts)).scores(
-        texts, 8
+    num_frames = np.array([len(clip) for clip in frames])
+    with torch.no_grad():
+        keys = model.pooling.norm(torch.cat(frames))
+    indexed = IndexedClips(
+        functional.normalize(vectors), keys, num_frames.cumsum() - num_frames, num_frames
     )
+    found = torch.empty(16, 8)
+    chosen, scores = TwoStage(model.pooling, indexed).scores(texts, 8)
     found.scatter_(1, chosen, scores)
     expected = evaluate_split(model, open_cache(tiny / "cache").split("evaluation")).scores
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
