@@ -14,8 +14,9 @@ unless `--allow-missing` says otherwise. Expected are the 10 s excerpts, not who
 import sys
 from pathlib import Path
 
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository, not data_prep
+if __name__ == "__main__":  # import from the repository, and nothing from this folder
+    here = Path(__file__).resolve().parent
+    sys.path[:] = [str(here.parent), *(path for path in sys.path if Path(path).resolve() != here)]
 
 from data_prep.command import run  # first: from here on Ctrl-C prints one line
 

@@ -18,8 +18,9 @@ command goes on).
 import sys
 from pathlib import Path
 
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository, not data_prep
+if __name__ == "__main__":  # import from the repository, and nothing from this folder
+    here = Path(__file__).resolve().parent
+    sys.path[:] = [str(here.parent), *(path for path in sys.path if Path(path).resolve() != here)]
 
 from data_prep.command import run  # first: from here on Ctrl-C prints one line
 
@@ -39,18 +40,12 @@ from data_prep.cache.build_command import (
 )
 from data_prep.cache.shards import Clip
 from data_prep.cache.split_plan import Skipped, SplitPlan
-from data_prep.corpora.audio_files import (
-    best_of,
-    find_audio,
-    passed_over_note,
-    readable_name,
-    why_unreadable,
-    without_ending,
-)
+from data_prep.corpora.audio_files import audio_of_corpus, best_of, passed_over_note, readable_name
 from data_prep.corpora.csv_files import caption_columns, one_spaced, read_csv
 from retrieval.base.command import run_main
 from retrieval.base.errors import UserError
 from retrieval.base.progress import set_quiet
+from retrieval.base.sound_files import why_unreadable, without_ending
 from retrieval.data.schema import DEVELOPMENT, EVALUATION, SPLITS
 
 
@@ -101,7 +96,7 @@ def build(arguments: argparse.Namespace) -> None:
     check_output(
         output, {"--audio": arguments.audio, **({"--csv": arguments.csv} if arguments.csv else {})}
     )
-    found = find_audio(arguments.audio, "--audio")
+    found = audio_of_corpus(arguments.audio, "--audio")
     files = _audio_files(arguments.audio, found.paths)
     if arguments.without_captions:
         captions = {name: _Captions([]) for name in files}

@@ -29,8 +29,9 @@ Exit code 0, 2 (error, one line), 130 (interrupted).
 import sys
 from pathlib import Path
 
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository, not data_prep
+if __name__ == "__main__":  # import from the repository, and nothing from this folder
+    here = Path(__file__).resolve().parent
+    sys.path[:] = [str(here.parent), *(path for path in sys.path if Path(path).resolve() != here)]
 
 from data_prep.command import run  # first: from here on Ctrl-C prints one line
 

@@ -4,20 +4,11 @@ import os
 from pathlib import Path
 
 from retrieval.base.errors import UserError
-from retrieval.base.sound_files import SoundFiles, ending, find_sounds, without_ending
+from retrieval.base.sound_files import SoundFiles, ending, find_audio
 from retrieval.base.sound_kinds import AUDIO_ENDINGS
 
-__all__ = [
-    "best_of",
-    "find_audio",
-    "passed_over_note",
-    "readable_name",
-    "why_unreadable",
-    "without_ending",
-]
 
-
-def find_audio(folder: Path, option: str) -> SoundFiles:
+def audio_of_corpus(folder: Path, option: str) -> SoundFiles:
     """Find the audio files below a folder; links to folders are followed.
 
     Args:
@@ -31,7 +22,7 @@ def find_audio(folder: Path, option: str) -> SoundFiles:
         raise UserError(
             f"{option} {folder} is not a folder: expected the folder with the audio files"
         )
-    found = find_sounds(folder, follow_links=True)
+    found = find_audio(folder, follow_links=True)
     if not found.paths and found.closed_folders:
         closed, reason = next(iter(found.closed_folders.items()))
         raise UserError(f"{option} {folder}: {closed} cannot be read: {reason}")
@@ -58,18 +49,6 @@ def best_of(paths: list[Path]) -> Path:
     """The one to read of several files of one clip."""
     order = {name: number for number, name in enumerate(AUDIO_ENDINGS)}
     return min(paths, key=lambda path: order.get(ending(path.name), len(order)))
-
-
-def why_unreadable(path: Path) -> str | None:
-    """Return why `path` is left out: it is no file, or its folder may be listed but not entered.
-    None if it is readable.
-    """
-    try:
-        if not path.is_file():
-            return "is a link that leads nowhere" if path.is_symlink() else "is not a file"
-    except PermissionError as error:
-        return f"cannot be read: {error.strerror}"
-    return None
 
 
 def readable_name(name: str) -> str:

@@ -16,17 +16,12 @@ from pathlib import Path
 
 from data_prep.cache.shards import Clip
 from data_prep.cache.split_plan import Skipped, SplitPlan
-from data_prep.corpora.audio_files import (
-    best_of,
-    find_audio,
-    passed_over_note,
-    readable_name,
-    why_unreadable,
-)
+from data_prep.corpora.audio_files import audio_of_corpus, best_of, passed_over_note, readable_name
 from data_prep.corpora.clip_ids import youtube_excerpt, youtube_id
 from data_prep.corpora.csv_files import one_spaced, read_csv
 from data_prep.corpora.exclusions import Exclusions
 from retrieval.base.errors import UserError
+from retrieval.base.sound_files import why_unreadable
 from retrieval.data.schema import DEVELOPMENT, EVALUATION, SPLITS, VALIDATION
 
 CSV_OF_SPLIT = dict(zip(SPLITS, ("train.csv", "val.csv", "test.csv"), strict=True))
@@ -63,7 +58,7 @@ def read_audiocaps(
     for split in (EVALUATION, VALIDATION):
         if split in rows_of_split:
             exclusions.add_audiocaps(root / CSV_OF_SPLIT[split], option="")
-    found = find_audio(audio, "--audio")
+    found = audio_of_corpus(audio, "--audio")
     videos = _audio_files(found.paths)
     clips_of_video = defaultdict(set)
     for key in (key for rows in rows_of_split.values() for key in rows):

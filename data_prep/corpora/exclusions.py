@@ -16,10 +16,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_prep.corpora.audio_files import without_ending
 from data_prep.corpora.clip_ids import freesound_id, is_unknown, youtube_id
 from data_prep.corpora.csv_files import read_numbered_csv
 from retrieval.base.errors import UserError
+from retrieval.base.sound_files import without_ending
 from retrieval.data.schema import EVALUATION, VALIDATION
 
 CLOTHO_SPLITS = (VALIDATION, EVALUATION)

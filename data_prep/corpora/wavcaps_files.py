@@ -15,19 +15,13 @@ from typing import Any
 
 from data_prep.cache.shards import Clip
 from data_prep.cache.split_plan import Skipped, SplitPlan
-from data_prep.corpora.audio_files import (
-    best_of,
-    find_audio,
-    passed_over_note,
-    readable_name,
-    why_unreadable,
-    without_ending,
-)
+from data_prep.corpora.audio_files import audio_of_corpus, best_of, passed_over_note, readable_name
 from data_prep.corpora.clip_ids import freesound_id, youtube_id
 from data_prep.corpora.csv_files import one_spaced
 from data_prep.corpora.exclusions import Exclusions
 from retrieval.base.errors import UserError
 from retrieval.base.json_files import read_json
+from retrieval.base.sound_files import why_unreadable, without_ending
 from retrieval.data.schema import DEVELOPMENT
 
 SOURCES = ("FreeSound", "BBC_Sound_Effects", "SoundBible", "AudioSet_SL")
@@ -198,7 +192,7 @@ def _audio_files(audio: Path, source: str, plan: SplitPlan) -> dict[str, list[Pa
             " source out with --sources"
         )
     files: dict[str, list[Path]] = {}
-    found = find_audio(folder, "--audio")
+    found = audio_of_corpus(folder, "--audio")
     plan.notes += [f"{source}: {note}" for note in passed_over_note(found)]
     for path in found.paths:
         files.setdefault(_clip_id(path.name, source), []).append(path)

@@ -1,6 +1,4 @@
-"""Find the sound files below a folder: by their endings, and by their first bytes if the ending is
-not an audio one.
-"""
+"""Find the sound files below a folder, by their endings and by their first bytes."""
 
 import os
 import stat
@@ -17,7 +15,7 @@ MARKS = {"cache.json", "index.sqlite"}
 
 @dataclass
 class SoundFiles:
-    """Result of `find_sounds`."""
+    """Result of `find_audio`."""
 
     # by name; also broken links, pipes and devices with an audio ending
     paths: list[Path] = field(default_factory=list)
@@ -35,15 +33,15 @@ class SoundFiles:
         )
 
 
-def find_sounds(folder: Path, follow_links: bool) -> SoundFiles:
+def find_audio(folder: Path, follow_links: bool) -> SoundFiles:
     """Find the sound files in `folder` and its sub-folders.
 
     Hidden files (macOS leaves `._name.wav`), Arrow caches and indexes are skipped and not counted.
 
     Args:
         folder: The folder to search.
-        follow_links: Follow links to folders, but not in circles. A link to a file with an audio
-        ending is found either way.
+        follow_links: Follow links to folders, but not in circles: corpora are often put together
+            of them. A link to a file with an audio ending is found either way.
 
     Returns:
         The files, and the folders and files that were left out.
@@ -93,6 +91,25 @@ def _is_sound(path: Path, follow_links: bool) -> bool:
         return stat.S_ISREG(status.st_mode) and status.st_size > 0 and kind_of(path) is not None
     except OSError:
         return False
+
+
+def why_unreadable(path: Path, inside: Path | None = None) -> str | None:
+    """Return the reason why a found file cannot be opened; None if it can.
+
+    Args:
+        path: One of `SoundFiles.paths`.
+        inside: A resolved folder that a link must not leave: the search page serves what it finds.
+    """
+    try:
+        if inside and path.is_symlink() and not path.resolve().is_relative_to(inside):
+            return "a link that leads out of the folder"
+        if path.is_file():
+            return None
+        return "is a link that leads nowhere" if path.is_symlink() else "is not a file"
+    except RuntimeError:  # before Python 3.13
+        return "a link that leads back to itself"
+    except OSError as error:  # its folder may be listed but not entered
+        return f"cannot be read: {error.strerror}"
 
 
 def ending(name: str) -> str:

@@ -8,6 +8,7 @@ the last one ends where the file ends. Letters: S samples.
 import os
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import soxr
 
 from retrieval.base.decoder_process import mono_blocks
 from retrieval.base.sound import MAX_CHANNELS, SoundFacts, UnreadableSound, check_rate
-from retrieval.base.sound_files import find_sounds
+from retrieval.base.sound_files import find_audio, why_unreadable
 
 LOUDEST = 1e6  # full scale is 1: beyond it the encoders' sums may overflow
 LATEST = 2**63 - 1  # ns, what SQLite holds
@@ -41,7 +42,7 @@ class Excerpt:
     samples: np.ndarray
 
 
-def find_audio(folder: Path) -> tuple[list[Found], dict[str, str], Counter[str]]:
+def files_to_index(folder: Path) -> tuple[list[Found], dict[str, str], Counter[str]]:
     """Find the audio files below `folder`. Hidden files are skipped; links out of the folder are
     not followed.
 
@@ -50,7 +51,7 @@ def find_audio(folder: Path) -> tuple[list[Found], dict[str, str], Counter[str]]
         Reasons for left-out files and folders, by name; names of folders end in "/".
         Number of files that are no sound, by ending.
     """
-    sounds, inside = find_sounds(folder, follow_links=False), folder.resolve()
+    sounds, inside = find_audio(folder, follow_links=False), folder.resolve()
     found, left_out = [], {}
     for closed, reason in sounds.closed_folders.items():
         left_out[_shown(f"{closed.relative_to(folder).as_posix()}/")] = (
@@ -62,35 +63,20 @@ def find_audio(folder: Path) -> tuple[list[Found], dict[str, str], Counter[str]]
         )
     for path in sounds.paths:
         file = path.relative_to(folder).as_posix()
-        try:
-            reason = _why_left_out(path, file, inside)
-            status = None if reason else path.stat()
-        except FileNotFoundError:
-            continue  # removed meanwhile
-        except OSError as error:
-            reason = f"cannot be read: {error.strerror}"
+        reason = why_unreadable(path, inside)
+        if _shown(file) != file:
+            reason = "its name, or that of its folder, is not UTF-8: rename it"
         if reason:
             left_out[_shown(file)] = reason
-        else:
+            continue
+        with suppress(FileNotFoundError):  # removed meanwhile
+            status = path.stat()
             found.append(Found(file, status.st_size, min(status.st_mtime_ns, LATEST)))
     return found, left_out, sounds.passed_over
 
 
 def _shown(file: str) -> str:
     return os.fsencode(file).decode("utf-8", "replace")
-
-
-def _why_left_out(path: Path, file: str, inside: Path) -> str | None:
-    try:
-        file.encode("utf-8")
-    except UnicodeEncodeError:
-        return "its name, or that of its folder, is not UTF-8: rename it"
-    try:
-        if path.is_symlink() and not path.resolve().is_relative_to(inside):
-            return "a link that leads out of the folder"
-    except RuntimeError:
-        return "a link that leads back to itself"
-    return None if path.is_file() else "not a file"
 
 
 def read_excerpts(

@@ -27,7 +27,7 @@ from retrieval.data.pairs import collate_clips
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.inference import Autocast, eval_mode
 from retrieval.models.pooling import TextAwareAttentionPooling, first_stage_vectors
-from retrieval.search.sound import Excerpt, Found, find_audio, read_excerpts
+from retrieval.search.sound import Excerpt, Found, files_to_index, read_excerpts
 from retrieval.search.writer import IndexWriter
 
 Taken = TypeVar("Taken")
@@ -122,10 +122,8 @@ class ExcerptEncoder:
 def check_any_audio(
     folder: Path, num_known: int
 ) -> tuple[list[Found], dict[str, str], Counter[str]]:
-    """find_audio(folder). Raises UserError where there is nothing to index, or nothing is left of
-    `num_known` files.
-    """
-    found, left_out, passed_over = find_audio(folder)
+    """Return files_to_index(folder). Raises UserError if it finds no file."""
+    found, left_out, passed_over = files_to_index(folder)
     if not found and num_known:
         raise UserError(
             f"folder {folder} holds no audio file any more, the index has {num_known}; nothing is"

@@ -24,9 +24,10 @@ from accelerate.state import AcceleratorState
 import train
 from data_prep import build_folder
 from data_prep.corpora import exclusions, resumable_download, wavcaps_files
-from data_prep.corpora.audio_files import find_audio, passed_over_note, why_unreadable
+from data_prep.corpora.audio_files import audio_of_corpus, passed_over_note
 from retrieval.base.access import check_readable, follow_umask
 from retrieval.base.errors import UserError
+from retrieval.base.sound_files import why_unreadable
 from retrieval.config import Config, load_config
 from retrieval.config import read_config as config_of_run
 from retrieval.data import open_cache
@@ -483,7 +484,7 @@ def test_folders_of_sounds_that_may_not_be_read_are_named(
     (shared / "open").chmod(0o755)
     (shared / "closed").chmod(mode)
     with without_privileges():
-        found = find_audio(shared, "--audio")
+        found = audio_of_corpus(shared, "--audio")
         notes = passed_over_note(found) + [str(why_unreadable(path)) for path in found.paths]
         assert [note for note in notes if reason in note]
         assert {path.name for path in found.paths if why_unreadable(path) is None} == {
@@ -493,7 +494,7 @@ def test_folders_of_sounds_that_may_not_be_read_are_named(
         }
         if mode == 0:
             with pytest.raises(UserError, match=reason):
-                find_audio(shared / "closed", "--audio")
+                audio_of_corpus(shared / "closed", "--audio")
 
 
 def test_what_others_own_but_may_be_read_is_said_nothing_of(shared: Path):

@@ -23,7 +23,7 @@ from retrieval.base.sound import (
     UnreadableSound,
     mono_blocks,
 )
-from retrieval.base.sound_files import find_sounds
+from retrieval.base.sound_files import find_audio
 from tests.conftest import ROOT
 from tests.corpora import truncate, write_by_ffmpeg
 
@@ -714,7 +714,7 @@ def test_files_are_found_by_their_ending_and_by_their_first_bytes(tmp_path):
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "cache.json").write_text("{}")
     soundfile.write(tmp_path / "cache" / "clip.wav", np.zeros(100), RATE)
-    found = find_sounds(tmp_path, follow_links=False)
+    found = find_audio(tmp_path, follow_links=False)
     names = [path.relative_to(tmp_path).as_posix() for path in found.paths]
     assert names == [
         "a.wav",

@@ -466,7 +466,7 @@ def spoil(folder: Path) -> dict[str, str]:
         "phone.m4a": "is no sound",
         "outside.wav": "leads out",
         "linked": "link to a folder",
-        "nowhere.wav": "not a file",
+        "nowhere.wav": "leads nowhere",
         "latin\ufffd.wav": "not UTF-8",
         "\ufffdt\ufffd/a.wav": "not UTF-8",
     }
