@@ -417,7 +417,7 @@ FOLDERS = (*CODE_FOLDERS, "configs", "docs", "tests")
 SETTINGS = flatten(Config().model_dump())
 OPTIONS = known_options()
 FILE_NAMES = {path.name for folder in FOLDERS for path in (ROOT / folder).rglob("*.*")}
-COMMAND = re.compile(r"(python|accelerate|torchrun|sbatch|srun|make) \S")
+COMMAND = re.compile(r"(python|accelerate|torchrun|sbatch|srun|make|pip) \S")
 PATH = re.compile(r"[\w.*/-]+")
 SETTING = re.compile(rf"(?:{'|'.join(Config.model_fields)})\.\w[\w.]*(?:=.*)?")
 MODULE = re.compile(rf"(?:{'|'.join(CODE_FOLDERS)})(?:\.\w+)+")
@@ -475,6 +475,8 @@ def wrong_command(words: list[str]) -> str | None:
             check_make(words[1:])
             return None
         return f"the Makefile has no {words[1:]}"
+    if words[0] == "pip":
+        return wrong_extra(" ".join(words))
     for before, word in zip(words, words[1:], strict=False):
         if before == "-m" and word.partition(".")[0] in CODE_FOLDERS and wrong_module(word):
             return f"there is no module {word}"
@@ -482,6 +484,16 @@ def wrong_command(words: list[str]) -> str | None:
             return f"there is no {word}"
         if word.startswith("--") and word not in OPTIONS:
             return f"no command has the option {word}"
+    return None
+
+
+def wrong_extra(command: str) -> str | None:
+    """Extras of the package that are installed by a command exist."""
+    found = re.search(r"\[([\w,]+)\]", command)
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    for extra in found[1].split(",") if found else []:
+        if not re.search(rf"^{extra} = \[", project, re.MULTILINE):
+            return f"the package has no extra {extra}"
     return None
 
 
@@ -638,6 +650,7 @@ def test_negative_control_a_wrong_command_is_seen(command: str, folder: Path):
         ("The name `retrieval.search.Absent`.", "retrieval.search.Absent"),
         ("The command `python -m benchmarks.absent`.", "benchmarks.absent"),
         ("The command `python evaluate.py --absent`.", "--absent"),
+        ('The command `pip install ".[absent]"`.', "absent"),
         ("A long line: " + "very " * 30, "columns"),
         ("```\nno language\n```", "no language"),
         ("```python\nfrom retrieval.search import Absent\n```", "Absent"),
