@@ -15,6 +15,7 @@ see retrieval/__init__.py.
 """
 
 from retrieval.base.command import run_main
+from retrieval.base.extras import needs_extra
 from retrieval.base.launch import check_environment
 from retrieval.base.progress import set_quiet, silence_transformers
 from retrieval.evaluation.options import parse_arguments
@@ -40,7 +41,8 @@ def main(argv: list[str] | None = None) -> int:
 
     silence_transformers()
     if arguments.report:
-        from retrieval.evaluation.report import Against, write_report
+        with needs_extra("tracking"):
+            from retrieval.evaluation.report import Against, write_report
     against = Against(arguments.against, arguments.text_encoder) if arguments.against else None
     sizes = {name: getattr(arguments, name) for name in ("audio_batch_size", "text_batch_size")}
     scorer = Scorer(

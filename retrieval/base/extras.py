@@ -23,16 +23,13 @@ def needs_extra(extra: str) -> Iterator[None]:
         extra: Name of the extra in pyproject.toml.
 
     Raises:
-        MissingExtraError: A module is not installed.
+        MissingExtraError: A module of another package is not installed.
     """
     try:
         yield
     except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("retrieval"):
+            raise  # a fault of the program
         raise MissingExtraError(
-            f"{error.name} is not installed: {install_command(extra)}", name=error.name
+            f'{error.name} is not installed: pip install "{DISTRIBUTION}[{extra}]"'
         ) from None
-
-
-def install_command(extra: str) -> str:
-    """Return the command that installs an extra."""
-    return f'pip install "{DISTRIBUTION}[{extra}]"'

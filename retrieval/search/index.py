@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from retrieval.base.errors import UserError
+from retrieval.base.extras import needs_extra
 from retrieval.base.launch import make_accelerator
 from retrieval.base.sound import UnreadableSound
 from retrieval.data import collate_clips
@@ -34,6 +35,9 @@ from retrieval.search.storage import DATABASE, Contents, read_index, read_index_
 from retrieval.search.two_stage import TwoStage
 from retrieval.search.update import Changes, ExcerptEncoder, check_any_audio, update_index
 from retrieval.search.writer import IndexWriter, check_target, locked
+
+with needs_extra("search"):
+    import faiss
 
 CANDIDATES = 100  # excerpts that TAP scores for a query, at least; more for larger k
 CANDIDATES_PER_HIT = 4  # overlapping excerpts of one sound count once
@@ -170,7 +174,8 @@ class AudioIndex:
         if not fast_text or model.temperature.device.type != "cpu":
             return cls(path, model, contents)
         # here, because the exporter takes seconds to import
-        from retrieval.search.fast_text import fast_text_encoder
+        with needs_extra("export"):
+            from retrieval.search.fast_text import fast_text_encoder
 
         return cls(path, model, contents, fast_text_encoder(path, model, contents.meta["model"]))
 

@@ -6,20 +6,21 @@ hyperparameters.
 Figures are matplotlib's object API drawn by Agg: no display, no state that outlives a picture.
 """
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
 
+from retrieval.base.extras import MissingExtraError, needs_extra
 from retrieval.evaluation.attention import listen
 from retrieval.evaluation.ranks import DIRECTIONS, rank_histogram
 
 if TYPE_CHECKING:  # imported where a picture is drawn: it takes most of a second of every command
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from torch.utils.tensorboard import SummaryWriter
 
 BLUE, ORANGE, GREY = "#2a6f97", "#e07a3f", "#8a8f98"
 MAX_CLIPS_DRAWN = 200
@@ -34,7 +35,7 @@ class Tracker:
     """
 
     def __init__(self, run_dir: str | Path, resume_step: int | None, enabled: bool):
-        self.writer = SummaryWriter(str(run_dir), purge_step=resume_step) if enabled else None
+        self.writer = _open_writer(run_dir, resume_step) if enabled else None
         self.clips_written: set[int] = set()
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
@@ -88,6 +89,8 @@ class Tracker:
         """Flat settings with final metrics (nested names are joined), for the HPARAMS page."""
         if self.writer is None:
             return
+        from torch.utils.tensorboard.summary import hparams
+
         plain = {
             name: value if isinstance(value, bool | int | float | str) else str(value)
             for name, value in settings.items()
@@ -111,6 +114,18 @@ class Tracker:
         self.writer.add_image(
             name, np.asarray(canvas.buffer_rgba())[..., :3], step, dataformats="HWC"
         )
+
+
+def _open_writer(run_dir: str | Path, resume_step: int | None) -> "SummaryWriter | None":
+    """Return a writer of TensorBoard's files, or None and a note if a package is missing."""
+    try:
+        with needs_extra("tracking"):
+            import matplotlib  # noqa: F401 (draws the pictures)
+            from torch.utils.tensorboard import SummaryWriter
+    except MissingExtraError as error:
+        print(f"note: nothing is written for TensorBoard: {error}", file=sys.stderr)
+        return None
+    return SummaryWriter(str(run_dir), purge_step=resume_step)
 
 
 def attention_figure(model: torch.nn.Module, waveform: torch.Tensor, *captions: str) -> "Figure":

@@ -22,6 +22,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from retrieval.base.errors import OneLineParser, UserError
+from retrieval.base.extras import needs_extra
 from retrieval.base.launch import check_environment
 from retrieval.base.progress import silence_transformers
 
@@ -87,17 +88,16 @@ def main(argv: list[str] | None = None) -> int:
         }
         # After the checks, because these imports take seconds. Gradio reads the variables above at
         # import.
-        from retrieval.search.index import AudioIndex
+        with needs_extra("search"):
+            import uvicorn
+
+            from retrieval.search.index import AudioIndex
+            from retrieval.search.page.server import make_server
 
         silence_transformers()
         index = AudioIndex.open(
             arguments.index, arguments.checkpoint, fast_text=arguments.fast_text
         )
-
-        import uvicorn
-
-        from retrieval.search.page.server import make_server
-
         logging.getLogger("httpx").setLevel(logging.WARNING)
         address, port = listener.getsockname()[:2]
         is_local = ip_address(address).is_loopback

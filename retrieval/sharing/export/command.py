@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from retrieval.base.errors import OneLineParser
+from retrieval.base.extras import needs_extra
 from retrieval.base.launch import check_environment
 from retrieval.base.progress import set_quiet, silence_transformers
 from retrieval.evaluation.outputs import check_checkpoints
@@ -87,7 +88,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def write_onnx(arguments: argparse.Namespace) -> None:
     from retrieval.sharing.export.checks import check_folder
-    from retrieval.sharing.export.onnx_files import export_onnx
+
+    with needs_extra("export"):
+        from retrieval.sharing.export.onnx_files import export_onnx
 
     check_folder(arguments.output, arguments.overwrite)
     about = export_onnx(

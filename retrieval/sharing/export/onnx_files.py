@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from retrieval.base.errors import UserError, one_line
+from retrieval.base.extras import needs_extra
 from retrieval.base.folders import whole_folder
 from retrieval.base.progress import bar
 from retrieval.models.dual_encoder import DualEncoder, check_finite
@@ -147,6 +148,9 @@ def write_graph(
         "opset_version": OPSET,
     }
     settings |= {"dynamo": True, "external_data": num_bytes > EXTERNAL_BYTES, "verbose": False}
+    with needs_extra("export"):  # torch.onnx imports them, too late for a plain error
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
     try:
         with _silence():
             torch.onnx.export(module, tuple(arguments.values()), str(path), **settings)
