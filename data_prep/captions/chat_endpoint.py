@@ -1,20 +1,16 @@
-"""One question, one answer: any server that speaks OpenAI's chat completions (Ollama, vLLM,
-llama.cpp, OpenAI), with patience.
+"""Client of a server that speaks OpenAI's chat completions (Ollama, vLLM, llama.cpp, OpenAI).
 
-What passes by itself is asked again after a growing pause, or after as long as the server says
-(Retry-After, seconds or a date): 429 and other temporary codes, broken connections, cut-off
-answers, time-outs. urllib3 does this; a PoolManager may be used by many threads. No server can hold
-a question for ever or fill the memory: an answer ends with the time-out and is read up to
-MAX_BYTES.
+Temporary failures are asked again after a growing pause, or after the pause that the server names
+(Retry-After, in seconds or as a date): 429 and other temporary codes, broken connections, cut-off
+answers, time-outs. An answer has a total time-out and at most MAX_BYTES. Many threads may share one
+ChatEndpoint.
 """
 
-import contextlib
-import io
 import json
 import os
 import re
-import socket
-import threading
+import time
+from typing import Any
 
 import urllib3
 from urllib3.exceptions import (
@@ -23,22 +19,21 @@ from urllib3.exceptions import (
     LocationParseError,
     MaxRetryError,
     NewConnectionError,
+    ReadTimeoutError,
     SSLError,
 )
 
 from retrieval.base.errors import UserError
 
-# Not OPENAI_API_KEY: whoever has that set does not want it sent to every server that this command
-# is pointed at.
+# Not OPENAI_API_KEY: that one must not go to every server that --endpoint names.
 KEY_VARIABLE = "CAPTIONS_API_KEY"
 BACKOFF = 1.0  # s; the pauses are 0, 2, 4, 8, 16 times this
 MAX_RETRY_AFTER = 300  # s
-# read: time-outs of answers, and connections that broke
-RETRIES = {"total": 5, "connect": 3, "read": 2}
+RETRIES = {"total": 5, "connect": 3, "read": 2}  # read: time-outs and broken connections
 TEMPORARY_STATUS = (408, 409, 425, 429, 500, 502, 503, 504)
-# may be this one question's fault; other codes are the same for all
-REFUSED_QUESTION = (400, 413, 422)
-MAX_BYTES = 1 << 20  # of an answer, unpacked; one with 30,000 tokens of thought has some 150,000
+REFUSED_QUESTION = (400, 413, 422)  # another question may be accepted
+MAX_BYTES = 1 << 20  # of an unpacked answer; 30,000 tokens of thought have some 150,000
+CHUNK_BYTES = 1 << 16
 
 
 class ServerFailure(Exception):
@@ -49,63 +44,18 @@ class BadAnswer(Exception):
     """The answer is no chat completion, or an unfinished or empty one."""
 
 
-class _BoundedAnswer:
-    """Mixin of urllib3's connections: an answer is read at once, for no longer than the time-out
-    and no further than one byte beyond MAX_BYTES.
-
-    urllib3's time-out is for each read alone: a server that sends a byte now and then, be it of a
-    header or of a refusal, is never late.
-    """
-
-    def getresponse(self) -> urllib3.HTTPResponse:
-        late, sock = threading.Event(), self.sock
-
-        def end() -> None:
-            late.set()
-            with contextlib.suppress(OSError):  # it is closed already
-                sock.shutdown(socket.SHUT_RDWR)  # ends the read under way
-
-        timer = threading.Timer(self.timeout, end)
-        timer.daemon = True  # Ctrl-C does not wait for it
-        timer.start()
-        try:
-            response = super().getresponse()
-            body = response.read(MAX_BYTES + 1)
-        finally:
-            timer.cancel()
-            # whatever it looks like: a broken connection, or an answer that ended
-            if late.is_set():
-                raise TimeoutError
-        if len(body) > MAX_BYTES:
-            self.close()  # the rest is not wanted
-        return urllib3.HTTPResponse(
-            io.BytesIO(body),
-            response.headers,
-            response.status,
-            reason=response.reason,
-            decode_content=False,
-        )
-
-
-class _HTTPConnection(_BoundedAnswer, urllib3.connection.HTTPConnection):
-    pass
-
-
-class _HTTPSConnection(_BoundedAnswer, urllib3.connection.HTTPSConnection):
-    pass
-
-
-class _HTTPPool(urllib3.HTTPConnectionPool):
-    ConnectionCls = _HTTPConnection
-
-
-class _HTTPSPool(urllib3.HTTPSConnectionPool):
-    ConnectionCls = _HTTPSConnection
-
-
 class ChatEndpoint:
-    """`url` up to `/v1`; `timeout` in seconds, for one answer. The key is read from the
-    environment. Raises UserError for a wrong URL or key.
+    """A server and a model to ask.
+
+    Args:
+        url: Address of the server up to `/v1`.
+        model: The model's name at the server.
+        temperature: Of the sampling.
+        timeout: Seconds for one answer, to its last byte.
+        num_parallel: Connections to keep.
+
+    Raises:
+        UserError: The URL is wrong, or the key in the environment cannot be sent.
     """
 
     def __init__(
@@ -114,15 +64,10 @@ class ChatEndpoint:
         try:
             parsed = urllib3.util.parse_url(url)
         except LocationParseError:
-            parsed = None
-        if (
-            not parsed
-            or parsed.scheme not in ("http", "https")
-            or not parsed.host
-            or parsed.auth
-            or parsed.query
-        ):
-            # A URL may hold a password: it is not repeated here.
+            parsed = urllib3.util.Url()
+        is_address = parsed.scheme in ("http", "https") and parsed.host
+        if not is_address or parsed.auth or parsed.query:
+            # the URL may hold a password: do not repeat it
             raise UserError(
                 "--endpoint: expected a URL such as http://localhost:11434/v1, without user,"
                 " password or query"
@@ -133,38 +78,32 @@ class ChatEndpoint:
         self.key = key
         self.url = f"{url.rstrip('/')}/chat/completions"
         self.settings = {"model": model, "temperature": temperature, "stream": False}
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        retries = urllib3.Retry(
+        self.timeout = timeout
+        self.retries = urllib3.Retry(
             **RETRIES,
             allowed_methods=None,
             status_forcelist=TEMPORARY_STATUS,
             backoff_factor=BACKOFF,
             backoff_jitter=BACKOFF / 2,
             retry_after_max=MAX_RETRY_AFTER,
-            raise_on_status=False,
         )
-        limits = urllib3.Timeout(connect=10, read=timeout)
         self.pool = urllib3.PoolManager(
-            maxsize=num_parallel, headers=headers, retries=retries, timeout=limits
+            maxsize=num_parallel,
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            timeout=urllib3.Timeout(connect=10, read=timeout),
         )
-        self.pool.pool_classes_by_scheme = {"http": _HTTPPool, "https": _HTTPSPool}
 
     def ask(self, prompt: str, seed: int) -> str:
-        """Text of the answer. Raises ServerFailure, BadAnswer, and UserError where no other
-        question would fare better.
+        """Return the text of the answer.
+
+        Raises:
+            ServerFailure: The server fails at this question.
+            BadAnswer: The answer holds no text.
+            UserError: The server would fail at every question.
         """
         question = self.settings | {"seed": seed, "messages": [{"role": "user", "content": prompt}]}
         try:
-            # Not preloaded, for getresponse to stop at MAX_BYTES; it leaves nothing on the
-            # connection, which goes back at once.
-            response = self.pool.request(
-                "POST",
-                self.url,
-                json=question,
-                redirect=False,
-                preload_content=False,
-                release_conn=True,
-            )
+            response, body = self._post(question)
         except HTTPError as error:
             reason = error.reason if isinstance(error, MaxRetryError) and error.reason else error
             text = self._one_line(re.sub(r"^\w+\(.*?\): ", "", str(reason)))
@@ -176,38 +115,83 @@ class ChatEndpoint:
                 raise UserError(f"{self.url} cannot be reached ({text}): {remedy}") from None
             raise ServerFailure(f"{self.url}: {text}") from None
         if response.status != 200:
-            self._refused(response)
-        return self._text_of(response)
+            raise self._refusal(response, body)
+        return self._text_of(response, body)
 
-    def _refused(self, response: urllib3.BaseHTTPResponse) -> None:
+    def _post(self, question: dict[str, Any]) -> tuple[urllib3.BaseHTTPResponse, bytes]:
+        """Return the answer and its body, after retries of temporary failures.
+
+        urllib3 itself retries before a body is read, so bodies that break off are retried here.
+        """
+        retries = self.retries
+        while True:
+            response = None
+            try:
+                response, body = self._post_once(question)
+            except HTTPError as error:
+                retries = retries.increment("POST", self.url, error=error)
+            else:
+                names_pause = "Retry-After" in response.headers
+                if not retries.is_retry("POST", response.status, names_pause):
+                    return response, body
+                try:
+                    retries = retries.increment("POST", self.url, response=response)
+                except MaxRetryError:
+                    return response, body
+            retries.sleep(response)
+
+    def _post_once(self, question: dict[str, Any]) -> tuple[urllib3.BaseHTTPResponse, bytes]:
+        """Return one answer and its body, cut off one byte beyond MAX_BYTES."""
+        deadline = time.monotonic() + self.timeout
+        response = self.pool.request(
+            "POST",
+            self.url,
+            json=question,
+            redirect=False,
+            retries=False,
+            preload_content=False,
+        )
+        body = b""
         try:
-            error = json.loads(response.data)["error"]
+            while chunk := response.read1(min(CHUNK_BYTES, MAX_BYTES + 1 - len(body))):
+                body += chunk
+                if time.monotonic() > deadline:
+                    late = f"Read timed out. (read timeout={self.timeout:g})"
+                    raise ReadTimeoutError(None, self.url, late)
+        except BaseException:
+            response.close()
+            raise
+        if len(body) > MAX_BYTES:
+            response.close()  # its connection holds the rest
+        return response, body
+
+    def _refusal(self, response: urllib3.BaseHTTPResponse, body: bytes) -> Exception:
+        try:
+            error = json.loads(body)["error"]
             detail = error["message"] if isinstance(error, dict) else error
         except (ValueError, KeyError, TypeError, RecursionError):
             detail = None
         if not isinstance(detail, str):
-            detail = response.data.decode(errors="replace")
-        message = (
-            f"{self.url}: the server answers {response.status} {response.reason or ''}".rstrip()
-            + f": {self._one_line(detail)}"
-        )
+            detail = body.decode(errors="replace")
+        code = f"{response.status} {response.reason or ''}".rstrip()
+        message = f"{self.url}: the server answers {code}: {self._one_line(detail)}"
         if response.status in (*TEMPORARY_STATUS, *REFUSED_QUESTION):
-            raise ServerFailure(message)
+            return ServerFailure(message)
         if response.status in (401, 403):
-            raise UserError(
+            return UserError(
                 f"{message}; the key belongs in the environment variable {KEY_VARIABLE}"
             )
-        raise UserError(
+        return UserError(
             f"{message}; check --model {self.settings['model']} and --endpoint, which mostly ends"
             " in /v1"
         )
 
-    def _text_of(self, response: urllib3.BaseHTTPResponse) -> str:
-        if len(response.data) > MAX_BYTES:
+    def _text_of(self, response: urllib3.BaseHTTPResponse, body: bytes) -> str:
+        if len(body) > MAX_BYTES:
             raise BadAnswer(f"{self.url} answers with more than {MAX_BYTES} bytes")
-        shown = self._one_line(response.data.decode(errors="replace"))
+        shown = self._one_line(body.decode(errors="replace"))
         try:
-            content = json.loads(response.data)
+            content = json.loads(body)
         except (ValueError, RecursionError):  # brackets a thousand deep
             kind = response.headers.get("Content-Type", "no content type")
             raise BadAnswer(
@@ -235,7 +219,7 @@ class ChatEndpoint:
         return text
 
     def _one_line(self, text: str) -> str:
-        """The beginning of what the server said; some servers repeat the key in what they say."""
+        """Return the beginning of the server's words, without the key: some servers repeat it."""
         text = " ".join(text.encode(errors="replace").decode().split()) or "nothing"
         if self.key:
             text = text.replace(self.key, "***")

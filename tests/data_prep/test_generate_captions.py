@@ -1,6 +1,4 @@
-"""data_prep/generate_captions.py against a server on this machine that plays every role, from a
-good model to a portal's login page.
-"""
+"""data_prep/generate_captions.py against a server of this test: a good model, a login page, ..."""
 
 import csv
 import gzip
@@ -20,16 +18,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from data_prep import (
-    build_clotho,
-    generate_captions,
-)
-from data_prep.captions import (
-    chat_endpoint,
-    paraphrases,
-)
+from data_prep import build_clotho, generate_captions
+from data_prep.captions import chat_endpoint, paraphrases
 from data_prep.captions.paraphrases import fault, listed_texts, new_captions, normalised
+from data_prep.corpora.clotho_files import METADATA_COLUMNS
 from tests.conftest import PATIENCE, ROOT, wait_for
+from tests.corpora import error_line, write_csv
 
 WORDS = "alpha bravo charlie delta echo foxtrot golf hotel india juliett".split()
 COMMAND = [sys.executable, str(ROOT / "data_prep" / "generate_captions.py")]
@@ -45,13 +39,9 @@ def quick(monkeypatch):
 def good_answer(question, number):
     """As many captions as asked for; those of another call differ."""
     asked = int(re.search(r"Write (\d+) more", question["messages"][0]["content"])[1])
-    tag = " ".join(WORDS[int(digit)] for digit in str(number))
-    return json.dumps(
-        [
-            f"Somebody hears the sound {WORDS[index]} of {clip_of(question)} in call {tag}."
-            for index in range(asked)
-        ]
-    )
+    clip, tag = clip_of(question), " ".join(WORDS[int(digit)] for digit in str(number))
+    texts = [f"Somebody hears the sound {word} of {clip} in call {tag}." for word in WORDS[:asked]]
+    return json.dumps(texts)
 
 
 def clip_of(question):
@@ -60,20 +50,14 @@ def clip_of(question):
 
 
 def completion(text, finish_reason="stop"):
-    return {
-        "choices": [
-            {
-                "index": 0,
-                "message": {"role": "assistant", "content": text},
-                "finish_reason": finish_reason,
-            }
-        ]
-    }
+    message = {"role": "assistant", "content": text}
+    return {"choices": [{"index": 0, "message": message, "finish_reason": finish_reason}]}
 
 
 class Server:
-    """`play(question, number of the call)` gives the answer's text, or (status, headers, body), or
-    None to break the connection.
+    """Answers with `play(question, number of the call)`.
+
+    That is a text, or (status, headers, body), or None to break the connection.
     """
 
     def __init__(self):
@@ -97,14 +81,13 @@ class Server:
                     self.connection.shutdown(socket.SHUT_RDWR)
                     self.close_connection = True
                     return
-                status, headers, body = (
-                    (200, {}, completion(answer)) if isinstance(answer, str) else answer
-                )
+                if isinstance(answer, str):
+                    answer = 200, {}, completion(answer)
+                status, headers, body = answer
                 body = body if isinstance(body, bytes) else json.dumps(body).encode()
+                usual = {"Content-Type": "application/json", "Content-Length": len(body)}
                 self.send_response(status)
-                for name, value in (
-                    {"Content-Type": "application/json", "Content-Length": len(body)} | headers
-                ).items():
+                for name, value in (usual | headers).items():
                     self.send_header(name, str(value))
                 self.end_headers()
                 try:
@@ -139,17 +122,13 @@ def clip_names(number):
 
 
 def write_captions(path, number=3, num_captions=5):
+    header = ["file_name", *(f"caption_{i + 1}" for i in range(num_captions))]
+    words = WORDS[:num_captions]
     rows = [
-        [
-            f"{name}.wav",
-            *(f"Original caption {WORDS[i]} about {name}." for i in range(num_captions)),
-        ]
+        [f"{name}.wav", *(f"Original caption {word} about {name}." for word in words)]
         for name in clip_names(number)
     ]
-    header = ["file_name", *(f"caption_{i + 1}" for i in range(num_captions))]
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([header, *rows])
-    return path
+    return write_csv(path, header, rows)
 
 
 def read_rows(path):
@@ -170,12 +149,6 @@ def arguments_for(server, paths, *more):
 
 def generate(server, paths, *more):
     return generate_captions.main(arguments_for(server, paths, *more))
-
-
-def error_line(capsys):
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1 and lines[0].startswith("error: "), lines
-    return lines[0]
 
 
 def journal_of(paths):
@@ -207,12 +180,8 @@ def test_five_captions_are_added_and_nothing_else_changes(server, paths, capsys)
         "/v1/chat/completions"
     }
     question = server.questions[0]
-    assert (question["model"], question["seed"], question["temperature"], question["stream"]) == (
-        "phi4",
-        1,
-        0.8,
-        False,
-    )
+    del question["messages"]
+    assert question == {"model": "phi4", "seed": 1, "temperature": 0.8, "stream": False}
     assert "15 new captions for 3 clips; 0 clips are short of captions" in capsys.readouterr().out
     assert not list(paths[1].parent.glob("*.tmp"))
 
@@ -224,26 +193,16 @@ def test_build_clotho_reads_ten_captions_a_clip(server, tmp_path):
     (tmp_path / "development").mkdir()
     for name in names:
         soundfile.write(tmp_path / "development" / f"{name}.wav", np.zeros(3200), 32_000)
-    metadata = ["file_name", *build_clotho_columns()]
-    (tmp_path / "clotho_metadata_development.csv").write_text(
-        "\n".join([",".join(metadata), *(f"{name}.wav,,,,,," for name in names)]) + "\n"
-    )
+    rows = [[f"{name}.wav", *[""] * len(METADATA_COLUMNS)] for name in names]
+    write_csv(tmp_path / "clotho_metadata_development.csv", ["file_name", *METADATA_COLUMNS], rows)
     original = write_captions(tmp_path / "original.csv", 2)
     assert generate(server, (original, tmp_path / "clotho_captions_development.csv")) == 0
-    assert (
-        build_clotho.main(["--root", str(tmp_path), "--splits", "development", "--num-proc", "1"])
-        == 0
-    )
+    options = ["--splits", "development", "--num-proc", "1"]
+    assert build_clotho.main(["--root", str(tmp_path), *options]) == 0
     split = datasets.load_from_disk(str(tmp_path / "cache"))["development"]
     rows = read_rows(tmp_path / "clotho_captions_development.csv")
     assert split["captions"][:] == [[row[f"caption_{i}"] for i in range(1, 11)] for row in rows]
     assert [len(captions) for captions in split["captions"]] == [10, 10]
-
-
-def build_clotho_columns():
-    from data_prep.corpora.clotho_files import METADATA_COLUMNS
-
-    return METADATA_COLUMNS
 
 
 def test_columns_are_numbered_on_and_names_are_kept(server, tmp_path):
@@ -414,28 +373,20 @@ def test_copies_within_an_answer_are_left_out_and_no_more_is_taken_than_asked():
 
 def test_what_is_good_is_kept_and_only_the_rest_asked_again(server, paths):
     def play(question, number):
-        if question["seed"] == 1:
-            return json.dumps(
-                [
-                    f"A bell rings for {clip_of(question)} in the tower.",
-                    "Too short.",
-                    "It rings 2 times in the old tower.",
-                ]
-            )
-        return good_answer(question, number)
+        if question["seed"] > 1:
+            return good_answer(question, number)
+        good = f"A bell rings for {clip_of(question)} in the tower."
+        return json.dumps([good, "Too short.", "It rings 2 times in the old tower."])
 
     server.play = play
     assert generate(server, paths) == 0
     assert len(server.questions) == 6
     second = [question for question in server.questions if question["seed"] == 2]
     prompts = [question["messages"][0]["content"] for question in second]
-    assert len(second) == 3 and all(
-        "Write 4 more" in prompt and "A bell rings for" in prompt for prompt in prompts
-    )
-    assert all(
-        row["caption_6"].startswith("A bell rings for clip") and row["caption_10"]
-        for row in read_rows(paths[1])
-    )
+    assert len(second) == 3
+    assert all("Write 4 more" in prompt and "A bell rings" in prompt for prompt in prompts)
+    for row in read_rows(paths[1]):
+        assert row["caption_6"].startswith("A bell rings for clip") and row["caption_10"]
 
 
 # ---- clips that are given up
@@ -449,20 +400,12 @@ def test_a_clip_in_a_hundred_may_stay_short(server, tmp_path, capsys):
     )
     assert generate(server, paths) == 0
     output = capsys.readouterr().out
-    assert (
-        f"{stubborn}.wav: 0 of 5 new captions: the answer holds neither JSON" in output
-        and "1 clips are short" in output
-    )
-    assert [row["file_name"] for row in read_rows(paths[1]) if not row["caption_6"]] == [
-        f"{stubborn}.wav"
-    ]
-    assert [question["seed"] for question in server.questions if clip_of(question) == stubborn] == [
-        1,
-        2,
-        3,
-        4,
-        5,
-    ]
+    assert f"{stubborn}.wav: 0 of 5 new captions: the answer holds neither JSON" in output
+    assert "1 clips are short" in output
+    short = [row["file_name"] for row in read_rows(paths[1]) if not row["caption_6"]]
+    assert short == [f"{stubborn}.wav"]
+    asked = [question["seed"] for question in server.questions if clip_of(question) == stubborn]
+    assert asked == [1, 2, 3, 4, 5]
     server.questions.clear()
     server.play = good_answer
     assert generate(server, paths) == 2  # the output is there
@@ -476,10 +419,7 @@ def test_more_than_that_is_an_error_unless_allowed(server, paths, capsys):
         "No." if clip_of(question) == clip_names(1)[0] else good_answer(question, number)
     )
     assert generate(server, paths) == 2
-    assert (
-        "1 of 3 clips are short of captions, more than 1%: run the same command again"
-        in error_line(capsys)
-    )
+    assert "1 of 3 clips" in (line := error_line(capsys)) and "--allow-missing" in line
     assert not paths[1].exists()
     server.questions.clear()
     assert generate(server, paths, "--allow-missing") == 0
@@ -500,16 +440,10 @@ def test_many_failures_in_a_row_end_the_run(server, tmp_path, capsys):
         (200, {}, completion("")) if number > 20 else good_answer(question, number)
     )
     assert generate(server, paths, "--num-parallel", "2") == 2
-    assert (
-        "stopped after 10 clips in a row without their captions, the last one because the answer is"
-        " empty" in error_line(capsys)
-    )
+    assert re.search("10 clips in a row .*the answer is empty", error_line(capsys))
     assert not paths[1].exists() and len(server.questions) < 20 + 13 * 5
-    ready = {
-        entry["file_name"][:-4]
-        for entry in map(json.loads, journal_of(paths).open())
-        if len(entry.get("new", [])) == 5
-    }
+    entries = map(json.loads, journal_of(paths).open())
+    ready = {entry["file_name"][:-4] for entry in entries if len(entry.get("new", [])) == 5}
     assert len(ready) == 20
     server.questions.clear()
     server.play = good_answer
@@ -586,20 +520,14 @@ def test_a_server_that_drips_is_late(capsys, tmp_path, drip):
     paths = (write_captions(tmp_path / "in.csv", 1), tmp_path / "out.csv")
     assert generate(drip, paths, "--timeout", "0.4") == 2
     captured = capsys.readouterr()
-    assert (
-        "0 of 5 new captions: " in captured.out
-        and "Read timed out. (read timeout=0.4)" in captured.out
-    )
+    assert "clipalpha.wav" in captured.out and "timed out" in captured.out
     assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
 
 
 OK = b"HTTP/1.1 200 OK\r\n"
 DRIPS = {
-    "status line": b"HTTP/1.1 ",
-    "header": OK + b"X: ",
     "body": OK + b"Content-Length: 1000\r\n\r\n",
     "body without length": OK + b"\r\n",
-    "length of a chunk": OK + b"Transfer-Encoding: chunked\r\n\r\n",
     "refusal": b"HTTP/1.1 404 Not Found\r\nContent-Length: 1000\r\n\r\n",
     "refusal that passes": b"HTTP/1.1 503 Busy\r\nContent-Length: 1000\r\n\r\n",
 }
@@ -637,10 +565,9 @@ def drip(request):
 @pytest.mark.parametrize("packed", [False, True])
 def test_an_answer_without_end_is_not_kept(server, tmp_path, capsys, packed):
     paths = (write_captions(tmp_path / "in.csv", 1), tmp_path / "out.csv")
-    body = b" " * (64 << 20)
-    answer = (
-        (200, {"Content-Encoding": "gzip"}, gzip.compress(body, 1)) if packed else (200, {}, body)
-    )
+    answer = 200, {}, b" " * (64 << 20)
+    if packed:
+        answer = 200, {"Content-Encoding": "gzip"}, gzip.compress(answer[2], 1)
     server.play = lambda question, number: answer if number < 5 else good_answer(question, number)
     tracemalloc.start()
     try:
@@ -656,10 +583,11 @@ def test_an_answer_without_end_is_not_kept(server, tmp_path, capsys, packed):
 
 
 def test_a_packed_answer_is_read(server, paths):
-    server.play = lambda question, number: (
-        *(200, {"Content-Encoding": "gzip"}),
-        gzip.compress(json.dumps(completion(good_answer(question, number))).encode()),
-    )
+    def play(question, number):
+        body = json.dumps(completion(good_answer(question, number))).encode()
+        return 200, {"Content-Encoding": "gzip"}, gzip.compress(body)
+
+    server.play = play
     assert generate(server, paths) == 0
 
 
@@ -675,13 +603,8 @@ def test_content_in_parts_is_read(server, paths):
     def parts(question, number):
         text = good_answer(question, number)
         texts = [{"type": "text", "text": half} for half in (text[:30], text[30:])]
-        return (
-            200,
-            {},
-            completion(
-                [{"type": "thinking", "thinking": [{"type": "text", "text": "1. So far."}]}, *texts]
-            ),
-        )
+        thought = {"type": "thinking", "thinking": [{"type": "text", "text": "1. So far."}]}
+        return 200, {}, completion([thought, *texts])
 
     server.play = parts
     assert generate(server, paths) == 0
@@ -690,113 +613,58 @@ def test_content_in_parts_is_read(server, paths):
 
 # ---- servers that are wrong
 
-WRONG_SERVERS = {
-    "model not found": (
-        404,
-        {},
-        {"error": {"message": 'model "phi4" not found'}},
-        'answers 404 Not Found: model "phi4" not found; check',
-        1,
-    ),
-    "no such path": (
-        404,
-        {},
-        b"404 page not found",
-        "404 page not found; check --model phi4 and --endpoint, which mostly ends in /v1",
-        1,
-    ),
-    "no key": (
-        401,
-        {},
-        {"error": "give a key"},
-        (
-            "401 Unauthorized: give a key; the key belongs in the environment variable"
-            " CAPTIONS_API_KEY"
-        ),
-        1,
-    ),
-    "moved": (301, {"Location": "/elsewhere"}, b"", "answers 301", 1),
-    "question refused": (
-        400,
-        {},
-        {"error": {"message": "temperature: only 1 is supported"}},
-        "answers 400 Bad Request: temperature: only 1",
-        1,
-    ),
-    "always busy": (503, {}, b"overloaded", "answers 503 Service Unavailable: overloaded", 6),
-    "web page": (
-        200,
-        {"Content-Type": "text/html"},
-        b"<html>log in</html>",
-        "something else than JSON (text/html): <html>log in</html>",
-        5,
-    ),
-    "no choices": (
-        200,
-        {},
-        {"object": "list"},
-        'something else than a chat completion: {"object": "list"}',
-        5,
-    ),
-    "empty choices": (200, {}, {"choices": []}, "something else than a chat completion", 5),
-    "a list": (200, {}, [1], "something else than a chat completion", 5),
-    "a string": (200, {}, {"choices": ["text"]}, "something else than a chat completion", 5),
-    "no content": (200, {}, completion(None), "the answer is empty", 5),
-    "no parts": (200, {}, completion([]), "the answer is empty", 5),
-    "parts of other kinds": (
-        200,
-        {},
-        completion([3, {"type": "text", "text": 3}, {"type": "refusal", "refusal": "no"}]),
-        "the answer is empty",
-        5,
-    ),
-    "deep body": (200, {}, b"[" * 200_000, "something else than JSON (application/json): [[[", 5),
-    "deep choices": (
-        200,
-        {},
-        b'{"choices":' + b"[" * 900 + b"]" * 900 + b"}",
-        "something else than a chat completion",
-        5,
-    ),
-    "deep content": (
-        200,
-        {},
-        completion("[" * 500 + "]" * 500),
-        "neither JSON with captions nor numbered lines",
-        5,
-    ),
-    "deep refusal": (400, {}, b"[" * 200_000, "answers 400 Bad Request: [[[", 1),
-    "deep reason": (
-        400,
-        {},
-        b'{"error":' + b"[" * 900 + b"]" * 900 + b"}",
-        'answers 400 Bad Request: {"error":[[[',
-        1,
-    ),
-    "cut off": (
-        200,
-        {},
-        completion('["A dog barks', "length"),
-        "cut off at the server's limit of tokens",
-        5,
-    ),
-    "bad pause": (429, {"Retry-After": "soon"}, b"", "Invalid Retry-After header: soon", 1),
+DEEP_LIST = b"[" * 200_000
+NO_JSON, NO_COMPLETION = "something else than JSON", "something else than a chat completion"
+OTHER_PARTS = [3, {"type": "text", "text": 3}, {"type": "refusal", "refusal": "no"}]
+WRONG_ANSWERS = {
+    "web page": (b"<html>log in</html>", f"{NO_JSON} (application/json): <html>log in</html>"),
+    "no choices": ({"object": "list"}, f'{NO_COMPLETION}: {{"object": "list"}}'),
+    "empty choices": ({"choices": []}, NO_COMPLETION),
+    "a list": ([1], NO_COMPLETION),
+    "a string": ({"choices": ["text"]}, NO_COMPLETION),
+    "no content": (completion(None), "the answer is empty"),
+    "no parts": (completion([]), "the answer is empty"),
+    "parts of other kinds": (completion(OTHER_PARTS), "the answer is empty"),
+    "deep body": (DEEP_LIST, NO_JSON),
+    "deep choices": (b'{"choices":' + b"[" * 900 + b"]" * 900 + b"}", NO_COMPLETION),
+    "deep content": (completion("[" * 500 + "]" * 500), "neither JSON"),
+    "cut off": (completion('["A dog barks', "length"), "cut off at the server's limit"),
+}
+NO_MODEL = {"error": {"message": 'model "phi4" not found'}}
+NO_TEMPERATURE = {"error": {"message": "temperature: only 1 is supported"}}
+REFUSALS = {
+    "model not found": (404, {}, NO_MODEL, "404 Not Found: model .* --model phi4"),
+    "no such path": (404, {}, b"404 page not found", "404 page not found.* --endpoint"),
+    "no key": (401, {}, {"error": "give a key"}, "401 .*give a key.* CAPTIONS_API_KEY"),
+    "moved": (301, {"Location": "/elsewhere"}, b"", "301"),
+    "question refused": (400, {}, NO_TEMPERATURE, "400 Bad Request: temperature: only 1"),
+    "always busy": (503, {}, b"overloaded", "503 Service Unavailable: overloaded"),
+    "deep refusal": (400, {}, DEEP_LIST, r"400 Bad Request: \[\[\["),
+    "deep reason": (400, {}, b'{"error":' + b"[" * 900 + b"]" * 900 + b"}", "400 Bad Request"),
+    "bad pause": (429, {"Retry-After": "soon"}, b"", "Retry-After header: soon"),
 }
 
 
-@pytest.mark.parametrize("name", WRONG_SERVERS)
-def test_wrong_servers_are_named(server, tmp_path, capsys, name):
-    status, headers, body, expected, num_questions = WRONG_SERVERS[name]
+@pytest.mark.parametrize("name", WRONG_ANSWERS)
+def test_wrong_answers_are_asked_again_and_named(server, tmp_path, capsys, name):
+    body, expected = WRONG_ANSWERS[name]
+    paths = (write_captions(tmp_path / "in.csv", 1), tmp_path / "out.csv")
+    server.play = lambda question, number: (200, {}, body)
+    assert generate(server, paths) == 2
+    assert expected in capsys.readouterr().out
+    assert len(server.questions) == generate_captions.MAX_TRIES and not paths[1].exists()
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_refusals_are_named(server, tmp_path, capsys, name):
+    status, headers, body, expected = REFUSALS[name]
     paths = (write_captions(tmp_path / "in.csv", 1), tmp_path / "out.csv")
     server.play = lambda question, number: (status, headers, body)
     assert generate(server, paths) == 2
     captured = capsys.readouterr()
-    assert (
-        expected in captured.out + captured.err
-        and captured.err.startswith("error: ")
-        and captured.err.count("\n") == 1
-    )
-    assert len(server.questions) == num_questions and not paths[1].exists()
+    assert re.search(expected, captured.out + captured.err)
+    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
+    assert len(server.questions) == (6 if name == "always busy" else 1) and not paths[1].exists()
 
 
 def test_an_unreachable_server_is_one_line(paths, capsys):
@@ -804,10 +672,7 @@ def test_an_unreachable_server_is_one_line(paths, capsys):
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
     assert generate(url, paths) == 2
-    reason = "Failed to establish a new connection: [Errno 111] Connection refused"
-    assert f"{url}/chat/completions cannot be reached ({reason}): start the server" in error_line(
-        capsys
-    )
+    assert re.search(f"{url}.* cannot be reached .*refused.*start the server", error_line(capsys))
     assert not paths[1].exists()
 
 
@@ -843,9 +708,8 @@ def test_the_key_comes_from_the_environment_and_goes_nowhere_else(
     paths[1].unlink()
     journal_of(paths).unlink()
     server.headers.clear()
-    assert generate(server, paths) == 0 and {
-        headers["Authorization"] for headers in server.headers
-    } == {"Bearer sesame-123"}
+    assert generate(server, paths) == 0
+    assert {headers["Authorization"] for headers in server.headers} == {"Bearer sesame-123"}
     server.play = lambda question, number: (401, {}, {"error": {"message": "wrong key sesame-123"}})
     journal_of(paths).unlink()
     assert generate(server, paths, "--overwrite") == 2
@@ -866,16 +730,13 @@ def test_a_key_that_no_header_takes_is_not_shown(server, paths, capsys, monkeypa
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (
-            "name,caption_1\na,b\n",
-            "column file_name must occur once in its first line, found: name, caption_1",
-        ),
-        ("file_name,text\na,b\n", "column caption_1 must occur once"),
+        ("name,caption_1\na,b\n", "column file_name"),
+        ("file_name,text\na,b\n", "column caption_1"),
         ("", "found: nothing"),
-        ("file_name,caption_1\n", "has no rows"),
-        ("file_name,caption_1\na.wav,b\na.WAV,c\n", "two rows for one clip"),
-        ("file_name,caption_1\na.wav,b,c\n", "line 2: 3 fields, expected 2"),
-        (None, "cannot be read: No such file"),
+        ("file_name,caption_1\n", "no rows"),
+        ("file_name,caption_1\na.wav,b\na.WAV,c\n", "'a.WAV'"),
+        ("file_name,caption_1\na.wav,b,c\n", "line 2: 3 fields"),
+        (None, "No such file"),
     ],
 )
 def test_a_bad_csv_is_one_line(server, paths, capsys, content, expected):
@@ -887,29 +748,21 @@ def test_a_bad_csv_is_one_line(server, paths, capsys, content, expected):
     assert not server.questions and not journal_of(paths).exists()
 
 
+BAD_OPTIONS = ["--num-parallel 0", "--timeout 0", "--timeout nan", "--timeout inf", "--nonsense"]
+BAD_OPTIONS += ["--temperature 3", "--temperature x", "--output IN", "--output FOLDER"]
+BAD_URLS = ["localhost:11434/v1", "http://", "http://[::/v1", "file:///v1", ""]
+
+
 @pytest.mark.parametrize(
-    "more",
-    [
-        *("--num-parallel 0", "--timeout 0", "--timeout nan", "--timeout inf"),
-        *("--temperature 3", "--temperature x", "--nonsense", "--output IN", "--output FOLDER"),
-        *(
-            "--output .",
-            "--endpoint localhost:11434/v1",
-            "--endpoint http://",
-            "--endpoint http://[::/v1",
-            "--endpoint file:///v1",
-            "--endpoint ''",
-        ),
-    ],
+    "more", [*BAD_OPTIONS, "--output .", *map("--endpoint {}".format, BAD_URLS)]
 )
 def test_bad_arguments_are_one_line(server, paths, capsys, more):
     before = paths[0].read_bytes()
-    more = [
-        item.replace("IN", str(paths[0])).replace("FOLDER", str(paths[0].parent)).replace("''", "")
-        for item in more.split()
-    ]
+    option, *values = more.split(" ")
+    places = {"IN": str(paths[0]), "FOLDER": str(paths[0].parent)}
     try:
-        code = generate(server, paths, "--overwrite", *more)
+        values = [places.get(value, value) for value in values]
+        code = generate(server, paths, "--overwrite", option, *values)
     except SystemExit as end:
         code = end.code
     assert code == 2 and not server.questions and paths[0].read_bytes() == before
