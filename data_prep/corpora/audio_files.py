@@ -1,4 +1,4 @@
-"""Find the audio files below a folder, and explain why files are left out."""
+"""The audio files of a corpus: find them, choose among them, report those that are left out."""
 
 import os
 from pathlib import Path
@@ -27,11 +27,8 @@ def audio_of_corpus(folder: Path, option: str) -> SoundFiles:
         closed, reason = next(iter(found.closed_folders.items()))
         raise UserError(f"{option} {folder}: {closed} cannot be read: {reason}")
     if not found.paths:
-        others = (
-            f"; its {found.passed_over.total()} files are no sound: {found}"
-            if found.passed_over
-            else ""
-        )
+        num_others = found.passed_over.total()
+        others = f"; its {num_others} files are no sound: {found}" if num_others else ""
         raise UserError(f"{option} {folder} holds no audio file{others}")
     return found
 
@@ -46,14 +43,15 @@ def passed_over_note(found: SoundFiles) -> list[str]:
 
 
 def best_of(paths: list[Path]) -> Path:
-    """The one to read of several files of one clip."""
+    """Return the file to read if a clip has several: the first in the order of AUDIO_ENDINGS."""
     order = {name: number for number, name in enumerate(AUDIO_ENDINGS)}
     return min(paths, key=lambda path: order.get(ending(path.name), len(order)))
 
 
 def readable_name(name: str) -> str:
-    """`name` as text: one that is not UTF-8 on disk holds surrogates, which Arrow and the terminal
-    refuse.
+    """Return a file's name as text without surrogates, which Arrow and terminals refuse.
+
+    A name that is not UTF-8 on disk is read as ISO-8859-1.
     """
     raw = os.fsencode(name)
     try:

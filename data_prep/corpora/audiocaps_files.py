@@ -1,16 +1,16 @@
-"""Reads AudioCaps (Kim et al., 2019): its CSV files, and audio files under whatever names a
-download gave them.
+"""Read AudioCaps (Kim et al., 2019): CSV files, and audio files under various names.
 
-    ROOT/{train,val,test}.csv     audiocap_id,youtube_id,start_time,caption; rows of one (youtube_id, start_time) are one clip
+    ROOT/{train,val,test}.csv     audiocap_id,youtube_id,start_time,caption
+                                  rows of one (youtube_id, start_time) are one clip
 
-AudioCaps is distributed without audio: the 10 s excerpts come from YouTube, and a part of the
-videos is gone, which is normal. Known names, in any sub-folder, with or without `Y` before the id:
-`ID`, `ID_START`, `ID_START_END`; START in seconds (30, 30.000, 000030) or milliseconds (30000). A
-file named by the video alone is used where the CSV files have one clip of that video only.
+AudioCaps is distributed without audio: the 10 s excerpts come from YouTube, and some of the videos
+are gone. Known file names, in any sub-folder, with or without `Y` before the id: `ID`, `ID_START`,
+`ID_START_END`; START in seconds (30, 30.000, 000030) or milliseconds (30000). A file named by the
+video only is used if the CSV files have one clip of that video.
 """
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,21 +28,31 @@ CSV_OF_SPLIT = dict(zip(SPLITS, ("train.csv", "val.csv", "test.csv"), strict=Tru
 COLUMNS = ("audiocap_id", "youtube_id", "start_time", "caption")
 
 ClipKey = tuple[str, float]  # YouTube id, start in s
+# YouTube id -> files, each with the start in its name (None: not named); "" for other names
+FilesOfVideo = dict[str, list[tuple[float | None, Path]]]
 
 
 @dataclass
 class _Rows:
-    """The rows of one clip."""
+    """The rows of one clip: a caption and an AudioCaps id each."""
 
     captions: list[str] = field(default_factory=list)
-    audiocap_ids: list[str] = field(default_factory=list)  # one a caption
+    audiocap_ids: list[str] = field(default_factory=list)
 
 
 def read_audiocaps(
     root: Path, audio: Path, splits: list[str], exclusions: Exclusions
 ) -> list[SplitPlan]:
-    """Plans of `splits`; videos of `exclusions`, and those of val.csv and test.csv, stay out of
-    development. Raises UserError.
+    """Plan the clips of each split.
+
+    Args:
+        root: Folder of the CSV files.
+        audio: Folder of the audio files.
+        splits: Splits to plan.
+        exclusions: Videos to keep out of development. The videos of val.csv and test.csv are added.
+
+    Raises:
+        UserError: A CSV file is missing or damaged, or there is no audio.
     """
     for split in splits:
         if not (root / CSV_OF_SPLIT[split]).is_file():
@@ -50,28 +60,26 @@ def read_audiocaps(
                 f"{root / CSV_OF_SPLIT[split]} is missing: fetch it from AudioCaps, or leave"
                 f" {split} out with --splits"
             )
-    rows_of_split = {
-        split: _read_rows(root / name)
-        for split, name in CSV_OF_SPLIT.items()
-        if (root / name).is_file()
-    }
+    paths = {split: root / name for split, name in CSV_OF_SPLIT.items()}
+    rows_of_split = {split: _read_rows(path) for split, path in paths.items() if path.is_file()}
     for split in (EVALUATION, VALIDATION):
         if split in rows_of_split:
-            exclusions.add_audiocaps(root / CSV_OF_SPLIT[split], option="")
+            exclusions.add_audiocaps(paths[split], option="")
     found = audio_of_corpus(audio, "--audio")
-    videos = _audio_files(found.paths)
-    clips_of_video = defaultdict(set)
-    for key in (key for rows in rows_of_split.values() for key in rows):
-        clips_of_video[key[0]].add(key)
-    plans = [
-        _plan(split, rows_of_split[split], videos, clips_of_video, exclusions) for split in splits
-    ]
-    num_files = sum(len(files) for files in videos.values())
-    num_unknown = sum(len(files) for video, files in videos.items() if video not in clips_of_video)
+    files: FilesOfVideo = defaultdict(list)
+    for path in found.paths:
+        excerpt = youtube_excerpt(readable_name(path.name))
+        video, start = (excerpt.video, excerpt.start) if excerpt else ("", None)
+        files[video].append((start, path))
+    num_clips = Counter(
+        video for video, _ in {key for rows in rows_of_split.values() for key in rows}
+    )
+    plans = [_plan(split, rows_of_split[split], files, num_clips, exclusions) for split in splits]
+    num_unknown = sum(len(files[video]) for video in files.keys() - num_clips.keys())
     if num_unknown:
         plans[0].notes.append(
-            f"{num_unknown} of {num_files} audio files belong to no clip of the CSV files, or have"
-            " names that tell no video"
+            f"{num_unknown} of {len(found.paths)} audio files belong to no clip of the CSV files,"
+            " or have names that tell no video"
         )
     plans[0].notes += passed_over_note(found)
     return plans
@@ -81,14 +89,14 @@ def _read_rows(path: Path) -> dict[ClipKey, _Rows]:
     clips: dict[ClipKey, _Rows] = {}
     for row in read_csv(path, COLUMNS, ["utf-8-sig"]):
         video, start = youtube_id(row["youtube_id"]), _seconds(row["start_time"])
-        if start is None or video is None:
-            found = f"youtube_id {row['youtube_id']!r}, start_time {row['start_time']!r}"
+        if video is None or start is None:
             raise UserError(
-                f"{path}, audiocap_id {row['audiocap_id']!r}: {found}; expected the 11 characters"
-                " of a YouTube id, and seconds"
+                f"{path}, audiocap_id {row['audiocap_id']!r}: youtube_id {row['youtube_id']!r},"
+                f" start_time {row['start_time']!r}; expected the 11 characters of a YouTube id,"
+                " and seconds"
             )
         clip = clips.setdefault((video, start), _Rows())
-        # one that is repeated too: in the test set it is a query of its own
+        # a repeated caption too: in the test set it is a query of its own
         if caption := one_spaced(row["caption"]):
             clip.captions.append(caption)
             clip.audiocap_ids.append(row["audiocap_id"].strip())
@@ -100,10 +108,11 @@ def _read_rows(path: Path) -> dict[ClipKey, _Rows]:
 def _plan(
     split: str,
     rows: dict[ClipKey, _Rows],
-    videos: dict[str, list[tuple[float | None, Path]]],
-    clips_of_video: dict[str, set[ClipKey]],
+    files: FilesOfVideo,
+    num_clips: Counter[str],
     exclusions: Exclusions,
 ) -> SplitPlan:
+    """Plan a split; `num_clips` counts the clips of a video in all splits."""
     plan = SplitPlan(split, clips=[])
     for (video, start), clip in rows.items():
         time = str(start).removesuffix(".0")
@@ -111,13 +120,14 @@ def _plan(
         if split == DEVELOPMENT and (reason := exclusions.why_youtube(video)):
             plan.excluded.append(Skipped(split, name, reason))
             continue
-        paths = _files_of(start, videos.get(video, []), len(clips_of_video[video]) == 1)
+        # names in seconds come before names in milliseconds, and before names without a start
+        starts = [start, 1000 * start, *([None] if num_clips[video] == 1 else [])]
+        named = files.get(video, [])
+        found = [[path for in_name, path in named if in_name == wanted] for wanted in starts]
+        paths = next(filter(None, found), [])
         if not paths:
-            reason = (
-                "its video's files are of other times, or do not tell"
-                if video in videos
-                else "no such audio file"
-            )
+            other_times = "its video's files are of other times, or do not tell"
+            reason = other_times if video in files else "no such audio file"
             plan.lost.append(Skipped(split, name, reason))
         elif not clip.captions:
             plan.lost.append(Skipped(split, name, "all captions are empty"))
@@ -129,39 +139,9 @@ def _plan(
                 "start_time": time,
                 "audiocap_ids": " ".join(clip.audiocap_ids),
             }
-            plan.clips.append(
-                Clip(
-                    f"{split}/{name}",
-                    readable_name(path.name),
-                    str(path),
-                    tuple(clip.captions),
-                    metadata,
-                )
-            )
+            file_name, captions = readable_name(path.name), tuple(clip.captions)
+            plan.clips.append(Clip(f"{split}/{name}", file_name, str(path), captions, metadata))
     return plan
-
-
-def _files_of(
-    start: float, files: list[tuple[float | None, Path]], is_only_clip: bool
-) -> list[Path]:
-    """Those of a video's files that hold the clip at `start`; names that say so before names that
-    say nothing.
-    """
-    seconds = [path for found, path in files if found == start]
-    milliseconds = [path for found, path in files if found == 1000 * start]
-    unnamed = [path for found, path in files if found is None and is_only_clip]
-    return seconds or milliseconds or unnamed
-
-
-def _audio_files(paths: list[Path]) -> dict[str, list[tuple[float | None, Path]]]:
-    """YouTube id -> (start in the name, None where it has none; file); names that tell no id under
-    the empty one.
-    """
-    videos: dict[str, list[tuple[float | None, Path]]] = defaultdict(list)
-    for path in paths:
-        excerpt = youtube_excerpt(readable_name(path.name))
-        videos[excerpt.video if excerpt else ""].append((excerpt.start if excerpt else None, path))
-    return dict(videos)
 
 
 def _seconds(text: str) -> float | None:
