@@ -43,7 +43,7 @@ from retrieval.data import make_clip_loader, open_cache
 from retrieval.evaluation.metrics.text_audio_retrieval.ranking import metrics_of_ranks
 from retrieval.evaluation.similarity import captions_of
 from retrieval.models.dual_encoder import DualEncoder
-from retrieval.models.pooling import TextAwareAttentionPooling, first_stage_vectors
+from retrieval.models.pooling import TextAwareAttentionPooling
 from retrieval.search.two_stage import IndexedClips, TwoStage
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -80,7 +80,7 @@ class Task:
         if first_stage == "mean of frames":
             vectors = torch.stack([clip.mean(dim=0) for clip in self.frames])
         else:
-            vectors = first_stage_vectors(self.pooling, *self.padded)
+            vectors = self.pooling.clip_vectors(*self.padded)
         num_frames = np.array([len(clip) for clip in self.frames])
         return IndexedClips(
             functional.normalize(vectors),
@@ -96,7 +96,7 @@ def sample_task(checkpoint: Path, cache: Path, split_name: str) -> Task:
             f"--checkpoint {checkpoint} is no folder; `make demo` trains runs/sample_tap/best"
         )
     model = DualEncoder.from_pretrained(checkpoint)
-    if not isinstance(model.pooling, TextAwareAttentionPooling):
+    if not model.pooling.keeps_frames:
         raise UserError(
             f"--checkpoint {checkpoint} does not pool by TAP, so that its first stage is the score;"
             " give a TAP model"

@@ -42,6 +42,7 @@ class NoiseSplit:
 
     waveforms: list[np.ndarray]  # float32 (S,) each
     name: str = "noise"
+    holds_frames: bool = False
 
     @property
     def num_samples(self) -> list[int]:

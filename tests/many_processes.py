@@ -26,7 +26,6 @@ from retrieval.config import load_config
 from retrieval.evaluation.result import evaluate_split
 from retrieval.losses import LOSSES
 from retrieval.models.build import build_model
-from retrieval.models.pooling import TextAwareAttentionPooling
 from retrieval.training import loop, objective, setup
 from retrieval.training.setup import Run, prepare
 
@@ -273,8 +272,8 @@ def evaluations(
     block_elements).
     """
     results = {}
-    tap = isinstance(run.model.pooling, TextAwareAttentionPooling)
-    for block_elements in BLOCK_ELEMENTS if tap else BLOCK_ELEMENTS[-1:]:
+    keeps_frames = run.model.pooling.keeps_frames
+    for block_elements in BLOCK_ELEMENTS if keeps_frames else BLOCK_ELEMENTS[-1:]:
         run.model.pooling.block_elements = block_elements
         for audio_batch_size in AUDIO_BATCH_SIZES:
             for text_batch_size in TEXT_BATCH_SIZES:

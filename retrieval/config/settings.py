@@ -204,9 +204,7 @@ class TextEncoderConfig(Section):
 
 
 class PoolingConfig(Section):
-    name: Literal["mean", "tap", "transformer"] = Field(
-        "mean", description="mean of the valid frames, text-aware attention pooling, transformer"
-    )
+    name: str = Field("mean", description="a key of retrieval.models.dual_encoder.POOLINGS")
     attention_dim: int = Field(2048, ge=1, description="TAP: size of query, key and value")
     attention_dropout: float = Field(
         0.1, ge=0, lt=1, description="TAP: dropout on the attention weights"

@@ -40,6 +40,8 @@ OTHER = "name another one: data.cache=DIR for train.py, --cache DIR elsewhere"
 class ClipSplit:
     """The clips of one split. `captions[i]` are the captions of clip i; audio is read on demand."""
 
+    holds_frames = False  # a FrameSplit of a frame cache stands in for this class
+
     def __init__(self, name: str, table: datasets.Dataset, codec: str, sample_rate: int):
         self.name = name
         self.codec = codec

@@ -16,6 +16,7 @@ class JoinedSplit:
 
     def __init__(self, splits: list[ClipSplit]):
         self.splits = splits
+        self.holds_frames = splits[0].holds_frames
         self.captions: list[list[str]] = [
             captions for split in splits for captions in split.captions
         ]

@@ -84,16 +84,15 @@ class PairDataset(Dataset):
         """A clip longer than max_samples is cut at a random place."""
         epoch, index = item
         rng = np.random.default_rng([self.seed, epoch, index])
-        waveform, caption, clip = self._pair(index, rng)
+        audio, caption, clip = self._pair(index, rng)
         if self.mix_probability and rng.random() < self.mix_probability:
             other, other_caption, _ = self._pair(int(rng.integers(len(self))), rng)
-            waveform, caption = (
-                _mix(as_float(waveform), as_float(other)),
-                _join(caption, other_caption),
-            )
+            audio = _mix(as_float(audio), as_float(other))
+            caption = _join(caption, other_caption)
             # neither of the two clips: their other captions do not say all that is heard
             clip = len(self.split) + index
-        return {"waveform": waveform, "caption": caption, "clip": clip, "pair": index}
+        name = "frames" if self.split.holds_frames else "waveform"
+        return {name: audio, "caption": caption, "clip": clip, "pair": index}
 
     def _pair(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, str, int]:
         clip, caption = self.pairs[index]
@@ -255,12 +254,17 @@ def _shared(values: torch.Tensor) -> torch.Tensor:
 
 
 def collate_pairs(items: list[dict[str, Any]]) -> dict[str, Any]:
-    """waveform (B, S), lengths (B,), captions list of B, clips int64 (B,): the clip of each pair,
-    pairs int64 (B,): its number in PairDataset.
+    """Return a batch of PairDataset's items, for DualEncoder.forward.
+
+    Returns:
+        "waveform" (B, S), or "frames" (B, T, F) of a frame cache; "lengths" int64 (B,), valid
+        samples or frames; "captions", a list of B; "clips" int64 (B,), the clip of each pair;
+        "pairs" int64 (B,), its number in PairDataset.
     """
-    waveform, lengths = collate_clips([item["waveform"] for item in items])
+    name = "frames" if "frames" in items[0] else "waveform"
+    audio, lengths = collate_clips([item[name] for item in items])
     return {
-        "waveform": waveform,
+        name: audio,
         "lengths": lengths,
         "captions": [item["caption"] for item in items],
         "clips": _shared(torch.tensor([item["clip"] for item in items])),

@@ -70,6 +70,7 @@ def score_columns(
         for process in range(world_size())
     ]
     share = shares[rank()]
+    encode = model.encode_frames if split.holds_frames else model.encode_audio
     max_samples = round(model.clip_seconds * model.sample_rate)
     loader = make_clip_loader(
         split, share, max_samples, audio_batch_size, num_workers, pin_memory=device.type == "cuda"
@@ -95,7 +96,7 @@ def score_columns(
             for audio, lengths in islice(batches, 1):
                 with autocast():
                     # (b, T, D), (b, T)
-                    frames, mask = model.encode_audio(audio.to(device, non_blocking=True), lengths)
+                    frames, mask = encode(audio.to(device, non_blocking=True), lengths)
                 block = model.score(texts, frames.float(), mask)  # (N, b)
             scores = gather_columns(block).cpu()
             columns = torch.tensor(

@@ -1,9 +1,7 @@
-"""Losses: pure functions of a score matrix. A loss is one function here and one line in LOSSES.
+"""Losses: functions of a score matrix. A loss is one function here and one line in LOSSES.
 
-A loss takes cosines (N, B), rows are texts and columns audios, and positives bool (N, B), and gives
-a scalar; it computes in float32 whatever autocast says. What it takes besides are settings
-(retrieval.config.LossConfig), learnable parameters (LEARNABLE) or targets (TARGETS), by name.
-Letters: N texts, B audios. Where a loss speaks of pairs, N is B and text i was written for audio i.
+All compute in float32 at least, whatever autocast says. Letters: N texts, B audios. Losses of pairs
+need N = B, text i written for audio i.
 """
 
 import torch
@@ -14,14 +12,24 @@ LISTNET_TARGET_TEMPERATURE = 0.05
 
 
 def nt_xent(scores: Tensor, positives: Tensor, temperature: float | Tensor) -> Tensor:
-    """Normalised temperature-scaled cross-entropy over both directions (recipe of SimCLR, several
-    positives allowed).
+    """Normalised temperature-scaled cross-entropy in both directions, with several positives.
 
-        -1/2 (mean over positives of log_softmax(scores / temperature, rows) + the same over
-        columns)
+        -1/2 (mean over positives of log_softmax(scores / temperature, rows)
+              + the same over columns)
 
-    A batch that holds a clip twice marks both captions positive for both of its columns, so a clip
-    is never its own negative.
+    If a batch holds a clip twice, both captions are positive for both of its columns: a clip is
+    never its own negative. After SimCLR (Chen et al., 2020, arXiv 2002.05709).
+
+    Args:
+        scores: Cosines (N, B): rows are texts, columns audios.
+        positives: bool (N, B), True where a text belongs to an audio.
+        temperature: Scores are divided by it.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: scores and positives differ in shape.
     """
     logits = _at_least_float32(scores, positives) / temperature  # (N, B)
     log_probability = logits.log_softmax(dim=1) + logits.log_softmax(dim=0)
@@ -29,8 +37,20 @@ def nt_xent(scores: Tensor, positives: Tensor, temperature: float | Tensor) -> T
 
 
 def info_nce(scores: Tensor, positives: Tensor, temperature: float | Tensor) -> Tensor:
-    """`nt_xent` that knows only its own pairs (van den Oord et al., 2018, arXiv 1807.03748): a clip
-    that comes twice is its own negative.
+    """`nt_xent` of the pairs only: a clip that comes twice is its own negative.
+
+    Source: van den Oord et al., 2018, arXiv 1807.03748.
+
+    Args:
+        scores: Cosines (N, B): rows are texts, columns audios.
+        positives: bool (N, B), True where a text belongs to an audio.
+        temperature: Scores are divided by it.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: scores and positives differ in shape, or N is not B.
     """
     return nt_xent(scores, _own_pairs(positives), temperature)
 
@@ -38,12 +58,24 @@ def info_nce(scores: Tensor, positives: Tensor, temperature: float | Tensor) -> 
 def triplet(
     scores: Tensor, positives: Tensor, temperature: float | Tensor, margin: float
 ) -> Tensor:
-    """Hinge of each pair against the negative whose score is closest to its own, above or below
-    (semi-hard), in both directions, added.
+    """Hinge of each pair against its closest negative (semi-hard), both directions added.
 
         mean over pairs of max(0, margin + negative - positive), on scores / temperature
 
-    A pair without any negative, in a batch of one clip, costs nothing.
+    The negative is the one whose score is closest to the pair's own, above or below. A pair without
+    a negative, in a batch of one clip, costs nothing.
+
+    Args:
+        scores: Cosines (N, B): rows are texts, columns audios.
+        positives: bool (N, B), True where a text belongs to an audio.
+        temperature: Scores are divided by it.
+        margin: In units of scores / temperature.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: scores and positives differ in shape, or N is not B.
     """
     logits = _at_least_float32(scores, positives) / temperature  # (N, B)
     _own_pairs(positives)
@@ -59,13 +91,26 @@ def triplet(
 def pmr(
     scores: Tensor, positives: Tensor, temperature: float | Tensor, omega: float, prior_axis: str
 ) -> Tensor:
-    """Prior matrix revised loss (Xin, Yang, Zou: ICASSP 2023, section 2.3), both directions added.
+    """Prior matrix revised loss, both directions added.
 
         -mean over positives of log_softmax(scores * softmax(omega * scores) / temperature)
 
-    prior_axis "cross": a pair counts less where the opposite direction disagrees, as in dual
-    softmax (Cheng et al., 2021, arXiv 2109.04290); "same": prior and loss run along one axis, as in
-    the thesis.
+    Source: Xin, Yang, Zou: ICASSP 2023, section 2.3.
+
+    Args:
+        scores: Cosines (N, B): rows are texts, columns audios.
+        positives: bool (N, B), True where a text belongs to an audio.
+        temperature: Scores are divided by it.
+        omega: Sharpness of the prior, on cosines.
+        prior_axis: "cross" takes the prior along the other direction, so that a pair counts less
+            if that disagrees, as in dual softmax (Cheng et al., 2021, arXiv 2109.04290); "same"
+            takes it along the direction of the loss, as in the thesis.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: scores and positives differ in shape.
     """
     scores = _at_least_float32(scores, positives)
     total = 0.0
@@ -78,11 +123,25 @@ def pmr(
 def sigmoid(
     scores: Tensor, positives: Tensor, temperature: float | Tensor, scale: Tensor, bias: Tensor
 ) -> Tensor:
-    """Every pair is a yes-or-no question of its own (SigLIP: Zhai et al., 2023, arXiv 2303.15343),
-    summed, over the number of texts.
+    """Binary cross-entropy of every pair, summed, over the number of texts.
 
-        -sum of log sigmoid(label * (scores / temperature * exp(scale) + bias)) / N, label 1 for
-        positives, -1 for all others
+        -sum of log sigmoid(label * (scores / temperature * exp(scale) + bias)) / N
+
+    The label is 1 for positives and -1 for all others. Source: SigLIP (Zhai et al., 2023,
+    arXiv 2303.15343).
+
+    Args:
+        scores: Cosines (N, B): rows are texts, columns audios.
+        positives: bool (N, B), True where a text belongs to an audio.
+        temperature: Scores are divided by it.
+        scale: Learnable scalar, the logarithm of a factor on scores / temperature.
+        bias: Learnable scalar, added to the logits.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: scores and positives differ in shape.
     """
     logits = _at_least_float32(scores, positives) / temperature * scale.exp() + bias  # (N, B)
     labels = 2 * positives.to(logits.dtype) - 1
@@ -92,11 +151,22 @@ def sigmoid(
 def listnet(
     scores: Tensor, positives: Tensor, temperature: float | Tensor, caption_similarity: Tensor
 ) -> Tensor:
-    """Cross-entropy with a ranking by the similarity of captions, both directions, halved (ListNet:
-    Cao et al., ICML 2007).
+    """Cross-entropy with a ranking by the similarity of captions, both directions, halved.
 
-    caption_similarity (N, B): Sentence-BERT cosine of text i with the caption of audio j, from
-    which its relevance is estimated as 1 / (1 + exp(2.73 - 4.58 s)).
+    A similarity s becomes the relevance 1 / (1 + exp(2.73 - 4.58 s)), whose softmax at
+    LISTNET_TARGET_TEMPERATURE is the target. Source: ListNet (Cao et al., ICML 2007).
+
+    Args:
+        scores: Cosines (N, B): rows are texts, columns audios.
+        positives: bool (N, B), True where a text belongs to an audio.
+        temperature: Scores are divided by it.
+        caption_similarity: Sentence-BERT cosines (N, B) of text i with the caption of audio j.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: scores and positives differ in shape.
     """
     relevance = torch.sigmoid(4.58 * caption_similarity.to(scores.device) - 2.73)
     return _soft_cross_entropy(
@@ -107,14 +177,27 @@ def listnet(
 def distillation(
     scores: Tensor, positives: Tensor, temperature: float | Tensor, teacher_scores: Tensor
 ) -> Tensor:
-    """Cross-entropy with the teachers' softmax, both directions, halved (Primus, Schmid, Widmer:
-    DCASE 2024).
+    """Cross-entropy with the softmax of the teachers' scores, both directions, halved.
 
-    teacher_scores (N, B): mean of the teachers' cosines; both sides are divided by the temperature.
+    Both sides are divided by the temperature, which learns from the student's only. Source:
+    Primus, Schmid, Widmer: DCASE 2024.
+
+    Args:
+        scores: Cosines (N, B): rows are texts, columns audios.
+        positives: bool (N, B), True where a text belongs to an audio.
+        temperature: Scores are divided by it.
+        teacher_scores: Mean of the teachers' cosines, (N, B).
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: scores and positives differ in shape.
     """
-    teacher = teacher_scores.to(scores.device) / (
-        temperature.detach() if isinstance(temperature, Tensor) else temperature
-    )
+    if isinstance(temperature, Tensor):
+        teacher = teacher_scores.to(scores.device) / temperature.detach()
+    else:
+        teacher = teacher_scores.to(scores.device) / temperature
     return _soft_cross_entropy(_at_least_float32(scores, positives) / temperature, teacher)
 
 
@@ -133,6 +216,7 @@ def _mean_over(positives: Tensor, values: Tensor) -> Tensor:
 
 
 def _own_pairs(positives: Tensor) -> Tensor:
+    """Return the identity (N, N). Raises ValueError if N is not B."""
     if positives.shape[0] != positives.shape[1]:
         raise ValueError(
             f"text i must belong to audio i, found {positives.shape[0]} texts and"
@@ -142,13 +226,9 @@ def _own_pairs(positives: Tensor) -> Tensor:
 
 
 def _soft_cross_entropy(logits: Tensor, target_logits: Tensor) -> Tensor:
-    """Mean over rows, and over columns, of the cross-entropy of softmax(logits) with
-    softmax(target_logits), halved.
-    """
+    """Mean cross-entropy of softmax(logits) with softmax(target_logits), rows and columns, halved."""
     total = 0.0
     for axis in (1, 0):
-        total = (
-            total
-            - (target_logits.softmax(dim=axis) * logits.log_softmax(dim=axis)).sum(dim=axis).mean()
-        )
+        target = target_logits.softmax(dim=axis)
+        total = total - (target * logits.log_softmax(dim=axis)).sum(dim=axis).mean()
     return 0.5 * total

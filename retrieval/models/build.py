@@ -12,9 +12,7 @@ from retrieval.config import AudioEncoderConfig, Config, LossConfig
 from retrieval.config.text import flatten
 from retrieval.losses import LEARNABLE, arguments_of, check_loss
 from retrieval.models.audio import AUDIO_ENCODERS
-from retrieval.models.audio.huggingface import HuggingFaceAudioEncoder, huggingface_arguments
 from retrieval.models.dual_encoder import POOLINGS, DualEncoder
-from retrieval.models.pooling import TextAwareAttentionPooling
 from retrieval.models.text import text_architecture, text_readout
 from retrieval.models.tokenizer import load_tokenizer
 
@@ -26,8 +24,8 @@ __all__ = [
     "warnings_of",
 ]
 
-# Of an architecture: what weights of the same shapes do not tell apart.
-FUNCTION = (
+# Settings that change outputs but no weight shapes.
+SETTINGS_WITHOUT_SHAPES = (
     *("audio_encoder.name", "audio_encoder.num_heads", "text_encoder.num_attention_heads"),
     *("text_readout", "pooling.num_heads", "pooling.readout"),
 )
@@ -56,11 +54,9 @@ def build_model(config: Config) -> DualEncoder:
 
 
 def bound_memory(model: DualEncoder, config: Config) -> None:
-    """pooling.block_elements is no part of an architecture: it bounds the memory of scoring and
-    changes no score beyond rounding.
-    """
-    if isinstance(model.pooling, TextAwareAttentionPooling):
-        model.pooling.block_elements = config.pooling.block_elements
+    """Set the pooling's settings that a saved model does not hold, since they change no score."""
+    for name in model.pooling.runtime_settings:
+        setattr(model.pooling, name, getattr(config.pooling, name))
 
 
 def build_model_without_weights(config: Config) -> DualEncoder:
@@ -117,7 +113,7 @@ def _start_from(model: DualEncoder, folder: str) -> None:
 def _other_function(other: dict[str, Any], own: dict[str, Any]) -> str | None:
     """What no shape of a weight says and scores depend on, where two architectures differ in it."""
     other, own = flatten(other), flatten(own)
-    for name in FUNCTION:
+    for name in SETTINGS_WITHOUT_SHAPES:
         pair = other.get(name), own.get(name)
         if None not in pair and pair[0] != pair[1]:
             return f"its {name} is {pair[0]}, not {pair[1]}"
@@ -142,9 +138,8 @@ def warnings_of(config: Config) -> list[str]:
         f"loss.{key} has no effect with loss.name={loss.name}"
         for key in sorted(loss.model_fields_set - used)
     ]
-    used = {"name", *_accepted(POOLINGS[pooling.name], pooling.model_dump())} | (
-        {"block_elements"} if pooling.name == "tap" else set()
-    )
+    kind = POOLINGS[pooling.name]
+    used = {"name", *_accepted(kind, pooling.model_dump()), *kind.runtime_settings}
     vain += [
         f"pooling.{key} has no effect with pooling.name={pooling.name}"
         for key in sorted(pooling.model_fields_set - used)
@@ -167,6 +162,10 @@ def _architecture(config: Config, allow_known: bool) -> dict:
     if audio.name not in AUDIO_ENCODERS:
         raise UserError(
             f"audio_encoder.name={audio.name!r} is unknown; there is: {', '.join(AUDIO_ENCODERS)}"
+        )
+    if config.pooling.name not in POOLINGS:
+        raise UserError(
+            f"pooling.name={config.pooling.name!r} is unknown; there is: {', '.join(POOLINGS)}"
         )
     for setting, name in (
         ("loss.name", config.loss.name),
@@ -215,14 +214,7 @@ def _audio_arguments(settings: AudioEncoderConfig) -> dict:
             f"audio_encoder.{min(unknown)} is no setting of {settings.name}, which has:"
             f" {takes or 'none'}"
         )
-    if encoder is not HuggingFaceAudioEncoder:
-        return own
-    if settings.checkpoint is None:
-        raise UserError(
-            "audio_encoder.checkpoint must name a hub model or folder with"
-            " audio_encoder.name=huggingface"
-        )
-    return huggingface_arguments(settings.checkpoint)
+    return encoder.constructor_arguments(settings.checkpoint, own)
 
 
 def _accepted(function: Callable, arguments: dict) -> dict:

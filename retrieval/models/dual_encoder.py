@@ -4,11 +4,11 @@ by cosine.
 Letters: B clips, S samples, W windows, M windows with valid frames, T frames, N captions, D = dim.
 """
 
+import inspect
 import math
 import os
 import re
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,16 +17,15 @@ import torchaudio
 from huggingface_hub import ModelCard, PyTorchModelHubMixin, snapshot_download
 from safetensors import safe_open
 from torch import nn
-from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
 
 from retrieval.base.access import check_readable
 from retrieval.base.errors import UserError, one_line
 from retrieval.base.json_files import read_json
 from retrieval.models.audio import AUDIO_ENCODERS
+from retrieval.models.audio.encoder import AudioEncoder
 from retrieval.models.card import ABOUT, about_json, model_card, read_about
-from retrieval.models.hub import explained_upload, hub_answers, local_files_only
-from retrieval.models.pooling import MeanPooling, TextAwareAttentionPooling
+from retrieval.models.hub import OUT_OF_REACH, explained_upload, hub_answers, local_files_only
+from retrieval.models.pooling import MeanPooling, Pooling, TextAwareAttentionPooling
 from retrieval.models.pretrained.tensor_files import MOST_SHARING
 from retrieval.models.text import TextEncoder
 from retrieval.models.tokenizer import load_tokenizer
@@ -45,7 +44,7 @@ class CaptionFeatures(Protocol):
     def __call__(self, captions: list[str]) -> torch.Tensor: ...  # float32 (N, feature_dim)
 
 
-POOLINGS = {
+POOLINGS: dict[str, type[Pooling]] = {
     "mean": MeanPooling,
     "tap": TextAwareAttentionPooling,
     "transformer": TransformerPooling,
@@ -109,7 +108,12 @@ class DualEncoder(nn.Module, PyTorchModelHubMixin):
             hop_samples=round(hop_seconds * sample_rate),
             frames_per_window=self.audio_encoder.num_frames(self._resampled(window_samples)),
         )
-        self.pooling = self._build_pooling(dim, **pooling)
+        self.pooling = _build_pooling(
+            **pooling,
+            dim=dim,
+            feature_dim=self.audio_encoder.feature_dim,
+            max_frames=self.windows.num_frames,
+        )
         own_memory(self)
 
     @property
@@ -122,20 +126,8 @@ class DualEncoder(nn.Module, PyTorchModelHubMixin):
         """What the audio encoder's blocks compute on in training, of a clip of full length: its
         frames, unless it says otherwise.
         """
-        count = getattr(self.audio_encoder, "num_tokens", self.audio_encoder.num_frames)
-        return self.windows.num_windows * count(self._resampled(self.windows.window_samples))
-
-    def _build_pooling(self, dim: int, name: str, **arguments: Any) -> nn.Module:
-        if name not in POOLINGS:
-            raise UserError(
-                f"pooling {name!r} of the model's config.json is unknown; there is:"
-                f" {', '.join(POOLINGS)}"
-            )
-        if name == "transformer":
-            return TransformerPooling(
-                self.audio_encoder.feature_dim, self.windows.num_frames, **arguments
-            )
-        return TextAwareAttentionPooling(dim, **arguments) if name == "tap" else MeanPooling()
+        window_samples = self._resampled(self.windows.window_samples)
+        return self.windows.num_windows * self.audio_encoder.num_tokens(window_samples)
 
     def freeze(self, part: str) -> None:
         """Keep the weights of "audio_encoder" or "text_encoder" as they are: no gradient, and eval
@@ -145,32 +137,19 @@ class DualEncoder(nn.Module, PyTorchModelHubMixin):
         getattr(self, part).requires_grad_(False).eval()
 
     def checkpoint_activations(self) -> None:
-        """Of the encoders' blocks only the inputs are kept in training, and the backward pass
-        computes the rest again, with the same dropout.
+        """Keep only the inputs of the encoders' blocks in training: the backward pass computes the
+        rest again, with the same dropout.
         """
-        for part in (self.audio_encoder, self.text_encoder):
-            model = getattr(part, "model", None)
-            if isinstance(model, PreTrainedModel):
-                if not model.supports_gradient_checkpointing:
-                    raise UserError(
-                        f"train.activation_checkpointing: {model.config.model_type} has no such"
-                        " switch; set it to false"
-                    )
-                model.activation_checkpointing_enable({"use_reentrant": False})
-            else:
-                for block in part.blocks if hasattr(part, "blocks") else part.features:
-                    block.forward = partial(_run_block, block, block.forward)
+        self.audio_encoder.checkpoint_activations()
+        self.text_encoder.checkpoint_activations()
 
     def compile_blocks(self) -> None:
-        """torch.compile for the repeated blocks of both encoders, all alike, so that one
-        compilation serves them all; dropout draws other numbers.
+        """Call torch.compile for the repeated blocks of both encoders; dropout draws other numbers.
+
+        Blocks that are all alike need one compilation.
         """
-        for part in (self.audio_encoder, self.text_encoder):
-            for blocks in (
-                module for module in part.modules() if isinstance(module, nn.ModuleList)
-            ):
-                for block in blocks:
-                    block.compile(dynamic=True)
+        self.audio_encoder.compile_blocks()
+        self.text_encoder.compile_blocks()
 
     def train(self, mode: bool = True) -> "DualEncoder":
         if mode:
@@ -186,23 +165,38 @@ class DualEncoder(nn.Module, PyTorchModelHubMixin):
     def encode_audio(
         self, waveform: torch.Tensor, lengths: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Frames in the shared space.
+        """Encode clips into the shared space.
 
-        waveform (B, S) at `sample_rate` Hz, float32 in [-1, 1] or PCM as int16, lengths int64 (B,)
-        valid samples (best left on the CPU); or what `audio_features` gave before, (B, T,
-        feature_dim), and lengths its valid frames. Returns frames (B, T, D) and mask bool (B, T),
-        True = valid; where the pooling does not look at the text T is 1. Raises ValueError for
-        clips that are empty or longer than clip_seconds.
+        Args:
+            waveform: (B, S) at `sample_rate`, float32 in [-1, 1] or PCM as int16.
+            lengths: Valid samples of each clip, int64 (B,), best left on the CPU.
+
+        Returns:
+            Frames (B, T, D), not normalised, and mask bool (B, T), True = valid. T is 1 if the
+            pooling keeps no frames.
+
+        Raises:
+            ValueError: A clip is empty or longer than clip_seconds.
         """
-        if waveform.dim() == 3:
-            features = waveform
-            mask = (
-                torch.arange(features.shape[1], device=features.device)
-                < lengths.to(features.device)[:, None]
-            )  # (B, T)
-        else:
-            features, mask = self.audio_features(waveform, lengths)
-        if not isinstance(self.pooling, TextAwareAttentionPooling):
+        return self._pool_and_project(*self.audio_features(waveform, lengths))
+
+    def encode_frames(
+        self, features: torch.Tensor, num_frames: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what `encode_audio` does, from frames that `audio_features` gave earlier.
+
+        Args:
+            features: (B, T, feature_dim), padded at the end.
+            num_frames: Valid frames of each clip, int64 (B,).
+        """
+        places = torch.arange(features.shape[1], device=features.device)
+        mask = places < num_frames.to(features.device)[:, None]  # (B, T)
+        return self._pool_and_project(features, mask)
+
+    def _pool_and_project(
+        self, features: torch.Tensor, mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if not self.pooling.keeps_frames:
             # (B, 1, feature_dim), (B, 1)
             features, mask = self.pooling(features, mask).unsqueeze(1), mask[:, :1]
         return self.audio_projection(features), mask
@@ -264,20 +258,27 @@ class DualEncoder(nn.Module, PyTorchModelHubMixin):
         """How much each caption listens to each frame: float32 (N, B, T), rows sum to 1; None where
         the pooling does not look at the text.
         """
-        return (
-            self.pooling.attention(text, frames, mask)
-            if isinstance(self.pooling, TextAwareAttentionPooling)
-            else None
-        )
+        return self.pooling.attention(text, frames, mask)
 
-    def forward(
-        self, waveform: torch.Tensor, lengths: torch.Tensor, captions: list[str]
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """text (N, D), frames (B, T, D), mask (B, T); what one process computes before texts are
-        exchanged.
+    def forward(self, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Encode the share that one process has of a batch, before texts are exchanged.
+
+        Args:
+            batch: Of retrieval.data.collate_pairs, on any device: "captions", a list of N;
+                "lengths", int64 (B,); and "waveform" (B, S), or "frames" (B, T, feature_dim) of a
+                frame cache.
+
+        Returns:
+            Texts (N, D), frames (B, T, D) and mask (B, T), as encode_text and encode_audio.
         """
-        frames, mask = self.encode_audio(waveform, lengths)
-        return self.encode_text(captions), frames, mask
+        device = self.temperature.device
+        if "frames" in batch:
+            features = batch["frames"].to(device, non_blocking=True)
+            frames, mask = self.encode_frames(features, batch["lengths"])
+        else:
+            waveform = batch["waveform"].to(device, non_blocking=True)
+            frames, mask = self.encode_audio(waveform, batch["lengths"])
+        return self.encode_text(batch["captions"]), frames, mask
 
     def _save_pretrained(self, save_directory: Path) -> None:
         write_weights(self, save_directory / WEIGHTS)
@@ -319,11 +320,7 @@ class DualEncoder(nn.Module, PyTorchModelHubMixin):
             if os.path.isdir(name):
                 advice = "it is damaged or of another architecture; train or copy it again"
                 raise UserError(f"checkpoint {name} does not load ({reason}): {advice}") from None
-            reason = (
-                reason
-                if hub_answers()
-                else "it is out of reach, and nothing was downloaded from it before"
-            )
+            reason = reason if hub_answers() else OUT_OF_REACH
             raise UserError(
                 f"checkpoint {name} is no folder here and the Hugging Face hub did not give it"
                 f" ({reason})"
@@ -358,18 +355,21 @@ class DualEncoder(nn.Module, PyTorchModelHubMixin):
         return model.eval()
 
 
-def _run_block(
-    block: nn.Module, forward: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor
-) -> torch.Tensor:
-    return (
-        checkpoint(forward, x, use_reentrant=False)
-        if block.training and torch.is_grad_enabled()
-        else forward(x)
-    )
-
-
-def _build_audio_encoder(name: str, **arguments: Any) -> nn.Module:
+def _build_audio_encoder(name: str, **arguments: Any) -> AudioEncoder:
     return AUDIO_ENCODERS[name](**arguments)
+
+
+def _build_pooling(
+    name: str, dim: int, feature_dim: int, max_frames: int, **settings: Any
+) -> Pooling:
+    if name not in POOLINGS:
+        raise UserError(
+            f"pooling {name!r} of the model's config.json is unknown; there is:"
+            f" {', '.join(POOLINGS)}"
+        )
+    sizes = {"dim": dim, "feature_dim": feature_dim, "max_frames": max_frames}
+    taken = inspect.signature(POOLINGS[name]).parameters
+    return POOLINGS[name](**{key: sizes[key] for key in sizes if key in taken}, **settings)
 
 
 def _check_size(architecture: dict[str, Any], weights: Path) -> None:

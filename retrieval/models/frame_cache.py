@@ -43,6 +43,8 @@ class FrameSplit:
     num_samples counts them.
     """
 
+    holds_frames = True
+
     def __init__(self, split: ClipSplit, path: Path, num_frames: np.ndarray):
         self.split, self.path = split, path
         self.name, self.clip_ids, self.file_names, self.captions = (

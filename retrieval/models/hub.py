@@ -36,6 +36,18 @@ CODE_SETTINGS = (
     "_experts_implementation",
 )
 OWN_CODE = "brings code of its own, which is not run"
+OUT_OF_REACH = "it is out of reach, and nothing was downloaded from it before"
+# the setting that names an encoder, and the files of its folder
+NEEDED = {
+    "text encoder": (
+        "text_encoder.name",
+        "config.json, tokenizer files and model.safetensors",
+    ),
+    "audio encoder": (
+        "audio_encoder.checkpoint",
+        "config.json, preprocessor_config.json and model.safetensors",
+    ),
+}
 
 
 def local_files_only(name: str | Path) -> bool:
@@ -59,9 +71,31 @@ def loading(name: str | Path, what: str) -> dict[str, bool]:
     return NO_CODE | {"local_files_only": local_files_only(name)}
 
 
-def wants_code(error: Exception) -> bool:
-    """Return True if transformers refused a model because it needs its own code."""
-    return "trust_remote_code" in str(error)
+def unreachable(what: str, name: str | Path, error: Exception) -> UserError:
+    """Return the error for the text or audio encoder `name`, which raised `error` when loaded.
+
+    Args:
+        what: "text encoder" or "audio encoder".
+        name: Hub name or folder.
+        error: Of transformers: OSError, ValueError and others, for the same absence.
+    """
+    if "trust_remote_code" in str(error):
+        return UserError(f"{what} {name} {OWN_CODE}; take another {what}")
+    setting, needed = NEEDED[what]
+    reason = one_line(error, longest=160)
+    if Path(name).is_dir():
+        return UserError(f"{what} folder {name} cannot be loaded ({reason}); it needs {needed}")
+    if str(name).count("/") > 1:
+        return UserError(
+            f"{what} folder {name} does not exist; set {setting} to a folder, or to a hub name"
+        )
+    if not hub_answers():
+        reason = OUT_OF_REACH
+    return UserError(
+        f"{what} {str(name)!r} is no folder here and the Hugging Face hub did not give it"
+        f" ({reason}); download it where there is internet (hf download {name} --local-dir"
+        f" weights/{Path(name).name}) and set {setting}=weights/{Path(name).name}"
+    )
 
 
 def without_code(architecture: dict[str, Any]) -> dict[str, Any]:

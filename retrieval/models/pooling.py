@@ -7,6 +7,7 @@ in a block.
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +30,47 @@ def cosine(text: Tensor, pooled: Tensor) -> Tensor:
         return dots / (text_norm[:, None] * (pooled_norm if pooled.dim() == 2 else pooled_norm.T))
 
 
-class MeanPooling(nn.Module):
+class Pooling(nn.Module):
+    """Interface of a pooling; POOLINGS in retrieval/models/dual_encoder.py lists them by name.
+
+    The arguments of its constructor are settings (retrieval.config.PoolingConfig), found by name,
+    and any of `dim` (size of the shared space), `feature_dim` (size of an audio encoder's frame)
+    and `max_frames` (frames of a clip of full length).
+
+    Without `keeps_frames` the pooling is `forward(frames (B, T, feature_dim), mask (B, T))` to
+    (B, feature_dim), applied before the audio projection. With `keeps_frames` it compares each text
+    with all projected frames, and has `norm` and `folded_maps` for search and ONNX graphs.
+    """
+
+    keeps_frames = False  # whether a score needs all frames of a clip, and not one vector
+    runtime_settings: tuple[str, ...] = ()  # settings that change no weight and no score
+
+    def score(self, text: Tensor, frames: Tensor, mask: Tensor) -> Tensor:
+        """Return cosines (N, B) of text (N, D) with frames (B, T, D), of which mask is valid.
+
+        T is 1 without `keeps_frames`: the clip's one projected vector.
+        """
+        if frames.shape[1] != 1:
+            raise ValueError(
+                f"this pooling scores one vector a clip, found frames {tuple(frames.shape)}; pool"
+                " and project them first"
+            )
+        return cosine(text, frames[:, 0])
+
+    def clip_vectors(self, frames: Tensor, mask: Tensor) -> Tensor:
+        """Return one vector a clip, (B, D), that stands for it without a text."""
+        return frames[:, 0]
+
+    def attention(self, text: Tensor, frames: Tensor, mask: Tensor) -> Tensor | None:
+        """Return the weights (N, B, T) of each text on the frames; None if it gives none."""
+        return None
+
+
+class MeanPooling(Pooling):
     """Average of the valid frames."""
+
+    def __init__(self, **kwargs: Any):
+        super().__init__()  # kwargs: TAP's settings, in models of the first versions
 
     def forward(self, frames: Tensor, mask: Tensor) -> Tensor:
         """frames (B, T, F), mask bool (B, T) -> (B, F), at least float32. A clip without a valid
@@ -42,19 +82,8 @@ class MeanPooling(nn.Module):
             weights = valid / valid.sum(dim=1, keepdim=True).clamp_min(1.0)
             return torch.einsum("bt,btf->bf", weights, frames)
 
-    def score(self, text: Tensor, frames: Tensor, mask: Tensor) -> Tensor:
-        """text (N, D), frames (B, 1, D): the clip's one projected mean -> (N, B). `mask` is there
-        to be called like TAP.
-        """
-        if frames.shape[1] != 1:
-            raise ValueError(
-                f"mean pooling scores one vector a clip, found frames {tuple(frames.shape)}; pool"
-                " and project them first"
-            )
-        return cosine(text, frames[:, 0])
 
-
-class TextAwareAttentionPooling(nn.Module):
+class TextAwareAttentionPooling(Pooling):
     """Every text weighs the frames of every audio for itself (Xin, Yang, Zou: ICASSP 2023, section
     2.2).
 
@@ -72,6 +101,8 @@ class TextAwareAttentionPooling(nn.Module):
     finite and without meaning.
     """
 
+    keeps_frames = True
+    runtime_settings = ("block_elements",)
     # Numbers held for the (text, audio) pairs of one block of `score`: 16 MiB in float32. Larger
     # blocks leave the cache: a clip of 550 frames and 5,225 texts took 0.131 s in blocks of 1,300
     # texts, 0.142 s in blocks of 2,600, on one core.
@@ -198,6 +229,17 @@ class TextAwareAttentionPooling(nn.Module):
             self.folded_queries(text), self.norm(frames), mask
         ).transpose(0, 1)
 
+    def clip_vectors(self, frames: Tensor, mask: Tensor) -> Tensor:
+        """Return the output (B, D) of equal weights for the valid frames: the first search stage.
+
+        The maps are linear, so the average frame goes through them. The average of the frames
+        themselves gives somewhat worse candidates on the sample's evaluation split, and equally
+        good ones on its validation split (benchmarks/two_stage.py).
+        """
+        weights = mask / mask.sum(dim=1, keepdim=True)  # (B, T)
+        average = torch.einsum("bt,btd->bd", weights.to(frames.dtype), self.norm(frames))
+        return self.norm(self.output(self.value(average)))
+
     def folded_queries(self, text: Tensor) -> Tensor:
         """(N, D): queries that are compared with the normalised frames themselves."""
         maps = _compose(self.query, self.key.weight.T, num_rows=len(text))
@@ -274,18 +316,3 @@ def _apply(maps: list[tuple[Tensor, Tensor | None]], x: Tensor) -> Tensor:
 
 def _at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def first_stage_vectors(pooling: nn.Module, frames: Tensor, mask: Tensor) -> Tensor:
-    """One vector a clip, (B, D), of frames (B, T, D) and mask (B, T): TAP's output if it gave every
-    valid frame the same weight.
-
-    TAP's maps are linear, so that the average frame goes through them. The average of the frames
-    themselves picks somewhat worse candidates on the sample's evaluation split, and as good ones on
-    its validation split: benchmarks/two_stage.py measures both.
-    """
-    if not isinstance(pooling, TextAwareAttentionPooling):
-        return frames[:, 0]
-    weights = mask / mask.sum(dim=1, keepdim=True)  # (B, T)
-    average = torch.einsum("bt,btd->bd", weights.to(frames.dtype), pooling.norm(frames))
-    return pooling.norm(pooling.output(pooling.value(average)))

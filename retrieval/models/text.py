@@ -27,15 +27,16 @@ from transformers import (
 
 from retrieval.base.errors import UserError, one_line
 from retrieval.base.json_files import read_json
+from retrieval.models.blocks import checkpoint_pretrained, compile_module_lists
 from retrieval.models.hub import (
     NO_CODE,
     config_of,
     loading,
     local_files_only,
+    unreachable,
     warn_of_code,
     without_code,
 )
-from retrieval.models.tokenizer import unreachable
 
 logger = logging.getLogger(__name__)
 
@@ -154,7 +155,7 @@ class TextEncoder(nn.Module):
                 name, config=self.model.config, **settings
             )
         except Exception as error:
-            raise unreachable(name, error) from None
+            raise unreachable("text encoder", name, error) from None
         # transformers fills what the file lacks with random numbers.
         missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
         if missing:
@@ -169,6 +170,14 @@ class TextEncoder(nn.Module):
                 if not key.startswith("pooler.")
             }
         )
+
+    def checkpoint_activations(self) -> None:
+        """Keep only the inputs of its layers for the backward pass; see retrieval.models.blocks."""
+        checkpoint_pretrained(self.model)
+
+    def compile_blocks(self) -> None:
+        """Call torch.compile for each of its layers."""
+        compile_module_lists(self.model)
 
     def tokens(self, captions: list[str]) -> BatchEncoding:
         """input_ids and attention_mask, int64 (N, L), on the CPU."""
@@ -256,7 +265,7 @@ def _text_config(name: str) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(name, **settings).get_text_config()
     except Exception as error:
-        raise unreachable(name, error) from None
+        raise unreachable("text encoder", name, error) from None
 
 
 def architecture_of(config: PreTrainedConfig, dropout: float) -> dict[str, Any]:

@@ -1,6 +1,4 @@
-"""The tokenizer of a text encoder, and what to say where the hub or a folder does not give a text
-encoder.
-"""
+"""The tokenizer of a text encoder."""
 
 from pathlib import Path
 
@@ -8,7 +6,7 @@ from tokenizers import processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from retrieval.base.errors import UserError
-from retrieval.models.hub import OWN_CODE, hub_answers, loading, wants_code
+from retrieval.models.hub import loading, unreachable
 
 
 def load_tokenizer(name: str | Path, vocab_size: int | None = None) -> PreTrainedTokenizerBase:
@@ -23,7 +21,7 @@ def load_tokenizer(name: str | Path, vocab_size: int | None = None) -> PreTraine
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(name), **settings)
     except Exception as error:
-        raise unreachable(str(name), error) from None
+        raise unreachable("text encoder", name, error) from None
     # Where a folder has no tokenizer files, transformers makes a tokenizer that knows no word.
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise UserError(
@@ -67,31 +65,4 @@ def _append_end(tokenizer: PreTrainedTokenizerBase, begin: list[int], name: str 
     single = [*tokenizer.convert_ids_to_tokens(begin), "$A", tokenizer.eos_token]
     backend.post_processor = processors.TemplateProcessing(
         single=single, special_tokens=list(around.items())
-    )
-
-
-def unreachable(name: str, error: Exception) -> UserError:
-    """The error for text encoder `name`, which did not load."""
-    if wants_code(error):
-        return UserError(f"text encoder {name} {OWN_CODE}; take another text encoder")
-    # transformers raises OSError, ValueError and others, with texts of many lines, for one and the
-    # same absence.
-    reason = " ".join(str(error).split())[:160] or type(error).__name__
-    if Path(name).is_dir():
-        return UserError(
-            f"text encoder folder {name} cannot be loaded ({reason}); it needs config.json,"
-            " tokenizer files and model.safetensors"
-        )
-    if name.count("/") > 1:
-        return UserError(
-            f"text encoder folder {name} does not exist; set text_encoder.name to a folder, or to a"
-            " hub name such as roberta-large"
-        )
-    reason = (
-        reason if hub_answers() else "it is out of reach, and nothing was downloaded from it before"
-    )
-    return UserError(
-        f"text encoder {name!r} is no folder here and the Hugging Face hub did not give it"
-        f" ({reason}); download it where there is internet (hf download {name} --local-dir"
-        f" weights/{Path(name).name}) and set text_encoder.name=weights/{Path(name).name}"
     )

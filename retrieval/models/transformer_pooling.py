@@ -1,6 +1,6 @@
 """From many frames of a clip to one vector: a small transformer over the frame sequence.
 
-Letters: N texts, B clips, T frames, F = dim, D the size of the shared space, H heads.
+Letters: N texts, B clips, T frames, F = feature_dim, D the size of the shared space, H heads.
 """
 
 import torch
@@ -8,12 +8,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from retrieval.base.errors import UserError
-from retrieval.models.pooling import MeanPooling
+from retrieval.models.pooling import MeanPooling, Pooling
 
 READOUTS = ("first", "mean")
 
 
-class TransformerPooling(nn.Module):
+class TransformerPooling(Pooling):
     """Pre-norm transformer layers over the frames; the clip is what a learned token has gathered,
     or the mean of the valid frames.
 
@@ -25,7 +25,7 @@ class TransformerPooling(nn.Module):
 
     def __init__(
         self,
-        dim: int,
+        feature_dim: int,
         max_frames: int,
         num_layers: int = 1,
         num_heads: int = 8,
@@ -40,16 +40,20 @@ class TransformerPooling(nn.Module):
             raise UserError(
                 f"pooling.readout must be one of {', '.join(READOUTS)}, found {readout!r}"
             )
-        if dim % num_heads:
-            dividing = ", ".join(str(number) for number in range(1, 17) if dim % number == 0)
+        if feature_dim % num_heads:
+            dividing = ", ".join(
+                str(number) for number in range(1, 17) if feature_dim % number == 0
+            )
             raise UserError(
-                f"pooling.num_heads={num_heads} does not divide the {dim} numbers of an audio"
+                f"pooling.num_heads={num_heads} does not divide the {feature_dim} numbers of an audio"
                 f" frame; set it to one of {dividing}"
             )
-        self.positions = nn.Parameter(torch.empty(max_frames, dim))
-        self.token = nn.Parameter(torch.empty(dim)) if readout == "first" else None
-        self.layers = nn.ModuleList(_Layer(dim, num_heads, dropout) for _ in range(num_layers))
-        self.norm = nn.LayerNorm(dim)
+        self.positions = nn.Parameter(torch.empty(max_frames, feature_dim))
+        self.token = nn.Parameter(torch.empty(feature_dim)) if readout == "first" else None
+        self.layers = nn.ModuleList(
+            _Layer(feature_dim, num_heads, dropout) for _ in range(num_layers)
+        )
+        self.norm = nn.LayerNorm(feature_dim)
         self.mean = MeanPooling()
         for parameter in (self.positions, self.token):
             if parameter is not None:
@@ -82,12 +86,6 @@ class TransformerPooling(nn.Module):
         for layer in self.layers:
             hidden = layer(hidden, attended)
         return self.mean(self.norm(hidden), mask) if self.token is None else self.norm(hidden[:, 0])
-
-    def score(self, text: Tensor, frames: Tensor, mask: Tensor) -> Tensor:
-        """text (N, D), frames (B, 1, D): the clip's one projected vector -> (N, B), cosines as with
-        mean pooling.
-        """
-        return self.mean.score(text, frames, mask)
 
 
 class _Layer(nn.Module):

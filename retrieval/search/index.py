@@ -21,7 +21,6 @@ from retrieval.base.launch import make_accelerator
 from retrieval.base.sound import UnreadableSound
 from retrieval.data import collate_clips
 from retrieval.models.dual_encoder import DualEncoder, check_finite
-from retrieval.models.pooling import TextAwareAttentionPooling
 from retrieval.search.hits import Hit, IndexedFile, make_hit
 from retrieval.search.model_identity import (
     check_as_before,
@@ -140,7 +139,7 @@ class AudioIndex:
         about["model"] = model_identity(checkpoint, meta.get("model"))
         about |= {
             "dim": model.audio_projection.out_features,
-            "has_frames": isinstance(model.pooling, TextAwareAttentionPooling),
+            "has_frames": model.pooling.keeps_frames,
         }
         encoder = _encoder(model, batch_size, mixed_precision)
         with locked(path):
@@ -378,7 +377,7 @@ class AudioIndex:
             chosen.append((clip, score, self.files[number], start, end))
             if len(chosen) == k:
                 break
-        attends = text is not None and self._two_stage.is_tap
+        attends = text is not None and self.model.pooling.keeps_frames
         attention = (
             self._two_stage.attention(text, [clip for clip, *_ in chosen])
             if attends

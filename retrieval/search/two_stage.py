@@ -15,11 +15,11 @@ from dataclasses import dataclass
 import faiss
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from retrieval.base.errors import UserError
-from retrieval.models.pooling import TextAwareAttentionPooling
+from retrieval.models.pooling import Pooling
 
 
 @dataclass(frozen=True)
@@ -61,17 +61,16 @@ class TwoStage:
     """
 
     @torch.no_grad()
-    def __init__(self, pooling: nn.Module, clips: IndexedClips):
+    def __init__(self, pooling: Pooling, clips: IndexedClips):
         self.pooling, self.clips = pooling, clips
-        self.is_tap = isinstance(pooling, TextAwareAttentionPooling)
-        if self.is_tap != (clips.frames is not None):
+        if pooling.keeps_frames != (clips.frames is not None):
             raise ValueError(
                 "TAP needs clips with frames, the other poolings clips without; encode the clips"
                 " with this model"
             )
         self._faiss = faiss.IndexFlatIP(clips.vectors.shape[1])
         self._faiss.add(clips.vectors.numpy())
-        if self.is_tap:
+        if pooling.keeps_frames:
             *self._query_map, value_map, value_bias = pooling.folded_maps()
             self._value_map = value_map, value_bias  # (D, D), (D,), as _query_map
             # Frames of the clip at hand: new memory for each clip would cost more than its product.
@@ -96,7 +95,7 @@ class TwoStage:
         """
         vectors = functional.normalize(text, eps=1e-12).cpu().numpy()
         clips, scores = map(torch.from_numpy, self.shortlist(vectors, num_candidates, allowed))
-        if self.is_tap and clips.numel():
+        if self.pooling.keeps_frames and clips.numel():
             scores = self.rescore(text, clips.to(text.device)).cpu()
         clips, order = clips.sort(dim=1)
         scores = scores.gather(1, order)

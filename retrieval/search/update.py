@@ -26,7 +26,6 @@ from retrieval.base.sound import READER_VERSION, SoundFacts, UnreadableSound
 from retrieval.data.pairs import collate_clips
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.inference import Autocast, eval_mode
-from retrieval.models.pooling import TextAwareAttentionPooling, first_stage_vectors
 from retrieval.search.sound import Excerpt, Found, files_to_index, read_excerpts
 from retrieval.search.writer import IndexWriter
 
@@ -102,10 +101,10 @@ class ExcerptEncoder:
                 frames = frames.float()  # (b, T, D)
                 vectors.append(
                     torch.nn.functional.normalize(
-                        first_stage_vectors(self.model.pooling, frames, mask), eps=1e-12
+                        self.model.pooling.clip_vectors(frames, mask), eps=1e-12
                     ).cpu()
                 )
-                if isinstance(self.model.pooling, TextAwareAttentionPooling):
+                if self.model.pooling.keeps_frames:
                     # (valid frames, D)
                     keys.append(self.model.pooling.norm(frames)[mask].half().cpu())
                     num_frames += mask.sum(dim=1).tolist()

@@ -103,7 +103,7 @@ def _memory(config: Config, model: DualEncoder, num_parameters: int) -> str:
         config.train.batch_size,
         model.windows.num_frames,
     )
-    blocks = getattr(model.audio_encoder, "blocks", ())
+    blocks = model.audio_encoder.repeated_blocks()
     parts = [
         (
             model.tokens_per_clip * model.audio_encoder.feature_dim,
@@ -122,7 +122,7 @@ def _memory(config: Config, model: DualEncoder, num_parameters: int) -> str:
     else:
         per_pair = sum(channels * per_channel * depth for channels, depth in parts)
     activations = min(batch, config.train.micro_batch_size or batch) * per_pair
-    activations += batch * num_frames * config.dim * 4 * (4 if config.pooling.name == "tap" else 1)
+    activations += batch * num_frames * config.dim * 4 * (4 if model.pooling.keeps_frames else 1)
     unknown = (
         ""
         if blocks or config.audio_encoder.frozen

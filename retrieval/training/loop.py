@@ -126,9 +126,7 @@ def train_step(run: Run, batch: dict[str, Any]) -> tuple[float, dict[str, float]
     )
     run.optimizer.zero_grad()
     if run.micro_batch_size is None:
-        waveform = batch["waveform"].to(accelerator.device, non_blocking=True)  # (b, S)
-        # (n, D), (b, T, D), (b, T)
-        text, frames, mask = run.wrapped(waveform, batch["lengths"], batch["captions"])
+        text, frames, mask = run.wrapped(batch)  # (n, D), (b, T, D), (b, T)
         loss = batch_loss(run, batch, text, frames, mask)
         accelerator.backward(loss * world_size())  # distributed.py says why
     else:

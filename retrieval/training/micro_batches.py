@@ -40,11 +40,15 @@ def backward_in_parts(
     # Not accelerator.no_sync: it does nothing in a group of one process (torchrun --nproc_per_node
     # 1), but DDP still counts gradients there.
     no_sync = getattr(wrapped, "no_sync", nullcontext)
-    parts, states, encodings = list(_inputs(batch, size, device)), [], []
+    parts = [
+        {name: values[first : first + size] for name, values in batch.items()}
+        for first in range(0, len(batch["captions"]), size)
+    ]
+    states, encodings = [], []
     for part in parts:
         states.append(_random_state(device))
         with torch.no_grad():
-            encodings.append(model(*part()))
+            encodings.append(model(part))
     text = torch.cat([encoding[0] for encoding in encodings]).requires_grad_()  # (b, D)
     frames = _joined([encoding[1] for encoding in encodings]).requires_grad_()  # (b, T, D)
     mask = _joined([encoding[2] for encoding in encodings])  # (b, T)
@@ -61,7 +65,7 @@ def backward_in_parts(
         _set_random_state(state, device)
         own, first = slice(first, first + count), first + count
         with nullcontext() if number == len(parts) else no_sync():
-            text_part, frames_part, _ = wrapped(*part())
+            text_part, frames_part, _ = wrapped(part)
             outputs, gradients = (
                 [text_part, frames_part],
                 [
@@ -77,21 +81,6 @@ def backward_in_parts(
             torch.autograd.backward(outputs, gradients)
     _set_random_state(after, device)
     return loss.detach()
-
-
-def _inputs(
-    batch: dict[str, Any], size: int, device: torch.device
-) -> Iterator[Callable[[], tuple[Any, ...]]]:
-    """The model's arguments, part by part; the waveforms of a part come to the device when it is
-    its turn.
-    """
-    for first in range(0, len(batch["captions"]), size):
-        own = slice(first, first + size)
-        yield lambda own=own: (
-            batch["waveform"][own].to(device, non_blocking=True),
-            batch["lengths"][own],
-            batch["captions"][own],
-        )
 
 
 def _joined(parts: list[torch.Tensor]) -> torch.Tensor:

@@ -180,8 +180,8 @@ def test_an_unknown_setting_in_the_file_names_the_file(tmp_path: Path):
         ("optimizer.lr.pooling=.nan", "optimizer.lr.pooling=nan: input should be a finite number"),
         ("optimizer.lr.pooling=.inf", "optimizer.lr.pooling=inf: input should be"),
         ("loss.temperature=0", "loss.temperature=0: input should be greater than 0"),
-        ("pooling.name=max", "pooling.name='max': input should be 'mean', 'tap' or 'transformer'"),
-        ("pooling.name=Tap", "pooling.name='Tap': input should be 'mean', 'tap' or 'transformer'"),
+        ("pooling.readout=max", "pooling.readout='max': input should be 'first' or 'mean'"),
+        ("pooling.readout=Mean", "pooling.readout='Mean': input should be 'first' or 'mean'"),
         (
             "train.mixed_precision=fp8",
             "train.mixed_precision='fp8': input should be 'auto', 'no', 'bf16' or 'fp16'",
@@ -210,11 +210,11 @@ def test_a_mistyped_or_out_of_range_value_is_named(empty: Path, override: str, e
 
 
 def test_all_mistakes_are_told_at_once(empty: Path):
-    message = error_of(empty, "train.epochs=0", "sed=1", "pooling.name=max")
+    message = error_of(empty, "train.epochs=0", "sed=1", "pooling.readout=max")
     assert (
         "train.epochs=0" in message
         and "did you mean seed?" in message
-        and "pooling.name='max'" in message
+        and "pooling.readout='max'" in message
     )
 
 

@@ -46,6 +46,7 @@ class FakeSplit:
     """
 
     name = "evaluation"
+    holds_frames = False
 
     def __init__(self, num_clips=13):
         random = np.random.default_rng(0)
@@ -305,6 +306,8 @@ def test_columns_come_batch_by_batch_and_nothing_else_is_held():
 class FrameSplit(FakeSplit):
     """Frames (T, F) in place of samples, as a cache of encoded clips has them."""
 
+    holds_frames = True
+
     def read_stored(self, index, start=0, stop=None):
         samples = super().read_stored(index, start, stop)
         return np.stack([samples] * 3, axis=1)
@@ -313,7 +316,7 @@ class FrameSplit(FakeSplit):
 def test_a_split_of_frames_is_handed_on_as_it_is():
     split, model, seen = FrameSplit(), FakeModel(), []
     encode = model.encode_audio
-    model.encode_audio = lambda frames, lengths: (
+    model.encode_frames = lambda frames, lengths: (
         seen.append(frames.shape) or encode(frames[:, :, 1], lengths)
     )
     scores = similarity_matrix(model, all_captions(split), split, audio_batch_size=4)

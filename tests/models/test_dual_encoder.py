@@ -96,6 +96,12 @@ def batch(*clips: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     )
 
 
+def pairs(*clips: torch.Tensor, captions: list[str] | None = None) -> dict:
+    """A batch as of collate_pairs."""
+    waveform, lengths = batch(*clips)
+    return {"waveform": waveform, "lengths": lengths, "captions": captions or CAPTIONS}
+
+
 CLIPS = [clip(3.0, "a"), clip(0.9, "bb"), clip(1.0, "ccc"), clip(1.04, "dddd"), clip(0.01, "eeeee")]
 NUM_VALID = [75, 23, 25, 26, 1]  # ceil(seconds / 3 * 75)
 
@@ -286,7 +292,7 @@ def test_empty_and_too_long_clips_are_refused(tap: DualEncoder, lengths: list[in
 @torch.no_grad()
 def test_rows_are_texts_and_columns_are_audios(pooling: str, request):
     model = request.getfixturevalue(pooling)
-    text, frames, mask = model(*batch(*CLIPS[:3]), CAPTIONS)
+    text, frames, mask = model(pairs(*CLIPS[:3]))
     assert text.shape == (4, DIM)
     scores = model.score(text, frames, mask)
     assert scores.shape == (4, 3) and scores.dtype == torch.float32
@@ -299,23 +305,23 @@ def test_rows_are_texts_and_columns_are_audios(pooling: str, request):
 
 @torch.no_grad()
 def test_attention_is_given_by_tap_alone(tap: DualEncoder, mean: DualEncoder):
-    text, frames, mask = tap(*batch(*CLIPS), CAPTIONS)
+    text, frames, mask = tap(pairs(*CLIPS))
     weights = tap.attention(text, frames, mask)
     assert weights.shape == (4, 5, 75)
     assert (weights.sum(dim=2) - 1).abs().max() < 1e-5 and not weights.transpose(0, 1)[
         ~mask.unsqueeze(1).expand(-1, 4, -1)
     ].any()
-    assert mean.attention(*mean(*batch(*CLIPS), CAPTIONS)[:1], frames, mask) is None
+    assert mean.attention(*mean(pairs(*CLIPS))[:1], frames, mask) is None
 
 
 @pytest.mark.parametrize("pooling", ["tap", "mean"])
 @torch.no_grad()
 def test_bfloat16_autocast_stays_close(pooling: str, request):
     model = request.getfixturevalue(pooling)
-    text, frames, mask = model(*batch(*CLIPS), CAPTIONS)
+    text, frames, mask = model(pairs(*CLIPS))
     exact = model.score(text, frames, mask)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        text_16, frames_16, _ = model(*batch(*CLIPS), CAPTIONS)
+        text_16, frames_16, _ = model(pairs(*CLIPS))
         scores = model.score(text_16, frames_16, mask)
     assert text_16.dtype == frames_16.dtype == torch.bfloat16 and scores.dtype == torch.float32
     assert 1e-4 < (frames_16 - frames)[mask].norm() / frames[mask].norm() < 0.02
@@ -340,7 +346,7 @@ def test_resampling_is_float32_under_autocast(tap: DualEncoder):
 def test_every_trainable_parameter_gets_a_gradient(text_folder: str):
     """DistributedDataParallel would wait for one that does not."""
     model = make_model(text_folder, learnable_temperature=True).train()
-    text, frames, mask = model(*batch(*CLIPS[:2]), CAPTIONS[:2])
+    text, frames, mask = model(pairs(*CLIPS[:2], captions=CAPTIONS[:2]))
     (model.score(text, frames, mask) / model.temperature).square().sum().backward()
     assert [
         name
@@ -384,7 +390,7 @@ def test_a_saved_model_comes_back_bit_for_bit(text_folder: str, tmp_path: Path, 
         model.clip_seconds,
         model.windows,
     )
-    found, expected = loaded(*batch(*CLIPS), CAPTIONS), model(*batch(*CLIPS), CAPTIONS)
+    found, expected = loaded(pairs(*CLIPS)), model(pairs(*CLIPS))
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
     assert torch.equal(loaded.score(*found), model.score(*expected))
 
@@ -589,6 +595,7 @@ def test_build_model_unpacks_the_configuration(tiny: Path):
     ("override", "named"),
     [
         ("audio_encoder.name=atst", "audio_encoder.name='atst' is unknown; there is: atst_frame"),
+        ("pooling.name=max", "pooling.name='max' is unknown; there is: mean, tap"),
         (
             "pooling.attention_dim=16",
             "pooling.init=identity needs pooling.attention_dim >= dim, found 16 < 32",

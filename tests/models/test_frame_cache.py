@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from retrieval.base.errors import UserError
 from retrieval.config import load_config
-from retrieval.data import open_cache
+from retrieval.data import PairDataset, collate_pairs, open_cache
 from retrieval.evaluation.similarity import similarity_matrix
 from retrieval.models import frame_cache
 from retrieval.models.build import build_model
@@ -73,6 +73,20 @@ def test_scores_from_frames_are_those_from_sounds(tiny, split, tmp_path, pooling
     )
     assert (found - expected).abs().max() < 1e-3
     assert (found - expected.flip(1)).abs().max() > 1e-2  # negative control: other clips
+
+
+def test_a_batch_of_frames_has_a_key_of_its_own(model, split, tmp_path):
+    frames = frame_cache.cached_frames(model, split, tmp_path, Accelerator(), **SETTINGS)
+    of_sounds, of_frames = (
+        collate_pairs([PairDataset(source, 32_000, seed=0)[0, index] for index in range(3)])
+        for source in (split, frames)
+    )
+    assert of_sounds.keys() ^ of_frames.keys() == {"waveform", "frames"}
+    assert of_frames["frames"].dim() == 3 and of_sounds["waveform"].dim() == 2
+    with torch.no_grad():
+        _, encoded, mask = model(of_frames)
+    expected, expected_mask = model.encode_frames(of_frames["frames"], of_frames["lengths"])
+    assert torch.equal(encoded, expected) and torch.equal(mask, expected_mask)
 
 
 def test_a_finished_cache_is_read_and_not_made_again(model, split, tmp_path, monkeypatch):

@@ -243,12 +243,8 @@ def test_a_weight_file_that_lacks_a_tensor_is_refused(tmp_path: Path):
 
 def test_a_folder_name_that_does_not_exist(tmp_path: Path):
     name = str(tmp_path / "absent")
-    message = (
-        f"text encoder folder {name} does not exist; set text_encoder.name to a folder, or to a hub"
-        " name such as roberta-large"
-    )
-    assert error_of(text_architecture, name, 0.1) == message
-    assert error_of(load_tokenizer, name) == message
+    for message in (error_of(text_architecture, name, 0.1), error_of(load_tokenizer, name)):
+        assert f"{name} does not exist" in message and "text_encoder.name" in message
 
 
 def test_a_tokenizer_that_knows_no_word_or_does_not_fit(tmp_path: Path):

@@ -23,6 +23,7 @@ from retrieval.base.errors import UserError
 from retrieval.base.stopping import Interrupted
 from retrieval.config import load_config
 from retrieval.models import audio
+from retrieval.models.audio.encoder import AudioEncoder
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.weights import own_memory, read_weights, write_weights
 from retrieval.training import checkpoint, loop
@@ -30,7 +31,7 @@ from retrieval.training import checkpoint, loop
 HOP = 400
 
 
-class StockMel(nn.Module):
+class StockMel(AudioEncoder):
     """An audio encoder as one would write it in an afternoon: torchaudio's spectrogram, and buffers
     of every kind.
     """

@@ -104,10 +104,10 @@ ROOMS = (
 NARROWER = {
     "evaluation.metrics": set(),
     "losses": {"base"},
-    "models.audio": {"base", "models.hub"},
+    "models.audio": {"base", "models.hub", "models.blocks"},
     "models.pooling": {"base"},
     "models.windows": set(),
-    "models.text": {"base", "models.hub", "models.tokenizer"},
+    "models.text": {"base", "models.hub", "models.tokenizer", "models.blocks"},
     "models.pretrained.tensor_files": {"base"},
     "models.pretrained.lightning": {"base", "models.pretrained.tensor_files"},
     "training.optim": {"base", "config"},
@@ -340,11 +340,11 @@ def test_sections_that_are_handed_on_fit_what_takes_them():
         "base_lr",
     }
     assert set(LearningRates.model_fields) == set(GROUPS.values())
-    given = {"dim", "max_frames", "args", "kwargs"}  # not settings
-    assert (
-        set(PoolingConfig.model_fields) - {"name", "block_elements"}
-        == set().union(*map(keyword_arguments, POOLINGS.values())) - given
-    )
+    given = {"dim", "feature_dim", "max_frames", "args", "kwargs"}  # not settings
+    taken = [
+        keyword_arguments(pooling) | set(pooling.runtime_settings) for pooling in POOLINGS.values()
+    ]
+    assert set(PoolingConfig.model_fields) - {"name"} == set().union(*taken) - given
     assert set(AugmentationConfig().mel) == keyword_arguments(mel_augmentation)
     assert set(AugmentationConfig().waveform) == keyword_arguments(waveform_augmentation) - {
         "sample_rate"

@@ -16,7 +16,7 @@ from retrieval.config import load_config
 from retrieval.data import open_cache
 from retrieval.evaluation.similarity import captions_of, similarity_matrix
 from retrieval.models.build import build_model
-from retrieval.models.pooling import MeanPooling, TextAwareAttentionPooling, first_stage_vectors
+from retrieval.models.pooling import MeanPooling, TextAwareAttentionPooling
 from retrieval.search.sound import Excerpt
 from retrieval.search.two_stage import IndexedClips, TwoStage
 from retrieval.search.update import ExcerptEncoder
@@ -46,7 +46,7 @@ def make_text(num_texts: int) -> Tensor:
 
 def make_index(pooling: TextAwareAttentionPooling, clips: list[Tensor]) -> IndexedClips:
     with torch.no_grad():
-        vectors = first_stage_vectors(pooling, *padded(clips))
+        vectors = pooling.clip_vectors(*padded(clips))
         frames = pooling.norm(torch.cat(clips))
     return indexed(vectors, frames, [len(clip) for clip in clips])
 
@@ -168,7 +168,7 @@ def test_first_stage_is_tap_without_a_preference():
     frames, mask = padded(clips)
     with torch.no_grad():
         torch.testing.assert_close(
-            first_stage_vectors(pooling, frames, mask),
+            pooling.clip_vectors(frames, mask),
             pooling(make_text(1), frames, mask)[0],
             atol=1e-5,
             rtol=0,
@@ -262,7 +262,7 @@ def test_an_encoded_split_has_the_scores_of_the_evaluation(tiny, pooling: str):
         frames, lengths, vectors = [], [], []
         for clip in map(torch.from_numpy, clips):
             encoded, mask = model.encode_audio(clip[None], torch.tensor([len(clip)]))
-            vectors.append(first_stage_vectors(model.pooling, encoded, mask))
+            vectors.append(model.pooling.clip_vectors(encoded, mask))
             frames.append(encoded[mask])
             lengths.append(len(frames[-1]))
         vectors = torch.cat(vectors)

@@ -15,7 +15,7 @@ from torch import multiprocessing, nn
 from torch.distributed import all_reduce, init_process_group
 
 from retrieval.base import exchange
-from retrieval.losses import nt_xent
+from retrieval.losses.functions import nt_xent
 from tests import many_processes
 from tests.conftest import PATIENCE, ROOT
 

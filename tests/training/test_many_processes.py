@@ -116,7 +116,7 @@ def step_by_hand(
 ) -> tuple[float, dict[str, torch.Tensor]]:
     model, settings, batch = run.model, run.config.loss, collate_pairs(items)
     model.zero_grad()
-    text, frames, mask = model(batch["waveform"], batch["lengths"], batch["captions"])
+    text, frames, mask = model(batch)
     scores = model.score(text, frames, mask)  # (N, N)
     clips, numbers = [item["clip"] for item in items], [item["pair"] for item in items]
     positives = torch.tensor([[a == b for b in clips] for a in clips])

@@ -98,7 +98,8 @@ def encoded_in_parts_with_one_graph(run: Run, size: int) -> tuple[float, dict[st
     torch.manual_seed(7)
     run.optimizer.zero_grad()
     encodings = [
-        run.model(*part()) for part in micro_batches._inputs(batch, size, torch.device("cpu"))
+        run.model({name: values[first : first + size] for name, values in batch.items()})
+        for first in range(0, len(batch["captions"]), size)
     ]
     most = max(frames.shape[1] for _, frames, _ in encodings)
     text = torch.cat([encoding[0] for encoding in encodings])
@@ -137,10 +138,7 @@ def test_parts_of_a_part_s_own_negatives_are_noticed(tiny, tmp_path):
     run.optimizer.zero_grad()
     for own in (slice(0, 4), slice(4, 8)):
         part = {name: value[own] for name, value in batch.items()}
-        (
-            batch_loss(run, part, *run.model(part["waveform"], part["lengths"], part["captions"]))
-            / 2
-        ).backward()
+        (batch_loss(run, part, *run.model(part)) / 2).backward()
     assert largest_difference(gradients(run), whole[1]) > 1e-2
 
 
@@ -162,7 +160,7 @@ def kept_bytes(run: Run) -> int:
     batch = first_batch(run)
     weights = {parameter.untyped_storage().data_ptr() for parameter in run.model.parameters()}
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        outputs = run.model(batch["waveform"], batch["lengths"], batch["captions"])
+        outputs = run.model(batch)
         kept = sum(size for pointer, size in storages.items() if pointer not in weights)
     del outputs
     return kept

@@ -16,7 +16,8 @@ from retrieval.base.stopping import Interrupted
 from retrieval.config import load_config
 from retrieval.data import PairDataset, collate_pairs, open_cache
 from retrieval.evaluation.score_files import captions_fingerprint, write_scores
-from retrieval.losses import LOSSES, listnet, nt_xent
+from retrieval.losses import LOSSES
+from retrieval.losses.functions import listnet, nt_xent
 from retrieval.models.build import build_model
 from retrieval.models.text import TextEncoder, normalise_caption, text_architecture
 from retrieval.models.tokenizer import load_tokenizer
@@ -100,7 +101,7 @@ def test_every_loss_is_learnt_with_every_pooling(
     batch = collate_pairs([pairs[0, index] for index in range(0, NUM_PAIRS, 3)])
     losses = []
     for _ in range(25):
-        text, frames, mask = model(batch["waveform"], batch["lengths"], batch["captions"])
+        text, frames, mask = model(batch)
         loss = objective(model, model.score(text, frames, mask), batch["clips"], batch["pairs"])
         optimizer.zero_grad()
         loss.backward()

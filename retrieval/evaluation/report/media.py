@@ -25,7 +25,6 @@ from retrieval.data import ClipSplit
 from retrieval.evaluation.attention import listen
 from retrieval.evaluation.scorer import Scorer
 from retrieval.models.dual_encoder import DualEncoder
-from retrieval.models.pooling import TextAwareAttentionPooling
 from retrieval.models.pretrained import load_pretrained
 
 MAX_BYTES = 24 * 2**20  # of all data URIs of a page
@@ -101,7 +100,7 @@ def _drawing_model(scorer: Scorer) -> tuple[DualEncoder, str | None]:
     """The first checkpoint with attention, or else the first one; one is in memory at a time."""
     for checkpoint in scorer.checkpoints:
         model = load_pretrained(checkpoint, scorer.text_encoder)
-        if isinstance(model.pooling, TextAwareAttentionPooling):
+        if model.pooling.keeps_frames:
             return model.to(scorer.accelerator.device), str(checkpoint)
     if len(scorer.checkpoints) > 1:
         model = None  # leaves the memory before the next one is loaded

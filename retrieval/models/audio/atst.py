@@ -7,7 +7,6 @@ Tasks (2023), arXiv:2306.04186. Names of the parameters are those of the officia
 Letters: W windows, S samples, C mel columns, T frames (patches of 4 columns), E = embed_dim.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -15,6 +14,7 @@ import torchaudio.functional
 from torch import Tensor, nn
 
 from retrieval.base.errors import UserError
+from retrieval.models.audio.encoder import AudioEncoder
 from retrieval.models.audio.official import load_strictly, read_official, some
 
 NUM_FFT = 1024  # samples, 64 ms; also the length of the Hann window
@@ -32,7 +32,7 @@ PREFIXES = (
 )
 
 
-class AtstFrame(nn.Module):
+class AtstFrame(AudioEncoder):
     """ATST-Frame of any size; the defaults are the base model, 85,419,264 parameters.
 
     Windows do not see each other: the 80 dB range of the mel is taken below the maximum of each
@@ -114,16 +114,6 @@ class AtstFrame(nn.Module):
         ).squeeze(1)
         return (decibel.clamp(-50.0, 80.0) - LOWEST_DB) / (HIGHEST_DB - LOWEST_DB) * 2.0 - 1.0
 
-    def forward(
-        self, waveform: Tensor, augment: Callable[[Tensor], Tensor] | None = None
-    ) -> Tensor:
-        """waveform (W, S) at 16 kHz in [-1, 1] -> frames (W, T, E), T = num_frames(S), 40 ms each.
-        augment: of the log-mel, shape kept.
-        """
-        self.num_frames(waveform.shape[-1])
-        log_mel = self.log_mel(waveform)
-        return self.encode_mel(log_mel if augment is None else augment(log_mel))
-
     def encode_mel(self, log_mel: Tensor) -> Tensor:
         """(W, 64, C) as log_mel gives it -> (W, T, E)."""
         x = self.patch_embed(log_mel)  # (W, T, E)
@@ -131,6 +121,9 @@ class AtstFrame(nn.Module):
         for block in self.blocks:
             x = block(x)
         return self.norm_frame(x)
+
+    def repeated_blocks(self) -> nn.ModuleList:
+        return self.blocks
 
     def load_official(self, path: str | Path) -> None:
         """Load an official checkpoint in any of its three layouts. Raises UserError, and changes

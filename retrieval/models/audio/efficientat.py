@@ -10,12 +10,12 @@ Letters: W windows, S samples, C mel columns, R rows and T columns of the last f
 feature_dim.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from retrieval.base.errors import UserError
+from retrieval.models.audio.encoder import AudioEncoder
 from retrieval.models.audio.kaldi_mel import (
     MIN_SAMPLES,
     NUM_MEL_BINS,
@@ -24,6 +24,7 @@ from retrieval.models.audio.kaldi_mel import (
     num_columns,
 )
 from retrieval.models.audio.official import load_strictly, read_official
+from retrieval.models.blocks import checkpoint_block
 
 NUM_CLASSES = 527  # of AudioSet
 # of MobileNetV3-Large at width 1: kernel, expanded and output channels, squeeze and excitation,
@@ -51,7 +52,7 @@ MAX_SECONDS = 600  # of a window; the network itself has no limit
 CHANNEL_MULTIPLE = 8
 
 
-class EfficientAt(nn.Module):
+class EfficientAt(AudioEncoder):
     """MobileNetV3 at any width; 4 is mn40_as_ext, 68,427,303 parameters.
 
     sequence: one frame a column of the feature map, 0.32 s (the mean over its rows), else one
@@ -131,21 +132,16 @@ class EfficientAt(nn.Module):
         """
         return self.mel(waveform)
 
-    def forward(
-        self, waveform: Tensor, augment: Callable[[Tensor], Tensor] | None = None
-    ) -> Tensor:
-        """waveform (W, S) at 32 kHz in [-1, 1] -> (W, num_frames(S), F). augment: of the log-mel,
-        shape kept.
-        """
-        self.num_frames(waveform.shape[-1])
-        log_mel = self.log_mel(waveform)
-        return self.encode_mel(log_mel if augment is None else augment(log_mel))
-
     def encode_mel(self, log_mel: Tensor) -> Tensor:
         """(W, 128, C) as log_mel gives it -> (W, T, F), or (W, 1, F) without `sequence`."""
         # (W, F, R, T) -> (W, T, F)
         frames = self.features(log_mel.unsqueeze(1)).mean(dim=2).transpose(1, 2)
         return frames if self.sequence else frames.mean(dim=1, keepdim=True)
+
+    def checkpoint_activations(self) -> None:
+        # its blocks differ in shape: nothing that one compilation could serve
+        for block in self.features:
+            checkpoint_block(block)
 
     def load_official(self, path: str | Path) -> None:
         """Load official weights, a plain state dict. Raises UserError, and changes nothing, where

@@ -28,13 +28,14 @@ from transformers import (
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from retrieval.base.errors import UserError, one_line
+from retrieval.models.audio.encoder import AudioEncoder
 from retrieval.models.audio.official import load_strictly
+from retrieval.models.blocks import checkpoint_pretrained, compile_module_lists
 from retrieval.models.hub import (
     NO_CODE,
-    OWN_CODE,
     config_of,
     loading,
-    wants_code,
+    unreachable,
     warn_of_code,
     without_code,
 )
@@ -222,6 +223,13 @@ class _Waveform(_Family):
             least = (least - 1) * stride + kernel
         return least, 600 * self.extractor.sampling_rate  # beyond 10 min memory is the limit
 
+    def graph_features(self, windows: Tensor) -> Tensor:
+        """Normalise windows (W, S) as Wav2Vec2FeatureExtractor does in numpy."""
+        if not self.extractor.do_normalize:
+            return windows
+        centred = windows - windows.mean(dim=1, keepdim=True)
+        return centred / (centred.square().mean(dim=1, keepdim=True) + 1e-7).sqrt()
+
     def num_frames(self, num_samples: int) -> int:
         for kernel, stride in zip(self.config.conv_kernel, self.config.conv_stride, strict=True):
             num_samples = (num_samples - kernel) // stride + 1
@@ -238,7 +246,7 @@ FAMILIES: dict[str, type[_Family]] = {
 }
 
 
-class HuggingFaceAudioEncoder(nn.Module):
+class HuggingFaceAudioEncoder(AudioEncoder):
     """architecture: the model's config.json; feature_extractor: its preprocessor_config.json; see
     `huggingface_arguments`.
 
@@ -272,6 +280,24 @@ class HuggingFaceAudioEncoder(nn.Module):
         self.sample_rate: int = self.family.extractor.sampling_rate  # Hz
         self.num_mel_bins: int = getattr(self.config, "num_mel_bins", 0)
         self.feature_dim: int = self.config.hidden_size
+        self.is_exportable = not self.num_mel_bins  # transformers computes spectrograms in numpy
+
+    @classmethod
+    def constructor_arguments(
+        cls, checkpoint: str | None, settings: dict[str, Any]
+    ) -> dict[str, Any]:
+        if checkpoint is None:
+            raise UserError(
+                "audio_encoder.checkpoint must name a hub model or folder with"
+                " audio_encoder.name=huggingface"
+            )
+        return huggingface_arguments(checkpoint)
+
+    def checkpoint_activations(self) -> None:
+        checkpoint_pretrained(self.model)
+
+    def compile_blocks(self) -> None:
+        compile_module_lists(self.model)
 
     def train(self, mode: bool = True) -> "HuggingFaceAudioEncoder":
         super().train(mode)
@@ -341,7 +367,10 @@ class HuggingFaceAudioEncoder(nn.Module):
         spectrogram without padding, shape kept.
         """
         num_frames = self.num_frames(waveform.shape[-1])
-        features = self._features(waveform)
+        if torch.compiler.is_exporting():
+            features = self.family.graph_features(waveform)
+        else:
+            features = self._features(waveform)
         if augment is not None and self.num_mel_bins:
             sound, padding = features.tensor_split(
                 [self.family.num_columns(waveform.shape[-1])], dim=2
@@ -367,7 +396,7 @@ class HuggingFaceAudioEncoder(nn.Module):
             source, report = auto.from_pretrained(str(name), config=config, **arguments)
         # OSError, ValueError, SafetensorError and others for one and the same absence
         except Exception as error:
-            raise _unreachable(name, error) from None
+            raise unreachable("audio encoder", name, error) from None
         prefix = f"{self.family.part}." if hasattr(source, self.family.part or "?") else ""
         # transformers fills what the file lacks with random numbers.
         known = {
@@ -398,7 +427,7 @@ def huggingface_arguments(name: str) -> dict[str, dict[str, Any]]:
         config = AutoConfig.from_pretrained(name, **settings)
         warn_of_code("audio encoder", name, config)
     except Exception as error:
-        raise _unreachable(name, error) from None
+        raise unreachable("audio encoder", name, error) from None
     config = config.audio_config if config.model_type == "clap" else config
     if config.model_type not in FAMILIES:
         raise UserError(
@@ -408,7 +437,7 @@ def huggingface_arguments(name: str) -> dict[str, dict[str, Any]]:
     try:
         extractor = AutoFeatureExtractor.from_pretrained(name, **settings)
     except Exception as error:
-        raise _unreachable(name, error) from None
+        raise unreachable("audio encoder", name, error) from None
     return {
         "architecture": without_code(config.to_dict()),
         "feature_extractor": extractor.to_dict(),
@@ -426,19 +455,3 @@ def _check_agreement(what: str, found: Any, expected: Any) -> None:
             f"preprocessor_config.json ({what} {found}) does not fit its config.json ({expected})"
         )
         raise UserError(f"the audio encoder's {files}; copy both from the same model")
-
-
-def _unreachable(name: str | Path, error: Exception) -> UserError:
-    if wants_code(error):
-        return UserError(f"audio encoder {name} {OWN_CODE}; take another audio encoder")
-    reason = one_line(error, longest=160)
-    if Path(name).is_dir():
-        files = "config.json, preprocessor_config.json and model.safetensors"
-        return UserError(
-            f"audio encoder folder {name} cannot be loaded ({reason}); it needs {files}"
-        )
-    return UserError(
-        f"audio encoder {str(name)!r} is no folder here and the Hugging Face hub did not give it"
-        f" ({reason}); download it where there is internet (hf download {name} --local-dir"
-        f" weights/{Path(name).name}) and set audio_encoder.checkpoint=weights/{Path(name).name}"
-    )

@@ -9,7 +9,6 @@ Letters: W windows, S samples, C mel columns, R rows and T columns of the patch 
 embed_dim.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from retrieval.base.errors import UserError
 from retrieval.models.audio.atst import Block
+from retrieval.models.audio.encoder import AudioEncoder
 from retrieval.models.audio.kaldi_mel import HOP, NUM_MEL_BINS, SAMPLE_RATE, KaldiMel, num_columns
 from retrieval.models.audio.official import load_strictly, read_official
 
@@ -26,7 +26,7 @@ NUM_CLASSES = 527  # of AudioSet
 PREFIX = "net."
 
 
-class Passt(nn.Module):
+class Passt(AudioEncoder):
     """PaSST with patches 16 columns apart; 86,122,270 parameters. Weights:
     passt-s-f128-p16-s16-ap.468.pt.
 
@@ -152,16 +152,6 @@ class Passt(nn.Module):
         """
         return self.mel(waveform)
 
-    def forward(
-        self, waveform: Tensor, augment: Callable[[Tensor], Tensor] | None = None
-    ) -> Tensor:
-        """waveform (W, S) at 32 kHz in [-1, 1] -> (W, num_frames(S), E). augment: of the log-mel,
-        shape kept.
-        """
-        self.num_frames(waveform.shape[-1])
-        log_mel = self.log_mel(waveform)
-        return self.encode_mel(log_mel if augment is None else augment(log_mel))
-
     def encode_mel(self, log_mel: Tensor) -> Tensor:
         """(W, 128, C) as log_mel gives it -> (W, T, E), or (W, 1, E) without `sequence`."""
         grid = self._positioned_patches(log_mel)  # (W, E, R, T)
@@ -201,6 +191,9 @@ class Passt(nn.Module):
             + self.freq_new_pos_embed
             + self.time_new_pos_embed[..., start : start + num_frames]
         )
+
+    def repeated_blocks(self) -> nn.ModuleList:
+        return self.blocks
 
     def load_official(self, path: str | Path) -> None:
         """Load official weights: a plain state dict, or one in "model" or "state_dict", also with

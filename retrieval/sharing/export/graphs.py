@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from retrieval.base.errors import UserError
-from retrieval.models.audio.huggingface import HuggingFaceAudioEncoder
 from retrieval.models.dual_encoder import DualEncoder
-from retrieval.models.pooling import TextAwareAttentionPooling
+from retrieval.models.pooling import Pooling
 
 
 class AudioTower(nn.Module):
@@ -36,8 +35,13 @@ class AudioTower(nn.Module):
             model.pooling,
             model.audio_projection,
         )
-        if isinstance(model.audio_encoder, HuggingFaceAudioEncoder):
-            self.encoder = WaveformEncoder(model.audio_encoder)
+        if not model.audio_encoder.is_exportable:
+            kind = model.architecture["audio_encoder"]["name"]
+            raise UserError(
+                f"the audio encoder ({kind}) computes its spectrogram outside of PyTorch, so that"
+                " it cannot be written as ONNX; take atst_frame, another encoder of this project, or"
+                " of huggingface one that takes a waveform, such as wavlm"
+            )
         self.windows = model.windows
         self.resample: nn.Module = nn.Identity()
         if model.sample_rate != model.audio_encoder.sample_rate:
@@ -64,7 +68,7 @@ class AudioTower(nn.Module):
         ].to(encoded.dtype)
         features = features.flatten(1, 2)  # (B, T, feature_dim)
         mask = torch.arange(num_windows * grid.frames_per_window) < num_valid[:, None]  # (B, T)
-        if not isinstance(self.pooling, TextAwareAttentionPooling):
+        if not self.pooling.keeps_frames:
             features, mask = self.pooling(features, mask).unsqueeze(1), mask[:, :1]
         return self.projection(features), mask
 
@@ -78,32 +82,6 @@ class AudioTower(nn.Module):
             torch.sym_min(num_samples, grid.clip_samples) * grid.num_frames + span - 1
         ) // span
         return (num_valid + grid.frames_per_window - 1) // grid.frames_per_window
-
-
-class WaveformEncoder(nn.Module):
-    """HuggingFaceAudioEncoder for models that hear the waveform itself. Raises UserError for those
-    of a spectrogram, which is not PyTorch's.
-    """
-
-    def __init__(self, encoder: HuggingFaceAudioEncoder):
-        super().__init__()
-        if encoder.num_mel_bins:
-            raise UserError(
-                f"the audio encoder {encoder.config.model_type} takes a spectrogram that"
-                " transformers computes outside of PyTorch, so that it cannot be written as ONNX;"
-                " atst_frame, passt, passt_s, passt_20, passt_l, mn40_as_ext, and of huggingface"
-                " wavlm, wav2vec2 and hubert can"
-            )
-        self.encoder = encoder
-
-    def forward(self, windows: Tensor) -> Tensor:
-        """(W, S) -> (W, T, feature_dim)"""
-        if self.encoder.family.extractor.do_normalize:  # as Wav2Vec2FeatureExtractor does in numpy
-            centred = windows - windows.mean(dim=1, keepdim=True)
-            windows = centred / (centred.square().mean(dim=1, keepdim=True) + 1e-7).sqrt()
-        return self.encoder.family.encode(self.encoder.model, windows)[
-            :, : self.encoder.num_frames(windows.shape[1])
-        ]
 
 
 class TextTower(nn.Module):
@@ -128,10 +106,10 @@ class Score(nn.Module):
     """
 
     @torch.no_grad()
-    def __init__(self, pooling: nn.Module):
+    def __init__(self, pooling: Pooling):
         super().__init__()
-        self.is_tap = isinstance(pooling, TextAwareAttentionPooling)
-        if self.is_tap:
+        self.keeps_frames = pooling.keeps_frames
+        if self.keeps_frames:
             self.norm = pooling.norm
             names = "query_weight", "query_bias", "value_weight", "value_bias"
             for name, folded in zip(
@@ -141,7 +119,7 @@ class Score(nn.Module):
 
     def forward(self, text: Tensor, frames: Tensor, mask: Tensor) -> Tensor:
         direction = functional.normalize(text, eps=1e-12)  # (N, D)
-        if not self.is_tap:
+        if not self.keeps_frames:
             return direction @ functional.normalize(frames[:, 0], eps=1e-12).T
         keys = self.norm(frames)  # (B, T, D)
         queries = functional.linear(self.norm(text), self.query_weight, self.query_bias)  # (N, D)

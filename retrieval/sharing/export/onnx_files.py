@@ -26,7 +26,6 @@ from retrieval.base.folders import whole_folder
 from retrieval.base.progress import bar
 from retrieval.models.dual_encoder import DualEncoder, check_finite
 from retrieval.models.inference import eval_mode
-from retrieval.models.pooling import TextAwareAttentionPooling
 from retrieval.sharing.export.checks import ABOUT, check_folder, check_room
 from retrieval.sharing.export.graphs import AudioTower, Score, TextTower
 from retrieval.sharing.export.readme import onnx_readme
@@ -107,11 +106,7 @@ def parts(model: DualEncoder) -> Iterator[Part]:
     encoded, mask = model.encode_audio(*inputs.values())
     yield text_part(model)
     inputs = {"text": model.encode_text(CAPTIONS[:3]), "frames": encoded, "mask": mask}
-    free = (
-        {0: clips, 1: frames}
-        if isinstance(model.pooling, TextAwareAttentionPooling)
-        else {0: clips}
-    )
+    free = {0: clips, 1: frames} if model.pooling.keeps_frames else {0: clips}
     yield (
         "score",
         Score(model.pooling),

@@ -30,7 +30,6 @@ from retrieval.base.progress import bar
 from retrieval.data import ClipSplit, make_clip_loader
 from retrieval.models.dual_encoder import DualEncoder, check_finite
 from retrieval.models.inference import eval_mode
-from retrieval.models.pooling import TextAwareAttentionPooling, first_stage_vectors
 
 GROUP_ROWS = 1024  # rows of a row group without frames
 GROUP_NUMBERS = 2**24  # float32 numbers of a row group with frames, 64 MiB: what is held at once
@@ -54,7 +53,7 @@ def export_parquet(
     model.clip_seconds: their first clip_seconds. Raises UserError for vectors that are not finite,
     a full disk, and for `frames` of a pooling that keeps none.
     """
-    if frames and not isinstance(model.pooling, TextAwareAttentionPooling):
+    if frames and not model.pooling.keeps_frames:
         raise UserError(
             "--frames is for models with TAP: this one makes a single vector of a clip, which is in"
             " the file anyway"
@@ -125,7 +124,7 @@ def _audio_rows(
     ):
         # (b, T, D), (b, T)
         encoded, mask = model.encode_audio(waveform.to(device, non_blocking=True), lengths)
-        vectors.append(_finite(first_stage_vectors(model.pooling, encoded, mask), "clips"))
+        vectors.append(_finite(model.pooling.clip_vectors(encoded, mask), "clips"))
         if frames:
             sequences += [clip[valid].cpu() for clip, valid in zip(encoded, mask, strict=True)]
         num_clips = sum(map(len, vectors))

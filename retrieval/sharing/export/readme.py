@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from retrieval.models.dual_encoder import POOLINGS
+
 README = """# Text-to-audio retrieval model as ONNX
 
 Audio encoder `{audio_encoder}`, text encoder `{text_encoder}`, pooling `{pooling}`, {dim} dimensions.
@@ -55,7 +57,7 @@ PREPARED = {
         " in captions]"
     ),
 }
-TAP_ADVICE = (
+FRAMES_ADVICE = (
     "The score of TAP holds as many numbers as captions x clips x dimensions: keep `frames` and"
     " `mask` of each clip, and score large collections in blocks."
 )
@@ -84,7 +86,7 @@ def onnx_readme(about: dict[str, Any]) -> str:
             )
         },
         rows="\n".join(rows),
-        advice=TAP_ADVICE if about["pooling"] == "tap" else "",
+        advice=FRAMES_ADVICE if POOLINGS[about["pooling"]].keeps_frames else "",
         prepared=PREPARED[about["captions"]],
         onnxruntime=about["versions"]["onnxruntime"],
         differences="\n".join(

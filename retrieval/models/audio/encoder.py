@@ -1,0 +1,94 @@
+"""The interface of an audio encoder: what the rest of the project may ask of one.
+
+Letters: W windows, S samples, M mel bands, C mel columns, T frames.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from retrieval.models.blocks import checkpoint_block
+
+
+class AudioEncoder(nn.Module):
+    """Windows of sound in, frames out. A subclass is one file and one line in AUDIO_ENCODERS.
+
+    The arguments of its constructor are settings (retrieval.config.AudioEncoderConfig), found by
+    name. It has the attributes below, `num_frames`, `log_mel`, `encode_mel` and `load_official`;
+    the other methods fit most encoders.
+
+    Attributes:
+        sample_rate: Of the waveform that it takes, in Hz.
+        feature_dim: Size of a frame.
+        num_mel_bins: Bands of its spectrogram; 0 if it takes the waveform itself.
+        is_exportable: Whether PyTorch computes all of it, so that it can become an ONNX graph.
+    """
+
+    sample_rate: int
+    feature_dim: int
+    num_mel_bins: int
+    is_exportable = True
+
+    @classmethod
+    def constructor_arguments(
+        cls, checkpoint: str | None, settings: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Return the constructor's arguments for the settings that a configuration gives."""
+        return settings
+
+    def num_frames(self, num_samples: int) -> int:
+        """Return T of a window of `num_samples`. Raises UserError for a window that is too short or
+        too long.
+        """
+        raise NotImplementedError
+
+    def num_tokens(self, num_samples: int) -> int:
+        """Return how many vectors of a window the blocks compute on in training."""
+        return self.num_frames(num_samples)
+
+    def log_mel(self, waveform: Tensor) -> Tensor:
+        """Return the log-mel spectrogram (W, M, C) of waveform (W, S), also to look at."""
+        raise NotImplementedError
+
+    def encode_mel(self, log_mel: Tensor) -> Tensor:
+        """Return frames (W, T, feature_dim) of a spectrogram (W, M, C) that log_mel gave."""
+        raise NotImplementedError
+
+    def forward(
+        self, waveform: Tensor, augment: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
+        """Encode windows.
+
+        Args:
+            waveform: (W, S) at `sample_rate`, in [-1, 1].
+            augment: Changes the log-mel spectrogram and keeps its shape.
+
+        Returns:
+            Frames (W, T, feature_dim), T = num_frames(S).
+
+        Raises:
+            UserError: The window is too short or too long.
+        """
+        self.num_frames(waveform.shape[-1])
+        log_mel = self.log_mel(waveform)
+        return self.encode_mel(log_mel if augment is None else augment(log_mel))
+
+    def load_official(self, path: str | Path) -> None:
+        """Load published weights. Raises UserError, and changes nothing, if they do not fit."""
+        raise NotImplementedError
+
+    def repeated_blocks(self) -> Sequence[nn.Module]:
+        """Return its equal transformer blocks of feature_dim channels, or nothing."""
+        return ()
+
+    def checkpoint_activations(self) -> None:
+        """Keep only the inputs of blocks for the backward pass, which computes the rest again."""
+        for block in self.repeated_blocks():
+            checkpoint_block(block)
+
+    def compile_blocks(self) -> None:
+        """Call torch.compile for each repeated block: one compilation serves equal blocks."""
+        for block in self.repeated_blocks():
+            block.compile(dynamic=True)
