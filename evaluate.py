@@ -36,8 +36,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from retrieval.base.versions import git_commit
     from retrieval.evaluation.result import EvaluationResult
-    from retrieval.evaluation.scorer import Scorer
-    from retrieval.evaluation.similarity import captions_of
+    from retrieval.evaluation.score_matrix import Scorer, captions_of
 
     silence_transformers()
     if arguments.report:

@@ -146,7 +146,7 @@ def score_point(overrides: tuple[str, ...], repeats: int, copies: int) -> Point:
     from retrieval.base.launch import make_accelerator
     from retrieval.config import load_config
     from retrieval.data import JoinedSplit, open_cache
-    from retrieval.evaluation.similarity import captions_of, similarity_matrix
+    from retrieval.evaluation.score_matrix import captions_of, similarity_matrix
     from retrieval.models.build import build_model
     from retrieval.models.frame_cache import cached_captions, cached_frames
     from retrieval.training.setup import set_seed

@@ -41,7 +41,7 @@ from retrieval.base.command import run_main
 from retrieval.base.errors import OneLineParser, UserError
 from retrieval.data import make_clip_loader, open_cache
 from retrieval.evaluation.metrics.text_audio_retrieval.ranking import metrics_of_ranks
-from retrieval.evaluation.similarity import captions_of
+from retrieval.evaluation.score_matrix import captions_of
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.pooling import TextAwareAttentionPooling
 from retrieval.search.two_stage import IndexedClips, TwoStage

@@ -27,7 +27,7 @@ from benchmarks.training_step import make_captions, make_clips, make_model, repo
 from retrieval.base.command import run_main
 from retrieval.base.errors import OneLineParser, UserError
 from retrieval.data import collate_clips
-from retrieval.evaluation.similarity import similarity_matrix
+from retrieval.evaluation.score_matrix import similarity_matrix
 from retrieval.models.dual_encoder import DualEncoder
 
 LEAST_RATIO = 5.0

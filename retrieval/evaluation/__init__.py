@@ -6,6 +6,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "result": ["EvaluationResult", "evaluate_split", "retrieval_metrics"],
-        "similarity": ["similarity_matrix"],
+        "score_matrix": ["similarity_matrix"],
     },
 )

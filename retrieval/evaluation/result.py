@@ -27,7 +27,7 @@ from retrieval.evaluation.metrics.text_audio_retrieval.ranking import (
     ranks_of_both_directions,
     row_blocks,
 )
-from retrieval.evaluation.similarity import captions_of, similarity_matrix
+from retrieval.evaluation.score_matrix import captions_of, similarity_matrix
 
 NUM_TOP = 10  # file names listed for each query in ranks.csv
 

@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
         )
     check_environment()
     # Below the checks, because these take seconds to import.
-    from retrieval.evaluation.scorer import Scorer
+    from retrieval.evaluation.score_matrix import Scorer
 
     silence_transformers()
     scorer = Scorer([arguments.checkpoint], arguments.cache, arguments.text_encoder)

@@ -36,7 +36,7 @@ from retrieval.search.update import Changes, ExcerptEncoder, check_any_audio, up
 from retrieval.search.writer import IndexWriter, check_target, locked
 
 with needs_extra("search"):
-    import faiss
+    pass
 
 CANDIDATES = 100  # excerpts that TAP scores for a query, at least; more for larger k
 CANDIDATES_PER_HIT = 4  # overlapping excerpts of one sound count once

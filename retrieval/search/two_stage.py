@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from retrieval.base.errors import UserError
+from retrieval.models.inference import check_not_nan
 from retrieval.models.pooling import Pooling
 
 
@@ -119,7 +119,7 @@ class TwoStage:
             selector = faiss.SearchParameters(sel=faiss.IDSelectorBitmap(bitmap))
         scores, clips = self._faiss.search(vectors, num_candidates, params=selector)
         scores[clips < 0] = np.nan  # FAISS finds no clip where it compares NaN
-        _check_not_nan(scores)
+        check_not_nan(torch.from_numpy(scores))
         return clips, scores
 
     @torch.no_grad()
@@ -147,7 +147,7 @@ class TwoStage:
             pooled = functional.normalize(self.pooling.norm(mapped), eps=1e-12)  # (n, D)
             scores[pairs[first:last]] = torch.linalg.vecdot(directions[rows[first:last]], pooled)
             first = last
-        _check_not_nan(scores.cpu().numpy())
+        check_not_nan(scores)
         return scores.view_as(candidates)
 
     def _averages(
@@ -189,13 +189,3 @@ class TwoStage:
         if len(self._buffer) < len(frames):
             self._buffer = self._buffer.new_empty(frames.shape)
         return self._buffer[: len(frames)].copy_(frames)
-
-
-def _check_not_nan(scores: np.ndarray) -> None:
-    num_nan = int(np.isnan(scores).sum())
-    if num_nan:
-        raise UserError(
-            f"{num_nan} of {scores.size} scores are NaN: the weights, or what was encoded with"
-            " them, are not finite; take an earlier checkpoint, another precision of the encoders"
-            " or float32 frames"
-        )

@@ -90,7 +90,7 @@ def test_ctrl_c_in_the_middle_of_a_start(tiny, model, index, tmp_path, name):
         "evaluate": (
             ["evaluate.py", "--checkpoint", str(model), "--cache", str(tiny / "cache")],
             f"retrieval.evaluation.relevance {TORCH}",
-            "retrieval.evaluation.scorer",
+            "retrieval.models.pretrained",
             700,
         ),
         "page": (

@@ -31,7 +31,7 @@ from retrieval.base.launch import (
     read_launch,
 )
 from retrieval.evaluation import zero_shot
-from retrieval.evaluation.scorer import Scorer
+from retrieval.evaluation.score_matrix import Scorer
 from retrieval.search.__main__ import main as search
 from retrieval.sharing.export.command import main as export
 from retrieval.training import pretraining

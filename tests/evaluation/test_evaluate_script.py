@@ -22,7 +22,7 @@ from retrieval.config import load_config
 from retrieval.data import open_cache
 from retrieval.evaluation.result import evaluate_split
 from retrieval.evaluation.score_files import open_scores
-from retrieval.evaluation.similarity import captions_of, similarity_matrix
+from retrieval.evaluation.score_matrix import captions_of, similarity_matrix
 from retrieval.models.build import build_model
 from retrieval.models.dual_encoder import DualEncoder
 from tests.conftest import ROOT, SAMPLE_RATE, write_cache, write_rows
@@ -88,7 +88,8 @@ def test_the_result_on_another_cache_does_not_take_the_place_of_the_run_s_own(
         ),
     ):
         patch.setattr(
-            "retrieval.evaluation.scorer.Scorer.matrix", lambda *_: pytest.fail("scored first")
+            "retrieval.evaluation.score_matrix.Scorer.matrix",
+            lambda *_: pytest.fail("scored first"),
         )
         script.main([*score, str(cache)])
     script.main([*score, str(cache), "--output", str(tmp_path / "out")])
@@ -232,7 +233,7 @@ def test_save_scores(checkpoint, tiny, tmp_path, monkeypatch, capsys):
     split = open_cache(tiny / "cache").split("development")
     output = tmp_path / "teacher"
     # no whole matrix beside the memory map
-    monkeypatch.setattr("retrieval.evaluation.scorer.Scorer.matrix", lambda *_: 1 / 0)
+    monkeypatch.setattr("retrieval.evaluation.score_matrix.Scorer.matrix", lambda *_: 1 / 0)
     script.main(
         [
             "--checkpoint",
@@ -321,7 +322,7 @@ def test_one_of_several_that_does_not_fit_is_found_before_scoring(
 ):
     settings = ["data.sample_rate=32000", "audio_encoder.window_seconds=1.0"]
     build_model(load_config(tiny / "tiny.yaml", settings)).save_pretrained(tmp_path / "other")
-    monkeypatch.setattr("retrieval.evaluation.scorer.score_columns", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("retrieval.evaluation.score_matrix.score_columns", lambda *_, **__: 1 / 0)
     with pytest.raises(UserError, match=r"sampled at 16000 Hz, checkpoint .*other needs 32000 Hz"):
         script.main(
             [
@@ -491,7 +492,7 @@ def test_recordings_without_captions(checkpoint, tmp_path, monkeypatch):
         float(scores[0, best]), abs=1e-6
     )
 
-    monkeypatch.setattr("retrieval.evaluation.scorer.score_columns", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("retrieval.evaluation.score_matrix.score_columns", lambda *_, **__: 1 / 0)
     for arguments in (
         [],
         ["--submission", "dcase2025", str(tmp_path / "t.csv")],
@@ -510,7 +511,7 @@ def test_clips_of_one_name_are_found_before_scoring(checkpoint, tmp_path, monkey
     cache = write_rows(
         tmp_path / "cache", {"evaluation": [row | {"clip_id": "1"}, row | {"clip_id": "2"}]}
     )
-    monkeypatch.setattr("retrieval.evaluation.scorer.score_columns", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("retrieval.evaluation.score_matrix.score_columns", lambda *_, **__: 1 / 0)
     arguments = [
         "--checkpoint",
         str(checkpoint),

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from retrieval.base.errors import UserError
-from retrieval.evaluation import result, similarity
+from retrieval.evaluation import result, score_matrix
 from retrieval.evaluation.result import (
     EvaluationResult,
     evaluate_split,
@@ -21,7 +21,7 @@ from retrieval.evaluation.result import (
     retrieval_metrics,
     write_ranks,
 )
-from retrieval.evaluation.similarity import similarity_matrix
+from retrieval.evaluation.score_matrix import similarity_matrix
 from tests.conftest import PATIENCE
 
 RATE, DIM = 10, 4
@@ -210,9 +210,9 @@ def test_several_processes_give_every_one_the_whole_matrix(
         barrier.wait()
         return everyones
 
-    monkeypatch.setattr(similarity, "world_size", lambda: world_size)
-    monkeypatch.setattr(similarity, "rank", lambda: place.rank)
-    monkeypatch.setattr(similarity, "gather_columns", exchange)
+    monkeypatch.setattr(score_matrix, "world_size", lambda: world_size)
+    monkeypatch.setattr(score_matrix, "rank", lambda: place.rank)
+    monkeypatch.setattr(score_matrix, "gather_columns", exchange)
 
     def process(rank):
         place.rank = rank
@@ -287,10 +287,10 @@ def test_columns_come_batch_by_batch_and_nothing_else_is_held():
         "audio_batch_size": 5,
         "text_batch_size": 7,
         "num_workers": 0,
-        "autocast": similarity.nullcontext,
+        "autocast": score_matrix.nullcontext,
     }
     model = FakeModel()
-    columns = similarity.score_columns(model, all_captions(split), split, **settings)
+    columns = score_matrix.score_columns(model, all_captions(split), split, **settings)
     first, scores = next(columns)
     assert (
         first.tolist() == [0, 1, 2, 3, 4]

@@ -14,8 +14,7 @@ from retrieval.base.errors import UserError
 from retrieval.config import load_config
 from retrieval.data import open_cache
 from retrieval.evaluation import zero_shot
-from retrieval.evaluation.scorer import Scorer
-from retrieval.evaluation.similarity import similarity_matrix
+from retrieval.evaluation.score_matrix import Scorer, similarity_matrix
 from retrieval.evaluation.zero_shot import accuracies, chance_of_top_1, labels_of_clips, read_labels
 from retrieval.models.build import build_model
 from retrieval.models.dual_encoder import DualEncoder

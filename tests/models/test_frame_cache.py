@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from retrieval.base.errors import UserError
 from retrieval.config import load_config
 from retrieval.data import PairDataset, collate_pairs, open_cache
-from retrieval.evaluation.similarity import similarity_matrix
+from retrieval.evaluation.score_matrix import similarity_matrix
 from retrieval.models import frame_cache
 from retrieval.models.build import build_model
 from retrieval.models.dual_encoder import DualEncoder

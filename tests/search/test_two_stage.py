@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from retrieval.base.errors import UserError
 from retrieval.config import load_config
 from retrieval.data import open_cache
-from retrieval.evaluation.similarity import captions_of, similarity_matrix
+from retrieval.evaluation.score_matrix import captions_of, similarity_matrix
 from retrieval.models.build import build_model
 from retrieval.models.pooling import MeanPooling, TextAwareAttentionPooling
 from retrieval.search.sound import Excerpt

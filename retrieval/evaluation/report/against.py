@@ -22,7 +22,7 @@ from retrieval.data import ClipSplit
 from retrieval.evaluation.metrics.text_audio_retrieval.ranking import all_ranks
 from retrieval.evaluation.outputs import METRICS, RANKS
 from retrieval.evaluation.result import EvaluationResult, first_columns
-from retrieval.evaluation.scorer import Scorer
+from retrieval.evaluation.score_matrix import Scorer
 from retrieval.models.pretrained import load_pretrained
 
 

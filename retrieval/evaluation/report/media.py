@@ -23,7 +23,7 @@ from PIL import Image
 from retrieval.base.progress import bar
 from retrieval.data import ClipSplit
 from retrieval.evaluation.attention import listen
-from retrieval.evaluation.scorer import Scorer
+from retrieval.evaluation.score_matrix import Scorer
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.pretrained import load_pretrained
 

@@ -24,7 +24,7 @@ from retrieval.evaluation.report.media import gather_media
 from retrieval.evaluation.report.near_duplicates import find_near_duplicates
 from retrieval.evaluation.report.page import render
 from retrieval.evaluation.result import EvaluationResult, few_clips_warning
-from retrieval.evaluation.scorer import Scorer
+from retrieval.evaluation.score_matrix import Scorer
 
 
 def write_report(

@@ -107,7 +107,7 @@ def write_onnx(arguments: argparse.Namespace) -> None:
 
 def write_parquet(arguments: argparse.Namespace) -> None:
     from retrieval.data import open_cache
-    from retrieval.evaluation.scorer import check_sample_rate
+    from retrieval.evaluation.score_matrix import check_sample_rate
     from retrieval.sharing.export.checks import check_file, check_room
     from retrieval.sharing.export.parquet import export_parquet, num_bytes
 

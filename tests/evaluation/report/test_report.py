@@ -833,7 +833,7 @@ def test_mistakes_are_found_before_a_model_is_loaded(
 def test_another_run_that_cannot_be_compared_is_found_before_scoring(
     runs, tiny, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("retrieval.evaluation.scorer.score_columns", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("retrieval.evaluation.score_matrix.score_columns", lambda *_, **__: 1 / 0)
     score = ["--checkpoint", str(runs.tap), "--report", str(tmp_path / "page"), "--against"]
     rate = save_run(
         tmp_path / "rate",

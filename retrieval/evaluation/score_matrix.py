@@ -1,0 +1,246 @@
+"""Score matrices of one model, or the mean of several: all captions against all clips of a split.
+
+Clips are encoded in batches and scored at once: frames are never kept, so memory does not grow with
+the number of clips. With several processes each encodes its share of the clips.
+
+Letters: N captions, B clips, b clips of a batch, T frames, D dimensions.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from retrieval.base.errors import UserError
+from retrieval.base.exchange import gather_columns, rank, world_size
+from retrieval.base.launch import make_accelerator
+from retrieval.base.progress import bar
+from retrieval.config import Config, read_config
+from retrieval.data import Cache, ClipSplit, make_clip_loader, open_cache, usable_workers
+from retrieval.models.build import bound_memory
+from retrieval.models.dual_encoder import DualEncoder
+from retrieval.models.inference import Autocast, check_not_nan, eval_mode
+from retrieval.models.pretrained import load_pretrained
+
+CLIPS_AT_ONCE = 256  # columns of a mean
+Columns = tuple[torch.Tensor, torch.Tensor]  # clips int64 (b,), scores float32 (N, b), on the CPU
+
+
+def similarity_matrix(
+    model: torch.nn.Module,
+    captions: list[str],
+    split: ClipSplit,
+    *,
+    audio_batch_size: int = 16,
+    text_batch_size: int = 256,
+    num_workers: int = 0,
+    autocast: Autocast = nullcontext,
+) -> torch.Tensor:
+    """Score all captions against all clips of a split.
+
+    Of a clip longer than model.clip_seconds the first clip_seconds are scored.
+
+    Args:
+        model: A DualEncoder, not wrapped. Its training mode is restored afterwards.
+        captions: N texts; they need not be captions of the split.
+        split: B clips.
+        audio_batch_size: Clips encoded at once.
+        text_batch_size: Captions encoded at once.
+        num_workers: Processes that read clips; 0 reads in this one.
+        autocast: Context of the encoders. Scores are computed in float32.
+
+    Returns:
+        Cosine similarities, float32 (N, B) on the CPU, on every process.
+
+    Raises:
+        UserError: A score is NaN.
+    """
+    columns = score_columns(
+        model,
+        captions,
+        split,
+        audio_batch_size=audio_batch_size,
+        text_batch_size=text_batch_size,
+        num_workers=num_workers,
+        autocast=autocast,
+    )
+    return join_columns(columns, captions, split)
+
+
+def join_columns(
+    columns: Iterable[Columns], captions: Sequence[str], split: ClipSplit
+) -> torch.Tensor:
+    """Put columns that come in any order into one matrix, float32 (N, B)."""
+    matrix = torch.empty(len(captions), len(split))
+    for clips, scores in columns:
+        matrix[:, clips] = scores
+    return matrix
+
+
+@torch.no_grad()
+def score_columns(
+    model: torch.nn.Module,
+    captions: list[str],
+    split: ClipSplit,
+    *,
+    audio_batch_size: int,
+    text_batch_size: int,
+    num_workers: int,
+    autocast: Autocast,
+) -> Iterator[Columns]:
+    """Yield the columns of `similarity_matrix` as they are made, on every process.
+
+    The columns of one batch of every process are held, and nothing larger.
+    """
+    device = next(model.parameters()).device
+    shares = [
+        range(process * len(split) // world_size(), (process + 1) * len(split) // world_size())
+        for process in range(world_size())
+    ]
+    share = shares[rank()]
+    encode = model.encode_frames if split.holds_frames else model.encode_audio
+    max_samples = round(model.clip_seconds * model.sample_rate)
+    loader = make_clip_loader(
+        split, share, max_samples, audio_batch_size, num_workers, pin_memory=device.type == "cuda"
+    )
+    progress = bar(total=len(split), desc=f"scoring {split.name}", unit="clip", leave=False)
+    with eval_mode(model), progress:
+        # Captions of similar length side by side need less padding.
+        order = sorted(range(len(captions)), key=lambda row: len(captions[row]))
+        texts = []
+        for first in range(0, len(captions), text_batch_size):
+            batch = [captions[row] for row in order[first : first + text_batch_size]]
+            with autocast():
+                texts.append(model.encode_text(batch).float())  # (n, D)
+        texts = torch.cat(texts)[torch.tensor(order, device=device).argsort()]  # (N, D)
+        batches = iter(loader if len(share) else ())
+        for first in range(0, max(map(len, shares)), audio_batch_size):
+            # Stays empty on a process whose share is finished: all take part in the exchange.
+            block = torch.empty(len(captions), 0, device=device)
+            for stored, lengths in islice(batches, 1):
+                stored = stored.to(device, non_blocking=True)
+                with autocast():
+                    frames, mask = encode(stored, lengths)  # (b, T, D), (b, T)
+                # All texts in one call: a pooling prepares the frames once a call.
+                block = model.score(texts, frames.float(), mask)  # (N, b)
+            scores = gather_columns(block).cpu()
+            check_not_nan(scores, f" on split {split.name!r}")
+            columns = [clip for clips in shares for clip in clips[first : first + audio_batch_size]]
+            progress.update(len(columns))
+            yield torch.tensor(columns), scores
+
+
+def captions_of(split: ClipSplit) -> tuple[list[str], list[int]]:
+    """List the captions of a split clip by clip: the rows of every score matrix and score file.
+
+    Returns:
+        N captions, and for each the column of its clip.
+
+    Raises:
+        UserError: The split has no captions.
+    """
+    pairs = [
+        (caption, clip) for clip, captions in enumerate(split.captions) for caption in captions
+    ]
+    if not pairs:
+        raise UserError(
+            f"split {split.name!r} has {len(split)} clips and no captions, so there is nothing to"
+            " score"
+        )
+    return [caption for caption, _ in pairs], [clip for _, clip in pairs]
+
+
+def check_sample_rate(cache: Cache, checkpoint: Path, rate: int) -> None:
+    """Raise UserError if the model of `checkpoint` needs another sample rate (Hz) than `cache`."""
+    if rate != cache.sample_rate:
+        raise UserError(
+            f"cache {cache.path} is sampled at {cache.sample_rate} Hz, checkpoint {checkpoint}"
+            f" needs {rate} Hz; give another --cache, or build one with --sample-rate {rate}"
+        )
+
+
+class Scorer:
+    """Score the clips of a cache by one checkpoint, or by the mean of several.
+
+    Every checkpoint is loaded once to see that it fits, before anything is scored. One model is in
+    memory at a time.
+
+    Args:
+        checkpoints: Model folders or .ckpt files of salsa.
+        cache: Folder of the Arrow cache. This and the following arguments default to the settings
+            of the first checkpoint's run (RUN/config.yaml).
+        text_encoder: Folder with the tokenizer of a .ckpt; None takes that of roberta-large.
+        mixed_precision: "no", "bf16", "fp16" or "auto".
+        audio_batch_size: Clips encoded at once.
+        text_batch_size: Captions encoded at once.
+
+    Raises:
+        UserError: A checkpoint does not load, or needs another sample rate; or there is no cache.
+    """
+
+    def __init__(
+        self,
+        checkpoints: Sequence[Path],
+        cache: Path | None = None,
+        text_encoder: Path | None = None,
+        mixed_precision: str | None = None,
+        audio_batch_size: int | None = None,
+        text_batch_size: int | None = None,
+    ):
+        self.checkpoints, self.text_encoder = list(checkpoints), text_encoder
+        run = self.checkpoints[0].resolve().parent
+        has_config = self.checkpoints[0].is_dir() and (run / "config.yaml").is_file()
+        self.config = config = read_config(run) if has_config else Config()
+        self.accelerator = make_accelerator(mixed_precision or config.train.mixed_precision)
+        rates = {
+            checkpoint: load_pretrained(checkpoint, text_encoder).sample_rate
+            for checkpoint in self.checkpoints[1:]
+        }
+        self._first: DualEncoder | None = load_pretrained(self.checkpoints[0], text_encoder)
+        if cache is None and not has_config:
+            raise UserError(
+                f"{run} has no config.yaml that says which cache to score: add --cache DIR"
+            )
+        self.cache: Cache = open_cache(cache or config.data.cache)
+        run_cache = Path(config.data.cache).resolve()
+        self.is_other_cache = has_config and self.cache.path.resolve() != run_cache
+        for checkpoint, rate in ({self.checkpoints[0]: self._first.sample_rate} | rates).items():
+            check_sample_rate(self.cache, checkpoint, rate)
+        self.settings = {
+            "audio_batch_size": audio_batch_size or config.evaluation.audio_batch_size,
+            "text_batch_size": text_batch_size or config.evaluation.text_batch_size,
+            "num_workers": usable_workers(config.data.num_workers),
+            "autocast": self.accelerator.autocast,
+        }
+
+    def matrix(self, captions: list[str], split: ClipSplit) -> torch.Tensor:
+        """Score all captions against all clips: float32 (N, B) on every process."""
+        return join_columns(self.columns(captions, split), captions, split)
+
+    def columns(self, captions: list[str], split: ClipSplit) -> Iterator[Columns]:
+        """Yield the columns of `matrix`, every clip once, on every process.
+
+        The mean of several checkpoints is taken in float64. Raises UserError for NaN.
+        """
+        if len(self.checkpoints) == 1:
+            yield from self._columns(self.checkpoints[0], captions, split)
+            return
+        total = torch.zeros(len(captions), len(split), dtype=torch.float64)  # (N, B)
+        for checkpoint in self.checkpoints:
+            self.accelerator.print(f"{checkpoint} ...")
+            for clips, scores in self._columns(checkpoint, captions, split):
+                total[:, clips] += scores
+        for clips in torch.arange(len(split)).split(CLIPS_AT_ONCE):
+            yield clips, (total[:, clips] / len(self.checkpoints)).float()
+
+    def _columns(
+        self, checkpoint: Path, captions: list[str], split: ClipSplit
+    ) -> Iterator[Columns]:
+        is_loaded = checkpoint == self.checkpoints[0] and self._first is not None
+        model = self._first if is_loaded else load_pretrained(checkpoint, self.text_encoder)
+        self._first = None  # so that it leaves the memory before the next one is loaded
+        bound_memory(model, self.config)
+        model.to(self.accelerator.device)
+        yield from score_columns(model, captions, split, **self.settings)
