@@ -12,7 +12,7 @@ list would match nothing: a leak that no score shows.
 import re
 from dataclasses import dataclass
 
-# Words that Clotho, DCASE, pandas and spreadsheets write for a missing id.
+# words for a missing id in Clotho, DCASE, pandas and spreadsheets
 UNKNOWN = {"", "not found", "nan", "none", "null", "na", "n/a", "<na>", "#n/a"}
 # blanks, byte order mark, quotes, a spreadsheet's ="354184"
 AROUND = " \t\r\n\v\f\xa0\ufeff\u200b=\"'`\u201c\u201d\u2018\u2019"
@@ -23,7 +23,8 @@ SCIENTIFIC = re.compile(r"(\d)(?:\.(\d*))?[eE]\+?(\d{1,2})", re.ASCII)
 # Names of Freesound's downloads and previews.
 FREESOUND_FILE = re.compile(r"(\d{1,18})(__.+|_\d+-[hl]q)", re.ASCII | re.DOTALL)
 FREESOUND_LINK = re.compile(
-    r"(?:https?:)?//(?:[a-z]+\.)?freesound\.org/(?:people/[^/]+/|s/)(?:sounds/)?(\d{1,18})/?(?:[?#].*)?",
+    r"(?:https?:)?//(?:[a-z]+\.)?freesound\.org/(?:people/[^/]+/|s/)(?:sounds/)?"
+    r"(\d{1,18})/?(?:[?#].*)?",
     re.ASCII,
 )
 
@@ -31,7 +32,9 @@ YOUTUBE_FILE = re.compile(
     r"Y?(?P<video>[\w-]{11})(_(?P<start>\d+(\.\d+)?)(_\d+(\.\d+)?)?)?", re.ASCII
 )
 YOUTUBE_LINK = re.compile(
-    r"(?:https?:)?//(?:[a-z]+\.)?(?:youtube(?:-nocookie)?\.com/(?:watch\?(?:.*&)?v=|shorts/|embed/|v/|live/)|youtu\.be/)([\w-]{11})(?:[?&#/].*)?",
+    r"(?:https?:)?//(?:[a-z]+\.)?"
+    r"(?:youtube(?:-nocookie)?\.com/(?:watch\?(?:.*&)?v=|shorts/|embed/|v/|live/)|youtu\.be/)"
+    r"([\w-]{11})(?:[?&#/].*)?",
     re.ASCII,
 )
 
@@ -50,22 +53,19 @@ def is_unknown(text: str) -> bool:
 
 
 def freesound_id(text: str) -> str | None:
-    """Return the digits of a Freesound id without leading zeros; None for other texts, and if a
-    spreadsheet has rounded the number.
+    """Return the digits of a Freesound id without leading zeros; None for other texts.
+
+    None too for a number that a spreadsheet has rounded: its last digits are lost.
     """
     text = text.strip(AROUND)
     name = _file_name(text)
-    for found in (
-        FREESOUND_LINK.fullmatch(text),
-        DIGITS.fullmatch(name),
-        FREESOUND_FILE.fullmatch(name),
-    ):
-        if found:
-            return str(int(found[1])) if int(found[1]) else None
+    found = FREESOUND_LINK.fullmatch(text) or DIGITS.fullmatch(name)
+    if found := found or FREESOUND_FILE.fullmatch(name):
+        return str(int(found[1])) if int(found[1]) else None
     if found := SCIENTIFIC.fullmatch(name):
         first, others, exponent = found[1], found[2] or "", int(found[3])
         whole, rest = others[:exponent], others[exponent:]
-        # With fewer digits than the exponent needs, the others are lost.
+        # fewer digits than the exponent needs: rounded
         if len(whole) == exponent and not rest.strip("0") and first != "0":
             return first + whole
     return None
@@ -86,11 +86,9 @@ def youtube_excerpt(file_name: str) -> Excerpt | None:
     without it the 12th, and a digit follows.
     """
     found = YOUTUBE_FILE.fullmatch(_file_name(file_name.strip(AROUND)))
-    return (
-        Excerpt(found["video"], float(found["start"]) if found["start"] else None)
-        if found
-        else None
-    )
+    if found is None:
+        return None
+    return Excerpt(found["video"], float(found["start"]) if found["start"] else None)
 
 
 def _file_name(text: str) -> str:

@@ -1,5 +1,6 @@
-"""Clotho v2.1 from Zenodo record 4783391 (CC BY 4.0 and the clips' own Freesound licences): which
-files, and what they must be.
+"""Download Clotho v2.1 from Zenodo: names, sizes and checksums of its files.
+
+Record 4783391: CC BY 4.0, and the clips' own Freesound licences.
 """
 
 from pathlib import Path
@@ -11,13 +12,12 @@ from retrieval.data.schema import DEVELOPMENT, EVALUATION, VALIDATION
 
 ZENODO_URL = "https://zenodo.org/record/4783391/files"
 
-# GB of WAV files, from the documentation of aac-datasets 0.7; the three archives have about 6.5 GB
-# (dcase-repo.github.io/dcase_datalist).
+# WAV files: documentation of aac-datasets 0.7; archives: dcase-repo.github.io/dcase_datalist
 WAV_GB = {DEVELOPMENT: 7.1, VALIDATION: 2.0, EVALUATION: 2.0}
 ARCHIVES_GB = 6.5
 MAX_UNPACKED_BYTES = 2e9 * max(WAV_GB.values())
 
-# Zenodo's own md5 values, record 4783391.
+# as Zenodo states them
 MD5 = {
     "clotho_audio_development.7z": "c8b05bc7acdb13895bb3c6a29608667e",
     "clotho_captions_development.csv": "d4090b39ce9f2491908eebf4d5b09bae",
@@ -32,8 +32,16 @@ MD5 = {
 
 
 def download_clotho(root: Path, splits: list[str], base_url: str, checksums: Path | None) -> None:
-    """Fetch the files of `splits` that are not in `root`. The archive of a split folder that exists
-    is not fetched.
+    """Fetch and unpack the files of `splits` that are not in `root`.
+
+    Args:
+        root: Clotho's folder. A split folder that exists is used as it is.
+        splits: Splits to fetch.
+        base_url: Zenodo, or a mirror.
+        checksums: md5sum file of a mirror whose files differ from Zenodo's.
+
+    Raises:
+        UserError: A file cannot be fetched, is not the expected one, or cannot be unpacked.
     """
     md5 = read_checksums(checksums) if checksums else MD5
     with disk_errors(root):
@@ -56,16 +64,14 @@ def download_clotho(root: Path, splits: list[str], base_url: str, checksums: Pat
 
 def what_download_fetches(splits: list[str]) -> str:
     """Describe the download: files, size and source."""
-    archives = ARCHIVES_GB * sum(WAV_GB[split] for split in splits) / sum(WAV_GB.values())
-    size = (
-        f"some {archives:.1f} GB of archives, {sum(WAV_GB[split] for split in splits):.1f} GB of"
-        " WAV files unpacked"
-    )
+    unpacked = sum(WAV_GB[split] for split in splits)
+    archives = ARCHIVES_GB * unpacked / sum(WAV_GB.values())
+    size = f"some {archives:.1f} GB of archives, {unpacked:.1f} GB of WAV files unpacked"
     return f"Clotho v2.1 ({', '.join(splits)}: {size}) from {ZENODO_URL}"
 
 
 def read_checksums(path: Path) -> dict[str, str]:
-    """Name -> md5 of a file as md5sum writes it."""
+    """Read a file of md5sum as a dict from name to md5."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

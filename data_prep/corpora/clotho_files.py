@@ -1,12 +1,13 @@
-"""Reads Clotho's folder layout: which clip has which file, captions and metadata.
+"""Read Clotho's folder layout: audio files, captions and metadata of each clip.
 
     ROOT/{development,validation,evaluation}/*.wav
-    ROOT/clotho_captions_<split>.csv    UTF-8: file_name, caption_1 .. caption_5 (further caption_N are read too)
-    ROOT/clotho_metadata_<split>.csv    UTF-8 or, as in Clotho v2.1, ISO-8859-1: file_name and METADATA_COLUMNS
+    ROOT/clotho_captions_<split>.csv    UTF-8: file_name, caption_1 .. caption_5, more caption_N
+    ROOT/clotho_metadata_<split>.csv    file_name and METADATA_COLUMNS; UTF-8 or, as in Clotho v2.1,
+                                        ISO-8859-1
 
-The captions CSV says which clips there are. The three sources are joined on a normalised name
-(`normalise_name`), since the real corpus has trailing and doubled blanks, HTML entities and accents
-that differ from place to place. One clip is one row:
+The captions CSV lists the clips. The three sources are joined on a normalised name
+(`normalise_name`): the real corpus has trailing and doubled blanks, HTML entities and accents that
+differ from place to place. One clip is one row:
 
 - two rows or two files of one normalised name are an error that names both; a repeated metadata row
 is a note, and the first one counts;
@@ -39,9 +40,7 @@ METADATA_COLUMNS = (
 
 
 def normalise_name(name: str) -> str:
-    """The same name for ` Caf&eacute;  no. 1 .WAV`, with é as one character or two, and `Café no.
-    1.wav`.
-    """
+    """Return one spelling of a file name: `Café no. 1.wav` for ` Caf&eacute;  no. 1 .WAV`."""
     stem, dot, suffix = unicodedata.normalize("NFC", html.unescape(name)).strip().rpartition(".")
     return " ".join(stem.split()) + dot + suffix.lower()
 
@@ -52,57 +51,49 @@ def holds_clotho(root: Path) -> bool:
 
 
 def read_clotho(root: Path, splits: list[str]) -> list[SplitPlan]:
-    """Plans of `splits`; UserError for whatever is missing or contradictory."""
+    """Plan the clips of `splits`. Raises UserError for missing or contradictory files."""
     complete = [split for split in SPLITS if all(path.exists() for path in _paths(root, split))]
     for path in (path for split in splits for path in _paths(root, split)):
         if not path.exists():
-            others = [split for split in splits if split in complete]
-            leave_out = (
-                f", or leave the split out: --splits {' '.join(others)}"
-                if others
-                else ", or check --root"
-            )
-            raise UserError(f"{path} is missing: fetch it with --download{leave_out}")
+            others = " ".join(split for split in splits if split in complete)
+            remedy = f"leave the split out: --splits {others}" if others else "check --root"
+            raise UserError(f"{path} is missing: fetch it with --download, or {remedy}")
     return [_read_split(root, split) for split in splits]
 
 
 def _paths(root: Path, split: str) -> tuple[Path, Path, Path]:
-    return (
-        root / split,
-        root / f"clotho_captions_{split}.csv",
-        root / f"clotho_metadata_{split}.csv",
-    )
+    tables = (root / f"clotho_{table}_{split}.csv" for table in ("captions", "metadata"))
+    return (root / split, *tables)
 
 
 def _read_split(root: Path, split: str) -> SplitPlan:
     folder, captions_csv, metadata_csv = _paths(root, split)
+    plan = SplitPlan(split, clips=[])
     files = _audio_files(folder)
     captions = rows_by_name(captions_csv, CAPTION_COLUMNS)
-    plan = SplitPlan(split, clips=[])
-    metadata = _metadata(metadata_csv, plan)
+    metadata: dict[str, dict[str, str]] = {}
+    columns = ("file_name", *METADATA_COLUMNS)
+    # ISO-8859-1 accepts any bytes, so it comes second
+    for row in read_csv(metadata_csv, columns, ["utf-8-sig", "iso-8859-1"]):
+        if metadata.setdefault(normalise_name(row["file_name"]), row) is not row:
+            plan.notes.append(
+                f"{metadata_csv.name}: a second row for {row['file_name']!r} is not used"
+            )
     for name, row in captions.items():
         texts = tuple(text for column in caption_columns(row) if (text := one_spaced(row[column])))
         if name not in files:
-            plan.lost.append(
-                Skipped(split, row["file_name"], "named in the captions CSV, no such file")
-            )
+            reason = "named in the captions CSV, no such file"
+            plan.lost.append(Skipped(split, row["file_name"], reason))
         elif not texts:
             plan.lost.append(Skipped(split, row["file_name"], "all captions are empty"))
         else:
-            path = files[name]
-            fields = {
-                column: metadata.get(name, {}).get(column, "").strip()
-                for column in METADATA_COLUMNS
-            }
-            plan.clips.append(
-                Clip(f"{split}/{name}", readable_name(path.name), str(path), texts, fields)
-            )
-    unused = [path for name, path in files.items() if name not in captions]
-    plan.unused += [
-        Skipped(split, readable_name(path.name), "no row in the captions CSV") for path in unused
-    ]
-    num_bare = sum(name not in metadata for name in captions)
-    if num_bare:
+            path, found = files[name], metadata.get(name, {})
+            fields = {column: found.get(column, "").strip() for column in METADATA_COLUMNS}
+            file_name = readable_name(path.name)
+            plan.clips.append(Clip(f"{split}/{name}", file_name, str(path), texts, fields))
+    unused = [readable_name(path.name) for name, path in files.items() if name not in captions]
+    plan.unused += [Skipped(split, name, "no row in the captions CSV") for name in unused]
+    if num_bare := sum(name not in metadata for name in captions):
         plan.notes.append(
             f"{split}: {num_bare} of {len(captions)} clips have no row in {metadata_csv.name};"
             " their metadata is empty"
@@ -111,7 +102,7 @@ def _read_split(root: Path, split: str) -> SplitPlan:
 
 
 def _audio_files(folder: Path) -> dict[str, Path]:
-    """Normalised name -> file."""
+    """Return the files by normalised name."""
     try:
         paths = sorted(
             path
@@ -139,7 +130,7 @@ def _audio_files(folder: Path) -> dict[str, Path]:
 
 
 def rows_by_name(path: Path, columns: tuple[str, ...]) -> dict[str, dict[str, str]]:
-    """Normalised name -> row of a captions CSV with file_name and `columns`. Raises UserError."""
+    """Return the rows of a captions CSV by normalised name. Raises UserError."""
     named: dict[str, dict[str, str]] = {}
     for row in read_csv(path, ("file_name", *columns), ["utf-8-sig"]):
         name = normalise_name(row["file_name"])
@@ -151,13 +142,4 @@ def rows_by_name(path: Path, columns: tuple[str, ...]) -> dict[str, dict[str, st
         named[name] = row
     if not named:
         raise UserError(f"{path} has no rows")
-    return named
-
-
-def _metadata(path: Path, plan: SplitPlan) -> dict[str, dict[str, str]]:
-    named: dict[str, dict[str, str]] = {}
-    # ISO-8859-1 accepts any bytes, so it comes second.
-    for row in read_csv(path, ("file_name", *METADATA_COLUMNS), ["utf-8-sig", "iso-8859-1"]):
-        if named.setdefault(normalise_name(row["file_name"]), row) is not row:
-            plan.notes.append(f"{path.name}: a second row for {row['file_name']!r} is not used")
     return named

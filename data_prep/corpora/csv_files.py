@@ -1,6 +1,4 @@
-"""Reads the CSV files of the corpora: which encoding, which columns must be there, and where a
-broken row stands.
-"""
+"""Read the CSV files of the corpora: encodings, required columns, lines of broken rows."""
 
 import csv
 import io
@@ -11,7 +9,7 @@ from typing import Any
 
 from retrieval.base.errors import UserError
 
-UNCLOSED = "unexpected end of data"  # the csv module's words for a quote that is not closed
+UNCLOSED = "unexpected end of data"  # message of the csv module for a quote that is not closed
 REMEDY = "is a quote missing or the file cut off?"
 
 
@@ -23,17 +21,33 @@ def read_csv(path: Path, columns: tuple[str, ...], encodings: list[str]) -> list
 def read_numbered_csv(
     path: Path, columns: tuple[str, ...], encodings: list[str]
 ) -> list[tuple[int, dict[str, str]]]:
-    """Return line number and fields by column name for each row of `path`, in the first of
-    `encodings` that fits.
+    """Read a CSV file with a header.
 
-    Raises UserError unless each of `columns` is in the first line, none is there twice, and every
-    row has as many fields as it.
+    Args:
+        path: The file.
+        columns: Columns that must be there.
+        encodings: Encodings to try, in this order.
+
+    Returns:
+        Line number and fields by column name of each row.
+
+    Raises:
+        UserError: A column is missing or there twice, a row has another number of fields than the
+            header, or the file cannot be read.
     """
     try:
         raw = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    lines = _lines(path, _decode(path, raw, encodings))
+    for encoding in encodings:
+        try:
+            text = raw.decode(encoding)
+            break
+        except UnicodeDecodeError as error:
+            reason = f"{error.reason} at byte {error.start}"
+    else:
+        raise UserError(f"{path} is not UTF-8: {reason}; save it as UTF-8")
+    lines = _lines(path, text)
     header = [column.strip() for column in lines[0][1]] if lines else []
     for column in [*columns, *filter(None, header)]:
         if header.count(column) != 1:
@@ -53,8 +67,9 @@ def read_numbered_csv(
 
 
 def _lines(path: Path, text: str) -> list[tuple[int, list[str]]]:
-    """Rows, with the number of the line that each ends in. A quote that is not closed would take
-    the rows after it into its field: an error.
+    """Return each row with the number of its last line.
+
+    A quote that is not closed is an error: its field would swallow the rows after it.
     """
     try:
         try:
@@ -62,8 +77,8 @@ def _lines(path: Path, text: str) -> list[tuple[int, list[str]]]:
         except csv.Error as error:
             if str(error) == UNCLOSED:
                 raise
-            # Text behind a closed quote, as in `"Bark" of a dog`, is kept where no field goes on in
-            # another line.
+            # Accept text behind a closed quote, as in `"Bark" of a dog`, if no field has a line
+            # break.
             lines = list(_numbered(csv.reader(io.StringIO(text, newline=""))))
             if any({"\n", "\r"} & set(field) for _, row in lines for field in row):
                 raise
@@ -78,24 +93,11 @@ def _numbered(reader: Any) -> Iterator[tuple[int, list[str]]]:
 
 
 def caption_columns(row: dict[str, str]) -> list[str]:
-    """`caption_1`, `caption_2`, ... of a row, in the order of their numbers."""
-    return sorted(
-        (column for column in row if re.fullmatch(r"caption_\d+", column)),
-        key=lambda column: int(column[8:]),
-    )
+    """Return the columns `caption_1`, `caption_2`, ... of a row in the order of their numbers."""
+    columns = [column for column in row if re.fullmatch(r"caption_\d+", column)]
+    return sorted(columns, key=lambda column: int(column.removeprefix("caption_")))
 
 
 def one_spaced(text: str) -> str:
-    """A caption without line breaks and doubled blanks."""
+    """Return a caption without line breaks and doubled blanks."""
     return " ".join(text.split())
-
-
-def _decode(path: Path, raw: bytes, encodings: list[str]) -> str:
-    for encoding in encodings:
-        try:
-            return raw.decode(encoding)
-        except UnicodeDecodeError as error:
-            reason = error
-    raise UserError(
-        f"{path} is not UTF-8: {reason.reason} at byte {reason.start}; save it as UTF-8"
-    )
