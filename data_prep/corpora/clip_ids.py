@@ -59,8 +59,10 @@ def freesound_id(text: str) -> str | None:
     """
     text = text.strip(AROUND)
     name = _file_name(text)
-    found = FREESOUND_LINK.fullmatch(text) or DIGITS.fullmatch(name)
-    if found := found or FREESOUND_FILE.fullmatch(name):
+    found = (
+        FREESOUND_LINK.fullmatch(text) or DIGITS.fullmatch(name) or FREESOUND_FILE.fullmatch(name)
+    )
+    if found:
         return str(int(found[1])) if int(found[1]) else None
     if found := SCIENTIFIC.fullmatch(name):
         first, others, exponent = found[1], found[2] or "", int(found[3])

@@ -1,5 +1,4 @@
-"""Clips that must not be trained on, since another corpus tests with them: which Freesound and
-YouTube ids, and why.
+"""Freesound and YouTube clips to keep out of training, since another corpus tests with them.
 
 WavCaps' FreeSound part holds clips of Clotho's validation and evaluation splits, its AudioSet part
 and AudioCaps' training split hold clips that AudioCaps tests with. A model that has seen them
@@ -33,13 +32,13 @@ class _Entries:
 
     origin: str  # option and file
     kind: str
-    reasons: dict[str, str] = field(default_factory=dict)  # id or name -> why its clip is left out
+    reasons: dict[str, str] = field(default_factory=dict)  # by id or name
     num_found: int = 0
 
 
 @dataclass
 class Exclusions:
-    """All clips to leave out."""
+    """The clips to leave out, by id and by name."""
 
     notes: list[str] = field(default_factory=list)
     _freesound: list[_Entries] = field(default_factory=list)
@@ -55,10 +54,9 @@ class Exclusions:
         return bool(self._youtube)
 
     def add_clotho(self, root: Path) -> None:
-        """Validation and evaluation clips by ROOT/clotho_metadata_<split>.csv. Raises UserError."""
-        ids, names = (
-            _Entries(f"--exclude-clotho {root}", kind) for kind in ("Freesound id", "file name")
-        )
+        """Add the clips of ROOT/clotho_metadata_{validation,evaluation}.csv. Raises UserError."""
+        ids = _Entries(f"--exclude-clotho {root}", "Freesound id")
+        names = _Entries(ids.origin, "file name")
         for split in CLOTHO_SPLITS:
             path = root / f"clotho_metadata_{split}.csv"
             if not path.is_file():
@@ -71,13 +69,12 @@ class Exclusions:
             for line, row in rows:
                 if is_unknown(row["sound_id"]):
                     num_unknown += 1
-                    names.reasons[sound_name(row["file_name"])] = (
-                        f"in Clotho's {split} split (file name, its Freesound id is not known)"
-                    )
+                    reason = "file name, its Freesound id is not known"
+                    name = sound_name(row["file_name"])
+                    names.reasons[name] = f"in Clotho's {split} split ({reason})"
                 else:
-                    sound_id = _checked(
-                        freesound_id, row["sound_id"], path, line, "sound_id", "Freesound id"
-                    )
+                    place = f"{path}, line {line}", "sound_id"
+                    sound_id = _checked(freesound_id, row["sound_id"], *place, ids.kind)
                     ids.reasons[sound_id] = f"in Clotho's {split} split (Freesound id)"
             if num_unknown:
                 self.notes.append(
@@ -88,51 +85,46 @@ class Exclusions:
         self._names.append(names)
 
     def add_freesound_list(self, path: Path) -> None:
-        """A CSV with a column sound_id. Raises UserError."""
-        self._freesound.append(
-            self._read_list(
-                "--exclude-ids",
-                path,
-                FREESOUND_COLUMNS,
-                freesound_id,
-                "Freesound id",
-                f"in {path.name}",
-            )
-        )
+        """Add the clips of a CSV with a column sound_id. Raises UserError."""
+        entries = _Entries(f"--exclude-ids {path}", "Freesound id")
+        self._fill(entries, path, FREESOUND_COLUMNS, freesound_id, f"in {path.name}")
+        self._freesound.append(entries)
 
     def add_audiocaps(self, path: Path, option: str = "--exclude-audiocaps") -> None:
-        """A CSV with a column youtube_id, such as AudioCaps' test.csv. Raises UserError."""
-        self._youtube.append(
-            self._read_list(
-                option,
-                path,
-                YOUTUBE_COLUMNS,
-                youtube_id,
-                "YouTube id",
-                f"in AudioCaps' {path.name}",
-            )
-        )
+        """Add the videos of a CSV with a column youtube_id, such as AudioCaps' test.csv.
+
+        Args:
+            path: The CSV.
+            option: The option that named it; empty for the corpus's own, which may match no clip.
+
+        Raises:
+            UserError: The CSV is damaged, or an id is none.
+        """
+        entries = _Entries(f"{option} {path}" if option else str(path), "YouTube id")
+        self._fill(entries, path, YOUTUBE_COLUMNS, youtube_id, f"in AudioCaps' {path.name}")
+        self._youtube.append(entries)
 
     def why_freesound(self, sound_id: str, file_name: str) -> str | None:
-        """Return why a Freesound clip is left out, None if it is not; `sound_id` in the spelling of
-        clip_ids, `file_name` may be empty.
+        """Return the reason to leave out a Freesound clip, None if there is none.
+
+        `sound_id` is spelled as clip_ids.py does; `file_name` may be empty.
         """
         name = sound_name(file_name)
         return _why(self._freesound, sound_id) or (_why(self._names, name) if name else None)
 
     def why_youtube(self, video: str) -> str | None:
-        """Return why a clip of a video is left out, None if it is not; `video` in the spelling of
-        clip_ids.
-        """
+        """Return the reason to leave out the clips of a video, None if there is none."""
         return _why(self._youtube, video)
 
     def unmatched(self) -> list[str]:
-        """Return a warning for each given list that matched no clip. Call it after all clips were
-        looked up.
+        """Return a warning for each given list that matched no clip.
+
+        Call it after all clips were looked up.
         """
-        found = {entries.origin for entries in self._entries if entries.num_found}
+        lists = self._freesound + self._names + self._youtube
+        found = {entries.origin for entries in lists if entries.num_found}
         numbers: dict[str, list[str]] = {}
-        for entries in self._entries:
+        for entries in lists:
             if entries.origin.startswith("--") and entries.origin not in found and entries.reasons:
                 numbers.setdefault(entries.origin, []).append(
                     f"{len(entries.reasons):,} {entries.kind}s"
@@ -143,81 +135,64 @@ class Exclusions:
             for origin, what in numbers.items()
         ]
 
-    @property
-    def _entries(self) -> list[_Entries]:
-        return self._freesound + self._names + self._youtube
-
-    def _read_list(
+    def _fill(
         self,
-        option: str,
+        entries: _Entries,
         path: Path,
         columns: tuple[str, ...],
         spelling: Callable[[str], str | None],
-        kind: str,
         reason: str,
-    ) -> _Entries:
+    ) -> None:
+        """Add the ids of a CSV to `entries`, from the column with one of the names `columns`."""
         rows = read_numbered_csv(path, (), ["utf-8-sig"])
-        # Tables of other programs use other names for the column, and capitals.
-        found = [
-            name
-            for name in (rows[0][1] if rows else ())
-            if name.strip().lower().lstrip("# ") in columns
-        ]
+        header = list(rows[0][1]) if rows else []
+        # other programs write the names with capitals, or after a "#"
+        found = [name for name in header if name.strip().lower().lstrip("# ") in columns]
         if len(found) != 1:
-            there = ", ".join(rows[0][1])[:200] if rows else "no rows"
             raise UserError(
                 f"{path}: expected a column {columns[0]} in its first line, and one only; found:"
-                f" {there}"
+                f" {', '.join(header)[:200] or 'no rows'}"
             )
-        (column,) = found
-        entries = _Entries(f"{option} {path}" if option else str(path), kind)
-        num_unknown = 0
+        column, num_unknown = found[0], 0
         for line, row in rows:
             if is_unknown(row[column]):
                 num_unknown += 1
             else:
-                entries.reasons[_checked(spelling, row[column], path, line, column, kind)] = reason
+                place = f"{path}, line {line}", column
+                entries.reasons[_checked(spelling, row[column], *place, entries.kind)] = reason
         if not entries.reasons:
             raise UserError(f"{path} holds no id in its column {column}")
         if num_unknown:
-            remedy = (
-                "; --exclude-clotho recognises Clotho's clips by their file names"
-                if kind == "Freesound id"
-                else ""
-            )
-            self.notes.append(
-                f"{path.name}: {num_unknown} of {len(rows)} rows have no {kind} and leave nothing"
-                f" out{remedy}"
-            )
-        return entries
+            note = f"{path.name}: {num_unknown} of {len(rows)} rows have no {entries.kind}"
+            note += " and leave nothing out"
+            if entries.kind == "Freesound id":
+                note += "; --exclude-clotho recognises Clotho's clips by their file names"
+            self.notes.append(note)
 
 
-def _why(places: list[_Entries], key: str) -> str | None:
-    reasons = []
-    for entries in places:
-        if key in entries.reasons:
-            entries.num_found += 1
-            reasons.append(entries.reasons[key])
-    return reasons[0] if reasons else None
+def _why(lists: list[_Entries], key: str) -> str | None:
+    """Return the first list's reason, and count the clip in each list that has it."""
+    found = [entries for entries in lists if key in entries.reasons]
+    for entries in found:
+        entries.num_found += 1
+    return found[0].reasons[key] if found else None
 
 
 def _checked(
-    spelling: Callable[[str], str | None], text: str, path: Path, line: int, column: str, kind: str
+    spelling: Callable[[str], str | None], text: str, place: str, column: str, kind: str
 ) -> str:
     found = spelling(text)
     if found is None:
-        lost = (
-            "; a spreadsheet has rounded it: save the column as text"
-            if "E+" in text.upper()
-            else ""
-        )
-        raise UserError(f"{path}, line {line}: {text[:80]!r} in column {column} is no {kind}{lost}")
+        is_rounded = "E+" in text.upper()
+        remedy = "; a spreadsheet has rounded it: save the column as text" if is_rounded else ""
+        raise UserError(f"{place}: {text[:80]!r} in column {column} is no {kind}{remedy}")
     return found
 
 
 def sound_name(file_name: str) -> str:
-    """Return one spelling of a Freesound file name: corpora differ in HTML entities, accents, case
-    and blanks.
+    """Return one spelling of a Freesound file name.
+
+    Corpora differ in HTML entities, accents, case, blanks and endings.
     """
     text = unicodedata.normalize("NFC", html.unescape(file_name))
     return " ".join(without_ending(text.strip()).casefold().split())

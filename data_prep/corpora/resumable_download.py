@@ -1,9 +1,8 @@
-"""Fetching large files over bad lines, and unpacking 7z archives, so that what has its final name
-is whole.
+"""Download large files over bad lines, and unpack 7z archives.
 
 A download grows in `NAME.part` and goes on from there (HTTP Range) after a broken connection or a
-new start; it gets its name when its md5 is right. An archive is unpacked beside its target folder,
-which is renamed at the end.
+new start. It gets its name when its md5 is right. An archive is unpacked beside its target folder,
+which is renamed at the end: a file or folder under its final name is complete.
 """
 
 import hashlib
@@ -34,8 +33,9 @@ TEMPORARY_STATUS = (408, 425, 429, 500, 502, 503, 504)
 
 
 def fetch_file(url: str, path: Path, md5: str) -> None:
-    """Download `url` to `path`, unless a file with this md5 is there. A file with another one is
-    kept as NAME.old.
+    """Download `url` to `path`, unless a file with this md5 is there.
+
+    A file with another md5 is kept as NAME.old. Raises UserError.
     """
     if path.exists():
         if file_md5(path) == md5:
@@ -56,8 +56,10 @@ def fetch_file(url: str, path: Path, md5: str) -> None:
             found = file_md5(part)
         if found != md5:
             part.unlink()
-            found = f"md5 is {found}, expected {md5}; the download is removed"
-            raise UserError(f"{url}: {found}: try again, or check --base-url and --checksums")
+            raise UserError(
+                f"{url}: md5 is {found}, expected {md5}; the download is removed: try again, or"
+                " check --base-url and --checksums"
+            )
         part.replace(path)
 
 
@@ -81,7 +83,7 @@ def _download(url: str, part: Path) -> None:
                 return
             reason = "the connection broke off"
         except urllib.error.HTTPError as error:
-            if error.code == 416:  # nothing beyond what is there: the md5 decides
+            if error.code == 416:  # the part is complete, or of another file: the md5 decides
                 return
             if error.code not in TEMPORARY_STATUS:
                 raise UserError(f"{url}: the server answers {error.code} {error.reason}") from None
@@ -104,16 +106,15 @@ def _download(url: str, part: Path) -> None:
 
 
 def _receive(url: str, part: Path) -> bool:
-    """Append what the server sends; True when the file is complete."""
+    """Append the rest of the file; return True if it is complete."""
     with part.open("ab") as sink:
         start = sink.tell()
         request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
         with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
-            if start and (
-                response.status != 206
-                or not response.headers.get("Content-Range", "").startswith(f"bytes {start}-")
-            ):
-                start = 0  # the server begins anew
+            sent = response.headers.get("Content-Range", "")
+            goes_on = response.status == 206 and sent.startswith(f"bytes {start}-")
+            if start and not goes_on:
+                start = 0
                 sink.truncate(0)
             length = response.headers.get("Content-Length")
             total = start + int(length) if length else None
@@ -171,12 +172,9 @@ def _extract(archive: Path, target: Path, max_bytes: float) -> None:
     except py7zr.exceptions.PasswordRequired:
         raise UserError(f"{archive} is not unpacked: {PROTECTED}") from None
     except Exception as error:  # py7zr raises many types of errors for a damaged header
-        reason = (
-            str(error)
-            if isinstance(error, (py7zr.exceptions.ArchiveError, lzma.LZMAError))
-            else "it is damaged"
-        )
-        reason = reason[:200] or type(error).__name__
+        reason = "it is damaged"
+        if isinstance(error, (py7zr.exceptions.ArchiveError, lzma.LZMAError)):
+            reason = str(error)[:200] or type(error).__name__
         raise UserError(
             f"{archive} cannot be unpacked: {reason}; remove it and run again with --download"
         ) from None
@@ -201,8 +199,8 @@ def _why_not(file: py7zr.SevenZipFile, target: Path, max_bytes: float) -> str | 
     free = shutil.disk_usage(target.parent).free
     if size > free:
         return (
-            f"its {size / 1e9:.1f} GB of files need more than the {free / 1e9:.1f} GB that are free"
-            " there; free some space and run again"
+            f"its {size / 1e9:.1f} GB of files do not fit into the {free / 1e9:.1f} GB that are"
+            " free there; make room and run again"
         )
     return None
 

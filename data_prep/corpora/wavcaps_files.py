@@ -1,8 +1,8 @@
-"""Reads WavCaps' layout (Mei et al., 2023, arXiv 2303.17395): which clip has which file and
-caption.
+"""Read WavCaps' layout (Mei et al., 2023, arXiv 2303.17395): file and caption of each clip.
 
-    ROOT/json_files/<source>/*.json     {"data": [{"id": ..., "caption": ..., "file_name": ...}, ...]}
-    AUDIO/<source>/.../<id>.flac        or <source>_flac; other endings, sub-folders, and Y before a YouTube id are found too
+    ROOT/json_files/<source>/*.json     {"data": [{"id": ..., "caption": ...}, ...]}
+    AUDIO/<source>/.../<id>.flac        or <source>_flac; other endings, sub-folders, and Y before a
+                                        YouTube id are found too
 
 All clips belong to `development`: WavCaps has no test split. An id that occurs twice, in any
 spelling (clip_ids.py), counts once (fsd_final_2s.json repeats most of fsd_final.json); the first
@@ -25,8 +25,7 @@ from retrieval.base.sound_files import why_unreadable, without_ending
 from retrieval.data.schema import DEVELOPMENT
 
 SOURCES = ("FreeSound", "BBC_Sound_Effects", "SoundBible", "AudioSet_SL")
-# of an entry; the rest, above all Freesound's descriptions, is ten times as long
-WANTED = ("caption", "file_name")
+WANTED = ("caption", "file_name")  # Freesound's descriptions are ten times as long
 WARNINGS = {
     "FreeSound": (
         "FreeSound holds clips of Clotho's validation and evaluation splits; exclude them with"
@@ -40,21 +39,13 @@ WARNINGS = {
 
 
 def read_wavcaps(root: Path, audio: Path, sources: list[str], exclusions: Exclusions) -> SplitPlan:
-    """The plan of all `sources`; UserError for whatever is missing or cannot be understood."""
+    """Plan the clips of all `sources`. Raises UserError for missing or damaged files."""
     plan = SplitPlan(DEVELOPMENT, clips=[], notes=[*exclusions.notes])
     for source in sources:
-        before = len(plan.clips), len(plan.lost), len(plan.excluded)
-        _read_source(
-            plan,
-            source,
-            _entries(root / "json_files" / source, source, plan),
-            _audio_files(audio, source, plan),
-            exclusions,
-        )
-        num_clips, num_lost, num_excluded = (
-            len(items) - start
-            for items, start in zip((plan.clips, plan.lost, plan.excluded), before)
-        )
+        before = [len(items) for items in (plan.clips, plan.lost, plan.excluded)]
+        _read_source(plan, source, root, audio, exclusions)
+        after = [len(items) for items in (plan.clips, plan.lost, plan.excluded)]
+        num_clips, num_lost, num_excluded = (b - a for a, b in zip(before, after, strict=True))
         plan.notes.append(
             f"{source}: {num_clips} clips to read, {num_lost} without file or caption,"
             f" {num_excluded} excluded"
@@ -63,75 +54,54 @@ def read_wavcaps(root: Path, audio: Path, sources: list[str], exclusions: Exclus
 
 
 def leak_warnings(sources: list[str], exclusions: Exclusions) -> list[str]:
-    """Return a warning for each source that may hold test clips of other corpora, given these
-    exclusions.
-    """
+    """Return a warning for each source whose test clips are not excluded."""
     covered = {"FreeSound": exclusions.has_freesound, "AudioSet_SL": exclusions.has_youtube}
-    return [
-        warning for source, warning in WARNINGS.items() if source in sources and not covered[source]
-    ]
+    return [WARNINGS[source] for source in WARNINGS if source in sources and not covered[source]]
 
 
 def _read_source(
-    plan: SplitPlan,
-    source: str,
-    entries: dict[str, dict[str, Any]],
-    files: dict[str, list[Path]],
-    exclusions: Exclusions,
+    plan: SplitPlan, source: str, root: Path, audio: Path, exclusions: Exclusions
 ) -> None:
+    """Add the clips of a source to the plan."""
+    entries = _entries(root / "json_files" / source, source, plan)
+    files = _audio_files(audio, source, plan)
     for clip_id, entry in entries.items():
         name = f"{source}/{clip_id}"
         caption = one_spaced(_text(entry["caption"]))
-        if reason := _why_excluded(source, clip_id, entry, exclusions):
-            plan.excluded.append(Skipped(DEVELOPMENT, name, reason))
+        why_excluded = None
+        if source == "AudioSet_SL":
+            why_excluded = exclusions.why_youtube(clip_id)
+        elif source == "FreeSound":
+            why_excluded = exclusions.why_freesound(clip_id, str(entry["file_name"] or ""))
+        if why_excluded:
+            plan.excluded.append(Skipped(DEVELOPMENT, name, why_excluded))
         elif not caption:
             plan.lost.append(Skipped(DEVELOPMENT, name, "has no caption"))
         elif clip_id not in files:
-            plan.lost.append(
-                Skipped(DEVELOPMENT, name, "named in the JSON file, no such audio file")
-            )
+            reason = "named in the JSON file, no such audio file"
+            plan.lost.append(Skipped(DEVELOPMENT, name, reason))
         elif reason := why_unreadable(path := best_of(files[clip_id])):
             plan.lost.append(Skipped(DEVELOPMENT, name, reason))
         else:
             metadata = {"source": source, "sound_id": clip_id}
+            file_name = f"{source}/{readable_name(path.name)}"
             plan.clips.append(
-                Clip(
-                    f"{DEVELOPMENT}/{name}",
-                    f"{source}/{readable_name(path.name)}",
-                    str(path),
-                    (caption,),
-                    metadata,
-                )
+                Clip(f"{DEVELOPMENT}/{name}", file_name, str(path), (caption,), metadata)
             )
-    unused = [path for clip_id, paths in files.items() if clip_id not in entries for path in paths]
-    plan.unused += [
-        Skipped(DEVELOPMENT, f"{source}/{readable_name(path.name)}", "no entry in the JSON files")
-        for path in unused
-    ]
-
-
-def _why_excluded(
-    source: str, clip_id: str, entry: dict[str, Any], exclusions: Exclusions
-) -> str | None:
-    if source == "AudioSet_SL":
-        return exclusions.why_youtube(clip_id)
-    if source == "FreeSound":
-        return exclusions.why_freesound(clip_id, str(entry.get("file_name") or ""))
-    return None
+    for path in (path for clip_id in files if clip_id not in entries for path in files[clip_id]):
+        name = f"{source}/{readable_name(path.name)}"
+        plan.unused.append(Skipped(DEVELOPMENT, name, "no entry in the JSON files"))
 
 
 def _entries(folder: Path, source: str, plan: SplitPlan) -> dict[str, dict[str, Any]]:
-    """Id -> entry of all JSON files of a source."""
-    try:  # glob finds nothing in a folder that may not be read
-        paths = sorted(
-            path
-            for path in folder.iterdir()
-            if path.suffix == ".json" and not path.name.startswith(".")
-        )
+    """Return the entries of all JSON files of a source by id; add bad ones to the plan."""
+    try:  # glob would find nothing in a folder that may not be read
+        paths = sorted(path for path in folder.iterdir() if path.suffix == ".json")
     except (FileNotFoundError, NotADirectoryError):
         paths = []
     except OSError as error:
         raise UserError(f"{folder} cannot be read: {error.strerror}") from None
+    paths = [path for path in paths if not path.name.startswith(".")]
     if not paths:
         raise UserError(
             f"{folder} holds no .json file: fetch it from WavCaps, or leave the source out with"
@@ -145,12 +115,9 @@ def _entries(folder: Path, source: str, plan: SplitPlan) -> dict[str, dict[str, 
             text = _text(str(found) if isinstance(found, (int, float)) else found)
             clip_id = _clip_id(text, source)
             if not clip_id:
-                reason = (
-                    f"entry {number}: {text[:80]!r} is no id of {source}"
-                    if text
-                    else f"entry {number} has no id"
-                )
-                plan.lost.append(Skipped(DEVELOPMENT, f"{source}/{path.name}", reason))
+                fault = f": {text[:80]!r} is no id of {source}" if text else " has no id"
+                name = f"{source}/{path.name}"
+                plan.lost.append(Skipped(DEVELOPMENT, name, f"entry {number}{fault}"))
             elif clip_id in entries:
                 num_repeated += 1
             else:
@@ -182,10 +149,9 @@ def _data(path: Path) -> list[Any]:
 
 
 def _audio_files(audio: Path, source: str, plan: SplitPlan) -> dict[str, list[Path]]:
-    """Return the files of each id, and note the others in the plan."""
-    folder = next(
-        (folder for name in (source, f"{source}_flac") if (folder := audio / name).is_dir()), None
-    )
+    """Return the files of each id; note the others in the plan."""
+    folders = [audio / source, audio / f"{source}_flac"]
+    folder = next(filter(Path.is_dir, folders), None)
     if folder is None:
         raise UserError(
             f"{audio / source} is not a folder: unpack the audio of {source} there, or leave the"
@@ -200,16 +166,15 @@ def _audio_files(audio: Path, source: str, plan: SplitPlan) -> dict[str, list[Pa
 
 
 def _text(value: Any) -> str:
-    """A string of JSON, empty for other things; half a surrogate pair, which Arrow and the terminal
-    refuse, becomes `?`.
+    """Return a string of JSON, empty for other values.
+
+    Half a surrogate pair, which Arrow and terminals refuse, becomes `?`.
     """
     return value.encode("utf-8", "replace").decode() if isinstance(value, str) else ""
 
 
 def _clip_id(name: str, source: str) -> str:
-    """Return the id in one spelling: b0RFKhbpFJA for `Yb0RFKhbpFJA.wav`. Empty if the name is no id
-    of the source.
-    """
+    """Return the id in one spelling: b0RFKhbpFJA for `Yb0RFKhbpFJA.wav`; empty if it is none."""
     name = readable_name(name).strip()
     if source == "AudioSet_SL":
         return youtube_id(name) or ""
