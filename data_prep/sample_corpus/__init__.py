@@ -1,3 +1,1 @@
-"""The sample corpus: sounds, scenes and captions made from parameters. Used by
-data_prep/make_sample_corpus.py only.
-"""
+"""Sounds, scenes and captions of the sample corpus, for data_prep/make_sample_corpus.py."""

@@ -1,9 +1,7 @@
-"""Captions of a scene, from a grammar: some name all of it, some only one event. Every word follows
-from the Scene, so it is true.
+"""Captions of a scene, from a grammar. Every word follows from the Scene, so it is true.
 
 Pieces: a *clause* ("a dog barks three times"), a *description* ("a dog barking three times"), a
-*setting* ("over distant traffic"). A caption of 8 to 20 words is found by drawing until the length
-fits.
+*setting* ("over distant traffic"). Captions are drawn until one has 8 to 20 words.
 """
 
 from collections.abc import Sequence
@@ -61,18 +59,17 @@ JOINTS = {
 
 @dataclass(frozen=True)
 class Caption:
-    """`names`: "all" (every event, in order), "pair" or "one"; `events`: which, as indices into the
-    scene.
-    """
+    """A caption and the events that it names."""
 
     text: str
-    names: str
-    events: tuple[int, ...]
+    names: str  # "all" (every event, in order), "pair" or "one"
+    events: tuple[int, ...]  # indices into Scene.events
 
 
 def write_captions(rng: Rng, scene: Scene, number: int = 5) -> list[Caption]:
-    """`number` different captions in random order: two name the whole scene, one a pair (from three
-    events on), the others one event.
+    """Return `number` different captions in random order.
+
+    Two name the whole scene, one a pair (from three events on), the others one event.
     """
     order = [int(index) for index in rng.permutation(len(scene.events))]
     plan: list[tuple[str, tuple[int, ...]]] = []
@@ -80,10 +77,8 @@ def write_captions(rng: Rng, scene: Scene, number: int = 5) -> list[Caption]:
         plan += [("all", tuple(range(len(order))))] * 2
     if len(scene.events) > 2:
         plan += [("pair", tuple(sorted(order[:2])))]
-    plan += [
-        ("one" if len(scene.events) > 1 else "all", (order[index % len(order)],))
-        for index in range(number - len(plan))
-    ]
+    single = "one" if len(scene.events) > 1 else "all"
+    plan += [(single, (order[i % len(order)],)) for i in range(number - len(plan))]
     captions: list[Caption] = []
     for names, events in plan:
         texts = {caption.text for caption in captions}
@@ -104,23 +99,21 @@ def _write(rng: Rng, scene: Scene, names: str, events: tuple[int, ...], taken: s
 
 
 def _alone(rng: Rng, scene: Scene, events: tuple[int, ...], details: int) -> str:
-    """The only event of its scene."""
+    """Name the only event of a scene."""
     event, setting = scene.events[0], _pick(rng, SETTINGS[scene.background])
     clause, description = _clause(rng, event, details), _description(rng, event, details)
-    return _pick(
-        rng,
-        (
-            f"{clause} {setting}",
-            f"{clause} {setting} and nothing else is heard",
-            f"only {description} can be heard {setting}",
-            f"{setting}, {clause}",
-            f"there is nothing but {description} {setting}",
-        ),
+    choices = (
+        f"{clause} {setting}",
+        f"{clause} {setting} and nothing else is heard",
+        f"only {description} can be heard {setting}",
+        f"{setting}, {clause}",
+        f"there is nothing but {description} {setting}",
     )
+    return _pick(rng, choices)
 
 
 def _all(rng: Rng, scene: Scene, events: tuple[int, ...], details: int) -> str:
-    """Every event, in order of onset."""
+    """Name every event, in order of onset."""
     verbs = rng.random() < 0.6
     speak = _clause if verbs else _description
     chosen = set(rng.permutation(len(events))[:details].tolist())  # each of these gets one adverb
@@ -138,33 +131,27 @@ def _all(rng: Rng, scene: Scene, events: tuple[int, ...], details: int) -> str:
 
 
 def _pair(rng: Rng, scene: Scene, events: tuple[int, ...], details: int) -> str:
-    """Two events of a longer scene, with their order in time."""
+    """Name two events of a longer scene, with their order in time."""
     first, second = (scene.events[index] for index in events)
     if _simultaneous(first, second):
-        text = (
-            f"{_clause(rng, first, details)} {_pick(rng, ('while', 'as'))}"
-            f" {_clause(rng, second, min(details, 1))}"
-        )
+        clause, joint = _clause(rng, first, details), _pick(rng, ("while", "as"))
+        text = f"{clause} {joint} {_clause(rng, second, min(details, 1))}"
     elif events[1] - events[0] > 1:
         order = _pick(rng, ("some time before", "a while before"))
         text = f"{_clause(rng, first, details)} {order} {_clause(rng, second, min(details, 1))}"
     else:
-        text = _pick(
-            rng,
-            (
-                f"{_clause(rng, first, details)} before {_clause(rng, second, min(details, 1))}",
-                f"after {_clause(rng, first, min(details, 1))}, {_clause(rng, second, details)}",
-                (
-                    f"{_description(rng, first, details)} is followed by"
-                    f" {_description(rng, second, min(details, 1))}"
-                ),
-            ),
+        few = min(details, 1)
+        choices = (
+            f"{_clause(rng, first, details)} before {_clause(rng, second, few)}",
+            f"after {_clause(rng, first, few)}, {_clause(rng, second, details)}",
+            f"{_description(rng, first, details)} is followed by {_description(rng, second, few)}",
         )
+        text = _pick(rng, choices)
     return f"{text} {_pick(rng, SETTINGS[scene.background])}" if rng.random() < 0.3 else text
 
 
 def _one(rng: Rng, scene: Scene, events: tuple[int, ...], details: int) -> str:
-    """One event of a longer scene; nothing is said about the others but their number."""
+    """Name one event of a longer scene, and the number of events."""
     index, total = events[0], NUMBER_WORDS[len(scene.events)]
     event, ordinal = scene.events[index], ORDINALS[index]
     setting = _pick(rng, SETTINGS[scene.background])
@@ -199,7 +186,7 @@ def _one(rng: Rng, scene: Scene, events: tuple[int, ...], details: int) -> str:
 
 
 def _simultaneous(first: Event, second: Event) -> bool:
-    """Does the second begin clearly within the first?"""
+    """Return True if the second begins clearly within the first."""
     return second.onset < first.onset + first.duration - 0.25
 
 
@@ -214,8 +201,9 @@ def _description(rng: Rng, event: Event, details: int) -> str:
 
 
 def _worded(rng: Rng, event: Event, details: int) -> tuple[str, str, str, list[str]]:
-    """Subject, verb, participle and up to `details` adverbs (one may become an adjective of the
-    subject).
+    """Return subject, verb, participle and up to `details` adverbs.
+
+    One adverb may become an adjective of the subject instead.
     """
     kind = EVENTS[event.kind]
     subject, verb, participle = _pick(rng, kind.phrases)
@@ -237,18 +225,15 @@ def _worded(rng: Rng, event: Event, details: int) -> tuple[str, str, str, list[s
     for index in sorted(rng.permutation(len(options))[:details].tolist()):
         words, adjectives = options[index]
         if adjectives and bare and rng.random() < 0.5:
-            subject, bare = _with_adjective(subject, _pick(rng, adjectives)), False
+            adjective, noun = _pick(rng, adjectives), subject.split(" ", 1)[1]
+            article = "an" if adjective[0] in "aeiou" else "a"
+            subject, bare = f"{article} {adjective} {noun}", False
         else:
             adverb = _pick(rng, words)
             # "faintly and slowly"
             both_ly = adverbs and adverb.endswith("ly") and adverbs[-1].endswith("ly")
             adverbs.append(f"and {adverb}" if both_ly else adverb)
     return subject, verb, participle, adverbs
-
-
-def _with_adjective(subject: str, adjective: str) -> str:
-    noun = subject.split(" ", 1)[1]
-    return f"{'an' if adjective[0] in 'aeiou' else 'a'} {adjective} {noun}"
 
 
 def _pick(rng: Rng, options: Sequence[Any]) -> Any:

@@ -1,5 +1,4 @@
-"""File names as people give them on Freesound, Clotho's source: blanks, brackets, apostrophes,
-commas, accents, a blank before `.wav`.
+"""File names as on Freesound: blanks, brackets, apostrophes, commas, accents.
 
 All characters exist in ISO-8859-1 (Clotho's metadata) and in file systems of Windows.
 """
@@ -42,19 +41,15 @@ STYLES = (
 
 
 def file_name(rng: Rng, scene: Scene, taken: set[str]) -> str:
-    """A name for the scene that differs from those `taken` in letters or digits, not only in case,
-    blanks or signs; it is added to them.
+    """Return a new name for the scene, and add its key to `taken`.
+
+    The key is made of letters and digits, so that names differ in more than case, blanks or signs.
     """
     keywords = [EVENTS[event.kind].keyword for event in scene.events]
+    first, second = keywords[0], keywords[-1]
     while True:
-        first, second = (
-            keywords[0],
-            (
-                keywords[-1]
-                if len(keywords) > 1
-                else _pick(rng, ("field recording", "close up", "outside"))
-            ),
-        )
+        if len(keywords) == 1:
+            second = _pick(rng, ("field recording", "close up", "outside"))
         name = _pick(rng, STYLES).format(
             first=first if rng.random() < 0.5 else first.capitalize(),
             second=second,

@@ -1,6 +1,4 @@
-"""Machines, tools, signals and people's noises. The functions have the signature of those in
-natural_sounds.py.
-"""
+"""Machines, tools, signals and people's noises. Signatures as in natural_sounds.py."""
 
 import numpy as np
 
@@ -37,9 +35,8 @@ def footsteps(rng: Rng, pitch: float, rate: float, size: float) -> np.ndarray:
 
 def knock(rng: Rng, pitch: float, rate: float, size: int) -> np.ndarray:
     def hit() -> np.ndarray:
-        return modes(0.12, (240, 1.0, 0.02), (430, 0.9, 0.016), (780, 0.5, 0.01)) + 0.2 * noise(
-            rng, 0.12, 300, 2500
-        ) * decay(0.12, 0.006)
+        wood = modes(0.12, (240, 1.0, 0.02), (430, 0.9, 0.016), (780, 0.5, 0.01))
+        return wood + 0.2 * noise(rng, 0.12, 300, 2500) * decay(0.12, 0.006)
 
     return repeated(rng, hit, size, 0.3 / rate)
 
@@ -67,26 +64,18 @@ def bell(rng: Rng, pitch: float, rate: float, size: int) -> np.ndarray:
     ]
 
     def stroke() -> np.ndarray:
-        return faded(
-            modes(1.8, *((ratio * base, amplitude, fall) for ratio, amplitude, fall in partials)),
-            0.003,
-            0.6,
-        )
+        tones = [(ratio * base, amplitude, fall) for ratio, amplitude, fall in partials]
+        return faded(modes(1.8, *tones), 0.003, 0.6)
 
     return repeated(rng, stroke, size, 1.2 / rate)
 
 
 def phone(rng: Rng, pitch: float, rate: float, size: int) -> np.ndarray:
     def ring() -> np.ndarray:
-        strokes = [
-            modes(
-                0.1, (1450 * pitch, 1.0, 0.06), (2150 * pitch, 0.8, 0.05), (3700 * pitch, 0.3, 0.03)
-            ),
-            modes(0.1, (1700 * pitch, 1.0, 0.06), (2500 * pitch, 0.8, 0.05)),
-        ]
-        return faded(
-            scatter([strokes[i % 2] for i in range(22)], 0.045 * np.arange(22)), 0.01, 0.08
-        )
+        low = (1450 * pitch, 1.0, 0.06), (2150 * pitch, 0.8, 0.05), (3700 * pitch, 0.3, 0.03)
+        high = (1700 * pitch, 1.0, 0.06), (2500 * pitch, 0.8, 0.05)
+        strokes = [modes(0.1, *low), modes(0.1, *high)] * 11
+        return faded(scatter(strokes, 0.045 * np.arange(22)), 0.01, 0.08)
 
     return repeated(rng, ring, size, 1.7 / rate, jitter=0.0)
 
@@ -102,9 +91,8 @@ def clock(rng: Rng, pitch: float, rate: float, size: float) -> np.ndarray:
 
 def typing(rng: Rng, pitch: float, rate: float, size: float) -> np.ndarray:
     def key() -> np.ndarray:
-        press = noise(rng, 0.03, 1100, 2600) * decay(0.03, 0.007) + modes(
-            0.03, (rng.uniform(380, 520), 0.8, 0.01)
-        )
+        press = noise(rng, 0.03, 1100, 2600) * decay(0.03, 0.007)
+        press += modes(0.03, (rng.uniform(380, 520), 0.8, 0.01))
         release = 0.4 * noise(rng, 0.02, 1800, 3500) * decay(0.02, 0.005)
         return rng.uniform(0.6, 1.0) * scatter([press, release], [0.0, 0.06])
 
@@ -117,9 +105,8 @@ def siren(rng: Rng, pitch: float, rate: float, size: float) -> np.ndarray:
 
 
 def alarm(rng: Rng, pitch: float, rate: float, size: int) -> np.ndarray:
-    beep = faded(
-        tone(np.full(num_samples(0.16), 1850 * pitch), (1.0, 0, 0.35, 0, 0.15)), 0.004, 0.01
-    )
+    frequency = np.full(num_samples(0.16), 1850 * pitch)
+    beep = faded(tone(frequency, (1.0, 0, 0.35, 0, 0.15)), 0.004, 0.01)
     return repeated(rng, lambda: beep, size, 0.38 / rate, jitter=0.0)
 
 
@@ -156,10 +143,8 @@ def saw(rng: Rng, pitch: float, rate: float, size: float) -> np.ndarray:
         teeth = 1 + 0.8 * np.sin(2 * np.pi * np.cumsum(glide(seconds, 70, 120, 70)) / SAMPLE_RATE)
         push = noise(rng, seconds, 1300, 3200) * teeth
         pull = 0.5 * noise(rng, seconds, 2800, 6000) * teeth
-        return scatter(
-            [faded(push, 0.08 / rate, 0.1 / rate), faded(pull, 0.08 / rate, 0.1 / rate)],
-            [0.0, 0.36 / rate],
-        )
+        strokes = [faded(sound, 0.08 / rate, 0.1 / rate) for sound in (push, pull)]
+        return scatter(strokes, [0.0, 0.36 / rate])
 
     return paced(rng, stroke, size, 0.75 / rate)
 
@@ -168,12 +153,8 @@ def whistle(rng: Rng, pitch: float, rate: float, size: int) -> np.ndarray:
     def blow() -> np.ndarray:
         seconds = rng.uniform(0.5, 0.7)
         pea = np.sin(2 * np.pi * 32 * times(seconds))
-        return faded(
-            (1 + 0.6 * pea)
-            * (tone(pitch * (2700 + 130 * pea)) + 0.15 * noise(rng, seconds, 2000, 5000)),
-            0.03,
-            0.06,
-        )
+        breath = tone(pitch * (2700 + 130 * pea)) + 0.15 * noise(rng, seconds, 2000, 5000)
+        return faded((1 + 0.6 * pea) * breath, 0.03, 0.06)
 
     return repeated(rng, blow, size, 1.0 / rate)
 
@@ -190,13 +171,10 @@ def glass(rng: Rng, pitch: float, rate: float, size: int) -> np.ndarray:
     def shatter() -> np.ndarray:
         count = 45
         onsets = np.minimum(rng.exponential(0.22, count), 1.1)
-        shards = [
-            rng.uniform(0.2, 1.0)
-            * modes(
-                0.25, (rng.uniform(2800, 7600), 1.0, 0.05), (rng.uniform(4500, 9500), 0.7, 0.03)
-            )
-            for _ in onsets
-        ]
+        shards = []
+        for _ in onsets:
+            loudness, low, high = (rng.uniform(*r) for r in ((0.2, 1), (2800, 7600), (4500, 9500)))
+            shards.append(loudness * modes(0.25, (low, 1.0, 0.05), (high, 0.7, 0.03)))
         crash = 3.0 * noise(rng, 0.2, 1500, 12000) * decay(0.2, 0.04)
         return faded(scatter([crash, *shards], [0.0, *onsets]), 0.001, 0.1)
 

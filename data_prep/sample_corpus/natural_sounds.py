@@ -30,12 +30,10 @@ from data_prep.sample_corpus.signals import (
 def dog(rng: Rng, pitch: float, rate: float, size: int) -> np.ndarray:
     def bark() -> np.ndarray:
         seconds = rng.uniform(0.16, 0.22)
-        voice = buzz(pitch * glide(seconds, 330, 520, 400, 260)) + 0.5 * noise(
-            rng, seconds, 400, 3000
-        )
-        return faded(
-            filtered(voice, formants((750 * pitch, 250, 1.0), (1700 * pitch, 350, 0.7))), 0.01, 0.09
-        )
+        voice = buzz(pitch * glide(seconds, 330, 520, 400, 260))
+        voice += 0.5 * noise(rng, seconds, 400, 3000)
+        throat = formants((750 * pitch, 250, 1.0), (1700 * pitch, 350, 0.7))
+        return faded(filtered(voice, throat), 0.01, 0.09)
 
     return repeated(rng, bark, size, 0.5 / rate, jitter=0.15)
 
@@ -45,9 +43,8 @@ def cat(rng: Rng, pitch: float, rate: float, size: int) -> np.ndarray:
         seconds = rng.uniform(0.7, 0.95)
         frequency = pitch * glide(seconds, 480, 760, 820, 700, 480)
         open_mouth = glide(seconds, 0.1, 0.8, 1.0, 0.5, 0.1)
-        return faded(
-            tone(frequency) + open_mouth * tone(frequency, (0, 1.0, 0.9, 0.8, 0.3, 0.2)), 0.08, 0.25
-        )
+        overtones = tone(frequency, (0, 1.0, 0.9, 0.8, 0.3, 0.2))
+        return faded(tone(frequency) + open_mouth * overtones, 0.08, 0.25)
 
     return repeated(rng, meow, size, 1.4 / rate)
 
@@ -56,9 +53,8 @@ def cow(rng: Rng, pitch: float, rate: float, size: int) -> np.ndarray:
     def moo() -> np.ndarray:
         seconds = rng.uniform(1.3, 1.8)
         voice = buzz(pitch * glide(seconds, 110, 150, 160, 150, 105))
-        return faded(
-            filtered(voice, formants((260 * pitch, 80, 1.0), (620 * pitch, 120, 0.5))), 0.25, 0.35
-        )
+        throat = formants((260 * pitch, 80, 1.0), (620 * pitch, 120, 0.5))
+        return faded(filtered(voice, throat), 0.25, 0.35)
 
     return repeated(rng, moo, size, 2.1 / rate)
 
@@ -83,9 +79,8 @@ def owl(rng: Rng, pitch: float, rate: float, size: int) -> np.ndarray:
 def frog(rng: Rng, pitch: float, rate: float, size: int) -> np.ndarray:
     def croak() -> np.ndarray:
         pulse = modes(0.02, (950 * pitch, 1.0, 0.004), (1900 * pitch, 0.5, 0.003))
-        return faded(
-            repeated(rng, lambda: pulse, int(rng.integers(14, 18)), 0.022, jitter=0.02), 0.1, 0.05
-        )
+        count = int(rng.integers(14, 18))
+        return faded(repeated(rng, lambda: pulse, count, 0.022, jitter=0.02), 0.1, 0.05)
 
     return repeated(rng, croak, size, 0.75 / rate, jitter=0.1)
 
@@ -97,10 +92,8 @@ def cricket(rng: Rng, pitch: float, rate: float, size: float) -> np.ndarray:
 
 def bee(rng: Rng, pitch: float, rate: float, size: float) -> np.ndarray:
     wander = slow_noise(rng, size, 3.0)
-    voice = filtered(
-        buzz(pitch * (200 + 60 * wander)),
-        formants((500 * pitch, 250, 1.0), (1500 * pitch, 500, 0.6)),
-    )
+    body = formants((500 * pitch, 250, 1.0), (1500 * pitch, 500, 0.6))
+    voice = filtered(buzz(pitch * (200 + 60 * wander)), body)
     return faded(voice * (0.5 + 0.5 * slow_noise(rng, size, 1.5)), 0.2, 0.2)
 
 
@@ -117,14 +110,9 @@ def rain(rng: Rng, pitch: float, rate: float, size: float) -> np.ndarray:
 def thunder(rng: Rng, pitch: float, rate: float, size: int) -> np.ndarray:
     def clap() -> np.ndarray:
         seconds = rng.uniform(2.0, 2.8)
-        rumble = (
-            noise(rng, seconds, 50, 170)
-            * (0.3 + slow_noise(rng, seconds, 8.0))
-            * decay(seconds, 0.9)
-        )
-        return faded(
-            rumble + 0.5 * noise(rng, seconds, 100, 1200) * decay(seconds, 0.12), 0.02, 0.6
-        )
+        rumble = noise(rng, seconds, 50, 170) * (0.3 + slow_noise(rng, seconds, 8.0))
+        crack = 0.5 * noise(rng, seconds, 100, 1200) * decay(seconds, 0.12)
+        return faded(rumble * decay(seconds, 0.9) + crack, 0.02, 0.6)
 
     return repeated(rng, clap, size, 3.0)
 
@@ -139,12 +127,10 @@ def wind(rng: Rng, pitch: float, rate: float, size: float) -> np.ndarray:
 def waves(rng: Rng, pitch: float, rate: float, size: int) -> np.ndarray:
     def wave() -> np.ndarray:
         seconds = rng.uniform(1.8, 2.2)
-        swell = np.interp(
-            times(seconds), [0, 0.45 * seconds, 0.55 * seconds, seconds], [0, 0.6, 1.0, 0]
-        )
-        return (swell**2) * (
-            noise(rng, seconds, 150, 900, order=1) + 0.6 * swell * noise(rng, seconds, 900, 5000)
-        )
+        points = [0, 0.45 * seconds, 0.55 * seconds, seconds]
+        swell = np.interp(times(seconds), points, [0, 0.6, 1.0, 0])
+        roar = noise(rng, seconds, 150, 900, order=1)
+        return (swell**2) * (roar + 0.6 * swell * noise(rng, seconds, 900, 5000))
 
     return repeated(rng, wave, size, 1.9)
 
@@ -152,9 +138,8 @@ def waves(rng: Rng, pitch: float, rate: float, size: int) -> np.ndarray:
 def drops(rng: Rng, pitch: float, rate: float, size: float) -> np.ndarray:
     def drop() -> np.ndarray:
         base = pitch * rng.uniform(750, 1050)
-        return faded(
-            tone(glide(0.09, base, base * 1.3, base * 2.4)) * decay(0.09, 0.035), 0.003, 0.02
-        )
+        plop = tone(glide(0.09, base, base * 1.3, base * 2.4)) * decay(0.09, 0.035)
+        return faded(plop, 0.003, 0.02)
 
     return paced(rng, drop, size, 0.42 / rate, jitter=0.25)
 
@@ -165,12 +150,8 @@ def fire(rng: Rng, pitch: float, rate: float, size: float) -> np.ndarray:
         rng.uniform(0.2, 1.0) ** 2 * 5 * noise(rng, 0.006, 900, 9000) * decay(0.006, 0.0015)
         for _ in range(count)
     ]
-    return faded(
-        0.35 * noise(rng, size, 60, 260, order=2)
-        + scatter(crackles, rng.uniform(0, size - 0.01, count), size),
-        0.3,
-        0.3,
-    )
+    flames = 0.35 * noise(rng, size, 60, 260, order=2)
+    return faded(flames + scatter(crackles, rng.uniform(0, size - 0.01, count), size), 0.3, 0.3)
 
 
 def crowd(rng: Rng, pitch: float, rate: float, size: float) -> np.ndarray:
@@ -182,21 +163,10 @@ def crowd(rng: Rng, pitch: float, rate: float, size: float) -> np.ndarray:
         grains = []
         for _ in onsets:
             seconds = rng.uniform(0.1, 0.2)
-            vowel = formants(
-                (rng.uniform(300, 800), 90, 1.0),
-                (rng.uniform(900, 2200), 120, 0.7),
-                (2700, 200, 0.3),
-            )
+            first, second = rng.uniform(300, 800), rng.uniform(900, 2200)
+            vowel = formants((first, 90, 1.0), (second, 120, 0.7), (2700, 200, 0.3))
             loudness = rng.uniform(0, 1)
-            grains.append(
-                loudness
-                * faded(
-                    filtered(
-                        buzz(frequency * glide(seconds, 1.1, 1.0, rng.uniform(0.8, 1.1))), vowel
-                    ),
-                    0.03,
-                    0.05,
-                )
-            )
+            voice = buzz(frequency * glide(seconds, 1.1, 1.0, rng.uniform(0.8, 1.1)))
+            grains.append(loudness * faded(filtered(voice, vowel), 0.03, 0.05))
         out += scatter(grains, onsets, size)
     return faded(filtered(out, band(150, 5000)), 0.3, 0.3)

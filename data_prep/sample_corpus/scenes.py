@@ -1,4 +1,4 @@
-"""Scenes: which events, how, when and over which background; and their sound.
+"""Scenes: the events, their order and the background; and how a scene sounds.
 
 `plan_scene` draws the parameters (cheap), `render_scene` makes the samples and fills in onsets and
 durations. Captions are written from the same Scene, so that they are true.
@@ -38,17 +38,15 @@ BACKGROUND_LEVEL = 0.0027  # RMS: 16 dB below a faint event
 
 @dataclass
 class Event:
-    """One event of a scene. `length` is set for lasting sounds, `count` for counted ones; onset and
-    duration (s) by render_scene.
-    """
+    """One event of a scene."""
 
     kind: str
     pitch: str = "medium"
     rate: str = "medium"
     loudness: str = "medium"
-    length: str | None = None
-    count: int | None = None
-    onset: float = 0.0
+    length: str | None = None  # of lasting sounds
+    count: int | None = None  # of counted sounds
+    onset: float = 0.0  # s, set by render_scene
     duration: float = 0.0
 
 
@@ -57,64 +55,61 @@ class Scene:
     events: list[Event]
     background: str
     seconds: float = 0.0
-    # for every event but the first: does it begin within the one before?
+    # for every event but the first: True if it begins within the one before
     overlaps: list[bool] = field(default_factory=list)
 
 
-def _hum(rng: Rng, seconds: float) -> np.ndarray:
+def hum(rng: Rng, seconds: float) -> np.ndarray:
     t = times(seconds)
-    return sum(np.sin(2 * np.pi * 50 * k * t) / k for k in (2, 4, 6)) + 0.15 * noise(
-        rng, seconds, 100, 4000, 1
-    )
+    mains = sum(np.sin(2 * np.pi * 50 * k * t) / k for k in (2, 4, 6))
+    return mains + 0.15 * noise(rng, seconds, 100, 4000, 1)
 
 
-def _traffic(rng: Rng, seconds: float) -> np.ndarray:
+def traffic(rng: Rng, seconds: float) -> np.ndarray:
     return (0.4 + slow_noise(rng, seconds, 0.4)) * noise(rng, seconds, 60, 500, 1)
 
 
-def _static(rng: Rng, seconds: float) -> np.ndarray:
+def static(rng: Rng, seconds: float) -> np.ndarray:
     return noise(rng, seconds, 500, 15000, 1)
 
 
-def _hall(rng: Rng, seconds: float) -> np.ndarray:
+def hall(rng: Rng, seconds: float) -> np.ndarray:
     return noise(rng, seconds, 80, 1500, 1)
 
 
-def _fan(rng: Rng, seconds: float) -> np.ndarray:
+def fan(rng: Rng, seconds: float) -> np.ndarray:
     blades = np.sin(2 * np.pi * 23 * times(seconds))
     return (1 + 0.7 * blades) * noise(rng, seconds, 250, 1200, 2)
 
 
 BACKGROUNDS: dict[str, Callable[[Rng, float], np.ndarray]] = {
-    "room": _hum,
-    "street": _traffic,
-    "static": _static,
-    "hall": _hall,
-    "fan": _fan,
+    "room": hum,
+    "street": traffic,
+    "static": static,
+    "hall": hall,
+    "fan": fan,
 }
 
 
 def plan_scene(rng: Rng) -> Scene:
-    """Everything about a scene but its sound."""
+    """Draw the parameters of a scene."""
     num_events = 1 + int(rng.choice(4, p=NUM_EVENTS_SHARE))
     kinds = [list(EVENTS)[index] for index in rng.permutation(len(EVENTS))[:num_events]]
     background = list(BACKGROUNDS)[int(rng.integers(len(BACKGROUNDS)))]
     overlaps = [bool(rng.random() < 0.25) for _ in kinds[1:]]
-    return Scene([_plan_event(rng, kind) for kind in kinds], background, overlaps=overlaps)
-
-
-def _plan_event(rng: Rng, name: str) -> Event:
-    kind = EVENTS[name]
-    event = Event(name, loudness=_draw(rng, LEVEL))
-    if kind.count is None:
-        event.length = _draw(rng, SECONDS)
-    else:
-        event.count = int(rng.integers(kind.count[0], kind.count[1] + 1))
-    if kind.pitched:
-        event.pitch = _draw(rng, PITCH)
-    if kind.paced and event.count != 1:
-        event.rate = _draw(rng, RATE)
-    return event
+    events = []
+    for name in kinds:
+        kind, event = EVENTS[name], Event(name, loudness=_draw(rng, LEVEL))
+        if kind.count is None:
+            event.length = _draw(rng, SECONDS)
+        else:
+            event.count = int(rng.integers(kind.count[0], kind.count[1] + 1))
+        if kind.pitched:
+            event.pitch = _draw(rng, PITCH)
+        if kind.paced and event.count != 1:
+            event.rate = _draw(rng, RATE)
+        events.append(event)
+    return Scene(events, background, overlaps=overlaps)
 
 
 def _draw(rng: Rng, table: dict[str, float]) -> str:
@@ -122,18 +117,16 @@ def _draw(rng: Rng, table: dict[str, float]) -> str:
 
 
 def render_event(rng: Rng, event: Event) -> np.ndarray:
-    """Samples of one event at its level; values vary by a few per cent around the nominal ones."""
+    """Return samples of one event at its level; values vary by some per cent around the nominal."""
     size = event.count if event.count is not None else _vary(rng, SECONDS[event.length], 0.12)
-    sound = EVENTS[event.kind].synthesise(
-        rng, _vary(rng, PITCH[event.pitch], 0.06), _vary(rng, RATE[event.rate], 0.06), size
-    )
+    pitch, rate = _vary(rng, PITCH[event.pitch], 0.06), _vary(rng, RATE[event.rate], 0.06)
+    sound = EVENTS[event.kind].synthesise(rng, pitch, rate, size)
     sound = faded(sound) * (_vary(rng, LEVEL[event.loudness], 0.1) / level(sound))
     # Crackles and clicks are all peak: round those off, so that a loud fire does not push down the
     # rest of its scene.
     over = np.maximum(np.abs(sound) - PEAK_KNEE, 0) / (PEAK - PEAK_KNEE)
-    return np.where(
-        over > 0, np.sign(sound) * (PEAK_KNEE + (PEAK - PEAK_KNEE) * np.tanh(over)), sound
-    )
+    bent = np.sign(sound) * (PEAK_KNEE + (PEAK - PEAK_KNEE) * np.tanh(over))
+    return np.where(over > 0, bent, sound)
 
 
 def _vary(rng: Rng, value: float, width: float) -> float:
@@ -141,18 +134,17 @@ def _vary(rng: Rng, value: float, width: float) -> float:
 
 
 def render_scene(rng: Rng, scene: Scene) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
-    """(mix, the events alone in full length, background); sets scene.seconds and every event's
-    onset and duration.
+    """Make the samples of a scene, and set `seconds` and each event's onset and duration.
 
-    The mix is scaled down as a whole where it would clip, and so are the parts.
+    Returns:
+        Mix (S,); each event by itself (S,); background (S,). All are scaled down by one factor if
+        the mix would clip.
     """
     dry = [render_event(rng, event) for event in scene.events]
     lead, tail = rng.uniform(0.2, 2.0), rng.uniform(0.3, 2.5)
     _place(rng, scene, [len(sound) / SAMPLE_RATE for sound in dry], lead)
-    scene.seconds = min(
-        max(MIN_SECONDS, max(event.onset + event.duration for event in scene.events) + tail),
-        MAX_SECONDS,
-    )
+    end = max(event.onset + event.duration for event in scene.events)
+    scene.seconds = min(max(MIN_SECONDS, end + tail), MAX_SECONDS)
     background = BACKGROUNDS[scene.background](rng, scene.seconds)
     background *= BACKGROUND_LEVEL * rng.uniform(0.7, 1.3) / np.sqrt(np.mean(background**2))
     sounds = [_echoing(rng, sound) if scene.background == "hall" else sound for sound in dry]
@@ -165,17 +157,17 @@ def render_scene(rng: Rng, scene: Scene) -> tuple[np.ndarray, list[np.ndarray], 
 
 
 def _place(rng: Rng, scene: Scene, durations: list[float], lead: float) -> None:
-    """One after another with a gap, or beginning within the one before; drawn together where the
-    scene would be too long.
+    """Set onsets and durations: after a gap, or within the event before.
+
+    Onsets move closer together if the scene would be too long.
     """
     onset, end = lead, lead + durations[0]
     onsets = [onset]
     for index, overlap in enumerate(scene.overlaps):
-        onset = (
-            onset + max(0.5, durations[index] * rng.uniform(0.2, 0.6))
-            if overlap
-            else end + rng.uniform(0.3, 1.4)
-        )
+        if overlap:
+            onset += max(0.5, durations[index] * rng.uniform(0.2, 0.6))
+        else:
+            onset = end + rng.uniform(0.3, 1.4)
         onsets.append(onset)
         end = max(onset + durations[index + 1], end)
     limit = MAX_SECONDS - 0.3
@@ -192,15 +184,11 @@ def _place(rng: Rng, scene: Scene, durations: list[float], lead: float) -> None:
 
 
 def _echoing(rng: Rng, x: np.ndarray, seconds: float = 1.6) -> np.ndarray:
-    """With its reverberation: convolution with decaying noise, through the FFT. Longer by
-    `seconds`.
-    """
-    response = filtered(2 * rng.random(num_samples(seconds)) - 1, band(100, 5000, 1)) * decay(
-        seconds, 0.35
-    )
+    """Add reverberation of `seconds` to `x`: convolve it with decaying noise, through the FFT."""
+    response = filtered(2 * rng.random(num_samples(seconds)) - 1, band(100, 5000, 1))
+    response *= decay(seconds, 0.35)
     response /= np.sqrt(np.sum(response**2))
-    size = fft_size(len(x) + len(response))
-    wet = np.fft.irfft(np.fft.rfft(x, size) * np.fft.rfft(response, size), size)[
-        : len(x) + len(response)
-    ]
+    length = len(x) + len(response)
+    size = fft_size(length)
+    wet = np.fft.irfft(np.fft.rfft(x, size) * np.fft.rfft(response, size), size)[:length]
     return 0.6 * wet + np.pad(x, (0, len(response)))

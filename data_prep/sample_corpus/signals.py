@@ -1,5 +1,4 @@
-"""Building blocks of the synthesised sounds: noise, tones, decays, sequences. Mono float64 numpy
-arrays at SAMPLE_RATE.
+"""Building blocks of the synthesised sounds, as mono float64 arrays (S,) at SAMPLE_RATE.
 
 Everything is float64 until the last rounding to 16 bits, so that a last-digit difference between
 two numpy builds or processors practically never reaches the file (about 1e-11 a sample).
@@ -90,9 +89,8 @@ def tone(frequency: np.ndarray, harmonics: tuple[float, ...] = (1.0,)) -> np.nda
 
 
 def buzz(frequency: np.ndarray) -> np.ndarray:
-    """Sawtooth: all harmonics. Its aliases are far below the noise for the few hundred Hz it is
-    used at.
-    """
+    """Sawtooth: all harmonics."""
+    # a few hundred Hz: its aliases are far below the noise
     return 2 * (phase(frequency) % 1.0) - 1
 
 
@@ -126,9 +124,7 @@ def faded(x: np.ndarray, fade_in: float = 0.004, fade_out: float = 0.02) -> np.n
 def scatter(
     grains: list[np.ndarray], onsets: np.ndarray | list[float], seconds: float | None = None
 ) -> np.ndarray:
-    """Add each grain at its onset (s). Without `seconds`, as long as needed; with it, what lies
-    beyond is cut.
-    """
+    """Add each grain at its onset (s); cut the sum at `seconds`, if given."""
     starts = [int(round(onset * SAMPLE_RATE)) for onset in onsets]
     size = (
         num_samples(seconds)
@@ -154,15 +150,13 @@ def repeated(
 def paced(
     rng: Rng, make: Callable[[], np.ndarray], seconds: float, interval: float, jitter: float = 0.03
 ) -> np.ndarray:
-    """The same for a length in seconds instead of a count."""
+    """Repeat as `repeated` does, for a length in seconds instead of a count."""
     count = max(2, int(seconds / interval))
     return repeated(rng, make, count, interval, jitter)
 
 
 def level(x: np.ndarray) -> float:
-    """Loudness of the loud part: RMS of the 50 ms frame that 10 % of the frames exceed (all frames,
-    silence of the sound left out).
-    """
+    """Loudness of the loud part: RMS that 10 % of the 50 ms frames exceed, silence left out."""
     size = num_samples(0.05)
     frames = np.pad(x, (0, -len(x) % size)).reshape(-1, size)
     rms = np.sqrt(np.mean(frames**2, axis=1))
