@@ -39,7 +39,6 @@ from data_prep.command import run  # first: from here on Ctrl-C prints one line
 
 import argparse
 import csv
-import fcntl
 import io
 import json
 from collections.abc import Iterator
@@ -48,15 +47,16 @@ from dataclasses import asdict, dataclass
 from multiprocessing.pool import ThreadPool
 from typing import Any, BinaryIO
 
-from data_prep.cache.shards import atomic_file
 from data_prep.captions.chat_endpoint import BadAnswer, ChatEndpoint, ServerFailure
 from data_prep.captions.paraphrases import PROMPT, listed_texts, new_captions, question
 from data_prep.corpora.clotho_files import rows_by_name
 from data_prep.corpora.csv_files import caption_columns, one_spaced
 from retrieval.base.command import run_main
-from retrieval.base.disk import disk_errors
+from retrieval.base.disk import FINISHED_PARTS_ARE_KEPT, disk_errors
 from retrieval.base.errors import OneLineParser, UserError
+from retrieval.base.files import atomic_path
 from retrieval.base.folders import check_has_name
+from retrieval.base.locks import try_lock
 from retrieval.base.progress import bar, set_quiet
 
 NUM_CAPTIONS = 5  # new ones a clip
@@ -126,7 +126,7 @@ def generate(arguments: argparse.Namespace) -> None:
     )
     settings = {"model": arguments.model, "temperature": arguments.temperature, "prompt": PROMPT}
     output = arguments.output.resolve()
-    with disk_errors(output.parent):
+    with disk_errors(output.parent, FINISHED_PARTS_ARE_KEPT):
         output.parent.mkdir(parents=True, exist_ok=True)
         with open_journal(output.with_name(f"{output.name}.jsonl"), settings) as (journal, entries):
             clips = [restored_clip(row, entries) for row in rows]
@@ -168,10 +168,8 @@ def open_journal(
     """
     first = json.dumps(settings).encode() + b"\n"
     with path.open("a+b") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another run is writing {path}: wait for it to end") from None
+        if not try_lock(file):
+            raise UserError(f"another run is writing {path}: wait for it to end")
         file.seek(0)
         content = file.read()
         whole = content[: content.rfind(b"\n") + 1]  # a killed run leaves half a line
@@ -315,8 +313,8 @@ def write_csv(output: Path, rows: list[dict[str, str]], clips: list[Clip]) -> No
         row | dict(zip(columns, clip.new, strict=False))
         for row, clip in zip(rows, clips, strict=True)
     )
-    with atomic_file(output) as file:
-        file.write(text.getvalue().encode())
+    with atomic_path(output) as temporary:
+        temporary.write_bytes(text.getvalue().encode())
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -105,13 +105,13 @@ def kill_at(place: str) -> None:
     if kind == "step":
         after(loop, "train_step", int(number))
     elif kind == "state":  # the state is written under its temporary name
-        after_name(checkpoint, "_flush", f"step-{int(number):08d}.partial")
+        before_swap(f"step-{int(number):08d}.partial")
     elif kind == "model":  # the new model is complete, the old one not yet replaced, or moved away
         after(
             Path,
             "rename",
             int(number),
-            only=lambda path, *_: path.name in ("best", "best.new", "last", "last.new"),
+            only=lambda path, *_: path.name in ("best", ".best.partial", "last", ".last.partial"),
         )
     elif kind == "validation":
         after(loop, "evaluate_split", int(number))
@@ -132,8 +132,15 @@ def after(owner, name: str, count: int, only=lambda *_: True) -> None:
     setattr(owner, name, replacement)
 
 
-def after_name(owner, name: str, folder_name: str) -> None:
-    after(owner, name, 1, only=lambda path: path.name == folder_name)
+def before_swap(folder_name: str) -> None:
+    swap = checkpoint.swap_folder
+
+    def replacement(new: Path, target: Path) -> None:
+        if new.name == folder_name:
+            os.kill(os.getpid(), signal.SIGKILL)
+        swap(new, target)
+
+    checkpoint.swap_folder = replacement
 
 
 def read_losses(run_folder: Path) -> dict[int, float]:

@@ -9,16 +9,12 @@ An interrupted build goes on from its finished shards.
     <output>.partial/reports/                       one JSON file a finished shard (cache_shards.py)
 """
 
-import contextlib
-import fcntl
 import importlib.metadata
 import json
 import math
-import os
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from hashlib import sha256
@@ -31,16 +27,18 @@ from data_prep.cache.audio_codec import RATES_OF_CODEC
 from data_prep.cache.shards import (
     COUNTS,
     ShardJob,
-    atomic_file,
     cache_schema,
     finished_report,
     run_jobs,
     shard_digest,
 )
 from data_prep.cache.split_plan import SplitPlan, check_losses, count_reasons, none_usable
-from retrieval.base.disk import disk_errors
+from retrieval.base.disk import FINISHED_PARTS_ARE_KEPT, disk_errors
 from retrieval.base.errors import UserError
+from retrieval.base.files import atomic_path
+from retrieval.base.folders import swap_folder
 from retrieval.base.json_files import read_json
+from retrieval.base.locks import LOCK, locked
 from retrieval.data.schema import SCHEMA
 
 # Up to 16 shards a split load without a progress bar of their own; at most 256 clips (360 MB of
@@ -96,14 +94,14 @@ def build_cache(
         return existing
     check_losses(plans, [], max_lost)
     partial = _partial(output)
-    with disk_errors(partial):
-        partial.mkdir(parents=True, exist_ok=True)
-        with _lock(partial):
+    with disk_errors(partial, FINISHED_PARTS_ARE_KEPT):
+        with locked(partial / LOCK):
             reports = _write_shards(partial, jobs, num_proc)
             skipped = [item for report in reports for item in report["skipped"]]
             check_losses(plans, skipped, max_lost)
             info = _lay_out(partial, settings, plans, jobs, reports, sources)
-            _publish(output, partial)
+            swap_folder(partial / "cache", output)
+            shutil.rmtree(partial)
     return info
 
 
@@ -194,17 +192,6 @@ def _differences(
     return differences
 
 
-@contextlib.contextmanager
-def _lock(partial: Path) -> Iterator[None]:
-    # The kernel lets go of it when the process ends, however it ends.
-    with (partial / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another build is at work in {partial}: wait for it to end") from None
-        yield
-
-
 def _write_shards(partial: Path, jobs: list[ShardJob], num_proc: int) -> list[dict[str, Any]]:
     reports = {job.report_path: report for job in jobs if (report := finished_report(job))}
     keep = {
@@ -212,7 +199,7 @@ def _write_shards(partial: Path, jobs: list[ShardJob], num_proc: int) -> list[di
         for job in jobs
         if job.report_path in reports
         for path in (job.report_path, job.arrow_path)
-    } | {partial / "lock"}
+    } | {partial / LOCK}
     for path in partial.rglob("*"):
         if path.is_file() and path not in keep:
             path.unlink()
@@ -305,15 +292,5 @@ def _num_rows(job: ShardJob, report: dict[str, Any]) -> int:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    with atomic_file(path) as file:
-        file.write(json.dumps(content, indent=2, ensure_ascii=False).encode())
-
-
-def _publish(output: Path, partial: Path) -> None:
-    replaced = output.with_name(f"{output.name}.replaced")
-    shutil.rmtree(replaced, ignore_errors=True)
-    if output.exists():
-        os.replace(output, replaced)
-    os.replace(partial / "cache", output)
-    shutil.rmtree(replaced, ignore_errors=True)
-    shutil.rmtree(partial)
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")

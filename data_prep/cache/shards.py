@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from data_prep.cache.audio_codec import encode_clip
 from retrieval.base.errors import UserError
+from retrieval.base.files import atomic_path
 from retrieval.base.json_files import read_json
 from retrieval.base.progress import bar
 from retrieval.base.sound import UnreadableSound
@@ -116,7 +117,11 @@ def write_shard(job: ShardJob, on_clip: Callable[[], None]) -> dict[str, Any]:
     """
     report = {"digest": job.digest, **dict.fromkeys(COUNTS, 0), "skipped": []}
     schema = cache_schema(list(job.clips[0].metadata))
-    with atomic_file(job.arrow_path) as sink, pa.ipc.new_stream(sink, schema) as stream:
+    with (
+        atomic_path(job.arrow_path) as temporary,
+        open(temporary, "wb") as sink,
+        pa.ipc.new_stream(sink, schema) as stream,
+    ):
         for clip in job.clips:
             try:
                 encoded = encode_clip(clip.path, job.sample_rate, job.codec, job.max_seconds)
@@ -142,23 +147,9 @@ def write_shard(job: ShardJob, on_clip: Callable[[], None]) -> dict[str, Any]:
                 report["num_one_channel_clips"] += encoded.took_one_channel
             on_clip()
     report["num_bytes"] = job.arrow_path.stat().st_size
-    with atomic_file(job.report_path) as sink:
-        sink.write(json.dumps(report).encode())
+    with atomic_path(job.report_path) as temporary:
+        temporary.write_text(json.dumps(report), encoding="utf-8")
     return report
-
-
-@contextmanager
-def atomic_file(path: Path) -> Iterator[Any]:
-    """Binary file that appears under `path` only when it is whole and on disk."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def run_jobs(jobs: list[ShardJob], num_proc: int) -> list[dict[str, Any]]:

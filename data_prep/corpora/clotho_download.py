@@ -6,7 +6,7 @@ Record 4783391: CC BY 4.0, and the clips' own Freesound licences.
 from pathlib import Path
 
 from data_prep.corpora.resumable_download import extract_wav_folder, fetch_file
-from retrieval.base.disk import disk_errors
+from retrieval.base.disk import FINISHED_PARTS_ARE_KEPT, disk_errors
 from retrieval.base.errors import UserError
 from retrieval.data.schema import DEVELOPMENT, EVALUATION, VALIDATION
 
@@ -44,7 +44,7 @@ def download_clotho(root: Path, splits: list[str], base_url: str, checksums: Pat
         UserError: A file cannot be fetched, is not the expected one, or cannot be unpacked.
     """
     md5 = read_checksums(checksums) if checksums else MD5
-    with disk_errors(root):
+    with disk_errors(root, FINISHED_PARTS_ARE_KEPT):
         root.mkdir(parents=True, exist_ok=True)
     for split in splits:
         names = [f"clotho_captions_{split}.csv", f"clotho_metadata_{split}.csv"]

@@ -8,7 +8,6 @@ which is renamed at the end: a file or folder under its final name is complete.
 import hashlib
 import http.client
 import lzma
-import os
 import shutil
 import time
 import urllib.error
@@ -20,8 +19,9 @@ import py7zr
 import py7zr.callbacks
 
 from retrieval.base.access import follow_umask
-from retrieval.base.disk import DISK_FULL, disk_errors
+from retrieval.base.disk import DISK_FULL, FINISHED_PARTS_ARE_KEPT, disk_errors
 from retrieval.base.errors import UserError
+from retrieval.base.folders import swap_folder
 from retrieval.base.progress import bar
 
 CHUNK_BYTES = 1 << 18
@@ -47,7 +47,7 @@ def fetch_file(url: str, path: Path, md5: str) -> None:
         )
     part = path.with_name(f"{path.name}.part")
     resumed = part.exists()
-    with disk_errors(path.parent):
+    with disk_errors(path.parent, FINISHED_PARTS_ARE_KEPT):
         _download(url, part)
         found = file_md5(part)
         if found != md5 and resumed:  # the beginning may come from another file
@@ -140,7 +140,7 @@ def extract_wav_folder(archive: Path, folder: Path, max_bytes: float) -> None:
     temporary = folder.with_name(f"{folder.name}.extracting")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        with disk_errors(folder.parent):
+        with disk_errors(folder.parent, FINISHED_PARTS_ARE_KEPT):
             _extract(archive, temporary, max_bytes)
             found = {
                 path.parent
@@ -152,7 +152,7 @@ def extract_wav_folder(archive: Path, folder: Path, max_bytes: float) -> None:
                     f"{archive} holds {len(found)} folders with .wav files, expected one"
                 )
             follow_umask(only := found.pop())  # archives set their own modes
-            os.replace(only, folder)
+            swap_folder(only, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -6,11 +6,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from retrieval.base.errors import UserError
+from retrieval.base.errors import UserError, one_line
 
+# Not on every platform: EDQUOT.
+QUOTA = getattr(errno, "EDQUOT", errno.ENOSPC)
+# Full disk, full quota, and the file size limit of the shell (`ulimit -f`).
+DISK_FULL = (errno.ENOSPC, QUOTA, errno.EFBIG)
 REMEDIES = {
+    QUOTA: "the quota is used up: make room there",
     errno.ENOSPC: "make room there",
-    errno.EDQUOT: "the quota is used up: make room there",
     errno.EFBIG: (
         "files of this size are not allowed there: see ulimit -f, and what the file system can hold"
     ),
@@ -18,6 +22,7 @@ REMEDIES = {
     errno.EACCES: "permission is missing: change it",
     errno.EPERM: "permission is missing: change it",
     errno.EIO: "the disk or the network drive fails: check it",
+    errno.EBUSY: "wait until no other program uses it",
 }
 OTHER = "check that path"
 NUMBER_OF_TEXT = {
@@ -29,7 +34,11 @@ NUMBER_OF_TEXT = {
     "database or disk is full": errno.ENOSPC,
     "disk I/O error": errno.EIO,
     "readonly database": errno.EROFS,
+    "database is locked": errno.EBUSY,
+    "unable to open database file": errno.ENOENT,
 }
+# Advice after a remedy, for commands that continue an interrupted build.
+FINISHED_PARTS_ARE_KEPT = "and run the same command again: finished parts are kept"
 
 
 def disk_remedy(error: Exception) -> str | None:
@@ -50,19 +59,25 @@ def disk_remedy(error: Exception) -> str | None:
     return None if number is None else REMEDIES.get(number, OTHER)
 
 
-# Full disk, full quota, and the file size limit of the shell (`ulimit -f`).
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
 @contextmanager
-def disk_errors(place: Path) -> Iterator[None]:
-    """Turn an OSError raised while writing in `place` into a UserError."""
+def disk_errors(target: str | Path, advice: str) -> Iterator[None]:
+    """Turn an error of the disk within the block into a UserError; raise all others unchanged.
+
+    Args:
+        target: The file or folder that is written, in the words of the message.
+        advice: Follows the remedy, such as "or choose another folder".
+    """
     try:
         yield
-    except OSError as error:
-        if error.errno in DISK_FULL:
-            raise UserError(
-                f"disk full ({error.strerror}) while writing in {place}: free some space and run"
-                " the same command again; finished parts are kept"
-            ) from None
-        raise UserError(f"cannot write in {place}: {error}") from None
+    except UserError:
+        raise
+    except Exception as error:
+        remedy = disk_remedy(error)
+        if remedy is None:
+            raise
+        reason = getattr(error, "strerror", None) or one_line(error)
+        file = getattr(error, "filename", None)
+        # A file elsewhere: the block also reads.
+        if isinstance(file, str) and str(Path(file).parent) not in str(target):
+            reason += f": {file}"
+        raise UserError(f"{target} cannot be written ({reason}); {remedy}, {advice}") from None

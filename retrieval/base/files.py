@@ -1,102 +1,71 @@
-"""Files that appear under their name only when they are whole, and folders that one process
-holds.
-"""
+"""Files that appear under their name only when they are complete; checks of outputs."""
 
-import errno
-import fcntl
 import hashlib
 import json
 import os
-import socket
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from retrieval.base.disk import disk_remedy
+from retrieval.base.disk import disk_errors
 from retrieval.base.errors import UserError
+
+ANOTHER_FOLDER = "or choose another output folder"
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary file name; the file replaces `path` at the end if the block raised nothing.
+
+    It is flushed to disk before the rename: a power cut leaves the old content or the new one.
+    The folders above `path` are made. Raises OSError.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def atomic_writer(path: Path) -> Iterator[TextIO]:
-    """A text file that replaces `path` in one step, at the end, and only if nothing went wrong.
-    Raises UserError.
+    """An open text file that replaces `path` at the end if the block raised nothing.
+
+    Line ends are written as they are. Raises UserError if `path` cannot be written, or is a device
+    or a pipe.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with _explained(path):
+    with disk_errors(path, ANOTHER_FOLDER):
         if path.exists() and not path.is_file():  # a device or a pipe would be replaced as well
-            raise UserError(
-                f"{path} is there and is not a file; give another name for what is to be written"
-            )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+            raise UserError(f"{path} exists and is not a file: give the output another name")
+        with atomic_path(path) as temporary:
             with open(temporary, "w", encoding="utf-8", newline="") as file:
                 yield file
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+
+
+def allocate(path: Path) -> None:
+    """Reserve the disk space of a sparse file. Raises OSError for a full disk.
+
+    A full disk would kill a process that writes to a memory map. Not every platform can reserve.
+    """
+    if hasattr(os, "posix_fallocate"):
+        with open(path, "rb+") as file:
+            os.posix_fallocate(file.fileno(), 0, os.path.getsize(path))
 
 
 def check_writable(folder: Path) -> None:
-    """Raises UserError where files could not be written to `folder`, which need not exist. Leaves
-    nothing behind.
+    """Raise UserError if no file can be written to `folder`, which need not exist.
+
+    Leaves nothing behind.
     """
-    with _explained(folder):
+    with disk_errors(folder, ANOTHER_FOLDER):
         nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
         tempfile.TemporaryFile(dir=nearest).close()
-
-
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror}); {disk_remedy(error)}, or choose another"
-            " output folder"
-        ) from None
-
-
-LOCK = ".lock"
-
-
-def lock_folder(folder: Path) -> TextIO:
-    """Hold `folder` until the file that is returned is closed or this process ends, however it
-    ends. Raises UserError where another process does.
-
-    A record lock: processes that this one forks do not inherit it, and would not keep it after its
-    death.
-    """
-    file = open(folder / LOCK, "a+", encoding="utf-8")
-    _record_lock(file, fcntl.LOCK_EX, folder)
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}")
-    file.flush()
-    return file
-
-
-def check_unlocked(folder: Path) -> None:
-    """Raises UserError where another process holds `folder`. Not for the holder: looking would let
-    go.
-    """
-    if (folder / LOCK).exists():
-        with open(folder / LOCK, encoding="utf-8") as file:
-            _record_lock(file, fcntl.LOCK_SH, folder)
-
-
-def _record_lock(file: TextIO, kind: int, folder: Path) -> None:
-    try:
-        fcntl.lockf(file, kind | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EAGAIN):
-            return  # a file system without locks
-        file.seek(0)
-        holder = file.read() or "another process"
-        file.close()
-        raise UserError(
-            f"{holder} is at work in {folder}: wait until it has ended, or choose another folder"
-        ) from None
 
 
 def sha256_of(path: Path) -> str:

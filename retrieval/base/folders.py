@@ -1,18 +1,20 @@
 """Output folders that appear under their name only when they are complete."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from retrieval.base.access import follow_umask
-from retrieval.base.disk import disk_remedy
+from retrieval.base.disk import disk_errors
 from retrieval.base.errors import UserError
 
 
 def check_has_name(output: Path) -> None:
-    """Raise UserError for an output without a name of its own, such as the current folder: it is
-    written beside that name.
+    """Raise UserError for an output without a name, such as the current folder.
+
+    An output is written beside its name, and renamed when it is complete.
     """
     if output.name in ("", ".."):
         raise UserError(
@@ -21,36 +23,70 @@ def check_has_name(output: Path) -> None:
         )
 
 
+def _partial(target: Path) -> Path:
+    return target.with_name(f".{target.name}.partial")
+
+
+def _replaced(target: Path) -> Path:
+    return target.with_name(f".{target.name}.old")
+
+
+def swap_folder(new: Path, target: Path) -> None:
+    """Rename the complete folder `new` to `target`, which may exist.
+
+    All files of `new` are flushed first: a power cut does not leave empty files under the final
+    name. For a moment there is no `target`; see recover_folder. Raises OSError, and `target` is as
+    before.
+    """
+    for path in new.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            with open(path, "rb+") as file:
+                os.fsync(file.fileno())
+    old = _replaced(target)
+    if target.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        target.rename(old)
+    try:
+        new.rename(target)
+    except BaseException:
+        if old.exists() and not target.exists():
+            old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def recover_folder(target: Path) -> None:
+    """Finish a whole_folder that was killed between its two renames."""
+    if not target.exists() and _replaced(target).exists():
+        new = _partial(target) if _partial(target).exists() else _replaced(target)
+        new.rename(target)
+
+
 @contextmanager
-def whole_folder(output: Path, what: str) -> Iterator[Path]:
-    """A new folder to write in; it takes the place of `output` at the end, and only if nothing went
-    wrong. Raises UserError naming `what`.
+def whole_folder(
+    output: Path, kind: str, advice: str = "or choose another folder"
+) -> Iterator[Path]:
+    """A new folder to write in; it replaces `output` at the end if the block raised nothing.
+
+    Args:
+        output: Its final name. A link stays, and the folder that it points to is replaced.
+        kind: Name of the content in messages, such as "the weights".
+        advice: Follows the remedy of a disk error.
+
+    Raises:
+        UserError: The disk is full, the folder cannot be written, ...
     """
     check_has_name(output)
-    output = output.resolve()  # a link stays, what it points to is replaced
-    partial, old = (
-        output.with_name(f".{output.name}.partial"),
-        output.with_name(f".{output.name}.old"),
-    )
+    output = output.resolve()
+    partial = _partial(output)
     try:
-        for leftover in (partial, old):
-            shutil.rmtree(leftover, ignore_errors=True)
-        partial.mkdir(parents=True)
-        yield partial
-        follow_umask(partial)
-        if output.exists():
-            output.rename(old)
-        try:
-            partial.rename(output)
-        except OSError:
-            if old.exists():
-                old.rename(output)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        remedy = f"; {remedy}, or choose another folder" if (remedy := disk_remedy(error)) else ""
-        raise UserError(
-            f"{what} could not be written to {output}: {error.strerror or error}{remedy}"
-        ) from None
+        with disk_errors(f"{kind} {output}", advice):
+            recover_folder(output)
+            for leftover in (partial, _replaced(output)):
+                shutil.rmtree(leftover, ignore_errors=True)
+            partial.mkdir(parents=True)
+            yield partial
+            follow_umask(partial)
+            swap_folder(partial, output)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

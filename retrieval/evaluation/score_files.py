@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from retrieval.base.disk import disk_remedy
+from retrieval.base.disk import disk_errors
 from retrieval.base.errors import UserError, one_line
-from retrieval.base.files import atomic_writer
+from retrieval.base.files import ANOTHER_FOLDER, allocate, atomic_path, atomic_writer
 from retrieval.base.json_files import read_json
 
 if TYPE_CHECKING:
@@ -75,29 +75,17 @@ def write_scores(
     """
     shape = (sum(map(len, split.captions)), len(split))
     path = folder / ARRAY
-    temporary = path.with_name(f".{ARRAY}.{os.getpid()}")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    with disk_errors(path, ANOTHER_FOLDER):
         _remove_leftovers(folder)
-        try:
+        with atomic_path(path) as temporary:
             scores = np.lib.format.open_memmap(
                 temporary, mode="w+", dtype=np.float32, shape=shape, fortran_order=True
             )
-            with open(temporary, "rb+") as file:
-                # a full disk would kill a process that writes to a memory map
-                os.posix_fallocate(file.fileno(), 0, os.path.getsize(temporary))
+            allocate(temporary)
             for clips, block in columns:
                 scores[:, clips.numpy()] = block.numpy()
             scores.flush()
             (folder / ABOUT).unlink(missing_ok=True)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror}); {disk_remedy(error)}, or choose another"
-            " output folder"
-        ) from None
     with atomic_writer(folder / ABOUT) as file:
         json.dump(
             about
@@ -115,9 +103,9 @@ def write_scores(
 
 def _remove_leftovers(folder: Path) -> None:
     """Of processes that were killed while they wrote: hundreds of megabytes each."""
-    for path in folder.glob(f".{ARRAY}.*"):
+    for path in folder.glob(f".{ARRAY}.*.tmp"):
         try:
-            os.kill(int(path.suffix[1:]), 0)
+            os.kill(int(path.name.split(".")[-2]), 0)
         except ProcessLookupError:
             path.unlink(missing_ok=True)
         except (PermissionError, ValueError):

@@ -11,14 +11,11 @@ last batch; of two runs that need the same one, the second waits for the first. 
 samples, T frames, N captions, F = feature_dim.
 """
 
-import fcntl
 import hashlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +24,11 @@ import torch
 from accelerate import Accelerator
 
 from retrieval.base.access import check_readable
-from retrieval.base.disk import disk_remedy
+from retrieval.base.disk import disk_errors
 from retrieval.base.errors import UserError, one_line
-from retrieval.base.files import check_writable
+from retrieval.base.files import allocate, atomic_path, check_writable
+from retrieval.base.folders import swap_folder
+from retrieval.base.locks import locked
 from retrieval.base.progress import bar
 from retrieval.data import ClipSplit, make_clip_loader
 from retrieval.models.dual_encoder import DualEncoder
@@ -224,23 +223,19 @@ def _provide(
     if accelerator.is_local_main_process and not final.exists():
         partial = final.with_name(f"{final.name}.partial")
         _check_room(partial, shape[0] * shape[1] * dtype.itemsize)
-        try:
-            with _alone(partial):
-                if not final.exists():
-                    num_done = _prepared(partial / path.name, shape, dtype, len(num_rows))
-                    _encode(model, partial / path.name, num_rows, num_done, encode, accelerator)
-                    (partial / "num_done").unlink(missing_ok=True)
-                    (partial / "made_from.json").write_text(
-                        json.dumps(origin, indent=2) + "\n", encoding="utf-8"
-                    )
-                    partial.rename(final)
-        except OSError as error:
-            if error.errno is None:
-                raise
-            raise UserError(
-                f"{partial} cannot be written ({error.strerror or error}); {disk_remedy(error)}, or"
-                " set data.frame_cache; what is encoded is kept"
-            ) from None
+        with (
+            disk_errors(partial, "or set data.frame_cache; the rows so far are kept"),
+            locked(final.with_name(f".{final.name}.lock"), wait=True),
+        ):
+            if not final.exists():
+                partial.mkdir(exist_ok=True)
+                num_done = _prepared(partial / path.name, shape, dtype, len(num_rows))
+                _encode(model, partial / path.name, num_rows, num_done, encode, accelerator)
+                (partial / "num_done").unlink(missing_ok=True)
+                (partial / "made_from.json").write_text(
+                    json.dumps(origin, indent=2) + "\n", encoding="utf-8"
+                )
+                swap_folder(partial, final)
     while not final.exists():  # not in a collective, which has a time limit
         time.sleep(0.5)
     accelerator.wait_for_everyone()
@@ -256,25 +251,6 @@ def _check_room(partial: Path, num_bytes: int) -> None:
         )
 
 
-@contextmanager
-def _alone(partial: Path) -> Iterator[None]:
-    """The folder, made where it is absent; a second process waits until the first is done with it,
-    or has died.
-    """
-    while True:
-        partial.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError):  # the first has just renamed it
-            descriptor = os.open(partial, os.O_RDONLY)
-            break
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-        with suppress(OSError):
-            partial.rmdir()  # made anew for nothing
-
-
 def _prepared(path: Path, shape: tuple[int, int], dtype: np.dtype, num_items: int) -> int:
     """Make an array of its full size, or keep the one that an interrupted build left; the items
     that are encoded in it.
@@ -282,9 +258,7 @@ def _prepared(path: Path, shape: tuple[int, int], dtype: np.dtype, num_items: in
     num_done = _num_done(path, shape, num_items)
     if not num_done:
         np.lib.format.open_memmap(path, "w+", dtype, shape).flush()
-    # a disk that gets full would kill a process that writes to a memory map
-    with open(path, "rb+") as file:
-        os.posix_fallocate(file.fileno(), 0, os.path.getsize(path))
+    allocate(path)
     return num_done
 
 
@@ -326,12 +300,7 @@ def _encode(
             array.flush()
             first_row += len(rows)
             num_done = int(np.searchsorted(ends, first_row, side="right"))
-            _note(path.with_name("num_done"), num_done)
+            with atomic_path(path.with_name("num_done")) as note:
+                note.write_text(str(num_done))
             progress.update(num_done - progress.n)
     model.train(was_training)
-
-
-def _note(path: Path, num_done: int) -> None:
-    temporary = path.with_suffix(".new")
-    temporary.write_text(str(num_done))
-    os.replace(temporary, path)

@@ -3,12 +3,10 @@ on disk: retrieval/search/storage.py.
 """
 
 import csv
-import fcntl
 import json
 import os
 import shutil
 import sqlite3
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -16,13 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from retrieval.base.disk import disk_remedy
+from retrieval.base.disk import disk_errors
 from retrieval.base.errors import UserError
 from retrieval.base.files import atomic_writer
+from retrieval.base.locks import LOCK, take_lock
 from retrieval.search.sound import Found
 from retrieval.search.storage import DATABASE, SCHEMA, TABLES, array_files, connect, read_meta
 
-UNREADABLE, LOCK, FAST_TEXT = "unreadable.csv", ".lock", "fast_text"
+UNREADABLE, FAST_TEXT = "unreadable.csv", "fast_text"
 MOST_DEAD = 0.5  # share of vectors of files that are gone, above which the index is written anew
 
 
@@ -31,22 +30,10 @@ def locked(folder: Path) -> Iterator[None]:
     """Only one process writes to an index; a second one waits and says so. The lock ends with its
     process, however that ends. Raises UserError.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise UserError(
-            f"--index {folder} cannot be written ({error.strerror}); choose another folder"
-        ) from None
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"another process is writing {folder}; waiting for it", file=sys.stderr)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with disk_errors(f"--index {folder}", "or choose another folder"):
+        lock = take_lock(folder / LOCK, wait=True)
+    with lock:
         yield
-    finally:
-        os.close(descriptor)
 
 
 def check_target(folder: Path) -> None:
@@ -311,9 +298,8 @@ class IndexWriter:
 def _read(file: Any, first: int, count: int, dim: int, dtype: Any) -> np.ndarray:
     """(count, dim), from row `first` on."""
     size = np.dtype(dtype).itemsize
-    return np.frombuffer(
-        os.pread(file.fileno(), count * dim * size, first * dim * size), dtype
-    ).reshape(count, dim)
+    file.seek(first * dim * size)
+    return np.frombuffer(file.read(count * dim * size), dtype).reshape(count, dim)
 
 
 def _create(folder: Path, about: dict[str, Any]) -> None:
@@ -358,16 +344,8 @@ def _write_meta(database: sqlite3.Connection, meta: dict[str, Any]) -> None:
 def _explained(folder: Path) -> Iterator[None]:
     """A full or failing disk as one line: what was committed is kept."""
     try:
-        yield
-    except (OSError, sqlite3.OperationalError) as error:
-        reason, remedy = (
-            getattr(error, "strerror", None) or error,
-            disk_remedy(error) or "wait until no other program uses it",
-        )
-        raise UserError(
-            f"index {folder} could not be written ({reason}); {remedy}, and run the command again:"
-            " it goes on where it stopped"
-        ) from None
+        with disk_errors(f"index {folder}", "and run the command again: it goes on from here"):
+            yield
     except sqlite3.Error as error:
         raise UserError(
             f"index {folder} is damaged ({error}); make it again with --overwrite"

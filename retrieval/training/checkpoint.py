@@ -7,10 +7,7 @@ RUN/best/, RUN/last/   models in Hugging Face form
 RUN/.lock              held by the process that trains here
 """
 
-import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -21,9 +18,11 @@ from accelerate import Accelerator
 from accelerate.state import PartialState
 from accelerate.utils import extract_model_from_parallel, load, set_seed
 
-from retrieval.base.disk import disk_remedy
+from retrieval.base.disk import disk_errors
 from retrieval.base.errors import UserError, one_line
-from retrieval.base.files import LOCK, atomic_writer, lock_folder, write_json
+from retrieval.base.files import atomic_writer, write_json
+from retrieval.base.folders import recover_folder, swap_folder, whole_folder
+from retrieval.base.locks import LOCK, take_lock
 from retrieval.base.versions import environment
 from retrieval.config import Config, config_differences, read_config
 from retrieval.models.dual_encoder import WEIGHTS, DualEncoder
@@ -43,6 +42,8 @@ HARMLESS = (
         "evaluation.",
     ),
 )
+
+RESUME = "and continue with --resume: the newest state and model are kept"
 
 
 @dataclass
@@ -124,11 +125,11 @@ def open_run(run: Path, config: Config, resume: bool, overwrite: bool) -> TextIO
     here, or has come here since check_run.
     """
     try:
-        run.mkdir(parents=True, exist_ok=True)
-        lock = lock_folder(run)
+        lock = take_lock(run / LOCK)
         check_run(run, config, resume, overwrite)
         if resume:
-            _recover_models(run)
+            for name in ("best", "last"):
+                recover_folder(run / name)
             return lock
         if (run / "config.yaml").exists():
             for path in run.iterdir():
@@ -153,14 +154,13 @@ def save_state(accelerator: Accelerator, run: Path, progress: Progress) -> None:
     if accelerator.is_main_process:
         shutil.rmtree(partial, ignore_errors=True)
     accelerator.wait_for_everyone()
-    with _explained(f"state {folder}"), accelerator.register_save_state_pre_hook(_write_weights):
+    errors = disk_errors(f"state {folder}", RESUME)
+    with errors, accelerator.register_save_state_pre_hook(_write_weights):
         accelerator.save_state(str(partial))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        shutil.rmtree(folder, ignore_errors=True)
-        with _explained(f"state {folder}"):
-            _flush(partial)
-            partial.rename(folder)
+        with disk_errors(f"state {folder}", RESUME):
+            swap_folder(partial, folder)
         for other in folder.parent.iterdir():
             if other != folder:
                 shutil.rmtree(other)
@@ -240,45 +240,6 @@ def save_model(model: DualEncoder, folder: Path, about: dict[str, Any]) -> None:
 
     `about` is what its model card says: retrieval.models.card.
     """
-    new, old = folder.with_suffix(".new"), folder.with_suffix(".old")
-    shutil.rmtree(new, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
     model.about = about
-    with _explained(f"model {folder}"):
+    with whole_folder(folder, "model", RESUME) as new:
         model.save_pretrained(new)
-        _flush(new)
-        if folder.exists():
-            folder.rename(old)
-        new.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _recover_models(run: Path) -> None:
-    """Finish a save_model that was killed between its two renames."""
-    for name in ("best", "last"):
-        folder = run / name
-        if not folder.exists() and folder.with_suffix(".old").exists():
-            folder.with_suffix(".new").rename(folder)
-
-
-@contextmanager
-def _explained(what: str) -> Iterator[None]:
-    """Turn an error of the disk into a UserError; raise every other error unchanged."""
-    try:
-        yield
-    except Exception as error:
-        remedy = disk_remedy(error)
-        if remedy is None:
-            raise
-        advice = f"{remedy}, and continue with --resume: what was saved before is kept"
-        raise UserError(f"{what} could not be written ({one_line(error)}); {advice}") from None
-
-
-def _flush(folder: Path) -> None:
-    """To disk before the rename, so that a power cut does not leave empty files under the final
-    name.
-    """
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())

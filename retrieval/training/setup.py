@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader
 
 from retrieval.base.errors import UserError
 from retrieval.base.exchange import rank, world_size
-from retrieval.base.files import check_unlocked
 from retrieval.base.launch import make_accelerator
+from retrieval.base.locks import LOCK, check_unlocked
 from retrieval.base.versions import git_commit
 from retrieval.config import Config, OptimizerConfig, TrainConfig
 from retrieval.data import (
@@ -277,7 +277,7 @@ def prepare(config: Config, folder: Path, resume: bool, overwrite: bool) -> Run:
     """
     accelerator = make_accelerator(config.train.mixed_precision)
     if accelerator.is_main_process:  # which alone will hold the lock
-        check_unlocked(folder)
+        check_unlocked(folder / LOCK)
     checkpoint.check_run(folder, config, resume, overwrite)
     set_seed(config.seed)
     splits = open_splits(config)

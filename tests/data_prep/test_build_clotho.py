@@ -23,6 +23,7 @@ from data_prep import build_clotho  # noqa: E402
 from data_prep.cache import shards  # noqa: E402
 from data_prep.cache.audio_codec import UnreadableSound, encode_clip  # noqa: E402
 from data_prep.corpora.clotho_files import normalise_name  # noqa: E402
+from retrieval.base.locks import LOCK, locked  # noqa: E402
 from retrieval.config import load_config  # noqa: E402
 from tests.corpora import error_line, load, write_csv  # noqa: E402
 
@@ -469,7 +470,7 @@ def test_a_finished_cache_is_left_alone_until_overwritten(tmp_path, capsys):
     assert "the files or captions of evaluation have changed since" in error_line(capsys)
     assert build(root, "--overwrite", "--sample-rate", "16000") == 0
     assert load(root / "cache")["num_samples"][:] == [4800, 1600]
-    assert not (root / "cache.replaced").exists() and not (root / "cache.partial").exists()
+    assert not (root / ".cache.old").exists() and not (root / "cache.partial").exists()
 
 
 def test_a_split_that_is_not_in_the_cache_is_named(tmp_path, capsys):
@@ -562,7 +563,7 @@ def test_disk_full_is_one_line_and_resumable(tmp_path, capsys, monkeypatch):
         lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")),
     )
     assert build(root) == 2
-    assert "disk full (No space left on device) while writing in" in error_line(capsys)
+    assert "cannot be written (No space left on device)" in error_line(capsys)
     assert_nothing_built(root)
     assert not [
         path
@@ -582,7 +583,7 @@ def test_file_size_limit_is_one_line(tmp_path, capsys, num_proc):
         assert build(root, "--num-proc", num_proc) == 2
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert "disk full (File too large) while writing in" in error_line(capsys)
+    assert "cannot be written (File too large)" in error_line(capsys)
     assert not list((root / "cache.partial").rglob("*.arrow"))
 
 
@@ -621,14 +622,10 @@ def test_ctrl_c_with_workers_is_one_line(tmp_path):
 
 
 def test_two_builds_at_once_are_refused(tmp_path, capsys):
-    import fcntl
-
     root = write_split(tmp_path)
-    (root / "cache.partial").mkdir()
-    with (root / "cache.partial" / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(root / "cache.partial" / LOCK):
         assert build(root) == 2
-    assert "another build is at work" in error_line(capsys)
+    assert f"is at work in {root / 'cache.partial'}" in error_line(capsys)
 
 
 def running_processes():

@@ -88,7 +88,7 @@ def test_what_a_killed_process_left_is_removed_and_what_another_writes_is_not(tm
     process = subprocess.Popen(["true"])
     process.wait()
     dead, alive, odd = (
-        tmp_path / f".scores.npy.{suffix}" for suffix in (process.pid, os.getppid(), "old")
+        tmp_path / f".scores.npy.{suffix}.tmp" for suffix in (process.pid, os.getppid(), "old")
     )
     for path in (dead, alive, odd):
         path.touch()

@@ -241,7 +241,7 @@ def test_a_disk_that_gets_full_is_one_line_and_what_is_encoded_is_kept(
     ):
         patch.setattr(os, place, full)
         frame_cache.cached_frames(model, split, tmp_path, Accelerator(), **SETTINGS)
-    (partial,) = tmp_path.iterdir()
+    (partial,) = tmp_path.glob("*.partial")
     assert place == "posix_fallocate" or (partial / "num_done").read_text() == "6"
     assert (
         frame_cache.cached_frames(model, split, tmp_path, Accelerator(), **SETTINGS).read(11).any()

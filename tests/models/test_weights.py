@@ -20,6 +20,7 @@ from torch.nn.functional import pad
 
 from retrieval.base.disk import disk_remedy
 from retrieval.base.errors import UserError
+from retrieval.base.folders import recover_folder
 from retrieval.base.stopping import Interrupted
 from retrieval.config import load_config
 from retrieval.models import audio
@@ -267,11 +268,12 @@ def test_a_full_disk_is_understood_whoever_writes(full_disk, writer):
 
 
 def test_a_model_that_was_killed_between_its_two_renames_is_there_on_resume(tmp_path):
-    """best.old is the model before, best.new the one that was whole and not yet in its place."""
-    for name in ("best.old", "best.new", "last", "last.new"):
+    """.best.old is the model before, .best.partial the complete one, not yet renamed."""
+    for name in (".best.old", ".best.partial", "last", ".last.partial"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "weights").write_text(name)
-    checkpoint._recover_models(tmp_path)
-    assert (tmp_path / "best" / "weights").read_text() == "best.new" and (
+    for name in ("best", "last"):
+        recover_folder(tmp_path / name)
+    assert (tmp_path / "best" / "weights").read_text() == ".best.partial" and (
         tmp_path / "last" / "weights"
     ).read_text() == "last"

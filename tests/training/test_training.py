@@ -2,7 +2,6 @@
 happened.
 """
 
-import errno
 import json
 import multiprocessing
 import os
@@ -23,7 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from retrieval import losses
 from retrieval.base import stopping
 from retrieval.base.errors import UserError
-from retrieval.base.files import check_unlocked, lock_folder
+from retrieval.base.locks import LOCK
 from retrieval.config import load_config
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.training import checkpoint, loop, setup
@@ -448,11 +447,11 @@ def holder_of(folder: Path) -> subprocess.Popen:
     """Another process that trains in `folder`, as far as its lock goes."""
     folder.mkdir(parents=True, exist_ok=True)
     code = (
-        "import pathlib, sys; from retrieval.base import files; held ="
-        " files.lock_folder(pathlib.Path(sys.argv[1])); print('held', flush=True); input()"
+        "import pathlib, sys; from retrieval.base import locks; held ="
+        " locks.take_lock(pathlib.Path(sys.argv[1])); print('held', flush=True); input()"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", code, str(folder)],
+        [sys.executable, "-c", code, str(folder / LOCK)],
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -504,14 +503,6 @@ def test_a_run_that_begins_while_another_is_prepared_is_not_overwritten(
     monkeypatch.setattr(setup, "build_model", gone)
     assert "holds a run already" in user_error(loop.train, configure(tiny, run))
     assert {path.name for path in run.iterdir()} == {".lock", "config.yaml"}
-
-
-def test_a_file_system_without_locks_keeps_nobody_from_training(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "fcntl.lockf", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOLCK, "No locks available"))
-    )
-    lock_folder(tmp_path).close()
-    check_unlocked(tmp_path)
 
 
 def test_resume_without_a_state(tiny, tmp_path):
