@@ -216,7 +216,7 @@ def _run_pool(
 def _remove_leftovers(jobs: list[ShardJob]) -> None:
     """Remove the temporary files of workers that were killed."""
     for path in (path for job in jobs for path in (job.arrow_path, job.report_path)):
-        for leftover in path.parent.glob(f"{path.name}.*.tmp"):
+        for leftover in path.parent.glob(f".{path.name}.*.tmp"):
             leftover.unlink()
 
 

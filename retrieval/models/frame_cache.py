@@ -16,6 +16,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -223,10 +224,9 @@ def _provide(
     if accelerator.is_local_main_process and not final.exists():
         partial = final.with_name(f"{final.name}.partial")
         _check_room(partial, shape[0] * shape[1] * dtype.itemsize)
-        with (
-            disk_errors(partial, "or set data.frame_cache; the rows so far are kept"),
-            locked(final.with_name(f".{final.name}.lock"), wait=True),
-        ):
+        lock = final.with_name(f".{final.name}.lock")
+        advice = "or set data.frame_cache; the rows so far are kept"
+        with disk_errors(partial, advice), locked(lock, wait=True):
             if not final.exists():
                 partial.mkdir(exist_ok=True)
                 num_done = _prepared(partial / path.name, shape, dtype, len(num_rows))
@@ -236,6 +236,8 @@ def _provide(
                     json.dumps(origin, indent=2) + "\n", encoding="utf-8"
                 )
                 swap_folder(partial, final)
+            with suppress(PermissionError):  # Windows keeps open files
+                lock.unlink()
     while not final.exists():  # not in a collective, which has a time limit
         time.sleep(0.5)
     accelerator.wait_for_everyone()

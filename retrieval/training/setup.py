@@ -331,7 +331,12 @@ def prepare(config: Config, folder: Path, resume: bool, overwrite: bool) -> Run:
     accelerator.register_for_checkpointing(progress)
     steps_per_epoch = num_steps_per_epoch(batches.num_pairs, config.train.batch_size)
     if resume:
-        checkpoint.load_state(accelerator, folder, progress, steps_per_epoch, config.seed)
+        try:
+            checkpoint.load_state(accelerator, folder, progress, steps_per_epoch, config.seed)
+        except BaseException:
+            if lock is not None:
+                lock.close()  # a notebook keeps the frames of an exception, and may try again
+            raise
     accelerator.print(
         f"{folder}: {batches.num_pairs} pairs, {steps_per_epoch} steps an epoch,"
         f" {accelerator.num_processes} process(es) of {torch.get_num_threads()} thread(s) on"

@@ -170,7 +170,7 @@ def test_disk_full_is_one_line(tmp_path, server, monkeypatch):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
     try:
-        with pytest.raises(UserError, match="make room"):
+        with pytest.raises(UserError, match="ulimit -f"):
             fetch(server, tmp_path / "x.bin")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -322,7 +322,7 @@ def test_a_disk_that_fills_up_while_unpacking(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
     try:
-        with pytest.raises(UserError, match="make room"):
+        with pytest.raises(UserError, match="ulimit -f"):
             extract_wav_folder(archive, tmp_path / "evaluation", 1e9)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
