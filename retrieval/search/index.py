@@ -35,9 +35,6 @@ from retrieval.search.two_stage import TwoStage
 from retrieval.search.update import Changes, ExcerptEncoder, check_any_audio, update_index
 from retrieval.search.writer import IndexWriter, check_target, locked
 
-with needs_extra("search"):
-    pass
-
 CANDIDATES = 100  # excerpts that TAP scores for a query, at least; more for larger k
 CANDIDATES_PER_HIT = 4  # overlapping excerpts of one sound count once
 QUERY_EXCERPTS = 20  # of a sound that is a query

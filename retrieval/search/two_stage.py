@@ -12,14 +12,17 @@ Letters: N texts, B clips, T frames of a clip, D = dim, K candidates; n texts of
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import faiss
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from retrieval.base.extras import needs_extra
 from retrieval.models.inference import check_not_nan
 from retrieval.models.pooling import Pooling
+
+with needs_extra("search"):
+    import faiss
 
 
 @dataclass(frozen=True)
