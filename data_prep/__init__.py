@@ -1,1 +1,1 @@
-"""From a corpus on disk to the Arrow cache: commands, and the parts that they share."""
+"""Commands that turn a corpus on disk into an Arrow cache, and their parts."""

@@ -1,14 +1,14 @@
 """AudioCaps on disk -> Arrow cache.
 
     python data_prep/build_audiocaps.py --root data/audiocaps --audio data/audiocaps/audio
-    python data_prep/build_audiocaps.py --root data/audiocaps --splits development --exclude-audiocaps old/test.csv --codec flac
+    python data_prep/build_audiocaps.py --root data/audiocaps --splits development --codec flac \\
+        --exclude-audiocaps old/test.csv
 
-Reads AudioCaps' CSV files and your own audio files (audiocaps_files.py), writes `<root>/cache`
-(arrow_cache.py) with the splits development (train.csv), validation (val.csv) and evaluation
-(test.csv). Videos of val.csv and test.csv, and of the files of `--exclude-audiocaps`, are left out
-of development. Clips without a file are listed in cache.json: up to 20 % of a split may be lost,
-unless `--allow-missing` says otherwise. Expected are the 10 s excerpts, not whole videos. Exit code
-0, 2 (error, one line), 130 (interrupted: the same command goes on).
+Reads AudioCaps' CSV files and your own audio files, the 10 s excerpts, and writes `<root>/cache`
+with the splits development (train.csv), validation (val.csv) and evaluation (test.csv). Videos of
+val.csv and test.csv, and of the files of `--exclude-audiocaps`, are left out of development. Clips
+without a file are listed in cache.json: up to 20 % of a split may be lost, unless `--allow-missing`
+says otherwise. Exit code 0, 2 (error, one line), 130 (interrupted: the same command goes on).
 """
 
 import sys
@@ -31,11 +31,11 @@ from data_prep.cache.build_command import (
     check_output,
     warn,
 )
-from data_prep.corpora.audiocaps_files import CSV_OF_SPLIT, read_audiocaps
+from data_prep.corpora.audiocaps_files import read_audiocaps
 from data_prep.corpora.exclusions import Exclusions
 from retrieval.base.command import run_main
 from retrieval.base.progress import set_quiet
-from retrieval.data.schema import DEVELOPMENT
+from retrieval.data.schema import DEVELOPMENT, SPLITS
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -49,12 +49,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="folder with the audio files, in any sub-folders (default: ROOT/audio)",
     )
     parser.add_argument("--output", type=Path, help="cache folder to write (default: ROOT/cache)")
-    split_help = f"any of {' '.join(CSV_OF_SPLIT)} (default: all)"
+    split_help = f"any of {' '.join(SPLITS)} (default: all)"
     parser.add_argument(
         "--splits",
         nargs="+",
-        choices=CSV_OF_SPLIT,
-        default=list(CSV_OF_SPLIT),
+        choices=SPLITS,
+        default=SPLITS,
         metavar="SPLIT",
         help=split_help,
     )
@@ -70,17 +70,15 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def build(arguments: argparse.Namespace) -> None:
     check_options(arguments)
-    audio, output = (
-        arguments.audio or arguments.root / "audio",
-        arguments.output or arguments.root / "cache",
-    )
+    audio = arguments.audio or arguments.root / "audio"
+    output = arguments.output or arguments.root / "cache"
     check_output(output, {"--root": arguments.root, "--audio": audio})
     exclusions = Exclusions()
     for path in arguments.exclude_audiocaps:
         exclusions.add_audiocaps(path)
-    splits = [split for split in CSV_OF_SPLIT if split in arguments.splits]
+    splits = [split for split in SPLITS if split in arguments.splits]
     plans = read_audiocaps(arguments.root, audio, splits, exclusions)
-    if DEVELOPMENT in splits:  # from which alone anything is left out
+    if DEVELOPMENT in splits:  # the only split that loses clips to exclusions
         warn(plans[0], exclusions.unmatched())
     build_from_plans("audiocaps", output, plans, arguments)
 

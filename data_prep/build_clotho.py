@@ -1,15 +1,15 @@
 """Clotho on disk -> Arrow cache.
 
-    python data_prep/build_clotho.py                # from the files in data/clotho_v2, where the configurations look
-    python data_prep/build_clotho.py --download     # download them first
-    python data_prep/build_clotho.py --root data/clotho_v2 --splits evaluation --codec flac --output data/clotho_flac
+    python data_prep/build_clotho.py                # from data/clotho_v2, the configurations' place
+    python data_prep/build_clotho.py --download     # download it first
+    python data_prep/build_clotho.py --root data/clotho_v2 --splits evaluation --codec flac \\
+        --output data/clotho_flac
 
-Reads Clotho's folder layout (clotho_files.py), writes `<root>/cache` (arrow_cache.py): every clip
-once, mono, resampled, 16 bit, with its captions and metadata. `--download` first fetches from
-Zenodo what is missing; a split folder that exists is used as it is. An interrupted download or
-build goes on where it was when the same command is run again. The files that are lost are listed
-with the reason; more than 1 % of a split lost stops the build, unless `--allow-missing`. Exit code
-0, 2 (error, one line), 130 (interrupted).
+Reads Clotho's folder and writes `<root>/cache`: every clip once, mono, resampled, 16 bit, with its
+captions and metadata. `--download` first fetches missing files from Zenodo; a split folder that
+exists is used as it is. An interrupted download or build goes on when the same command is run
+again. Lost files are listed with the reason; more than 1 % of a split lost stops the build, unless
+`--allow-missing`. Exit code 0, 2 (error, one line), 130 (interrupted).
 """
 
 import sys
@@ -31,7 +31,7 @@ from data_prep.cache.build_command import (
     check_options,
     check_output,
 )
-from data_prep.corpora.clotho_download import ZENODO_URL, download_clotho, what_download_fetches
+from data_prep.corpora.clotho_download import ZENODO_URL, describe_download, download_clotho
 from data_prep.corpora.clotho_files import holds_clotho, read_clotho
 from retrieval.base.command import run_main
 from retrieval.base.errors import UserError
@@ -76,7 +76,7 @@ def build(arguments: argparse.Namespace) -> None:
     elif not holds_clotho(arguments.root):
         place = "" if arguments.root.is_absolute() else f" (in {Path.cwd()})"
         remedy = (
-            f"--download fetches {what_download_fetches(splits)}; if you have Clotho already, give"
+            f"--download fetches {describe_download(splits)}; if you have Clotho already, give"
             " its folder: --root DIR"
         )
         raise UserError(f"--root {arguments.root}{place} holds no Clotho: {remedy}")

@@ -1,9 +1,11 @@
 """Any folder of audio files, with captions or without -> Arrow cache.
 
-    python data_prep/build_folder.py --audio recordings                                      # dog.wav and dog.txt, a caption a line
-    python data_prep/build_folder.py --audio recordings --csv captions.csv --fractions 0.8 0.1 0.1 --seed 1
-    python data_prep/build_folder.py --audio recordings --csv captions.csv --split evaluation --output data/mine
-    python data_prep/build_folder.py --audio recordings --without-captions                   # to be searched or classified, not to train on
+    python data_prep/build_folder.py --audio recordings     # dog.wav and dog.txt, a caption a line
+    python data_prep/build_folder.py --audio recordings --csv captions.csv \\
+        --fractions 0.8 0.1 0.1 --seed 1
+    python data_prep/build_folder.py --audio recordings --csv captions.csv --split evaluation \\
+        --output data/mine
+    python data_prep/build_folder.py --audio recordings --without-captions     # search, labels
 
 The CSV has the columns `file_name` (relative to `--audio`, with sub-folders) and `caption`, or
 `caption_1`, `caption_2`, ...; rows of one file are one clip. A column `split` (development,
@@ -11,7 +13,7 @@ validation, evaluation) gives the split of a clip. Without it, all clips go to `
 divided by `--fractions`: by clip, so that no recording is in two splits, and always in the same way
 for the same files and seed. With `--without-captions` every sound file is a clip, and captions are
 ignored. Sounds are found under any file name, including films (docs/corpora.md). Writes
-`<audio>/cache` (arrow_cache.py). Exit code 0, 2 (error, one line), 130 (interrupted: the same
+`<audio>/cache`. Exit code 0, 2 (error, one line), 130 (interrupted: the same
 command goes on).
 """
 
@@ -51,8 +53,10 @@ from retrieval.data.schema import DEVELOPMENT, EVALUATION, SPLITS
 
 @dataclass
 class _Captions:
+    """Captions of a file, and its split: empty before it is assigned."""
+
     texts: list[str]
-    split: str = ""  # empty: not said
+    split: str = ""
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -91,19 +95,31 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def build(arguments: argparse.Namespace) -> None:
     check_options(arguments)
-    _check_fractions(arguments)
+    fractions = arguments.fractions
+    if fractions and not (min(fractions) >= 0 and abs(sum(fractions) - 1) <= 1e-6):  # nor NaN
+        given = " ".join(f"{share:g}" for share in fractions)
+        raise UserError(f"--fractions {given}: expected three shares of 0 or more that add up to 1")
+    if arguments.seed is not None and not fractions:
+        raise UserError("--seed has no effect without --fractions")
     output = arguments.output or arguments.audio / "cache"
-    check_output(
-        output, {"--audio": arguments.audio, **({"--csv": arguments.csv} if arguments.csv else {})}
-    )
+    sources = {"--audio": arguments.audio} | ({"--csv": arguments.csv} if arguments.csv else {})
+    check_output(output, sources)
     found = audio_of_corpus(arguments.audio, "--audio")
-    files = _audio_files(arguments.audio, found.paths)
+    files: dict[str, Path] = {}  # by name as in a CSV: slashes, and accents as one character
+    for path in found.paths:
+        name = _name(readable_name(str(path.relative_to(arguments.audio))))
+        if name in files:
+            raise UserError(
+                f"{arguments.audio}: two files are named {name!r}, in two spellings: rename one of"
+                " them"
+            )
+        files[name] = path
     if arguments.without_captions:
         captions = {name: _Captions([]) for name in files}
+    elif arguments.csv:
+        captions = _captions_of_csv(arguments.csv)
     else:
-        captions = (
-            _captions_of_csv(arguments.csv) if arguments.csv else _captions_of_text_files(files)
-        )
+        captions = _captions_of_text_files(files)
     _assign_splits(captions, arguments)
     plans = [_plan(split, captions, files, arguments) for split in SPLITS]
     plans = [plan for plan in plans if plan.clips or plan.lost]
@@ -115,32 +131,8 @@ def build(arguments: argparse.Namespace) -> None:
     build_from_plans("folder", output, plans, arguments)
 
 
-def _check_fractions(arguments: argparse.Namespace) -> None:
-    fractions = arguments.fractions
-    if fractions and not (min(fractions) >= 0 and abs(sum(fractions) - 1) <= 1e-6):  # nor NaN
-        raise UserError(
-            f"--fractions {' '.join(f'{share:g}' for share in fractions)}: expected three shares of"
-            " 0 or more that add up to 1"
-        )
-    if arguments.seed is not None and not fractions:
-        raise UserError("--seed has no effect without --fractions")
-
-
-def _audio_files(audio: Path, paths: list[Path]) -> dict[str, Path]:
-    """Name as a CSV writes it, with slashes and accents as one character -> file."""
-    files: dict[str, Path] = {}
-    for path in paths:
-        name = _name(readable_name(str(path.relative_to(audio))))
-        if name in files:
-            raise UserError(
-                f"{audio}: two files are named {name!r}, in two spellings: rename one of them"
-            )
-        files[name] = path
-    return files
-
-
 def _captions_of_csv(path: Path) -> dict[str, _Captions]:
-    """File name -> its captions, in the order of the CSV."""
+    """Return the captions of each file name, in the order of the CSV."""
     rows = read_csv(path, ("file_name",), ["utf-8-sig"])
     if not rows:
         raise UserError(f"{path} has no rows")
@@ -171,7 +163,8 @@ def _captions_of_csv(path: Path) -> dict[str, _Captions]:
 def _captions_of_text_files(files: dict[str, Path]) -> dict[str, _Captions]:
     names_of_text_file: dict[Path, list[str]] = {}
     for name, path in files.items():
-        names_of_text_file.setdefault(path.with_name(f"{_stem(path).name}.txt"), []).append(name)
+        text_file = path.with_name(f"{without_ending(path.name)}.txt")
+        names_of_text_file.setdefault(text_file, []).append(name)
     captions = {}
     for text_file, names in names_of_text_file.items():
         if not text_file.is_file():
@@ -179,25 +172,18 @@ def _captions_of_text_files(files: dict[str, Path]) -> dict[str, _Captions]:
         try:
             lines = text_file.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(
-                f"{text_file} cannot be read:"
-                f" {getattr(error, 'strerror', None) or 'it is not UTF-8'}"
-            ) from None
-        # one clip, also where it is there as .wav and as .m4a
+            reason = getattr(error, "strerror", None) or "it is not UTF-8"
+            raise UserError(f"{text_file} cannot be read: {reason}") from None
+        # dog.wav and dog.m4a are one clip
         best = best_of([files[name] for name in names])
-        captions[next(name for name in names if files[name] == best)] = _Captions(
-            [text for line in lines if (text := one_spaced(line))]
-        )
+        name = next(name for name in names if files[name] == best)
+        captions[name] = _Captions([text for line in lines if (text := one_spaced(line))])
     if not captions:
         raise UserError(
             "no audio file has a .txt file of the same name beside it: write a caption a line"
             " there, or give --csv or --without-captions"
         )
     return captions
-
-
-def _stem(path: Path) -> Path:
-    return path.with_name(without_ending(path.name))
 
 
 def _assign_splits(captions: dict[str, _Captions], arguments: argparse.Namespace) -> None:
@@ -208,14 +194,12 @@ def _assign_splits(captions: dict[str, _Captions], arguments: argparse.Namespace
                 " the column"
             )
         return
-    splits = dict.fromkeys(
-        captions, arguments.split or (EVALUATION if arguments.without_captions else DEVELOPMENT)
-    )
+    usual = EVALUATION if arguments.without_captions else DEVELOPMENT
+    splits = dict.fromkeys(captions, arguments.split or usual)
     if arguments.fractions:
-        # In the order of a digest of seed and name: that of the files does not matter.
-        names = sorted(
-            captions, key=lambda name: sha256(f"{arguments.seed or 0}\n{name}".encode()).digest()
-        )
+        seed = arguments.seed or 0
+        # a digest's order does not depend on the order of the files
+        names = sorted(captions, key=lambda name: sha256(f"{seed}\n{name}".encode()).digest())
         ends = [round(sum(arguments.fractions[: number + 1]) * len(names)) for number in range(3)]
         for split, share, start, end in zip(SPLITS, arguments.fractions, [0, *ends], ends):
             if share and start == end:
@@ -245,14 +229,13 @@ def _plan(
         elif reason := why_unreadable(files[name]):
             plan.lost.append(Skipped(split, name, reason))
         else:
-            plan.clips.append(
-                Clip(f"{split}/{name}", name, str(files[name]), tuple(clip.texts), {})
-            )
+            path, texts = str(files[name]), tuple(clip.texts)
+            plan.clips.append(Clip(f"{split}/{name}", name, path, texts, {}))
     return plan
 
 
 def _why_not_found(name: str, audio: Path) -> str:
-    """Return why a name in the CSV was not found. A file that exists is never called absent."""
+    """Return why a name in the CSV has no file; an existing file is not called absent."""
     path = audio / name
     if not path.exists():
         return "named in the CSV, no such audio file"

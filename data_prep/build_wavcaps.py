@@ -2,14 +2,15 @@
 
     python data_prep/build_wavcaps.py --root data/wavcaps --exclude-clotho data/clotho_v2 \\
         --exclude-audiocaps data/audiocaps/test.csv data/audiocaps/val.csv
-    python data_prep/build_wavcaps.py --root data/wavcaps --sources SoundBible --codec flac --max-seconds 0 --output data/soundbible
+    python data_prep/build_wavcaps.py --root data/wavcaps --sources SoundBible --codec flac \\
+        --max-seconds 0 --output data/soundbible
 
-Reads WavCaps' layout (wavcaps_files.py), writes `<root>/cache` (arrow_cache.py): one split,
-development. Most of the 7,500 hours lie in recordings of minutes and hours. A training takes 30 s
-of a clip (`data.max_seconds`), so by default the first 30 s are kept, and MP3 (V0, some 50 MB an
-hour at 32 kHz) keeps those of all sources on an ordinary disk. What is excluded is counted, and
-listed in cache.json. At most 5 % of the clips may be lost, unless `--allow-missing`. Exit code 0, 2
-(error, one line), 130 (interrupted: the same command goes on).
+Reads WavCaps' folders and writes `<root>/cache` with one split, development. Most of the 7,500
+hours lie in recordings of minutes and hours. A training takes 30 s of a clip (`data.max_seconds`),
+so by default the first 30 s are kept, as MP3 (V0, some 50 MB an hour at 32 kHz): all sources fit on
+an ordinary disk. Excluded clips are counted, and listed in cache.json. At most 5 % of the clips may
+be lost, unless `--allow-missing`. Exit code 0, 2 (error, one line), 130 (interrupted: the same
+command goes on).
 """
 
 import sys
@@ -73,10 +74,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def build(arguments: argparse.Namespace) -> None:
     check_options(arguments)
-    audio, output = (
-        arguments.audio or arguments.root / "audio",
-        arguments.output or arguments.root / "cache",
-    )
+    audio = arguments.audio or arguments.root / "audio"
+    output = arguments.output or arguments.root / "cache"
     check_output(output, {"--root": arguments.root, "--audio": audio})
     exclusions = Exclusions()
     if arguments.exclude_clotho:

@@ -1,5 +1,4 @@
-"""Write the sample corpus: synthesised sound scenes with true captions, in exactly the layout of
-Clotho v2.1.
+"""Write the sample corpus: synthesised sound scenes with true captions, in Clotho's layout.
 
     python data_prep/make_sample_corpus.py --output data/sample
 
@@ -7,7 +6,7 @@ Clotho v2.1.
     data/sample/clotho_captions_development.csv      UTF-8, five captions a clip
     data/sample/clotho_metadata_development.csv      ISO-8859-1
     ... the same for validation and evaluation ...
-    data/sample/scenes.json                          what happens when in every clip, and which events each caption names
+    data/sample/scenes.json                          events of every clip and of every caption
 
 Same seed and sizes, same bytes, for any number of processes: a clip's random numbers depend only on
 (seed, split, index). The synthesis computes in float64 and rounds to 16 bits at the end, so that
@@ -41,7 +40,8 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.sample_corpus.captions import Caption, write_captions
+from data_prep.corpora.clotho_files import CAPTION_COLUMNS, METADATA_COLUMNS
+from data_prep.sample_corpus.captions import write_captions
 from data_prep.sample_corpus.events import EVENTS
 from data_prep.sample_corpus.file_names import file_name
 from data_prep.sample_corpus.scenes import Scene, plan_scene, render_scene
@@ -53,19 +53,9 @@ from retrieval.base.json_files import read_json
 from retrieval.base.progress import bar, set_quiet
 from retrieval.data.schema import SPLITS
 
-# raise it with every change that changes bytes: an older corpus is then not taken for this one
-VERSION = 1
-METADATA_COLUMNS = (
-    "file_name",
-    "keywords",
-    "sound_id",
-    "sound_link",
-    "start_end_samples",
-    "manufacturer",
-    "license",
-)
+VERSION = 1  # raise it with every change of the bytes: an older corpus is then replaced
 CC0 = "http://creativecommons.org/publicdomain/zero/1.0/"
-Task = tuple[Path, int, int, int, Scene]  # file, seed, split number, clip number, scene
+Task = tuple[Path, Scene, tuple[int, ...]]  # file, scene, key of its random numbers
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -91,11 +81,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--quiet", action="store_true", help="show no progress")
     options = parser.parse_args(arguments)
     set_quiet(options.quiet)
-    return run(
-        lambda: make_corpus(
-            options.output, options.seed, options.sizes, options.num_proc, options.overwrite
-        )
-    )
+    settings = options.output, options.seed, options.sizes, options.num_proc, options.overwrite
+    return run(lambda: make_corpus(*settings))
 
 
 def make_corpus(
@@ -125,7 +112,7 @@ def make_corpus(
 
 
 def _reusable(output: Path, settings: dict[str, Any], overwrite: bool) -> bool:
-    """Is the wanted corpus there? Raises UserError where something else is in the way."""
+    """Return True if the wanted corpus is there. Raises UserError if something else is."""
     if not output.exists() and not output.is_symlink():
         return False
     if not output.is_dir():
@@ -135,25 +122,21 @@ def _reusable(output: Path, settings: dict[str, Any], overwrite: bool) -> bool:
     try:
         found = read_json(output / "scenes.json")
         files = [output / clip["split"] / clip["file_name"] for clip in found["clips"]]
-        files += [
-            output / f"clotho_{table}_{split}.csv"
-            for table in ("captions", "metadata")
-            for split in SPLITS
-        ]
         different = [f"{key} {found[key]}" for key in settings if found[key] != settings[key]]
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(
             f"{output} is not empty and holds no sample corpus (no readable scenes.json); give"
             " another --output"
         ) from None
+    for table in ("captions", "metadata"):
+        files += [output / f"clotho_{table}_{split}.csv" for split in SPLITS]
     missing = [path.name for path in files if not path.is_file()]
     if missing and not different:
         different = [f"{len(missing)} files missing, first {missing[0]!r}"]
     if different and not overwrite:
-        found_there = ", ".join(different)
         raise UserError(
-            f"{output} holds another sample corpus ({found_there}); add --overwrite to replace it,"
-            " or give another --output"
+            f"{output} holds another sample corpus ({', '.join(different)}); add --overwrite to"
+            " replace it, or give another --output"
         )
     return not different
 
@@ -164,18 +147,15 @@ def _write(folder: Path, settings: dict[str, Any], num_proc: int) -> list[dict[s
     for split_number, (split, size) in enumerate(settings["sizes"].items()):
         (folder / split).mkdir(parents=True)
         for index in range(size):
-            rng = _generator(settings["seed"], split_number, index, 0)
+            key = settings["seed"], split_number, index
+            rng = _generator(*key, 0)
             scene = plan_scene(rng)
-            tasks.append(
-                (
-                    folder / split / file_name(rng, scene, taken),
-                    settings["seed"],
-                    split_number,
-                    index,
-                    scene,
-                )
-            )
-    clips = _render_all(tasks, num_proc)
+            tasks.append((folder / split / file_name(rng, scene, taken), scene, (*key, 1)))
+    with bar(total=len(tasks), desc="sound scenes", unit="clip") as progress:
+        clips = []
+        for clip in _rendered(tasks, num_proc):
+            clips.append(clip)
+            progress.update()
     for split in SPLITS:
         _write_tables(folder, split, [clip for clip in clips if clip["split"] == split])
     text = json.dumps({**settings, "clips": clips}, ensure_ascii=False, indent=1)
@@ -187,22 +167,12 @@ def _generator(*key: int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(key)))
 
 
-def _render_all(tasks: list[Task], num_proc: int) -> list[dict[str, Any]]:
-    clips = []
-    with bar(total=len(tasks), desc="sound scenes", unit="clip") as progress:
-        for clip in _rendered(tasks, num_proc):
-            clips.append(clip)
-            progress.update()
-    return clips
-
-
 def _rendered(tasks: list[Task], num_proc: int) -> Iterator[dict[str, Any]]:
     if num_proc == 1:
         yield from map(_render, tasks)
         return
-    with ProcessPoolExecutor(
-        min(num_proc, len(tasks)), multiprocessing.get_context("spawn"), _start_worker
-    ) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(num_proc, len(tasks)), context, _start_worker) as pool:
         try:
             yield from pool.map(_render, tasks, chunksize=4)
         except BaseException:
@@ -211,28 +181,22 @@ def _rendered(tasks: list[Task], num_proc: int) -> Iterator[dict[str, Any]]:
 
 
 def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, and end with it: a killed parent closes no queue, its workers
-    would wait for ever.
-    """
+    """Leave Ctrl-C to the parent, and end with it: a killed parent closes no queue."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sentinel = multiprocessing.parent_process().sentinel
     threading.Thread(target=lambda: (wait([sentinel]), os._exit(1)), daemon=True).start()
 
 
 def _render(task: Task) -> dict[str, Any]:
-    """Write one WAV; its entry of scenes.json."""
-    path, seed, split_number, index, scene = task
-    rng = _generator(seed, split_number, index, 1)
+    """Write one WAV; return its entry of scenes.json."""
+    path, scene, key = task
+    rng = _generator(*key)
     mix, _, _ = render_scene(rng, scene)
     samples = np.round(mix * 32767).astype("<i2")
     with wave.open(str(path), "wb") as file:
         file.setparams((1, 2, SAMPLE_RATE, len(samples), "NONE", "not compressed"))
         file.writeframes(samples.tobytes())
     captions = write_captions(rng, scene)
-    return _entry(path, scene, captions, len(samples))
-
-
-def _entry(path: Path, scene: Scene, captions: list[Caption], num_samples: int) -> dict[str, Any]:
     events = [
         {**vars(event), "onset": round(event.onset, 3), "duration": round(event.duration, 3)}
         for event in scene.events
@@ -240,7 +204,7 @@ def _entry(path: Path, scene: Scene, captions: list[Caption], num_samples: int) 
     return {
         "split": path.parent.name,
         "file_name": path.name,
-        "num_samples": num_samples,
+        "num_samples": len(samples),
         "background": scene.background,
         "events": events,
         "captions": [vars(caption) for caption in captions],
@@ -248,31 +212,21 @@ def _entry(path: Path, scene: Scene, captions: list[Caption], num_samples: int) 
 
 
 def _write_tables(folder: Path, split: str, clips: list[dict[str, Any]]) -> None:
-    with open(folder / f"clotho_captions_{split}.csv", "w", encoding="utf-8", newline="") as file:
+    captions_csv = folder / f"clotho_captions_{split}.csv"
+    with open(captions_csv, "w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
-        table.writerow(["file_name", *(f"caption_{number}" for number in range(1, 6))])
-        table.writerows(
-            [clip["file_name"], *(caption["text"] for caption in clip["captions"])]
-            for clip in clips
-        )
-    with open(
-        folder / f"clotho_metadata_{split}.csv", "w", encoding="iso-8859-1", newline=""
-    ) as file:
+        table.writerow(["file_name", *CAPTION_COLUMNS])
+        for clip in clips:
+            texts = [caption["text"] for caption in clip["captions"]]
+            table.writerow([clip["file_name"], *texts])
+    metadata_csv = folder / f"clotho_metadata_{split}.csv"
+    with open(metadata_csv, "w", encoding="iso-8859-1", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
-        table.writerow(METADATA_COLUMNS)
+        table.writerow(["file_name", *METADATA_COLUMNS])
         for clip in clips:
             keywords = ";".join(EVENTS[event["kind"]].keyword for event in clip["events"])
-            table.writerow(
-                [
-                    clip["file_name"],
-                    keywords,
-                    "Not found",
-                    "Not found",
-                    f"[0, {clip['num_samples']}]",
-                    "synthesised",
-                    CC0,
-                ]
-            )
+            place = "Not found", "Not found", f"[0, {clip['num_samples']}]"
+            table.writerow([clip["file_name"], keywords, *place, "synthesised", CC0])
 
 
 if __name__ == "__main__":

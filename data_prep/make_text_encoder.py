@@ -1,7 +1,7 @@
-"""Write a small RoBERTa without weights for the sample corpus: a configuration, and a tokenizer
-trained on the corpus's captions.
+"""Write a RoBERTa without weights for the sample corpus: configuration and trained tokenizer.
 
-    python data_prep/make_text_encoder.py --captions data/sample/clotho_captions_development.csv --output data/sample/text_encoder
+    python data_prep/make_text_encoder.py --captions data/sample/clotho_captions_development.csv \\
+        --output data/sample/text_encoder
 
 The folder has the official Hugging Face layout, so that `text_encoder.name:
 data/sample/text_encoder` with `text_encoder.pretrained: false` takes the same way through the code
@@ -33,8 +33,7 @@ from retrieval.base.json_files import read_json
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a few thousand captions need no threads
 
-# RoBERTa's; the first four have its numbers 0 to 3
-SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")  # 0 to 3 as in RoBERTa
 FILES = (
     "config.json",
     "tokenizer.json",
@@ -63,17 +62,13 @@ def main(arguments: list[str] | None = None) -> int:
         "--max-tokens", type=int, default=40, help="longest caption in tokens, with <s> and </s>"
     )
     options = parser.parse_args(arguments)
-    sizes = {
-        name: getattr(options, name)
-        for name in ("hidden_size", "num_layers", "num_heads", "vocab_size", "max_tokens")
-    }
+    names = ("hidden_size", "num_layers", "num_heads", "vocab_size", "max_tokens")
+    sizes = {name: getattr(options, name) for name in names}
     return run(lambda: make_text_encoder(options.captions, options.output, sizes))
 
 
 def make_text_encoder(captions_csv: Path, output: Path, sizes: dict[str, int]) -> None:
-    """Write the folder `output`, or reuse it where it was made from the same captions and sizes.
-    Raises UserError.
-    """
+    """Write the folder `output`, or reuse one of the same captions and sizes. Raises UserError."""
     for name, size in sizes.items():
         if size < 1:
             raise UserError(f"--{name.replace('_', '-')} {size}: must be 1 or more")
@@ -92,27 +87,24 @@ def make_text_encoder(captions_csv: Path, output: Path, sizes: dict[str, int]) -
             f"--max-tokens {sizes['max_tokens']}: must be 3 or more, for <s>, one token and </s>"
         )
     captions = [normalised(caption) for caption in read_captions(captions_csv)]
-    made_from = {
-        "captions_sha256": hashlib.sha256("\n".join(captions).encode()).hexdigest(),
-        **sizes,
-    }
+    digest = hashlib.sha256("\n".join(captions).encode()).hexdigest()
+    made_from = {"captions_sha256": digest, **sizes}
     if _reusable(output, made_from):
         print(f"{output} was made from these captions and sizes: reused")
         return
     # replaces an empty folder, or one made by this script
     with whole_folder(output, "the text encoder") as folder:
         vocab_size = _write(folder, captions, sizes)
-        (folder / "made_from.json").write_text(
-            json.dumps(made_from, indent=1) + "\n", encoding="utf-8"
-        )
-    architecture = (
-        f"RoBERTa of {sizes['num_layers']} layers of {sizes['hidden_size']}, without weights"
+        text = json.dumps(made_from, indent=1) + "\n"
+        (folder / "made_from.json").write_text(text, encoding="utf-8")
+    print(
+        f"{output}: RoBERTa of {sizes['num_layers']} layers of {sizes['hidden_size']}, without"
+        f" weights; {vocab_size} tokens from {len(captions)} captions"
     )
-    print(f"{output}: {architecture}; {vocab_size} tokens from {len(captions)} captions")
 
 
 def read_captions(path: Path) -> list[str]:
-    """All captions of a Clotho captions table."""
+    """Return all captions of a Clotho captions table. Raises UserError."""
     captions = [
         row[column]
         for row in read_csv(path, (), ["utf-8-sig"])
@@ -128,14 +120,12 @@ def read_captions(path: Path) -> list[str]:
 
 
 def normalised(caption: str) -> str:
-    """As the text encoder gets it: lower case, ASCII punctuation deleted."""
+    """Return a caption as the text encoder gets it: lower case, no ASCII punctuation."""
     return caption.lower().translate(str.maketrans("", "", string.punctuation))
 
 
 def _reusable(output: Path, made_from: dict[str, object]) -> bool:
-    """Does `output` hold the wanted text encoder? Raises UserError where something else is in the
-    way.
-    """
+    """Return True if the wanted text encoder is there. Raises UserError if something else is."""
     if not output.exists():
         return False
     if not output.is_dir():
@@ -156,10 +146,11 @@ def _reusable(output: Path, made_from: dict[str, object]) -> bool:
 
 
 def _write(folder: Path, captions: list[str], sizes: dict[str, int]) -> int:
-    """Configuration and tokenizer; the number of tokens (fewer than asked for where the captions
-    have too few words).
+    """Write configuration and tokenizer; return the number of tokens.
+
+    Captions of few words give fewer tokens than asked for.
     """
-    # imported here: a user's mistake or a reused folder need not wait for transformers
+    # here: a user's mistake or a reused folder need not wait for transformers
     from tokenizers import ByteLevelBPETokenizer
     from transformers import RobertaConfig, RobertaTokenizer
 
@@ -180,9 +171,8 @@ def _write(folder: Path, captions: list[str], sizes: dict[str, int]) -> int:
         model_max_length=sizes["max_tokens"],
     )
     tokenizer.save_pretrained(folder)
-    (folder / "special_tokens_map.json").write_text(
-        json.dumps(tokenizer.special_tokens_map, indent=1) + "\n", encoding="utf-8"
-    )
+    special_tokens = json.dumps(tokenizer.special_tokens_map, indent=1) + "\n"
+    (folder / "special_tokens_map.json").write_text(special_tokens, encoding="utf-8")
     RobertaConfig(
         vocab_size=len(tokenizer),
         hidden_size=sizes["hidden_size"],

@@ -62,7 +62,7 @@ def download_clotho(root: Path, splits: list[str], base_url: str, checksums: Pat
             print(f"{split}/: unpacked; {archive} may be removed")
 
 
-def what_download_fetches(splits: list[str]) -> str:
+def describe_download(splits: list[str]) -> str:
     """Describe the download: files, size and source."""
     unpacked = sum(WAV_GB[split] for split in splits)
     archives = ARCHIVES_GB * unpacked / sum(WAV_GB.values())
