@@ -45,8 +45,9 @@ def write_index(path: Path, checkpoint: Path, num_clips: int) -> None:
     import torch
 
     from retrieval.models.dual_encoder import DualEncoder
-    from retrieval.search.model_identity import model_identity
+    from retrieval.search.model_identity import ModelIdentity
     from retrieval.search.sound import Found
+    from retrieval.search.storage import IndexMeta
     from retrieval.search.writer import IndexWriter, locked
 
     model = DualEncoder.from_pretrained(checkpoint)
@@ -60,16 +61,17 @@ def write_index(path: Path, checkpoint: Path, num_clips: int) -> None:
         rng.standard_normal((num_frames.max(), dim), dtype=np.float32).astype(np.float16)
         for _ in range(DISTINCT_CLIPS)
     ]
-    about = {
-        "folder": str(path),
-        "model": model_identity(checkpoint),
-        "hop_seconds": 1.0,
-        "clip_seconds": clip_seconds,
-    }
-    about |= {"dim": dim, "has_frames": True}
+    meta = IndexMeta(
+        folder=str(path),
+        model=ModelIdentity.of_folder(checkpoint),
+        hop_seconds=1.0,
+        clip_seconds=clip_seconds,
+        dim=dim,
+        has_frames=True,
+    )
     with (
         locked(path),
-        IndexWriter.opened(path, about, overwrite=False) as writer,
+        IndexWriter.opened(path, meta, overwrite=False) as writer,
         bar(total=num_clips, desc="writing", unit="clip") as progress,
     ):
         for clip in range(num_clips):

@@ -1,11 +1,11 @@
-"""The text tower in 8 bit with ONNX Runtime, for queries on a CPU: roberta-large takes a fifth of
-PyTorch's time, and vectors that differ a little.
+"""Text tower in 8 bit with ONNX Runtime, for queries on a CPU.
 
     INDEX/fast_text/text.onnx         written at the first use, under the index's lock
     INDEX/fast_text/made_from.json    sha256 of the files of its model
 
-Weights of matrix products are int8, one scale an output; activations are quantised as they come.
-Measured in benchmarks/search.py.
+Weights of matrix products are int8, with a scale for each output; activations are quantised at run
+time. roberta-large takes a fifth of PyTorch's time, and its vectors differ a little. Measured in
+benchmarks/search.py.
 """
 
 import json
@@ -13,9 +13,7 @@ import logging
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import onnxruntime
 import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -23,7 +21,7 @@ from retrieval.base.errors import UserError, one_line
 from retrieval.base.folders import whole_folder
 from retrieval.base.json_files import read_json
 from retrieval.models.dual_encoder import DualEncoder
-from retrieval.search.model_identity import contents_of
+from retrieval.search.model_identity import ModelIdentity
 from retrieval.search.writer import FAST_TEXT, locked
 from retrieval.sharing.export.onnx_files import open_session, text_part, write_graph
 
@@ -31,40 +29,46 @@ GRAPH, MADE_FROM = "text.onnx", "made_from.json"
 
 
 def fast_text_encoder(
-    index: Path, model: DualEncoder, identity: dict[str, Any]
+    index: Path, model: DualEncoder, identity: ModelIdentity
 ) -> Callable[[list[str]], torch.Tensor]:
-    """In place of model.encode_text: captions -> (N, D), not normalised. identity: of the model
-    (model_identity). Raises UserError.
+    """Return a replacement of model.encode_text, in 8 bit.
+
+    Args:
+        index: Folder of an index, which keeps the encoder.
+        model: The model of the index, on the CPU.
+        identity: Of that model.
+
+    Returns:
+        Function from N captions to vectors float32 (N, D), not normalised.
+
+    Raises:
+        UserError: The encoder cannot be written, or the kept one does not load.
     """
-    path, made_from = index / FAST_TEXT / GRAPH, contents_of(identity)
-    if not _is_of(path, made_from):
+    folder = index / FAST_TEXT
+
+    def is_made() -> bool:
+        try:
+            return (folder / GRAPH).is_file() and read_json(folder / MADE_FROM) == identity.digests
+        except (OSError, ValueError):
+            return False
+
+    if not is_made():
         with locked(index):
-            if not _is_of(path, made_from):  # another process has made it meanwhile
-                _write(index, model, made_from)
+            if not is_made():  # another process may have made it meanwhile
+                _write(index, model, identity.digests)
     try:
-        session = open_session(path)
+        session = open_session(folder / GRAPH)
     except Exception as error:  # of onnxruntime's own kinds
         raise UserError(
-            f"{path} does not load ({one_line(error)}); delete {path.parent}, it is made again"
+            f"{folder / GRAPH} does not load ({one_line(error)}); delete {folder}, it is made again"
         ) from None
-    return _Encoder(model, session)
 
-
-def _is_of(path: Path, made_from: dict[str, str]) -> bool:
-    try:
-        return path.is_file() and read_json(path.with_name(MADE_FROM)) == made_from
-    except (OSError, ValueError):
-        return False
-
-
-class _Encoder:
-    def __init__(self, model: DualEncoder, session: onnxruntime.InferenceSession):
-        self.model, self.session = model, session
-
-    def __call__(self, captions: list[str]) -> torch.Tensor:
-        tokens = self.model.text_encoder.tokens(captions)
+    def encode(captions: list[str]) -> torch.Tensor:
+        tokens = model.text_encoder.tokens(captions)
         inputs = {name: tokens[name].numpy() for name in ("input_ids", "attention_mask")}
-        return torch.from_numpy(self.session.run(None, inputs)[0])
+        return torch.from_numpy(session.run(None, inputs)[0])
+
+    return encode
 
 
 def _write(index: Path, model: DualEncoder, made_from: dict[str, str]) -> None:

@@ -1,19 +1,18 @@
-"""What a search answers.
-
-Letters: T frames.
-"""
+"""Answers of a search. Letters: T frames."""
 
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-
-HALF = 0.5  # of the attention lies between attended_from and attended_to
 
 
 @dataclass(frozen=True)
 class IndexedFile:
-    """`file` is the path below the indexed folder, "/" between folders."""
+    """A file of an index.
+
+    Attributes:
+        file: Path below the indexed folder, with "/" between folders.
+        seconds: Length.
+    """
 
     file: str
     seconds: float
@@ -21,21 +20,30 @@ class IndexedFile:
 
 @dataclass(frozen=True)
 class Hit:
-    """An answer: an excerpt of a file and where in it the query is heard. Times are seconds from
-    the file's beginning.
+    """An answer: an excerpt of a file, and the place in it that fits the query.
+
+    Times are seconds from the beginning of the file.
+
+    Attributes:
+        rank: 1 is the best.
+        score: Cosine similarity.
+        file: Path below the indexed folder, with "/" between folders.
+        start, end: The excerpt; a short file is one excerpt.
+        attended_from, attended_to: The shortest stretch that holds half of TAP's attention; the
+            excerpt for other poolings and for sounds as queries.
+        seconds: Length of the file.
+        attention: TAP's weights float32 (T,), which sum to 1; None for other poolings and sounds.
+        frame_seconds: Length of a frame; frame t is centred at start + (t + 0.5) * frame_seconds.
     """
 
-    rank: int  # 1 is best
-    score: float  # cosine similarity
-    file: str  # path below the indexed folder, "/" between folders
-    start: float  # of the excerpt, which is the whole file where that is short
+    rank: int
+    score: float
+    file: str
+    start: float
     end: float
-    # the shortest stretch that holds half of TAP's attention; the excerpt for other poolings and
-    # for sounds
     attended_from: float
     attended_to: float
-    seconds: float  # length of the file
-    # float32 (T,), sums to 1; frame t is centred at start + (t + 0.5) * frame_seconds
+    seconds: float
     attention: np.ndarray | None
     frame_seconds: float
 
@@ -46,25 +54,26 @@ def make_hit(
     file: IndexedFile,
     start: float,
     end: float,
-    weights: torch.Tensor | None,
+    attention: np.ndarray | None,
 ) -> Hit:
-    """weights: the attention (T,) over the excerpt, or None."""
-    if weights is None:
-        return Hit(rank, score, file.file, start, end, start, end, file.seconds, None, end - start)
-    attention = weights.cpu().numpy()
-    frame_seconds = (end - start) / len(attention)
-    first, last = (start + frame * frame_seconds for frame in shortest_stretch(attention))
+    """Make the answer with an excerpt of `file`; attention: weights (T,) of its frames, or None."""
+    first, last, frame_seconds = start, end, end - start
+    if attention is not None:
+        frame_seconds = (end - start) / len(attention)
+        first, last = (start + frame * frame_seconds for frame in shortest_stretch(attention))
     return Hit(
         rank, score, file.file, start, end, first, last, file.seconds, attention, frame_seconds
     )
 
 
-def shortest_stretch(weights: np.ndarray, share: float = HALF) -> tuple[int, int]:
-    """First frame, and the one after the last, of the shortest stretch that holds `share` of the
-    weights (T,); of equal ones the first.
+def shortest_stretch(weights: np.ndarray, share: float = 0.5) -> tuple[int, int]:
+    """Find the shortest stretch that holds `share` of the weights (T,); of equal ones the first.
+
+    Returns:
+        Its first frame, and the frame after its last.
     """
     sums = np.concatenate([[0.0], np.cumsum(weights, dtype=np.float64)])  # (T + 1,)
-    # (T,): the first end that holds enough, T + 1 for none
+    # (T,): for each first frame the end that is far enough; T + 1 if there is none
     lasts = np.searchsorted(sums, sums[:-1] + share * sums[-1] * (1 - 1e-9))
     lengths = np.where(lasts < len(sums), lasts - np.arange(len(weights)), len(sums))
     first = int(lengths.argmin())

@@ -1,45 +1,38 @@
 """AudioIndex: recordings of a folder, found by a sentence or by a sound.
 
-Letters: N queries, B excerpts in the index, K candidates of a query, T frames, D = dim.
+Letters: N queries, n at once, B excerpts in the index, K candidates of a query, T frames, D = dim.
 """
 
 import math
-import os
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from retrieval.base.errors import UserError
 from retrieval.base.extras import needs_extra
-from retrieval.base.launch import make_accelerator
 from retrieval.base.sound import UnreadableSound
-from retrieval.data import collate_clips
-from retrieval.models.dual_encoder import DualEncoder, check_finite
+from retrieval.models.dual_encoder import DualEncoder
+from retrieval.search.encoder import ExcerptEncoder, collate
 from retrieval.search.hits import Hit, IndexedFile, make_hit
-from retrieval.search.model_identity import (
-    check_as_before,
-    check_same_model,
-    load_model_folder,
-    model_identity,
-)
+from retrieval.search.model_identity import ModelIdentity, load_model_folder
 from retrieval.search.queries import check_query, query_notes
 from retrieval.search.sound import Excerpt, cut, read_excerpts
-from retrieval.search.storage import DATABASE, Contents, read_index, read_index_meta
+from retrieval.search.storage import Contents, folder_gone, read_index
 from retrieval.search.two_stage import TwoStage
-from retrieval.search.update import Changes, ExcerptEncoder, check_any_audio, update_index
-from retrieval.search.writer import IndexWriter, check_target, locked
+
+if TYPE_CHECKING:
+    from retrieval.search.update import Changes
 
 CANDIDATES = 100  # excerpts that TAP scores for a query, at least; more for larger k
-CANDIDATES_PER_HIT = 4  # overlapping excerpts of one sound count once
-QUERY_EXCERPTS = 20  # of a sound that is a query
+CANDIDATES_PER_HIT = 4  # of overlapping excerpts of a file only the best is an answer
+QUERY_EXCERPTS = 20  # of a sound as query
 QUERY_BATCH = 4
-SHORTEST_HOP = 0.1  # s
 QUERIES_AT_ONCE = 64
 
 # a file, or samples (S,) or (S, channels) and their rate in Hz
@@ -47,10 +40,19 @@ Sound = Path | str | tuple[np.ndarray, int]
 
 
 class AudioIndex:
-    """An opened index. Searches may come from several threads, and take turns.
+    """Recordings of a folder, found by a sentence or by a sound. Made by `build` or `open`.
 
-    `files`, `folders` (that hold files, for `within`), `unreadable` (file, reason), `folder` that
-    is indexed, `is_complete`: False where the last update was interrupted.
+    Searches may come from several threads; they take turns.
+
+    Attributes:
+        path: Folder of the index.
+        folder: Folder of the recordings.
+        model: The model, a DualEncoder.
+        files: Its files, IndexedFile, in order of name.
+        folders: Folders with files, for the filter `within`.
+        unreadable: (file, reason) of the files that were left out.
+        is_complete: False if the last update was interrupted.
+        changes: Counts of the last `build` or `add`.
     """
 
     def __init__(
@@ -61,21 +63,18 @@ class AudioIndex:
         encode_text: Callable[[list[str]], torch.Tensor] | None = None,
     ):
         self.path, self.model = path, model.eval()
+        self.changes: Changes | None = None
         self._encode_text = encode_text or model.encode_text
         self._lock = threading.Lock()
-        self._read(contents)
+        self._load(contents)
 
-    def _read(self, contents: Contents) -> None:
-        self._contents, meta = contents, contents.meta
-        self.folder, self.is_complete, self.unreadable = (
-            Path(meta["folder"]),
-            meta["complete"],
-            contents.unreadable,
-        )
+    def _load(self, contents: Contents) -> None:
+        self._contents = contents
+        self.folder, self.is_complete = Path(contents.meta.folder), contents.meta.complete
+        self.unreadable = contents.unreadable
         self.files = [IndexedFile(*file) for file in contents.files]
-        self.folders = sorted(
-            {str(parent) for file in self.files for parent in Path(file.file).parents} - {"."}
-        )
+        parents = {str(parent) for file in self.files for parent in Path(file.file).parents}
+        self.folders = sorted(parents - {"."})
         self._numbers = {file.file: number for number, file in enumerate(self.files)}
         self._two_stage = TwoStage(self.model.pooling, contents.clips)
 
@@ -91,120 +90,104 @@ class AudioIndex:
         mixed_precision: str = "auto",
         overwrite: bool = False,
     ) -> "AudioIndex":
-        """Index the recordings below `folder` with the model folder `checkpoint`, or bring an index
-        of them up to date; see `.changes`.
+        """Index the recordings of a folder, or bring an index of them up to date.
 
-        folder: may be a new place of the indexed recordings (at least half of them), which are then
-        not encoded again. checkpoint: None for that of an index that is there. hop_seconds: from
-        one excerpt of a long file to the next, half of the model's clip_seconds unless given.
-        overwrite: forget what the index holds. Raises UserError.
+        Args:
+            folder: Holds the recordings, also in sub-folders. It may be a new place of the indexed
+                ones (at least half of them), which are then not encoded again.
+            checkpoint: Model folder; None: that of the existing index.
+            index: Folder of the index.
+            hop_seconds: From the start of one excerpt of a long file to the next; None: half of
+                the model's clip_seconds.
+            batch_size: Excerpts encoded at once.
+            mixed_precision: Of the encoder: auto, no, bf16 or fp16.
+            overwrite: Forget the content of the index.
+
+        Returns:
+            The index; its `changes` say what was done.
+
+        Raises:
+            UserError: No recordings, another model than before, a full disk, ...
         """
-        folder, path = Path(folder), Path(index)
-        if not folder.is_dir():
-            raise UserError(
-                f"folder {folder} is absent or not a folder: expected the one with the recordings"
-            )
-        if str(folder.resolve()).encode("utf-8", "replace").decode() != str(folder.resolve()):
-            raise UserError(f"the name of folder {os.fsencode(folder)!r} is not UTF-8: rename it")
-        check_target(path)
-        is_new = overwrite or not (path / DATABASE).exists()
-        if is_new and checkpoint is None:
-            raise UserError(
-                f"index {path} does not exist yet: add --checkpoint MODEL, a folder such as"
-                " runs/tap/best"
-            )
-        check_any_audio(folder, num_known=0)
-        meta = {} if is_new else read_index_meta(path)
-        checkpoint = Path(checkpoint or meta["model"]["path"])
-        model = load_model_folder(checkpoint)
-        check_finite(model, str(checkpoint), "index with")
-        hop = (
-            meta.get("hop_seconds", model.clip_seconds / 2) if hop_seconds is None else hop_seconds
+        from retrieval.search.update import build_index  # here, because searches do not need it
+
+        model, contents, changes = build_index(
+            Path(folder),
+            checkpoint,
+            Path(index),
+            hop_seconds=hop_seconds,
+            batch_size=batch_size,
+            mixed_precision=mixed_precision,
+            overwrite=overwrite,
         )
-        if not SHORTEST_HOP <= hop <= model.clip_seconds:
-            raise UserError(
-                f"--hop-seconds must be {SHORTEST_HOP} to {model.clip_seconds:g}, the clip_seconds"
-                f" of the model, found {hop:g}"
-            )
-        if batch_size < 1:
-            raise UserError(f"batch_size must be 1 or more, found {batch_size}")
-        about = {
-            "folder": str(folder.resolve()),
-            "hop_seconds": hop,
-            "clip_seconds": model.clip_seconds,
-        }
-        about["model"] = model_identity(checkpoint, meta.get("model"))
-        about |= {
-            "dim": model.audio_projection.out_features,
-            "has_frames": model.pooling.keeps_frames,
-        }
-        encoder = _encoder(model, batch_size, mixed_precision)
-        with locked(path):
-            with IndexWriter.opened(path, about, overwrite) as writer:
-                check_as_before(path, writer.meta, about)
-                writer.meta["model"] = about["model"]  # where it lies now
-                changes = update_index(writer, folder, encoder)
-            index = cls(path, model, read_index(path))
-        index.changes = changes
-        return index
+        built = cls(Path(index), model, contents)
+        built.changes = changes
+        return built
 
     @classmethod
     def open(
         cls, index: str | Path, checkpoint: str | Path | None = None, *, fast_text: bool = False
     ) -> "AudioIndex":
-        """An index, with its model from where it was, or from the folder `checkpoint`.
+        """Open an index and load its model, on the GPU if there is one.
 
-        fast_text: on a CPU, sentences are encoded in 8 bit (retrieval.search.fast_text), made at
-        the first time and kept in the index. Raises UserError: absent, damaged, of another model.
+        Args:
+            index: Folder of the index.
+            checkpoint: Where its model is now; None: where it was.
+            fast_text: On a CPU, encode sentences in 8 bit (retrieval.search.fast_text); the encoder
+                is made at the first time and kept in the index.
+
+        Raises:
+            UserError: The index is absent or damaged, or the model is absent or another one.
         """
         path = Path(index)
         contents = read_index(path)
-        folder = Path(checkpoint or contents.meta["model"]["path"])
+        identity = contents.meta.model
+        folder = Path(checkpoint or identity.path)
         if not folder.exists():
             raise UserError(
                 f"the model of index {path} is gone from {folder}; say where it is now:"
                 " --checkpoint DIR"
             )
-        check_same_model(path, contents.meta["model"], folder)
+        identity.check_same(ModelIdentity.of_folder(folder, identity), path)
         model = load_model_folder(folder)
         if not fast_text or model.temperature.device.type != "cpu":
             return cls(path, model, contents)
-        # here, because the exporter takes seconds to import
-        with needs_extra("export"):
+        with needs_extra("export"):  # here, because it takes seconds to import
             from retrieval.search.fast_text import fast_text_encoder
 
-        return cls(path, model, contents, fast_text_encoder(path, model, contents.meta["model"]))
+        return cls(path, model, contents, fast_text_encoder(path, model, identity))
 
-    def add(self, *, batch_size: int = 16, mixed_precision: str = "auto") -> Changes:
-        """Bring the index up to date with its folder. Raises UserError."""
-        meta = self._contents.meta
-        encoder = _encoder(self.model, batch_size, mixed_precision)
-        with locked(self.path):
-            if not (self.path / DATABASE).exists():
-                raise UserError(f"index {self.path} is gone; make it again")
-            with IndexWriter.opened(self.path, meta, overwrite=False) as writer:
-                check_as_before(self.path, writer.meta, meta)
-                folder = Path(writer.meta["folder"])  # another process may have changed it
-                if not folder.is_dir():
-                    raise UserError(f"nothing is changed: {_gone(folder, self.path)}")
-                self.changes = update_index(writer, folder, encoder)
-            contents = read_index(self.path)
+    def add(self, *, batch_size: int = 16, mixed_precision: str = "auto") -> "Changes":
+        """Bring the index up to date with its folder; arguments and errors as for `build`."""
+        from retrieval.search.update import add_to_index
+
+        contents, self.changes = add_to_index(
+            self.path, self._contents.meta, self.model, batch_size, mixed_precision
+        )
         with self._lock:
-            self._read(contents)
+            self._load(contents)
         return self.changes
 
     def search(self, query: str, k: int = 10, **filters: Any) -> list[Hit]:
-        """The best k answers to a sentence; see `search_many`."""
+        """Find the recordings that a sentence describes.
+
+        Args:
+            query: The sentence.
+            k: Number of answers.
+            **filters: within="birds/owls", only files below that folder of the indexed one;
+                min_seconds and max_seconds, only files of such a length.
+
+        Returns:
+            At most k answers, best first; of overlapping excerpts of a file only the best.
+
+        Raises:
+            UserError: The model knows no word of the query, or k is below 1.
+        """
         return self.search_many([query], k, **filters)[0]
 
     @torch.no_grad()
     def search_many(self, queries: Sequence[str], k: int = 10, **filters: Any) -> list[list[Hit]]:
-        """The best k answers to each sentence, fewer where there are not as many.
-
-        Of excerpts of one file that overlap the best alone is an answer. filters: within, a folder
-        below the indexed one; min_seconds and max_seconds of the file. Raises UserError for a query
-        without words that the model knows, and for k below 1.
-        """
+        """Find the recordings that each of several sentences describes; see `search`."""
         if isinstance(queries, str):
             raise TypeError("search_many takes several queries; one is for search")
         for query in queries:
@@ -213,95 +196,104 @@ class AudioIndex:
         with self._lock:
             allowed = self._allowed(**filters)
             for first in range(0, len(queries), QUERIES_AT_ONCE):
-                # (n, D)
-                text = self._encode_text(list(queries[first : first + QUERIES_AT_ONCE])).float()
+                part = list(queries[first : first + QUERIES_AT_ONCE])
+                text = self._encode_text(part).float()  # (n, D)
                 answers += self._answer(text, k, num_candidates, allowed)
         return answers
 
     def _answer(
         self, text: torch.Tensor, k: int, num_candidates: int, allowed: np.ndarray
     ) -> list[list[Hit]]:
-        """For texts (n, D). Where too many candidates overlap each other, once more with four times
-        as many.
-        """
+        """Answer texts (n, D); if too many candidates overlap, again with four times as many."""
         clips, scores = self._two_stage.scores(text, num_candidates, allowed)  # (n, K)
-        answers = [
-            self._hits(*row, k) for row in zip(clips.tolist(), scores.tolist(), text, strict=True)
-        ]
-        if clips.shape[1] < allowed.sum():
-            for row, hits in enumerate(answers):
-                if len(hits) < k:
-                    answers[row] = self._answer(
-                        text[row : row + 1], k, 4 * num_candidates, allowed
-                    )[0]
+        answers = []
+        for row, own in enumerate(text):
+            hits = self._hits(clips[row].tolist(), scores[row].tolist(), own, k)
+            if len(hits) < k and clips.shape[1] < allowed.sum():
+                (hits,) = self._answer(own[None], k, 4 * num_candidates, allowed)
+            answers.append(hits)
         return answers
 
     def search_audio(self, audio: Sound, k: int = 10, **filters: Any) -> list[Hit]:
-        """The best k answers to a sound, by the vectors of the first stage: for TAP what it gives
-        when it listens to all frames alike.
+        """Find recordings that sound like a sound, by the vectors of the first stage.
 
-        Of a long sound the first excerpts count, and an answer to any of them. A file of the index
-        is not an answer to itself. Raises UserError.
+        A file of the index is no answer to itself. An answer to any of the first QUERY_EXCERPTS
+        excerpts of a long sound counts.
+
+        Args:
+            audio: A file, or samples (S,) or (S, channels) and their rate in Hz.
+            k: Number of answers.
+            **filters: As for `search`.
+
+        Returns:
+            At most k answers, best first.
+
+        Raises:
+            UserError: The sound cannot be read, or k is below 1.
         """
-        excerpts = self._excerpts(audio)
+        excerpts, num_candidates, own = self._excerpts(audio), candidates_for(k), None
         with self._lock:
-            own = (
-                self._numbers.get(self._name_of(audio)) if isinstance(audio, (str, Path)) else None
-            )
-            # (n, D)
-            vectors, _ = ExcerptEncoder(self.model, nullcontext, QUERY_BATCH).encode(excerpts)
-            allowed, num_candidates = self._allowed(own, **filters), candidates_for(k)
+            if isinstance(audio, (str, Path)):
+                path = Path(audio).resolve()
+                is_inside = path.is_relative_to(self.folder)
+                name = path.relative_to(self.folder).as_posix() if is_inside else ""
+                own = self._numbers.get(name)
+            encoder = ExcerptEncoder(self.model, nullcontext, QUERY_BATCH)
+            vectors, _ = encoder.encode(excerpts)  # (n, D)
+            allowed = self._allowed(own, **filters)
             while True:
-                clips, scores = self._two_stage.shortlist(
-                    vectors, num_candidates, allowed
-                )  # (n, K)
+                clips, scores = self._two_stage.shortlist(vectors, num_candidates, allowed)
                 best: dict[int, float] = {}
-                for clip, score in zip(
-                    clips.flatten().tolist(), scores.flatten().tolist(), strict=True
-                ):
-                    best[clip] = max(score, best.get(clip, -math.inf))
+                for clip, score in zip(clips.flat, scores.flat, strict=True):
+                    best[int(clip)] = max(float(score), best.get(int(clip), -math.inf))
                 ranked = sorted(best, key=lambda clip: (-best[clip], clip))
                 hits = self._hits(ranked, [best[clip] for clip in ranked], None, k)
                 if len(hits) == k or clips.shape[1] == allowed.sum():
                     return hits
-                num_candidates *= 4
+                num_candidates *= 4  # too many candidates overlap
 
     @torch.no_grad()
     def score_audio(self, audio: Sound, sentences: Sequence[str]) -> list[float]:
-        """Cosine similarity of a sound with each sentence; of a long one the best of its first
-        excerpts. Raises UserError.
+        """Compare a sound with sentences.
+
+        Args:
+            audio: As for `search_audio`.
+            sentences: At least one.
+
+        Returns:
+            Cosine similarity with each sentence; of a long sound that of its best excerpt.
+
+        Raises:
+            UserError: The sound cannot be read, or the model knows no word of a sentence.
         """
         excerpts = self._excerpts(audio)
         for sentence in sentences:
             check_query(sentence, self.model.text_encoder)
         if not sentences:
             raise UserError("no sentence to compare the sound with")
-        device = self.model.temperature.device
+        waveform, lengths = collate(excerpts)
         with self._lock:
-            waveform, lengths = collate_clips([excerpt.samples for excerpt in excerpts])
-            frames, mask = self.model.encode_audio(waveform.to(device), lengths)
-            return (
-                self.model.score(
-                    self.model.encode_text(list(sentences)).float(), frames.float(), mask
-                )
-                .amax(dim=1)
-                .tolist()
+            frames, mask = self.model.encode_audio(
+                waveform.to(self.model.temperature.device), lengths
             )
+            text = self.model.encode_text(list(sentences)).float()
+            scores = self.model.score(text, frames.float(), mask)  # (sentences, excerpts)
+        return scores.amax(dim=1).tolist()
 
     def notes(self, query: str) -> str | None:
-        """What the model does not hear of a query: unknown words, and those beyond its longest
-        text.
-        """
+        """Name the words of a query that the model does not know or read; None without any."""
         return query_notes(query, self.model.text_encoder)
 
     def path_of(self, file: str) -> Path:
-        """Where a file of the index lies. Raises UserError for any other file, and for one that is
-        gone or leads out of the folder since.
+        """Return the path of a file of the index.
+
+        Raises:
+            UserError: The index has no such file, or it is gone or leads out of the folder now.
         """
         if file not in self._numbers:
             raise UserError(f"{file!r} is not a file of index {self.path}")
         if not self.folder.is_dir():
-            raise UserError(_gone(self.folder, self.path))
+            raise folder_gone(self.folder, self.path)
         path = (self.folder / file).resolve()
         if not path.is_relative_to(self.folder.resolve()):
             raise UserError(f"{file!r} leads out of the indexed folder")
@@ -312,23 +304,15 @@ class AudioIndex:
             )
         return path
 
-    # --- parts ---
-
-    def _name_of(self, audio: Path | str) -> str:
-        path = Path(audio).resolve()
-        return path.relative_to(self.folder).as_posix() if path.is_relative_to(self.folder) else ""
-
     def _excerpts(self, audio: Sound) -> list[Excerpt]:
-        cuts = (
-            self.model.sample_rate,
-            self.model.windows.clip_samples,
-            self.model.windows.clip_samples,
-        )
-        name = audio if isinstance(audio, (str, Path)) else "the sound"
+        """Read the first excerpts of a sound, side by side. Raises UserError."""
+        clip_samples = self.model.windows.clip_samples
+        lengths = self.model.sample_rate, clip_samples, clip_samples
+        name = "the sound" if isinstance(audio, tuple) else audio
         try:
             if isinstance(audio, tuple):
-                return cut(*audio, *cuts)[:QUERY_EXCERPTS]
-            return list(islice(read_excerpts(Path(audio), *cuts), QUERY_EXCERPTS))
+                return cut(*audio, *lengths)[:QUERY_EXCERPTS]
+            return list(islice(read_excerpts(Path(audio), *lengths), QUERY_EXCERPTS))
         except FileNotFoundError:
             raise UserError(f"{name} does not exist") from None
         except PermissionError:
@@ -343,6 +327,7 @@ class AudioIndex:
         min_seconds: float = 0.0,
         max_seconds: float = math.inf,
     ) -> np.ndarray:
+        """Return bool (B,): True for the excerpts that pass the filters. without: a file's number."""
         folder = within.strip("/")
         if not folder and min_seconds <= 0 and max_seconds == math.inf and without is None:
             return np.ones(len(self._contents.file_of), dtype=bool)
@@ -357,33 +342,25 @@ class AudioIndex:
     def _hits(
         self, clips: list[int], scores: list[float], text: torch.Tensor | None, k: int
     ) -> list[Hit]:
-        """Return the best k answers of clips and scores, best first; text (D,), None for a sound."""
-        chosen, taken = [], {}
+        """Make at most k answers of ranked excerpts; text (D,), or None for a sound as query."""
+        contents, chosen, taken = self._contents, [], {}
         for clip, score in zip(clips, scores, strict=True):
-            number, start, end = (
-                int(self._contents.file_of[clip]),
-                float(self._contents.starts[clip]),
-                float(self._contents.stops[clip]),
-            )
-            if any(
-                start < other_end and other_start < end
-                for other_start, other_end in taken.get(number, ())
-            ):
-                continue
-            taken.setdefault(number, []).append((start, end))
-            chosen.append((clip, score, self.files[number], start, end))
+            start, end = float(contents.starts[clip]), float(contents.stops[clip])
+            spans = taken.setdefault(int(contents.file_of[clip]), [])
+            if all(end <= other_start or other_end <= start for other_start, other_end in spans):
+                spans.append((start, end))
+                chosen.append((clip, score, start, end))
             if len(chosen) == k:
                 break
-        attends = text is not None and self.model.pooling.keeps_frames
-        attention = (
-            self._two_stage.attention(text, [clip for clip, *_ in chosen])
-            if attends
-            else [None] * len(chosen)
-        )
-        return [
-            make_hit(rank, *answer, weights)
-            for rank, ((_, *answer), weights) in enumerate(zip(chosen, attention), 1)
-        ]
+        attention = [None] * len(chosen)
+        if text is not None and self.model.pooling.keeps_frames:
+            weights = self._two_stage.attention(text, [clip for clip, *_ in chosen])
+            attention = [own.cpu().numpy() for own in weights]
+        hits = []
+        for (clip, score, start, end), own in zip(chosen, attention, strict=True):
+            file = self.files[contents.file_of[clip]]
+            hits.append(make_hit(len(hits) + 1, score, file, start, end, own))
+        return hits
 
 
 def candidates_for(k: int) -> int:
@@ -391,17 +368,3 @@ def candidates_for(k: int) -> int:
     if k < 1:
         raise UserError(f"k must be at least 1, found {k}")
     return max(CANDIDATES, CANDIDATES_PER_HIT * k)
-
-
-def _encoder(model: DualEncoder, batch_size: int, mixed_precision: str) -> ExcerptEncoder:
-    return ExcerptEncoder(
-        model, make_accelerator(mixed_precision, several=False).autocast, batch_size
-    )
-
-
-def _gone(folder: Path, index: Path) -> str:
-    where = f"python -m retrieval.search index ITS_NEW_PLACE --index {index}"
-    return (
-        f"folder {folder} of index {index} is gone; if it was moved, give its new place, and"
-        f" nothing is encoded again: {where}"
-    )

@@ -1,8 +1,7 @@
-"""Find the audio files below a folder, and read mono excerpts of them at the model's sample rate,
-as a stream.
+"""Find the audio files of a folder, and cut them into excerpts at the model's sample rate.
 
-A file of any length is cut into excerpts of at most `clip_samples`, a new one every `hop_samples`;
-the last one ends where the file ends. Letters: S samples.
+A file of any length becomes excerpts of at most `clip_samples`, a new one every `hop_samples`; the
+last one ends with the file. Files are read as a stream, channels become one. Letters: S samples.
 """
 
 import os
@@ -16,6 +15,7 @@ import numpy as np
 import soxr
 
 from retrieval.base.decoder_process import mono_blocks
+from retrieval.base.errors import UserError
 from retrieval.base.sound import MAX_CHANNELS, SoundFacts, UnreadableSound, check_rate
 from retrieval.base.sound_files import find_audio, why_unreadable
 
@@ -34,49 +34,64 @@ class Found:
 
 @dataclass(frozen=True)
 class Excerpt:
-    """samples float32 (S,), the first of them `start` samples into the sound (at the model's
-    rate).
-    """
+    """Samples float32 (S,) from number `start` of the sound on, at the model's rate."""
 
     start: int
     samples: np.ndarray
 
 
-def files_to_index(folder: Path) -> tuple[list[Found], dict[str, str], Counter[str]]:
-    """Find the audio files below `folder`. Hidden files are skipped; links out of the folder are
-    not followed.
+def files_to_index(
+    folder: Path, num_known: int = 0
+) -> tuple[list[Found], dict[str, str], Counter[str]]:
+    """Find the audio files of `folder`.
+
+    Hidden files are skipped; links out of the folder are not followed.
+
+    Args:
+        folder: The folder to search, with its sub-folders.
+        num_known: Number of files in its index.
 
     Returns:
         Files in order of name.
         Reasons for left-out files and folders, by name; names of folders end in "/".
         Number of files that are no sound, by ending.
+
+    Raises:
+        UserError: There is no audio file.
     """
+
+    def shown(path: Path) -> str:
+        name = path.relative_to(folder).as_posix()
+        return os.fsencode(name).decode("utf-8", "replace")
+
     sounds, inside = find_audio(folder, follow_links=False), folder.resolve()
     found, left_out = [], {}
     for closed, reason in sounds.closed_folders.items():
-        left_out[_shown(f"{closed.relative_to(folder).as_posix()}/")] = (
-            f"the folder cannot be read: {reason}"
-        )
+        left_out[f"{shown(closed)}/"] = f"the folder cannot be read: {reason}"
     for linked in sounds.linked_folders:
-        left_out[_shown(linked.relative_to(folder).as_posix())] = (
-            "a link to a folder: give that folder an index of its own"
-        )
+        left_out[shown(linked)] = "a link to a folder: give that folder an index of its own"
     for path in sounds.paths:
         file = path.relative_to(folder).as_posix()
         reason = why_unreadable(path, inside)
-        if _shown(file) != file:
+        if shown(path) != file:
             reason = "its name, or that of its folder, is not UTF-8: rename it"
         if reason:
-            left_out[_shown(file)] = reason
+            left_out[shown(path)] = reason
             continue
         with suppress(FileNotFoundError):  # removed meanwhile
             status = path.stat()
             found.append(Found(file, status.st_size, min(status.st_mtime_ns, LATEST)))
+    if not found and num_known:
+        raise UserError(
+            f"folder {folder} holds no audio file any more, the index has {num_known}; nothing is"
+            " changed: is a disk missing?"
+        )
+    if not found:
+        others = sounds.passed_over.total()
+        others = f"; its {others:,} files are no sound" if others else ""
+        reason = f"; first {next(iter(left_out.items()))}" if left_out else ""
+        raise UserError(f"folder {folder} holds no audio file{others}{reason}")
     return found, left_out, sounds.passed_over
-
-
-def _shown(file: str) -> str:
-    return os.fsencode(file).decode("utf-8", "replace")
 
 
 def read_excerpts(
@@ -118,9 +133,7 @@ def read_excerpts(
 
 
 def check_finite(samples: np.ndarray) -> np.ndarray:
-    """Return `samples`. Raises UnreadableSound for NaN, infinity, and absurd amplitudes
-    (LOUDEST).
-    """
+    """Return `samples`. Raises UnreadableSound for NaN, infinity and values beyond LOUDEST."""
     if not np.isfinite(samples).all():
         raise UnreadableSound("holds samples that are NaN or infinite")
     if np.abs(samples).max(initial=0.0) > LOUDEST:
@@ -131,8 +144,17 @@ def check_finite(samples: np.ndarray) -> np.ndarray:
 def cut(
     samples: np.ndarray, rate: int, sample_rate: int, clip_samples: int, hop_samples: int
 ) -> list[Excerpt]:
-    """Excerpts of samples (S,) or (S, channels) at `rate` Hz that are in memory: floats in [-1, 1],
-    or integers of a WAV. Raises UnreadableSound.
+    """Cut a sound in memory into excerpts.
+
+    Args:
+        samples: (S,) or (S, channels); floats in [-1, 1], or integers as in a WAV.
+        rate: Their rate in Hz.
+        sample_rate: Hz of the excerpts.
+        clip_samples: Longest excerpt.
+        hop_samples: Distance between the starts of two excerpts.
+
+    Raises:
+        UnreadableSound: No samples, another shape, values that are not finite.
     """
     samples = np.asarray(samples)
     if samples.ndim not in (1, 2) or (samples.ndim == 2 and samples.shape[1] > MAX_CHANNELS):
@@ -140,18 +162,13 @@ def cut(
             f"has shape {samples.shape}: expected (samples,) or (samples, channels)"
         )
     check_rate(rate)
-    scale = (
-        -float(np.iinfo(samples.dtype).min)
-        if np.issubdtype(samples.dtype, np.signedinteger)
-        else 1.0
-    )
-    mono = samples.astype(np.float32) / np.float32(scale)
+    is_integer = np.issubdtype(samples.dtype, np.signedinteger)
+    full_scale = -float(np.iinfo(samples.dtype).min) if is_integer else 1.0
+    mono = samples.astype(np.float32) / np.float32(full_scale)
     mono = check_finite(mono.mean(axis=1) if mono.ndim == 2 else mono)
     if not mono.size:
         raise UnreadableSound("holds no samples")
     mono = soxr.resample(mono, rate, sample_rate) if rate != sample_rate else mono
     last = max(0, len(mono) - clip_samples)
-    return [
-        Excerpt(start, mono[start : start + clip_samples])
-        for start in [*range(0, last, hop_samples), last]
-    ]
+    starts = [*range(0, last, hop_samples), last]
+    return [Excerpt(start, mono[start : start + clip_samples]) for start in starts]

@@ -1,38 +1,45 @@
-"""Bring an index up to date with its folder: new and changed files are encoded, files that are gone
-are taken out, the others stay as they are.
+"""Bring an index up to date with its folder.
 
-Letters: B excerpts of a batch, S samples, T frames, D = dim.
+New and changed files are encoded, removed files are taken out, the others stay as they are.
 """
 
+import os
 import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
-import torch
-
 from retrieval.base.decoder_process import DecoderDied
 from retrieval.base.errors import UserError
 from retrieval.base.files import sha256_of
+from retrieval.base.launch import make_accelerator
 from retrieval.base.progress import bar
 from retrieval.base.sound import READER_VERSION, SoundFacts, UnreadableSound
-from retrieval.data.pairs import collate_clips
-from retrieval.models.dual_encoder import DualEncoder
-from retrieval.models.inference import Autocast, eval_mode
+from retrieval.models.dual_encoder import DualEncoder, check_finite
+from retrieval.search.encoder import ExcerptEncoder
+from retrieval.search.model_identity import ModelIdentity, load_model_folder
 from retrieval.search.sound import Excerpt, Found, files_to_index, read_excerpts
-from retrieval.search.writer import IndexWriter
+from retrieval.search.storage import (
+    DATABASE,
+    Contents,
+    IndexMeta,
+    folder_gone,
+    read_index,
+    read_index_meta,
+)
+from retrieval.search.writer import IndexWriter, check_target, locked
 
-Taken = TypeVar("Taken")
+Result = TypeVar("Result")
+SHORTEST_HOP = 0.1  # s
 # share of the index's files that a folder must hold to replace the indexed one
 LEAST_IN_COMMON = 0.5
-# what an interruption costs at most, beside the file that it falls into
+# work that an interruption loses at most, beside the file that it falls into
 SECONDS_BETWEEN_COMMITS = 10.0
 FILES_AHEAD = 4  # read by other threads while the model computes
 EXCERPTS_AHEAD = 8  # of each of these files; the rest of a long one is read when its turn comes
@@ -40,10 +47,15 @@ EXCERPTS_AHEAD = 8  # of each of these files; the rest of a long one is read whe
 
 @dataclass
 class Changes:
-    """Counts of an update. `moved` files (also copies) were not encoded again.
+    """Counts of an update.
 
-    `one_channel` counts added or changed files whose channels cancel each other: their first
-    channel was used. `passed_over` counts files that are no sound.
+    Attributes:
+        added, changed, removed, unchanged: Numbers of files.
+        moved: Files, also copies, with content that the index had; they are not encoded again.
+        unreadable: (file, reason) of the files that were left out.
+        one_channel: Added or changed files whose channels cancel each other: their first channel
+            was used.
+        passed_over: Number of files that are no sound, by ending.
     """
 
     added: int = 0
@@ -51,105 +63,102 @@ class Changes:
     moved: int = 0
     removed: int = 0
     unchanged: int = 0
-    unreadable: list[tuple[str, str]] = field(default_factory=list)  # file, reason
+    unreadable: list[tuple[str, str]] = field(default_factory=list)
     one_channel: int = 0
-    passed_over: Counter[str] = field(default_factory=Counter)  # by ending
+    passed_over: Counter[str] = field(default_factory=Counter)
 
     def __str__(self) -> str:
-        names = "added", "changed", "moved", "removed", "unchanged"
-        return (
-            ", ".join(f"{getattr(self, name):,} {name}" for name in names)
-            + f", {len(self.unreadable):,} unreadable"
-        )
+        names = ("added", "changed", "moved", "removed", "unchanged")
+        counts = [f"{getattr(self, name):,} {name}" for name in names]
+        return ", ".join([*counts, f"{len(self.unreadable):,} unreadable"])
 
 
-@dataclass
-class _Read:
-    """A file that has been hashed, and opened where its content is new. `error`: why it could not
-    be read.
+def build_index(
+    folder: Path,
+    checkpoint: str | Path | None,
+    path: Path,
+    *,
+    hop_seconds: float | None,
+    batch_size: int,
+    mixed_precision: str,
+    overwrite: bool,
+) -> tuple[DualEncoder, Contents, Changes]:
+    """Make the index `path` or bring it up to date; the arguments are those of AudioIndex.build.
+
+    All settings are checked before a model is loaded or anything is written.
     """
-
-    sha256: str = ""
-    excerpts: Iterator[Excerpt] | None = None
-    facts: SoundFacts = field(default_factory=SoundFacts)
-    error: Exception | None = None
-
-
-@dataclass
-class ExcerptEncoder:
-    """Excerpts -> what the index keeps of them."""
-
-    model: DualEncoder
-    autocast: Autocast
-    batch_size: int
-
-    @torch.no_grad()
-    def encode(self, excerpts: list[Excerpt]) -> tuple[np.ndarray, list[np.ndarray] | None]:
-        """Vectors float32 (B, D) of length 1 for the first stage, and for TAP the normalised valid
-        frames float16 (T, D) of each.
-        """
-        vectors, keys, num_frames = [], [], []
-        with eval_mode(self.model):
-            for first in range(0, len(excerpts), self.batch_size):
-                waveform, lengths = collate_clips(
-                    [excerpt.samples for excerpt in excerpts[first : first + self.batch_size]]
-                )
-                with self.autocast():
-                    frames, mask = self.model.encode_audio(
-                        waveform.to(self.model.temperature.device, non_blocking=True), lengths
-                    )
-                frames = frames.float()  # (b, T, D)
-                vectors.append(
-                    torch.nn.functional.normalize(
-                        self.model.pooling.clip_vectors(frames, mask), eps=1e-12
-                    ).cpu()
-                )
-                if self.model.pooling.keeps_frames:
-                    # (valid frames, D)
-                    keys.append(self.model.pooling.norm(frames)[mask].half().cpu())
-                    num_frames += mask.sum(dim=1).tolist()
-        if not all(bool(numbers.isfinite().all()) for numbers in vectors + keys):
-            raise UserError(
-                "the model gives vectors that are not finite: they overflow in this precision; take"
-                " another --mixed-precision"
-            )
-        return torch.cat(vectors).numpy(), (
-            [own.numpy() for own in torch.cat(keys).split(num_frames)] if keys else None
-        )
-
-
-def check_any_audio(
-    folder: Path, num_known: int
-) -> tuple[list[Found], dict[str, str], Counter[str]]:
-    """Return files_to_index(folder). Raises UserError if it finds no file."""
-    found, left_out, passed_over = files_to_index(folder)
-    if not found and num_known:
+    if not folder.is_dir():
         raise UserError(
-            f"folder {folder} holds no audio file any more, the index has {num_known}; nothing is"
-            " changed: is a disk missing?"
+            f"folder {folder} is absent or not a folder: expected the one with the recordings"
         )
-    if not found:
-        others = f"; its {passed_over.total():,} files are no sound" if passed_over else ""
-        reason = f"; first {next(iter(left_out.items()))}" if left_out else ""
-        raise UserError(f"folder {folder} holds no audio file{others}{reason}")
-    return found, left_out, passed_over
+    if str(folder.resolve()).encode("utf-8", "replace").decode() != str(folder.resolve()):
+        raise UserError(f"the name of folder {os.fsencode(folder)!r} is not UTF-8: rename it")
+    check_target(path)
+    before = None if overwrite or not (path / DATABASE).exists() else read_index_meta(path)
+    if before is None and checkpoint is None:
+        raise UserError(
+            f"index {path} does not exist yet: add --checkpoint MODEL, a folder such as"
+            " runs/tap/best"
+        )
+    files_to_index(folder)
+    checkpoint = Path(checkpoint or before.model.path)
+    model = load_model_folder(checkpoint)
+    check_finite(model, str(checkpoint), "index with")
+    if hop_seconds is None:
+        hop_seconds = before.hop_seconds if before else model.clip_seconds / 2
+    if not SHORTEST_HOP <= hop_seconds <= model.clip_seconds:
+        raise UserError(
+            f"--hop-seconds must be {SHORTEST_HOP} to {model.clip_seconds:g}, the clip_seconds"
+            f" of the model, found {hop_seconds:g}"
+        )
+    if batch_size < 1:
+        raise UserError(f"batch_size must be 1 or more, found {batch_size}")
+    meta = IndexMeta(
+        folder=str(folder.resolve()),
+        model=ModelIdentity.of_folder(checkpoint, before and before.model),
+        hop_seconds=hop_seconds,
+        clip_seconds=model.clip_seconds,
+        dim=model.audio_projection.out_features,
+        has_frames=model.pooling.keeps_frames,
+    )
+    autocast = make_accelerator(mixed_precision, several=False).autocast
+    with locked(path):
+        with IndexWriter.opened(path, meta, overwrite) as writer:
+            meta.check_as_before(writer.meta, path)
+            writer.meta.model = meta.model  # its path may be new
+            changes = update_index(writer, folder, ExcerptEncoder(model, autocast, batch_size))
+        return model, read_index(path), changes
+
+
+def add_to_index(
+    path: Path, meta: IndexMeta, model: DualEncoder, batch_size: int, mixed_precision: str
+) -> tuple[Contents, Changes]:
+    """Bring an index that was opened as `meta` up to date with its folder. Raises UserError."""
+    autocast = make_accelerator(mixed_precision, several=False).autocast
+    with locked(path):
+        if not (path / DATABASE).exists():
+            raise UserError(f"index {path} is gone; make it again")
+        with IndexWriter.opened(path, meta, overwrite=False) as writer:
+            meta.check_as_before(writer.meta, path)
+            folder = Path(writer.meta.folder)  # another process may have changed it
+            if not folder.is_dir():
+                raise folder_gone(folder, path)
+            changes = update_index(writer, folder, ExcerptEncoder(model, autocast, batch_size))
+        return read_index(path), changes
 
 
 def update_index(writer: IndexWriter, folder: Path, encoder: ExcerptEncoder) -> Changes:
-    """Whatever is interrupted, the files that were encoded before stay in the index, and the next
-    update goes on from there. Raises UserError.
+    """Bring an index up to date with `folder`, which may be a new place of the indexed one.
 
-    `folder` may be another one than before, to which the recordings were moved.
+    After an interruption the files that were encoded before stay in the index, and the next update
+    continues from there. Raises UserError.
     """
-    found, left_out, passed_over = check_any_audio(folder, len(writer.files()))
-    moved = (
-        _take_over(writer, folder, found)
-        if writer.meta["folder"] != str(folder.resolve())
-        else set()
-    )
+    found, left_out, passed_over = files_to_index(folder, len(writer.files()))
+    is_moved = writer.meta.folder != str(folder.resolve())
+    moved = _take_over(writer, folder, found) if is_moved else set()
     known, unreadable = writer.files(), writer.unreadable()
     # a newer reader may read more files
-    is_same_reader = writer.meta.get("reader") == READER_VERSION
+    is_same_reader = writer.meta.reader == READER_VERSION
     changes = Changes(moved=len(moved), passed_over=passed_over)
     work = []
     for file in found:
@@ -158,12 +167,11 @@ def update_index(writer: IndexWriter, folder: Path, encoder: ExcerptEncoder) -> 
             changes.unchanged += file.file not in moved
         elif not is_same_reader or unreadable.get(file.file) != as_before:
             work.append(file)
-    if writer.meta["complete"] and work:
+    if writer.meta.complete and work:
         writer.commit(complete=False)
-    with bar(total=len(work), desc="indexing", unit="file") as progress:
-        _Update(writer, folder, encoder, changes, known).run(work, progress)
+    _Update(writer, folder, encoder, changes, known).run(work)
     present = {file.file for file in found}
-    # Of a folder that cannot be read nobody knows what is in there: what the index has of it stays.
+    # Keep the entries of folders that cannot be read.
     closed = tuple(name for name in left_out if name.endswith("/"))
     for file in known.keys() - present:
         if not file.startswith(closed):
@@ -180,12 +188,11 @@ def update_index(writer: IndexWriter, folder: Path, encoder: ExcerptEncoder) -> 
 
 
 def _take_over(writer: IndexWriter, folder: Path, files: list[Found]) -> set[str]:
-    """Replace the indexed folder by `folder`, if it holds at least LEAST_IN_COMMON of the indexed
-    recordings.
+    """Replace the indexed folder by `folder`, if it holds at least LEAST_IN_COMMON of its files.
 
     A folder of other recordings, given by mistake, would empty the index: it is refused. So is a
-    folder within the indexed one, unless it holds all recordings. Names and times are no evidence
-    here, since copies and archives may give the same ones to other content.
+    folder within the indexed one, unless it holds all recordings. Files are compared by content:
+    copies and archives may give the same name and time to another content.
 
     Args:
         writer: Writer of the index.
@@ -199,22 +206,27 @@ def _take_over(writer: IndexWriter, folder: Path, files: list[Found]) -> set[str
         UserError: The folder holds too few of the recordings.
     """
     digests, sizes = writer.digests(), {size for size, _ in writer.files().values()}
+
+    def digest_or_none(file: Found) -> str | None:
+        try:
+            return sha256_of(folder / file.file)
+        except OSError:  # the update that follows lists it
+            return None
+
     contents, recognised = set(digests.values()), []
     candidates = [file for file in files if file.size in sizes]
     with (
         bar(total=len(candidates), desc="comparing", unit="file") as progress,
-        _reading_ahead() as pool,
+        closing(read_ahead(candidates, digest_or_none)) as compared,
     ):
-        for file, digest in _ahead(
-            pool, candidates, lambda file: _digest_or_none(folder / file.file)
-        ):
+        for file, digest in compared:
             if digest in contents:
                 recognised.append((file, digest))
             progress.update()
     there = {digest for _, digest in recognised}
     num_there = sum(digest in there for digest in digests.values())
-    before = writer.meta["folder"]
-    # the others still lie beside it: they were not moved
+    before = writer.meta.folder
+    # a part of the folder was not moved: the other files still lie beside it
     is_part = folder.resolve().is_relative_to(before)
     if num_there < (1.0 if is_part else LEAST_IN_COMMON) * len(digests):
         raise UserError(
@@ -228,165 +240,140 @@ def _take_over(writer: IndexWriter, folder: Path, files: list[Found]) -> set[str
     return {file.file for file, _ in recognised}
 
 
-def _digest_or_none(path: Path) -> str | None:
-    try:
-        return sha256_of(path)
-    except OSError:  # the update that follows lists it
-        return None
+@dataclass
+class _File:
+    """A file on its way into the index: hashed, opened if its content is new, encoded, added."""
+
+    found: Found
+    sha256: str = ""
+    error: Exception | None = None  # why it cannot be read
+    excerpts: Iterator[Excerpt] | None = None  # None: the index has this content
+    facts: SoundFacts = field(default_factory=SoundFacts)
+    num_excerpts: int = 0
+    num_samples: int = 0
+    is_read: bool = False  # to its end
+    # of each encoded excerpt: start and stop in s, row, first frame, number of frames
+    places: list[tuple[float, float, int, int, int]] = field(default_factory=list)
 
 
 class _Update:
+    """Reads, encodes and adds files; counts them in `changes`. known: files that the index has."""
+
     def __init__(
         self,
         writer: IndexWriter,
         folder: Path,
         encoder: ExcerptEncoder,
         changes: Changes,
-        known: dict[str, tuple[int, int]],
+        known: dict[str, tuple[int, int | None]],
     ):
-        self.writer, self.folder, self.encoder, self.changes, self.known = (
-            writer,
-            folder,
-            encoder,
-            changes,
-            known,
-        )
+        self.writer, self.folder, self.encoder = writer, folder, encoder
+        self.changes, self.known = changes, known
         self.rate = encoder.model.sample_rate
         self.digests = set(writer.digests().values())
-        # Excerpts that wait for a full batch, with the file that each belongs to.
-        self.waiting: list[tuple[_Open, Excerpt]] = []
+        # excerpts that wait for a full batch, with the file that each belongs to
+        self.waiting: list[tuple[_File, Excerpt]] = []
         self.last_commit = time.monotonic()
 
-    def run(self, work: list[Found], progress) -> None:
-        with _reading_ahead() as pool:
-            for found, read in _ahead(pool, work, self._read):
-                self._take(found, read)
+    def run(self, work: list[Found]) -> None:
+        with (
+            bar(total=len(work), desc="indexing", unit="file") as progress,
+            closing(read_ahead(work, self._read)) as files,
+        ):
+            for _, file in files:
+                try:
+                    self._add(file)
+                except FileNotFoundError:
+                    pass  # removed since the folder was listed; the next update removes its entry
+                except (UnreadableSound, OSError) as error:
+                    self.waiting = [pair for pair in self.waiting if pair[0] is not file]
+                    is_sound_error = isinstance(error, UnreadableSound)
+                    reason = str(error) if is_sound_error else f"cannot be read: {error.strerror}"
+                    # Permissions, memory and libraries may change although the file does not: try
+                    # it again next time.
+                    is_final = is_sound_error and not isinstance(error, DecoderDied)
+                    found = file.found
+                    self.writer.add_unreadable(found.file, reason, found if is_final else None)
                 progress.update()
-            self._encode(everything=True)
+            self._encode(at_least=1)
 
-    def _read(self, found: Found) -> _Read:
-        """In another thread: what numpy, soundfile, PyAV and soxr do there does not hold Python's
-        lock.
+    def _read(self, found: Found) -> _File:
+        """Hash a file and read its first excerpts.
+
+        Runs in another thread: numpy, soundfile, PyAV and soxr release Python's lock.
         """
-        path = self.folder / found.file
+        file = _File(found)
         try:
-            digest = sha256_of(path)
-            if digest in self.digests:
-                return _Read(digest)
-            return self._opened(path, digest)
+            file.sha256 = sha256_of(self.folder / found.file)
+            if file.sha256 not in self.digests:
+                self._open(file)
         except (UnreadableSound, OSError) as error:
-            return _Read(error=error)
+            file.error = error
+        return file
 
-    def _opened(self, path: Path, digest: str) -> _Read:
-        facts, windows = SoundFacts(), self.encoder.model.windows
-        excerpts = read_excerpts(
-            path,
-            self.rate,
-            windows.clip_samples,
-            round(self.writer.meta["hop_seconds"] * self.rate),
-            facts,
-        )
-        return _Read(digest, chain(list(islice(excerpts, EXCERPTS_AHEAD)), excerpts), facts)
+    def _open(self, file: _File) -> None:
+        clip_samples = self.encoder.model.windows.clip_samples
+        hop_samples = round(self.writer.meta.hop_seconds * self.rate)
+        path = self.folder / file.found.file
+        excerpts = read_excerpts(path, self.rate, clip_samples, hop_samples, file.facts)
+        file.excerpts = chain(list(islice(excerpts, EXCERPTS_AHEAD)), excerpts)
 
-    def _take(self, found: Found, read: _Read) -> None:
-        error = read.error
-        try:
-            if error is not None:
-                raise error
-            if read.excerpts is None:
-                if name := self.writer.add_known(found, read.sha256):
-                    self._count("unchanged" if name == found.file else "moved")
-                    return
-                # the other file with this content has changed meanwhile
-                read = self._opened(self.folder / found.file, read.sha256)
-            opened = _Open(found, read.sha256, read.facts)
-            for excerpt in read.excerpts:
-                opened.num_excerpts += 1
-                opened.num_samples = max(opened.num_samples, excerpt.start + len(excerpt.samples))
-                self.waiting.append((opened, excerpt))
-                self._encode(everything=False)
-            opened.is_read = True
-            self._close(opened)
-        except FileNotFoundError:
-            # gone since the folder was listed; what the index has of it goes at the end of the next
-            # update
-            return
-        except (UnreadableSound, OSError) as error:
-            self.waiting = [
-                (opened, excerpt) for opened, excerpt in self.waiting if opened.found is not found
-            ]
-            reason = (
-                str(error)
-                if isinstance(error, UnreadableSound)
-                else f"cannot be read: {error.strerror}"
-            )
-            # Permissions, memory and libraries may change although the file does not: try it again
-            # next time.
-            is_final = isinstance(error, UnreadableSound) and not isinstance(error, DecoderDied)
-            self.writer.add_unreadable(found.file, reason, found if is_final else None)
+    def _add(self, file: _File) -> None:
+        if file.error is not None:
+            raise file.error
+        if file.excerpts is None:
+            if name := self.writer.add_known(file.found, file.sha256):
+                self.changes.unchanged += name == file.found.file
+                self.changes.moved += name != file.found.file
+                return
+            self._open(file)  # the other file with this content has changed meanwhile
+        for excerpt in file.excerpts:
+            file.num_excerpts += 1
+            file.num_samples = max(file.num_samples, excerpt.start + len(excerpt.samples))
+            self.waiting.append((file, excerpt))
+            self._encode(at_least=self.encoder.batch_size)
+        file.is_read = True
+        self._add_if_encoded(file)
 
-    def _encode(self, everything: bool) -> None:
-        size = self.encoder.batch_size
-        while len(self.waiting) >= (1 if everything else size):
+    def _encode(self, at_least: int) -> None:
+        """Encode batches while at least so many excerpts wait; commit from time to time."""
+        while len(self.waiting) >= at_least:
+            size = self.encoder.batch_size
             batch, self.waiting = self.waiting[:size], self.waiting[size:]
             vectors, frames = self.encoder.encode([excerpt for _, excerpt in batch])
-            for (opened, excerpt), place in zip(batch, self.writer.append(vectors, frames)):
-                opened.places.append(
-                    (
-                        excerpt.start / self.rate,
-                        (excerpt.start + len(excerpt.samples)) / self.rate,
-                        *place,
-                    )
-                )
-                self._close(opened)
+            places = self.writer.append(vectors, frames)
+            for (file, excerpt), place in zip(batch, places, strict=True):
+                stop = excerpt.start + len(excerpt.samples)
+                file.places.append((excerpt.start / self.rate, stop / self.rate, *place))
+                self._add_if_encoded(file)
         if time.monotonic() - self.last_commit > SECONDS_BETWEEN_COMMITS:
             self.writer.commit()
             self.last_commit = time.monotonic()
 
-    def _close(self, opened: "_Open") -> None:
-        """Add a file to the index when all of its excerpts are written."""
-        if opened.is_read and len(opened.places) == opened.num_excerpts:
-            self.writer.add_file(
-                opened.found, opened.sha256, opened.num_samples / self.rate, opened.places
-            )
-            self._count("changed" if opened.found.file in self.known else "added")
-            self.changes.one_channel += opened.facts.took_one_channel
-
-    def _count(self, what: str) -> None:
-        setattr(self.changes, what, getattr(self.changes, what) + 1)
+    def _add_if_encoded(self, file: _File) -> None:
+        if file.is_read and len(file.places) == file.num_excerpts:
+            seconds = file.num_samples / self.rate
+            self.writer.add_file(file.found, file.sha256, seconds, file.places)
+            self.changes.changed += file.found.file in self.known
+            self.changes.added += file.found.file not in self.known
+            self.changes.one_channel += file.facts.took_one_channel
 
 
-class _Open:
-    """A file on its way into the index."""
+def read_ahead(
+    work: list[Found], read: Callable[[Found], Result]
+) -> Iterator[tuple[Found, Result]]:
+    """Yield each file with `read` of it, in order; threads read FILES_AHEAD of them ahead.
 
-    def __init__(self, found: Found, sha256: str, facts: SoundFacts):
-        self.found, self.sha256, self.facts = found, sha256, facts
-        self.num_excerpts = self.num_samples = 0
-        self.is_read = False
-        self.places: list[tuple[float, float, int, int, int]] = []
-
-
-@contextmanager
-def _reading_ahead() -> Iterator[ThreadPoolExecutor]:
-    """Start threads for `_ahead`. At the end, or after an exception, reads that have not begun are
-    cancelled.
+    Close it, so that reads that have not begun are cancelled.
     """
+    queue: deque[tuple[Found, Future]] = deque()
     with ThreadPoolExecutor(FILES_AHEAD) as pool:
         try:
-            yield pool
+            for found in chain(work, [None] * FILES_AHEAD):
+                if found is not None:
+                    queue.append((found, pool.submit(read, found)))
+                if queue and (len(queue) > FILES_AHEAD or found is None):
+                    first, future = queue.popleft()
+                    yield first, future.result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _ahead(
-    pool: ThreadPoolExecutor, work: list[Found], read: Callable[[Found], Taken]
-) -> Iterator[tuple[Found, Taken]]:
-    """In order, with some read before their turn."""
-    queue: deque[tuple[Found, Future]] = deque()
-    files = iter(work)
-    for found in chain(files, [None] * FILES_AHEAD):
-        if found is not None:
-            queue.append((found, pool.submit(read, found)))
-        if queue and (len(queue) > FILES_AHEAD or found is None):
-            first, future = queue.popleft()
-            yield first, future.result()

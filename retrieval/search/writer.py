@@ -1,9 +1,6 @@
-"""The one process that writes an index: appends, then says so in a transaction. How the files stand
-on disk: retrieval/search/storage.py.
-"""
+"""Write an index: append numbers, then confirm them in a transaction. Files: storage.py."""
 
 import csv
-import json
 import os
 import shutil
 import sqlite3
@@ -19,17 +16,24 @@ from retrieval.base.errors import UserError
 from retrieval.base.files import atomic_writer
 from retrieval.base.locks import LOCK, take_lock
 from retrieval.search.sound import Found
-from retrieval.search.storage import DATABASE, SCHEMA, TABLES, array_files, connect, read_meta
+from retrieval.search.storage import (
+    DATABASE,
+    TABLES,
+    IndexMeta,
+    array_files,
+    connect,
+    mapped,
+    read_meta,
+    write_meta,
+)
 
 UNREADABLE, FAST_TEXT = "unreadable.csv", "fast_text"
-MOST_DEAD = 0.5  # share of vectors of files that are gone, above which the index is written anew
+MOST_DEAD = 0.5  # share of rows of removed files; above it the index is copied without them
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Only one process writes to an index; a second one waits and says so. The lock ends with its
-    process, however that ends. Raises UserError.
-    """
+    """Hold the index for writing; a second process waits and says so. Raises UserError."""
     with disk_errors(f"--index {folder}", "or choose another folder"):
         lock = take_lock(folder / LOCK, wait=True)
     with lock:
@@ -37,114 +41,101 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def check_target(folder: Path) -> None:
-    """Raises UserError for a folder that holds something else than an index."""
-    if (
-        folder.is_dir()
-        and not (folder / DATABASE).exists()
-        and not all(_is_ours(path.name) for path in folder.iterdir())
-    ):
-        raise UserError(
-            f"--index {folder} is a folder with other files; give a new one, or an index"
-        )
+    """Raise UserError if `folder` is a file, or a folder with files that no index has."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--index {folder} is a file; give a folder")
-
-
-def _is_ours(name: str) -> bool:
-    return name.startswith(
-        (DATABASE, "vectors-", "frames-", FAST_TEXT, f".{FAST_TEXT}", f".{UNREADABLE}")
-    ) or name in (UNREADABLE, LOCK)
+    starts = (DATABASE, "vectors-", "frames-", FAST_TEXT, f".{FAST_TEXT}", f".{UNREADABLE}")
+    if folder.is_dir() and not (folder / DATABASE).exists():
+        for path in folder.iterdir():
+            if not path.name.startswith(starts) and path.name not in (UNREADABLE, LOCK):
+                raise UserError(
+                    f"--index {folder} is a folder with other files, such as {path.name}; give a"
+                    " new one, or an index"
+                )
 
 
 class IndexWriter:
-    """Opened under the lock, by `opened`. Numbers of excerpts are appended with `append`; `commit`
-    makes them and their files part of the index.
+    """Writes an index; made by `opened`, under the lock.
+
+    Changes count from the next `commit` on.
+
+    Attributes:
+        folder: Folder of the index.
+        meta: Its record, with the rows appended since.
     """
 
     def __init__(self, folder: Path, database: sqlite3.Connection):
         self.folder, self.database = folder, database
         self.meta = read_meta(database, folder)
         self._arrays = [open(path, "rb+") for path in array_files(folder, self.meta)]
-        for file, count in zip(self._arrays, (self.meta["num_rows"], self.meta["num_frames"])):
-            file.seek(0, os.SEEK_END)
-            if file.tell() < count * self._bytes_of_row(file):
+        counts = (self.meta.num_rows, self.meta.num_frames)
+        for file, count, itemsize in zip(self._arrays, counts, (4, 2), strict=False):
+            size = count * self.meta.dim * itemsize  # bytes
+            if file.seek(0, os.SEEK_END) < size:
                 raise UserError(
                     f"{file.name} is shorter than what was written; make the index again with"
                     " --overwrite"
                 )
-            file.truncate(count * self._bytes_of_row(file))  # what a killed writer appended
+            file.truncate(size)  # without the rows that a killed writer appended
             file.seek(0, os.SEEK_END)
         self._pending: list[tuple[str, tuple[Any, ...]]] = []
 
-    def _bytes_of_row(self, file: Any) -> int:
-        return self.meta["dim"] * (4 if file is self._arrays[0] else 2)
-
     @classmethod
     @contextmanager
-    def opened(
-        cls, folder: Path, about: dict[str, Any], overwrite: bool
-    ) -> Iterator["IndexWriter"]:
-        """`about`: dim, has_frames, folder, model, ... of a new index. Call it under the lock.
-        Raises UserError, also for a full disk.
+    def opened(cls, folder: Path, meta: IndexMeta, overwrite: bool) -> Iterator["IndexWriter"]:
+        """Open an index, or create one with the record `meta`; call it under the lock.
+
+        Raises UserError, also for a full disk within the block.
         """
         with _explained(folder), ExitStack() as stack:
             if overwrite or not (folder / DATABASE).exists():
-                shutil.rmtree(folder / FAST_TEXT, ignore_errors=True)  # of another model, perhaps
-                _create(folder, about)
+                # the model may be another one
+                shutil.rmtree(folder / FAST_TEXT, ignore_errors=True)
+                _create(folder, meta)
             writer = cls(folder, stack.enter_context(connect(folder)))
-            stack.callback(writer._close)
+            stack.callback(lambda: [file.close() for file in writer._arrays])
             writer._remove_other_generations()
             yield writer
 
-    def _close(self) -> None:
-        for file in self._arrays:
-            file.close()
-
-    # --- what is there ---
-
     def files(self) -> dict[str, tuple[int, int | None]]:
-        """Return size and time of each file; time None if only the content can show whether the
-        file has changed.
-        """
-        return {
-            file: (size, time)
-            for file, size, time in self.database.execute("SELECT file, size, mtime_ns FROM files")
-        }
+        """Return size and time of each file; time None if its content must be compared."""
+        rows = self.database.execute("SELECT file, size, mtime_ns FROM files")
+        return {file: (size, time) for file, size, time in rows}
 
-    def unreadable(self) -> dict[str, tuple[int, int]]:
-        """Size and time of files that could not be read; None of those that were not opened."""
-        return {
-            file: (size, time)
-            for file, size, time in self.database.execute(
-                "SELECT file, size, mtime_ns FROM unreadable"
-            )
-        }
+    def unreadable(self) -> dict[str, tuple[int | None, int | None]]:
+        """Return size and time of each file that was left out; None if it was not opened."""
+        rows = self.database.execute("SELECT file, size, mtime_ns FROM unreadable")
+        return {file: (size, time) for file, size, time in rows}
 
     def listed_unreadable(self) -> list[tuple[str, str]]:
-        """File and reason."""
+        """Return file and reason of each file that was left out."""
         return self.database.execute("SELECT file, reason FROM unreadable ORDER BY file").fetchall()
 
     def digests(self) -> dict[str, str]:
-        """Return the sha256 of each file in the index."""
+        """Return the sha256 of each file."""
         return dict(self.database.execute("SELECT file, sha256 FROM files"))
-
-    # --- changes: they count from the next commit on ---
 
     def append(
         self, vectors: np.ndarray, frames: list[np.ndarray] | None
     ) -> list[tuple[int, int, int]]:
-        """Vectors float32 (b, D) and the frames float16 (T, D) of each: row, first frame and number
-        of frames of each.
+        """Append encoded excerpts.
+
+        Args:
+            vectors: float32 (b, D).
+            frames: float16 (T, D) of each excerpt; None if the index holds none.
+
+        Returns:
+            Row, first frame and number of frames of each excerpt.
         """
         places = []
-        for vector, own in zip(vectors, frames or [None] * len(vectors)):
-            num_frames = 0 if own is None else len(own)
-            places.append((self.meta["num_rows"], self.meta["num_frames"], num_frames))
-            self.meta["num_rows"] += 1
-            self.meta["num_frames"] += num_frames
+        for number, vector in enumerate(vectors):
+            num_frames = 0 if frames is None else len(frames[number])
+            places.append((self.meta.num_rows, self.meta.num_frames, num_frames))
+            self.meta.num_rows += 1
+            self.meta.num_frames += num_frames
             self._arrays[0].write(np.ascontiguousarray(vector, np.float32))
-            if own is not None:
-                self._arrays[1].write(np.ascontiguousarray(own, np.float16))
+            if frames is not None:
+                self._arrays[1].write(np.ascontiguousarray(frames[number], np.float16))
         return places
 
     def add_file(
@@ -154,37 +145,35 @@ class IndexWriter:
         seconds: float,
         excerpts: list[tuple[float, float, int, int, int]],
     ) -> None:
-        """`excerpts`: start and stop in s, and what `append` gave. Takes the place of what the
-        index had under this name.
+        """Add a file, in place of the one with its name.
+
+        Args:
+            found: Name, size and time.
+            sha256: Of its content.
+            seconds: Its length.
+            excerpts: Of each excerpt start and stop in s, and the place that `append` returned.
         """
-        self._forget(found.file)
+        self.remove(found.file)
         insert = "INSERT INTO files (file, size, mtime_ns, sha256, seconds) VALUES (?, ?, ?, ?, ?)"
         self._pending.append((insert, (found.file, found.size, found.mtime_ns, sha256, seconds)))
-        for excerpt in excerpts:
-            self._pending.append(
-                (
-                    (
-                        "INSERT INTO excerpts VALUES ((SELECT id FROM files WHERE file = ?), ?, ?,"
-                        " ?, ?, ?)"
-                    ),
-                    (found.file, *excerpt),
-                )
-            )
+        number = "(SELECT id FROM files WHERE file = ?)"
+        insert = f"INSERT INTO excerpts VALUES ({number}, ?, ?, ?, ?, ?)"
+        self._pending += [(insert, (found.file, *excerpt)) for excerpt in excerpts]
 
     def add_known(self, found: Found, sha256: str) -> str | None:
-        """Add a file with the content of one that the index has, without encoding it; the name of
-        that one, which may be its own, or None.
+        """Add a file with content that the index has, without encoding it.
+
+        Returns:
+            Name of the file with the same content, which may be its own; None if there is none.
         """
         query = "SELECT id, file, seconds FROM files WHERE sha256 = ? ORDER BY file = ? DESC"
         known = self.database.execute(query, (sha256, found.file)).fetchone()
         if known is None:
             return None
         number, name, seconds = known
-        rows = self.database.execute(
-            "SELECT start, stop, row, first_frame, num_frames FROM excerpts WHERE file_id = ?",
-            (number,),
-        ).fetchall()
-        self.add_file(found, sha256, seconds, rows)
+        query = "SELECT start, stop, row, first_frame, num_frames FROM excerpts WHERE file_id = ?"
+        excerpts = self.database.execute(query, (number,)).fetchall()
+        self.add_file(found, sha256, seconds, excerpts)
         return name
 
     def move_folder(self, folder: Path, recognised: list[tuple[Found, str]]) -> None:
@@ -197,17 +186,14 @@ class IndexWriter:
             folder: The new folder.
             recognised: Its files with content that is in the index, with their sha256.
         """
-        digests, names, contents = (
-            self.digests(),
-            {found.file for found, _ in recognised},
-            {sha256 for _, sha256 in recognised},
-        )
+        digests = self.digests()
+        names = {found.file for found, _ in recognised}
+        contents = {sha256 for _, sha256 in recognised}
         self._pending += [("UPDATE files SET mtime_ns = NULL", ()), ("DELETE FROM unreadable", ())]
+        update = "UPDATE files SET mtime_ns = ? WHERE file = ?"
         for found, sha256 in recognised:
             if digests.get(found.file) == sha256:
-                self._pending.append(
-                    ("UPDATE files SET mtime_ns = ? WHERE file = ?", (found.mtime_ns, found.file))
-                )
+                self._pending.append((update, (found.mtime_ns, found.file)))
             else:
                 self.add_known(found, sha256)
         for file, sha256 in digests.items():
@@ -216,23 +202,22 @@ class IndexWriter:
         self.commit(folder=str(folder.resolve()), complete=False)
 
     def add_unreadable(self, file: str, reason: str, found: Found | None = None) -> None:
-        self._forget(file)
+        """List a file that was left out; found: do not try it again while it is the same."""
+        self.remove(file)
         row = file, found and found.size, found and found.mtime_ns, reason
         self._pending.append(("INSERT INTO unreadable VALUES (?, ?, ?, ?)", row))
 
     def remove(self, file: str) -> None:
-        self._forget(file)
+        """Remove a file from the index, or from the list of those that were left out."""
+        for table in ("files", "unreadable"):
+            self._pending.append((f"DELETE FROM {table} WHERE file = ?", (file,)))
 
-    def _forget(self, file: str) -> None:
-        self._pending += [
-            (f"DELETE FROM {table} WHERE file = ?", (file,)) for table in ("files", "unreadable")
-        ]
+    def commit(self, **changes: Any) -> None:
+        """Make everything since the last commit part of the index, or nothing of it.
 
-    def commit(self, **meta: Any) -> None:
-        """Everything since the last commit, or nothing of it, is in the index. `meta` is noted with
-        it.
+        changes: of fields of `meta`.
         """
-        self.meta |= meta
+        self.meta = self.meta.model_copy(update=changes)
         for file in self._arrays:
             file.flush()
             os.fsync(file.fileno())
@@ -240,7 +225,7 @@ class IndexWriter:
         try:
             for statement, values in self._pending:
                 self.database.execute(statement, values)
-            _write_meta(self.database, self.meta)
+            write_meta(self.database, self.meta)
             self.database.execute("COMMIT")
         except sqlite3.Error:
             if self.database.in_transaction:
@@ -249,71 +234,51 @@ class IndexWriter:
         self._pending.clear()
 
     def finish(self) -> None:
-        """Without what is of no use any more, and with the list of unreadable files."""
+        """Copy the index without removed rows if these are many; write unreadable.csv."""
         (num_live,) = self.database.execute("SELECT count(DISTINCT row) FROM excerpts").fetchone()
-        if self.meta["num_rows"] - num_live > MOST_DEAD * self.meta["num_rows"]:
-            self._write_anew()
+        if self.meta.num_rows - num_live > MOST_DEAD * self.meta.num_rows:
+            self._copy_live_rows()
         with atomic_writer(self.folder / UNREADABLE) as file:
             csv.writer(file).writerows([("file", "reason"), *self.listed_unreadable()])
 
-    def _write_anew(self) -> None:
-        """A new generation with the rows that are in use alone."""
-        places = self.database.execute(
-            "SELECT DISTINCT row, first_frame, num_frames FROM excerpts ORDER BY row"
-        ).fetchall()
-        meta = self.meta | {
-            "generation": self.meta["generation"] + 1,
-            "num_rows": 0,
-            "num_frames": 0,
-        }
-        old, self.meta = self._arrays, meta
-        self._arrays = [open(path, "wb+") for path in array_files(self.folder, meta)]
-        dim = meta["dim"]
+    def _copy_live_rows(self) -> None:
+        """Write a new generation of vectors and frames with the rows that excerpts refer to."""
+        query = "SELECT DISTINCT row, first_frame, num_frames FROM excerpts ORDER BY row"
+        places = self.database.execute(query).fetchall()
+        vectors, frames = mapped(self.folder, self.meta)
+        for file in self._arrays:
+            file.close()
+        generation = self.meta.generation + 1
+        empty = {"generation": generation, "num_rows": 0, "num_frames": 0}
+        self.meta = self.meta.model_copy(update=empty)
+        self._arrays = [open(path, "wb+") for path in array_files(self.folder, self.meta)]
+        # Negative numbers first, so that an old and a new one are never the same.
+        update = "UPDATE excerpts SET row = ?, first_frame = ? WHERE row = ?"
         for row, first, num_frames in places:
-            vector = _read(old[0], row, 1, dim, np.float32)
-            frames = (
-                [_read(old[1], first, num_frames, dim, np.float16)] if meta["has_frames"] else None
-            )
-            ((new_row, new_first, _),) = self.append(vector, frames)
-            self._pending.append(
-                (
-                    "UPDATE excerpts SET row = ?, first_frame = ? WHERE row = ?",
-                    (-1 - new_row, new_first, row),
-                )
-            )
-        # the old and the new numbers did not meet on the way
+            own = None if frames is None else [frames[first : first + num_frames]]
+            ((new_row, new_first, _),) = self.append(vectors[row : row + 1], own)
+            self._pending.append((update, (-1 - new_row, new_first, row)))
         self._pending.append(("UPDATE excerpts SET row = -1 - row", ()))
         self.commit()
-        for file in old:
-            file.close()
+        del vectors, frames  # Windows removes no file that is mapped
         self._remove_other_generations()
 
     def _remove_other_generations(self) -> None:
         own = array_files(self.folder, self.meta)
         for path in [*self.folder.glob("vectors-*.f32"), *self.folder.glob("frames-*.f16")]:
             if path not in own:
-                path.unlink()
+                # On Windows an open index keeps its files: a later writer removes them.
+                with suppress(PermissionError):
+                    path.unlink()
 
 
-def _read(file: Any, first: int, count: int, dim: int, dtype: Any) -> np.ndarray:
-    """(count, dim), from row `first` on."""
-    size = np.dtype(dtype).itemsize
-    file.seek(first * dim * size)
-    return np.frombuffer(file.read(count * dim * size), dtype).reshape(count, dim)
+def _create(folder: Path, meta: IndexMeta) -> None:
+    """Make an empty index; it replaces an old one when its database does.
 
-
-def _create(folder: Path, about: dict[str, Any]) -> None:
-    """An empty index, which takes the place of an old one when its database does. A reader of the
-    old one finds its files or none, never these.
+    A reader of the old one finds its files or none, never the new ones.
     """
     used = [int(path.stem.partition("-")[2]) for path in folder.glob("vectors-*.f32")]
-    meta = about | {
-        "schema": SCHEMA,
-        "generation": max(used, default=-1) + 1,
-        "num_rows": 0,
-        "num_frames": 0,
-        "complete": False,
-    }
+    meta = meta.model_copy(update={"generation": max(used, default=-1) + 1})
     for path in array_files(folder, meta):
         path.touch()
     new = folder / f"{DATABASE}.new"
@@ -321,28 +286,21 @@ def _create(folder: Path, about: dict[str, Any]) -> None:
     database = sqlite3.connect(new)
     try:
         database.executescript(TABLES)
-        _write_meta(database, meta)
+        write_meta(database, meta)
         database.commit()
     finally:
         database.close()
+    # The journal of a killed writer belongs to the old database; SQLite would apply it to the new.
     if (folder / DATABASE).exists():
         with suppress(UserError, sqlite3.Error), connect(folder) as old:
-            old.execute("SELECT count(*) FROM meta")  # undoes what a killed writer left half done
-    # SQLite would do so to the new database
+            old.execute("SELECT count(*) FROM meta")  # SQLite applies and removes the journal
     (folder / f"{DATABASE}-journal").unlink(missing_ok=True)
     os.replace(new, folder / DATABASE)
 
 
-def _write_meta(database: sqlite3.Connection, meta: dict[str, Any]) -> None:
-    database.executemany(
-        "INSERT OR REPLACE INTO meta VALUES (?, ?)",
-        [(key, json.dumps(value)) for key, value in meta.items()],
-    )
-
-
 @contextmanager
 def _explained(folder: Path) -> Iterator[None]:
-    """A full or failing disk as one line: what was committed is kept."""
+    """Turn errors of the disk and of SQLite into UserError; committed changes are kept."""
     try:
         with disk_errors(f"index {folder}", "and run the command again: it goes on from here"):
             yield

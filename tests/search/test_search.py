@@ -10,6 +10,8 @@ import os
 import shutil
 import signal
 import sqlite3
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -767,7 +769,7 @@ def test_a_closed_part_of_a_moved_folder_keeps_its_entries(own, models, tmp_path
     assert len(index.files) == 14 and counts_of(index) == {"unchanged": 14}
 
 
-@pytest.mark.parametrize(("name", "count"), [("commit", 1), ("_write_meta", 1), ("commit", 3)])
+@pytest.mark.parametrize(("name", "count"), [("commit", 1), ("write_meta", 1), ("commit", 3)])
 def test_a_kill_while_a_moved_folder_is_taken_over(own, models, tmp_path, encoded, name, count):
     path = tmp_path / "index"
     AudioIndex.build(own, models / "tap", path)
@@ -775,7 +777,7 @@ def test_a_kill_while_a_moved_folder_is_taken_over(own, models, tmp_path, encode
     soundfile.write(moved / "new.wav", tone(1, 1, 1.0, np.random.default_rng(8)), SAMPLE_RATE)
     process = in_process(
         build_and_die,
-        writer if name == "_write_meta" else writer.IndexWriter,
+        writer if name == "write_meta" else writer.IndexWriter,
         name,
         count,
         moved,
@@ -825,8 +827,8 @@ def build_and_die(owner, name: str, count: int, sounds: Path, model: Path, path:
 PLACES = [
     *((writer.IndexWriter, "append", count) for count in (1, 4)),
     *((writer.IndexWriter, "commit", count) for count in (1, 3, 9)),
-    (writer, "_write_meta", 1),
-    (writer, "_write_meta", 4),
+    (writer, "write_meta", 1),
+    (writer, "write_meta", 4),
     (writer.os, "fsync", 5),
     (writer.IndexWriter, "finish", 1),
 ]
@@ -855,7 +857,7 @@ def test_a_killed_build_goes_on(sounds, models, indexed, tmp_path, encoded, owne
     assert index.is_complete and index.changes.unchanged == num_before
     assert sum(encoded) <= 20 - num_before  # excerpts of the whole folder
     check_equal(index, AudioIndex.open(indexed))
-    num_rows = index._contents.meta["num_rows"]
+    num_rows = index._contents.meta.num_rows
     (vectors,) = path.glob("vectors-*.f32")
     # without what the killed process had appended
     assert vectors.stat().st_size == num_rows * 32 * 4
@@ -866,7 +868,7 @@ def test_a_kill_while_the_index_is_written_anew(own, models, tmp_path):
     AudioIndex.build(own, models / "tap", path)
     shutil.rmtree(own / "high up")
     (own / "long.flac").unlink()
-    process = in_process(build_and_die, writer, "_read", 3, own, models / "tap", path)
+    process = in_process(build_and_die, writer.IndexWriter, "append", 3, own, models / "tap", path)
     process.join(PATIENCE)
     assert process.exitcode == -signal.SIGKILL and (path / "vectors-1.f32").exists()
     index = AudioIndex.build(own, models / "tap", path)
@@ -930,17 +932,17 @@ def test_a_reader_of_an_index_that_is_made_anew(sounds, models, indexed, tmp_pat
     never the new ones.
     """
     path = Path(shutil.copytree(indexed, tmp_path / "index"))
-    mapped, calls = storage._mapped, []
+    mapped, calls = storage.mapped, []
 
     def late(folder, meta):
-        calls.append(meta["generation"])
+        calls.append(meta.generation)
         if len(calls) == 1:
             AudioIndex.build(sounds, models / "mean", path, overwrite=True)
         return mapped(folder, meta)
 
-    monkeypatch.setattr(storage, "_mapped", late)
+    monkeypatch.setattr(storage, "mapped", late)
     contents = storage.read_index(path)
-    assert contents.meta["generation"] == 1 and not contents.meta["has_frames"] and calls[0] == 0
+    assert contents.meta.generation == 1 and not contents.meta.has_frames and calls[0] == 0
 
 
 def test_an_index_that_another_process_has_made_anew_is_not_continued(own, models, tmp_path):
@@ -1163,6 +1165,22 @@ def test_only_files_of_the_index_have_a_path(own, models, tmp_path):
     (own / "stereo.wav").symlink_to(secret)
     with pytest.raises(UserError, match="leads out"):
         index.path_of("stereo.wav")
+
+
+def test_opening_an_index_loads_neither_trainer_nor_writer_nor_page(indexed):
+    code = (
+        "import sys; from retrieval.search import AudioIndex; AudioIndex.open(sys.argv[1]);"
+        " print(*sys.modules)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(indexed)], capture_output=True, text=True, check=True
+    )
+    loaded = set(result.stdout.split())
+    rooms = {name.split(".")[1] for name in loaded if name.startswith("retrieval.")}
+    assert rooms == {"base", "models", "search"}
+    assert not loaded & {"retrieval.search.update", "retrieval.search.writer"}
+    unneeded = {"tensorboard", "torch.utils.tensorboard", "onnx", "onnxruntime", "gradio"}
+    assert not loaded & (unneeded | {"datasets", "pandas", "matplotlib"})
 
 
 # --- the commands ---

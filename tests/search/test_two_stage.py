@@ -17,9 +17,9 @@ from retrieval.data import open_cache
 from retrieval.evaluation.score_matrix import captions_of, similarity_matrix
 from retrieval.models.build import build_model
 from retrieval.models.pooling import MeanPooling, TextAwareAttentionPooling
+from retrieval.search.encoder import ExcerptEncoder
 from retrieval.search.sound import Excerpt
 from retrieval.search.two_stage import IndexedClips, TwoStage
-from retrieval.search.update import ExcerptEncoder
 
 DIM, NUM_FRAMES = 16, (1, 7, 3, 9, 5, 9, 2)
 NUM_CLIPS = len(NUM_FRAMES)
