@@ -1,9 +1,6 @@
-"""The model card, README.md of a model folder, and about.json beside it: what is known of how the
-model was made.
+"""The model card: README.md of a model folder, written from the record of its training (record.py).
 
-about.json is what train.py writes down and the card is made from: `data`, `settings`, `git_commit`,
-`validation`, `evaluation`, `license`; and a digest of the card, by which one that was edited by
-hand is known. Whatever is not in it the card calls unknown.
+about.json keeps a digest of the card, which tells whether the card was edited by hand since.
 """
 
 import hashlib
@@ -14,15 +11,12 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from retrieval.base.errors import UserError
 from retrieval.base.files import atomic_writer
-from retrieval.base.json_files import read_json
+from retrieval.models.record import ABOUT, TrainingRecord
 
-ABOUT = "about.json"
 CARD = "README.md"
-DIGEST = "card_sha256"
 TASK = "text-to-audio-retrieval"
-METRIC_TYPES = {"mAP@": "map_at_", "R@": "recall_at_"}
+METRIC_TYPES = {"mAP@": "map_at_", "R@": "recall_at_"}  # the hub's names
 
 TEMPLATE = """
 # Text-to-audio retrieval model
@@ -80,100 +74,114 @@ UNKNOWN_LICENCE = (
 )
 
 
-def read_about(folder: Path) -> dict[str, Any]:
-    """Content of about.json; empty where there is none, as in models of earlier versions. Raises
-    UserError for one that cannot be read.
+def about_json(architecture: dict[str, Any], record: TrainingRecord) -> str:
+    """Text of about.json: `record` with the digest of the card that is written beside it."""
+    card = str(model_card(architecture, record))
+    record = record.updated(card_sha256=_digest(card))
+    return json.dumps(record.model_dump(exclude_unset=True), indent=2) + "\n"
+
+
+def is_unedited(folder: Path, record: TrainingRecord) -> bool:
+    """Return True if the card is absent or was not edited by hand since it was written.
+
+    Earlier versions kept no digest: their card is known by its title.
     """
-    try:
-        about = read_json(folder / ABOUT)
-        kinds = {"data": list, "settings": dict, "validation": dict, "evaluation": dict}
-        if not isinstance(about, dict) or not all(
-            isinstance(about.get(name, kind()), kind) for name, kind in kinds.items()
-        ):
-            raise ValueError(f"expected {', '.join(kinds)}")
-        needed = {"split", "corpus", "num_clips", "num_captions", "fingerprint"}
-        if not all(
-            isinstance(data, dict) and needed <= data.keys() for data in about.get("data", [])
-        ):
-            raise ValueError(f"its data lack {', '.join(sorted(needed))}")
-        return about
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{folder / ABOUT} cannot be read ({error}); copy it again, or delete it: the model"
-            " loads without it"
-        ) from None
-
-
-def about_json(architecture: dict[str, Any], about: dict[str, Any]) -> str:
-    """Text of about.json, with a digest of the card that is made from it: `is_as_written`."""
-    return (
-        json.dumps(about | {DIGEST: _digest(str(model_card(architecture, about)))}, indent=2) + "\n"
-    )
-
-
-def is_as_written(folder: Path, about: dict[str, Any]) -> bool:
-    """Whether the card is what was written with `about`, also by another version; one that is
-    absent is.
-
-    Of models without a digest in about.json, it is one by an earlier version, which is known by its
-    title.
-    """
-    card = folder / CARD
-    if not card.exists():
+    if not (folder / CARD).exists():
         return True
-    text = card.read_text(encoding="utf-8")
-    return _digest(text) == about[DIGEST] if DIGEST in about else TITLE in text
+    text = (folder / CARD).read_text(encoding="utf-8")
+    return TITLE in text if record.card_sha256 is None else _digest(text) == record.card_sha256
+
+
+def write_card(folder: Path, architecture: dict[str, Any], record: TrainingRecord) -> None:
+    """Write about.json and the model card of a model folder anew; the model stays as it is.
+
+    Args:
+        folder: The model folder.
+        architecture: Content of its config.json.
+        record: How the model was made.
+
+    Raises:
+        UserError: A file cannot be written.
+    """
+    with atomic_writer(folder / ABOUT) as file:
+        file.write(about_json(architecture, record))
+    with atomic_writer(folder / CARD) as file:
+        file.write(str(model_card(architecture, record)))
+
+
+def model_card(architecture: dict[str, Any], record: TrainingRecord) -> ModelCard:
+    """Return the model card, with the header that the hub reads.
+
+    Args:
+        architecture: Content of the model's config.json.
+        record: How the model was made; the card calls unknown whatever it does not hold.
+    """
+    names = {
+        "audio_encoder": architecture["audio_encoder"]["name"],
+        "text_encoder": architecture["text_encoder"]["model_type"],
+        "pooling": architecture["pooling"]["name"],
+    }
+    results = _eval_results(record)
+    data = ModelCardData(
+        license=record.license or "unknown",
+        tags=["audio", "model_hub_mixin", "pytorch_model_hub_mixin", TASK],
+        model_name="-".join([*names.values(), TASK]) if results else None,
+        eval_results=results or None,
+    )
+    settings = yaml.safe_dump(record.settings, sort_keys=False) if record.settings else None
+    text = TEMPLATE.format(
+        **names,
+        sample_rate=architecture["sample_rate"],
+        clip_seconds=architecture["clip_seconds"],
+        results=_results(record),
+        commit=f" (commit `{record.git_commit}`)" if record.git_commit else "",
+        data=_data(record),
+        license=f"`{record.license}`." if record.license else UNKNOWN_LICENCE,
+        data_licences=_licences(record),
+        settings=SETTINGS.format(settings=settings) if settings else "",
+    )
+    return ModelCard(f"---\n{data}\n---\n{text}", ignore_metadata_errors=False)
 
 
 def _digest(card: str) -> str:
     return hashlib.sha256(card.strip().encode()).hexdigest()
 
 
-def model_card(architecture: dict[str, Any], about: dict[str, Any]) -> ModelCard:
-    """architecture: config.json of the model."""
-    names = {
-        "audio_encoder": architecture["audio_encoder"]["name"],
-        "text_encoder": architecture["text_encoder"]["model_type"],
-        "pooling": architecture["pooling"]["name"],
-    }
-    results = _eval_results(about)
-    data = ModelCardData(
-        license=about.get("license") or "unknown",
-        tags=["audio", "model_hub_mixin", "pytorch_model_hub_mixin", TASK],
-        model_name="-".join([*names.values(), TASK]) if results else None,
-        eval_results=results or None,
-    )
-    text = TEMPLATE.format(
-        **names,
-        sample_rate=architecture["sample_rate"],
-        clip_seconds=architecture["clip_seconds"],
-        results=_results(about),
-        commit=f" (commit `{about['git_commit']}`)" if about.get("git_commit") else "",
-        data=_data(about),
-        license=f"`{about['license']}`." if about.get("license") else UNKNOWN_LICENCE,
-        data_licences=_licences(about),
-        settings=_settings(about),
-    )
-    return ModelCard(f"---\n{data}\n---\n{text}", ignore_metadata_errors=False)
+def _eval_results(record: TrainingRecord) -> list[EvalResult]:
+    """Text-to-audio scores in percent, for the header that the hub reads."""
+    splits = {data.split: data for data in record.data}
+    results = []
+    for split, scores in record.scores.items():
+        if split not in splits:
+            continue
+        data = splits[split]
+        for name, value in scores.metrics.get("text_to_audio", {}).items():
+            metric_type = name
+            for prefix, kind in METRIC_TYPES.items():
+                metric_type = metric_type.replace(prefix, kind)
+            # The name says the number of clips: a corpus is called by its layout, and a small one
+            # in Clotho's layout is not Clotho.
+            result = EvalResult(
+                task_type=TASK,
+                dataset_type=data.corpus,
+                dataset_name=f"{data.corpus} ({data.num_clips:,} clips)",
+                dataset_split=split,
+                metric_type=metric_type,
+                metric_name=f"{name} (%)",
+                metric_value=round(100 * value, 2),
+            )
+            results.append(result)
+    return results
 
 
-def _scored(about: dict[str, Any]) -> list[tuple[str, str, dict[str, float]]]:
-    """Split, direction in words and metrics (fractions) of all that was measured."""
-    rows = []
-    for split in ("validation", "evaluation"):
-        metrics = about.get(split, {}).get("metrics", {})
-        rows += [
-            (split, direction.replace("_", " "), metrics[direction])
-            for direction in ("text_to_audio", "audio_to_text")
-            if direction in metrics
-        ]
-    return rows
-
-
-def _results(about: dict[str, Any]) -> str:
-    rows = _scored(about)
+def _results(record: TrainingRecord) -> str:
+    """Table of all scores in percent."""
+    rows = [
+        (split, direction.replace("_", " "), scores.metrics[direction])
+        for split, scores in record.scores.items()
+        for direction in ("text_to_audio", "audio_to_text")
+        if direction in scores.metrics
+    ]
     if not rows:
         return "Not evaluated."
     names = list(dict.fromkeys(name for _, _, metrics in rows for name in metrics))
@@ -181,124 +189,48 @@ def _results(about: dict[str, Any]) -> str:
     for split, direction, metrics in rows:
         values = [f"{100 * metrics[name]:.2f}" if name in metrics else "" for name in names]
         lines.append(f"| {split} | {direction} | {' | '.join(values)} |")
-    epoch = about.get("validation", {}).get("epoch")
+    epoch = record.validation.epoch if record.validation else None
     return "\n".join(["In percent" + (f", after epoch {epoch}:" if epoch else ":"), "", *lines])
 
 
-def _eval_results(about: dict[str, Any]) -> list[EvalResult]:
-    """Text to audio, in percent, for the header that the hub reads."""
-    corpora = {data["split"]: data for data in about.get("data", [])}
-    results = []
-    for split, direction, metrics in _scored(about):
-        if direction == "text to audio" and split in corpora:
-            corpus = corpora[split]["corpus"]
-            # With the number of clips: a corpus is called by its layout, and a small one in
-            # Clotho's is not Clotho.
-            dataset = {
-                "dataset_type": corpus,
-                "dataset_name": f"{corpus} ({corpora[split]['num_clips']:,} clips)",
-                "dataset_split": split,
-            }
-            for name, value in metrics.items():
-                scored = {
-                    "metric_type": _metric_type(name),
-                    "metric_name": f"{name} (%)",
-                    "metric_value": round(100 * value, 2),
-                }
-                results.append(EvalResult(task_type=TASK, **dataset, **scored))
-    return results
-
-
-def _metric_type(name: str) -> str:
-    return next(
-        (
-            kind + name.removeprefix(prefix)
-            for prefix, kind in METRIC_TYPES.items()
-            if name.startswith(prefix)
-        ),
-        name,
-    )
-
-
-def _data(about: dict[str, Any]) -> str:
-    if not about.get("data"):
+def _data(record: TrainingRecord) -> str:
+    """Table of the splits, and the commands that built their caches."""
+    if not record.data:
         return "Unknown."
     lines = [
         "| split | corpus | clips | captions | hours | fingerprint |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    for data in about["data"]:
-        hours = "" if data.get("hours") is None else f"{data['hours']:.1f}"
-        counts = f"{data['num_clips']:,} | {data['num_captions']:,} | {hours}"
-        lines.append(
-            f"| {data['split']} | {data['corpus']} | {counts} | `{data['fingerprint'][:16]}` |"
-        )
-    commands = dict.fromkeys(data["command"] for data in about["data"] if data.get("command"))
-    built = [f"Built by `{command}`." for command in commands]
-    return "\n".join(
-        [
-            *lines,
-            "",
-            *built,
-            "The corpus is named as its cache names it: by the layout that it was read from.",
-        ]
-    )
+    for data in record.data:
+        hours = "" if data.hours is None else f"{data.hours:.1f}"
+        counts = f"{data.num_clips:,} | {data.num_captions:,} | {hours}"
+        lines.append(f"| {data.split} | {data.corpus} | {counts} | `{data.fingerprint[:16]}` |")
+    commands = dict.fromkeys(data.command for data in record.data if data.command)
+    lines += ["", *(f"Built by `{command}`." for command in commands)]
+    lines += ["The corpus is named as its cache names it: by the layout that it was read from."]
+    return "\n".join(lines)
 
 
-def _licences(about: dict[str, Any]) -> str:
-    """Of the training clips; those of other splits did not make the model."""
+def _licences(record: TrainingRecord) -> str:
+    """Licences of the training clips, and the models that the training started from."""
     lines = []
-    for data in about.get("data", []):
-        if data["split"] != "development":
+    for data in record.data:
+        if data.split != "development":  # only these clips made the model
             continue
-        if not data.get("licenses"):
-            lines += ["", f"Of the training data ({data['corpus']}): the cache does not say."]
+        if not data.licenses:
+            lines += ["", f"Of the training data ({data.corpus}): the cache does not say."]
             continue
-        lines += [
-            "",
-            f"Of the training data ({data['corpus']}), each clip its own:",
-            "",
-            "| licence | clips |",
-            "| --- | --- |",
-        ]
-        lines += [
-            f"| {name or 'not given'} | {count:,} |"
-            for name, count in sorted(data["licenses"].items(), key=lambda item: -item[1])
-        ]
+        lines += ["", f"Of the training data ({data.corpus}), each clip its own:", ""]
+        lines += ["| licence | clips |", "| --- | --- |"]
+        for name, count in sorted(data.licenses.items(), key=lambda item: -item[1]):
+            lines.append(f"| {name or 'not given'} | {count:,} |")
     text = "\n".join(lines or ["", "Of the training data: unknown."])
-    started = [
-        name
-        for part in ("audio_encoder.checkpoint", "text_encoder.name", "train.init_from")
-        if (name := _setting(about, part))
-    ]
-    if started:
-        text += (
-            f"\n\nThe training started from {', '.join(f'`{name}`' for name in started)}: their"
-            " licences hold as well."
-        )
+    settings = record.settings
+    started = [settings.get("audio_encoder", {}).get("checkpoint")]
+    if settings.get("text_encoder", {}).get("pretrained"):
+        started.append(settings["text_encoder"].get("name"))
+    started.append(settings.get("train", {}).get("init_from"))
+    if any(started):
+        named = ", ".join(f"`{name}`" for name in started if name)
+        text += f"\n\nThe training started from {named}: their licences hold as well."
     return text
-
-
-def _setting(about: dict[str, Any], name: str) -> str | None:
-    section, key = name.split(".")
-    settings = about.get("settings", {}).get(section, {})
-    return (
-        None
-        if name == "text_encoder.name" and not settings.get("pretrained")
-        else settings.get(key)
-    )
-
-
-def _settings(about: dict[str, Any]) -> str:
-    settings = about.get("settings")
-    return SETTINGS.format(settings=yaml.safe_dump(settings, sort_keys=False)) if settings else ""
-
-
-def write_card(folder: Path, architecture: dict[str, Any], about: dict[str, Any]) -> None:
-    """about.json and model card of a model folder anew; the model itself stays as it is. Raises
-    UserError.
-    """
-    with atomic_writer(folder / ABOUT) as file:
-        file.write(about_json(architecture, about))
-    with atomic_writer(folder / CARD) as file:
-        file.write(str(model_card(architecture, about)))

@@ -23,10 +23,11 @@ from retrieval.base.errors import UserError, one_line
 from retrieval.base.json_files import read_json
 from retrieval.models.audio import AUDIO_ENCODERS
 from retrieval.models.audio.encoder import AudioEncoder
-from retrieval.models.card import ABOUT, about_json, model_card, read_about
+from retrieval.models.card import about_json, model_card
 from retrieval.models.hub import OUT_OF_REACH, explained_upload, hub_answers, local_files_only
 from retrieval.models.pooling import MeanPooling, Pooling, TextAwareAttentionPooling
 from retrieval.models.pretrained.tensor_files import MOST_SHARING
+from retrieval.models.record import ABOUT, TrainingRecord, read_record
 from retrieval.models.text import TextEncoder
 from retrieval.models.tokenizer import load_tokenizer
 from retrieval.models.transformer_pooling import TransformerPooling
@@ -80,7 +81,7 @@ class DualEncoder(nn.Module, PyTorchModelHubMixin):
         loss_parameters: dict[str, float] | None = None,
     ):
         super().__init__()
-        self.about: dict[str, Any] = {}  # how it was made, for the model card: models.card
+        self.record = TrainingRecord()  # how the model was made, for its card
         self.frozen: list[str] = []
         # in training only; models.mel_augmentation
         self.augment_mel: Callable[[torch.Tensor], torch.Tensor] | None = None
@@ -153,7 +154,7 @@ class DualEncoder(nn.Module, PyTorchModelHubMixin):
 
     def train(self, mode: bool = True) -> "DualEncoder":
         if mode:
-            self.about = {}  # a model that is trained on is no longer the one that was described
+            self.record = TrainingRecord()  # training changes the model that the record describes
         super().train(mode)
         for part in self.frozen:
             getattr(self, part).eval()
@@ -283,13 +284,12 @@ class DualEncoder(nn.Module, PyTorchModelHubMixin):
     def _save_pretrained(self, save_directory: Path) -> None:
         write_weights(self, save_directory / WEIGHTS)
         self.text_encoder.tokenizer.save_pretrained(str(save_directory / "tokenizer"))
-        if self.about:
-            (save_directory / ABOUT).write_text(
-                about_json(self.architecture, self.about), encoding="utf-8"
-            )
+        if self.record != TrainingRecord():
+            text = about_json(self.architecture, self.record)
+            (save_directory / ABOUT).write_text(text, encoding="utf-8")
 
     def generate_model_card(self, *_args: Any, **_kwargs: Any) -> ModelCard:
-        return model_card(self.architecture, self.about)
+        return model_card(self.architecture, self.record)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
         """Upload weights, tokenizer and model card; arguments as in huggingface_hub, such as
@@ -350,7 +350,7 @@ class DualEncoder(nn.Module, PyTorchModelHubMixin):
         _check_size(architecture, Path(model_id) / WEIGHTS)
         model = cls(**architecture)
         model.text_encoder.tokenizer = load_tokenizer(Path(model_id) / "tokenizer")
-        model.about = read_about(Path(model_id))
+        model.record = read_record(Path(model_id))
         read_weights(model, Path(model_id) / WEIGHTS)
         return model.eval()
 

@@ -87,24 +87,51 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def renew_card(folder: Path, license: str | None = None, overwrite: bool = False) -> None:
-    """README.md and about.json of a model folder from what is known now.
+    """Write README.md and about.json of a model folder from what is known now.
 
-    A model without about.json is described by its run folder (config.yaml and the cache that it
-    names) where there is one. Raises UserError for a folder that holds no model, and for a card
-    that was edited by hand unless `overwrite`.
+    A model of an earlier version, without about.json, is described from its run folder: the
+    settings in RUN/config.yaml, the caches that they name, and the scores in RUN/metrics.json, as
+    far as these are there.
+
+    Args:
+        folder: The model folder.
+        license: Of the model, as the hub writes it; None keeps the one that is set.
+        overwrite: Replace a card that was edited by hand.
+
+    Raises:
+        UserError: The folder holds no model, or its card was edited by hand.
     """
-    from retrieval.models.card import CARD, is_as_written, read_about, write_card
+    from retrieval.config import read_config
+    from retrieval.models.card import CARD, is_unedited, write_card
+    from retrieval.models.record import ScoreRecord, TrainingRecord, read_record, without_folders
+    from retrieval.training.splits import open_splits
 
-    architecture, about = read_architecture(folder), read_about(folder)
-    if not is_as_written(folder, about) and not overwrite:
+    architecture, record = read_architecture(folder), read_record(folder)
+    if not is_unedited(folder, record) and not overwrite:
         raise UserError(
             f"{folder / CARD} was edited by hand: edit `license` in its first lines there, or write"
             " it anew by `card --overwrite`"
         )
-    about = (
-        _measured(folder) | (about or _of_run(folder)) | ({"license": license} if license else {})
-    )
-    write_card(folder, architecture, about)
+    run, name = folder.resolve().parent, folder.resolve().name
+    if record == TrainingRecord() and (run / "config.yaml").is_file():
+        config = read_config(run)
+        try:
+            data = open_splits(config).records()
+        except UserError:
+            data = []
+        settings = without_folders(config.model_dump())
+        commit = _read_if_there(run / "environment.json").get("git_commit")
+        record = TrainingRecord(data=data, settings=settings, git_commit=commit)
+    final = _read_if_there(run / "metrics.json")
+    if record.validation is None and name == "best" and "validation_mAP@10" in final:
+        metrics = {"text_to_audio": {"mAP@10": final["validation_mAP@10"]}}
+        scores = ScoreRecord(epoch=final.get("best_epoch"), metrics=metrics)
+        record = record.updated(validation=scores)
+    if record.evaluation is None and isinstance(final.get(name), dict):
+        record = record.updated(evaluation=ScoreRecord(metrics=final[name]))
+    if license:
+        record = record.updated(license=license)
+    write_card(folder, architecture, record)
 
 
 def push(folder: Path, repo: str, private: bool = False, license: str | None = None) -> str:
@@ -154,35 +181,7 @@ def check_is_folder(checkpoint: Path) -> None:
         )
 
 
-def _of_run(folder: Path) -> dict[str, Any]:
-    """Of a model without about.json: settings from RUN/config.yaml, data from the cache that they
-    name, as far as these are there.
-    """
-    from retrieval.config import read_config
-    from retrieval.training.facts import of_training
-
-    run = folder.resolve().parent
-    if not (run / "config.yaml").is_file():
-        return {}
-    environment = _json(run / "environment.json")
-    return of_training(read_config(run), environment.get("git_commit"), need_data=False)
-
-
-def _measured(folder: Path) -> dict[str, Any]:
-    """What RUN/metrics.json says of the model: all of the evaluation split, and of the best one its
-    validation mAP@10.
-    """
-    name, final = folder.resolve().name, _json(folder.resolve().parent / "metrics.json")
-    measured: dict[str, Any] = {}
-    if name == "best" and "validation_mAP@10" in final:
-        scored = {"text_to_audio": {"mAP@10": final["validation_mAP@10"]}}
-        measured["validation"] = {"epoch": final.get("best_epoch"), "metrics": scored}
-    if isinstance(final.get(name), dict):
-        measured["evaluation"] = {"metrics": final[name]}
-    return measured
-
-
-def _json(path: Path) -> dict[str, Any]:
+def _read_if_there(path: Path) -> dict[str, Any]:
     try:
         return read_json(path)
     except (OSError, ValueError):

@@ -26,6 +26,7 @@ from retrieval.base.locks import LOCK, take_lock
 from retrieval.base.versions import environment
 from retrieval.config import Config, config_differences, read_config
 from retrieval.models.dual_encoder import WEIGHTS, DualEncoder
+from retrieval.models.record import TrainingRecord
 from retrieval.models.weights import read_weights, write_weights
 from retrieval.training.states import latest_state
 
@@ -234,12 +235,11 @@ def load_state(
         )
 
 
-def save_model(model: DualEncoder, folder: Path, about: dict[str, Any]) -> None:
-    """Write `folder` in Hugging Face form; a reader finds the old model or the new one, never half
-    of one.
+def save_model(model: DualEncoder, folder: Path, record: TrainingRecord) -> None:
+    """Write `folder` in Hugging Face form, with `record` in its model card.
 
-    `about` is what its model card says: retrieval.models.card.
+    A reader finds the old model or the new one, never half of one.
     """
-    model.about = about
+    model.record = record
     with whole_folder(folder, "model", RESUME) as new:
         model.save_pretrained(new)

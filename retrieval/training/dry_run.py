@@ -13,7 +13,7 @@ from retrieval.data import EpochBatches, check_batch_size, num_steps_per_epoch
 from retrieval.models.build import build_model_without_weights, warnings_of
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.training.optim import parameter_groups
-from retrieval.training.setup import open_splits
+from retrieval.training.splits import open_splits
 
 CLOTHO_PAIRS = 19_195  # 3,839 development clips, five captions each
 GIB = 2**30

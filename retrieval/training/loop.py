@@ -30,14 +30,16 @@ from retrieval.base.stopping import Interrupted, StopRequest, stop_on_signals
 from retrieval.config import Config
 from retrieval.config.text import flatten
 from retrieval.data import ClipSplit, usable_workers
+from retrieval.data.schema import EVALUATION
 from retrieval.evaluation.result import EvaluationResult, evaluate_split, format_table
 from retrieval.models.build import bound_memory
 from retrieval.models.card import write_card
 from retrieval.models.dual_encoder import DualEncoder
+from retrieval.models.record import ScoreRecord
 from retrieval.training import checkpoint
 from retrieval.training.micro_batches import backward_in_parts
 from retrieval.training.optim import set_learning_rates
-from retrieval.training.setup import TEST, Run, prepare
+from retrieval.training.setup import Run, prepare
 from retrieval.training.states import latest_state
 
 # for fp16, as fairseq's --min-loss-scale: about 30 halvings below the initial 65,536
@@ -253,9 +255,10 @@ def validate(run: Run) -> None:
     if is_best:
         progress.best_map, progress.best_epoch = metrics["mAP@10"], epoch
     if run.accelerator.is_main_process:
-        about = run.about | {"validation": {"epoch": epoch + 1, "metrics": result.metrics}}
+        scores = ScoreRecord(epoch=epoch + 1, metrics=result.metrics)
+        record = run.record.updated(validation=scores)
         for name in ("best", "last") if is_best else ("last",):
-            checkpoint.save_model(run.model, run.folder / name, about)
+            checkpoint.save_model(run.model, run.folder / name, record)
     run.accelerator.wait_for_everyone()
 
 
@@ -276,13 +279,12 @@ def score_test_split(run: Run) -> None:
             bound_memory(model, run.config)
             result = evaluate_model(run, model, run.test)
             final[name], final["chance"] = result.metrics, result.chance
-            run.accelerator.print(f"{run.folder / name}, {TEST} split\n{format_table(result)}")
+            run.accelerator.print(
+                f"{run.folder / name}, {EVALUATION} split\n{format_table(result)}"
+            )
             if run.accelerator.is_main_process:
-                write_card(
-                    run.folder / name,
-                    model.architecture,
-                    model.about | {"evaluation": {"metrics": result.metrics}},
-                )
+                record = model.record.updated(evaluation=ScoreRecord(metrics=result.metrics))
+                write_card(run.folder / name, model.architecture, record)
     run.tracker.hparams(flatten(run.config.model_dump()), final)
     if run.accelerator.is_main_process:
         write_json(run.folder / "metrics.json", final)

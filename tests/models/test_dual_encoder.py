@@ -23,6 +23,7 @@ from retrieval.models import hub
 from retrieval.models.audio import AtstFrame
 from retrieval.models.build import build_model, build_model_without_weights
 from retrieval.models.dual_encoder import DualEncoder
+from retrieval.models.record import ScoreRecord, TrainingRecord
 from retrieval.models.text import text_architecture
 from retrieval.models.tokenizer import load_tokenizer
 from tests.conftest import write_text_encoder
@@ -411,7 +412,8 @@ def test_training_mode_and_dropout_come_back_with_train(text_folder: str, tmp_pa
 
 def test_model_card(text_folder: str, tmp_path: Path):
     model = make_model(text_folder)
-    model.about = {"validation": {"epoch": 3, "metrics": {"text_to_audio": {"mAP@10": 0.4242}}}}
+    scores = ScoreRecord(epoch=3, metrics={"text_to_audio": {"mAP@10": 0.4242}})
+    model.record = TrainingRecord(validation=scores)
     model.save_pretrained(tmp_path / "scored")
     card = (tmp_path / "scored" / "README.md").read_text(encoding="utf-8")
     assert card.startswith("---\n") and "- text-to-audio-retrieval" in card
@@ -422,7 +424,7 @@ def test_model_card(text_folder: str, tmp_path: Path):
     )
     assert "audio encoder `atst_frame`, text encoder `roberta`, pooling `tap`" in card
     assert "DualEncoder.from_pretrained" in card and "{{" not in card
-    assert model.about.items() <= DualEncoder.from_pretrained(tmp_path / "scored").about.items()
+    assert DualEncoder.from_pretrained(tmp_path / "scored").record.validation == scores
     make_model(text_folder).save_pretrained(tmp_path / "fresh")
     assert "Not evaluated." in (tmp_path / "fresh" / "README.md").read_text(encoding="utf-8")
 

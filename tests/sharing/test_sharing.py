@@ -19,12 +19,12 @@ from retrieval.base.errors import UserError
 from retrieval.config import load_config
 from retrieval.models import hub
 from retrieval.models.build import build_model
-from retrieval.models.card import model_card, read_about
+from retrieval.models.card import model_card
 from retrieval.models.dual_encoder import DualEncoder
+from retrieval.models.record import SplitRecord, TrainingRecord, read_record, without_folders
 from retrieval.sharing import command as sharing
-from retrieval.training import facts
-from retrieval.training.facts import of_training
 from retrieval.training.loop import train
+from retrieval.training.splits import open_splits
 from tests.conftest import PATIENCE, ROOT, SAMPLE_RATE, write_cache
 from tests.hub_stub import READER, WRITER, Hub, running_hub
 
@@ -69,9 +69,9 @@ def copy(run: Path, tmp_path: Path) -> Path:
 def test_training_writes_a_card_with_data_results_and_settings(run: Path):
     for name in ("best", "last"):
         card = ModelCard.load(run / name / "README.md")
-        text, about = card.text, read_about(run / name)
+        text, record = card.text, read_record(run / name)
         final = json.loads((run / "metrics.json").read_text())[name]
-        assert about["evaluation"]["metrics"] == final and about["validation"]["epoch"] == 1
+        assert record.evaluation.metrics == final and record.validation.epoch == 1
         row = final["text_to_audio"]
         assert (
             "| evaluation | text to audio |"
@@ -80,7 +80,7 @@ def test_training_writes_a_card_with_data_results_and_settings(run: Path):
         assert "| validation | audio to text |" in text
         assert (
             "| development | test | 12 | 24 | 0.0 |" in text
-            and about["data"][0]["fingerprint"][:16] in text
+            and record.data[0].fingerprint[:16] in text
         )
         assert f"| {CC_BY} | 9 |\n| {CC0} | 2 |\n| not given | 1 |" in text
         assert (
@@ -130,25 +130,17 @@ def test_a_loaded_model_keeps_its_card_until_it_is_trained_on(run: Path, tmp_pat
 
 
 def test_what_is_not_known_is_called_unknown(run: Path):
-    text = model_card(json.loads((run / "best" / "config.json").read_text()), {}).text
+    architecture = json.loads((run / "best" / "config.json").read_text())
+    text = model_card(architecture, TrainingRecord()).text
     assert (
         "Not evaluated." in text
         and "## Training data\n\nUnknown." in text
         and "Of the training data: unknown." in text
     )
-    about = {
-        "data": [
-            {
-                "split": "development",
-                "corpus": "c",
-                "num_clips": 1,
-                "num_captions": 1,
-                "fingerprint": "f" * 64,
-                "licenses": None,
-            }
-        ]
-    }
-    text = model_card(json.loads((run / "best" / "config.json").read_text()), about).text
+    split = SplitRecord(
+        split="development", corpus="c", num_clips=1, num_captions=1, fingerprint="f" * 64
+    )
+    text = model_card(architecture, TrainingRecord(data=[split])).text
     assert "Of the training data (c): the cache does not say." in text
 
 
@@ -159,20 +151,18 @@ def test_several_corpora_and_pretrained_parts_are_named(tiny: Path, tmp_path: Pa
         "text_encoder.name=org/text",
         "text_encoder.pretrained=true",
     ]
-    about = of_training(load_config(tiny / "tiny.yaml", settings), "abc")
-    assert [data["split"] for data in about["data"]] == [
-        "development",
-        "development",
-        "validation",
-        "evaluation",
-    ]
-    assert [data["corpus"] for data in about["data"]] == ["test", "other", "test", "test"]
+    config = load_config(tiny / "tiny.yaml", settings)
+    data = open_splits(config).records()
+    splits = ["development", "development", "validation", "evaluation"]
+    assert [split.split for split in data] == splits
+    assert [split.corpus for split in data] == ["test", "other", "test", "test"]
+    record = TrainingRecord(data=data, settings=config.model_dump(), git_commit="abc")
     architecture = {
         "audio_encoder": {"name": "a"},
         "text_encoder": {"model_type": "t"},
         "pooling": {"name": "p"},
     }
-    text = model_card(architecture | {"sample_rate": 1, "clip_seconds": 1}, about).text
+    text = model_card(architecture | {"sample_rate": 1, "clip_seconds": 1}, record).text
     assert (
         "started from `org/text`: their licences hold as well" in text and "(commit `abc`)" in text
     )
@@ -203,7 +193,7 @@ def test_a_model_of_an_earlier_version_loads_and_gets_a_card(copy: Path, run: Pa
         "---\ntags:\n- audio\n---\n\n# Text-to-audio retrieval model\n\nValidation mAP@10 after"
         " epoch 1: 0.5.\n"
     )
-    assert DualEncoder.from_pretrained(copy).about == {}
+    assert DualEncoder.from_pretrained(copy).record == TrainingRecord()
     sharing.renew_card(copy)
     text = (copy / "README.md").read_text()
     assert (
@@ -259,7 +249,7 @@ def test_a_damaged_about_file(copy: Path, content: str):
     ],
 )
 def test_paths_that_tell_of_the_maker(value, shown):
-    assert facts._without_folders(value) == shown
+    assert without_folders(value) == shown
 
 
 # --- the hub ---
@@ -310,10 +300,10 @@ def scores(model):
 
 own, pushed = DualEncoder.from_pretrained(sys.argv[1]), DualEncoder.from_pretrained("me/barks")
 assert torch.equal(scores(own), scores(pushed)), "the pushed model scores otherwise"
-assert pushed.about == own.about and not pushed.training
+assert pushed.record == own.record and not pushed.training
 pushed.push_to_hub("me/second", private=True)
 second = DualEncoder.from_pretrained("me/second")
-assert torch.equal(scores(own), scores(second)) and second.about == own.about
+assert torch.equal(scores(own), scores(second)) and second.record == own.record
 assert second.text_encoder.tokenizer.get_vocab() == own.text_encoder.tokenizer.get_vocab()
 own.text_projection.bias.data += 1  # negative control
 assert not torch.equal(scores(own), scores(second))
@@ -359,7 +349,6 @@ def test_a_pushed_model_comes_back_with_the_same_scores(stub: Hub, run: Path, tm
 ERRORS = """
 import os, sys
 from retrieval.sharing import command as sharing
-from retrieval.training import facts as provenance
 from retrieval.base.errors import UserError
 
 for token, repo in [(None, "me/x"), ("hf_wrong", "me/x"), ("hf_reader", "me/x"), ("hf_writer", "no such/name"), ("hf_writer", "a/b/c")]:
