@@ -59,7 +59,7 @@ class Progress:
     best_map: float = -1.0
     best_epoch: int = -1
     corpus: str = ""  # ClipSplit.fingerprint() of the development split
-    teachers: str = ""  # TeacherScores.fingerprint()
+    teachers: str = ""  # TeacherScores.fingerprint
 
     def state_dict(self) -> dict[str, Any]:
         return asdict(self)

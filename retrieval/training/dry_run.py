@@ -1,6 +1,4 @@
-"""What a configuration would do, without weights: settings, parameters of each group, steps, an
-estimate of memory.
-"""
+"""Description of a run without weights: settings, parameters, steps, an estimate of memory."""
 
 from pathlib import Path
 
@@ -20,31 +18,34 @@ GIB = 2**30
 
 
 def describe(config: Config) -> str:
-    """The text that `train.py --dry-run` prints. Raises the UserError that the run itself would end
-    in, as far as no weights are needed.
+    """Return the text that `train.py --dry-run` prints.
+
+    Raises:
+        UserError: The run itself would end in this error, as far as no weights are needed for it.
     """
     model = build_model_without_weights(config)
-    groups = parameter_groups(model, config.optimizer.lr.model_dump())
     lines = [
         yaml.safe_dump(config.model_dump(), sort_keys=False),
         f"{'group':<18} {'parameters':>13} {'learning rate':>14}",
     ]
-    total = 0
-    for group in groups:
+    num_trained = 0
+    for group in parameter_groups(model, config.optimizer.lr.model_dump()):
         count = sum(parameter.numel() for parameter in group["params"])
-        total += count
+        num_trained += count
         lines.append(f"{group['name']:<18} {count:>13,} {group['base_lr']:>14.1e}")
-    num_fixed = sum(parameter.numel() for parameter in model.parameters()) - total
-    total += num_fixed
-    lines += [f"{'fixed':<18} {num_fixed:>13,}"] if num_fixed else []
-    lines += [f"{'all':<18} {total:>13,}", "", _steps(config), _memory(config, model, total)]
+    total = sum(parameter.numel() for parameter in model.parameters())
+    if num_fixed := total - num_trained:
+        lines.append(f"{'fixed':<18} {num_fixed:>13,}")
+    lines += [f"{'all':<18} {total:>13,}", "", _steps(config)]
+    lines.append(_memory(config, model, total, num_trained))
     lines += [f"warning: {warning}" for warning in warnings_of(config)]
     lines += [f"missing: {file}" for file in missing_files(config)]
     return "\n".join(lines)
 
 
 def _steps(config: Config) -> str:
-    caches = config.train.caches or [config.data.cache]
+    settings = config.train
+    caches = settings.caches or [config.data.cache]
     try:
         sizes, source = open_splits(config).sizes, ", ".join(caches)
     except UserError as error:
@@ -52,18 +53,18 @@ def _steps(config: Config) -> str:
             return f"steps per epoch: not known before the caches are there: {error}"
         num_pairs, source = CLOTHO_PAIRS, f"Clotho, since here: {error}"
     else:
-        num_pairs = EpochBatches(
-            sizes, config.train.batch_size, config.seed, weights=config.train.cache_weights
-        ).num_pairs
-        check_batch_size(num_pairs, config.train.batch_size)
-    steps = num_steps_per_epoch(num_pairs, config.train.batch_size)
-    total = min(steps * config.train.epochs, config.train.max_steps or steps * config.train.epochs)
+        weights = settings.cache_weights
+        num_pairs = EpochBatches(sizes, settings.batch_size, config.seed, weights=weights).num_pairs
+        check_batch_size(num_pairs, settings.batch_size)
+    steps = num_steps_per_epoch(num_pairs, settings.batch_size)
+    total = min(steps * settings.epochs, settings.max_steps or steps * settings.epochs)
     return f"steps per epoch: {steps:,}, in all {total:,} ({num_pairs:,} pairs of {source})"
 
 
 def missing_files(config: Config) -> list[str]:
-    """`setting: path` of what the run would read and what is not there; hub names are not looked
-    up.
+    """List the files that the run would read and that are missing, as `setting: path`.
+
+    Names on the Hugging Face hub are not looked up.
     """
     paths = {
         "data.cache": [config.data.cache],
@@ -74,60 +75,43 @@ def missing_files(config: Config) -> list[str]:
         paths["train.init_from"] = [config.train.init_from]
     elif config.audio_encoder.name != "huggingface" and config.audio_encoder.checkpoint is not None:
         paths["audio_encoder.checkpoint"] = [config.audio_encoder.checkpoint]
-    return [
-        f"{setting}: {path}"
-        for setting, found in paths.items()
-        for path in found
-        if not Path(path).exists()
-    ]
+    pairs = [(setting, path) for setting, values in paths.items() for path in values]
+    return [f"{setting}: {path}" for setting, path in pairs if not Path(path).exists()]
 
 
-def _memory(config: Config, model: DualEncoder, num_parameters: int) -> str:
-    """Weights, gradients and Adam's two moments exactly; activations by the usual count of what a
-    block keeps for backward.
+def _memory(config: Config, model: DualEncoder, num_parameters: int, num_trained: int) -> str:
+    """Estimate the memory of one process.
 
-    34 bytes a token, channel and block at 16 bits with fused attention (Korthikanti et al., 2022,
-    arXiv 2205.05198), twice that at 32 bits; with train.activation_checkpointing a block's input
-    alone (2 and 4 bytes), and one block whole.
+    Weights, gradients and Adam's two moments are exact. Activations: a block keeps 34 bytes a token
+    and channel at 16 bits with fused attention (Korthikanti et al., 2022, arXiv 2205.05198), twice
+    that at 32 bits. With train.activation_checkpointing it keeps its input (2 and 4 bytes), and one
+    block at a time keeps all.
     """
-    num_trained = sum(
-        parameter.numel() for parameter in model.parameters() if parameter.requires_grad
-    )
     fixed = num_parameters * 4 + num_trained * 4 * 3
     is_auto = config.train.mixed_precision == "auto"
     # fp16 may be planned where there is no GPU
     precision = choose_precision("auto") if is_auto else config.train.mixed_precision
     per_channel = 68 if precision == "no" else 34
-    text, batch, num_frames = (
-        model.text_encoder.model.config,
-        config.train.batch_size,
-        model.windows.num_frames,
-    )
+    batch = config.train.batch_size
+    text = model.text_encoder.model.config
     blocks = model.audio_encoder.repeated_blocks()
-    parts = [
-        (
-            model.tokens_per_clip * model.audio_encoder.feature_dim,
-            len(blocks) * (not config.audio_encoder.frozen),
-        ),
-        (
-            config.text_encoder.max_tokens * text.hidden_size,
-            text.num_hidden_layers * (not config.text_encoder.frozen),
-        ),
-    ]
-    if config.train.activation_checkpointing:
-        per_pair = sum(
-            channels * (per_channel // 17 * depth + per_channel * bool(depth))
-            for channels, depth in parts
-        )
-    else:
-        per_pair = sum(channels * per_channel * depth for channels, depth in parts)
+    # numbers that a layer of each encoder puts out for one pair; layers that keep activations
+    audio_row = model.tokens_per_clip * model.audio_encoder.feature_dim
+    text_row = config.text_encoder.max_tokens * text.hidden_size
+    audio_depth = 0 if config.audio_encoder.frozen else len(blocks)
+    text_depth = 0 if config.text_encoder.frozen else text.num_hidden_layers
+    per_pair = 0
+    for row, depth in ((audio_row, audio_depth), (text_row, text_depth)):
+        if config.train.activation_checkpointing:
+            per_pair += row * (per_channel // 17 * depth + per_channel * bool(depth))
+        else:
+            per_pair += row * per_channel * depth
     activations = min(batch, config.train.micro_batch_size or batch) * per_pair
-    activations += batch * num_frames * config.dim * 4 * (4 if model.pooling.keeps_frames else 1)
-    unknown = (
-        ""
-        if blocks or config.audio_encoder.frozen
-        else f", those of {config.audio_encoder.name} not counted,"
-    )
+    frames = batch * model.windows.num_frames * config.dim * 4
+    activations += frames * (4 if model.pooling.keeps_frames else 1)
+    unknown = ""
+    if not blocks and not config.audio_encoder.frozen:
+        unknown = f", those of {config.audio_encoder.name} not counted,"
     bits = f"{'32' if per_channel == 68 else '16'} bit{' on this machine' if is_auto else ''}"
     return (
         f"memory, estimated, one process: {fixed / GIB:.1f} GiB weights, gradients and AdamW "

@@ -1,5 +1,4 @@
-"""The training loop, readable top to bottom: prepare, epochs of steps, validation after each, test
-split at the end.
+"""The training loop: prepare, epochs of steps with a validation after each, test split at the end.
 
 Letters: n captions and b clips of this process, N and B of all processes together, S samples, T
 frames, D dimensions.
@@ -42,13 +41,21 @@ from retrieval.training.optim import set_learning_rates
 from retrieval.training.setup import Run, prepare
 from retrieval.training.states import latest_state
 
-# for fp16, as fairseq's --min-loss-scale: about 30 halvings below the initial 65,536
+# For fp16, as fairseq's --min-loss-scale: about 30 halvings below the initial 65,536.
 SMALLEST_LOSS_SCALE = 1e-4
 
 
 def train(config: Config, resume: bool = False, overwrite: bool = False) -> None:
-    """Train as `config` says and leave RUN/best, RUN/last, RUN/metrics.json. Raises UserError, and
-    Interrupted after SIGINT or SIGTERM.
+    """Train a model; leave RUN/best, RUN/last and RUN/metrics.json, where RUN is train.output.
+
+    Args:
+        config: All settings (retrieval.config.load_config).
+        resume: Continue from the newest state in RUN.
+        overwrite: Delete the run in RUN and start anew.
+
+    Raises:
+        UserError: Settings, files or hardware do not fit, or a loss is not finite.
+        Interrupted: SIGINT or SIGTERM came; the state was saved.
     """
     folder = Path(config.train.output)
     if resume and (folder / "metrics.json").exists():
@@ -82,17 +89,16 @@ def train(config: Config, resume: bool = False, overwrite: bool = False) -> None
 
 
 def train_epoch(run: Run, stop: StopRequest) -> None:
-    """The rest of the current epoch, from progress.step on."""
+    """Train the rest of the current epoch, from progress.step on."""
     progress, settings = run.progress, run.config.train
     run.wrapped.train()
     run.batches.start(progress.epoch, progress.step)
-    clock, num_clips = time.perf_counter(), 0
-    epoch = f"epoch {progress.epoch + 1}/{settings.epochs}"
     last_step = run.steps_per_epoch  # of this epoch
     if settings.max_steps is not None:
-        last_step = min(
-            last_step, progress.step + max(0, settings.max_steps - progress.global_step)
-        )
+        steps_left = max(0, settings.max_steps - progress.global_step)
+        last_step = min(last_step, progress.step + steps_left)
+    clock, num_clips = time.perf_counter(), 0
+    epoch = f"epoch {progress.epoch + 1}/{settings.epochs}"
     with bar(total=last_step, initial=progress.step, desc=epoch, unit="step") as shown:
         for batch in run.loader if not run.out_of_steps else ():
             loss, grad_norms = train_step(run, batch)
@@ -109,35 +115,44 @@ def train_epoch(run: Run, stop: StopRequest) -> None:
                 raise Interrupted(stop.signum or signal.SIGTERM)
             if run.out_of_steps:
                 break
-            if (
-                progress.step % settings.save_every_steps == 0
-                and progress.step < run.steps_per_epoch
-            ):
+            is_due = progress.step % settings.save_every_steps == 0
+            if is_due and progress.step < run.steps_per_epoch:  # train() saves at the end
                 save_state(run)
 
 
 def train_step(run: Run, batch: dict[str, Any]) -> tuple[float, dict[str, float]]:
-    """One optimizer step on the batch of all processes. Returns its loss and the gradient norm of
-    each parameter group.
+    """Take one optimizer step on the batch of all processes.
+
+    Args:
+        run: A prepared run; its weights change.
+        batch: This process's part of the batch, from run.loader: waveform (b, S), lengths (b,),
+            captions (n), clips (n,), pairs (n,).
+
+    Returns:
+        The loss of the whole batch, and the gradient norm of each parameter group by its name,
+        before clipping.
+
+    Raises:
+        UserError: Loss or gradients are not finite; the weights are as before.
     """
     accelerator, settings = run.accelerator, run.config.optimizer
-    set_learning_rates(
-        run.optimizer,
-        run.progress.epoch + run.progress.step / run.steps_per_epoch,
-        settings.schedule.model_dump(),
-    )
+    epoch = run.progress.epoch + run.progress.step / run.steps_per_epoch
+    set_learning_rates(run.optimizer, epoch, settings.schedule.model_dump())
     run.optimizer.zero_grad()
     if run.micro_batch_size is None:
         text, frames, mask = run.wrapped(batch)  # (n, D), (b, T, D), (b, T)
         loss = batch_loss(run, batch, text, frames, mask)
-        accelerator.backward(loss * world_size())  # distributed.py says why
+        accelerator.backward(loss * world_size())  # retrieval/base/exchange.py says why
     else:
-        loss = backward_in_parts(
-            accelerator, run.wrapped, batch, run.micro_batch_size, partial(batch_loss, run, batch)
-        )
+        loss_of = partial(batch_loss, run, batch)
+        loss = backward_in_parts(accelerator, run.wrapped, batch, run.micro_batch_size, loss_of)
     # once a step: GradScaler refuses a second time, as in accelerator.clip_grad_norm_
     accelerator.unscale_gradients(run.optimizer)
-    norms = {group["name"]: _grad_norm(group["params"]) for group in run.optimizer.param_groups}
+    norms = {}
+    for group in run.optimizer.param_groups:
+        gradients = [p.grad for p in group["params"] if p.grad is not None]
+        norms[group["name"]] = torch.nn.utils.get_total_norm(gradients).float()
+    # one copy from the GPU, which waits for it, in place of one a number
     loss_value, *norm_values = torch.stack([loss.detach(), *norms.values()]).tolist()
     grad_norms = dict(zip(norms, norm_values, strict=True))
     _check_finite(run, loss_value, grad_norms)
@@ -150,69 +165,63 @@ def train_step(run: Run, batch: dict[str, Any]) -> tuple[float, dict[str, float]
 def batch_loss(
     run: Run, batch: dict[str, Any], text: torch.Tensor, frames: torch.Tensor, mask: torch.Tensor
 ) -> torch.Tensor:
-    """The loss of the batch of all processes, the same on each: text (n, D), frames (b, T, D) and
-    mask (b, T) are this one's.
+    """Return the loss of the batch of all processes, the same scalar on each.
+
+    Args:
+        run: The run, for its model, loss and device.
+        batch: clips int64 (n,) and pairs int64 (n,) of this process's part of the batch.
+        text: (n, D), encodings of its captions.
+        frames: (b, T, D), encodings of its clips.
+        mask: bool (b, T), True = valid frame.
     """
     with run.accelerator.autocast():
         block = run.model.score(gather_texts(text), frames, mask)  # (N, b)
     scores = gather_columns(block)  # (N, B)
-    clips, pairs = gather_rows(
-        torch.stack([batch["clips"], batch["pairs"]], dim=1).to(run.accelerator.device)
-    ).unbind(dim=1)  # (N,) each
+    numbers = torch.stack([batch["clips"], batch["pairs"]], dim=1).to(run.accelerator.device)
+    clips, pairs = gather_rows(numbers).unbind(dim=1)  # (N,) each
     return run.objective(run.model, scores, clips, pairs)
 
 
-def _grad_norm(parameters: list[torch.nn.Parameter]) -> torch.Tensor:
-    return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]).float()
-
-
 def _check_finite(run: Run, loss: float, grad_norms: dict[str, float]) -> None:
-    """Raise UserError if the step would make the weights infinite or NaN; call before the
-    optimizer's step.
+    """Raise UserError if the coming optimizer step would make the weights infinite or NaN.
 
     With fp16 the gradient scaler skips a step with infinite gradients and halves its scale. This is
     accepted until the scale is below SMALLEST_LOSS_SCALE. A skipped step counts as a step: its
     batch is not repeated, and the schedule advances.
     """
-    infinite = [
-        f"gradient norm of {name} is {norm}"
-        for name, norm in grad_norms.items()
-        if not math.isfinite(norm)
-    ]
-    scaler, settings = run.accelerator.scaler, run.config
-    if infinite and scaler is not None and scaler.get_scale() > SMALLEST_LOSS_SCALE:
-        infinite = []
-    wrong = infinite if math.isfinite(loss) else [f"loss is {loss}"]
-    if not wrong:
-        return
-    state = latest_state(run.folder)
-    kept = (
-        f"{run.folder / 'best'} of epoch {run.progress.best_epoch + 1}"
-        if run.progress.best_epoch >= 0
-        else "no best model yet"
-    )
+    scaler, progress = run.accelerator.scaler, run.progress
+    is_skipped = scaler is not None and scaler.get_scale() > SMALLEST_LOSS_SCALE
+    if not math.isfinite(loss):
+        found = f"loss is {loss}"
+    else:
+        infinite = [name for name, norm in grad_norms.items() if not math.isfinite(norm)]
+        if not infinite or is_skipped:
+            return
+        found = f"gradient norm of {infinite[0]} is {grad_norms[infinite[0]]}"
+    kept = "no best model yet"
+    if progress.best_epoch >= 0:
+        kept = f"{run.folder / 'best'} of epoch {progress.best_epoch + 1}"
     remedies = ["a lower learning rate"]
-    remedies += ["optimizer.max_grad_norm=1"] if settings.optimizer.max_grad_norm is None else []
-    remedies += ["train.mixed_precision=no"] if run.accelerator.mixed_precision != "no" else []
+    remedies += ["optimizer.max_grad_norm=1"] * (run.config.optimizer.max_grad_norm is None)
+    remedies += ["train.mixed_precision=no"] * (run.accelerator.mixed_precision != "no")
     raise UserError(
-        f"training stopped at epoch {run.progress.epoch + 1}, step {run.progress.step + 1}:"
-        f" {wrong[0]}; kept: {kept}, state {state}; try {' or '.join(remedies)}"
+        f"training stopped at epoch {progress.epoch + 1}, step {progress.step + 1}: {found}; kept:"
+        f" {kept}, state {latest_state(run.folder)}; try {' or '.join(remedies)}"
     )
 
 
 def log_step(run: Run, loss: float, grad_norms: dict[str, float], clips_per_second: float) -> None:
-    gpu = run.accelerator.device.type == "cuda"
-    peak = (
-        torch.cuda.max_memory_allocated()
-        if gpu
-        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    )
+    """Write the curves of one step to TensorBoard."""
+    if run.accelerator.device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated()
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     scalars = {
         "train/loss": loss,
         "train/temperature": run.model.temperature.item(),
         "train/clips_per_second": clips_per_second,
+        "train/memory_gib": peak / 2**30,
     }
-    scalars["train/memory_gib"] = peak / 2**30
     if run.accelerator.scaler is not None:
         # halved by every step that fp16 skips
         scalars["train/loss_scale"] = run.accelerator.scaler.get_scale()
@@ -222,7 +231,7 @@ def log_step(run: Run, loss: float, grad_norms: dict[str, float], clips_per_seco
 
 
 def evaluate_model(run: Run, model: DualEncoder, split: ClipSplit) -> EvaluationResult:
-    """Scores of the whole split on every process."""
+    """Score a whole split; every process returns the result."""
     settings = run.config.evaluation
     return evaluate_split(
         model,
@@ -235,22 +244,18 @@ def evaluate_model(run: Run, model: DualEncoder, split: ClipSplit) -> Evaluation
 
 
 def validate(run: Run) -> None:
-    """Score the validation split; write RUN/last, and RUN/best when mAP@10 is higher than in every
-    epoch before.
+    """Score the validation split; write RUN/last, and RUN/best after the best epoch so far.
 
-    If epochs are equal, the first one stays the best.
+    The best epoch has the highest text-to-audio mAP@10; of equal ones the first.
     """
     result = evaluate_model(run, run.model, run.validation)
     metrics = result.metrics["text_to_audio"]
     epoch, progress = run.progress.epoch, run.progress
-    run.accelerator.print(
-        f"epoch {epoch + 1}: validation "
-        + ", ".join(f"{name} {100 * value:.2f} %" for name, value in metrics.items())
-    )
-    run.tracker.validation(progress.global_step, result)
-    run.tracker.attention_examples(
-        progress.global_step, run.model, run.pictured, run.config.evaluation.num_pictures
-    )
+    percent = ", ".join(f"{name} {100 * value:.2f} %" for name, value in metrics.items())
+    run.accelerator.print(f"epoch {epoch + 1}: validation {percent}")
+    step, num_pictures = progress.global_step, run.config.evaluation.num_pictures
+    run.tracker.validation(step, result)
+    run.tracker.attention_examples(step, run.model, run.pictured, num_pictures)
     is_best = metrics["mAP@10"] > progress.best_map
     if is_best:
         progress.best_map, progress.best_epoch = metrics["mAP@10"], epoch
@@ -263,42 +268,35 @@ def validate(run: Run) -> None:
 
 
 def score_test_split(run: Run) -> None:
-    """Once, at the end, for best and last; RUN/metrics.json marks the run as finished, and its
-    state is deleted.
+    """Score the best and the last model on the test split, once, at the end of the run.
+
+    RUN/metrics.json marks the run as finished; its states are deleted.
     """
     if not (run.folder / "last").exists():
         validate(run)
-    final: dict[str, Any] = {
-        "best_epoch": run.progress.best_epoch + 1,
-        "validation_mAP@10": run.progress.best_map,
-    }
-    if run.test is not None:
-        for name in ("best", "last"):
-            model = DualEncoder.from_pretrained(run.folder / name).to(run.accelerator.device)
-            model.caption_features = run.model.caption_features
-            bound_memory(model, run.config)
-            result = evaluate_model(run, model, run.test)
-            final[name], final["chance"] = result.metrics, result.chance
-            run.accelerator.print(
-                f"{run.folder / name}, {EVALUATION} split\n{format_table(result)}"
-            )
-            if run.accelerator.is_main_process:
-                record = model.record.updated(evaluation=ScoreRecord(metrics=result.metrics))
-                write_card(run.folder / name, model.architecture, record)
+    best_epoch, best_map = run.progress.best_epoch + 1, run.progress.best_map
+    final: dict[str, Any] = {"best_epoch": best_epoch, "validation_mAP@10": best_map}
+    for name in ("best", "last") if run.test is not None else ():
+        model = DualEncoder.from_pretrained(run.folder / name).to(run.accelerator.device)
+        model.caption_features = run.model.caption_features
+        bound_memory(model, run.config)
+        result = evaluate_model(run, model, run.test)
+        final[name], final["chance"] = result.metrics, result.chance
+        run.accelerator.print(f"{run.folder / name}, {EVALUATION} split\n{format_table(result)}")
+        if run.accelerator.is_main_process:
+            record = model.record.updated(evaluation=ScoreRecord(metrics=result.metrics))
+            write_card(run.folder / name, model.architecture, record)
     run.tracker.hparams(flatten(run.config.model_dump()), final)
     if run.accelerator.is_main_process:
         write_json(run.folder / "metrics.json", final)
         shutil.rmtree(run.folder / "states", ignore_errors=True)
-        best = (
-            f"best of epoch {run.progress.best_epoch + 1}, validation mAP@10"
-            f" {100 * run.progress.best_map:.2f} %"
-        )
         print(
-            f"{run.folder}: finished at step {run.progress.global_step}; {best}; metrics.json, best"
-            " and last"
+            f"{run.folder}: finished at step {run.progress.global_step}; best of epoch"
+            f" {best_epoch}, validation mAP@10 {100 * best_map:.2f} %; metrics.json, best and last"
         )
     run.accelerator.wait_for_everyone()
 
 
 def save_state(run: Run) -> None:
+    """Save a state that --resume continues from."""
     checkpoint.save_state(run.accelerator, run.folder, run.progress)

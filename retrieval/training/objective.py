@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from retrieval.base.errors import UserError
 from retrieval.base.exchange import replicated
@@ -17,7 +18,7 @@ from retrieval.base.progress import bar
 from retrieval.config import LossConfig
 from retrieval.data import JoinedSplit, PairDataset
 from retrieval.evaluation.score_files import open_scores
-from retrieval.losses import LEARNABLE, TARGETS, apply_loss, arguments_of
+from retrieval.losses import LEARNABLE, LOSSES, TARGETS, arguments_of
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.text import TextEncoder, text_architecture, text_readout
 from retrieval.models.tokenizer import load_tokenizer
@@ -27,10 +28,14 @@ MAX_SENTENCE_TOKENS = 64
 
 
 class TeacherScores:
-    """Mean of the score matrices of teachers; a batch reads only its own block from disk.
+    """Mean of the teachers' score matrices; a batch reads only its own block from disk.
 
-    Raises UserError for scores of another corpus, and for a copy of a teacher, which would count
-    twice.
+    Args:
+        folders: Score folders, one a teacher, that evaluate.py wrote.
+        pairs: Training pairs; the scores must be of the same captions and clips.
+
+    Raises:
+        UserError: Scores are of another corpus, or two teachers are the same.
     """
 
     def __init__(self, folders: list[str], pairs: PairDataset):
@@ -49,23 +54,27 @@ class TeacherScores:
                     f"loss.teachers: {folder} holds the same scores as {other}, which would count"
                     " twice; leave one of them out"
                 )
-        self._fingerprint = whole.hexdigest()
-
-    def fingerprint(self) -> str:
-        """Of the scores themselves."""
-        return self._fingerprint
+        self.fingerprint = whole.hexdigest()  # of the scores of all teachers
 
     def block(self, pairs: torch.Tensor, clips: torch.Tensor) -> torch.Tensor:
-        """float32 (N, B): the captions of `pairs` (N,) with `clips` (B,)."""
+        """Return float32 (N, B): scores of the captions of `pairs` (N,) with `clips` (B,)."""
         rows, columns = pairs.cpu().numpy()[:, None], clips.cpu().numpy()[None, :]
-        return torch.stack(
-            [torch.from_numpy(file.scores[rows, columns]) for file in self.files]
-        ).mean(dim=0)
+        blocks = [torch.from_numpy(file.scores[rows, columns]) for file in self.files]
+        return torch.stack(blocks).mean(dim=0)
 
 
 class CaptionSimilarity:
-    """Cosines of the training captions, as they are written, by a pretrained sentence encoder,
-    which reads each once and is then let go.
+    """Cosines of the training captions by a pretrained sentence encoder.
+
+    The encoder reads each caption once, as it is written, and is not kept.
+
+    Args:
+        name: Folder or hub name of the sentence encoder.
+        captions: One of each training pair, P in all.
+        device: Where the encoder runs; the embeddings are kept on the CPU.
+
+    Raises:
+        UserError: The sentence encoder cannot be loaded.
     """
 
     def __init__(self, name: str, captions: list[str], device: torch.device):
@@ -75,91 +84,91 @@ class CaptionSimilarity:
             encoder.tokenizer = load_tokenizer(name, encoder.model.config.vocab_size)
             encoder.load_pretrained(name)
         except UserError as error:
-            raise UserError(
-                "loss.sentence_encoder:"
-                f" {str(error).replace('text_encoder.name', 'loss.sentence_encoder')}"
-            ) from None
+            reason = str(error).replace("text_encoder.name", "loss.sentence_encoder")
+            raise UserError(f"loss.sentence_encoder: {reason}") from None
         encoder.max_tokens = min(MAX_SENTENCE_TOKENS, encoder.max_tokens or MAX_SENTENCE_TOKENS)
-        self.embeddings = _embed(encoder.to(device).eval(), captions)  # (P, D), on the CPU
+        encoder.to(device).eval()
+        parts, size = [], len(captions)
+        shown = bar(total=size, desc="sentence embeddings", unit="caption", leave=False)
+        with torch.no_grad(), shown as progress:
+            for first in range(0, size, SENTENCE_BATCH):
+                embeddings = encoder(captions[first : first + SENTENCE_BATCH]).float()
+                parts.append(functional.normalize(embeddings).cpu())
+                progress.update(len(embeddings))
+        self.embeddings = torch.cat(parts)  # (P, D)
 
     def block(self, pairs: torch.Tensor) -> torch.Tensor:
-        """float32 (N, N): each caption of `pairs` (N,) with the caption of each audio, which came
-        with it.
+        """Return float32 (N, N): cosines of the captions of `pairs` (N,) with each other.
+
+        Audio i of a batch came with caption i, so columns stand for audios.
         """
         embeddings = self.embeddings[pairs.cpu()]
         return embeddings @ embeddings.T
 
 
-@torch.no_grad()
-def _embed(encoder: TextEncoder, captions: list[str]) -> torch.Tensor:
-    parts = []
-    with bar(
-        total=len(captions), desc="sentence embeddings", unit="caption", leave=False
-    ) as progress:
-        for first in range(0, len(captions), SENTENCE_BATCH):
-            parts.append(
-                torch.nn.functional.normalize(
-                    encoder(captions[first : first + SENTENCE_BATCH]).float()
-                ).cpu()
-            )
-            progress.update(len(parts[-1]))
-    return torch.cat(parts)
-
-
 class Objective:
-    """Scores of a batch in, loss out. Raises UserError for teachers or a sentence encoder that are
-    absent or do not fit the corpus.
+    """The loss of a batch of scores, or the weighted sum of losses for loss.name=distillation.
+
+    Args:
+        settings: Section `loss` of the configuration.
+        pairs: Training pairs, which teachers and sentence encoder must fit.
+        device: Where a sentence encoder runs.
+
+    Raises:
+        UserError: Teachers or sentence encoder are absent or do not fit the corpus.
     """
 
     def __init__(self, settings: LossConfig, pairs: PairDataset, device: torch.device):
         self.settings = settings
-        self.weights = {settings.name: 1.0}
+        weights = {settings.name: 1.0}
         if settings.name == "distillation":
-            weights = {
-                "distillation": settings.distill_weight,
-                settings.supervised: settings.loss_weight,
-            }
-            self.weights = {name: weight for name, weight in weights.items() if weight}
-        needed = {argument for name in self.weights for argument in arguments_of(name)}
+            weights = {settings.name: settings.distill_weight}
+            weights |= {settings.supervised: settings.loss_weight}
+        self.weights = {name: weight for name, weight in weights.items() if weight}
+        self.arguments = {name: arguments_of(name) for name in self.weights}
+        needed = set().union(*self.arguments.values())
         if pairs.mix_probability and needed & set(TARGETS):
             raise UserError(
                 f"loss.name={settings.name} has no target for mixed clips; set"
                 " augmentation.mix_probability=0"
             )
-        if "teacher_scores" in needed and isinstance(pairs.split, JoinedSplit):
-            raise UserError(
-                "loss.name=distillation with several train.caches: teachers score one cache, so"
-                " train on one, or use another loss"
-            )
-        self.teachers = (
-            TeacherScores(settings.teachers, pairs) if "teacher_scores" in needed else None
-        )
-        self.captions = (
-            CaptionSimilarity(settings.sentence_encoder, pairs.captions, device)
-            if "caption_similarity" in needed
-            else None
-        )
+        self.teachers = self.captions = None
+        if "teacher_scores" in needed:
+            if isinstance(pairs.split, JoinedSplit):
+                raise UserError(
+                    "loss.name=distillation with several train.caches: teachers score one cache, so"
+                    " train on one, or use another loss"
+                )
+            self.teachers = TeacherScores(settings.teachers, pairs)
+        if "caption_similarity" in needed:
+            self.captions = CaptionSimilarity(settings.sentence_encoder, pairs.captions, device)
 
     def __call__(
         self, model: DualEncoder, scores: torch.Tensor, clips: torch.Tensor, pairs: torch.Tensor
     ) -> torch.Tensor:
-        """scores (N, B) of texts and audios in one order, their clips (N,) and pairs (N,) in
-        PairDataset -> scalar.
+        """Return the loss of a batch.
+
+        Args:
+            model: Holds the temperature and the other parameters that the loss learns.
+            scores: float (N, B), texts and audios in one order.
+            clips: int64 (N,), the clip of each pair; equal clips are positives.
+            pairs: int64 (N,), the number of each pair in PairDataset.
+
+        Returns:
+            A scalar.
         """
-        values: dict[str, Any] = self.settings.model_dump() | {
-            "temperature": replicated(model.temperature).abs()
-        }  # a step may cross 0
-        values |= {
-            name: replicated(model.loss_parameters[name])
-            for name in LEARNABLE
-            if name in model.loss_parameters
-        }
+        values: dict[str, Any] = self.settings.model_dump()
+        values["temperature"] = replicated(model.temperature).abs()  # a step may cross 0
+        for name in LEARNABLE:
+            if name in model.loss_parameters:
+                values[name] = replicated(model.loss_parameters[name])
         if self.teachers is not None:
             values["teacher_scores"] = self.teachers.block(pairs, clips)
         if self.captions is not None:
             values["caption_similarity"] = self.captions.block(pairs)
         positives = clips[:, None] == clips[None, :]  # (N, B)
-        return sum(
-            weight * apply_loss(name, scores, positives, values)
-            for name, weight in self.weights.items()
-        )
+        loss = 0.0
+        for name, weight in self.weights.items():
+            arguments = {argument: values[argument] for argument in self.arguments[name]}
+            loss = loss + weight * LOSSES[name](scores, positives, **arguments)
+        return loss

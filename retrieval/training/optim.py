@@ -1,6 +1,4 @@
-"""Which parameter learns how fast, and when: parameter groups by module, and the learning-rate
-schedule.
-"""
+"""Parameter groups of the optimizer, and the learning-rate schedule."""
 
 import math
 from collections import defaultdict
@@ -9,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-# Group of each part of a DualEncoder.
+# Group of each part of a DualEncoder; a learning rate each (optimizer.lr).
 GROUPS = {
     "audio_encoder": "audio_encoder",
     "text_encoder": "text_encoder",
@@ -33,13 +31,26 @@ def learning_rate(
     step_epochs: float,
     step_factor: float,
 ) -> float:
-    """Learning rate at a fractional `epoch`, counted from 0.
+    """Return the learning rate at a fractional `epoch`, counted from 0.
 
-    Warm-up: a factor that rises linearly from 0 to 1 over `warmup_epochs`. cosine and linear:
-    base_lr until `rampdown_start`, then down to `min_lr` at `rampdown_stop`. step: base_lr times
-    `step_factor` for every `step_epochs` since epoch 0, not below `min_lr`. All shapes stay at
-    `min_lr` from `rampdown_stop` on. A base_lr below `min_lr` stays as it is: 0 keeps a part as it
-    was loaded.
+    From `rampdown_stop` on, all shapes stay at `min_lr`. A base_lr below `min_lr` is not raised:
+    with 0 a part stays as it was loaded.
+
+    Args:
+        epoch: Epochs done, with the fraction of the current one.
+        base_lr: Highest learning rate.
+        shape: "cosine" and "linear" stay at base_lr until `rampdown_start`, then go down to
+            `min_lr` at `rampdown_stop`; "step" multiplies by `step_factor` every `step_epochs`
+            since epoch 0, not below `min_lr`.
+        warmup_epochs: Epochs in which a factor rises linearly from 0 to 1.
+        rampdown_start: Epoch, for "cosine" and "linear".
+        rampdown_stop: Epoch.
+        min_lr: Lowest learning rate after the warm-up.
+        step_epochs: For "step".
+        step_factor: For "step".
+
+    Raises:
+        ValueError: `shape` is none of these.
     """
     min_lr = min(min_lr, base_lr)
     progress = min(max((epoch - rampdown_start) / (rampdown_stop - rampdown_start), 0.0), 1.0)
@@ -57,12 +68,18 @@ def learning_rate(
 
 
 def parameter_groups(model: nn.Module, learning_rates: dict[str, float]) -> list[dict[str, Any]]:
-    """Optimizer groups {"name", "params", "lr", "base_lr"} in the order of `learning_rates`; empty
-    ones are left out.
+    """Return optimizer groups: every trainable parameter is in one, by its part of the model.
 
-    Every trainable parameter is in exactly one group, by the part of the model it belongs to
-    (GROUPS). Raises ValueError that names a parameter in no group, or one that two parts in
-    different groups share, and for a group without a learning rate.
+    Args:
+        model: Its parts are named in GROUPS.
+        learning_rates: Base learning rate of each group.
+
+    Returns:
+        {"name", "params", "lr", "base_lr"} each, in the order of `learning_rates`; no empty ones.
+
+    Raises:
+        ValueError: A parameter is in no group or, shared by two parts, in two; or its group has no
+            learning rate.
     """
     members: dict[str, list[nn.Parameter]] = defaultdict(list)
     group_of: dict[nn.Parameter, tuple[str, str]] = {}
@@ -98,8 +115,12 @@ def parameter_groups(model: nn.Module, learning_rates: dict[str, float]) -> list
 def set_learning_rates(
     optimizer: torch.optim.Optimizer, epoch: float, schedule: dict[str, Any]
 ) -> None:
-    """Give each group of `parameter_groups` its learning rate at `epoch`; `schedule` holds the
-    settings of `learning_rate`.
+    """Set the learning rate of each group of `parameter_groups`.
+
+    Args:
+        optimizer: Its groups have "base_lr".
+        epoch: Fractional, counted from 0.
+        schedule: The keyword arguments of `learning_rate`.
     """
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(epoch, group["base_lr"], **schedule)

@@ -164,7 +164,7 @@ def prepare(config: Config, folder: Path, resume: bool, overwrite: bool) -> Run:
     if accelerator.is_main_process:
         lock = checkpoint.open_run(folder, config, resume, overwrite)
     accelerator.wait_for_everyone()
-    teachers = objective.teachers.fingerprint() if objective.teachers else ""
+    teachers = objective.teachers.fingerprint if objective.teachers else ""
     progress = Progress(corpus=pairs.split.fingerprint(), teachers=teachers)
     accelerator.register_for_checkpointing(progress)
     resumed = ""

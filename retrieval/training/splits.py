@@ -39,7 +39,7 @@ class Splits:
     def records(self) -> list[SplitRecord]:
         """Describe the splits for the model card; call it before `with_frames`."""
         *sources, cache = self.caches
-        opened = [*zip(sources, self.training), *((cache, split) for split in self.scored)]
+        opened = [*zip(sources, self.training, strict=True), *product([cache], self.scored)]
         return [SplitRecord.of(*pair) for pair in opened]
 
     def with_frames(self, frames_of: Callable[[ClipSplit], FrameSplit]) -> "Splits":

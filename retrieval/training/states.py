@@ -6,16 +6,14 @@ from retrieval.base.access import check_readable
 
 
 def latest_state(run: Path) -> Path | None:
-    """Return the newest complete state folder of `run`, None without one. Raises UserError if it
-    may not be read.
+    """Return the newest complete state folder of a run folder, or None.
+
+    Raises:
+        UserError: A folder may not be read.
     """
     check_readable(run / "states", "saved state")
-    states = [
-        path
-        for path in (run / "states").glob("step-*")
-        if path.suffix != ".partial" and path.is_dir()
-    ]
-    newest = max(states, default=None)
+    complete = (path for path in (run / "states").glob("step-*") if path.suffix != ".partial")
+    newest = max((path for path in complete if path.is_dir()), default=None)
     if newest is not None:
         check_readable(newest, "saved state")
     return newest

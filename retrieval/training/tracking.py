@@ -1,9 +1,8 @@
-"""What goes to TensorBoard: scalars, metrics, pictures of the validation, attention over time,
-hyperparameters.
+"""Curves, metrics, pictures and hyperparameters in TensorBoard.
 
     tensorboard --logdir runs
 
-Figures are matplotlib's object API drawn by Agg: no display, no state that outlives a picture.
+Figures use matplotlib's object API and Agg: no display, no state that outlives a picture.
 """
 
 import sys
@@ -14,11 +13,11 @@ import numpy as np
 import torch
 
 from retrieval.base.extras import MissingExtraError, needs_extra
+from retrieval.config.text import flatten
 from retrieval.evaluation.attention import listen
 from retrieval.evaluation.ranks import DIRECTIONS, rank_histogram
 
 if TYPE_CHECKING:  # imported where a picture is drawn: it takes most of a second of every command
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from torch.utils.tensorboard import SummaryWriter
 
@@ -27,11 +26,13 @@ MAX_CLIPS_DRAWN = 200
 
 
 class Tracker:
-    """Writes to `run_dir`; with `enabled` false (all processes but the first) every call does
-    nothing.
+    """Writer of a run's TensorBoard files.
 
-    resume_step: the first step that will be written again; what an interrupted run wrote from there
-    on is hidden.
+    Args:
+        run_dir: Folder of the run.
+        resume_step: First step that is written again; points from there on, which an interrupted
+            run wrote, are hidden. None for a new run.
+        enabled: False makes every call do nothing: on all processes but the first.
     """
 
     def __init__(self, run_dir: str | Path, resume_step: int | None, enabled: bool):
@@ -39,54 +40,62 @@ class Tracker:
         self.clips_written: set[int] = set()
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """One point in the curve of each name, such as train/loss."""
+        """Write one point in the curve of each name, such as train/loss."""
         if self.writer is not None:
             for name, value in values.items():
                 self.writer.add_scalar(name, value, step)
 
     def validation(self, step: int, result: Any) -> None:
-        """Metrics of both directions, score matrix and rank histogram of an
-        evaluation.EvaluationResult.
+        """Write metrics of both directions, score matrix and rank histogram.
+
+        Args:
+            step: Steps done.
+            result: evaluation.EvaluationResult of the validation split.
         """
         if self.writer is None:
             return
+        split = result.split
         for direction, metrics in result.metrics.items():
-            self.scalars(
-                step,
-                {f"{result.split}/{direction}/{name}": value for name, value in metrics.items()},
-            )
-        self._figure(
-            f"{result.split}/scores", score_figure(result.scores.numpy(), result.clips), step
-        )
-        self._figure(f"{result.split}/ranks", rank_figure(result.ranks), step)
+            curves = {f"{split}/{direction}/{name}": value for name, value in metrics.items()}
+            self.scalars(step, curves)
+        self._figure(f"{split}/scores", score_figure(result.scores.numpy(), result.clips), step)
+        self._figure(f"{split}/ranks", rank_figure(result.ranks), step)
         self.writer.flush()
 
     def attention_examples(
         self, step: int, model: torch.nn.Module, split: Any, num_pictures: int
     ) -> None:
-        """For `num_pictures` clips spread over a ClipSplit, each with its first caption: picture,
-        and once the sound.
+        """Write attention pictures, and once the sounds, of clips with their first captions.
+
+        Args:
+            step: Steps done.
+            model: A DualEncoder.
+            split: A ClipSplit.
+            num_pictures: Clips, spread evenly over the split.
         """
         if self.writer is None:
             return
         captioned = [clip for clip, captions in enumerate(split.captions) if captions]
         num_pictures = min(num_pictures, len(captioned))
-        for clip in (
-            captioned[picture * len(captioned) // num_pictures] for picture in range(num_pictures)
-        ):
-            waveform = torch.from_numpy(
-                split.read(clip, 0, round(model.clip_seconds * model.sample_rate))
-            )  # (S,)
+        num_samples = round(model.clip_seconds * model.sample_rate)
+        for picture in range(num_pictures):
+            clip = captioned[picture * len(captioned) // num_pictures]
+            waveform = torch.from_numpy(split.read(clip, 0, num_samples))  # (S,)
             name = f"{split.name}_examples/{split.file_names[clip]}"
             self._figure(name, attention_figure(model, waveform, split.captions[clip][0]), step)
-            # a single sample is no sound to add_audio
+            # add_audio fails on a single sample
             if clip not in self.clips_written and len(waveform) > 1:
                 self.writer.add_audio(name, waveform[None], step, sample_rate=model.sample_rate)
                 self.clips_written.add(clip)
         self.writer.flush()
 
     def hparams(self, settings: dict[str, Any], metrics: dict[str, Any]) -> None:
-        """Flat settings with final metrics (nested names are joined), for the HPARAMS page."""
+        """Write settings and final metrics for the HPARAMS page.
+
+        Args:
+            settings: By flat name, such as train.epochs.
+            metrics: Nested; the names of the levels are joined.
+        """
         if self.writer is None:
             return
         from torch.utils.tensorboard.summary import hparams
@@ -95,9 +104,10 @@ class Tracker:
             name: value if isinstance(value, bool | int | float | str) else str(value)
             for name, value in settings.items()
         }
-        final = {f"final/{name}": value for name, value in _flatten(metrics).items()}
-        # SummaryWriter.add_hparams would open a second run folder inside this one; the same
-        # summaries do without.
+        final = {
+            f"final/{name.replace('.', '/')}": value for name, value in flatten(metrics).items()
+        }
+        # Not SummaryWriter.add_hparams, which would open a second run folder inside this one.
         for summary in hparams(plain, final):
             self.writer.file_writer.add_summary(summary)
         self.scalars(0, final)
@@ -111,9 +121,8 @@ class Tracker:
 
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
-        self.writer.add_image(
-            name, np.asarray(canvas.buffer_rgba())[..., :3], step, dataformats="HWC"
-        )
+        pixels = np.asarray(canvas.buffer_rgba())[..., :3]
+        self.writer.add_image(name, pixels, step, dataformats="HWC")
 
 
 def _open_writer(run_dir: str | Path, resume_step: int | None) -> "SummaryWriter | None":
@@ -129,33 +138,54 @@ def _open_writer(run_dir: str | Path, resume_step: int | None) -> "SummaryWriter
 
 
 def attention_figure(model: torch.nn.Module, waveform: torch.Tensor, *captions: str) -> "Figure":
-    """Log-mel spectrogram of a clip and under it what each caption listens to; arguments as of
-    `listen`.
+    """Draw the log-mel spectrogram of a clip, and under it each caption's attention over time.
 
-    A weight of 1 is the uniform one, that of mean pooling; with mean pooling there is only the
-    spectrogram.
+    A weight of 1 is the uniform one, that of mean pooling; a model with mean pooling gets the
+    spectrogram only.
+
+    Args:
+        model: A DualEncoder in any mode.
+        waveform: float32 (S,) at model.sample_rate Hz.
+        captions: A curve each.
     """
     log_mel, weights, seconds = listen(model, waveform, list(captions))
-    num_curves = 0 if weights is None else len(captions)
-    figure = _new_figure(figsize=(8.0, 2.9 + 1.25 * num_curves), dpi=100)
-    axes = figure.subplots(
-        1 + num_curves, 1, sharex=True, squeeze=False, height_ratios=[2.0] + [1.0] * num_curves
-    )[:, 0]
-    _draw_log_mel(axes[0], log_mel, seconds)
-    for axis, curve in zip(axes[1:], [] if weights is None else weights):
-        _draw_attention(axis, curve, seconds)
+    curves = [] if weights is None else weights  # (T,) of the valid frames each
+    figure = _new_figure(figsize=(8.0, 2.9 + 1.25 * len(curves)), dpi=100)
+    heights = [2.0] + [1.0] * len(curves)
+    rows = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)
+    spectrogram, *below = rows[:, 0]
+    # The zero padding of short clips and other digital silence would take up most of the colours.
+    low, high = np.percentile(log_mel, [5, 99.8])
+    extent = (0, seconds, 0, len(log_mel))
+    colours = {"cmap": "magma", "vmin": low, "vmax": high}
+    spectrogram.imshow(log_mel, origin="lower", aspect="auto", extent=extent, **colours)
+    spectrogram.set_ylabel("mel band")
+    for axis, curve in zip(below, curves, strict=True):
+        edges = np.linspace(0, seconds, len(curve) + 1)  # the frames share the time evenly
+        relative = curve * len(curve)
+        axis.stairs(relative, edges, fill=True, color=ORANGE, alpha=0.35)
+        axis.stairs(relative, edges, color=ORANGE, linewidth=1.0, baseline=None)
+        axis.axhline(1, color=GREY, linewidth=0.8, linestyle=(0, (4, 3)))
+        axis.set_ylim(0, max(2.0, 1.08 * float(relative.max())))
+        axis.set_xlim(0, seconds)
+        axis.set_ylabel("attention\n(1 = uniform)", fontsize=9)
+        axis.spines[["top", "right"]].set_visible(False)
     # One caption is the picture's title; of several each stands above its own curve.
-    for axis, caption in zip(axes[1:] if num_curves > 1 else axes, captions):
+    titled = below if len(below) > 1 else [spectrogram]
+    for axis, caption in zip(titled, captions, strict=False):
         axis.set_title(caption, fontsize=10, loc="left", wrap=True, parse_math=False)
-    axes[-1].set_xlabel("time (s)")
+    rows[-1, 0].set_xlabel("time (s)")
     return figure
 
 
 def score_figure(scores: np.ndarray, clips: list[int]) -> "Figure":
-    """The matrix (captions x clips), captions ordered by clip, so that the right pairs lie on the
-    diagonal.
+    """Draw the score matrix with the right pairs on the diagonal.
 
-    Of many clips an even choice is drawn: the diagonal of a thousand would be thinner than a pixel.
+    Of many clips every k-th is drawn: the diagonal of a thousand would be thinner than a pixel.
+
+    Args:
+        scores: float (captions, clips).
+        clips: The clip of each caption; captions are drawn in this order.
     """
     num_clips = scores.shape[1]
     num_drawn = min(num_clips, MAX_CLIPS_DRAWN)
@@ -164,7 +194,7 @@ def score_figure(scores: np.ndarray, clips: list[int]) -> "Figure":
     scores = scores[order[np.isin(np.asarray(clips)[order], drawn)]][:, drawn]
     figure = _new_figure(figsize=(6.4, 5.6), dpi=120)
     axis = figure.subplots()
-    # A few extreme scores would otherwise leave the whole rest in one shade.
+    # Without limits a few extreme scores would leave all others in one shade.
     low, high = np.percentile(scores, [1, 99.9])
     image = axis.imshow(
         scores, aspect="auto", cmap="magma", vmin=low, vmax=high, interpolation="nearest"
@@ -179,15 +209,17 @@ def score_figure(scores: np.ndarray, clips: list[int]) -> "Figure":
 
 
 def rank_figure(ranks: dict[str, list[np.ndarray]]) -> "Figure":
-    """Share of queries by the rank of their best relevant candidate, both directions side by
-    side.
+    """Draw the share of queries by the rank of their best right answer, for both directions.
+
+    Args:
+        ranks: By direction, the ranks of the relevant candidates of each query, from 1 on.
     """
     from matplotlib import ticker
 
     bars, counts, medians = rank_histogram(ranks)
     figure = _new_figure(figsize=(7.2, 3.6), dpi=100)
     axis = figure.subplots()
-    for offset, color, direction in zip((-0.2, 0.2), (BLUE, ORANGE), ranks):
+    for offset, color, direction in zip((-0.2, 0.2), (BLUE, ORANGE), ranks, strict=True):
         title = f"{DIRECTIONS[direction]}, median rank {medians[direction]:g}"
         axis.bar(
             np.arange(len(bars)) + offset,
@@ -201,7 +233,7 @@ def rank_figure(ranks: dict[str, list[np.ndarray]]) -> "Figure":
     axis.set_xlabel("rank of the best right answer")
     axis.set_ylabel("share of queries")
     axis.legend(frameon=False)
-    _plain_frame(axis)
+    axis.spines[["top", "right"]].set_visible(False)
     return figure
 
 
@@ -209,46 +241,3 @@ def _new_figure(**settings: Any) -> "Figure":
     from matplotlib.figure import Figure
 
     return Figure(layout="constrained", **settings)
-
-
-def _draw_log_mel(axis: "Axes", log_mel: np.ndarray, seconds: float) -> None:
-    # The zero padding of short clips and other digital silence would take up most of the colours.
-    low, high = np.percentile(log_mel, [5, 99.8])
-    axis.imshow(
-        log_mel,
-        origin="lower",
-        aspect="auto",
-        cmap="magma",
-        vmin=low,
-        vmax=high,
-        extent=(0, seconds, 0, len(log_mel)),
-    )
-    axis.set_ylabel("mel band")
-
-
-def _draw_attention(axis: "Axes", weights: np.ndarray, seconds: float) -> None:
-    """weights (T,) of the valid frames, which share the clip's time evenly."""
-    edges = np.linspace(0, seconds, len(weights) + 1)
-    relative = weights * len(weights)
-    axis.stairs(relative, edges, fill=True, color=ORANGE, alpha=0.35)
-    axis.stairs(relative, edges, color=ORANGE, linewidth=1.0, baseline=None)
-    axis.axhline(1, color=GREY, linewidth=0.8, linestyle=(0, (4, 3)))
-    axis.set_ylim(0, max(2.0, 1.08 * float(relative.max())))
-    axis.set_xlim(0, seconds)
-    axis.set_ylabel("attention\n(1 = uniform)", fontsize=9)
-    _plain_frame(axis)
-
-
-def _plain_frame(axis: "Axes") -> None:
-    axis.spines[["top", "right"]].set_visible(False)
-
-
-def _flatten(metrics: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    flat: dict[str, float] = {}
-    for name, value in metrics.items():
-        flat.update(
-            _flatten(value, f"{prefix}{name}/")
-            if isinstance(value, dict)
-            else {prefix + name: value}
-        )
-    return flat
