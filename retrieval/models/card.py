@@ -21,8 +21,9 @@ METRIC_TYPES = {"mAP@": "map_at_", "R@": "recall_at_"}  # the hub's names
 TEMPLATE = """
 # Text-to-audio retrieval model
 
-Finds the recording that a sentence describes: audio encoder `{audio_encoder}`, text encoder `{text_encoder}`, pooling `{pooling}`.
-Hears mono audio at {sample_rate} Hz, of a clip the first {clip_seconds:g} s.
+Finds the recording that a sentence describes: audio encoder `{audio_encoder}`, text encoder
+`{text_encoder}`, pooling `{pooling}`. Hears mono audio at {sample_rate} Hz, the first
+{clip_seconds:g} s of a clip.
 
 ## Results
 
@@ -40,7 +41,8 @@ model = DualEncoder.from_pretrained("DIRECTORY_OR_HUB_ID")
 waveform, lengths = torch.zeros(1, 5 * model.sample_rate), torch.tensor([5 * model.sample_rate])
 with torch.inference_mode():
     frames, mask = model.encode_audio(waveform, lengths)
-    scores = model.score(model.encode_text(["A dog barks twice.", "Rain falls."]), frames, mask)  # rows are texts
+    text = model.encode_text(["A dog barks twice.", "Rain falls."])
+    scores = model.score(text, frames, mask)  # rows are texts, columns audios
 ```
 
 Search a folder of recordings with it:

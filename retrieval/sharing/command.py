@@ -1,14 +1,14 @@
-"""Give a trained model away: bring its model card up to date, and upload it to the Hugging Face
-hub.
+"""Renew the card of a trained model, and upload the model to the Hugging Face hub.
 
     python -m retrieval.sharing card --checkpoint runs/tap/best [--license cc-by-4.0]
-    python -m retrieval.sharing push --checkpoint runs/tap/best --repo user/name [--private] [--license cc-by-4.0]
+    python -m retrieval.sharing push --checkpoint runs/tap/best --repo user/name \\
+        [--private] [--license cc-by-4.0]
 
-The card, README.md in the model folder, is written by train.py: results, training data, settings.
-`card` writes it anew, with a licence, with what RUN/metrics.json says, and for models of earlier
-versions, which have little of a card. `push` uploads the folder as it is: weights, configuration,
-tokenizer, card. Anyone then loads it by `DualEncoder.from_pretrained("user/name")`. From Python:
-`model.push_to_hub("user/name")`. A token comes from `hf auth login` or HF_TOKEN.
+train.py writes the card, README.md in the model folder: results, training data, settings. `card`
+writes it anew, with a licence, with the scores of RUN/metrics.json, and for models of earlier
+versions. `push` uploads weights, configuration, tokenizer and card as they are in the folder.
+Everybody then loads the model by `DualEncoder.from_pretrained("user/name")`. From Python:
+`model.push_to_hub("user/name")`. The token comes from `hf auth login` or HF_TOKEN.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         from huggingface_hub.utils import disable_progress_bars
 
         if arguments.quiet or not sys.stderr.isatty():
-            disable_progress_bars()  # which are huggingface_hub's own
+            disable_progress_bars()
         address = push(arguments.checkpoint, arguments.repo, arguments.private, arguments.license)
         size = sum(
             path.stat().st_size
@@ -59,14 +59,14 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     card = commands.add_parser("card", help="write the model card anew")
     card.add_argument(
-        "--overwrite", action="store_true", help="also a card that was edited by hand"
+        "--overwrite", action="store_true", help="replace also a card that was edited by hand"
     )
     upload = commands.add_parser("push", help="upload the model folder")
     upload.add_argument(
-        "--repo", required=True, metavar="USER/NAME", help="made where it does not exist"
+        "--repo", required=True, metavar="USER/NAME", help="repository; made if it does not exist"
     )
     upload.add_argument(
-        "--private", action="store_true", help="a new repository is seen by its owner alone"
+        "--private", action="store_true", help="only the owner sees a new repository"
     )
     upload.add_argument("--quiet", action="store_true", help="no progress")
     for command in (card, upload):
@@ -75,7 +75,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         )
         command.add_argument(
             "--license",
-            help="of the model, as the hub writes it: cc-by-4.0, mit, apache-2.0, other",
+            help="licence of the model, as the hub writes it: cc-by-4.0, mit, apache-2.0, other",
         )
     arguments = parser.parse_args(argv)
     if arguments.license is not None and not LICENSE.fullmatch(arguments.license):
@@ -135,11 +135,21 @@ def renew_card(folder: Path, license: str | None = None, overwrite: bool = False
 
 
 def push(folder: Path, repo: str, private: bool = False, license: str | None = None) -> str:
-    """Upload the model in `folder` to `repo` on the hub, and return its address. Loads it first:
-    what does not load here loads nowhere.
+    """Upload a model folder to the hub.
 
-    Raises UserError, in one line, for a model that does not load or is not finite, and for what the
-    hub refuses.
+    The model is loaded first: if it does not load here, it loads nowhere.
+
+    Args:
+        folder: The model folder.
+        repo: USER/NAME, made if it does not exist.
+        private: Only its owner sees a new repository.
+        license: Of the model, as the hub writes it; the card is then written anew.
+
+    Returns:
+        The address of the repository.
+
+    Raises:
+        UserError: The model does not load or is not finite, or the hub refuses it.
     """
     from huggingface_hub import HfApi
 
@@ -152,7 +162,7 @@ def push(folder: Path, repo: str, private: bool = False, license: str | None = N
         if license or not (folder / "README.md").exists():
             renew_card(folder, license)
         api = HfApi()
-        # None leaves it to the settings of the account.
+        # None: the account's settings decide
         repo_id = api.create_repo(repo, private=True if private else None, exist_ok=True).repo_id
         commit = api.upload_folder(
             repo_id=repo_id,
@@ -164,7 +174,7 @@ def push(folder: Path, repo: str, private: bool = False, license: str | None = N
 
 
 def read_architecture(folder: Path) -> dict[str, Any]:
-    """config.json of a model folder. Raises UserError."""
+    """Read config.json of a model folder; raises UserError if it holds no model."""
     from retrieval.models.dual_encoder import check_folder
 
     check_is_folder(folder)
@@ -173,7 +183,7 @@ def read_architecture(folder: Path) -> dict[str, Any]:
 
 
 def check_is_folder(checkpoint: Path) -> None:
-    """Raises UserError."""
+    """Raise UserError if the checkpoint is no folder."""
     if not checkpoint.is_dir():
         raise UserError(
             f"checkpoint {checkpoint} does not exist, or is no folder; train.py writes RUN/best and"

@@ -1,8 +1,8 @@
-"""What a run leaves on disk, so that a kill at any moment loses nothing that was there before.
+"""Files of a run; a kill at any moment loses nothing that was there before.
 
 RUN/config.yaml        resolved settings
 RUN/environment.json   command, git commit, library versions, hardware
-RUN/states/step-N/     newest resumable state (accelerator.save_state: weights, optimizer, RNG, progress)
+RUN/states/step-N/     newest resumable state: weights, optimizer, RNG, progress
 RUN/best/, RUN/last/   models in Hugging Face form
 RUN/.lock              held by the process that trains here
 """

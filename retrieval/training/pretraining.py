@@ -1,17 +1,18 @@
-"""A start for small encoders that no official weights fit: seconds on a CPU, from the clips and
-captions of the development split alone.
+"""Start weights for small encoders that no official weights fit: seconds on a CPU.
 
-    python -m retrieval.pretraining --cache data/sample/cache --text-encoder data/sample/text_encoder --output data/sample/weights
+    python -m retrieval.pretraining --cache data/sample/cache \\
+        --text-encoder data/sample/text_encoder --output data/sample/weights
 
-    data/sample/weights/audio_encoder.ckpt   ATST-Frame in an official layout: audio_encoder.checkpoint
-    data/sample/weights/text_encoder/        Hugging Face folder: text_encoder.name, with text_encoder.pretrained true
-    data/sample/weights/made_from.json       what they were made from; equal weights are reused
+    OUTPUT/audio_encoder.ckpt   ATST-Frame in an official layout: audio_encoder.checkpoint
+    OUTPUT/text_encoder/        Hugging Face folder: text_encoder.name, text_encoder.pretrained=true
+    OUTPUT/made_from.json       settings and sources; equal weights are reused
 
-Audio: the patch embedding becomes a whitening of the spectrogram's patches (their principal
-components, each scaled to unit variance); the blocks stay random. Text: token 0 learns to say which
-tokens its caption has, rare ones first. Untrained, token 0 hardly depends on the caption, all texts
-lie in one point, and text-aware attention, which asks with that point, learns late. Nothing here
-sees which caption belongs to which clip.
+They are made from the clips and captions of the development split, and nothing here sees which
+caption belongs to which clip. Audio: the patch embedding becomes a whitening of the spectrogram's
+patches (their principal components, each scaled to unit variance); the blocks stay random. Text:
+token 0 learns to predict the tokens of its caption, rare ones first. Untrained, token 0 hardly
+depends on the caption: all texts lie in one point, and text-aware attention, whose query is that
+point, learns late.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What can be known to fail before anything is exported."""
+"""Checks before an export, so that it does not fail after minutes of work."""
 
 import shutil
 from pathlib import Path
@@ -10,8 +10,9 @@ ABOUT = "export.json"  # marks a folder of ONNX graphs
 
 
 def check_folder(output: Path, overwrite: bool) -> None:
-    """Raises UserError where `output` cannot be written, or holds anything but an export that may
-    be replaced.
+    """Raise UserError if the folder `output` cannot be written or holds anything to keep.
+
+    Only an earlier export is replaced, and only with `overwrite`.
     """
     check_writable(output.parent)
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
@@ -35,7 +36,7 @@ def check_folder(output: Path, overwrite: bool) -> None:
 
 
 def check_file(path: Path, overwrite: bool) -> None:
-    """Raises UserError where `path` cannot be written, or exists and may not be replaced."""
+    """Raise UserError if `path` cannot be written, or exists without `overwrite`."""
     check_writable(path.parent)
     if path.is_dir():
         raise UserError(f"--parquet {path} is a folder: give the name of a file")
@@ -46,10 +47,9 @@ def check_file(path: Path, overwrite: bool) -> None:
 
 
 def check_room(output: Path, num_bytes: float) -> None:
-    """Raises UserError where the disk of `output` has less than `num_bytes` left."""
-    free = shutil.disk_usage(
-        next(place for place in output.absolute().parents if place.exists())
-    ).free
+    """Raise UserError if the disk of `output` has less than `num_bytes` left."""
+    existing = next(folder for folder in output.absolute().parents if folder.exists())
+    free = shutil.disk_usage(existing).free
     if num_bytes > free:
         raise UserError(
             f"{output} takes {num_bytes / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are left there:"
@@ -58,5 +58,5 @@ def check_room(output: Path, num_bytes: float) -> None:
 
 
 def weights_sha256(checkpoint: Path) -> str:
-    """As `sha256sum` says it, of model.safetensors in a model folder, or of a checkpoint file."""
+    """Return the SHA-256 of model.safetensors in a model folder, or of a checkpoint file."""
     return sha256_of(checkpoint / "model.safetensors" if checkpoint.is_dir() else checkpoint)

@@ -64,12 +64,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--frames",
         action="store_true",
-        help="also the frames of each clip (TAP): what retrieval.search.two_stage scores with",
+        help="also the frames of each clip (TAP), which the exact score needs",
     )
     parser.add_argument(
         "--overwrite",
         action="store_true",
-        help="replace what an earlier export wrote under that name",
+        help="replace an earlier export of that name",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress")
     arguments = parser.parse_args(argv)
@@ -93,16 +93,14 @@ def write_onnx(arguments: argparse.Namespace) -> None:
         from retrieval.sharing.export.onnx_files import export_onnx
 
     check_folder(arguments.output, arguments.overwrite)
-    about = export_onnx(
-        load(arguments), arguments.output, source(arguments.checkpoint), arguments.overwrite
-    )
-    for name, found in about["differences_to_pytorch"].items():
-        print(f"largest difference to PyTorch, {name}: {found:.2g}")
-    names, size = (
-        ", ".join(graph["file"] for graph in about["graphs"].values()),
-        sum(graph["bytes"] for graph in about["graphs"].values()),
-    )
-    print(f"written: {arguments.output} ({names}; {size / 1e6:.1f} MB, opset {about['opset']})")
+    model, source = load(arguments), source_of(arguments.checkpoint)
+    export = export_onnx(model, arguments.output, source, arguments.overwrite)
+    for name, difference in export["differences_to_pytorch"].items():
+        print(f"largest difference to PyTorch, {name}: {difference:.2g}")
+    graphs = export["graphs"].values()
+    names = ", ".join(graph["file"] for graph in graphs)
+    megabytes = sum(graph["bytes"] for graph in graphs) / 1e6
+    print(f"written: {arguments.output} ({names}; {megabytes:.1f} MB, opset {export['opset']})")
 
 
 def write_parquet(arguments: argparse.Namespace) -> None:
@@ -117,8 +115,8 @@ def write_parquet(arguments: argparse.Namespace) -> None:
     model = load(arguments)
     check_sample_rate(cache, arguments.checkpoint, model.sample_rate)
     check_room(arguments.parquet, num_bytes(model, split, arguments.frames))
-    about = source(arguments.checkpoint) | {"corpus": str(cache.info.get("corpus"))}
-    num_rows = export_parquet(model, split, arguments.parquet, about, frames=arguments.frames)
+    source = source_of(arguments.checkpoint) | {"corpus": str(cache.info.get("corpus"))}
+    num_rows = export_parquet(model, split, arguments.parquet, source, frames=arguments.frames)
     print(
         f"written: {arguments.parquet} ({len(split)} clips, {num_rows - len(split)} captions,"
         f" {model.architecture['dim']} numbers each)"
@@ -135,8 +133,8 @@ def load(arguments: argparse.Namespace) -> "DualEncoder":
     return model.cuda() if torch.cuda.is_available() and arguments.parquet else model
 
 
-def source(checkpoint: Path) -> dict[str, str]:
-    """Which model it was."""
+def source_of(checkpoint: Path) -> dict[str, str]:
+    """Name the exported model: the last two parts of its path, and a digest of its weights."""
     from retrieval.sharing.export.checks import weights_sha256
 
     return {

@@ -1,4 +1,4 @@
-"""What the README.md of an ONNX folder says; its Python runs as it stands, in that folder."""
+"""README.md of an ONNX folder; its Python runs in that folder."""
 
 from typing import Any
 
@@ -6,14 +6,16 @@ from retrieval.models.dual_encoder import POOLINGS
 
 README = """# Text-to-audio retrieval model as ONNX
 
-Audio encoder `{audio_encoder}`, text encoder `{text_encoder}`, pooling `{pooling}`, {dim} dimensions.
+Audio encoder `{audio_encoder}`, text encoder `{text_encoder}`, pooling `{pooling}`, {dim}
+dimensions.
 `export.json` has all that is needed to call the graphs.
 
 | graph | inputs | outputs | MB |
 | --- | --- | --- | --- |
 {rows}
 
-Audio is mono at {sample_rate} Hz, float32 in [-1, 1]; of a clip the first {clip_seconds:g} s are heard.
+Audio is mono at {sample_rate} Hz, float32 in [-1, 1]. The model hears the first {clip_seconds:g} s
+of a clip.
 Captions go through the tokenizer: {captions}.
 Batches, clips, captions and frame sequences may be of any size. {advice}
 
@@ -25,10 +27,13 @@ import onnxruntime
 from transformers import AutoTokenizer
 
 about = json.load(open("export.json"))
-audio, text, score = (onnxruntime.InferenceSession(name + ".onnx") for name in ("audio", "text", "score"))
+audio, text, score = (
+    onnxruntime.InferenceSession(name) for name in ("audio.onnx", "text.onnx", "score.onnx")
+)
 tokenizer = AutoTokenizer.from_pretrained("tokenizer")
 
-clips = [np.zeros(3 * about["sample_rate"], np.float32), np.zeros(about["sample_rate"], np.float32)]  # your recordings
+rate = about["sample_rate"]
+clips = [np.zeros(3 * rate, np.float32), np.zeros(rate, np.float32)]  # your recordings
 lengths = np.array([len(clip) for clip in clips])
 waveform = np.zeros((len(clips), lengths.max()), np.float32)
 for row, clip in enumerate(clips):
@@ -37,14 +42,17 @@ frames, mask = audio.run(None, {{"waveform": waveform, "lengths": lengths}})
 
 captions = ["A dog barks twice.", "Rain falls."]
 {prepared}
-tokens = tokenizer(words, padding=True, padding_side="right", truncation=True, max_length=about["max_tokens"], return_tensors="np")
-texts = text.run(None, {{name: tokens[name].astype(np.int64) for name in ("input_ids", "attention_mask")}})[0]
+limits = {{"padding": True, "truncation": True, "max_length": about["max_tokens"]}}
+tokens = tokenizer(words, **limits, padding_side="right", return_tensors="np")
+names = "input_ids", "attention_mask"
+texts = text.run(None, {{name: tokens[name].astype(np.int64) for name in names}})[0]
 
 scores = score.run(None, {{"text": texts, "frames": frames, "mask": mask}})[0]  # (captions, clips)
 print(scores)
 ```
 
-Largest difference to PyTorch, measured with ONNX Runtime {onnxruntime} when these files were written ({tolerance:g} is allowed):
+Largest difference to PyTorch, measured with ONNX Runtime {onnxruntime} when these files were
+written ({tolerance:g} is allowed):
 
 | | difference |
 | --- | --- |
@@ -64,27 +72,16 @@ FRAMES_ADVICE = (
 
 
 def onnx_readme(about: dict[str, Any]) -> str:
-    """Of the content of export.json."""
+    """Return the text of README.md; `about` is the content of export.json."""
     graphs = about["graphs"].values()
     rows = [
         f"| `{graph['file']}` | {_shapes(graph['inputs'])} | {_shapes(graph['outputs'])} |"
         f" {graph['bytes'] / 1e6:.1f} |"
         for graph in graphs
     ]
+    names = "audio_encoder text_encoder pooling dim sample_rate clip_seconds captions tolerance"
     return README.format(
-        **{
-            name: about[name]
-            for name in (
-                "audio_encoder",
-                "text_encoder",
-                "pooling",
-                "dim",
-                "sample_rate",
-                "clip_seconds",
-                "captions",
-                "tolerance",
-            )
-        },
+        **{name: about[name] for name in names.split()},
         rows="\n".join(rows),
         advice=FRAMES_ADVICE if POOLINGS[about["pooling"]].keeps_frames else "",
         prepared=PREPARED[about["captions"]],
