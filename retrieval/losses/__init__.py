@@ -6,7 +6,6 @@ learnable parameters (LEARNABLE) or targets (TARGETS), found by name.
 
 import inspect
 from collections.abc import Callable
-from typing import Any
 
 from torch import Tensor
 
@@ -35,19 +34,3 @@ def check_loss(name: str, setting: str = "loss.name") -> None:
 def arguments_of(name: str) -> list[str]:
     """Return the names of the arguments of loss `name` after scores and positives."""
     return list(inspect.signature(LOSSES[name]).parameters)[2:]
-
-
-def apply_loss(name: str, scores: Tensor, positives: Tensor, values: dict[str, Any]) -> Tensor:
-    """Compute loss `name`, with its other arguments taken from `values`.
-
-    Args:
-        name: A key of LOSSES.
-        scores: Cosines (N, B), rows are texts and columns audios.
-        positives: bool (N, B), True where a text belongs to an audio.
-        values: Settings, learnable parameters and targets by name; others are ignored.
-
-    Returns:
-        The loss, a scalar of at least float32.
-    """
-    own = {argument: values[argument] for argument in arguments_of(name)}
-    return LOSSES[name](scores, positives, **own)
