@@ -21,9 +21,9 @@ METRIC_TYPES = {"mAP@": "map_at_", "R@": "recall_at_"}  # the hub's names
 TEMPLATE = """
 # Text-to-audio retrieval model
 
-Finds the recording that a sentence describes: audio encoder `{audio_encoder}`, text encoder
-`{text_encoder}`, pooling `{pooling}`. Hears mono audio at {sample_rate} Hz, the first
-{clip_seconds:g} s of a clip.
+Finds the recording that a sentence describes:
+audio encoder `{audio_encoder}`, text encoder `{text_encoder}`, pooling `{pooling}`.
+Hears mono audio at {sample_rate} Hz, of a clip the first {clip_seconds:g} s.
 
 ## Results
 

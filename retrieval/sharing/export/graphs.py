@@ -1,9 +1,8 @@
-"""The two towers and the score as modules that torch.onnx can write: no loop and no branch depends
-on the numbers that go in.
+"""The two towers and the score as modules that torch.onnx can write.
 
-They compute what DualEncoder does. What differs: in a batch all clips get the windows of the
-longest, so that a short clip beside a long one costs as much as that one. Sizes of batches, clips,
-captions and frame sequences are free.
+No loop and no branch depends on the numbers in the inputs. The modules compute the same as
+DualEncoder, but in a batch all clips get the windows of the longest: a short clip beside a long one
+costs as much. Sizes of batches, clips, captions and frame sequences are free.
 
 Letters: B clips, S samples, W windows, T frames, N captions, L tokens, D = dim.
 """
@@ -21,26 +20,22 @@ from retrieval.models.pooling import Pooling
 
 
 class AudioTower(nn.Module):
-    """waveform float32 (B, S), lengths int64 (B,) -> frames (B, T, D), mask bool (B, T), as
-    DualEncoder.encode_audio.
+    """DualEncoder.encode_audio: waveform (B, S), lengths (B,) -> frames (B, T, D), mask (B, T).
 
-    S is that of the longest clip. What exceeds clip_seconds is not heard. Raises UserError for an
-    encoder that cannot be a graph.
+    Waveforms are float32, lengths int64, masks bool. S is that of the longest clip; samples after
+    clip_seconds are ignored. Raises UserError for an encoder that cannot be a graph.
     """
 
     def __init__(self, model: DualEncoder):
         super().__init__()
-        self.encoder, self.pooling, self.projection = (
-            model.audio_encoder,
-            model.pooling,
-            model.audio_projection,
-        )
+        self.encoder, self.pooling = model.audio_encoder, model.pooling
+        self.projection = model.audio_projection
         if not model.audio_encoder.is_exportable:
             kind = model.architecture["audio_encoder"]["name"]
             raise UserError(
                 f"the audio encoder ({kind}) computes its spectrogram outside of PyTorch, so that"
-                " it cannot be written as ONNX; take atst_frame, another encoder of this project, or"
-                " of huggingface one that takes a waveform, such as wavlm"
+                " it cannot be written as ONNX; take atst_frame, another encoder of this project,"
+                " or of huggingface one that takes a waveform, such as wavlm"
             )
         self.windows = model.windows
         self.resample: nn.Module = nn.Identity()
@@ -63,9 +58,8 @@ class AudioTower(nn.Module):
         first_frames = torch.arange(num_windows) * grid.frames_per_window
         # (B, W); encode_audio leaves zeros where a window has no valid frame
         used = first_frames < num_valid[:, None]
-        features = encoded.unflatten(0, (waveform.shape[0], num_windows)) * used[
-            ..., None, None
-        ].to(encoded.dtype)
+        features = encoded.unflatten(0, (waveform.shape[0], num_windows))
+        features = features * used[..., None, None].to(encoded.dtype)
         features = features.flatten(1, 2)  # (B, T, feature_dim)
         mask = torch.arange(num_windows * grid.frames_per_window) < num_valid[:, None]  # (B, T)
         if not self.pooling.keeps_frames:
@@ -73,20 +67,20 @@ class AudioTower(nn.Module):
         return self.projection(features), mask
 
     def _num_windows(self, num_samples: int) -> int:
-        """Those with valid frames of a clip of `num_samples`, as in DualEncoder.audio_features."""
+        """Count the windows with valid frames, as in DualEncoder.audio_features."""
         grid = self.windows
         if grid.num_windows == 1:
             return 1
         span = (grid.num_windows - 1) * grid.hop_samples + grid.window_samples
-        num_valid = (
-            torch.sym_min(num_samples, grid.clip_samples) * grid.num_frames + span - 1
-        ) // span
+        num_heard = torch.sym_min(num_samples, grid.clip_samples)
+        num_valid = (num_heard * grid.num_frames + span - 1) // span
         return (num_valid + grid.frames_per_window - 1) // grid.frames_per_window
 
 
 class TextTower(nn.Module):
-    """input_ids and attention_mask int64 (N, L), padded on the right -> text (N, D), as
-    DualEncoder.encode_text after its tokenizer.
+    """DualEncoder.encode_text after its tokenizer: input_ids, attention_mask (N, L) -> text (N, D).
+
+    The inputs are int64, padded on the right.
     """
 
     def __init__(self, model: DualEncoder):
@@ -98,11 +92,10 @@ class TextTower(nn.Module):
 
 
 class Score(nn.Module):
-    """text (N, D), frames (B, T, D), mask bool (B, T) -> scores (N, B), as DualEncoder.score. For
-    TAP (B, N, D) and (B, N, T) are held.
+    """DualEncoder.score: text (N, D), frames (B, T, D), mask bool (B, T) -> scores (N, B).
 
-    TAP's two linear maps before the softmax and its two after it are each one matrix here: no one
-    learns in a graph.
+    TAP needs memory for (B, N, D) and (B, N, T). Its two linear maps before the softmax and its two
+    after it are each one matrix here, since a graph is not trained.
     """
 
     @torch.no_grad()
@@ -112,9 +105,8 @@ class Score(nn.Module):
         if self.keeps_frames:
             self.norm = pooling.norm
             names = "query_weight", "query_bias", "value_weight", "value_bias"
-            for name, folded in zip(
-                names, copy.deepcopy(pooling).double().folded_maps(), strict=True
-            ):
+            maps = copy.deepcopy(pooling).double().folded_maps()
+            for name, folded in zip(names, maps, strict=True):
                 self.register_buffer(name, folded.float().contiguous())
 
     def forward(self, text: Tensor, frames: Tensor, mask: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
-"""A model as a folder of ONNX graphs that were checked against PyTorch: audio.onnx, text.onnx,
-score.onnx, the tokenizer, export.json, README.md.
+"""ONNX graphs of a model, checked against PyTorch, in a folder.
+
+audio.onnx, text.onnx, score.onnx, the tokenizer, export.json, README.md.
 
 Letters: B clips, S samples, T frames, N captions, L tokens, D = dim.
 """
@@ -28,33 +29,40 @@ from retrieval.models.dual_encoder import DualEncoder, check_finite
 from retrieval.models.inference import eval_mode
 from retrieval.sharing.export.checks import ABOUT, check_folder, check_room
 from retrieval.sharing.export.graphs import AudioTower, Score, TextTower
-from retrieval.sharing.export.readme import onnx_readme
+from retrieval.sharing.export.readme import AS_WRITTEN, NORMALISED, onnx_readme
 
-TOLERANCE = 1e-4  # largest difference to PyTorch, of numbers above 1 as a part of the largest
+TOLERANCE = 1e-4  # of a difference to PyTorch: absolute, or over the largest number if above 1
 OPSET = 18
-# weights beyond this lie in a file beside the graph: ONNX holds at most 2 GiB in one
+# larger weights lie in a file beside the graph: a graph file holds at most 2 GiB
 EXTERNAL_BYTES = 2**30
 LIBRARIES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime")
 SEED = 0
-# see `parts`
+# name, module, example inputs, their free axes, names of the outputs
 Part = tuple[str, nn.Module, dict[str, Tensor], dict[str, dict[int, Any]], tuple[str, ...]]
 
 
 def export_onnx(
     model: DualEncoder, output: Path, source: dict[str, Any], overwrite: bool = False
 ) -> dict[str, Any]:
-    """Write the folder `output` and return the content of its export.json. `source` says in there
-    which model it was.
+    """Write a model as ONNX graphs.
 
-    Raises UserError, and leaves nothing under that name, where a graph cannot be written, or
-    differs from PyTorch by more than TOLERANCE.
+    Args:
+        model: Moved to the CPU.
+        output: Folder that is made.
+        source: Name of the model, for export.json.
+        overwrite: Replace an earlier export.
+
+    Returns:
+        The content of export.json.
+
+    Raises:
+        UserError: A graph cannot be written, or differs from PyTorch by more than TOLERANCE;
+            `output` is then as before.
     """
     check_folder(output, overwrite)
     check_finite(model, "the model", "export")
-    check_room(
-        output,
-        1.1 * sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()),
-    )
+    num_bytes = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    check_room(output, 1.1 * num_bytes)
     model = model.cpu()
     steps = bar(total=6, desc="exporting", unit="step")
     with (
@@ -65,13 +73,12 @@ def export_onnx(
     ):
         graphs = {}
         for name, module, arguments, axes, outputs in parts(model):
-            graphs[name] = write_graph(
-                folder / f"{name}.onnx", module.eval(), arguments, axes, outputs
-            )
+            path = folder / f"{name}.onnx"
+            graphs[name] = write_graph(path, module.eval(), arguments, axes, outputs)
             progress.update()
         differences = {}
         for name, found in _differences(model, folder):
-            differences[name] = max(found, differences.get(name, 0.0), key=_nan_is_largest)
+            differences[name] = float(np.maximum(found, differences.get(name, 0.0)))  # keeps NaN
         progress.update(3)
         wrong = {name: found for name, found in differences.items() if not found <= TOLERANCE}
         if wrong:
@@ -81,22 +88,42 @@ def export_onnx(
                 f" was written to {output}"
             )
         model.text_encoder.tokenizer.save_pretrained(str(folder / "tokenizer"))
-        about = _about(model, source, graphs, differences)
-        (folder / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-        (folder / "README.md").write_text(onnx_readme(about), encoding="utf-8")
-    return about
+        grid, encoder = model.windows, model.text_encoder
+        export = {
+            "source": source,
+            "audio_encoder": model.architecture["audio_encoder"]["name"],
+            "text_encoder": model.architecture["text_encoder"]["model_type"],
+            "pooling": model.architecture["pooling"]["name"],
+            "dim": model.architecture["dim"],
+            "sample_rate": model.sample_rate,
+            "clip_seconds": model.clip_seconds,
+            "window_seconds": grid.window_samples / model.sample_rate,
+            "hop_seconds": grid.hop_samples / model.sample_rate,
+            "frames_per_window": grid.frames_per_window,
+            "waveform": (
+                "float32 in [-1, 1], mono, zeros after a clip's `lengths` samples; the longest clip"
+                " fills its row"
+            ),
+            "captions": AS_WRITTEN if encoder.as_written else NORMALISED,
+            "padding_side": "right",
+            "max_tokens": encoder.max_tokens,
+            "score": "cosine, rows are captions and columns clips",
+            "opset": OPSET,
+            "graphs": graphs,
+            "differences_to_pytorch": differences,
+            "tolerance": TOLERANCE,
+            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "versions": {name: version(name) for name in LIBRARIES},
+        }
+        (folder / ABOUT).write_text(json.dumps(export, indent=2) + "\n", encoding="utf-8")
+        (folder / "README.md").write_text(onnx_readme(export), encoding="utf-8")
+    return export
 
 
 def parts(model: DualEncoder) -> Iterator[Part]:
-    """Of each graph: name, module, inputs to trace it with, which of their axes are free, names of
-    the outputs.
-    """
-    grid, clips, captions, frames = (
-        model.windows,
-        Dim("clips", min=1),
-        Dim("captions", min=1),
-        Dim("frames", min=1),
-    )
+    """Return the three graphs to write."""
+    grid = model.windows
+    clips, captions, frames = (Dim(name, min=1) for name in ("clips", "captions", "frames"))
     inputs = {
         "waveform": torch.randn(2, grid.clip_samples) * 0.1,
         "lengths": torch.tensor([grid.clip_samples, grid.window_samples // 2 + 1]),
@@ -117,8 +144,9 @@ def parts(model: DualEncoder) -> Iterator[Part]:
 
 
 def text_part(model: DualEncoder) -> Part:
-    """Of the text tower, whose graph takes input_ids and attention_mask int64 (N, L) and gives text
-    (N, D).
+    """Return the graph of the text tower.
+
+    Its inputs are input_ids and attention_mask int64 (N, L), its output is text (N, D).
     """
     tokens = model.text_encoder.tokens(CAPTIONS[:3])
     inputs = {name: tokens[name] for name in ("input_ids", "attention_mask")}
@@ -133,54 +161,69 @@ def write_graph(
     axes: dict[str, dict[int, Any]],
     outputs: tuple[str, ...],
 ) -> dict[str, Any]:
-    num_bytes = sum(
-        tensor.numel() * tensor.element_size() for tensor in module.state_dict().values()
-    )
-    settings = {
-        "input_names": list(arguments),
-        "output_names": list(outputs),
-        "dynamic_shapes": axes,
-        "opset_version": OPSET,
-    }
-    settings |= {"dynamo": True, "external_data": num_bytes > EXTERNAL_BYTES, "verbose": False}
+    """Write one graph.
+
+    Args:
+        path: File of the graph; large weights are written beside it.
+        module: In eval mode.
+        arguments: Example inputs by name, in the order of forward().
+        axes: Free axes of each input, as torch.export takes them.
+        outputs: Names of the outputs.
+
+    Returns:
+        {"file", "bytes", "inputs", "outputs"}, with type and shape of each input and output.
+
+    Raises:
+        UserError: The module cannot be written as a graph.
+    """
     with needs_extra("export"):  # torch.onnx imports them, too late for a plain error
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
+    num_bytes = sum(
+        tensor.numel() * tensor.element_size() for tensor in module.state_dict().values()
+    )
     try:
         with _silence():
-            torch.onnx.export(module, tuple(arguments.values()), str(path), **settings)
+            torch.onnx.export(
+                module,
+                tuple(arguments.values()),
+                str(path),
+                input_names=list(arguments),
+                output_names=list(outputs),
+                dynamic_shapes=axes,
+                opset_version=OPSET,
+                dynamo=True,
+                external_data=num_bytes > EXTERNAL_BYTES,
+                verbose=False,
+            )
     except OSError:
         raise
     # torch.export, onnxscript and the libraries below raise their own kinds
     except Exception as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # torch.onnx wraps it in pages of advice
+            cause = cause.__cause__
+        reason = one_line(cause, longest=300)
         raise UserError(
-            f"the {path.stem} part of this model cannot be written as ONNX ({_reason(error)})"
+            f"the {path.stem} part of this model cannot be written as ONNX ({reason})"
         ) from None
     session = open_session(path)
-    shapes = {"inputs": session.get_inputs(), "outputs": session.get_outputs()}
-    described = {
-        kind: {value.name: {"type": value.type, "shape": _axes(value.shape)} for value in values}
-        for kind, values in shapes.items()
-    }
     size = sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*"))
-    return {"file": path.name, "bytes": size} | described
-
-
-def _axes(shape: list[int | str]) -> list[int | str]:
-    """Names of the free axes; the number of frames is a formula of the samples there."""
-    return [axis if isinstance(axis, int) or axis.isidentifier() else "frames" for axis in shape]
-
-
-def _reason(error: BaseException) -> str:
-    """torch.onnx wraps what went wrong in pages of advice."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return one_line(error, longest=300)
+    graph: dict[str, Any] = {"file": path.name, "bytes": size, "inputs": {}, "outputs": {}}
+    for kind, values in (("inputs", session.get_inputs()), ("outputs", session.get_outputs())):
+        for value in values:
+            # a free axis is a name, but the number of frames is a formula of the samples
+            shape = [
+                axis if isinstance(axis, int) or axis.isidentifier() else "frames"
+                for axis in value.shape
+            ]
+            graph[kind][value.name] = {"type": value.type, "shape": shape}
+    return graph
 
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Remarks of the exporter on its own workings."""
+    """Hide the exporter's warnings and log lines."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -208,8 +251,9 @@ CAPTIONS = [
 
 
 def _differences(model: DualEncoder, folder: Path) -> Iterator[tuple[str, float]]:
-    """What ONNX Runtime and PyTorch make of the same clips and captions, for several sizes of
-    batches and lengths of clips.
+    """Compare ONNX Runtime with PyTorch on batches of several sizes and clip lengths.
+
+    Yields pairs of a name, such as "frames", and the largest difference of one batch.
     """
     rng = np.random.default_rng(SEED)
     audio, onnx_audio = [], []  # one tower at a time: at full size they take gigabytes
@@ -227,54 +271,39 @@ def _differences(model: DualEncoder, folder: Path) -> Iterator[tuple[str, float]
     for (frames, mask), (onnx_frames, onnx_mask) in zip(audio, onnx_audio, strict=True):
         for text, onnx_text in zip(texts, onnx_texts, strict=True):
             scores = model.score(text, frames, mask)
-            yield "score", difference(scores, _run(session, text=text, frames=frames, mask=mask)[0])
-            yield (
-                "all three",
-                difference(
-                    scores, _run(session, text=onnx_text, frames=onnx_frames, mask=onnx_mask)[0]
-                ),
-            )
+            [found] = _run(session, text=text, frames=frames, mask=mask)
+            yield "score", difference(scores, found)
+            [found] = _run(session, text=onnx_text, frames=onnx_frames, mask=onnx_mask)
+            yield "all three", difference(scores, found)
 
 
 def check_audio(
     model: DualEncoder, path: Path, rng: np.random.Generator
 ) -> Iterator[tuple[tuple[Tensor, Tensor], list[Tensor]]]:
-    """frames and mask by PyTorch and by the graph, batch by batch."""
-    session, full, window = (
-        open_session(path),
-        model.windows.clip_samples,
-        model.windows.window_samples,
-    )
-    for lengths in (
-        [full],
-        [full // 3 + 1, 1, full // 2 + 17],
-        [window, window // 5 + 1],
-        [window // 2 + 1],
-    ):
-        waveform, lengths = _clips(lengths, model.sample_rate, rng)
-        yield (
-            model.encode_audio(waveform, lengths),
-            _run(session, waveform=waveform, lengths=lengths),
-        )
+    """Yield frames and mask by PyTorch and by the graph, batch by batch."""
+    session = open_session(path)
+    full, window = model.windows.clip_samples, model.windows.window_samples
+    batches = ([full], [full // 3 + 1, 1, full // 2 + 17], [window, window // 5 + 1])
+    for batch in (*batches, [window // 2 + 1]):
+        waveform, lengths = _clips(batch, model.sample_rate, rng)
+        found = _run(session, waveform=waveform, lengths=lengths)
+        yield model.encode_audio(waveform, lengths), found
 
 
 def check_text(
     model: DualEncoder, path: Path, rng: np.random.Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Texts by PyTorch and by the graph, batch by batch."""
+    """Yield texts by PyTorch and by the graph, batch by batch."""
     session = open_session(path)
     for captions in (CAPTIONS[:1], _captions(model, rng), _captions(model, rng)[:2]):
         tokens = model.text_encoder.tokens(captions)
-        yield (
-            model.encode_text(captions),
-            _run(session, input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])[
-                0
-            ],
-        )
+        inputs = {name: tokens[name] for name in ("input_ids", "attention_mask")}
+        yield model.encode_text(captions), _run(session, **inputs)[0]
 
 
 def difference(expected: Tensor, found: Tensor) -> float:
-    """Largest absolute difference; where `expected` has numbers above 1, over the largest of them.
+    """Return the largest absolute difference, divided by the largest of `expected` if above 1.
+
     Infinite for another shape.
     """
     if expected.shape != found.shape:
@@ -282,13 +311,10 @@ def difference(expected: Tensor, found: Tensor) -> float:
     return float((expected - found).abs().max() / expected.abs().max().clamp_min(1.0))
 
 
-def _nan_is_largest(value: float) -> float:
-    return float("inf") if value != value else value
-
-
 def _clips(lengths: list[int], sample_rate: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Sounds from near silence to full scale, each with a tone that fades; the last third of a long
-    one is silent.
+    """Make sounds from near silence to full scale, each with a tone that fades.
+
+    The last third of a long one is silent.
     """
     waveform = torch.zeros(len(lengths), max(lengths))
     for row, length in enumerate(lengths):
@@ -302,18 +328,18 @@ def _clips(lengths: list[int], sample_rate: int, rng: np.random.Generator) -> tu
 
 
 def _captions(model: DualEncoder, rng: np.random.Generator) -> list[str]:
-    """English ones, and words of the tokenizer in numbers that are and are not cut to
-    max_tokens.
-    """
+    """Return English captions, and random tokens: fewer and more than max_tokens."""
     tokenizer = model.text_encoder.tokenizer
     longest = model.text_encoder.max_tokens or 64
-    numbers = [
-        rng.integers(len(tokenizer), size=size).tolist() for size in (longest // 2 + 1, 2 * longest)
-    ]
-    return [*CAPTIONS, *(tokenizer.decode(ids, skip_special_tokens=True) for ids in numbers)]
+    captions = list(CAPTIONS)
+    for size in (longest // 2 + 1, 2 * longest):
+        tokens = rng.integers(len(tokenizer), size=size).tolist()
+        captions.append(tokenizer.decode(tokens, skip_special_tokens=True))
+    return captions
 
 
 def open_session(path: Path) -> onnxruntime.InferenceSession:
+    """Open a graph on the CPU, with as many threads as PyTorch has."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
@@ -324,54 +350,11 @@ def open_session(path: Path) -> onnxruntime.InferenceSession:
 
 def _run(session: onnxruntime.InferenceSession, **inputs: Tensor) -> list[Tensor]:
     try:
-        return [
-            torch.from_numpy(found)
-            for found in session.run(
-                None, {name: tensor.numpy() for name, tensor in inputs.items()}
-            )
-        ]
+        arrays = {name: tensor.numpy() for name, tensor in inputs.items()}
+        return [torch.from_numpy(output) for output in session.run(None, arrays)]
     except Exception as error:  # of onnxruntime's own kinds
         sizes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in inputs.items())
         raise UserError(
             f"ONNX Runtime does not run the graph on {sizes} ({one_line(error, longest=300)}):"
             " nothing was written"
         ) from None
-
-
-def _about(
-    model: DualEncoder,
-    source: dict[str, Any],
-    graphs: dict[str, Any],
-    differences: dict[str, float],
-) -> dict[str, Any]:
-    grid, architecture = model.windows, model.architecture
-    return {
-        "source": source,
-        "audio_encoder": architecture["audio_encoder"]["name"],
-        "text_encoder": architecture["text_encoder"]["model_type"],
-        "pooling": architecture["pooling"]["name"],
-        "dim": architecture["dim"],
-        "sample_rate": model.sample_rate,
-        "clip_seconds": model.clip_seconds,
-        "window_seconds": grid.window_samples / model.sample_rate,
-        "hop_seconds": grid.hop_samples / model.sample_rate,
-        "frames_per_window": grid.frames_per_window,
-        "waveform": (
-            "float32 in [-1, 1], mono, zeros after a clip's `lengths` samples; the longest clip"
-            " fills its row"
-        ),
-        "captions": (
-            "as written"
-            if model.text_encoder.as_written
-            else "lower case, ASCII punctuation deleted"
-        ),
-        "padding_side": "right",
-        "max_tokens": model.text_encoder.max_tokens,
-        "score": "cosine, rows are captions and columns clips",
-        "opset": OPSET,
-        "graphs": graphs,
-        "differences_to_pytorch": differences,
-        "tolerance": TOLERANCE,
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "versions": {name: version(name) for name in LIBRARIES},
-    }

@@ -1,5 +1,6 @@
-"""The vectors of a split as one Parquet file, a row a clip and then a row a caption, for pandas,
-datasets or a vector database.
+"""Vectors of a split as one Parquet file, for pandas, datasets or a vector database.
+
+A row a clip, then a row a caption:
 
     kind        "audio" or "caption"
     clip_id     of the clip, or of the clip that the caption was written for
@@ -9,7 +10,7 @@ datasets or a vector database.
     frames      with `frames`: a clip's frames, a list of (D,); null for a caption
 
 Vectors are compared by cosine. With mean or transformer pooling that is the model's score. With TAP
-the vector of a clip is what TAP gives when it listens to all frames alike, the first stage of
+the vector of a clip is TAP's output for equal attention to all frames, as in the first stage of
 retrieval.search.two_stage: it finds candidates, and model.score(text, frames, mask) ranks them.
 
 Letters: B clips, T frames, N captions, D = dim.
@@ -17,6 +18,7 @@ Letters: B clips, T frames, N captions, D = dim.
 
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 
 import pyarrow
@@ -32,7 +34,7 @@ from retrieval.models.dual_encoder import DualEncoder, check_finite
 from retrieval.models.inference import eval_mode
 
 GROUP_ROWS = 1024  # rows of a row group without frames
-GROUP_NUMBERS = 2**24  # float32 numbers of a row group with frames, 64 MiB: what is held at once
+GROUP_NUMBERS = 2**24  # float32 numbers of a row group with frames: 64 MiB in memory
 
 
 def export_parquet(
@@ -46,12 +48,23 @@ def export_parquet(
     text_batch_size: int = 256,
     num_workers: int = 0,
 ) -> int:
-    """Write `path`, row group by row group, and return the number of rows; it is there whole or not
-    at all.
+    """Write the vectors of a split, row group by row group.
 
-    The file's schema holds `metadata` and what is known of model and split. Clips longer than
-    model.clip_seconds: their first clip_seconds. Raises UserError for vectors that are not finite,
-    a full disk, and for `frames` of a pooling that keeps none.
+    Args:
+        model: On any device.
+        split: Its clips are read up to model.clip_seconds.
+        path: The file; it is there whole or not at all.
+        metadata: Written to the file's schema, beside facts about model and split.
+        frames: Also write the frames of each clip.
+        audio_batch_size: Clips encoded at once.
+        text_batch_size: Captions encoded at once.
+        num_workers: Loader processes.
+
+    Returns:
+        The number of rows.
+
+    Raises:
+        UserError: Vectors are not finite, the disk is full, or the pooling keeps no frames.
     """
     if frames and not model.pooling.keeps_frames:
         raise UserError(
@@ -60,45 +73,7 @@ def export_parquet(
         )
     check_finite(model, "the model", "export")
     dim = model.audio_projection.out_features
-    schema = _schema(dim, frames).with_metadata(metadata | _metadata(model, split, dim))
-    num_rows = len(split) + sum(map(len, split.captions))
-    with (
-        eval_mode(model),
-        torch.no_grad(),
-        bar(total=num_rows, desc=f"embedding {split.name}", unit="row") as progress,
-        atomic_writer(path) as file,
-        # the bytes beneath the text file
-        pyarrow.parquet.ParquetWriter(file.buffer, schema) as writer,
-    ):
-        for rows in _audio_rows(model, split, frames, audio_batch_size, num_workers):
-            writer.write_table(pyarrow.table(rows, schema=schema))
-            progress.update(len(rows["vector"]))
-        for rows in _caption_rows(model, split, frames, text_batch_size):
-            writer.write_table(pyarrow.table(rows, schema=schema))
-            progress.update(len(rows["vector"]))
-    return num_rows
-
-
-def num_bytes(model: DualEncoder, split: ClipSplit, frames: bool) -> int:
-    """What the vectors of `split` take, before Parquet compresses them."""
-    num_vectors = len(split) + sum(map(len, split.captions))
-    if frames:
-        num_vectors += int(
-            model.windows.num_valid_frames(torch.from_numpy(split.num_samples)).sum()
-        )
-    return 4 * model.audio_projection.out_features * num_vectors
-
-
-def _schema(dim: int, frames: bool) -> pyarrow.Schema:
-    vector = pyarrow.list_(pyarrow.float32(), dim)
-    fields = [(name, pyarrow.string()) for name in ("kind", "clip_id", "file_name", "caption")] + [
-        ("vector", vector)
-    ]
-    return pyarrow.schema(fields + ([("frames", pyarrow.list_(vector))] if frames else []))
-
-
-def _metadata(model: DualEncoder, split: ClipSplit, dim: int) -> dict[str, str]:
-    about = {
+    facts = {
         "split": split.name,
         "split_fingerprint": split.fingerprint(),
         "dim": dim,
@@ -109,43 +84,68 @@ def _metadata(model: DualEncoder, split: ClipSplit, dim: int) -> dict[str, str]:
         "torch": version("torch"),
         "transformers": version("transformers"),
     }
-    return {name: str(value) for name, value in about.items()}
+    text, vector = pyarrow.string(), pyarrow.list_(pyarrow.float32(), dim)
+    fields = [("kind", text), ("clip_id", text), ("file_name", text), ("caption", text)]
+    fields += [("vector", vector)] + [("frames", pyarrow.list_(vector))] * frames
+    schema = pyarrow.schema(fields).with_metadata(
+        metadata | {name: str(value) for name, value in facts.items()}
+    )
+    num_rows = len(split) + sum(map(len, split.captions))
+    with (
+        eval_mode(model),
+        torch.no_grad(),
+        bar(total=num_rows, desc=f"embedding {split.name}", unit="row") as progress,
+        atomic_writer(path) as file,
+        # file is a text file, file.buffer takes its bytes
+        pyarrow.parquet.ParquetWriter(file.buffer, schema) as writer,
+    ):
+        clips = _audio_rows(model, split, frames, audio_batch_size, num_workers)
+        captions = _caption_rows(model, split, frames, text_batch_size)
+        for rows in chain(clips, captions):
+            writer.write_table(pyarrow.table(rows, schema=schema))
+            progress.update(len(rows["vector"]))
+    return num_rows
+
+
+def num_bytes(model: DualEncoder, split: ClipSplit, frames: bool) -> int:
+    """Return the bytes of the vectors of `split` before Parquet compresses them."""
+    num_vectors = len(split) + sum(map(len, split.captions))
+    if frames:
+        num_samples = torch.from_numpy(split.num_samples)
+        num_vectors += int(model.windows.num_valid_frames(num_samples).sum())
+    return 4 * model.audio_projection.out_features * num_vectors
 
 
 def _audio_rows(
     model: DualEncoder, split: ClipSplit, frames: bool, batch_size: int, num_workers: int
 ) -> Iterator[dict[str, pyarrow.Array]]:
-    """Columns of the rows of some clips, in the order of the split."""
+    """Yield columns of row groups of clips, in the order of the split."""
     device, first = next(model.parameters()).device, 0
+    loader = make_clip_loader(
+        split, range(len(split)), model.windows.clip_samples, batch_size, num_workers
+    )
     vectors: list[Tensor] = []  # (b, D) each
     sequences: list[Tensor] = []  # (t, D) each, of a clip's valid frames
-    for waveform, lengths in make_clip_loader(
-        split, range(len(split)), model.windows.clip_samples, batch_size, num_workers
-    ):
+    for waveform, lengths in loader:
         # (b, T, D), (b, T)
         encoded, mask = model.encode_audio(waveform.to(device, non_blocking=True), lengths)
         vectors.append(_finite(model.pooling.clip_vectors(encoded, mask), "clips"))
         if frames:
             sequences += [clip[valid].cpu() for clip, valid in zip(encoded, mask, strict=True)]
         num_clips = sum(map(len, vectors))
+        num_numbers = sum(map(Tensor.numel, sequences))
         is_last = first + num_clips == len(split)
-        if is_last or num_clips >= GROUP_ROWS or sum(map(Tensor.numel, sequences)) >= GROUP_NUMBERS:
-            clips = range(first, first + num_clips)
-            yield _columns(
-                "audio",
-                split,
-                clips,
-                [None] * num_clips,
-                torch.cat(vectors),
-                sequences if frames else None,
-            )
+        if is_last or num_clips >= GROUP_ROWS or num_numbers >= GROUP_NUMBERS:
+            clips, captions = range(first, first + num_clips), [None] * num_clips
+            kept = sequences if frames else None
+            yield _columns("audio", split, clips, captions, torch.cat(vectors), kept)
             first, vectors, sequences = first + num_clips, [], []
 
 
 def _caption_rows(
     model: DualEncoder, split: ClipSplit, frames: bool, batch_size: int
 ) -> Iterator[dict[str, pyarrow.Array]]:
-    """Columns of the rows of some captions, clip by clip."""
+    """Yield columns of row groups of captions, clip by clip."""
     pairs = [
         (clip, caption) for clip, captions in enumerate(split.captions) for caption in captions
     ]
@@ -155,14 +155,9 @@ def _caption_rows(
             model.encode_text(list(captions[start : start + batch_size]))
             for start in range(0, len(captions), batch_size)
         ]
-        yield _columns(
-            "caption",
-            split,
-            clips,
-            captions,
-            _finite(torch.cat(parts), "captions"),
-            [None] * len(captions) if frames else None,
-        )
+        vectors = _finite(torch.cat(parts), "captions")
+        sequences = [None] * len(captions) if frames else None
+        yield _columns("caption", split, clips, captions, vectors, sequences)
 
 
 def _columns(
@@ -185,20 +180,17 @@ def _columns(
         counts = [None if sequence is None else len(sequence) for sequence in sequences]
         values = _vectors(torch.cat(flat) if flat else vectors[:0])
         ends = torch.tensor([0] + [count or 0 for count in counts]).cumsum(0).tolist()
-        offsets = [None if count is None else start for count, start in zip(counts, ends)] + [
-            ends[-1]
-        ]  # None: no list, not an empty one
-        columns["frames"] = pyarrow.ListArray.from_arrays(
-            pyarrow.array(offsets, pyarrow.int32()), values
-        )
+        # None: no list, not an empty one
+        starts = [None if count is None else end for count, end in zip(counts, ends, strict=False)]
+        offsets = pyarrow.array([*starts, ends[-1]], pyarrow.int32())
+        columns["frames"] = pyarrow.ListArray.from_arrays(offsets, values)
     return columns
 
 
 def _vectors(vectors: Tensor) -> pyarrow.Array:
-    """(n, D) as n lists of D numbers, without a Python object a number."""
-    return pyarrow.FixedSizeListArray.from_arrays(
-        pyarrow.array(vectors.flatten().numpy()), vectors.shape[1]
-    )
+    """Turn (n, D) into n lists of D numbers, without a Python object a number."""
+    numbers = pyarrow.array(vectors.flatten().numpy())
+    return pyarrow.FixedSizeListArray.from_arrays(numbers, vectors.shape[1])
 
 
 def _finite(vectors: Tensor, what: str) -> Tensor:

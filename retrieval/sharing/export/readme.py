@@ -58,11 +58,12 @@ written ({tolerance:g} is allowed):
 | --- | --- |
 {differences}
 """
+AS_WRITTEN, NORMALISED = "as written", "lower case, ASCII punctuation deleted"
 PREPARED = {
-    "as written": "words = captions",
-    "lower case, ASCII punctuation deleted": (
-        'words = [caption.lower().translate(str.maketrans("", "", string.punctuation)) for caption'
-        " in captions]"
+    AS_WRITTEN: "words = captions",
+    NORMALISED: (
+        'no_punctuation = str.maketrans("", "", string.punctuation)\n'
+        "words = [caption.lower().translate(no_punctuation) for caption in captions]"
     ),
 }
 FRAMES_ADVICE = (
