@@ -1,4 +1,4 @@
-"""Five more captions for every clip, written by a language model from the captions that are there.
+"""Let a language model write five more captions for every clip, from its captions.
 
     cd data/clotho_v2
     mv clotho_captions_development.csv original_captions_development.csv
@@ -9,21 +9,20 @@
     python data_prep/build_clotho.py --root data/clotho_v2 --overwrite
 
 Reads a CSV as Clotho's (`file_name,caption_1..`), asks a server that speaks OpenAI's chat
-completions, and writes the same CSV with `caption_6..caption_10`. A server that wants a key gets
-the one in the environment variable CAPTIONS_API_KEY.
+completions, and writes the same CSV with `caption_6..caption_10`. The environment variable
+CAPTIONS_API_KEY holds the key, if the server wants one.
 
 A new caption has 5 to 25 words in Latin letters with the punctuation of a sentence, and is no copy.
 Digits and other numerals, brackets, HTML, markdown, addresses, emoji and talk of the task are
-refused (caption_paraphrases.py), and what is missing is asked again with another seed, up to 5
-times a clip and run. An answer that takes longer than --timeout or has more than 1 MB is given up,
-and asked again likewise.
+refused (captions/paraphrases.py). Missing captions are asked for again with another seed, up to 5
+times a clip and run; so is an answer that takes longer than --timeout or has more than 1 MB.
 
 Every finished clip is one line of `OUTPUT.jsonl`, and the same command goes on from there however
-it ended. A clip whose captions are no longer those of its line is asked anew; a journal made with
-another model, temperature or prompt is refused. OUTPUT appears when all is done. At most 1 % of the
-clips may be short of captions (the list says which; their fields are empty): more are an error,
-unless `--allow-missing`. Calling the command again with --overwrite asks only for what is missing.
-Exit code 0, 2 (error, one line), 130 (interrupted).
+it ended. A clip whose captions have changed since is asked anew; a journal of another model,
+temperature or prompt is refused. OUTPUT appears when all is done. At most 1 % of the clips may be
+short of captions (they are listed; their fields are empty): more are an error, unless
+`--allow-missing`. The same command with --overwrite asks only for the missing ones. Exit code 0, 2
+(error, one line), 130 (interrupted).
 """
 
 import sys
@@ -72,7 +71,7 @@ class Clip:
     file_name: str
     captions: list[str]
     new: list[str]
-    num_asked: int = 0  # answers so far, in all runs: the next one gets another seed
+    num_asked: int = 0  # answers so far, in all runs; seed of the last one
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -117,14 +116,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def generate(arguments: argparse.Namespace) -> None:
     check_arguments(arguments)
     rows = list(rows_by_name(arguments.input, ("caption_1",)).values())
+    model, temperature = arguments.model, arguments.temperature
     endpoint = ChatEndpoint(
-        arguments.endpoint,
-        arguments.model,
-        arguments.temperature,
-        arguments.timeout,
-        arguments.num_parallel,
+        arguments.endpoint, model, temperature, arguments.timeout, arguments.num_parallel
     )
-    settings = {"model": arguments.model, "temperature": arguments.temperature, "prompt": PROMPT}
+    settings = {"model": model, "temperature": temperature, "prompt": PROMPT}
     output = arguments.output.resolve()
     with disk_errors(output.parent, FINISHED_PARTS_ARE_KEPT):
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -163,8 +159,13 @@ def check_arguments(arguments: argparse.Namespace) -> None:
 def open_journal(
     path: Path, settings: dict[str, Any]
 ) -> Iterator[tuple[BinaryIO, dict[str, dict[str, Any]]]]:
-    """The journal, to append to, and its entries by file name. Its first line holds `settings`.
-    Raises UserError for another journal.
+    """Open the journal, and make or check its first line, which holds `settings`.
+
+    Yields:
+        The file, to append to, and its entries by file name.
+
+    Raises:
+        UserError: The file is no journal, one of other settings, or in use.
     """
     first = json.dumps(settings).encode() + b"\n"
     with path.open("a+b") as file:
@@ -174,14 +175,22 @@ def open_journal(
         content = file.read()
         whole = content[: content.rfind(b"\n") + 1]  # a killed run leaves half a line
         lines = whole.splitlines()
-        if not (
-            read_line(lines[0]).keys() == settings.keys() if lines else first.startswith(content)
-        ):
+        if lines:
+            is_journal = read_line(lines[0]).keys() == settings.keys()
+        else:
+            is_journal = first.startswith(content)
+        if not is_journal:
             raise UserError(
                 f"{path} is not a journal of this command: remove it, or choose another --output"
             )
         if len(lines) > 1:
-            check_settings(path, read_line(lines[0]), settings)
+            found = read_line(lines[0])
+            for name in (name for name in settings if found[name] != settings[name]):
+                values = "" if name == "prompt" else f" ({found[name]}, not {settings[name]})"
+                raise UserError(
+                    f"{path} was made with another {name}{values}: remove it to begin anew, or"
+                    " choose another --output"
+                )
             file.truncate(len(whole))
         else:  # no clip yet: the run may have failed for its settings
             file.truncate(0)
@@ -190,17 +199,8 @@ def open_journal(
         yield file, {entry["file_name"]: entry for entry in entries}
 
 
-def check_settings(path: Path, found: dict[str, Any], settings: dict[str, Any]) -> None:
-    for name in settings:
-        if found[name] != settings[name]:
-            values = "" if name == "prompt" else f" ({found[name]}, not {settings[name]})"
-            raise UserError(
-                f"{path} was made with another {name}{values}: remove it to begin anew, or choose"
-                " another --output"
-            )
-
-
 def read_line(line: bytes) -> dict[str, Any]:
+    """Return the JSON object of a line, an empty one for other lines."""
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError):
@@ -209,32 +209,30 @@ def read_line(line: bytes) -> dict[str, Any]:
 
 
 def has_clip_shape(entry: dict[str, Any]) -> bool:
-    # What is not as it should be costs no more than asking again.
+    """Return False for a damaged entry; its clip is asked again."""
     types = {"file_name": str, "captions": list, "new": list, "num_asked": int}
-    return {name: type(value) for name, value in entry.items()} == types and all(
-        isinstance(text, str) for text in entry["new"]
-    )
+    if {name: type(value) for name, value in entry.items()} != types:
+        return False
+    return all(isinstance(text, str) for text in entry["new"])
 
 
 def restored_clip(row: dict[str, str], entries: dict[str, dict[str, Any]]) -> Clip:
-    """The clip of `row` with what the journal has for these captions, if that is still accepted."""
+    """Return the clip of `row`, with the journal's new captions if they are of these captions."""
     captions = [text for column in caption_columns(row) if (text := one_spaced(row[column]))]
     entry = entries.get(row["file_name"])
     if entry is None or entry["captions"] != captions:
         return Clip(row["file_name"], captions, [])
-    return Clip(
-        row["file_name"],
-        captions,
-        new_captions(entry["new"], captions, NUM_CAPTIONS)[0],
-        entry["num_asked"],
-    )
+    new, _ = new_captions(entry["new"], captions, NUM_CAPTIONS)
+    return Clip(row["file_name"], captions, new, entry["num_asked"])
 
 
 def ask_all(
     endpoint: ChatEndpoint, clips: list[Clip], journal: BinaryIO, num_parallel: int
 ) -> dict[str, str]:
-    """Complete the `clips` and write them to the journal; why clips are not complete, by file
-    name.
+    """Complete the clips, and write them to the journal.
+
+    Returns:
+        Reason for each incomplete clip, by file name.
     """
     todo = [clip for clip in clips if len(clip.new) < NUM_CAPTIONS and clip.captions]
     num_ready = sum(len(clip.new) == NUM_CAPTIONS for clip in clips)
@@ -242,7 +240,7 @@ def ask_all(
         print(f"going on with an earlier run: {num_ready} of {len(clips)} clips are ready")
     reasons = {clip.file_name: "no captions to begin with" for clip in clips if not clip.captions}
     num_failed = 0
-    # Its threads are daemons: Ctrl-C does not wait for the answers under way.
+    # its threads are daemons: Ctrl-C does not wait for answers
     progress = bar(total=len(clips), desc="captions", unit="clip", initial=num_ready)
     with ThreadPool(min(num_parallel, max(1, len(todo)))) as threads, progress:
         for clip, reason in threads.imap_unordered(lambda clip: ask_clip(endpoint, clip), todo):
@@ -261,8 +259,10 @@ def ask_all(
 
 
 def ask_clip(endpoint: ChatEndpoint, clip: Clip) -> tuple[Clip, str]:
-    """Ask until the clip is complete or MAX_TRIES are over; what was wrong at the end (empty:
-    nothing).
+    """Ask until the clip is complete, at most MAX_TRIES times.
+
+    Returns:
+        The clip, and why it is incomplete (empty: it is complete).
     """
     reason = ""
     for _ in range(MAX_TRIES):
@@ -284,12 +284,9 @@ def ask_clip(endpoint: ChatEndpoint, clip: Clip) -> tuple[Clip, str]:
 
 def report_missing(clips: list[Clip], reasons: dict[str, str], allow_missing: bool) -> None:
     """List the clips that are short of captions. Raises UserError for too many."""
-    for clip in clips:
-        if clip.file_name in reasons:
-            print(
-                f"{clip.file_name}: {len(clip.new)} of {NUM_CAPTIONS} new captions:"
-                f" {reasons[clip.file_name]}"
-            )
+    for clip in (clip for clip in clips if clip.file_name in reasons):
+        found = f"{len(clip.new)} of {NUM_CAPTIONS} new captions"
+        print(f"{clip.file_name}: {found}: {reasons[clip.file_name]}")
     num_new = sum(len(clip.new) for clip in clips)
     print(
         f"{num_new} new captions for {len(clips)} clips; {len(reasons)} clips are short of captions"
@@ -303,7 +300,7 @@ def report_missing(clips: list[Clip], reasons: dict[str, str], allow_missing: bo
 
 
 def write_csv(output: Path, rows: list[dict[str, str]], clips: list[Clip]) -> None:
-    """`rows` and the new captions, in columns numbered on from the last one there."""
+    """Write the rows with the new captions, in columns that continue the numbers."""
     first = int(caption_columns(rows[0])[-1].removeprefix("caption_")) + 1
     columns = [f"caption_{number}" for number in range(first, first + NUM_CAPTIONS)]
     text = io.StringIO(newline="")

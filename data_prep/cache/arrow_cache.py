@@ -1,12 +1,12 @@
-"""Builds the Arrow cache: the contract between data_prep and `retrieval`.
+"""Build the Arrow cache from the plans of a corpus reader.
 
-A cache is a `datasets.DatasetDict.save_to_disk` folder, one row a clip, plus `cache.json`, which
-names schema, codec, sample rate, sources and skipped files. All work is done in `<output>.partial`;
-the finished folder is renamed at the end, so a half-built cache is never mistaken for a whole one.
-An interrupted build goes on from its finished shards.
+A cache is a `datasets.DatasetDict.save_to_disk` folder, one row a clip (retrieval/data/schema.py),
+plus `cache.json`, which names schema, codec, sample rate, sources and skipped files. All work is
+done in `<output>.partial`; the finished folder is renamed at the end, so a half-built cache is
+never mistaken for a whole one. An interrupted build goes on from its finished shards.
 
     <output>.partial/cache/<split>/data-*.arrow     becomes <output>
-    <output>.partial/reports/                       one JSON file a finished shard (cache_shards.py)
+    <output>.partial/reports/                       a JSON file for each finished shard (shards.py)
 """
 
 import importlib.metadata
@@ -48,15 +48,18 @@ MIN_SHARD_CLIPS, MAX_SHARD_CLIPS, TARGET_SHARDS = 8, 256, 16
 
 @dataclass(frozen=True)
 class CacheSettings:
+    """Settings of a cache, as cache.json names them."""
+
     corpus: str
-    codec: str  # a key of audio_codec.CODECS
+    codec: str  # one of retrieval.data.schema.CODECS
     sample_rate: int  # Hz
     max_seconds: float | None = None  # longer clips are cut
     schema: int = SCHEMA
 
     def content(self) -> dict[str, Any]:
-        """What cache.json and the digests hold: settings that are not set stay out, as in the
-        caches of earlier versions.
+        """Return the settings for cache.json and the digests, without unset ones.
+
+        Caches of earlier versions have no unset settings either.
         """
         return {key: value for key, value in asdict(self).items() if value is not None}
 
@@ -69,11 +72,21 @@ def build_cache(
     max_lost: float,
     overwrite: bool,
 ) -> dict[str, Any]:
-    """Build `output`, or find it finished with the same settings and sources; return the content of
-    its cache.json.
+    """Build `output`, or find it finished with the same settings and sources.
 
-    Raises UserError when `output` is something else, when more than the fraction `max_lost` of a
-    split is lost, or when the disk is full.
+    Args:
+        output: Folder of the cache.
+        settings: How to build it.
+        plans: Clips of each split.
+        num_proc: Number of worker processes.
+        max_lost: Largest fraction of a split that may be lost.
+        overwrite: Replace a cache of other settings or sources.
+
+    Returns:
+        The content of cache.json.
+
+    Raises:
+        UserError: `output` is something else, too many clips are lost, or the disk fails.
     """
     rates = RATES_OF_CODEC.get(settings.codec)
     if rates and settings.sample_rate not in rates:
@@ -94,14 +107,13 @@ def build_cache(
         return existing
     check_losses(plans, [], max_lost)
     partial = _partial(output)
-    with disk_errors(partial, FINISHED_PARTS_ARE_KEPT):
-        with locked(partial / LOCK):
-            reports = _write_shards(partial, jobs, num_proc)
-            skipped = [item for report in reports for item in report["skipped"]]
-            check_losses(plans, skipped, max_lost)
-            info = _lay_out(partial, settings, plans, jobs, reports, sources)
-            swap_folder(partial / "cache", output)
-            shutil.rmtree(partial)
+    with disk_errors(partial, FINISHED_PARTS_ARE_KEPT), locked(partial / LOCK):
+        reports = _write_shards(partial, jobs, num_proc)
+        skipped = [item for report in reports for item in report["skipped"]]
+        check_losses(plans, skipped, max_lost)
+        info = _lay_out(partial, settings, plans, jobs, reports, sources)
+        swap_folder(partial / "cache", output)
+        shutil.rmtree(partial)
     return info
 
 
@@ -112,52 +124,36 @@ def _partial(output: Path) -> Path:
 def _plan_jobs(
     output: Path, settings: CacheSettings, plans: list[SplitPlan]
 ) -> tuple[list[ShardJob], dict[str, str]]:
-    # Shards do not depend on --num-proc, so that an interrupted build can go on with another one.
+    """Divide the clips into shards; return these and a digest of each split's sources.
+
+    Shards do not depend on --num-proc: an interrupted build can go on with another one.
+    """
     jobs, sources = [], {}
-    clip_ids = [clip.clip_id for plan in plans for clip in plan.clips]
-    assert len(set(clip_ids)) == len(clip_ids), "a clip_id occurs twice"
-    assert len({tuple(clip.metadata) for plan in plans for clip in plan.clips}) <= 1, (
-        "clips differ in their metadata columns"
-    )
+    all_clips = [clip for plan in plans for clip in plan.clips]
+    assert len({clip.clip_id for clip in all_clips}) == len(all_clips), "a clip_id occurs twice"
+    assert len({tuple(clip.metadata) for clip in all_clips}) <= 1, "metadata columns differ"
     for plan in plans:
         if not plan.clips:
             raise UserError(none_usable(plan, [asdict(item) for item in plan.lost]))
-        size = min(
-            MAX_SHARD_CLIPS, max(MIN_SHARD_CLIPS, math.ceil(len(plan.clips) / TARGET_SHARDS))
-        )
+        size = math.ceil(len(plan.clips) / TARGET_SHARDS)
+        size = min(MAX_SHARD_CLIPS, max(MIN_SHARD_CLIPS, size))
         num_shards = math.ceil(len(plan.clips) / size)
         source = sha256()
         for index in range(num_shards):
             clips = tuple(plan.clips[index * size : (index + 1) * size])
             digest = shard_digest(clips, settings.content())
             source.update(digest.encode())
-            arrow_path = (
-                _partial(output)
-                / "cache"
-                / plan.name
-                / f"data-{index:05d}-of-{num_shards:05d}.arrow"
-            )
-            report_path = (
-                _partial(output) / "reports" / f"{plan.name}-{index:05d}-of-{num_shards:05d}.json"
-            )
-            jobs.append(
-                ShardJob(
-                    plan.name,
-                    clips,
-                    settings.codec,
-                    settings.sample_rate,
-                    settings.max_seconds,
-                    arrow_path,
-                    report_path,
-                    digest,
-                )
-            )
+            name = f"{index:05d}-of-{num_shards:05d}"
+            arrow_path = _partial(output) / "cache" / plan.name / f"data-{name}.arrow"
+            report_path = _partial(output) / "reports" / f"{plan.name}-{name}.json"
+            how = settings.codec, settings.sample_rate, settings.max_seconds
+            jobs.append(ShardJob(plan.name, clips, *how, arrow_path, report_path, digest))
         sources[plan.name] = source.hexdigest()[:16]
     return jobs, sources
 
 
 def _existing_cache(output: Path) -> dict[str, Any] | None:
-    """cache.json of a finished cache, empty if damaged; None where nothing is in the way."""
+    """Return cache.json of a finished cache, empty if damaged; None if nothing is in the way."""
     if not output.exists() or output.is_dir() and not any(output.iterdir()):
         return None
     if not (output / "cache.json").is_file():
@@ -193,22 +189,18 @@ def _differences(
 
 
 def _write_shards(partial: Path, jobs: list[ShardJob], num_proc: int) -> list[dict[str, Any]]:
+    """Write the shards that are not finished; return the reports in the order of `jobs`."""
     reports = {job.report_path: report for job in jobs if (report := finished_report(job))}
-    keep = {
-        path
-        for job in jobs
-        if job.report_path in reports
-        for path in (job.report_path, job.arrow_path)
-    } | {partial / LOCK}
+    finished = [job for job in jobs if job.report_path in reports]
+    keep = {path for job in finished for path in (job.report_path, job.arrow_path)}
     for path in partial.rglob("*"):
-        if path.is_file() and path not in keep:
+        if path.is_file() and path not in keep and path != partial / LOCK:
             path.unlink()
-    if reports:
-        print(f"going on with an interrupted build: {len(reports)} of {len(jobs)} shards are ready")
+    if finished:
+        print(
+            f"going on with an interrupted build: {len(finished)} of {len(jobs)} shards are ready"
+        )
     todo = [job for job in jobs if job.report_path not in reports]
-    for job in todo:
-        job.arrow_path.parent.mkdir(parents=True, exist_ok=True)
-        job.report_path.parent.mkdir(exist_ok=True)
     reports.update(zip([job.report_path for job in todo], run_jobs(todo, num_proc), strict=True))
     return [reports[job.report_path] for job in jobs]
 
@@ -221,74 +213,60 @@ def _lay_out(
     reports: list[dict[str, Any]],
     sources: dict[str, str],
 ) -> dict[str, Any]:
-    """Check the shards, write the JSON files around them, cache.json last."""
-    import datasets  # here: a second or more, which an error message should not have to wait for
+    """Check the shards, and write the JSON files around them, cache.json last.
+
+    dataset_info.json and state.json are those of `Dataset.save_to_disk`, which would pass the audio
+    through memory again.
+    """
+    import datasets  # here: it takes a second, and an error message should not wait for that
 
     features = datasets.Features.from_arrow_schema(cache_schema(list(jobs[0].clips[0].metadata)))
     splits, skipped = {}, [asdict(item) for plan in plans for item in plan.lost + plan.unused]
     for plan in plans:
-        done = [
-            (job, report)
-            for job, report in zip(jobs, reports, strict=True)
-            if job.split == plan.name
-        ]
-        shard_names = [job.arrow_path.name for job, report in done if _num_rows(job, report)]
-        _write_split_files(partial / "cache" / plan.name, shard_names, sources[plan.name], features)
-        skipped += [item for _, report in done for item in report["skipped"]]
+        pairs = zip(jobs, reports, strict=True)
+        done = [(job, report) for job, report in pairs if job.split == plan.name]
+        for job, report in done:
+            # one shard at a time: a map of the whole cache costs 64 kB of page cache a clip
+            with pa.memory_map(str(job.arrow_path)) as file, pa.ipc.open_stream(file) as stream:
+                num_rows = sum(batch.num_rows for batch in stream)
+            assert num_rows == report["num_clips"], f"{job.arrow_path} holds {num_rows} rows"
+        folder = partial / "cache" / plan.name
+        datasets.DatasetInfo(features=features).write_to_directory(str(folder))
+        names = [job.arrow_path.name for job, report in done if report["num_clips"]]
+        state = {
+            "_data_files": [{"filename": name} for name in names],
+            "_fingerprint": sources[plan.name],
+            "_format_columns": None,
+            "_format_kwargs": {},
+            "_format_type": None,
+            "_output_all_columns": False,
+            "_split": plan.name,
+        }
+        _write_json(folder / "state.json", state)
+        newly_skipped = [item for _, report in done for item in report["skipped"]]
+        skipped += newly_skipped
         total = {key: sum(report[key] for _, report in done) for key in COUNTS}
         splits[plan.name] = {
             "hours": round(total.pop("num_samples") / settings.sample_rate / 3600, 6),
             **total,
-            "num_lost": len(plan.lost) + sum(len(report["skipped"]) for _, report in done),
+            "num_lost": len(plan.lost) + len(newly_skipped),
             "num_unused": len(plan.unused),
             "num_excluded": count_reasons(plan.excluded),
             "source": sources[plan.name],
         }
     _write_json(partial / "cache" / "dataset_dict.json", {"splits": list(splits)})
+    libraries = ("datasets", "pyarrow", "numpy", "soundfile", "av", "soxr")
     info = {
         **settings.content(),
         "command": shlex.join(sys.argv),
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "library_versions": {
-            name: importlib.metadata.version(name)
-            for name in ("datasets", "pyarrow", "numpy", "soundfile", "av", "soxr")
-        },
+        "library_versions": {name: importlib.metadata.version(name) for name in libraries},
         "splits": splits,
         "skipped": skipped,
         "excluded": [asdict(item) for plan in plans for item in plan.excluded],
     }
     _write_json(partial / "cache" / "cache.json", info)
     return info
-
-
-def _write_split_files(folder: Path, shard_names: list[str], source: str, features: Any) -> None:
-    """dataset_info.json and state.json as `Dataset.save_to_disk` writes them, without passing the
-    audio through memory again.
-    """
-    import datasets
-
-    datasets.DatasetInfo(features=features).write_to_directory(str(folder))
-    state = {
-        "_data_files": [{"filename": name} for name in shard_names],
-        "_fingerprint": source,
-        "_format_columns": None,
-        "_format_kwargs": {},
-        "_format_type": None,
-        "_output_all_columns": False,
-        "_split": folder.name,
-    }
-    _write_json(folder / "state.json", state)
-
-
-def _num_rows(job: ShardJob, report: dict[str, Any]) -> int:
-    # One shard at a time: a map of the whole cache would add 64 kB of page cache a clip to this
-    # process.
-    with pa.memory_map(str(job.arrow_path)) as source, pa.ipc.open_stream(source) as stream:
-        num_rows = sum(batch.num_rows for batch in stream)
-    assert num_rows == report["num_clips"], (
-        f"{job.arrow_path} holds {num_rows} rows, its report says {report['num_clips']}"
-    )
-    return num_rows
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -1,9 +1,8 @@
-"""What the build_*.py scripts have in common: the options of a cache, their checks, and the way
-from plans to a report.
-"""
+"""Shared parts of the build_*.py commands: options of a cache, their checks, build and report."""
 
 import argparse
 import os
+import sys
 from pathlib import Path
 
 from data_prep.cache.arrow_cache import CacheSettings, build_cache
@@ -19,8 +18,13 @@ MIN_RATE, MAX_RATE = 8_000, 192_000  # Hz, as in the training configuration
 def build_parser(
     description: str, max_lost: float = 1.0, max_seconds: float = 0.0, codec: str = "pcm"
 ) -> argparse.ArgumentParser:
-    """A parser with the options of every build; the arguments are defaults, `max_lost` in percent
-    of a split, `max_seconds` 0 for whole clips.
+    """Make a parser with the options of every build.
+
+    Args:
+        description: Text of --help.
+        max_lost: Default percentage of a split that may be lost.
+        max_seconds: Default length of clips; 0 keeps them whole.
+        codec: Default codec, a key of CODECS.
     """
     parser = OneLineParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -39,7 +43,7 @@ def build_parser(
     parser.add_argument(
         "--max-seconds", type=float, default=max_seconds, metavar="S", help=cut_help
     )
-    num_cores = len(os.sched_getaffinity(0))
+    num_cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     parser.add_argument(
         "--num-proc",
         type=int,
@@ -67,7 +71,7 @@ def build_parser(
 
 
 def check_options(arguments: argparse.Namespace) -> None:
-    """Raises UserError for numbers out of range; before anything is read."""
+    """Raise UserError for numbers out of range."""
     if not MIN_RATE <= arguments.sample_rate <= MAX_RATE:
         raise UserError(
             f"--sample-rate {arguments.sample_rate}: expected {MIN_RATE} to {MAX_RATE} Hz"
@@ -85,9 +89,7 @@ def check_options(arguments: argparse.Namespace) -> None:
 
 
 def check_output(output: Path, sources: dict[str, Path]) -> None:
-    """Raises UserError where the cache would take the place of a folder it is made of; `sources`:
-    option -> folder or file.
-    """
+    """Raise UserError if the cache would replace one of its sources, given by their options."""
     check_has_name(output)
     for option, source in sources.items():
         if source.resolve().is_relative_to(output.resolve()):
@@ -97,9 +99,7 @@ def check_output(output: Path, sources: dict[str, Path]) -> None:
 
 
 def warn(plan: SplitPlan, warnings: list[str]) -> None:
-    """Print warnings at once, since the build may take hours, and again in the report at its
-    end.
-    """
+    """Print warnings now, since the build may take hours, and again in its report."""
     for warning in warnings:
         print(f"warning: {warning}", flush=True)
     plan.notes += [f"warning: {warning}" for warning in warnings]
@@ -108,19 +108,10 @@ def warn(plan: SplitPlan, warnings: list[str]) -> None:
 def build_from_plans(
     corpus: str, output: Path, plans: list[SplitPlan], arguments: argparse.Namespace
 ) -> None:
-    """Build the cache of `plans` with the options of `build_parser`, and print what is in it.
-    Raises UserError.
-    """
-    settings = CacheSettings(
-        corpus, CODECS[arguments.codec], arguments.sample_rate, arguments.max_seconds or None
-    )
-    info = build_cache(
-        output,
-        settings,
-        plans,
-        arguments.num_proc,
-        arguments.allow_missing / 100,
-        arguments.overwrite,
-    )
+    """Build the cache with the options of `build_parser`, and print a report. Raises UserError."""
+    codec, max_seconds = CODECS[arguments.codec], arguments.max_seconds or None
+    settings = CacheSettings(corpus, codec, arguments.sample_rate, max_seconds)
+    max_lost = arguments.allow_missing / 100
+    info = build_cache(output, settings, plans, arguments.num_proc, max_lost, arguments.overwrite)
     print_report(info, plans)
     print(f"cache: {output}")

@@ -13,10 +13,9 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import wait as wait_for_sentinel
 from pathlib import Path
@@ -33,7 +32,7 @@ from retrieval.base.progress import bar
 from retrieval.base.sound import UnreadableSound
 from retrieval.data.schema import AUDIO, CAPTIONS, CLIP_ID, FILE_NAME, NUM_SAMPLES
 
-# Numbers of a shard, in its report and, summed up, in cache.json.
+# numbers in the report of a shard; cache.json holds their sums
 COUNTS = (
     "num_clips",
     "num_captions",
@@ -57,6 +56,8 @@ class Clip:
 
 @dataclass(frozen=True)
 class ShardJob:
+    """A shard to write."""
+
     split: str
     clips: tuple[Clip, ...]
     codec: str
@@ -68,34 +69,25 @@ class ShardJob:
 
 
 def shard_digest(clips: tuple[Clip, ...], settings: dict[str, Any]) -> str:
-    """Changes with a setting, a caption, a metadata field, or the size or modification time of a
-    source file.
-    """
+    """Return a digest of settings, captions, metadata, and size and time of the source files."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for clip in clips:
         status = os.stat(clip.path)
-        row = [
-            clip.clip_id,
-            clip.file_name,
-            clip.captions,
-            clip.metadata,
-            status.st_size,
-            status.st_mtime_ns,
-        ]
+        row = [clip.clip_id, clip.file_name, clip.captions, clip.metadata]
+        row += [status.st_size, status.st_mtime_ns]
         digest.update(json.dumps(row, sort_keys=True).encode())
     return digest.hexdigest()
 
 
 def finished_report(job: ShardJob) -> dict[str, Any] | None:
-    """Report of an earlier run whose shard can be used as it is."""
+    """Return the report of an earlier run if its shard can be used as it is."""
     try:
         report = read_json(job.report_path)
-        whole = (
-            report["digest"] == job.digest and report["num_bytes"] == job.arrow_path.stat().st_size
-        )
+        is_whole = report["num_bytes"] == job.arrow_path.stat().st_size
+        is_same = report["digest"] == job.digest and report.keys() >= set(COUNTS)
     except (OSError, ValueError, KeyError):
         return None
-    return report if whole and report.keys() >= set(COUNTS) else None
+    return report if is_whole and is_same else None
 
 
 def cache_schema(metadata_columns: list[str]) -> pa.Schema:
@@ -112,8 +104,9 @@ def cache_schema(metadata_columns: list[str]) -> pa.Schema:
 
 
 def write_shard(job: ShardJob, on_clip: Callable[[], None]) -> dict[str, Any]:
-    """Write the shard and its report; `on_clip` is called after each clip. Unusable clips are
-    listed, not written.
+    """Write a shard and its report; call `on_clip` after each clip.
+
+    The report lists unusable clips.
     """
     report = {"digest": job.digest, **dict.fromkeys(COUNTS, 0), "skipped": []}
     schema = cache_schema(list(job.clips[0].metadata))
@@ -126,9 +119,8 @@ def write_shard(job: ShardJob, on_clip: Callable[[], None]) -> dict[str, Any]:
             try:
                 encoded = encode_clip(clip.path, job.sample_rate, job.codec, job.max_seconds)
             except UnreadableSound as reason:
-                report["skipped"].append(
-                    {"split": job.split, "file_name": clip.file_name, "reason": str(reason)}
-                )
+                item = {"split": job.split, "file_name": clip.file_name, "reason": str(reason)}
+                report["skipped"].append(item)
             else:
                 row = {
                     CLIP_ID: clip.clip_id,
@@ -153,89 +145,70 @@ def write_shard(job: ShardJob, on_clip: Callable[[], None]) -> dict[str, Any]:
 
 
 def run_jobs(jobs: list[ShardJob], num_proc: int) -> list[dict[str, Any]]:
-    """Write all shards in `num_proc` processes; reports in the order of `jobs`."""
+    """Write all shards in `num_proc` processes; return the reports in the order of `jobs`.
+
+    If a worker is killed, the unfinished shards are repeated with half as many processes.
+    """
+    reports: dict[Path, dict[str, Any]] = {}
     with bar(total=sum(len(job.clips) for job in jobs), desc="building", unit="clip") as progress:
         if min(num_proc, len(jobs)) <= 1:
             return [write_shard(job, progress.update) for job in jobs]
-        return _run_parallel(jobs, num_proc, progress)
-
-
-def _run_parallel(jobs: list[ShardJob], num_proc: int, progress: tqdm) -> list[dict[str, Any]]:
-    """Do the work of run_jobs. If a worker is killed, repeat the unfinished shards with half as
-    many processes.
-    """
-    reports: dict[Path, dict[str, Any]] = {}
-    while todo := [job for job in jobs if job.report_path not in reports]:
-        num_proc = min(num_proc, len(todo))
-        num_ready = sum(len(job.clips) for job in jobs if job.report_path in reports)
-        try:
-            written = _run_pool(todo, num_proc, num_ready, progress)
-        except BrokenProcessPool:
-            written = [finished_report(job) for job in todo]
-            if num_proc == 1:
-                clips = next(job.clips for job, report in zip(todo, written) if not report)
-                raise UserError(
-                    "the worker process was killed, perhaps for lack of memory, at the clips"
-                    f" {clips[0].file_name} to {clips[-1].file_name}: run the same command again;"
-                    " finished parts are kept"
-                ) from None
-            num_proc = max(1, num_proc // 2)
-            _remove_leftovers(todo)
-            reason = "a worker process was killed, perhaps for lack of memory"
-            progress.write(
-                f"note: {reason}; continuing with {num_proc} process(es), finished parts are kept",
-                file=sys.stderr,
-            )
-        reports.update(
-            {job.report_path: report for job, report in zip(todo, written, strict=True) if report}
-        )
+        while todo := [job for job in jobs if job.report_path not in reports]:
+            num_proc = min(num_proc, len(todo))
+            num_ready = sum(len(job.clips) for job in jobs if job.report_path in reports)
+            try:
+                written = _run_pool(todo, num_proc, num_ready, progress)
+            except BrokenProcessPool:
+                written = [finished_report(job) for job in todo]
+                if num_proc == 1:
+                    clips = todo[written.index(None)].clips
+                    raise UserError(
+                        "the worker process was killed, perhaps for lack of memory, at the clips"
+                        f" {clips[0].file_name} to {clips[-1].file_name}: run the same command"
+                        " again; finished parts are kept"
+                    ) from None
+                num_proc = max(1, num_proc // 2)
+                for path in (path for job in todo for path in (job.arrow_path, job.report_path)):
+                    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
+                        leftover.unlink()
+                progress.write(
+                    "note: a worker process was killed, perhaps for lack of memory; continuing"
+                    f" with {num_proc} process(es), finished parts are kept",
+                    file=sys.stderr,
+                )
+            for job, report in zip(todo, written, strict=True):
+                if report:
+                    reports[job.report_path] = report
     return [reports[job.report_path] for job in jobs]
 
 
 def _run_pool(
     jobs: list[ShardJob], num_proc: int, num_ready: int, progress: tqdm
 ) -> list[dict[str, Any]]:
-    """Return the reports of `jobs`; `num_ready` clips were done before. Raises BrokenProcessPool if
-    a worker dies, which ends all.
+    """Return the reports of `jobs`; `num_ready` clips were done before.
+
+    The first failure ends all. Raises BrokenProcessPool if a worker dies.
     """
-    # a forked copy of a process with threads can hang
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("spawn")  # a forked copy of a process with threads hangs
     counter, stop = context.Value("q", num_ready), context.Event()
     executor = ProcessPoolExecutor(num_proc, context, _start_worker, (counter, stop))
+    # workers inherit it: this process handles Ctrl-C for all
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        # inherited by the workers: Ctrl-C is this process's business alone
-        with _interrupts_ignored():
+        try:
             futures = [executor.submit(_work, job) for job in jobs]
-        _follow(futures, counter, progress)
+        finally:
+            signal.signal(signal.SIGINT, previous)
+        pending = set(futures)
+        while pending:
+            done, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
+            progress.update(counter.value - progress.n)
+            for future in done:
+                future.result()
         return [future.result() for future in futures]
     finally:
         stop.set()
         executor.shutdown(wait=True, cancel_futures=True)
-
-
-def _remove_leftovers(jobs: list[ShardJob]) -> None:
-    """Remove the temporary files of workers that were killed."""
-    for path in (path for job in jobs for path in (job.arrow_path, job.report_path)):
-        for leftover in path.parent.glob(f".{path.name}.*.tmp"):
-            leftover.unlink()
-
-
-def _follow(futures: list[Future], counter: Any, progress: tqdm) -> None:
-    pending = set(futures)
-    while pending:
-        done, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
-        progress.update(counter.value - progress.n)
-        for future in done:
-            future.result()  # the first failure ends the build
-
-
-@contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
 
 
 class _Stopped(Exception):
@@ -245,21 +218,18 @@ class _Stopped(Exception):
 def _start_worker(counter: Any, stop: Any) -> None:
     global _counter, _stop
     _counter, _stop = counter, stop
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
     # A killed parent closes no queue: without this its workers would wait for ever.
-    wait_for_sentinel([multiprocessing.parent_process().sentinel])
-    os._exit(1)
+    sentinel = multiprocessing.parent_process().sentinel
+    threading.Thread(
+        target=lambda: (wait_for_sentinel([sentinel]), os._exit(1)), daemon=True
+    ).start()
 
 
 def _work(job: ShardJob) -> dict[str, Any]:
-    return write_shard(job, _count_clip)
+    def count_clip() -> None:
+        if _stop.is_set():
+            raise _Stopped
+        with _counter.get_lock():
+            _counter.value += 1
 
-
-def _count_clip() -> None:
-    if _stop.is_set():
-        raise _Stopped
-    with _counter.get_lock():
-        _counter.value += 1
+    return write_shard(job, count_clip)

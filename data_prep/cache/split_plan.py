@@ -1,6 +1,4 @@
-"""What a corpus reader found: the clips of a split and what is left out of it; how much may be
-lost, and the report after a build.
-"""
+"""Plan of a split: its clips and those left out; the check of losses, and the final report."""
 
 from collections import Counter
 from dataclasses import asdict, dataclass, field
@@ -14,6 +12,8 @@ MAX_LISTED = 20  # skipped files printed; all of them are in cache.json
 
 @dataclass(frozen=True)
 class Skipped:
+    """A clip or file that is left out."""
+
     split: str
     file_name: str
     reason: str
@@ -21,25 +21,24 @@ class Skipped:
 
 @dataclass
 class SplitPlan:
-    """What a corpus reader found for one split."""
+    """Result of a corpus reader for one split."""
 
     name: str
     clips: list[Clip]
-    lost: list[Skipped] = field(default_factory=list)  # clips that should be there and are not
-    unused: list[Skipped] = field(default_factory=list)  # audio files that no caption belongs to
-    # clips left out on purpose: they are another corpus's test clips
-    excluded: list[Skipped] = field(default_factory=list)
+    lost: list[Skipped] = field(default_factory=list)  # clips without usable file or captions
+    unused: list[Skipped] = field(default_factory=list)  # audio files without captions
+    excluded: list[Skipped] = field(default_factory=list)  # test clips of other corpora
     notes: list[str] = field(default_factory=list)  # printed after the build
 
 
 def check_losses(plans: list[SplitPlan], skipped: list[dict[str, str]], max_lost: float) -> None:
-    """Raises UserError when more than the fraction `max_lost` of a split is lost, to its reader or
-    (`skipped`) to the decoder.
+    """Raise UserError if more than the fraction `max_lost` of a split is lost.
+
+    `skipped` are the clips that the decoder refused.
     """
     for plan in plans:
-        lost = [asdict(item) for item in plan.lost] + [
-            item for item in skipped if item["split"] == plan.name
-        ]
+        lost = [asdict(item) for item in plan.lost]
+        lost += [item for item in skipped if item["split"] == plan.name]
         num_expected = len(plan.clips) + len(plan.lost)
         if len(lost) == num_expected:
             raise UserError(none_usable(plan, lost))
@@ -53,36 +52,33 @@ def check_losses(plans: list[SplitPlan], skipped: list[dict[str, str]], max_lost
 
 
 def none_usable(plan: SplitPlan, lost: list[dict[str, str]]) -> str:
-    """Text of the error for a split without a clip."""
-    excluded = (
-        f"{len(plan.excluded)} are excluded, since other corpora test with them"
-        if plan.excluded
-        else ""
-    )
-    if not lost:
-        return f"split {plan.name}: no clip is left" + (f"; {excluded}" if excluded else "")
-    return (
-        f"split {plan.name}: none of its {len(lost)} clips is usable; first {_describe(lost[0])}"
-        + (f"; {excluded}" if excluded else "")
-    )
+    """Return the error message for a split without a clip."""
+    message = f"split {plan.name}: no clip is left"
+    if lost:
+        message = f"split {plan.name}: none of its {len(lost)} clips is usable"
+        message += f"; first {_describe(lost[0])}"
+    if plan.excluded:
+        message += f"; {len(plan.excluded)} are excluded, since other corpora test with them"
+    return message
 
 
 def count_reasons(skipped: list[Skipped]) -> dict[str, int]:
-    """How many were left out for which reason."""
+    """Count the clips of each reason."""
     return dict(Counter(item.reason for item in skipped))
 
 
 def print_report(info: dict[str, Any], plans: list[SplitPlan]) -> None:
-    """Table of splits, then what was left out and why. `info` is the content of cache.json."""
-    print(
-        f"{'split':<14}{'clips':>8}{'hours':>9}{'captions':>10}{'lost':>7}{'unused':>8}{'clipped samples':>17}"
-    )
+    """Print a table of splits, then the left-out clips and the reasons.
+
+    `info` is the content of cache.json.
+    """
+    row = "{:<14}{:>8}{:>9}{:>10}{:>7}{:>8}{:>17}"
+    print(row.format("split", "clips", "hours", "captions", "lost", "unused", "clipped samples"))
+    columns = ("num_captions", "num_lost", "num_unused", "num_clipped_samples")
     for plan in plans:
         split = info["splits"][plan.name]
-        print(
-            f"{plan.name:<14}{split['num_clips']:>8}{split['hours']:>9.2f}{split['num_captions']:>10}"
-            f"{split['num_lost']:>7}{split['num_unused']:>8}{split['num_clipped_samples']:>17}"
-        )
+        numbers = [split["num_clips"], f"{split['hours']:.2f}", *(split[name] for name in columns)]
+        print(row.format(plan.name, *numbers))
     names = [plan.name for plan in plans]
     _print_skipped([item for item in info["skipped"] if item["split"] in names])
     for plan in plans:

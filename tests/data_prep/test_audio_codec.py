@@ -79,7 +79,7 @@ def test_mp3_gives_back_every_sample_where_it_was(tmp_path):
 @pytest.mark.parametrize("sample_rate", audio_codec.RATES_OF_CODEC["mp3"])
 def test_every_rate_of_mp3_keeps_the_number_of_samples(sample_rate):
     samples = np.round(gated_noise(3.3, sample_rate) * 32767).astype(np.int16)
-    audio = audio_codec.CODECS["mp3"](samples, sample_rate)
+    audio = audio_codec.encode(samples, sample_rate, "mp3")
     decoded, rate = soundfile.read(io.BytesIO(audio))
     assert (rate, len(decoded)) == (sample_rate, len(samples)) and len(audio) < samples.nbytes / 3
 
