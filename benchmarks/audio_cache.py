@@ -1,7 +1,9 @@
 """Audio cache: random reads of clips against HDF5 float32, the ancestor's way.
 
-    python -m benchmarks.audio_cache            # a minute, 1 GB in the temporary folder; exits with 1 below 10x
-    python -m benchmarks.audio_cache --quick    # small numbers, any ratio: shows that it runs and that all methods give the same samples
+    # a minute, 1 GB in the temporary folder; exits with 1 below 10x
+    python -m benchmarks.audio_cache
+    # small numbers, any ratio: shows that it runs and that all methods give the same samples
+    python -m benchmarks.audio_cache --quick
 
 Synthetic clips of 15-30 s, 16 at random a batch, everything in the page cache; the ways take turns,
 so that they meet the same machine. A batch is what the loader makes of clips, in the type that the

@@ -1,8 +1,10 @@
 """Building the cache against the ancestor's way, which holds a whole split in memory: seconds and
 peak memory.
 
-    python -m benchmarks.cache_build            # 3 minutes, 3 GB in the temporary folder, 2 GB of memory; exits with 1 below 1x and a tenth
-    python -m benchmarks.cache_build --quick    # small numbers, not judged: shows that it runs and that both hold the same samples
+    # 3 minutes, 3 GB in the temporary folder, 2 GB of memory; exits with 1 below 1x and a tenth
+    python -m benchmarks.cache_build
+    # small numbers, not judged: shows that it runs and that both hold the same samples
+    python -m benchmarks.cache_build --quick
 
 Plain (plain_build.py): every clip of a split is decoded, resampled by soxr at the same quality, and
 held as float32; then all are written to one variable-length float32 dataset of an HDF5 file; one

@@ -1,18 +1,19 @@
-"""One table from scored models: chance, then a row a group of runs, with mean and standard
-deviation over its runs.
+"""One table from scored models: chance, then mean and standard deviation of each group of runs.
 
     python -m benchmarks.compare_runs mean=runs/sample_mean/best TAP=runs/sample_tap/best
     python -m benchmarks.compare_runs mean=runs/mean_1/best,runs/mean_2/best,runs/mean_3/best
-    python -m benchmarks.compare_runs mean=runs/sample_mean/best TAP=runs/sample_tap/best --scenes data/sample/scenes.json
-    python -m benchmarks.compare_runs mean=runs/sample_mean/best TAP=runs/sample_tap/best --bootstrap
 
-Reads what evaluate.py wrote, in MODEL/results/SPLIT or in its --output folder, given in the place
-of MODEL (an ensemble, a .ckpt): metrics.json, and ranks.csv with --scenes, of which only the
-captions count that name one event of a scene with three or more, and with
---bootstrap, which asks whether each group differs from the first one: confidence interval and
-p-value of a paired bootstrap over clips (retrieval/evaluation/bootstrap.py), each query with its mean over
-the runs of a group. --split evaluation_relevance reads the results of evaluate.py
---relevance. Figures are in percent, text to audio.
+Reads the results of evaluate.py, metrics.json in MODEL/results/SPLIT. In the place of MODEL stands
+its --output folder for an ensemble or a .ckpt. Figures are in percent, text to audio.
+
+--scenes data/sample/scenes.json
+    Counts only the captions that name one event of a scene with three or more (from ranks.csv).
+--bootstrap
+    Says whether each group differs from the first: confidence interval and p-value of a paired
+    bootstrap over clips (retrieval/evaluation/bootstrap.py). Each query has its mean over the runs
+    of a group.
+--split evaluation_relevance
+    Reads the results of evaluate.py --relevance.
 """
 
 import argparse

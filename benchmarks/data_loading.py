@@ -1,8 +1,10 @@
 """Does training wait for data? The project's loader, 16 pairs of 15-30 s clips a batch, beside
 steps of a given time.
 
-    python -m benchmarks.data_loading [--step-seconds 0.3 0.1 1.0] [--num-workers 4]    # 2 minutes, 150 MB; exits with 1 at 2 % or more
-    python -m benchmarks.data_loading --quick                                       # small numbers, not judged: shows that it runs
+    # 2 minutes, 150 MB; exits with 1 at 2 % or more
+    python -m benchmarks.data_loading [--step-seconds 0.3 0.1 1.0] [--num-workers 4]
+    # small numbers, not judged: shows that it runs
+    python -m benchmarks.data_loading --quick
 
 A cache of noise at 32 kHz is read through `make_loader`, as train.py does; its files lie in the
 page cache. First batches are taken as fast as they come: what the loader can do. Then every batch

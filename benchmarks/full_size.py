@@ -1,7 +1,9 @@
 """The TAP experiment at full size on a CPU: a few optimizer steps, in seconds and peak memory.
 
-    python -m benchmarks.full_size [--batch-size 2] [--steps 3] [--work DIR]    # 12 GB of disk, 13 GiB of memory, some minutes
-    python -m benchmarks.full_size --quick                                      # tiny sizes: shows that it runs
+    # 12 GB of disk, 13 GiB of memory, some minutes
+    python -m benchmarks.full_size [--batch-size 2] [--steps 3] [--work DIR]
+    # tiny sizes: shows that it runs
+    python -m benchmarks.full_size --quick
 
 Makes, in a temporary folder (in DIR) that is deleted at the end, what a user of `configs/tap.yaml`
 downloads: a text model of roberta-large's size in the hub's layout, an ATST-Frame base checkpoint

@@ -1,8 +1,10 @@
 """How a training step and scoring grow: seconds and peak memory, as a plot; and what a step moves
 over the network, counted.
 
-    python -m benchmarks.growth [--output docs/growth.png]    # a model of middle size on a CPU: some minutes, 3 GiB
-    python -m benchmarks.growth --quick                       # tiny sizes, the plot goes to a temporary folder
+    # a model of middle size on a CPU: some minutes, 3 GiB
+    python -m benchmarks.growth [--output docs/growth.png]
+    # tiny sizes, the plot goes to a temporary folder
+    python -m benchmarks.growth --quick
 
 A step is retrieval.training.train_step with TAP, against the batch size, the frames of a clip, and
 one process against two (gloo) with the same batch and the same threads in all. Scoring is

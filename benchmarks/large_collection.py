@@ -1,13 +1,16 @@
 """100,000 clips x 1,000 queries scored with mean pooling: ranks, metrics and the best ten of every
 query, within 4 GB.
 
-    python -m benchmarks.large_collection            # 12 s on two free cores; exits with 1 above 4 GB
-    python -m benchmarks.large_collection --quick    # 2,000 x 50; the memory is judged all the same
+    # 12 s on two free cores; exits with 1 above 4 GB
+    python -m benchmarks.large_collection
+    # 2,000 x 50; the memory is judged all the same
+    python -m benchmarks.large_collection --quick
 
-One vector of 1,024 random numbers stands for a clip under mean pooling; each query is its right clip
-with much noise. A process of its own makes the clips block by block. First `MeanPooling.score` fills
-the score matrix, whose metrics are computed; then retrieval.search.two_stage (FAISS) finds the best
-ten of every query from the vectors, without a matrix. Both must agree, else the exit code is 1.
+One vector of 1,024 random numbers stands for a clip under mean pooling; each query is its right
+clip with much noise. A process of its own makes the clips block by block. First `MeanPooling.score`
+fills the score matrix, whose metrics are computed; then retrieval.search.two_stage (FAISS) finds
+the best ten of every query from the vectors, without a matrix. Both must agree, else the exit code
+is 1.
 Memory is the largest resident set that the operating system counted for that process, with Python
 and PyTorch.
 """

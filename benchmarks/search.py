@@ -1,9 +1,12 @@
 """A query to an index of 10,000 recordings, from the sentence to ranked answers with their
 attention, after the index has been opened.
 
-    python -m benchmarks.search [--clips 10000] [--queries 50] [--work DIR]    # 16 GB of disk, 4 min; exit code 1 above 100 ms
-    python -m benchmarks.search --accuracy     # after `make demo`: mAP@10 of its evaluation captions, text encoder in 32 and in 8 bit
-    python -m benchmarks.search --quick        # tiny sizes: shows that it runs
+    # 16 GB of disk, 4 min; exit code 1 above 100 ms
+    python -m benchmarks.search [--clips 10000] [--queries 50] [--work DIR]
+    # after `make demo`: mAP@10 of its evaluation captions, text encoder in 32 and in 8 bit
+    python -m benchmarks.search --accuracy
+    # tiny sizes: shows that it runs
+    python -m benchmarks.search --quick
 
 The model of configs/tap.yaml with random weights (roberta-large, D 1024); the index is written by
 retrieval.search's own writer, of clips of 15 to 30 s with random frames in place of encoded sound:

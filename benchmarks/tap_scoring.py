@@ -1,8 +1,10 @@
 """TAP scores of Clotho's shapes, folded against the formula as it stands: same numbers, a sixth of
 the arithmetic, bounded memory.
 
-    python -m benchmarks.tap_scoring            # 5,225 texts x 16 clips of up to 750 frames, D 1024, D_p 2048; exits with 1 below 5x
-    python -m benchmarks.tap_scoring --quick    # small sizes, any ratio: shows that it runs and that the scores agree
+    # 5,225 texts x 16 clips of up to 750 frames, D 1024, D_p 2048; exits with 1 below 5x
+    python -m benchmarks.tap_scoring
+    # small sizes, any ratio: shows that it runs and that the scores agree
+    python -m benchmarks.tap_scoring --quick
 
 Folded is `TextAwareAttentionPooling.score`, whose memory `pooling.block_elements` bounds. Plain is
 the formula of the paper called audio by audio, as the ancestor scores: each call with its own

@@ -1,8 +1,11 @@
 """A training step at full size against the plain way: the same loss and gradients, in less time.
 
-    python -m benchmarks.training_step                                                   # CPU, batch 4, some minutes; exits with 1 below 1.3x
-    python -m benchmarks.training_step --device cuda --precision bf16 --batch-size 16    # exits with 1 below 2x or 45 % of its dense bf16 peak
-    python -m benchmarks.training_step --quick                                           # tiny sizes, figures are not judged
+    # CPU, batch 4, some minutes; exits with 1 below 1.3x
+    python -m benchmarks.training_step
+    # exits with 1 below 2x or 45 % of its dense bf16 peak
+    python -m benchmarks.training_step --device cuda --precision bf16 --batch-size 16
+    # tiny sizes, figures are not judged
+    python -m benchmarks.training_step --quick
 
 The model of configs/tap.yaml: ATST-Frame base, roberta-large and TAP, of random weights, with its
 dropouts. Clips of noise, their lengths evenly over the 15 to 30 s of Clotho's, at 32 kHz in a

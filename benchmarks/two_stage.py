@@ -1,13 +1,15 @@
 """Two-stage search against full TAP: mAP@10 and scoring time for K candidates a text, and the time
 at the sizes of Clotho.
 
-    python -m benchmarks.two_stage [--checkpoint runs/sample_tap/best] [--output docs/two_stage.png]   # after `make demo`; 2 GB, two minutes
-    python -m benchmarks.two_stage --quick                                                             # random numbers: shows that it runs
+    # after `make demo`; 2 GB, two minutes
+    python -m benchmarks.two_stage [--checkpoint runs/sample_tap/best] [--output docs/two_stage.png]
+    # random numbers: shows that it runs
+    python -m benchmarks.two_stage --quick
 
 Measures the search's own path: FAISS picks candidates by one vector a clip, and
 retrieval.search.two_stage scores them. Two such vectors are tried: TAP's output if every frame had
-the same weight (the one that an index holds), and the mean of the frames. A text whose right clip is
-not among its candidates counts 0. Full TAP is `pooling.score`, all frames in memory.
+the same weight (the one that an index holds), and the mean of the frames. A text whose right clip
+is not among its candidates counts 0. Full TAP is `pooling.score`, all frames in memory.
 
 Seconds are processor seconds of one thread, which other programs do not lengthen much. Two stages
 include the product of TAP's matrices; no time includes the encoders. The scores of all candidates
@@ -55,7 +57,7 @@ FIRST_STAGES = ("even attention", "mean of frames")
 
 @dataclass(frozen=True)
 class Task:
-    """Texts (N, D) to be found among clips of frames (T, D), and the right clip of each, int64 (N,)."""
+    """Texts (N, D), clips of frames (T, D) to find, and the right clip of each text, int64 (N,)."""
 
     pooling: TextAwareAttentionPooling
     text: Tensor
@@ -120,7 +122,7 @@ def sample_task(checkpoint: Path, cache: Path, split_name: str) -> Task:
 def random_task(
     num_texts: int, num_clips: int, max_frames: int, dim: int, attention_dim: int
 ) -> Task:
-    """Clips of half to all of `max_frames` random frames; a text is near a frame of its right clip."""
+    """Make clips of random frames; each text is near one frame of its right clip."""
     torch.manual_seed(0)
     pooling = TextAwareAttentionPooling(dim, attention_dim, init="identity").eval()
     num_frames = torch.linspace(max_frames / 2, max_frames, num_clips).ceil().long()  # (B,)

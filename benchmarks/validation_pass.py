@@ -1,7 +1,9 @@
 """A validation pass at full size against the plain way: the same scores, several times faster.
 
-    python -m benchmarks.validation_pass            # CPU, 8 clips x 40 captions, some minutes; exits with 1 below 5x
-    python -m benchmarks.validation_pass --quick    # tiny sizes, the ratio is not judged
+    # CPU, 8 clips x 40 captions, some minutes; exits with 1 below 5x
+    python -m benchmarks.validation_pass
+    # tiny sizes, the ratio is not judged
+    python -m benchmarks.validation_pass --quick
 
 The model of configs/tap.yaml with random weights; clips of noise, their lengths evenly over the 15
 to 30 s of Clotho's, five captions each. Ours is retrieval.evaluation.similarity_matrix, with its
