@@ -1,27 +1,36 @@
-"""Score a trained model, or the mean of several, on a split of an Arrow cache: both directions,
-metrics.json and ranks.csv.
+"""Score a trained model, or the mean of several, on a split of an Arrow cache.
+
+Writes the metrics of both directions (metrics.json) and the ranks of all queries (ranks.csv).
 
     python evaluate.py --checkpoint runs/tap/best [--split evaluation] [--cache DIR] [--output DIR]
-    python evaluate.py --checkpoint runs/a/best --checkpoint runs/b/best --output DIR     # the mean of their score matrices
-    python evaluate.py --checkpoint runs/tap/best --relevance FILE                        # several right clips a query (DCASE 2025)
-    python evaluate.py --checkpoint runs/tap/best --split development --save-scores       # scores.npy as well, for distillation
+
+    # the mean of the score matrices of two models
+    python evaluate.py --checkpoint runs/a/best --checkpoint runs/b/best --output DIR
+    # several right clips for a query (DCASE 2025)
+    python evaluate.py --checkpoint runs/tap/best --relevance FILE
+    # scores.npy as well, for distillation
+    python evaluate.py --checkpoint runs/tap/best --split development --save-scores
     python evaluate.py --checkpoint runs/tap/best --submission dcase2025 FILE [--queries FILE]
-    python evaluate.py --checkpoint runs/tap/best --report DIR [--against runs/mean/best] # a page to look inside the run
+    # a page to look inside the run
+    python evaluate.py --checkpoint runs/tap/best --report DIR [--against runs/mean/best]
 
 --relevance and --queries bring their own texts: then the clips need no captions.
-Cache, batch sizes and precision are those of the run (RUN/config.yaml), with several checkpoints of
-the first, unless given here. `import evaluate` is the Hugging Face package and never this script:
-see retrieval/__init__.py.
+Cache, batch sizes and precision default to those of the run (RUN/config.yaml); with several
+checkpoints, of the first. `import evaluate` is the Hugging Face package and never this script: see
+retrieval/__init__.py.
 """
 
+import sys
+
 from retrieval.base.command import run_main
+from retrieval.base.errors import UserError
 from retrieval.base.extras import needs_extra
 from retrieval.base.launch import check_environment
 from retrieval.base.progress import set_quiet, silence_transformers
 from retrieval.evaluation.options import parse_arguments
-from retrieval.evaluation.outputs import check_default_output, report
+from retrieval.evaluation.outputs import SCORES, SCORES_RECORD, ScoringRecord, write_results
 from retrieval.evaluation.relevance import MAP_AT, read_relevance, relevant_columns
-from retrieval.evaluation.score_files import ABOUT, ARRAY, write_scores
+from retrieval.evaluation.score_files import write_scores
 from retrieval.evaluation.submission import check_file_names, read_queries, write_submission
 
 
@@ -34,16 +43,17 @@ def main(argv: list[str] | None = None) -> int:
     # Below the checks, because these take seconds to import.
     import torch
 
-    from retrieval.base.versions import git_commit
-    from retrieval.evaluation.result import EvaluationResult
+    from retrieval.evaluation.result import EvaluationResult, few_clips_warning, format_table
     from retrieval.evaluation.score_matrix import Scorer, captions_of
 
     silence_transformers()
     if arguments.report:
         with needs_extra("tracking"):
             from retrieval.evaluation.report import Against, write_report
-    against = Against(arguments.against, arguments.text_encoder) if arguments.against else None
     sizes = {name: getattr(arguments, name) for name in ("audio_batch_size", "text_batch_size")}
+    against = None
+    if arguments.against:
+        against = Against(arguments.against, arguments.text_encoder, sizes)
     scorer = Scorer(
         arguments.checkpoint,
         arguments.cache,
@@ -51,68 +61,76 @@ def main(argv: list[str] | None = None) -> int:
         arguments.mixed_precision,
         **sizes,
     )
-    split, accelerator = (
-        scorer.cache.split(arguments.split, need_captions=not (relevance or queries)),
-        scorer.accelerator,
-    )
+    cache, accelerator = scorer.cache.path, scorer.accelerator
+    split = scorer.cache.split(arguments.split, need_captions=not (relevance or queries))
     if arguments.submission:
         check_file_names(split.file_names)
-    check_default_output(arguments.default_output, scorer.cache.path, scorer.is_other_cache)
-    names = list(map(str, arguments.checkpoint))
-    about = {"checkpoint": names[0] if len(names) == 1 else names, "cache": str(scorer.cache.path)}
-    about |= {
-        "fingerprint": split.fingerprint(),
-        "sample_rate": split.sample_rate,
-        "mixed_precision": accelerator.mixed_precision,
-    }
+    if arguments.is_default_output and scorer.is_other_cache:
+        raise UserError(
+            f"{arguments.output} is for results on the cache of the run, and {cache} is another"
+            " one: add --output DIR for this result"
+        )
+    names = [str(path) for path in arguments.checkpoint]
+    record = ScoringRecord(
+        checkpoint=names[0] if len(names) == 1 else names,
+        cache=str(cache),
+        fingerprint=split.fingerprint(),
+        sample_rate=split.sample_rate,
+        mixed_precision=accelerator.mixed_precision,
+        relevance=str(arguments.relevance) if relevance else None,
+    )
+
     relevant, map_at = None, (10,)
-    if relevance is not None:
+    if relevance:
         relevant, map_at = relevant_columns(relevance, split), MAP_AT
         captions, clips = list(relevance), [columns[0] for columns in relevant]
-        about["relevance"] = str(arguments.relevance)
+    elif queries:
+        captions, clips = queries, None
     else:
-        captions, clips = (queries, None) if queries else captions_of(split)
+        captions, clips = captions_of(split)
     if against:
         against.check(scorer, split, captions, relevant)
     accelerator.print(
-        f"scoring {', '.join(names)} on {split.name} of {scorer.cache.path}, {accelerator.device},"
+        f"scoring {', '.join(names)} on {split.name} of {cache}, {accelerator.device},"
         f" mixed precision {accelerator.mixed_precision}"
     )
     if arguments.save_scores and accelerator.is_main_process:
-        file = write_scores(
-            arguments.output,
-            scorer.columns(captions, split),
-            split,
-            about | {"git_commit": git_commit()},
-        )
-        scores = torch.from_numpy(file.scores)
+        # Column by column into a memory map: the matrix need not fit into memory.
+        columns = scorer.columns(captions, split)
+        scores = torch.from_numpy(write_scores(arguments.output, columns, split, record).scores)
     else:
         scores = scorer.matrix(captions, split)
     if against:
-        against.score(scorer, captions, split, **sizes)
-    if accelerator.is_main_process:
-        if arguments.submission:
-            write_submission(*arguments.submission, captions, split.file_names, scores.numpy())
-            print(f"written: {arguments.submission[1]}")
-        if queries is None:
-            result = EvaluationResult(
-                split.name,
-                scores,
-                captions,
-                clips,
-                split.clip_ids,
-                split.file_names,
-                relevant,
-                map_at,
-            )
-            report(result, arguments.output, about)
-            if arguments.save_scores:
-                print(f"written: {arguments.output / ARRAY}, {arguments.output / ABOUT}")
-            if arguments.report:
-                other = against.other_run(result) if against else None
-                write_report(
-                    result, split, scorer, arguments.report, about, arguments.report_queries, other
-                )
+        against.score(scorer, captions, split)
+    if not accelerator.is_main_process:
+        return 0
+
+    if arguments.submission:
+        write_submission(*arguments.submission, captions, split.file_names, scores.numpy())
+        print(f"written: {arguments.submission[1]}")
+    if queries:
+        return 0
+    result = EvaluationResult(
+        split.name,
+        scores,
+        captions,
+        clips,
+        split.clip_ids,
+        split.file_names,
+        relevant,
+        map_at,
+    )
+    print(format_table(result))
+    if warning := few_clips_warning(len(split)):
+        print(f"warning: {warning}", file=sys.stderr)
+    write_results(arguments.output, result, record)
+    if arguments.save_scores:
+        print(f"written: {arguments.output / SCORES}, {arguments.output / SCORES_RECORD}")
+    if arguments.report:
+        other = against.other_run(result) if against else None
+        write_report(
+            result, split, scorer, arguments.report, record, arguments.report_queries, other
+        )
     return 0
 
 

@@ -32,6 +32,7 @@ import yaml
 
 from retrieval.base import decoder_process, progress
 from retrieval.base.command import run_main
+from retrieval.evaluation.outputs import ScoringRecord
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = Path(__file__).parent / "golden"
@@ -39,6 +40,7 @@ GOLDEN = Path(__file__).parent / "golden"
 SAMPLE_RATE = 16_000
 NOTES = ("low", "middle", "high", "shrill")
 RHYTHMS = ("steady", "pulsing", "rising")
+SCORING_RECORD = ScoringRecord("runs/a/best", "cache", "0" * 64, SAMPLE_RATE, "no")
 
 # A shell starts background jobs with SIGINT ignored, and the commands that these tests interrupt
 # would inherit that.

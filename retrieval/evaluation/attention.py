@@ -4,34 +4,56 @@ import numpy as np
 import torch
 import torchaudio
 
+from retrieval.models.dual_encoder import DualEncoder
+from retrieval.models.inference import eval_mode
+
 SHORTEST_DRAWN = 40  # ms
+MAX_POINTS = 240  # of a curve: more than its pixels on a phone
 
 
 @torch.no_grad()
 def listen(
-    model: torch.nn.Module, waveform: torch.Tensor, captions: list[str]
+    model: DualEncoder, waveform: torch.Tensor, captions: list[str]
 ) -> tuple[np.ndarray, np.ndarray | None, float]:
-    """What a DualEncoder hears of a clip and what each caption listens to: log-mel (mels, columns),
-    weights (N, T), seconds.
+    """Compute the spectrogram of a clip and the attention of captions to its frames.
 
-    waveform float32 (S,) at model.sample_rate, of which the first clip_seconds are heard. The T
-    valid frames share the time evenly, and their weights sum to 1; None where the pooling does not
-    look at the text.
+    Args:
+        model: Encodes the first clip_seconds of the clip.
+        waveform: float32 (S,) at model.sample_rate.
+        captions: N texts.
+
+    Returns:
+        Log-mel spectrogram (mels, columns).
+        Weights (N, T) of the T valid frames, which share the time evenly; each row sums to 1. None
+        if the pooling does not look at the text.
+        Seconds that the model hears.
     """
-    was_training = model.training
-    model.eval()
     device = next(model.parameters()).device
     waveform = waveform[None, : round(model.clip_seconds * model.sample_rate)].to(device)  # (1, S)
     encoder = model.audio_encoder
     # a spectrogram needs a window's length
     missing = max(0, SHORTEST_DRAWN * model.sample_rate // 1000 - waveform.shape[1])
-    heard = torchaudio.functional.resample(
-        torch.nn.functional.pad(waveform, (0, missing)), model.sample_rate, encoder.sample_rate
-    )
-    log_mel = encoder.log_mel(heard)[0]  # (mels, columns)
-    # (1, T, D), (1, T)
-    frames, mask = model.encode_audio(waveform, torch.tensor([waveform.shape[1]]))
-    weights = model.attention(model.encode_text(captions), frames, mask)  # (N, 1, T)
-    model.train(was_training)
+    padded = torch.nn.functional.pad(waveform, (0, missing))
+    with eval_mode(model):
+        resampled = torchaudio.functional.resample(padded, model.sample_rate, encoder.sample_rate)
+        log_mel = encoder.log_mel(resampled)[0]  # (mels, columns)
+        # (1, T, D), (1, T)
+        frames, mask = model.encode_audio(waveform, torch.tensor([waveform.shape[1]]))
+        weights = model.attention(model.encode_text(captions), frames, mask)  # (N, 1, T)
     valid = None if weights is None else weights[:, 0, mask[0]].float().cpu().numpy()
     return log_mel.float().cpu().numpy(), valid, waveform.shape[1] / model.sample_rate
+
+
+def attention_curve(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Thin out the attention to the frames of a clip for a drawing.
+
+    Args:
+        weights: (T,), not negative; they sum to 1.
+
+    Returns:
+        Highest weight of each of at most MAX_POINTS groups of neighbouring frames, as a multiple of
+        the equal share 1 / T; and number of frames of each group.
+    """
+    groups = np.array_split(weights * len(weights), min(MAX_POINTS, len(weights)))
+    heights = np.array([group.max() for group in groups])
+    return heights, np.array([len(group) for group in groups])

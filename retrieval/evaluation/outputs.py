@@ -1,84 +1,91 @@
-"""What evaluate.py leaves behind, and where: checked before anything is scored, written at the end.
-Light to import.
-"""
+"""Files that evaluate.py writes: metrics.json and ranks.csv. Loads no torch."""
 
+import csv
+import json
 import sys
-from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from retrieval.base.access import check_readable
-from retrieval.base.errors import UserError
+from retrieval.base.files import atomic_writer
+from retrieval.base.versions import environment
+from retrieval.evaluation.metrics.text_audio_retrieval.ranking import (
+    best_right,
+    first_columns,
+    row_blocks,
+)
 
 if TYPE_CHECKING:
     from retrieval.evaluation.result import EvaluationResult
 
 METRICS, RANKS = "metrics.json", "ranks.csv"
-REPORT_PAGE, REPORT_FIGURES = "report.html", "report.json"
+SCORES, SCORES_RECORD = "scores.npy", "scores.json"  # score_files.py
+REPORT_PAGE, REPORT_FIGURES = "report.html", "report.json"  # report/
+NUM_TOP = 10  # file names listed for each query in ranks.csv
 
 
-def check_checkpoints(checkpoints: Sequence[Path]) -> None:
-    """Raises UserError for what is neither a model folder nor a file, and for a repeated one."""
-    for checkpoint in checkpoints:
-        check_readable(checkpoint, "checkpoint")
-        if not checkpoint.exists():
-            raise UserError(
-                f"checkpoint {checkpoint} does not exist; train.py writes RUN/best and RUN/last,"
-                " and a model of the Hugging Face hub is fetched by: hf download NAME"
-                " --local-dir DIR"
-            )
-    if len({checkpoint.resolve() for checkpoint in checkpoints}) < len(checkpoints):
-        raise UserError("--checkpoint: one is given twice; a mean is taken over different models")
+@dataclass(frozen=True)
+class ScoringRecord:
+    """Origin of a score matrix, stored in metrics.json, scores.json and report.json."""
+
+    checkpoint: str | list[str]  # several: their mean
+    cache: str
+    fingerprint: str  # of the clips and captions of the split
+    sample_rate: int  # Hz
+    mixed_precision: str  # "no", "bf16" or "fp16"
+    relevance: str | None = None  # file with the queries; None: the captions of the split
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
-def default_output(checkpoints: Sequence[Path], name: str) -> Path:
-    """CHECKPOINT/results/NAME. Raises UserError where there is no one folder to put it in."""
-    if len(checkpoints) > 1:
-        raise UserError(
-            "several checkpoints have no folder of their own for their common result: add"
-            " --output DIR"
-        )
-    if checkpoints[0].is_file():
-        raise UserError(
-            f"checkpoint {checkpoints[0]} is a file and has no folder for its result: add"
-            " --output DIR"
-        )
-    return checkpoints[0] / "results" / name
+def write_results(folder: Path, result: "EvaluationResult", record: ScoringRecord) -> None:
+    """Write metrics.json and ranks.csv. Raises UserError if the disk is full or read-only."""
+    write_metrics(folder / METRICS, result, record)
+    write_ranks(folder / RANKS, result)
+    print(f"written: {folder / METRICS}, {folder / RANKS}")
 
 
-def check_default_output(output: Path | None, cache: Path, is_other_cache: bool) -> None:
-    """Raises UserError where the result on a cache that is not the run's own would take the place
-    of the run's own result in `output`.
-    """
-    if output is not None and is_other_cache:
-        raise UserError(
-            f"{output} is for results on the cache of the run, and {cache} is another one: add"
-            " --output DIR for this result"
-        )
-
-
-def report(result: "EvaluationResult", output: Path, about: dict[str, Any]) -> None:
-    """The table in the terminal, metrics.json (with `about`) and ranks.csv in `output`. Raises
-    UserError.
-    """
-    from retrieval.base.versions import environment
-    from retrieval.evaluation.result import (
-        few_clips_warning,
-        format_table,
-        write_metrics,
-        write_ranks,
-    )
-
-    print(format_table(result))
-    num_clips = len(result.clip_ids)
-    if warning := few_clips_warning(num_clips):
-        print(f"warning: {warning}", file=sys.stderr)
-    about = about | {
+def write_metrics(path: Path, result: "EvaluationResult", record: ScoringRecord) -> None:
+    """Write metrics and origin of a result, with the keys that evaluate.save would add."""
+    versions = environment()
+    content = {
+        **result.metrics,
+        **record.to_json(),
         "split": result.split,
-        "num_clips": num_clips,
+        "num_clips": len(result.clip_ids),
         "num_captions": len(result.captions),
         "chance": result.chance,
+        "environment": versions,
+        "_timestamp": datetime.now().isoformat(),
+        "_git_commit_hash": versions["git_commit"],
+        "_evaluate_version": versions["libraries"]["evaluate"],
+        "_python_version": sys.version,
+        "_interpreter_path": sys.executable,
     }
-    write_metrics(output / METRICS, result.metrics | about, environment())
-    write_ranks(output / RANKS, result)
-    print(f"written: {output / METRICS}, {output / RANKS}")
+    with atomic_writer(path) as file:
+        json.dump(content, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+
+
+def write_ranks(path: Path, result: "EvaluationResult") -> None:
+    """Write a CSV with a row for each query.
+
+    Its columns are query, clip, rank, score, top_1 to top_10, and the ranks of all right clips.
+    clip, rank and score are those of the right clip that stands highest; with several right clips
+    another model may have another one there. As in the metrics, tied clips stand before it.
+    """
+    with atomic_writer(path) as file:
+        writer = csv.writer(file)
+        places = [f"top_{place}" for place in range(1, NUM_TOP + 1)]
+        writer.writerow(["query", "clip", "rank", "score", *places, "ranks"])
+        for first, rows in row_blocks(result.scores.numpy()):
+            for row, scores in enumerate(rows, first):
+                right, ranks = result.relevant[row], result.ranks["text_to_audio"][row]
+                clip = best_right(scores, right)
+                best = first_columns(scores, right, NUM_TOP)
+                names = [result.file_names[index] for index in best] + [""] * (NUM_TOP - len(best))
+                head = [result.captions[row], result.file_names[clip], ranks[0]]
+                score, all_ranks = f"{scores[clip]:.6f}", " ".join(map(str, ranks))
+                writer.writerow([*head, score, *names, all_ranks])

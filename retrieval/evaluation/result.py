@@ -1,61 +1,57 @@
-"""From a model and a split to the score matrix, ranks and metrics of both directions.
+"""A scored split: ranks and metrics of both directions.
 
-Every clip is encoded once, in batches, and scored at once against all captions: frames are never
-kept, so memory does not grow with the number of clips. With several processes each encodes its
-share of the clips.
-
-Letters: N captions, B clips, T frames, D dimensions, S samples.
+Letters: N captions or other queries, B clips.
 """
 
-import csv
-import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 
-from retrieval.base.files import atomic_writer
+from retrieval.data import ClipSplit
 from retrieval.evaluation.metrics.text_audio_retrieval.ranking import (
     all_ranks,
     chance_metrics,
     metrics_of_ranks,
     ranks_of_both_directions,
-    row_blocks,
 )
 from retrieval.evaluation.score_matrix import captions_of, similarity_matrix
-
-NUM_TOP = 10  # file names listed for each query in ranks.csv
 
 
 def retrieval_metrics(
     scores: torch.Tensor | np.ndarray, relevant: Sequence[Sequence[int]]
 ) -> dict[str, float]:
-    """mAP@10, R@1, R@5 and R@10 of the queries in the rows of scores (N, B), as fractions.
+    """Return mAP@10, R@1, R@5 and R@10 of a score matrix.
 
-    relevant[n] are the columns that are right for query n. Ties count against the query. With ten
-    candidates or fewer R@10 is 1 whatever the model does (`few_clips_warning`). Raises ValueError
-    for NaN scores and for impossible indices.
+    Ties count against the query. With ten candidates or fewer R@10 is 1, whatever the model does.
+
+    Args:
+        scores: (N, B), a row for each query.
+        relevant: For each query the columns of its right candidates.
+
+    Returns:
+        Fractions by name.
+
+    Raises:
+        ValueError: A score is NaN, a query has no right candidate, or a column is out of range.
     """
     return metrics_of_ranks(all_ranks(_to_numpy(scores), relevant))
 
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """A scored split. Rows of `scores` are captions (or other queries), columns clips."""
+    """A scored split. Rows of `scores` are captions or other queries, columns clips."""
 
     split: str
     scores: torch.Tensor  # float32 (N, B), CPU; may be a memory map
     captions: list[str]  # N
-    # N, the column of the clip that the caption was written for, or else of one that is right
-    clips: list[int]
+    clips: list[int]  # N, the column of each caption's own clip, or else of one that is right
     clip_ids: list[str]  # B
     file_names: list[str]  # B
-    # N, the columns that are right; not given: those with the clip id of the caption's own clip
+    # N, the columns that are right; None: those with the clip id of the caption's own clip
     relevant: list[list[int]] = None
     map_at: Sequence[int] = (10,)
     # direction -> ranks of each query's relevant candidates
@@ -68,39 +64,38 @@ class EvaluationResult:
             columns: dict[str, list[int]] = {}
             for column, clip_id in enumerate(self.clip_ids):
                 columns.setdefault(clip_id, []).append(column)
-            object.__setattr__(
-                self, "relevant", [columns[self.clip_ids[clip]] for clip in self.clips]
-            )
+            relevant = [columns[self.clip_ids[clip]] for clip in self.clips]
+            object.__setattr__(self, "relevant", relevant)
         ranks = ranks_of_both_directions(_to_numpy(self.scores), self.relevant)
+        metrics = {
+            direction: metrics_of_ranks(queries, self.map_at)
+            for direction, queries in ranks.items()
+        }
         object.__setattr__(self, "ranks", ranks)
-        object.__setattr__(
-            self,
-            "metrics",
-            {
-                direction: metrics_of_ranks(queries, self.map_at)
-                for direction, queries in ranks.items()
-            },
-        )
+        object.__setattr__(self, "metrics", metrics)
 
-    @property
+    @cached_property
     def chance(self) -> dict[str, dict[str, float]]:
-        """The metrics that a random order is expected to get."""
+        """Expected metrics of a random order, by direction."""
         num_candidates = {"text_to_audio": len(self.clip_ids), "audio_to_text": len(self.captions)}
-        num_relevant = {
-            direction: [len(query) for query in queries]
+        return {
+            direction: chance_metrics(
+                num_candidates[direction], [len(query) for query in queries], self.map_at
+            )
             for direction, queries in self.ranks.items()
         }
-        return {
-            name: chance_metrics(num_candidates[name], num_relevant[name], self.map_at)
-            for name in num_relevant
-        }
 
 
-def evaluate_split(model: torch.nn.Module, split: Any, **settings: Any) -> EvaluationResult:
-    """Score all captions of a ClipSplit against all its clips; `settings` are those of
-    `similarity_matrix`.
+def evaluate_split(model: torch.nn.Module, split: ClipSplit, **settings: Any) -> EvaluationResult:
+    """Score all captions of a split against all its clips.
 
-    Raises UserError for a split without captions and for a model that gives NaN.
+    Args:
+        model: A DualEncoder, not wrapped.
+        split: Clips with captions.
+        **settings: Those of `similarity_matrix`.
+
+    Raises:
+        UserError: The split has no captions, or a score is NaN.
     """
     captions, clips = captions_of(split)
     scores = similarity_matrix(model, captions, split, **settings)
@@ -110,13 +105,13 @@ def evaluate_split(model: torch.nn.Module, split: Any, **settings: Any) -> Evalu
 
 
 def few_clips_warning(num_clips: int) -> str | None:
-    """What to tell the user of a split with too few clips for R@10, or None."""
+    """Return a warning if a split has too few clips for R@10, else None."""
     clips = "1 clip, which is" if num_clips == 1 else f"{num_clips} clips, all of them"
     return f"only {clips} in every top 10: R@10 says nothing" if num_clips <= 10 else None
 
 
 def format_table(result: EvaluationResult) -> str:
-    """Both directions and their chance levels in percent, as text."""
+    """Format both directions and their chance levels, in percent, as lines of text."""
     rows = {name.replace("_", " "): values for name, values in result.metrics.items()}
     rows |= {f"chance, {name.replace('_', ' ')}": values for name, values in result.chance.items()}
     names = list(result.metrics["text_to_audio"])
@@ -130,79 +125,8 @@ def format_table(result: EvaluationResult) -> str:
     return "\n".join(lines)
 
 
-def write_metrics(path: str | Path, results: dict[str, Any], environment: dict[str, Any]) -> None:
-    """JSON of `results`, of the environment (checkpoint.environment()) and of what evaluate.save
-    adds, under its names.
-    """
-    provenance = {
-        "_timestamp": datetime.now().isoformat(),
-        "_git_commit_hash": environment["git_commit"],
-        "_evaluate_version": environment["libraries"]["evaluate"],
-        "_python_version": sys.version,
-        "_interpreter_path": sys.executable,
-    }
-    with atomic_writer(Path(path)) as file:
-        json.dump(
-            results | {"environment": environment} | provenance, file, indent=2, ensure_ascii=False
-        )
-        file.write("\n")
-
-
-def write_ranks(path: str | Path, result: EvaluationResult) -> None:
-    """CSV, a row a query: query, clip, rank and score, the ten best file names, and the ranks of
-    all right clips.
-
-    clip, rank and score are those of one clip, the right one that stands highest: of several right
-    ones it may be another for another model. As in the metrics, tied clips stand before the right
-    one.
-    """
-    with atomic_writer(Path(path)) as file:
-        writer = csv.writer(file)
-        writer.writerow(
-            [
-                "query",
-                "clip",
-                "rank",
-                "score",
-                *(f"top_{place}" for place in range(1, NUM_TOP + 1)),
-                "ranks",
-            ]
-        )
-        for first, rows in row_blocks(_to_numpy(result.scores)):
-            for row, scores in enumerate(rows, first):
-                right, ranks = result.relevant[row], result.ranks["text_to_audio"][row]
-                clip, best = best_right(scores, right), first_columns(scores, right, NUM_TOP)
-                names = [result.file_names[index] for index in best] + [""] * (NUM_TOP - len(best))
-                head = [
-                    result.captions[row],
-                    result.file_names[clip],
-                    ranks[0],
-                    f"{scores[clip]:.6f}",
-                ]
-                writer.writerow([*head, *names, " ".join(map(str, ranks))])
-
-
-def best_right(scores: np.ndarray, right: Sequence[int]) -> int:
-    """Of the columns that are right for a query, scores (B,), the one that scores highest."""
-    right = np.sort(right)
-    return int(right[scores[right].argmax()])
-
-
-def first_columns(scores: np.ndarray, right: Sequence[int], number: int) -> list[int]:
-    """The first columns of a query's ranking, scores (B,); as in the metrics, tied ones stand
-    before those that are right.
-    """
-    last = max(0, len(scores) - number)
-    # all that tie with the last one, too
-    candidates = np.flatnonzero(scores >= np.partition(scores, last)[last])
-    order = np.lexsort((np.isin(candidates, right), -scores[candidates]))
-    return candidates[order[:number]].tolist()
-
-
 def _to_numpy(scores: torch.Tensor | np.ndarray) -> np.ndarray:
-    """Without a copy where numpy knows the type; half precision as float32, which orders it the
-    same.
-    """
+    """Convert without a copy if numpy has the type; half precision becomes float32."""
     if not isinstance(scores, torch.Tensor):
         return np.asarray(scores)
     scores = scores.detach().cpu()

@@ -1,32 +1,33 @@
-"""Score files: what a teacher leaves behind for distillation, and what anyone else may want to
-compare or to average.
+"""Score files: the scores of a teacher for distillation, or for comparison and averaging.
 
-    FOLDER/scores.npy    float32 (N, B): rows are the captions of a split clip by clip (evaluation.captions_of), columns its clips
-    FOLDER/scores.json   split, checkpoints, fingerprint of clips and captions, shape, git commit
+    FOLDER/scores.npy    float32 (N, B): rows are the captions of a split clip by clip
+                         (score_matrix.captions_of), columns its clips
+    FOLDER/scores.json   origin of the scores, fingerprint of clips and captions, shape, git commit
 
-The array lies column by column on disk (Fortran order), as it is made: what was written is not
-touched again. scores.json is written last, so that a folder without it is not complete.
+The array lies column by column on disk (Fortran order), in the order in which it is made, so each
+part is written once. scores.json is written last: a folder without it is incomplete.
 """
 
 import hashlib
-import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from retrieval.base.disk import disk_errors
 from retrieval.base.errors import UserError, one_line
-from retrieval.base.files import ANOTHER_FOLDER, allocate, atomic_path, atomic_writer
+from retrieval.base.files import ANOTHER_FOLDER, allocate, atomic_path, write_json
 from retrieval.base.json_files import read_json
+from retrieval.base.versions import git_commit
+from retrieval.evaluation.outputs import SCORES, SCORES_RECORD, ScoringRecord
 
 if TYPE_CHECKING:
-    import torch
+    from retrieval.data import ClipSplit
+    from retrieval.evaluation.score_matrix import Columns
 
-ARRAY, ABOUT = "scores.npy", "scores.json"
 REMEDY = "write it with: python evaluate.py --checkpoint MODEL --split SPLIT --save-scores"
 
 
@@ -39,42 +40,48 @@ class ScoreFile:
     split: str
     captions_fingerprint: str  # of the split that was scored
 
-    def check(self, split: Any) -> None:
-        """Raises UserError where the scores are not those of `split`: other clips, captions or
-        order. Another sample rate is no difference.
+    def check(self, split: "ClipSplit") -> None:
+        """Raise UserError if `split` has other clips or captions, or another order of them.
+
+        Its sample rate may differ.
         """
         shape = (sum(map(len, split.captions)), len(split))
         if self.captions_fingerprint != captions_fingerprint(split) or self.scores.shape != shape:
             raise UserError(
-                f"{self.folder / ARRAY} holds scores of other clips or captions, or in another"
+                f"{self.folder / SCORES} holds scores of other clips or captions, or in another"
                 f" order: {self.scores.shape[0]} captions x {self.scores.shape[1]} clips of split"
-                f" {self.split!r}, wanted are the {shape[0]} x {shape[1]} of {split.name!r} that"
-                " the run trains on; score the checkpoint on a cache that was built from the same"
-                " files and captions"
+                f" {self.split!r}; the run trains on the {shape[0]} x {shape[1]} of {split.name!r}:"
+                " score the checkpoint on a cache that was built from the same files and captions"
             )
 
 
-def captions_fingerprint(split: Any) -> str:
-    """What rows and columns stand for. Not lengths in samples: teachers may hear another sample
-    rate than the student.
+def captions_fingerprint(split: "ClipSplit") -> str:
+    """Hash clip ids and captions.
+
+    Lengths in samples are left out: a teacher may have another sample rate than the student.
     """
     return hashlib.sha256(repr([split.clip_ids, split.captions]).encode()).hexdigest()
 
 
 def write_scores(
-    folder: Path,
-    columns: Iterable[tuple["torch.Tensor", "torch.Tensor"]],
-    split: Any,
-    about: dict[str, Any],
+    folder: Path, columns: Iterable["Columns"], split: "ClipSplit", record: ScoringRecord
 ) -> ScoreFile:
-    """Write the (clips (b,), scores (N, b)) of `evaluation.score_columns` as they come; `about` is
-    JSON that goes into scores.json.
+    """Write a score file column by column; the files get their names when all is written.
 
-    The files appear under their names when all is written. Raises UserError for a disk that is
-    full.
+    Args:
+        folder: Made if absent.
+        columns: Those of `score_columns`, in any order.
+        split: The split that is scored.
+        record: Origin of the scores.
+
+    Returns:
+        The written file, opened.
+
+    Raises:
+        UserError: The disk is full or read-only.
     """
     shape = (sum(map(len, split.captions)), len(split))
-    path = folder / ARRAY
+    path = folder / SCORES
     with disk_errors(path, ANOTHER_FOLDER):
         _remove_leftovers(folder)
         with atomic_path(path) as temporary:
@@ -85,51 +92,44 @@ def write_scores(
             for clips, block in columns:
                 scores[:, clips.numpy()] = block.numpy()
             scores.flush()
-            (folder / ABOUT).unlink(missing_ok=True)
-    with atomic_writer(folder / ABOUT) as file:
-        json.dump(
-            about
-            | {
-                "split": split.name,
-                "captions_fingerprint": captions_fingerprint(split),
-                "shape": shape,
-            },
-            file,
-            indent=2,
-        )
-        file.write("\n")
+            (folder / SCORES_RECORD).unlink(missing_ok=True)
+    content = {
+        **record.to_json(),
+        "git_commit": git_commit(),
+        "split": split.name,
+        "captions_fingerprint": captions_fingerprint(split),
+        "shape": shape,
+    }
+    write_json(folder / SCORES_RECORD, content)
     return open_scores(folder)
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Of processes that were killed while they wrote: hundreds of megabytes each."""
-    for path in folder.glob(f".{ARRAY}.*.tmp"):
+    """Remove the files of processes that were killed while they wrote: hundreds of MB each."""
+    for path in folder.glob(f".{SCORES}.*.tmp"):
         try:
             os.kill(int(path.name.split(".")[-2]), 0)
         except ProcessLookupError:
             path.unlink(missing_ok=True)
         except (PermissionError, ValueError):
-            pass  # alive, or not of ours
+            pass  # another user's process is alive, or another program's file
 
 
 def open_scores(folder: str | Path) -> ScoreFile:
-    """Raises UserError for a folder without a complete score file, and for a damaged one."""
+    """Open a score file. Raises UserError if it is incomplete or damaged."""
     folder = Path(folder)
-    for name in (ARRAY, ABOUT):
+    for name in (SCORES, SCORES_RECORD):
         if not (folder / name).is_file():
             raise UserError(f"{folder} has no {name}; {REMEDY}")
     try:
-        about = read_json(folder / ABOUT)
-        split, fingerprint, shape = (
-            str(about["split"]),
-            str(about["captions_fingerprint"]),
-            tuple(about["shape"]),
-        )
-        # Copy on write: torch.from_numpy wants an array that may be written to.
-        scores = np.load(folder / ARRAY, mmap_mode="c", allow_pickle=False)
+        content = read_json(folder / SCORES_RECORD)
+        split, fingerprint = str(content["split"]), str(content["captions_fingerprint"])
+        shape = tuple(content["shape"])
+        # Copy on write: torch.from_numpy needs a writable array.
+        scores = np.load(folder / SCORES, mmap_mode="c", allow_pickle=False)
         if scores.shape != shape or scores.dtype != np.float32 or scores.ndim != 2:
             raise ValueError(
-                f"{ARRAY} is {scores.dtype} {scores.shape}, {ABOUT} says float32 {shape}"
+                f"{SCORES} is {scores.dtype} {scores.shape}, {SCORES_RECORD} says float32 {shape}"
             )
     except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
         raise UserError(

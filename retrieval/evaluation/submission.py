@@ -24,54 +24,53 @@ NUM_BEST = 10
 
 
 def read_queries(path: Path) -> list[str]:
-    """The column `caption` of a CSV, as in the challenge's retrieval captions, or `query`, as in
-    its file of relevance. Raises UserError.
+    """Read the queries of a CSV. Raises UserError for a file without a column of them.
+
+    They stand in the column `caption`, as in the challenge's retrieval captions, or `query`, as in
+    its file of relevance.
     """
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
-            column = next(
-                (name for name in ("caption", "query") if name in (reader.fieldnames or ())), None
-            )
+            columns = reader.fieldnames or ()
+            column = next((name for name in ("caption", "query") if name in columns), None)
             if column is None:
-                found = ", ".join(map(str, reader.fieldnames or ()))[:200] or "none"
+                found = ", ".join(map(str, columns))[:200] or "none"
                 raise UserError(f"--queries {path} needs a column caption or query, found: {found}")
             queries = [(row[column] or "").strip() for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"--queries {path} cannot be read ({one_line(error)})") from None
-    if not all(queries) or not queries:
-        raise UserError(
-            f"--queries {path} has "
-            + (f"no text in row {queries.index('') + 1}" if queries else "no rows")
-        )
+    if not queries:
+        raise UserError(f"--queries {path} has no rows")
+    if not all(queries):
+        raise UserError(f"--queries {path} has no text in row {queries.index('') + 1}")
     return queries
 
 
-def check_format(kind: str) -> None:
-    """Raises UserError for an unknown one."""
-    if kind not in FORMATS:
-        raise UserError(
-            f"--submission {kind}: must be {' or '.join(FORMATS)}, followed by the file to write"
-        )
-
-
 def check_file_names(file_names: Sequence[str]) -> None:
-    """Raises UserError for clips that a submission could not tell apart; before anything is
-    scored.
-    """
+    """Raise UserError if two clips have the same name: a submission names clips by their files."""
     if len(set(file_names)) != len(file_names):
         twice = next(name for name, number in Counter(file_names).items() if number > 1)
         raise UserError(
-            f"--submission: two clips are called {twice!r}, and a submission knows clips by their"
-            " names alone; rename one, build again"
+            f"--submission: two clips are called {twice!r}, and a submission tells clips apart by"
+            " their names; rename one, build again"
         )
 
 
 def write_submission(
     kind: str, path: Path, queries: Sequence[str], file_names: Sequence[str], scores: np.ndarray
 ) -> None:
-    """scores (N, B) of `queries` with the clips `file_names`; equal scores keep the order of the
-    clips. Raises UserError.
+    """Write a submission. Equal scores keep the order of the clips.
+
+    Args:
+        kind: One of FORMATS.
+        path: File to write.
+        queries: N texts.
+        file_names: B clips.
+        scores: (N, B).
+
+    Raises:
+        UserError: Two clips have the same name, or the disk is full or read-only.
     """
     check_file_names(file_names)
     with atomic_writer(path) as file:
@@ -83,9 +82,8 @@ def write_submission(
                 for query, row in zip(queries, scores, strict=True)
             )
             return
-        writer.writerow(["caption", *(f"file_name_{place}" for place in range(1, NUM_BEST + 1))])
+        places = [f"file_name_{place}" for place in range(1, NUM_BEST + 1)]
+        writer.writerow(["caption", *places])
         for query, row in zip(queries, scores, strict=True):
-            best = np.argsort(-row, kind="stable")[:NUM_BEST]
-            writer.writerow(
-                [query, *(file_names[clip] for clip in best), *[""] * (NUM_BEST - len(best))]
-            )
+            best = [file_names[clip] for clip in np.argsort(-row, kind="stable")[:NUM_BEST]]
+            writer.writerow([query, *best, *[""] * (NUM_BEST - len(best))])

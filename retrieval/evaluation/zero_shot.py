@@ -27,7 +27,7 @@ from retrieval.evaluation.metrics.text_audio_retrieval.ranking import (
     ranks_of_both_directions,
     recall,
 )
-from retrieval.evaluation.outputs import check_checkpoints
+from retrieval.evaluation.options import check_checkpoints
 from retrieval.evaluation.relevance import NUM_NAMED, normalise_name
 
 TEMPLATE = "This is a sound of {}."

@@ -15,7 +15,10 @@ import torch
 from retrieval.base.extras import MissingExtraError, needs_extra
 from retrieval.config.text import flatten
 from retrieval.evaluation.attention import listen
-from retrieval.evaluation.ranks import DIRECTIONS, rank_histogram
+from retrieval.evaluation.metrics.text_audio_retrieval.ranking import (
+    DIRECTIONS,
+    rank_histogram,
+)
 
 if TYPE_CHECKING:  # imported where a picture is drawn: it takes most of a second of every command
     from matplotlib.figure import Figure

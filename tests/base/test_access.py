@@ -31,7 +31,7 @@ from retrieval.base.sound_files import why_unreadable
 from retrieval.config import Config, load_config
 from retrieval.config import read_config as config_of_run
 from retrieval.data import open_cache
-from retrieval.evaluation.outputs import check_checkpoints
+from retrieval.evaluation.options import check_checkpoints
 from retrieval.evaluation.relevance import read_relevance
 from retrieval.evaluation.report.against import Against
 from retrieval.evaluation.score_files import open_scores, write_scores
@@ -50,7 +50,7 @@ from retrieval.search.model_identity import load_model_folder
 from retrieval.sharing.export.command import main as export
 from retrieval.training.checkpoint import Progress, load_state, save_state
 from retrieval.training.states import latest_state
-from tests.conftest import run_here, tone, write_text_encoder
+from tests.conftest import SCORING_RECORD, run_here, tone, write_text_encoder
 
 
 @contextlib.contextmanager
@@ -304,9 +304,8 @@ def make_run(place: Path, tiny: Path) -> None:
 
 def make_scores(place: Path, tiny: Path) -> None:
     split = open_cache(tiny / "cache").split("evaluation")
-    write_scores(
-        place, [(torch.arange(len(split)), torch.zeros(2 * len(split), len(split)))], split, {}
-    )
+    columns = [(torch.arange(len(split)), torch.zeros(2 * len(split), len(split)))]
+    write_scores(place, columns, split, SCORING_RECORD)
 
 
 def make_results(place: Path, tiny: Path) -> None:

@@ -6,23 +6,25 @@ import csv
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from retrieval.base.errors import UserError
-from retrieval.evaluation import result, score_matrix
+from retrieval.evaluation import score_matrix
+from retrieval.evaluation.metrics.text_audio_retrieval.ranking import best_right, first_columns
+from retrieval.evaluation.outputs import write_metrics, write_ranks
 from retrieval.evaluation.result import (
     EvaluationResult,
     evaluate_split,
     few_clips_warning,
     format_table,
     retrieval_metrics,
-    write_ranks,
 )
 from retrieval.evaluation.score_matrix import similarity_matrix
-from tests.conftest import PATIENCE
+from tests.conftest import PATIENCE, SCORING_RECORD
 
 RATE, DIM = 10, 4
 
@@ -344,10 +346,8 @@ def test_the_first_columns_are_those_of_a_full_sort():
         order = sorted(
             range(len(scores)), key=lambda column: (-scores[column], column in right, column)
         )
-        assert result.first_columns(scores, right, number) == order[:number]
-        assert result.best_right(scores, right) == max(
-            sorted(right), key=lambda column: scores[column]
-        )
+        assert first_columns(scores, right, number) == order[:number]
+        assert best_right(scores, right) == max(sorted(right), key=lambda column: scores[column])
 
 
 def test_ranks_csv_agrees_with_the_metrics(tmp_path):
@@ -400,27 +400,19 @@ def test_ranks_csv_names_the_right_clip_that_the_rank_belongs_to(tmp_path):
 
 
 def test_metrics_json_is_whole_or_absent(tmp_path):
-    environment = {
-        "git_commit": "0123",
-        "libraries": {"evaluate": "0.4.6"},
-        "command": ["python", "evaluate.py"],
-    }
+    result = evaluate_split(FakeModel(), FakeSplit())
     path = tmp_path / "metrics.json"
-    result.write_metrics(
-        path, {"text_to_audio": {"mAP@10": 0.25}, "split": "evaluation"}, environment
-    )
+    write_metrics(path, result, SCORING_RECORD)
     written = json.loads(path.read_text())
-    assert written["text_to_audio"]["mAP@10"] == 0.25 and written["environment"] == environment
-    provenance = {
-        "_timestamp",
-        "_git_commit_hash",
-        "_evaluate_version",
-        "_python_version",
-        "_interpreter_path",
-    }
-    assert provenance <= set(written) and written["_git_commit_hash"] == "0123"
+    assert written["text_to_audio"] == result.metrics["text_to_audio"]
+    assert SCORING_RECORD.to_json().items() <= written.items() and "relevance" not in written
+    assert written["split"] == "evaluation" and written["num_captions"] == len(result.captions)
+    environment = written["environment"]
+    assert written["_git_commit_hash"] == environment["git_commit"]
+    assert written["_evaluate_version"] == environment["libraries"]["evaluate"]
+    assert {"_timestamp", "_python_version", "_interpreter_path"} <= set(written)
     with pytest.raises(TypeError):
-        result.write_metrics(path, {"not json": object()}, environment)
+        write_metrics(path, result, replace(SCORING_RECORD, cache=object()))
     assert json.loads(path.read_text()) == written and list(tmp_path.iterdir()) == [path]
     with pytest.raises(UserError, match="cannot be written"):
-        result.write_metrics(path / "below a file", {}, environment)
+        write_metrics(path / "below a file", result, SCORING_RECORD)

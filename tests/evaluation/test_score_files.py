@@ -10,6 +10,7 @@ import torch
 
 from retrieval.base.errors import UserError
 from retrieval.evaluation.score_files import captions_fingerprint, open_scores, write_scores
+from tests.conftest import SCORING_RECORD
 
 
 class Split:
@@ -39,7 +40,7 @@ def test_what_is_written_is_read(tmp_path):
         tmp_path / "new" / "teacher",
         columns(),
         Split(),
-        {"checkpoint": "runs/a/best", "git_commit": None},
+        SCORING_RECORD,
     )
     assert sorted(path.name for path in (tmp_path / "new" / "teacher").iterdir()) == [
         "scores.json",
@@ -58,21 +59,21 @@ def test_what_is_written_is_read(tmp_path):
     about = json.loads((tmp_path / "new" / "teacher" / "scores.json").read_text())
     assert (
         about["shape"] == [6, 4]
-        and about["checkpoint"] == "runs/a/best"
+        and SCORING_RECORD.to_json().items() <= about.items()
         and about["captions_fingerprint"] == file.captions_fingerprint
     )
     file.check(Split())
 
 
 def test_writing_to_an_opened_file_changes_nothing_on_disk(tmp_path):
-    file = write_scores(tmp_path, columns(), Split(), {})
+    file = write_scores(tmp_path, columns(), Split(), SCORING_RECORD)
     # also: torch takes it without a warning about an array that is read-only
     torch.from_numpy(file.scores)[0] = 9
     np.testing.assert_array_equal(open_scores(tmp_path).scores, SCORES.numpy())
 
 
 def test_another_corpus_is_refused(tmp_path):
-    file = write_scores(tmp_path, columns(), Split(), {})
+    file = write_scores(tmp_path, columns(), Split(), SCORING_RECORD)
     for captions in ((("a",), ("b", "c")), ((), ("a", "b"), ("c",), ("d", "e", "g"))):
         with pytest.raises(
             UserError,
@@ -92,19 +93,19 @@ def test_what_a_killed_process_left_is_removed_and_what_another_writes_is_not(tm
     )
     for path in (dead, alive, odd):
         path.touch()
-    write_scores(tmp_path, columns(), Split(), {})
+    write_scores(tmp_path, columns(), Split(), SCORING_RECORD)
     assert not dead.exists() and alive.exists() and odd.exists()
 
 
 def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path):
-    write_scores(tmp_path, columns(), Split(), {"checkpoint": "old"})
+    write_scores(tmp_path, columns(), Split(), SCORING_RECORD)
 
     def failing():
         yield torch.tensor([0]), SCORES[:, :1] + 1
         raise UserError("scores are NaN")
 
     with pytest.raises(UserError, match="NaN"):
-        write_scores(tmp_path, failing(), Split(), {"checkpoint": "new"})
+        write_scores(tmp_path, failing(), Split(), SCORING_RECORD)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["scores.json", "scores.npy"]
     np.testing.assert_array_equal(open_scores(tmp_path).scores, SCORES.numpy())
 
@@ -117,11 +118,11 @@ def test_a_full_disk_is_noticed_before_the_first_column(tmp_path, monkeypatch):
     with pytest.raises(
         UserError, match=r"scores.npy cannot be written \(No space left on device\); .*make room"
     ):
-        write_scores(tmp_path, (1 / 0 for _ in "x"), Split(), {})
+        write_scores(tmp_path, (1 / 0 for _ in "x"), Split(), SCORING_RECORD)
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be written"):
-        write_scores(tmp_path / "file" / "below", columns(), Split(), {})
+        write_scores(tmp_path / "file" / "below", columns(), Split(), SCORING_RECORD)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +145,7 @@ def test_a_full_disk_is_noticed_before_the_first_column(tmp_path, monkeypatch):
     ],
 )
 def test_damaged_files(tmp_path, name, content, message):
-    write_scores(tmp_path, columns(), Split(), {})
+    write_scores(tmp_path, columns(), Split(), SCORING_RECORD)
     path = tmp_path / name
     if content is None:
         path.unlink()

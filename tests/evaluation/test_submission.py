@@ -9,7 +9,6 @@ from retrieval.base.errors import UserError
 from retrieval.evaluation.metrics.text_audio_retrieval.ranking import all_ranks
 from retrieval.evaluation.submission import (
     check_file_names,
-    check_format,
     read_queries,
     write_submission,
 )
@@ -52,8 +51,6 @@ def test_what_cannot_be_submitted(tmp_path):
     with pytest.raises(UserError, match="two clips are called 'b'"):
         check_file_names(["a", "b", "c", "b"])
     check_file_names(NAMES)
-    with pytest.raises(UserError, match="--submission dcase2021: must be dcase2024 or dcase2025"):
-        check_format("dcase2021")
 
 
 def test_queries(tmp_path):

@@ -20,6 +20,7 @@ from retrieval.models.tokenizer import load_tokenizer
 from retrieval.training.objective import CaptionSimilarity
 from retrieval.training.optim import learning_rate
 from retrieval.training.setup import Run
+from tests.conftest import SCORING_RECORD
 from tests.many_processes import (
     AUDIO_BATCH_SIZES,
     BATCH_SIZE,
@@ -51,7 +52,7 @@ def inputs(tiny, tmp_path_factory) -> Inputs:
         teacher,
         [(torch.arange(NUM_CLIPS), torch.from_numpy(scores))],
         split,
-        {"checkpoint": "test"},
+        SCORING_RECORD,
     )
     architecture = text_architecture(str(tiny / "text_encoder"), dropout=0.1) | {
         "max_position_embeddings": 80,

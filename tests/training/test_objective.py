@@ -24,7 +24,7 @@ from retrieval.models.tokenizer import load_tokenizer
 from retrieval.training import loop
 from retrieval.training.objective import CaptionSimilarity, Objective, TeacherScores
 from retrieval.training.optim import parameter_groups
-from tests.conftest import write_cache
+from tests.conftest import SCORING_RECORD, write_cache
 from tests.training.test_training import losses_of
 
 CPU = torch.device("cpu")
@@ -411,7 +411,7 @@ def write_teacher(folder: Path, split, scores: np.ndarray) -> None:
         folder,
         [(torch.arange(len(split)), torch.from_numpy(scores))],
         split,
-        {"checkpoint": "test"},
+        SCORING_RECORD,
     )
     assert json.loads((folder / "scores.json").read_text())[
         "captions_fingerprint"

@@ -1,5 +1,4 @@
-"""The figures of a report: metrics with intervals, ranks, what the score depends on, the hardest
-queries, two runs side by side.
+"""Figures of a report: metrics with intervals, the hardest queries, two runs side by side.
 
 Letters: N captions or other queries, B clips, Q queries of one direction, M metrics.
 """
@@ -11,6 +10,8 @@ import numpy as np
 
 from retrieval.evaluation.bootstrap import narrow_intervals_warning, paired_bootstrap, query_metrics
 from retrieval.evaluation.metrics.text_audio_retrieval.ranking import (
+    best_right,
+    first_columns,
     metrics_of_ranks,
     transpose_relevance,
 )
@@ -21,7 +22,7 @@ from retrieval.evaluation.report.near_duplicates import (
     forgiving_ranks,
     words,
 )
-from retrieval.evaluation.result import EvaluationResult, best_right, first_columns
+from retrieval.evaluation.result import EvaluationResult
 
 NUM_RESAMPLES, CONFIDENCE, SEED = 10_000, 0.95, 0  # of the bootstrap
 NUM_RETURNED, MAX_CAPTIONS = 3, 10  # wrong clips shown for a query, captions of a clip
@@ -31,10 +32,10 @@ Figures = dict[str, Any]
 
 
 def drawn_units(result: EvaluationResult, by_query: bool) -> tuple[str, dict[str, list[Any]]]:
-    """What the bootstrap draws, and for each query of a direction the unit that it belongs to.
+    """Name what the bootstrap draws, and list the unit of each query by direction.
 
-    Clips with their captions. `by_query`: queries that were not written for one clip are each drawn
-    for themselves.
+    It draws clips with their captions. `by_query`: queries were not written for one clip, and each
+    is drawn by itself.
     """
     if by_query:
         return "queries", {
@@ -50,89 +51,147 @@ def drawn_units(result: EvaluationResult, by_query: bool) -> tuple[str, dict[str
 
 
 def metric_figures(result: EvaluationResult, by_query: bool) -> Figures:
-    """Both directions with percentile intervals, which a single clip does not have, and how they
-    were made.
-    """
+    """Collect the metrics of both directions with percentile intervals, and their bootstrap."""
     unit, units = drawn_units(result, by_query)
-    table: Figures = {}
+    table: Figures = {direction: {} for direction in result.metrics}
     for direction, metrics in result.metrics.items():
-        names = list(metrics)
-        values = query_metrics(result.ranks[direction], names)  # (Q, M)
-        bounds = _bootstrap(np.zeros_like(values), values, units[direction])
-        for column, name in enumerate(names):
-            interval = (
-                {"low": bounds[column].low, "high": bounds[column].high}
-                if bounds
-                else {"low": None, "high": None}
-            )
-            table.setdefault(direction, {})[name] = {
-                "value": metrics[name],
-                **interval,
+        values = query_metrics(result.ranks[direction], list(metrics))  # (Q, M)
+        intervals = _intervals(np.zeros_like(values), values, units[direction])
+        for (name, value), interval in zip(metrics.items(), intervals, strict=True):
+            table[direction][name] = {
+                "value": value,
+                "low": interval["low"],
+                "high": interval["high"],
                 "chance": result.chance[direction][name],
             }
-    num_units = len(set(units["text_to_audio"]))
-    return {"metrics": table, "bootstrap": _about_bootstrap(num_units, unit)}
+    return {"metrics": table, "bootstrap": _bootstrap_settings(units["text_to_audio"], unit)}
+
+
+def difference_figures(result: EvaluationResult, other: OtherRun, by_query: bool) -> Figures:
+    """Collect this run minus the other, text to audio, by a paired bootstrap.
+
+    Also counts the queries whose right clip stands higher in one of the two.
+    """
+    ours, names = result.ranks["text_to_audio"], list(result.metrics["text_to_audio"])
+    unit, units = drawn_units(result, by_query)
+    values, other_values = query_metrics(ours, names), query_metrics(other.ranks, names)  # (N, M)
+    intervals = _intervals(other_values, values, units["text_to_audio"])
+    table = {}
+    for column, name in enumerate(names):
+        this, that = float(values[:, column].mean()), float(other_values[:, column].mean())
+        means = {"this": this, "other": that, "difference": this - that}
+        table[name] = means | intervals[column]
+    won = np.array(
+        [int(that[0]) - int(this[0]) for this, that in zip(ours, other.ranks, strict=True)]
+    )
+    return {
+        "name": other.name,
+        "metrics": table,
+        "higher_here": int((won > 0).sum()),
+        "equal": int((won == 0).sum()),
+        "higher_there": int((won < 0).sum()),
+        "bootstrap": _bootstrap_settings(units["text_to_audio"], unit),
+    }
+
+
+def _intervals(first: np.ndarray, second: np.ndarray, units: list[Any]) -> list[Figures]:
+    """Compute low, high and p-value of second - first (Q, M) for each metric.
+
+    They are None if there is only one unit: all its resamples are equal.
+    """
+    ends = ("low", "high", "p_value")
+    if len(set(units)) < 2:
+        return [dict.fromkeys(ends) for _ in range(first.shape[1])]
+    differences = paired_bootstrap(first, second, units, NUM_RESAMPLES, CONFIDENCE, SEED)
+    return [{end: getattr(difference, end) for end in ends} for difference in differences]
+
+
+def _bootstrap_settings(units: list[Any], unit: str) -> Figures:
+    num_units = len(set(units))
+    warning = "no intervals: they need two at least"
+    if num_units > 1:
+        warning = narrow_intervals_warning(num_units)
+    return {
+        "num_resamples": NUM_RESAMPLES,
+        "confidence": CONFIDENCE,
+        "seed": SEED,
+        "unit": unit,
+        "num_units": num_units,
+        "warning": warning,
+    }
 
 
 def breakdowns(
     result: EvaluationResult, seconds: Sequence[float], keywords: Sequence[Any] | None
 ) -> list[Figures]:
-    """Text to audio by caption length, clip length and keyword; seconds and keywords (of the cache,
-    or None) go clip by clip.
+    """Split text to audio by caption length, clip length and keyword.
 
-    Of queries with several right clips: the mean length of these, and the keywords of each.
+    A query with several right clips counts with their mean length, and for the keywords of each.
+
+    Args:
+        result: N queries, B clips.
+        seconds: Length of each clip.
+        keywords: Of each clip, as the cache has them; None if it has none.
     """
     values = query_metrics(result.ranks["text_to_audio"], BIN_METRICS)  # (N, 2)
     lengths = np.array([len(words(caption)) for caption in result.captions])
     durations = np.array(
         [np.mean([seconds[clip] for clip in columns]) for columns in result.relevant]
     )
-    found: dict[str, list[int]] = {}
-    for query, columns in enumerate(result.relevant):
-        for keyword in (
-            {keyword for clip in columns for keyword in split_keywords(keywords[clip])}
-            if keywords
-            else ()
-        ):
-            found.setdefault(keyword, []).append(query)
-    by_keyword = sorted(found.items(), key=lambda item: (-len(item[1]), item[0]))
+    queries_of: dict[str, list[int]] = {}
+    for query, columns in enumerate(result.relevant if keywords else ()):
+        for keyword in {word for clip in columns for word in split_keywords(keywords[clip])}:
+            queries_of.setdefault(keyword, []).append(query)
+    by_keyword = sorted(queries_of.items(), key=lambda item: (-len(item[1]), item[0]))
+
+    def bins(groups: Sequence[tuple[str, Sequence[int]]]) -> list[Figures]:
+        return [
+            {
+                "name": name,
+                "num_queries": len(rows),
+                **dict(zip(BIN_METRICS, values[rows].mean(axis=0).tolist(), strict=True)),
+            }
+            for name, rows in groups
+        ]
+
+    by_words, by_seconds = (
+        _quantile_groups(lengths, "{:.0f}"),
+        _quantile_groups(durations, "{:.1f}"),
+    )
     return [
-        {
-            "by": "caption length",
-            "unit": "words",
-            "bins": [_bin(name, values[rows]) for name, rows in _quantile_bins(lengths, "{:.0f}")],
-        },
-        {
-            "by": "clip length",
-            "unit": "seconds",
-            "bins": [
-                _bin(name, values[rows]) for name, rows in _quantile_bins(durations, "{:.1f}")
-            ],
-        },
-        {
-            "by": "keyword",
-            "unit": None,
-            "bins": [_bin(name, values[rows]) for name, rows in by_keyword],
-            "absent": keywords is None,
-        },
+        {"by": "caption length", "unit": "words", "bins": bins(by_words)},
+        {"by": "clip length", "unit": "seconds", "bins": bins(by_seconds)},
+        {"by": "keyword", "unit": None, "bins": bins(by_keyword), "absent": keywords is None},
     ]
 
 
+def _quantile_groups(values: np.ndarray, form: str) -> list[tuple[str, np.ndarray]]:
+    """Group queries by a value: at most NUM_BINS ranges of equally many, and their queries."""
+    inner = np.unique(np.quantile(values, np.arange(1, NUM_BINS) / NUM_BINS, method="inverted_cdf"))
+    places = np.searchsorted(inner, values, side="left")
+    groups = []
+    for place in range(len(inner) + 1):
+        rows = np.flatnonzero(places == place)
+        if len(rows):
+            low, high = form.format(values[rows].min()), form.format(values[rows].max())
+            groups.append((low if low == high else f"{low}–{high}", rows))
+    return groups
+
+
 def split_keywords(text: Any) -> list[str]:
-    """Of one clip: a list, or as in Clotho a string with semicolons. In lower case, without
-    repeats.
+    """Split the keywords of a clip: a list, or as in Clotho a string with semicolons.
+
+    They come in lower case, without repeats.
     """
     parts = text.split(";") if isinstance(text, str) else text or []
-    return list(
-        dict.fromkeys(
-            part for part in (" ".join(str(part).split()).lower() for part in parts) if part
-        )
-    )
+    keywords = [" ".join(str(part).split()).lower() for part in parts]
+    return list(dict.fromkeys(filter(None, keywords)))
 
 
 def duplicate_figures(result: EvaluationResult, found: NearDuplicates) -> Figures:
-    """The pairs, and text to audio as scored, with the clips of near-duplicates right as well, and
-    without them.
+    """Collect pairs of near-duplicate captions, and text to audio in three ways.
+
+    As scored; with the clips of near-duplicates right as well; and without those clips.
     """
     ranks, scores = result.ranks["text_to_audio"], result.scores.numpy()
     counted, left_out = forgiving_ranks(scores, result.relevant, ranks, found.also_right)
@@ -149,27 +208,28 @@ def duplicate_figures(result: EvaluationResult, found: NearDuplicates) -> Figure
             for name, row in rows.items()
         }
 
-    def pair_figures(similarity: float, *pair: int) -> Figures:
-        clips = [result.file_names[result.clips[query]] for query in pair]
-        return {
+    pairs = [
+        {
             "similarity": similarity,
             "captions": [result.captions[query] for query in pair],
-            "clips": clips,
+            "clips": [result.file_names[result.clips[query]] for query in pair],
         }
-
+        for similarity, *pair in found.pairs
+    ]
     return {
         "threshold": THRESHOLD,
         "num_pairs": found.num_pairs,
         "num_captions": len(concerned),
         "metrics": metrics(range(len(ranks))),
         "metrics_of_these_captions": metrics(concerned) if concerned else {},
-        "pairs": [pair_figures(*pair) for pair in found.pairs],
+        "pairs": pairs,
     }
 
 
 def query_figures(result: EvaluationResult, other: OtherRun | None) -> list[Figures]:
-    """A row a query: its best right clip and rank, what was returned first, and the same of the
-    other run with the ranks won against it.
+    """Collect for each query its best right clip and rank, and the clip returned first.
+
+    With another run also its answers, and the ranks won against it.
     """
     rows = []
     for query, ranks in enumerate(result.ranks["text_to_audio"]):
@@ -178,8 +238,8 @@ def query_figures(result: EvaluationResult, other: OtherRun | None) -> list[Figu
             "query": result.captions[query],
             "clip": result.file_names[best_right(scores, right)],
             "rank": int(ranks[0]),
+            "first": result.file_names[first_columns(scores, right, 1)[0]],
         }
-        row["first"] = result.file_names[first_columns(scores, right, 1)[0]]
         if other is not None:
             other_rank = int(other.ranks[query][0])
             row |= {
@@ -191,60 +251,21 @@ def query_figures(result: EvaluationResult, other: OtherRun | None) -> list[Figu
     return rows
 
 
-def difference_figures(result: EvaluationResult, other: OtherRun, by_query: bool) -> Figures:
-    """This run minus the other, text to audio, by a paired bootstrap; and how many queries stand
-    higher in which.
-    """
-    names = list(result.metrics["text_to_audio"])
-    unit, units = drawn_units(result, by_query)
-    ours, theirs = (
-        query_metrics(ranks, names) for ranks in (result.ranks["text_to_audio"], other.ranks)
-    )  # (N, M)
-    differences = _bootstrap(theirs, ours, units["text_to_audio"])
-    table = {}
-    for column, name in enumerate(names):
-        ends = ("low", "high", "p_value")
-        interval = {end: getattr(differences[column], end) if differences else None for end in ends}
-        this, that = float(ours[:, column].mean()), float(theirs[:, column].mean())
-        table[name] = {"this": this, "other": that, "difference": this - that, **interval}
-    won = np.array(
-        [
-            int(that[0]) - int(this[0])
-            for this, that in zip(result.ranks["text_to_audio"], other.ranks, strict=True)
-        ]
-    )
-    counts = {
-        "higher_here": int((won > 0).sum()),
-        "equal": int((won == 0).sum()),
-        "higher_there": int((won < 0).sum()),
-    }
-    return {
-        "name": other.name,
-        "metrics": table,
-        **counts,
-        "bootstrap": _about_bootstrap(len(set(units["text_to_audio"])), unit),
-    }
-
-
 def hardest_queries(
     result: EvaluationResult, number: int, also_right: Sequence[Sequence[int]]
 ) -> list[Figures]:
-    """The queries whose best right clip stands lowest, and what was returned instead; none of those
-    that found theirs first.
+    """Collect the queries whose best right clip stands lowest, and the clips returned instead.
 
-    Clips are columns of the matrix. Of equal ranks the query comes first whose right clip scores
-    further below the first one.
+    Queries that found their clip first are left out. Of equal ranks, first the query whose right
+    clip scores further below the first one. Clips are columns of the matrix.
     """
-    scores, ranks = (
-        result.scores.numpy(),
-        [int(query[0]) for query in result.ranks["text_to_audio"]],
-    )
-    best = {
-        query: best_right(scores[query], result.relevant[query])
-        for query, rank in enumerate(ranks)
-        if rank > 1
-    }
-    gaps = {query: float(scores[query].max() - scores[query, clip]) for query, clip in best.items()}
+    scores = result.scores.numpy()
+    ranks = [int(query[0]) for query in result.ranks["text_to_audio"]]
+    best, gaps = {}, {}
+    for query, rank in enumerate(ranks):
+        if rank > 1:
+            clip = best[query] = best_right(scores[query], result.relevant[query])
+            gaps[query] = float(scores[query].max() - scores[query, clip])
     hardest = sorted(gaps, key=lambda query: (-ranks[query], -gaps[query], query))[:number]
     queries_of = transpose_relevance(result.relevant, len(result.clip_ids))
 
@@ -258,68 +279,17 @@ def hardest_queries(
             "near_duplicate": clip in also_right[query],
         }
 
-    def returned(query: int) -> list[Figures]:
-        first = first_columns(
-            scores[query], result.relevant[query], min(NUM_RETURNED, ranks[query] - 1)
+    rows = []
+    for query in hardest:
+        right, num_wrong = result.relevant[query], min(NUM_RETURNED, ranks[query] - 1)
+        wrong = first_columns(scores[query], right, num_wrong)
+        rows.append(
+            {
+                "number": query,
+                "query": result.captions[query],
+                "right": answer(query, best[query], ranks[query]),
+                "num_right": len(set(right)),
+                "returned": [answer(query, clip, rank) for rank, clip in enumerate(wrong, 1)],
+            }
         )
-        return [answer(query, clip, rank) for rank, clip in enumerate(first, 1)]
-
-    return [
-        {
-            "number": query,
-            "query": result.captions[query],
-            "right": answer(query, best[query], ranks[query]),
-            "num_right": len(set(result.relevant[query])),
-            "returned": returned(query),
-        }
-        for query in hardest
-    ]
-
-
-def _bootstrap(first: np.ndarray, second: np.ndarray, units: list[Any]) -> list[Any] | None:
-    """Of two units at least: resamples of a single one are all the same."""
-    return (
-        paired_bootstrap(first, second, units, NUM_RESAMPLES, CONFIDENCE, SEED)
-        if len(set(units)) > 1
-        else None
-    )
-
-
-def _about_bootstrap(num_units: int, unit: str) -> Figures:
-    warning = (
-        narrow_intervals_warning(num_units)
-        if num_units > 1
-        else "no intervals: they need two at least"
-    )
-    about = {
-        "num_resamples": NUM_RESAMPLES,
-        "confidence": CONFIDENCE,
-        "seed": SEED,
-        "unit": unit,
-        "num_units": num_units,
-    }
-    return about | {"warning": warning}
-
-
-def _quantile_bins(values: np.ndarray, form: str) -> list[tuple[str, np.ndarray]]:
-    """At most NUM_BINS of about equally many queries: their range, and the queries."""
-    inner = np.unique(np.quantile(values, np.arange(1, NUM_BINS) / NUM_BINS, method="inverted_cdf"))
-    places = np.searchsorted(inner, values, side="left")
-    bins = [np.flatnonzero(places == place) for place in range(len(inner) + 1)]
-    return [
-        (_range(form.format(values[rows].min()), form.format(values[rows].max())), rows)
-        for rows in bins
-        if len(rows)
-    ]
-
-
-def _range(low: str, high: str) -> str:
-    return low if low == high else f"{low}–{high}"
-
-
-def _bin(name: str, values: np.ndarray) -> Figures:
-    return {
-        "name": name,
-        "num_queries": len(values),
-        **dict(zip(BIN_METRICS, values.mean(axis=0).tolist())),
-    }
+    return rows

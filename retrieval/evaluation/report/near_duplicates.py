@@ -1,11 +1,11 @@
-"""Captions of different clips that say the same: who asks one of them is right to get either clip,
-and R@k counts one as wrong.
+"""Near-duplicate captions: captions of different clips that say the same.
 
-Similarity of two captions: the words that both have over the words that one of them has, each word
-weighed by log(1 + N / n), n of the N captions having it. So captions that differ in "the" stay
-alike, and captions that differ in "dog" and "cat" do not. Order and number of the words do not
-count, nor do case and punctuation; synonyms are other words. In scripts without blanks every
-character is a word.
+A user who asks with one of them is right to get either clip, but R@k counts one as wrong.
+
+Similarity of two captions: the weight of their common words over that of all their words, each word
+weighed by log(1 + N / n), where n of the N captions have it. So captions that differ in "the" stay
+alike, and captions that differ in "dog" and "cat" do not. Order, repeats, case and punctuation do
+not count; synonyms are different words. In scripts without blanks every character is a word.
 
 Letters: N captions, V words.
 """
@@ -21,7 +21,7 @@ from retrieval.evaluation.metrics.text_audio_retrieval.ranking import ranks_of_r
 
 THRESHOLD = 0.8  # similarity from which on two captions count as nearly the same
 ROUNDING = 1e-9
-MAX_PAIRS = 1000  # of them are listed
+MAX_PAIRS = 1000  # listed
 # Thai and Lao, Burmese, Khmer, kana, Chinese characters
 WITHOUT_BLANKS = re.compile(
     "([\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff])"
@@ -32,16 +32,17 @@ WITHOUT_BLANKS = re.compile(
 class NearDuplicates:
     """Pairs of captions whose right clips differ and whose similarity reaches THRESHOLD."""
 
-    # similarity, two captions; the most similar ones, at most MAX_PAIRS
+    # similarity and two captions; the most similar pairs, at most MAX_PAIRS
     pairs: list[tuple[float, int, int]]
     num_pairs: int
-    # N, the clips of a caption's near-duplicates beside its own right ones
+    # N, clips of a caption's near-duplicates, without its own right clips
     also_right: list[list[int]]
 
 
 def words(text: str) -> list[str]:
-    """Runs of letters, marks and digits, in one case and Unicode form; a text without any is one
-    word.
+    """Split into runs of letters, marks and digits, in one case and Unicode form.
+
+    A text without any is one word.
     """
     folded = unicodedata.normalize("NFKC", text).casefold()
     kept = "".join(
@@ -53,10 +54,19 @@ def words(text: str) -> list[str]:
 def find_near_duplicates(
     captions: Sequence[str], relevant: Sequence[Sequence[int]]
 ) -> NearDuplicates:
-    """relevant[n] are the right clips of caption n. Every caption is compared with all that share a
-    word with it.
+    """Compare every caption with all that share a word with it.
+
+    Args:
+        captions: N texts.
+        relevant: For each caption the columns of its right clips.
     """
-    rows, weights = _words_of(captions)
+    vocabulary: dict[str, int] = {}
+    rows = [
+        sorted({vocabulary.setdefault(word, len(vocabulary)) for word in words(caption)})
+        for caption in captions
+    ]  # N, numbers of the words of each caption
+    counts = np.bincount(np.concatenate(rows), minlength=len(vocabulary))
+    weights = np.log1p(len(captions) / counts)  # (V,)
     totals = np.array([weights[row].sum() for row in rows])  # (N,) of all words of a caption
     captions_with: list[list[int]] = [[] for _ in weights]
     for caption, row in enumerate(rows):
@@ -92,8 +102,16 @@ def forgiving_ranks(
     ranks: Sequence[np.ndarray],
     also_right: Sequence[Sequence[int]],
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """The text-to-audio ranks where the clips of near-duplicates count as right, and where they are
-    left out of the ranking.
+    """Rank text to audio in two forgiving ways.
+
+    Args:
+        scores: (N, B).
+        relevant: For each caption the columns of its right clips.
+        ranks: N arrays, the ranks as scored.
+        also_right: `NearDuplicates.also_right`.
+
+    Returns:
+        Ranks with the clips of near-duplicates right as well, and ranks without those clips.
     """
     counted, left_out = list(ranks), list(ranks)
     for row, others in enumerate(also_right):
@@ -103,17 +121,6 @@ def forgiving_ranks(
             without[others] = -np.inf
             left_out[row] = ranks_of_relevant(without, sorted(set(relevant[row])))
     return counted, left_out
-
-
-def _words_of(captions: Sequence[str]) -> tuple[list[list[int]], np.ndarray]:
-    """The numbers of the words of each caption, and the weights of the words, float64 (V,)."""
-    vocabulary: dict[str, int] = {}
-    rows = [
-        sorted({vocabulary.setdefault(word, len(vocabulary)) for word in words(caption)})
-        for caption in captions
-    ]
-    counts = np.bincount(np.concatenate(rows), minlength=len(vocabulary))
-    return rows, np.log1p(len(captions) / counts)
 
 
 def _most_similar(pairs: list[tuple[float, int, int]]) -> list[tuple[float, int, int]]:

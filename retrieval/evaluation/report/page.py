@@ -1,9 +1,8 @@
-"""The page of a report: page.html filled in by Jinja, which escapes all text, with style and script
-inside.
+"""Fill in page.html with Jinja, which escapes all text; style and script go inside.
 
-A policy in the page forbids the network and every script but the page's own, so that what a caption
-holds cannot run or load anything. Long captions are cut and long lists bounded here; report.json
-has them whole.
+A policy in the page forbids the network and every script but the page's own, so that no caption can
+run or load anything. Long captions are cut and long lists shortened here; report.json has them
+whole.
 """
 
 import base64
@@ -14,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from retrieval.evaluation.ranks import DIRECTIONS
+from retrieval.evaluation.metrics.text_audio_retrieval.ranking import DIRECTIONS
 from retrieval.evaluation.report.media import Media
 
 FOLDER = Path(__file__).parent
@@ -29,8 +28,20 @@ MAX_PAIRS, MAX_KEYWORDS = 100, 200
 
 
 def render(figures: dict[str, Any], media: Media) -> str:
-    """HTML of the figures that `writing.collect` gives. Nothing in it depends on another file."""
-    rows = _sorted_queries(figures)
+    """Return the HTML of the figures of `writing.collect`; it depends on no other file."""
+    has_other = figures["against"] is not None
+    # By the ranks won against the other run, most first, or else the lowest rank first.
+    if has_other:
+        rows = sorted(figures["queries"], key=lambda row: (-row["won"], row["rank"]))
+    else:
+        rows = sorted(figures["queries"], key=lambda row: -row["rank"])
+    # Shown where no script runs: of two runs both ends.
+    first_rows = rows[:ROWS_WITHOUT_SCRIPT]
+    if has_other and len(rows) > ROWS_WITHOUT_SCRIPT:
+        first_rows = rows[: ROWS_WITHOUT_SCRIPT // 2] + rows[-ROWS_WITHOUT_SCRIPT // 2 :]
+    # Bars up to the last one that has a query.
+    counts = [figures["rank_histogram"][direction]["counts"] for direction in DIRECTIONS]
+    last_rank = 1 + max(bar for bars in counts for bar, count in enumerate(bars) if count)
     script = (FOLDER / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     environment = Environment(
@@ -51,13 +62,24 @@ def render(figures: dict[str, Any], media: Media) -> str:
         style=Markup((FOLDER / "page.css").read_text(encoding="utf-8")),
         script=Markup(script),
         policy=f"{POLICY}; script-src 'sha256-{digest}'",
-        last_rank=_last_rank(figures["rank_histogram"]),
-        table=_table(rows[:MAX_ROWS], figures["against"] is not None),
-        first_rows=_first_rows(rows, figures["against"] is not None),
+        last_rank=last_rank,
+        table=_table(rows[:MAX_ROWS], has_other),
+        first_rows=first_rows,
         max_rows=MAX_ROWS,
         max_pairs=MAX_PAIRS,
         max_keywords=MAX_KEYWORDS,
     )
+
+
+def _table(rows: list[dict[str, Any]], has_other: bool) -> dict[str, Any]:
+    """Pack the rows for page.js, with each file name once."""
+    names: dict[str, int] = {}
+    columns = ["rank", "other_rank", "won"] if has_other else ["rank"]
+    cells = []
+    for row in rows:
+        clips = [names.setdefault(cut(row[name]), len(names)) for name in ("clip", "first")]
+        cells.append([cut(row["query"]), *clips, *(row[column] for column in columns)])
+    return {"names": list(names), "rows": cells}
 
 
 def cut(text: str) -> str:
@@ -73,44 +95,5 @@ def signed(fraction: float) -> str:
 
 
 def minus(number: str) -> str:
-    """With the sign that is as wide as a plus."""
+    """Use the minus sign that is as wide as a plus."""
     return number.replace("-", "−")
-
-
-def _last_rank(histogram: dict[str, Any]) -> int:
-    """Bars up to the last one that has a query."""
-    return 1 + max(
-        bar
-        for direction in DIRECTIONS
-        for bar, count in enumerate(histogram[direction]["counts"])
-        if count
-    )
-
-
-def _sorted_queries(figures: dict[str, Any]) -> list[dict[str, Any]]:
-    """By the ranks won against the other run, most first, or else the lowest rank first."""
-    if figures["against"] is not None:
-        return sorted(figures["queries"], key=lambda row: (-row["won"], row["rank"]))
-    return sorted(figures["queries"], key=lambda row: -row["rank"])
-
-
-def _first_rows(rows: list[dict[str, Any]], has_other: bool) -> list[dict[str, Any]]:
-    """What is listed where no script runs; of two runs both ends."""
-    if not has_other or len(rows) <= ROWS_WITHOUT_SCRIPT:
-        return rows[:ROWS_WITHOUT_SCRIPT]
-    return rows[: ROWS_WITHOUT_SCRIPT // 2] + rows[-ROWS_WITHOUT_SCRIPT // 2 :]
-
-
-def _table(rows: list[dict[str, Any]], has_other: bool) -> dict[str, Any]:
-    """The rows as the script reads them; file names once."""
-    names: dict[str, int] = {}
-    columns = ["rank", "other_rank", "won"] if has_other else ["rank"]
-    cells = [
-        [
-            cut(row["query"]),
-            *(names.setdefault(cut(row[name]), len(names)) for name in ("clip", "first")),
-            *(row[column] for column in columns),
-        ]
-        for row in rows
-    ]
-    return {"names": list(names), "rows": cells}

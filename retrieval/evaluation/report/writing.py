@@ -1,15 +1,14 @@
-"""From a scored split to DIR/report.html and DIR/report.json."""
+"""Write DIR/report.html and DIR/report.json of a scored split."""
 
 import json
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from retrieval.base.files import atomic_writer
 from retrieval.base.versions import git_commit
 from retrieval.data import ClipSplit
-from retrieval.evaluation.outputs import REPORT_FIGURES, REPORT_PAGE
-from retrieval.evaluation.ranks import rank_histogram
+from retrieval.evaluation.metrics.text_audio_retrieval.ranking import rank_histogram
+from retrieval.evaluation.outputs import REPORT_FIGURES, REPORT_PAGE, ScoringRecord
 from retrieval.evaluation.report.against import OtherRun
 from retrieval.evaluation.report.figures import (
     Figures,
@@ -32,16 +31,30 @@ def write_report(
     split: ClipSplit,
     scorer: Scorer,
     folder: Path,
-    about: dict[str, Any],
+    record: ScoringRecord,
     num_queries: int,
     other: OtherRun | None = None,
 ) -> None:
-    """Page and figures; `num_queries` hardest queries are shown with sound and pictures. Both files
-    appear when both are whole. Raises UserError.
+    """Write page and figures; both files appear when both are whole.
+
+    Args:
+        result: Scores and ranks.
+        split: The clips that were scored.
+        scorer: The checkpoints, which draw attention.
+        folder: Made if absent.
+        record: Origin of the scores.
+        num_queries: Hardest queries that are shown with sound and pictures.
+        other: Run to compare with.
+
+    Raises:
+        UserError: The disk is full or read-only.
     """
-    figures = collect(result, split, about, num_queries, other)
-    media = gather_media(scorer, split, result.captions, clips_shown(figures))
-    page = render(figures, media)
+    figures = collect(result, split, record, num_queries, other)
+    shown: dict[int, list[int]] = {}  # clip -> queries, in the order of the page
+    for hard in figures["hardest"]:
+        for answer in (hard["right"], *hard["returned"]):
+            shown.setdefault(answer["clip"], []).append(hard["number"])
+    page = render(figures, gather_media(scorer, split, result.captions, shown))
     with (
         atomic_writer(folder / REPORT_PAGE) as html,
         atomic_writer(folder / REPORT_FIGURES) as numbers,
@@ -49,25 +62,24 @@ def write_report(
         html.write(page)
         json.dump(figures, numbers, indent=1, ensure_ascii=False)
         numbers.write("\n")
-    print(
-        f"written: {folder / REPORT_PAGE} ({len(page.encode()) / 2**20:.1f} MiB),"
-        f" {folder / REPORT_FIGURES}"
-    )
+    size = f"{len(page.encode()) / 2**20:.1f} MiB"
+    print(f"written: {folder / REPORT_PAGE} ({size}), {folder / REPORT_FIGURES}")
 
 
 def collect(
     result: EvaluationResult,
     split: ClipSplit,
-    about: dict[str, Any],
+    record: ScoringRecord,
     num_queries: int,
     other: OtherRun | None,
 ) -> Figures:
-    """All that is said, as JSON; `about` is where the scores come from."""
-    by_query = "relevance" in about
+    """Collect all figures, as JSON; arguments as of `write_report`."""
+    by_query = record.relevance is not None
     found = find_near_duplicates(result.captions, result.relevant)
-    ranks, counts, medians = rank_histogram(result.ranks)
+    bars, counts, medians = rank_histogram(result.ranks)
     seconds = (split.num_samples / split.sample_rate).tolist()
-    head = about | {
+    about = {
+        **record.to_json(),
         "split": result.split,
         "num_clips": len(result.clip_ids),
         "num_captions": len(result.captions),
@@ -80,23 +92,12 @@ def collect(
         name: {"counts": counts[name].tolist(), "median": medians[name]} for name in counts
     }
     return {
-        "about": head,
+        "about": about,
         **metric_figures(result, by_query),
         "against": difference_figures(result, other, by_query) if other else None,
-        "rank_histogram": {"ranks": ranks, **histogram},
+        "rank_histogram": {"ranks": bars, **histogram},
         "hardest": hardest_queries(result, num_queries, found.also_right),
         "breakdowns": breakdowns(result, seconds, split.column("keywords")),
         "near_duplicates": duplicate_figures(result, found),
         "queries": query_figures(result, other),
     }
-
-
-def clips_shown(figures: Figures) -> dict[int, list[int]]:
-    """The clips of the hardest queries in the order of the page, and the queries that each is shown
-    for.
-    """
-    shown: dict[int, list[int]] = {}
-    for hard in figures["hardest"]:
-        for answer in (hard["right"], *hard["returned"]):
-            shown.setdefault(answer["clip"], []).append(hard["number"])
-    return shown

@@ -9,9 +9,8 @@ from urllib.parse import urlencode
 import numpy as np
 
 from retrieval.base.errors import UserError
+from retrieval.evaluation.attention import attention_curve
 from retrieval.search import AudioIndex, Hit
-
-MAX_POINTS = 240  # of a curve: more than its pixels on a phone
 
 
 def message(text: str, kind: str = "note") -> str:
@@ -75,7 +74,7 @@ def timeline(hit: Hit, name: str) -> str:
     )
     curve = band = ""
     if hit.attention is not None:
-        curve = attention_curve(hit)
+        curve = attention_svg(hit)
         left, width = (
             100 * (hit.attended_from - hit.start) / length,
             100 * (hit.attended_to - hit.attended_from) / length,
@@ -93,15 +92,12 @@ def timeline(hit: Hit, name: str) -> str:
     return f'{bar}<div class="axis" aria-hidden="true">{ticks}</div>'
 
 
-def attention_curve(hit: Hit) -> str:
-    """The weights over time, their highest at the top; frame t is centred at (t + 0.5)
+def attention_svg(hit: Hit) -> str:
+    """Draw the weights over time, their highest at the top; frame t is centred at (t + 0.5)
     frame_seconds of the excerpt.
     """
-    groups = np.array_split(
-        hit.attention / hit.attention.max(), min(MAX_POINTS, len(hit.attention))
-    )
-    heights = [100 - 94 * float(group.max()) for group in groups]
-    sizes = np.array([len(group) for group in groups])
+    levels, sizes = attention_curve(hit.attention)
+    heights = (100 - 94 * levels / levels.max()).tolist()
     times = (np.cumsum(sizes) - sizes / 2) * hit.frame_seconds  # of the groups' centres
     places = (1000 * times / (hit.end - hit.start)).clip(0, 1000)
     points = [(0.0, heights[0]), *zip(places, heights, strict=True), (1000.0, heights[-1])]

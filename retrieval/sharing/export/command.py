@@ -12,7 +12,7 @@ from retrieval.base.errors import OneLineParser
 from retrieval.base.extras import needs_extra
 from retrieval.base.launch import check_environment
 from retrieval.base.progress import set_quiet, silence_transformers
-from retrieval.evaluation.outputs import check_checkpoints
+from retrieval.evaluation.options import check_checkpoints
 
 if TYPE_CHECKING:
     from retrieval.models.dual_encoder import DualEncoder

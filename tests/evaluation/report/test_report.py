@@ -27,6 +27,7 @@ from PIL import Image
 from retrieval.base.errors import UserError
 from retrieval.config import load_config
 from retrieval.data import open_cache
+from retrieval.evaluation.attention import MAX_POINTS, attention_curve
 from retrieval.evaluation.bootstrap import FEW_CLIPS
 from retrieval.evaluation.report import figures as figures_module
 from retrieval.evaluation.report import media as media_module
@@ -40,7 +41,7 @@ from retrieval.evaluation.report.figures import (
     metric_figures,
     split_keywords,
 )
-from retrieval.evaluation.report.media import Media, attention_curve, sound_uri, spectrogram_uri
+from retrieval.evaluation.report.media import Media, attention_path, sound_uri, spectrogram_uri
 from retrieval.evaluation.report.near_duplicates import (
     THRESHOLD,
     find_near_duplicates,
@@ -52,7 +53,7 @@ from retrieval.evaluation.report.writing import collect
 from retrieval.evaluation.result import EvaluationResult
 from retrieval.models.build import build_model
 from retrieval.models.dual_encoder import DualEncoder
-from tests.conftest import ROOT, SAMPLE_RATE, tone, write_cache, write_rows
+from tests.conftest import ROOT, SAMPLE_RATE, SCORING_RECORD, tone, write_cache, write_rows
 
 specification = importlib.util.spec_from_file_location(
     "evaluate_script_of_report", ROOT / "evaluate.py"
@@ -109,9 +110,6 @@ def split_of(result: EvaluationResult, keywords=None) -> SimpleNamespace:
     return SimpleNamespace(
         num_samples=num_samples, sample_rate=SAMPLE_RATE, column={"keywords": keywords}.get
     )
-
-
-ABOUT = {"checkpoint": "runs/a/best", "cache": "cache", "mixed_precision": "no"}
 
 
 def other_run(result: EvaluationResult, seed: int = 9) -> OtherRun:
@@ -420,18 +418,24 @@ def test_a_picture_keeps_place_and_level():
 
 
 def test_an_attention_curve_is_the_weights():
-    curve = attention_curve(np.array([0.5, 0.25, 0.25, 0.0]))
+    curve = attention_path(np.array([0.5, 0.25, 0.25, 0.0]))
     assert (
         curve.path == "M0,100 V7.4H1 V53.7H2 V53.7H3 V100.0H4 V100Z"
         and curve.peak == pytest.approx(2)
     )
     assert curve.uniform == pytest.approx(100 - 100 / 2.16)
-    many = attention_curve(np.full(5000, 1 / 5000))
+    many = attention_path(np.full(5000, 1 / 5000))
     assert (
-        many.num_points == media_module.MAX_POINTS
+        many.num_points == MAX_POINTS
         and many.uniform == pytest.approx(50)
         and many.path.count("V50.0") == many.num_points
     )
+    weights = np.random.default_rng(0).dirichlet(np.ones(1000))
+    levels, sizes = attention_curve(weights)
+    ends = np.cumsum(sizes)
+    assert len(levels) == MAX_POINTS and ends[-1] == 1000 and set(sizes.tolist()) == {4, 5}
+    for level, size, end in zip(levels, sizes, ends, strict=True):
+        assert level == pytest.approx(1000 * max(weights[end - size : end]))
 
 
 # --- the page ---
@@ -626,14 +630,16 @@ def test_captions_and_file_names_are_text_and_nothing_else(report, page):
 
 def test_a_caption_of_ten_thousand_words_is_cut():
     result = result_of(2, 1, captions=["word " * 10_000, "b"])
-    html = render(collect(result, split_of(result), ABOUT, 0, None), Media({}, None, 0))
+    html = render(collect(result, split_of(result), SCORING_RECORD, 0, None), Media({}, None, 0))
     assert len(html) < 60_000 and "word " * (MAX_CHARACTERS // 5 - 1) in html and "…" in html
 
 
 def test_five_thousand_captions_come_by_pages(monkeypatch):
     monkeypatch.setattr(figures_module, "NUM_RESAMPLES", 100)
     result = result_of(1000, 5)
-    figures = collect(result, split_of(result, ["rain;dog"] * 1000), ABOUT, 0, other_run(result))
+    figures = collect(
+        result, split_of(result, ["rain;dog"] * 1000), SCORING_RECORD, 0, other_run(result)
+    )
     html = render(figures, Media({}, None, 0))
     page = Page(html)
     rows = json.loads(page.of("script")[0])["rows"]
@@ -793,8 +799,8 @@ def test_results_of_the_other_run_say_what_scoring_it_says(report, runs, tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--against", "{runs}/mean/best"], "page of --report DIR: add it"),
-        (["--report-queries", "3"], "page of --report DIR: add it"),
+        (["--against", "{runs}/mean/best"], "need --report DIR"),
+        (["--report-queries", "3"], "need --report DIR"),
         (["--report", "{tmp}/page", "--report-queries", "-1"], "must be 0 to 200, found -1"),
         (
             ["--report", "{tmp}/page", "--queries", "q.csv", "--submission", "dcase2024", "s.csv"],
@@ -858,10 +864,7 @@ def test_another_run_that_cannot_be_compared_is_found_before_scoring(
     )
     with pytest.raises(
         UserError,
-        match=(
-            "other clips or queries: 1 queries and 12 clips of split None, to be scored are 13 and"
-            " 12 of "
-        ),
+        match="other clips or queries: 1 queries and 12 clips of split None, .* 13 and 12 of ",
     ):
         script.main([*score, str(results)])
     (results / "ranks.csv").write_text("query,clip\n")

@@ -1,11 +1,10 @@
 """Ranks, mAP@k and R@k from a score matrix. numpy only, so that it loads without the evaluate
 package.
 
-Letters: N queries, B candidates, R relevant candidates of a query. A query may have several
-relevant candidates.
+Letters: N queries, B candidates, R relevant candidates of a query, which may have several.
 
-Ties are resolved against the query: a relevant candidate stands behind every other candidate of the
-same score. A collapsed model, which scores everything alike, gets zero and not a perfect score.
+Ties count against the query: a relevant candidate stands behind every other candidate of the same
+score. A collapsed model, which scores everything alike, gets zero and not a perfect score.
 """
 
 import math
@@ -14,14 +13,15 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 ROWS_AT_ONCE = 256
+RANK_EDGES = np.array([1, 2, 3, 6, 11, 21, 51, 101, 201, 501])  # first rank of each bar
+DIRECTIONS = {"text_to_audio": "text to audio", "audio_to_text": "audio to text"}
 
 
 def ranks_of_relevant(scores: np.ndarray, relevant: Sequence[int]) -> np.ndarray:
-    """Ranks, from 1 and ascending, of the relevant candidates of one query: scores (B,) -> int64
-    (R,).
+    """Rank the relevant candidates of one query: scores (B,) -> int64 (R,), from 1, ascending.
 
-    The i-th best relevant candidate stands behind i - 1 relevant ones and all others that score as
-    much or more.
+    The i-th best relevant candidate stands behind i - 1 relevant ones, and behind all others that
+    score as much or more.
     """
     hits = -np.sort(-scores[np.asarray(relevant, dtype=np.int64)])  # (R,), best first
     # (R,) candidates that are not relevant
@@ -30,19 +30,26 @@ def ranks_of_relevant(scores: np.ndarray, relevant: Sequence[int]) -> np.ndarray
 
 
 def row_blocks(scores: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """(first row, ROWS_AT_ONCE rows) of scores (N, B), contiguous whatever the order in memory: a
-    matrix may be a transposed memory map.
+    """Yield the number of the first row, and ROWS_AT_ONCE rows of scores (N, B).
+
+    The rows are contiguous in memory, also if the matrix is a transposed memory map.
     """
     for first in range(0, len(scores), ROWS_AT_ONCE):
         yield first, np.ascontiguousarray(scores[first : first + ROWS_AT_ONCE])
 
 
 def all_ranks(scores: np.ndarray, relevant: Sequence[Sequence[int]]) -> list[np.ndarray]:
-    """Ranks of every query's relevant candidates: scores (N, B), relevant[n] = indices of
-    candidates -> N arrays.
+    """Rank the relevant candidates of every query.
 
-    Raises ValueError for NaN scores, a query without relevant candidate and an index that is no
-    candidate.
+    Args:
+        scores: (N, B), a row for each query.
+        relevant: For each query the columns of its relevant candidates.
+
+    Returns:
+        For each query its ranks, int64 (R,), from 1, ascending.
+
+    Raises:
+        ValueError: A score is NaN, a query has no relevant candidate, or a column is out of range.
     """
     scores = np.asarray(scores)
     if scores.ndim != 2 or len(scores) != len(relevant) or not len(scores):
@@ -71,10 +78,28 @@ def all_ranks(scores: np.ndarray, relevant: Sequence[Sequence[int]]) -> list[np.
     return ranks
 
 
-def average_precision(ranks: np.ndarray, k: int) -> float:
-    """AP@k of one query: precision at each hit within k, summed, divided by the number of relevant
-    candidates (DCASE).
+def best_right(scores: np.ndarray, right: Sequence[int]) -> int:
+    """Return the column in `right` that scores highest for a query with scores (B,)."""
+    right = np.sort(right)
+    return int(right[scores[right].argmax()])
 
+
+def first_columns(scores: np.ndarray, right: Sequence[int], number: int) -> list[int]:
+    """Return the first columns of a query's ranking, scores (B,).
+
+    As in the metrics, tied columns stand before those in `right`.
+    """
+    last = max(0, len(scores) - number)
+    # Includes all that tie with the last one.
+    candidates = np.flatnonzero(scores >= np.partition(scores, last)[last])
+    order = np.lexsort((np.isin(candidates, right), -scores[candidates]))
+    return candidates[order[:number]].tolist()
+
+
+def average_precision(ranks: np.ndarray, k: int) -> float:
+    """Return AP@k of one query, as DCASE defines it.
+
+    The precisions at the hits within k are added, and divided by the number of relevant candidates.
     With one relevant candidate this is 1 / rank, or 0 beyond k. With more than k of them it cannot
     reach 1.
     """
@@ -83,11 +108,10 @@ def average_precision(ranks: np.ndarray, k: int) -> float:
 
 
 def recall(ranks: np.ndarray, k: int) -> float:
-    """R@k of one query: 1 if at least one relevant candidate is within k.
+    """Return R@k of one query: 1 if at least one relevant candidate is within k.
 
-    That is how the retrieval literature, and every result we compare with, counts audio to text,
-    where a clip has five right captions; with one relevant candidate it is the same as the share of
-    them that is found.
+    The retrieval literature counts audio to text in this way, where a clip has five right captions.
+    With one relevant candidate it equals the share of relevant candidates that is found.
     """
     return float(ranks[0] <= k)
 
@@ -97,28 +121,32 @@ def metrics_of_ranks(
     map_at: int | Sequence[int] = 10,
     recall_at: Sequence[int] = (1, 5, 10),
 ) -> dict[str, float]:
-    """Means over the queries, as fractions: {"mAP@10": ..., "R@1": ..., "R@5": ..., "R@10": ...};
-    map_at may be several depths.
+    """Average the metrics over queries.
 
-    The order of the ranks does not change the means, not even the last bit (math.fsum): training
+    The order of the queries does not change the means, not even the last bit (math.fsum): training
     compares the means of epochs.
+
+    Args:
+        ranks: N arrays of `all_ranks`.
+        map_at: Depth of mAP, or several.
+        recall_at: Depths of R.
+
+    Returns:
+        Fractions by name: "mAP@10", "R@1", "R@5", "R@10".
     """
     means = {
         f"mAP@{k}": math.fsum(average_precision(query, k) for query in ranks) / len(ranks)
-        for k in _depths(map_at)
+        for k in np.atleast_1d(map_at).tolist()
     }
     return means | {
         f"R@{k}": math.fsum(recall(query, k) for query in ranks) / len(ranks) for k in recall_at
     }
 
 
-def _depths(map_at: int | Sequence[int]) -> Sequence[int]:
-    return [map_at] if isinstance(map_at, int) else map_at
-
-
 def transpose_relevance(relevant: Sequence[Sequence[int]], num_candidates: int) -> list[list[int]]:
-    """The queries that each candidate is relevant to, for the other direction; a list may be
-    empty.
+    """List the queries that each candidate is relevant to, for the other direction.
+
+    A list may be empty.
     """
     queries: list[list[int]] = [[] for _ in range(num_candidates)]
     for query, indices in enumerate(relevant):
@@ -130,11 +158,15 @@ def transpose_relevance(relevant: Sequence[Sequence[int]], num_candidates: int) 
 def ranks_of_both_directions(
     scores: np.ndarray, relevant: Sequence[Sequence[int]]
 ) -> dict[str, list[np.ndarray]]:
-    """all_ranks of each direction: scores (texts, audios), relevant[text] = audios ->
-    {"text_to_audio", "audio_to_text"}.
+    """Rank in both directions, without a copy of the matrix.
 
-    A clip that no caption belongs to is a candidate for texts, but no query of its own. No copy of
-    the matrix is made.
+    Args:
+        scores: (texts, audios).
+        relevant: For each text its relevant audios.
+
+    Returns:
+        Ranks of `all_ranks` by "text_to_audio" and "audio_to_text". An audio without a text is a
+        candidate, but no query.
     """
     scores = np.asarray(scores)
     text_to_audio = all_ranks(scores, relevant)
@@ -153,15 +185,23 @@ def chance_metrics(
     map_at: int | Sequence[int] = 10,
     recall_at: Sequence[int] = (1, 5, 10),
 ) -> dict[str, float]:
-    """Expected metrics of a random order; num_relevant[n] of the candidates are relevant to query
-    n.
+    """Return the expected metrics of a random order.
 
-    A candidate at rank r is relevant with probability R / B, and then each of the r - 1 before it
+    The candidate at rank r is relevant with probability R / B, and then each of the r - 1 before it
     with (R - 1) / (B - 1).
+
+    Args:
+        num_candidates: B.
+        num_relevant: R of each query.
+        map_at: Depth of mAP, or several.
+        recall_at: Depths of R.
+
+    Returns:
+        Fractions by name, as of `metrics_of_ranks`.
     """
     others = max(num_candidates - 1, 1)
     chance = {}
-    for depth in _depths(map_at):
+    for depth in np.atleast_1d(map_at).tolist():
         ranks = range(1, min(depth, num_candidates) + 1)
         precision = [
             sum((1 + (r - 1) * (number - 1) / others) / r for r in ranks) / num_candidates
@@ -176,3 +216,33 @@ def chance_metrics(
         ]
         chance[f"R@{depth}"] = 1 - float(np.mean(missed))
     return chance
+
+
+def rank_histogram(
+    ranks: dict[str, list[np.ndarray]],
+) -> tuple[list[str], dict[str, np.ndarray], dict[str, float]]:
+    """Count queries by the rank of their best relevant candidate.
+
+    Args:
+        ranks: Direction -> ranks of each query, as of `ranks_of_both_directions`.
+
+    Returns:
+        Names of the bars; number of queries in each bar and median rank, by direction.
+    """
+    best = {
+        direction: np.array([query[0] for query in queries]) for direction, queries in ranks.items()
+    }
+    # The number of captions bounds all ranks, so the axis is the same in every epoch.
+    highest = max(max(values.max(), len(values)) for values in best.values())
+    num_bars = np.searchsorted(RANK_EDGES, highest, side="right")
+    names = [
+        f"{first}" if first == last else f"{first}-{last}"
+        for first, last in zip(RANK_EDGES, RANK_EDGES[1:] - 1, strict=False)
+    ]
+    names.append(f"{RANK_EDGES[-1]}+")
+    counts, medians = {}, {}
+    for direction, values in best.items():
+        bars = np.searchsorted(RANK_EDGES, values, side="right") - 1
+        counts[direction] = np.bincount(bars, minlength=num_bars)
+        medians[direction] = float(np.median(values))
+    return names[:num_bars], counts, medians
