@@ -35,6 +35,7 @@ from typing import Any
 
 from retrieval.base.command import run_main
 from retrieval.base.errors import OneLineParser, UserError
+from retrieval.base.processes import usable_cores
 
 ROOT = Path(__file__).resolve().parent.parent
 WAV_RATE = 44_100  # Hz, as in Clotho
@@ -244,7 +245,7 @@ def hardware() -> str:
         (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "CPU"
     )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{model}, {len(os.sched_getaffinity(0))} cores, {memory:.0f} GiB"
+    return f"{model}, {usable_cores()} cores, {memory:.0f} GiB"
 
 
 def work_folder(given: Path | None) -> Path:
@@ -268,7 +269,7 @@ def main() -> int:
     parser.add_argument(
         "--threads",
         type=int,
-        default=len(os.sched_getaffinity(0)),
+        default=usable_cores(),
         help="of the training process (default: all cores)",
     )
     parser.add_argument(

@@ -45,6 +45,7 @@ from benchmarks.pictures import check_picture
 from benchmarks.traffic import average_in_python, count_bytes, formula, num_trained, report_bytes
 from retrieval.base.command import run_main
 from retrieval.base.errors import OneLineParser, UserError, one_line
+from retrieval.base.processes import usable_cores
 
 NUM_CLIPS = 20  # in the corpus; scoring repeats them
 
@@ -408,7 +409,7 @@ def main() -> int:
     parser.add_argument(
         "--threads",
         type=int,
-        default=len(os.sched_getaffinity(0)),
+        default=usable_cores(),
         help="of all processes of a step (default: all cores)",
     )
     parser.add_argument(

@@ -1,14 +1,13 @@
 """Shared parts of the build_*.py commands: options of a cache, their checks, build and report."""
 
 import argparse
-import os
-import sys
 from pathlib import Path
 
 from data_prep.cache.arrow_cache import CacheSettings, build_cache
 from data_prep.cache.split_plan import SplitPlan, print_report
 from retrieval.base.errors import OneLineParser, UserError
 from retrieval.base.folders import check_has_name
+from retrieval.base.processes import usable_cores
 from retrieval.data.schema import FLAC, MP3, PCM
 
 CODECS = {"pcm": PCM, "flac": FLAC, "mp3": MP3}
@@ -43,7 +42,7 @@ def build_parser(
     parser.add_argument(
         "--max-seconds", type=float, default=max_seconds, metavar="S", help=cut_help
     )
-    num_cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    num_cores = usable_cores()
     parser.add_argument(
         "--num-proc",
         type=int,

@@ -19,11 +19,9 @@ its parent, so it ends when the parent ends, in any way. PR_SET_PDEATHSIG would 
 """
 
 import atexit
-import fcntl
 import importlib
 import json
 import os
-import resource
 import signal
 import struct
 import subprocess
@@ -39,6 +37,12 @@ import numpy as np
 
 from retrieval.base.errors import UserError, one_line
 from retrieval.base.sound import SoundFacts, TruncatedSound, UnreadableSound
+
+try:
+    import fcntl
+    import resource
+except ImportError:  # Windows: no limit of memory, smaller pipes
+    fcntl = resource = None
 
 READER = "retrieval.base.sound"  # the module whose `mono_blocks` and `SoundReader` the child runs
 # for one block: a disk may wake up slowly, and finding a length may mean decoding hours
@@ -196,9 +200,8 @@ class _Decoder:
                 f"the process that decodes sounds cannot be started: {error.strerror}"
             ) from None
         _all.add(self)
-        self._in, self._out = self._process.stdin.fileno(), self._process.stdout.fileno()
         with suppress(OSError, AttributeError):  # Linux only, and up to a limit for each user
-            fcntl.fcntl(self._out, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+            fcntl.fcntl(self._process.stdout, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         try:
             self._receive_ready()
         except BaseException:
@@ -265,7 +268,6 @@ class _Decoder:
     def forget(self) -> None:
         """Drop the child in a forked copy of the parent: it belongs to the original."""
         self._process.returncode = 0
-        self._in = self._out = -1
         self._close()
 
     def _close(self) -> None:
@@ -278,8 +280,8 @@ class _Decoder:
         self._is_whole = False
         try:
             while message:
-                message = message[os.write(self._in, message) :]
-        except OSError:
+                message = message[self._process.stdin.write(message) :]
+        except (OSError, ValueError):  # ValueError: closed
             raise self._death() from None
         self._is_whole = True
 
@@ -296,8 +298,8 @@ class _Decoder:
         rest = memoryview(content)
         while len(rest):
             try:
-                count = os.readv(self._out, [rest])
-            except OSError:
+                count = self._process.stdout.readinto(rest)
+            except (OSError, ValueError):  # ValueError: closed
                 count = 0
             if not count:
                 raise self._death()
@@ -310,16 +312,18 @@ class _Decoder:
         except subprocess.TimeoutExpired:
             code = None
         self.kill()
-        death = _Death(f"its decoder ended unexpectedly (exit code {code})")
-        if code == -signal.SIGALRM:
+        if code is None or code >= 0:
+            return _Death(f"its decoder ended unexpectedly (exit code {code})")
+        # by names: Windows has few signals
+        names = {number.value: number.name for number in signal.Signals}
+        name = names.get(-code, f"signal {-code}")
+        if name == "SIGALRM":
             death = _Death(f"its decoder made no progress for {HANG_SECONDS:g} s")
             death.was_hanging = True
-        elif code == -signal.SIGKILL:
-            death = _Death("its decoder was killed, perhaps for lack of memory")
-        elif code is not None and code < 0:
-            known = {number.value: number.name for number in signal.Signals}
-            death = _Death(f"its decoder crashed ({known.get(-code, f'signal {-code}')})")
-        return death
+            return death
+        if name == "SIGKILL":
+            return _Death("its decoder was killed, perhaps for lack of memory")
+        return _Death(f"its decoder crashed ({name})")
 
 
 def _module_paths() -> list[str]:
@@ -395,7 +399,8 @@ def _forget_all() -> None:
     _all.clear()
 
 
-os.register_at_fork(after_in_child=_forget_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_all)
 
 
 # --- in the child ---
@@ -435,13 +440,21 @@ def serve(reader: str) -> NoReturn:
 
 def _set_limits() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process, also within a library
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
-    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
-    with suppress(ValueError, OSError):  # a lower limit is there
-        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_LIMIT, MEMORY_LIMIT))
+    if hasattr(signal, "SIGALRM"):
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process, also within a library
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+    if resource is not None:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+        with suppress(ValueError, OSError):  # a lower limit is there
+            resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_LIMIT, MEMORY_LIMIT))
     with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("500")  # where memory is short, this process goes before its parent
+
+
+def _set_alarm(seconds: float) -> None:
+    """Let SIGALRM end this process after `seconds`, where there is one; 0 cancels it."""
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
 def _serve_request(module: Any, request: dict[str, Any], requests: int, answers: int) -> None:
@@ -460,9 +473,9 @@ def _serve_request(module: Any, request: dict[str, Any], requests: int, answers:
                     blocks.close()  # so that there is no next one
                     break
                 credit += 1
-            signal.setitimer(signal.ITIMER_REAL, HANG_SECONDS)
+            _set_alarm(HANG_SECONDS)
             block = next(blocks, None)
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            _set_alarm(0)
             if block is not None:
                 _send_all(answers, waiting)
             if vars(facts) != told:
@@ -476,7 +489,7 @@ def _serve_request(module: Any, request: dict[str, Any], requests: int, answers:
     except BrokenPipeError:
         raise
     except Exception as error:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        _set_alarm(0)
         waiting += _message(FACTS, json.dumps(vars(facts)).encode())
         waiting += _message(ERROR, json.dumps(_described(error)).encode())
     _send_all(answers, waiting)
@@ -561,7 +574,10 @@ def _message(kind: bytes, payload: Any = b"") -> list[memoryview]:
 def _send_all(descriptor: int, messages: list[memoryview]) -> None:
     """Write the messages, and empty the list."""
     while messages:
-        count = os.writev(descriptor, messages)
+        if hasattr(os, "writev"):
+            count = os.writev(descriptor, messages)
+        else:  # Windows
+            count = os.write(descriptor, messages[0])
         while messages and count >= len(messages[0]):
             count -= len(messages.pop(0))
         if messages:

@@ -7,7 +7,8 @@ turns it into an ImportError. The program then continues, or ends in a traceback
 phases:
 
     starting   the command's own imports: no work has begun, the process ends at once
-    running    the exception is raised; during an import only after it has ended, and further imports fail at once to shorten the wait
+    running    the exception is raised; during an import only after it has ended, and further
+               imports fail at once to shorten the wait
     ended      the last line is printed: another Ctrl-C only stops waiting for threads
 """
 
@@ -78,17 +79,26 @@ def _on_ctrl_c(signum: int, frame: FrameType | None) -> None:
         os._exit(EXIT_CODE)
 
 
+def callers(frame: FrameType | None) -> Iterator[FrameType]:
+    """Yield `frame` and the frames that called it, from the inside out."""
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
 def interrupt(frame: FrameType | None, exception: BaseException) -> None:
     """Raise `exception` from a signal handler at a place where it cannot be lost.
 
     Args:
         frame: The frame that the signal interrupted.
         exception: Raised here. During an import or a finaliser it is raised in the code that they
-        return to; until then every
-            further import raises it too.
+            return to; until then every further import raises it too.
     """
     global _refusal
-    receiver = _frame_that_receives(frame)
+    receiver = None
+    for caller in callers(frame):  # the outermost import or finaliser comes last
+        if caller.f_code.co_filename == IMPORT or caller.f_code.co_name in DROPS_EXCEPTIONS:
+            receiver = caller.f_back
     if receiver is None or _refusal is not None:  # the second Ctrl-C does not wait for the import
         raise exception
 
@@ -104,18 +114,6 @@ def interrupt(frame: FrameType | None, exception: BaseException) -> None:
     sys.settrace(lambda *_: None)
     _refusal = _RefuseImports(exception)
     sys.meta_path.insert(0, _refusal)
-
-
-def _frame_that_receives(frame: FrameType | None) -> FrameType | None:
-    """Return the frame that started the outermost import or finaliser; None if neither is
-    running.
-    """
-    receiver = None
-    while frame is not None:
-        if frame.f_code.co_filename == IMPORT or frame.f_code.co_name in DROPS_EXCEPTIONS:
-            receiver = frame.f_back
-        frame = frame.f_back
-    return receiver
 
 
 class _RefuseImports(MetaPathFinder):

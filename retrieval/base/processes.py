@@ -1,6 +1,14 @@
-"""Command line, environment and parent of other processes, from /proc (Linux)."""
+"""Facts about processes: cores; command line, environment and parent, from /proc (Linux)."""
 
+import os
 from pathlib import Path
+
+
+def usable_cores() -> int:
+    """Return the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def words_of(process: int) -> list[str]:

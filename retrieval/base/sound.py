@@ -425,7 +425,8 @@ def _open_source(path: bytes, file: Any, kind: Kind) -> "_Libsndfile | _Chain | 
 
 
 def _without_waiting(path: bytes, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)  # opening a pipe would wait for a writer
+    # Opening a pipe would wait for a writer. Windows has no pipes in folders.
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 class _one_kind_of_error:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from retrieval.base.interrupts import DROPS_EXCEPTIONS, interrupt
+from retrieval.base.interrupts import DROPS_EXCEPTIONS, callers, interrupt
 from retrieval.base.processes import environment_of, parent_of, words_of
 
 # what accelerate launch and torchrun set for the processes they start
@@ -76,16 +76,9 @@ class StopRequest:
         if is_second and signum != signal.SIGINT:
             return
         self.signum = signum
-        if (self.at_once or is_second) and not _drops_exceptions(frame):
+        would_be_lost = any(one.f_code.co_name in DROPS_EXCEPTIONS for one in callers(frame))
+        if (self.at_once or is_second) and not would_be_lost:
             interrupt(frame, Interrupted(signum))
-
-
-def _drops_exceptions(frame: FrameType | None) -> bool:
-    while frame is not None:
-        if frame.f_code.co_name in DROPS_EXCEPTIONS:
-            return True
-        frame = frame.f_back
-    return False
 
 
 @contextmanager

@@ -21,6 +21,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from retrieval.base.errors import UserError, one_line
+from retrieval.base.processes import usable_cores
 from retrieval.data.cache import ClipSplit, as_float
 from retrieval.data.joined import JoinedSplit
 
@@ -415,12 +416,13 @@ def _leave_signals_to_main_process(_worker: int) -> None:
     and to save.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_SECONDS))
+    if hasattr(signal, "SIGALRM"):  # not on Windows
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_SECONDS))
 
 
 def usable_workers(num_workers: int) -> int:
     """At most one loader process a core this process may use: more of them only take turns, and
     torch warns.
     """
-    return min(num_workers, len(os.sched_getaffinity(0)))
+    return min(num_workers, usable_cores())
