@@ -17,8 +17,6 @@ that a build may lose;
 empty strings and a note.
 """
 
-import html
-import unicodedata
 from pathlib import Path
 
 from data_prep.cache.shards import Clip
@@ -26,6 +24,7 @@ from data_prep.cache.split_plan import Skipped, SplitPlan
 from data_prep.corpora.audio_files import readable_name
 from data_prep.corpora.csv_files import caption_columns, one_spaced, read_csv
 from retrieval.base.errors import UserError
+from retrieval.base.sound_files import normalise_name
 from retrieval.data.schema import SPLITS
 
 CAPTION_COLUMNS = tuple(f"caption_{number}" for number in range(1, 6))
@@ -37,12 +36,6 @@ METADATA_COLUMNS = (
     "manufacturer",
     "license",
 )
-
-
-def normalise_name(name: str) -> str:
-    """Return one spelling of a file name: `Café no. 1.wav` for ` Caf&eacute;  no. 1 .WAV`."""
-    stem, dot, suffix = unicodedata.normalize("NFC", html.unescape(name)).strip().rpartition(".")
-    return " ".join(stem.split()) + dot + suffix.lower()
 
 
 def holds_clotho(root: Path) -> bool:

@@ -1,7 +1,9 @@
 """Find the sound files below a folder, by their endings and by their first bytes."""
 
+import html
 import os
 import stat
+import unicodedata
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -120,3 +122,9 @@ def ending(name: str) -> str:
 def without_ending(name: str) -> str:
     """Return `name` without its audio ending; other dots belong to the name."""
     return name[: -len(ending(name))] if ending(name) in AUDIO_ENDINGS else name
+
+
+def normalise_name(name: str) -> str:
+    """Return one spelling of a file name: `Café no. 1.wav` for ` Caf&eacute;  no. 1 .WAV`."""
+    stem, dot, suffix = unicodedata.normalize("NFC", html.unescape(name)).strip().rpartition(".")
+    return " ".join(stem.split()) + dot + suffix.lower()

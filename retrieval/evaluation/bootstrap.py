@@ -1,14 +1,13 @@
-"""Is one system better than another, or were the queries kind to it? A paired bootstrap over the
-clips that were asked for.
+"""Paired bootstrap over clips: is one system better than another?
 
 The captions of one clip resemble each other, so queries are not independent: clips are drawn with
 replacement, and each brings all its queries. Both systems are scored on the same draws. The
 interval is Efron's percentile interval (Efron and Tibshirani: An Introduction to the Bootstrap,
-1993, chapter 13). It speaks of other queries, not of other training seeds.
+1993, chapter 13). It covers the choice of queries, not the seed of the training.
 
-Of few clips it knows too little and says too much: in a simulation of equal systems (five captions
-a clip, 400 repeats) the 95 % interval held the true difference in 82 % of the repeats with 5 clips,
-90 % with 10, 94.5 % with 20 and 95 % with 60.
+With few clips the interval is too narrow: in a simulation of equal systems (five captions a clip,
+400 repeats) the 95 % interval held the true difference in 82 % of the repeats with 5 clips, 90 %
+with 10, 94.5 % with 20 and 95 % with 60.
 
 Letters: Q queries, M metrics, C clips, R resamples.
 """
@@ -37,20 +36,24 @@ class Difference:
 
 
 def query_metrics(ranks: Sequence[np.ndarray], names: Sequence[str]) -> np.ndarray:
-    """What `metrics_of_ranks` averages, a row a query: (Q, M) for metrics named such as mAP@10 and
-    R@1.
+    """Compute each query's metrics, whose means are those of `metrics_of_ranks`.
+
+    Args:
+        ranks: Q arrays, the ranks of each query's right clips.
+        names: M metrics, such as "mAP@10" and "R@1".
+
+    Returns:
+        float64 (Q, M).
     """
     depths = [(METRICS[kind], int(depth)) for kind, depth in (name.split("@") for name in names)]
     return np.array([[metric(query, depth) for metric, depth in depths] for query in ranks])
 
 
 def narrow_intervals_warning(num_clips: int) -> str | None:
-    """What to tell the user of intervals from so few clips, or None."""
-    return (
-        f"resamples of only {num_clips}: below {FEW_CLIPS} the intervals are too narrow"
-        if num_clips < FEW_CLIPS
-        else None
-    )
+    """Return a warning if there are too few clips for the intervals, else None."""
+    if num_clips >= FEW_CLIPS:
+        return None
+    return f"resamples of only {num_clips}: below {FEW_CLIPS} the intervals are too narrow"
 
 
 def paired_bootstrap(
@@ -61,13 +64,25 @@ def paired_bootstrap(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> list[Difference]:
-    """Differences of the means over queries: first, second (Q, M), clips[q] the clip of query q ->
-    M differences.
+    """Compare the means of two systems over the same queries.
 
-    Every resample draws as many clips as there are. The p-value is the percentile interval's own:
-    twice the smaller share of resamples on one side of zero, counting the observed sample as one
-    more; so it is below 0.05 where the 95 % interval leaves out zero, apart from rounding. Equal
-    systems have p 1. Raises UserError for a single clip, of which every resample is the same.
+    Every resample draws as many clips as there are. The p-value is twice the smaller share of
+    resamples on one side of zero, with the observed sample as one more. So it is below 0.05 if the
+    95 % interval excludes zero, apart from rounding. Equal systems have p 1.
+
+    Args:
+        first: (Q, M), metrics of each query.
+        second: (Q, M).
+        clips: Q clips, equal for queries that are drawn together.
+        num_resamples: R.
+        confidence: Of the interval.
+        seed: Of the draws.
+
+    Returns:
+        M differences, second - first.
+
+    Raises:
+        UserError: All queries belong to one clip, so all resamples are equal.
     """
     if first.shape != second.shape or first.ndim != 2 or len(first) != len(clips) or not len(first):
         raise ValueError(
@@ -89,9 +104,9 @@ def paired_bootstrap(
     random = np.random.default_rng(seed)
     at_once = max(1, ELEMENTS_AT_ONCE // num_clips)
     for start in range(0, num_resamples, at_once):
-        # (r, C)
-        drawn = random.integers(num_clips, size=(min(at_once, num_resamples - start), num_clips))
-        # How often each clip was drawn, times what it brings: one product of matrices.
+        num_drawn = min(at_once, num_resamples - start)
+        drawn = random.integers(num_clips, size=(num_drawn, num_clips))  # (r, C)
+        # Sums of a resample: how often each clip was drawn, times the clip's sums.
         offsets = drawn + num_clips * np.arange(len(drawn))[:, None]
         counts = np.bincount(offsets.ravel(), minlength=drawn.size).reshape(drawn.shape)
         totals = counts.astype(np.float64) @ sums  # (r, M + 1)

@@ -1,19 +1,20 @@
-"""Queries with several right clips, in the format of DCASE 2025 task 6: a CSV with columns `query`
-and `audio_filenames`.
+"""Queries with several right clips, in the format of DCASE 2025 task 6.
 
-`audio_filenames` is a Python list of file names. The queries are scored as they stand in the file;
-they need not be captions of the cache. AP@k of such a query is the sum of the precisions at the
-hits within k, divided by the number of its right clips (metrics/).
+A CSV with the columns `query` and `audio_filenames`, a Python list of file names. The queries need
+not be captions of the cache.
 """
 
 import ast
 import csv
-import html
-import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from retrieval.base.errors import UserError, one_line
+from retrieval.base.sound_files import normalise_name
+
+if TYPE_CHECKING:
+    from retrieval.data import ClipSplit
 
 COLUMNS = ("query", "audio_filenames")
 NUM_NAMED = 3  # file names in an error
@@ -21,27 +22,28 @@ MAP_AT = (10, 16)  # DCASE until 2024, DCASE 2025
 
 
 def read_relevance(path: Path) -> dict[str, list[str]]:
-    """query -> file names of its right clips, in the order of the file. Raises UserError."""
+    """Read the file names of each query's right clips, in the order of the file.
+
+    Raises:
+        UserError: The file cannot be read, lacks a column, or has a query twice or without a list.
+    """
     relevance: dict[str, list[str]] = {}
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
             if not set(COLUMNS) <= set(reader.fieldnames or ()):
-                found = ", ".join(map(str, reader.fieldnames or ())) or "none"
+                found = ", ".join(map(str, reader.fieldnames or ()))[:200] or "none"
                 raise UserError(
-                    f"--relevance {path} needs the columns {' and '.join(COLUMNS)}, found:"
-                    f" {found[:200]}"
+                    f"--relevance {path} needs the columns {' and '.join(COLUMNS)}, found: {found}"
                 )
             for row in reader:
+                place = f"--relevance {path}, line {reader.line_num}"
                 query = " ".join((row["query"] or "").split())
-                if not query or query in relevance:
-                    raise UserError(
-                        f"--relevance {path}, line {reader.line_num}:"
-                        f" {f'the query {query!r} is there twice' if query else 'no query'}"
-                    )
-                relevance[query] = _file_names(
-                    row["audio_filenames"], f"--relevance {path}, line {reader.line_num}"
-                )
+                if not query:
+                    raise UserError(f"{place}: no query")
+                if query in relevance:
+                    raise UserError(f"{place}: the query {query!r} is there twice")
+                relevance[query] = _file_names(row["audio_filenames"] or "", place)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"--relevance {path} cannot be read ({one_line(error)})") from None
     if not relevance:
@@ -49,9 +51,26 @@ def read_relevance(path: Path) -> dict[str, list[str]]:
     return relevance
 
 
-def relevant_columns(relevance: dict[str, list[str]], split: Any) -> list[list[int]]:
-    """For each query the columns of its right clips in a ClipSplit, in the order of its list.
-    Raises UserError that lists unknown file names.
+def _file_names(text: str, place: str) -> list[str]:
+    """Parse a Python list of file names. Raises UserError."""
+    try:
+        names = ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        names = None
+    is_list = isinstance(names, list) and bool(names)
+    if not is_list or not all(isinstance(name, str) and name.strip() for name in names):
+        raise UserError(
+            f"{place}: audio_filenames must be a list of file names such as ['a.wav', 'b.wav'],"
+            f" found {text[:60]!r}"
+        )
+    return names
+
+
+def relevant_columns(relevance: dict[str, list[str]], split: "ClipSplit") -> list[list[int]]:
+    """Return for each query the columns of its right clips in a split, in the order of its list.
+
+    Raises:
+        UserError: The split lacks some of the clips.
     """
     columns: dict[str, list[int]] = {}
     for column, name in enumerate(split.file_names):
@@ -59,13 +78,10 @@ def relevant_columns(relevance: dict[str, list[str]], split: Any) -> list[list[i
     asked = {normalise_name(name): name for names in relevance.values() for name in names}
     unknown = [name for normalised, name in asked.items() if normalised not in columns]
     if unknown:
-        named = ", ".join(map(repr, unknown[:NUM_NAMED])) + (
-            ", ..." if len(unknown) > NUM_NAMED else ""
-        )
         raise UserError(
             f"split {split.name!r} of the cache lacks {len(unknown)} of the {len(asked)} clips that"
-            f" --relevance names: {named}; give the split that the file was made for, in a cache"
-            " without lost clips"
+            f" --relevance names: {quoted(unknown)}; give the split that the file was made for, in"
+            " a cache without lost clips"
         )
     return [
         list(dict.fromkeys(column for name in names for column in columns[normalise_name(name)]))
@@ -73,26 +89,7 @@ def relevant_columns(relevance: dict[str, list[str]], split: Any) -> list[list[i
     ]
 
 
-def normalise_name(name: str) -> str:
-    """As data_prep/clotho_files.py joins Clotho's own files: Unicode NFC, HTML entities, blanks,
-    case of the suffix.
-    """
-    stem, dot, suffix = unicodedata.normalize("NFC", html.unescape(name)).strip().rpartition(".")
-    return " ".join(stem.split()) + dot + suffix.lower()
-
-
-def _file_names(text: str | None, place: str) -> list[str]:
-    try:
-        names = ast.literal_eval((text or "").strip())
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        names = None
-    if (
-        not isinstance(names, list)
-        or not names
-        or not all(isinstance(name, str) and name.strip() for name in names)
-    ):
-        raise UserError(
-            f"{place}: audio_filenames must be a list of file names such as ['a.wav', 'b.wav'],"
-            f" found {(text or '')[:60]!r}"
-        )
-    return names
+def quoted(names: Sequence[str]) -> str:
+    """Quote the first NUM_NAMED names of a list, for an error."""
+    more = ", ..." if len(names) > NUM_NAMED else ""
+    return ", ".join(map(repr, names[:NUM_NAMED])) + more

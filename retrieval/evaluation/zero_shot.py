@@ -1,20 +1,22 @@
-"""Classify the clips of a cache by labels that the model has not been trained on: which label, put
-into a sentence, fits the clip best?
+"""Classify the clips of a cache by labels that the model has not been trained on.
 
-    python -m retrieval.zero_shot --checkpoint runs/tap/best --cache DIR --labels FILE [--template "This is a sound of {}."] [--output FILE]
+    python -m retrieval.zero_shot --checkpoint runs/tap/best --cache DIR --labels FILE
+        [--template "This is a sound of {}."] [--output FILE]
 
-FILE is a CSV `file_name,label` of the clips' right labels, a row each (several rows for a clip with
-several labels): then accuracies are printed. Or it holds one label a line, and predictions are
-written. `_` in a label is read as a blank, a label with commas goes into quotes. Several
---template: a label's score is the mean of its sentences' scores, which is what averages the text
-embeddings in CLIP, and holds for text-aware attention as well. The clips need no captions
-(data_prep/build_folder.py --without-captions).
+A clip gets the label whose sentence fits it best. FILE is either a CSV `file_name,label` of the
+right labels, with several rows for a clip with several labels: then accuracies are printed. Or it
+holds one label a line, and --output writes predictions. `_` in a label is read as a blank; a label
+with commas goes into quotes.
+
+With several --template the score of a label is the mean of its sentences' scores. This equals
+CLIP's average of text embeddings, and holds for text-aware attention as well. The clips need no
+captions (data_prep/build_folder.py --without-captions).
 """
 
 import argparse
 import csv
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,31 +24,26 @@ from retrieval.base.errors import OneLineParser, UserError, one_line
 from retrieval.base.files import atomic_writer, check_not_among, check_outputs
 from retrieval.base.launch import check_environment
 from retrieval.base.progress import set_quiet, silence_transformers
+from retrieval.base.sound_files import normalise_name
 from retrieval.evaluation.metrics.text_audio_retrieval.ranking import (
     average_precision,
     ranks_of_both_directions,
     recall,
 )
 from retrieval.evaluation.options import check_checkpoints
-from retrieval.evaluation.relevance import NUM_NAMED, normalise_name
+from retrieval.evaluation.relevance import quoted
+
+if TYPE_CHECKING:
+    from retrieval.data import ClipSplit
 
 TEMPLATE = "This is a sound of {}."
 COLUMNS = ("file_name", "label")
-# First fields of tables that are no list of labels: what people call these columns, and AudioSet's
+# First fields of tables that are no list of labels: usual names of these columns, and AudioSet's
 # own index,mid,display_name.
 HEADER_WORDS = {
     *COLUMNS,
-    "filename",
-    "file",
-    "fname",
-    "path",
-    "labels",
-    "category",
-    "class",
-    "class_name",
-    "target",
-    "mid",
-    "display_name",
+    *("filename", "file", "fname", "path", "mid", "display_name"),
+    *("labels", "category", "class", "class_name", "target"),
 }
 
 
@@ -60,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
             " FILE for the predictions"
         )
     check_environment()
-    # Below the checks, because these take seconds to import.
+    # Below the checks, because it takes seconds to import.
     from retrieval.evaluation.score_matrix import Scorer
 
     silence_transformers()
@@ -76,15 +73,12 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if right is not None:
         num_clips = sum(map(bool, right))
-        print(
-            f"{num_clips} clips, {len(labels)} labels, %; chance, top-1:"
-            f" {100 * chance_of_top_1(right, len(labels)):.2f}"
-        )
+        chance = 100 * chance_of_top_1(right, len(labels))
+        print(f"{num_clips} clips, {len(labels)} labels, %; chance, top-1: {chance:.2f}")
         if num_clips < len(right):
             print(f"{len(right) - num_clips} clips that --labels does not name are left out")
-        for name, value in accuracies(
-            scores, [[labels.index(label) for label in names] for names in right]
-        ).items():
+        numbers = [[labels.index(label) for label in names] for names in right]
+        for name, value in accuracies(scores, numbers).items():
             print(f"{name:<26}{100 * value:8.2f}")
     if arguments.output:
         write_predictions(arguments.output, labels, split.file_names, scores)
@@ -96,38 +90,35 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = OneLineParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--checkpoint", type=Path, required=True, help="model folder, or a .ckpt of salsa"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--checkpoint", type=Path, required=True, help="model folder, or a .ckpt of salsa")
+    add(
         "--text-encoder",
         type=Path,
         metavar="DIR",
         help="tokenizer of a .ckpt, which holds none; default: that of roberta-large",
     )
-    parser.add_argument(
+    add(
         "--cache",
         type=Path,
         help="Arrow cache; default: data.cache in the config.yaml beside the model folder",
     )
-    parser.add_argument("--split", default="evaluation", help="default: evaluation")
-    parser.add_argument(
+    add("--split", default="evaluation", help="default: evaluation")
+    add(
         "--labels",
         type=Path,
         required=True,
         metavar="FILE",
         help="CSV file_name,label, or one label a line",
     )
-    parser.add_argument(
+    add(
         "--template",
         action="append",
         metavar="TEXT",
         help=f"sentence with {{}} for the label; default: {TEMPLATE}",
     )
-    parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="CSV of predictions: file_name,label,score"
-    )
-    parser.add_argument("--quiet", action="store_true", help="show no progress")
+    add("--output", type=Path, metavar="FILE", help="CSV of predictions: file_name,label,score")
+    add("--quiet", action="store_true", help="show no progress")
     arguments = parser.parse_args(argv)
     arguments.template = arguments.template or [TEMPLATE]
     for template in arguments.template:
@@ -144,21 +135,27 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def as_text(label: str) -> str:
-    """What a template is filled with."""
+    """Spell a label as it stands in a sentence."""
     return " ".join(label.replace("_", " ").split())
 
 
 def read_labels(path: Path) -> tuple[list[str], dict[str, list[str]] | None]:
-    """The labels in order of appearance and, from a CSV, those of each file name. Raises
-    UserError.
+    """Read a list of labels, or a table of the clips' right labels.
+
+    Returns:
+        Labels in order of appearance; from a table also the labels of each file name, else None.
+
+    Raises:
+        UserError: The file cannot be read, has one label only, or one label in two spellings.
     """
     try:
-        labels_of_file = _labels_of_files(path) if _has_right_labels(path) else None
-        labels = (
-            _label_list(path)
-            if labels_of_file is None
-            else [label for names in labels_of_file.values() for label in names]
-        )
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            header = next(csv.reader(file, skipinitialspace=True), [])
+        if set(COLUMNS) <= {field.strip() for field in header}:
+            labels_of_file = _read_table(path)
+            labels = [label for names in labels_of_file.values() for label in names]
+        else:
+            labels_of_file, labels = None, _read_list(path)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"--labels {path} cannot be read ({one_line(error)})") from None
     labels = list(dict.fromkeys(labels))
@@ -178,42 +175,43 @@ def read_labels(path: Path) -> tuple[list[str], dict[str, list[str]] | None]:
     return labels, labels_of_file
 
 
-def _labels_of_files(path: Path) -> dict[str, list[str]]:
+def _read_table(path: Path) -> dict[str, list[str]]:
+    """Read the labels of each file name. Raises UserError for an incomplete row."""
     labels_of_file: dict[str, list[str]] = {}
     with open(path, encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, skipinitialspace=True)
         header = [field.strip() for field in next(reader)]
         for row in reader:
-            if not any(field.strip() for field in row):
+            fields = [field.strip() for field in row]
+            if not any(fields):
                 continue
             place = f"--labels {path}, line {reader.line_num}"
-            if len(row) > len(header):
+            if len(fields) > len(header):
                 raise UserError(
-                    f"{place}: {len(row)} fields, expected {len(header)}; put a label with commas"
-                    " into quotes"
+                    f"{place}: {len(fields)} fields, expected {len(header)}; put a label with"
+                    " commas into quotes"
                 )
-            name, label = (dict(zip(header, map(str.strip, row))).get(column) for column in COLUMNS)
+            values = dict(zip(header, fields, strict=False))
+            name, label = (values.get(column) for column in COLUMNS)
             if not name or not label:
                 raise UserError(f"{place}: a row lacks its {'label' if name else 'file_name'}")
             labels_of_file.setdefault(name, []).append(label)
     return labels_of_file
 
 
-def _label_list(path: Path) -> list[str]:
-    """One label a line; raises UserError for what looks like a table: named columns, or the same
-    number of them in every line.
+def _read_list(path: Path) -> list[str]:
+    """Read one label a line.
+
+    Raises UserError for a table: named columns, or the same number of them in every line.
     """
     lines = [
         line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()
     ]
-    for mark in ",;\t":
+    for mark in ",;\t" if lines else "":
         rows = [next(csv.reader([line], delimiter=mark, skipinitialspace=True)) for line in lines]
+        has_header = bool({field.strip().lower() for field in rows[0]} & HEADER_WORDS)
         num_fields = {len(row) for row in rows}
-        if rows and (
-            {field.strip().lower() for field in rows[0]} & HEADER_WORDS
-            or len(num_fields) == 1
-            and num_fields != {1}
-        ):
+        if has_header or (len(num_fields) == 1 and num_fields != {1}):
             raise UserError(
                 f"--labels {path} looks like a table, its first line is {lines[0][:60]!r}: expected"
                 f" a CSV with the columns {','.join(COLUMNS)}, or a list without a header, one"
@@ -222,59 +220,61 @@ def _label_list(path: Path) -> list[str]:
     return [next(csv.reader([line]))[0] if line[0] == line[-1] == '"' else line for line in lines]
 
 
-def labels_of_clips(labels_of_file: dict[str, list[str]], split: Any) -> list[list[str]]:
-    """The right labels of each clip of a ClipSplit; a list may be empty. Raises UserError that
-    lists unknown file names.
+def labels_of_clips(labels_of_file: dict[str, list[str]], split: "ClipSplit") -> list[list[str]]:
+    """Return the right labels of each clip; a list may be empty.
+
+    Raises:
+        UserError: The split lacks some of the files.
     """
     known: dict[str, list[str]] = {}
     for name, labels in labels_of_file.items():
         known.setdefault(normalise_name(name), []).extend(labels)
     names = [normalise_name(name) for name in split.file_names]
-    here = set(names)
-    unknown = [name for name in labels_of_file if normalise_name(name) not in here]
+    present = set(names)
+    unknown = [name for name in labels_of_file if normalise_name(name) not in present]
     if unknown:
-        named = ", ".join(map(repr, unknown[:NUM_NAMED])) + (
-            ", ..." if len(unknown) > NUM_NAMED else ""
-        )
         raise UserError(
             f"--labels names {len(unknown)} of {len(labels_of_file)} files that split"
-            f" {split.name!r} of the cache lacks: {named}"
+            f" {split.name!r} of the cache lacks: {quoted(unknown)}"
         )
     return [known.get(name, []) for name in names]
 
 
 def accuracies(scores: np.ndarray, right: list[list[int]]) -> dict[str, float]:
-    """scores (L, B) of labels and clips, right[clip] = its labels -> fractions. Clips without a
-    label do not count; ties count against.
+    """Compute the accuracies of a classification. Ties count against the clip.
 
-    top-1 and top-5: one of the clip's labels is the best, or among the five best. class-balanced:
-    top-1 of the clips of each label, then the mean over labels. mAP: each label ranks all clips;
-    the mean over labels of the average precision.
+    Args:
+        scores: (L, B), labels by clips.
+        right: For each clip its labels. Clips without a label do not count.
+
+    Returns:
+        Fractions. "top-1", "top-5": one of the clip's labels is the best, or among the five best.
+        "top-1, class-balanced": top-1 of the clips of each label, then the mean over labels.
+        "mAP over labels": each label ranks all clips; mean of the average precisions.
     """
     clips = [clip for clip, labels in enumerate(right) if labels]
     right = [right[clip] for clip in clips]
     ranks = ranks_of_both_directions(scores[:, clips].T, right)
-    # here the clips ask, then the labels
+    # here the queries are the clips, then the labels
     of_clips, of_labels = ranks["text_to_audio"], ranks["audio_to_text"]
-    asked = sorted({label for labels in right for label in labels})
     top_1 = [recall(query, 1) for query in of_clips]
     balanced = [
         np.mean([hit for hit, labels in zip(top_1, right, strict=True) if label in labels])
-        for label in asked
+        for label in sorted({label for labels in right for label in labels})
     ]
+    precisions = [average_precision(query, len(clips)) for query in of_labels]
     return {
         "top-1": float(np.mean(top_1)),
         "top-5": float(np.mean([recall(query, 5) for query in of_clips])),
         "top-1, class-balanced": float(np.mean(balanced)),
-        "mAP over labels": float(
-            np.mean([average_precision(query, len(clips)) for query in of_labels])
-        ),
+        "mAP over labels": float(np.mean(precisions)),
     }
 
 
 def chance_of_top_1(right: list[list[str]], num_labels: int) -> float:
-    """What a label drawn at random is expected to get: the mean share of right labels, over clips
-    that have one.
+    """Return the expected top-1 of a random label: the mean share of right labels.
+
+    Clips without a label do not count.
     """
     return float(np.mean([len(set(labels)) / num_labels for labels in right if labels]))
 
@@ -282,18 +282,9 @@ def chance_of_top_1(right: list[list[str]], num_labels: int) -> float:
 def write_predictions(
     path: Path, labels: list[str], file_names: list[str], scores: np.ndarray
 ) -> None:
-    """CSV file_name,label,score: the best label of each clip, from scores (L, B). Raises
-    UserError.
-    """
+    """Write a CSV file_name,label,score with the best label of each clip, from scores (L, B)."""
     with atomic_writer(path) as file:
         writer = csv.writer(file)
         writer.writerow([*COLUMNS, "score"])
         for name, best, clip in zip(file_names, scores.argmax(axis=0), scores.T, strict=True):
             writer.writerow([name, labels[best], f"{clip[best]:.6f}"])
-
-
-def _has_right_labels(path: Path) -> bool:
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        return set(COLUMNS) <= {
-            field.strip() for field in next(csv.reader(file, skipinitialspace=True), [])
-        }

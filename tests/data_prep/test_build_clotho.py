@@ -22,8 +22,8 @@ ROOT = Path(__file__).resolve().parents[2]
 from data_prep import build_clotho  # noqa: E402
 from data_prep.cache import shards  # noqa: E402
 from data_prep.cache.audio_codec import UnreadableSound, encode_clip  # noqa: E402
-from data_prep.corpora.clotho_files import normalise_name  # noqa: E402
 from retrieval.base.locks import LOCK, locked  # noqa: E402
+from retrieval.base.sound_files import normalise_name  # noqa: E402
 from retrieval.config import load_config  # noqa: E402
 from tests.corpora import error_line, load, write_csv  # noqa: E402
 

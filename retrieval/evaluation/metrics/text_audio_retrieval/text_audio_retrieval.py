@@ -1,5 +1,6 @@
-"""Text-audio retrieval as an `evaluate.Metric`:
-evaluate.load("retrieval/evaluation/metrics/text_audio_retrieval"), no network needed.
+"""Text-audio retrieval as an `evaluate.Metric`; needs no network.
+
+metric = evaluate.load("retrieval/evaluation/metrics/text_audio_retrieval")
 """
 
 from collections.abc import Sequence
@@ -14,9 +15,9 @@ from .ranking import metrics_of_ranks, ranks_of_both_directions
 
 _DESCRIPTION = """
 mAP@k and R@k of text-to-audio and audio-to-text retrieval from one matrix of similarities.
-Ties are resolved against the query, so a model that scores everything alike gets zero.
-AP@k is the sum of the precisions at the hits within k, divided by the number of relevant candidates (DCASE);
-R@k is the share of queries with at least one relevant candidate within k.
+Ties count against the query, so a model that scores everything alike gets zero.
+AP@k is the sum of the precisions at the hits within k, divided by the number of relevant candidates
+(DCASE); R@k is the share of queries with at least one relevant candidate within k.
 """
 
 _INPUTS = """
@@ -29,7 +30,8 @@ Returns:
     {"text_to_audio": {"mAP@10", "R@1", "R@5", "R@10"}, "audio_to_text": the same}, fractions.
 Example:
     >>> metric = evaluate.load("retrieval/evaluation/metrics/text_audio_retrieval")
-    >>> metric.compute(predictions=[[0.9, 0.1], [0.8, 0.3]], references=[[0], [1]])["text_to_audio"]["mAP@10"]
+    >>> both = metric.compute(predictions=[[0.9, 0.1], [0.8, 0.3]], references=[[0], [1]])
+    >>> both["text_to_audio"]["mAP@10"]
     0.75
 """
 
