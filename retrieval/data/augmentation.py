@@ -1,8 +1,7 @@
-"""Changes of a clip's waveform in training, drawn anew for every item: gain, noise, rotation in
-time, pitch, speed.
+"""Augmentation of waveforms in training: gain, noise, rotation in time, pitch, speed.
 
-Pitch and speed are changed by torchaudio's phase vocoder and soxr's resampling in one pass: 0.05 s
-for 30 s of 32 kHz on one core.
+Pitch and speed are changed in one pass, by torchaudio's phase vocoder and soxr's resampling: 0.05 s
+for 30 s at 32 kHz on one core.
 """
 
 import math
@@ -18,12 +17,17 @@ SHORTEST = NUM_FFT  # samples; shorter clips keep pitch and speed
 
 
 class WaveformAugmentation:
-    """Each change is made with `probability`, independently of the others, by an amount drawn
-    evenly up to its setting.
+    """Change waveforms; each change has a probability and an amount of its own, drawn evenly.
 
-    gain_db: louder or softer; noise_snr_db: white noise at a signal-to-noise ratio from this to 30
-    dB above, None for no noise; shift_seconds: rotation, earlier or later; pitch_semitones: up or
-    down; stretch: fraction by which the clip gets faster or slower.
+    Args:
+        sample_rate: Of the waveforms, in Hz.
+        probability: Of each change.
+        gain_db: Most that a clip gets louder or softer.
+        noise_snr_db: Lowest signal-to-noise ratio of white noise; the highest is 30 dB above. None:
+            no noise.
+        shift_seconds: Longest rotation, earlier or later.
+        pitch_semitones: Most that the pitch moves, up or down.
+        stretch: Largest fraction by which a clip gets faster or slower.
     """
 
     def __init__(
@@ -41,9 +45,7 @@ class WaveformAugmentation:
         self.pitch_semitones, self.stretch = pitch_semitones, stretch
 
     def __call__(self, waveform: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """float32 (S,) in [-1, 1] -> float32 (S',) in [-1, 1], by what `rng` draws; S' is S unless
-        `stretch` is on.
-        """
+        """Change a waveform float32 (S,) in [-1, 1] to (S',); S' is S unless `stretch` is on."""
         semitones = self._drawn(self.pitch_semitones, rng)
         speed = 1.0 + self._drawn(self.stretch, rng)
         shift = round(self._drawn(self.shift_seconds, rng) * self.sample_rate)
@@ -58,13 +60,11 @@ class WaveformAugmentation:
             )
         if gain_db:
             waveform = waveform * np.float32(10.0 ** (gain_db / 20.0))
-        # Turned down as a whole: clipping would add overtones that are not in the recording.
+        # Scaled as a whole: clipping would add overtones that are not in the recording.
         return waveform / max(np.float32(1.0), np.abs(waveform).max())
 
     def _drawn(self, most: float, rng: np.random.Generator) -> float:
-        """0 where the change is off or not drawn. What is off draws nothing, so that other changes
-        do not depend on it.
-        """
+        """Draw an amount, or 0; a change that is off draws nothing, and so affects no other."""
         return float(rng.uniform(-most, most)) if most and rng.random() < self.probability else 0.0
 
 
@@ -77,7 +77,7 @@ def waveform_augmentation(
     pitch_semitones: float,
     stretch: float,
 ) -> WaveformAugmentation | None:
-    """None where no change is switched on."""
+    """Return the WaveformAugmentation of these settings; None if all are off."""
     if (
         not probability
         or noise_snr_db is None
@@ -90,8 +90,9 @@ def waveform_augmentation(
 
 
 def _at_speed_and_pitch(waveform: np.ndarray, speed: float, ratio: float) -> np.ndarray:
-    """`speed` times as fast and `ratio` times as high: stretched at its pitch, then resampled,
-    which changes both.
+    """Return a clip `speed` times as fast and `ratio` times as high.
+
+    It is stretched at its pitch, then resampled, which changes both.
     """
     if len(waveform) < SHORTEST:
         return waveform
@@ -108,7 +109,7 @@ def _at_speed_and_pitch(waveform: np.ndarray, speed: float, ratio: float) -> np.
 
 
 def _with_noise(waveform: np.ndarray, snr_db: float, rng: np.random.Generator) -> np.ndarray:
-    """Silence stays silent: it has no signal that a ratio could refer to."""
+    """Add white noise; silence stays silent, since it has no signal for a ratio."""
     noise = rng.standard_normal(len(waveform), dtype=np.float32)
     power = float(np.mean(np.square(waveform, dtype=np.float64)))
     return waveform + noise * np.float32(math.sqrt(power) * 10.0 ** (-snr_db / 20.0))

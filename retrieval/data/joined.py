@@ -10,8 +10,9 @@ from retrieval.data.cache import ClipSplit
 
 
 class JoinedSplit:
-    """The clips of `splits` one after the other, with what training asks of a ClipSplit. Clip
-    numbers run on from split to split.
+    """The clips of `splits` one after the other, numbered from the first to the last.
+
+    It has the part of ClipSplit that training uses.
     """
 
     def __init__(self, splits: list[ClipSplit]):
@@ -27,10 +28,9 @@ class JoinedSplit:
         return self._ends[-1]
 
     def fingerprint(self) -> str:
-        """The same for the same splits in the same order."""
-        return hashlib.sha256(
-            repr([split.fingerprint() for split in self.splits]).encode()
-        ).hexdigest()
+        """Return a digest of the fingerprints of the splits, in order."""
+        content = repr([split.fingerprint() for split in self.splits])
+        return hashlib.sha256(content.encode()).hexdigest()
 
     def read(self, index: int, start: int = 0, stop: int | None = None) -> np.ndarray:
         """As ClipSplit.read."""
@@ -43,6 +43,6 @@ class JoinedSplit:
         return self.splits[part].read_stored(clip, start, stop)
 
     def _place(self, index: int) -> tuple[int, int]:
-        """Which split, and which of its clips."""
+        """Return the number of the split, and of the clip within it."""
         part = bisect_right(self._ends, index)
         return part, index - (self._ends[part - 1] if part else 0)

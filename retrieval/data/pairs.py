@@ -1,11 +1,9 @@
-"""Training items: one (clip, caption) pair each, shuffled anew every epoch, batched the same way at
-any number of processes.
+"""Training items: (clip, caption) pairs, shuffled anew every epoch, in batches.
 
-Order and crops depend on (seed, epoch, item) alone, never on worker processes or on where a run was
-resumed.
+Order and crops depend only on (seed, epoch, item), and not on loader processes, the number of
+training processes, or where a run was resumed.
 
-Letters: B clips of a batch, S samples, T frames of F numbers where a frame cache stands in for the
-audio.
+Letters: B clips of a batch, S samples, T frames of F numbers from a frame cache.
 """
 
 import math
@@ -28,12 +26,10 @@ from retrieval.data.joined import JoinedSplit
 GRACE_SECONDS = 60  # that a loader process outlives a SIGTERM
 SHARED_MEMORY = "/dev/shm"
 SHARED_MEMORY_ERRORS = (
-    *(
-        "unable to allocate shared memory",
-        "unable to open shared memory",
-        "unable to write to file </torch_",
-        "unable to mmap",
-    ),
+    "unable to allocate shared memory",
+    "unable to open shared memory",
+    "unable to write to file </torch_",
+    "unable to mmap",
     "killed by signal: Bus error",  # on systems that allocate shared memory only at its first use
 )
 MORE_SHARED_MEMORY = (
@@ -47,11 +43,15 @@ Augment = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 
 class PairDataset(Dataset):
-    """All (clip, caption) pairs of a split, clip by clip; an item is asked for as (epoch, index).
+    """All (clip, caption) pairs of a split, clip by clip; the index of an item is (epoch, number).
 
-    augment: changes a waveform (S,) by what a generator draws; the length may change.
-    mix_probability: how often an item is mixed with another one, and their captions joined (Kim et
-    al., 2022: a new clip of its own).
+    Args:
+        split: Clips, or frames of a frame cache.
+        max_samples: Longer clips are cut at a random place; counts frames for a frame cache.
+        seed: Of crops, augmentation and mixing.
+        augment: Changes a waveform (S,) by a generator's draws; the length may change.
+        mix_probability: How often an item is mixed with another one, and their captions joined
+            (Kim et al., 2022). The mix counts as a clip of its own.
     """
 
     def __init__(
@@ -82,15 +82,15 @@ class PairDataset(Dataset):
         return [self.split.captions[clip][caption] for clip, caption in self.pairs]
 
     def __getitem__(self, item: tuple[int, int]) -> dict[str, Any]:
-        """A clip longer than max_samples is cut at a random place."""
+        """Return audio ("waveform" or "frames"), "caption", "clip" and "pair" of an item."""
         epoch, index = item
         rng = np.random.default_rng([self.seed, epoch, index])
         audio, caption, clip = self._pair(index, rng)
         if self.mix_probability and rng.random() < self.mix_probability:
             other, other_caption, _ = self._pair(int(rng.integers(len(self))), rng)
             audio = _mix(as_float(audio), as_float(other))
-            caption = _join(caption, other_caption)
-            # neither of the two clips: their other captions do not say all that is heard
+            caption = f"{caption.strip().rstrip('.!')} and {other_caption.strip()}"
+            # neither of the two clips: their other captions describe only a part of the mix
             clip = len(self.split) + index
         name = "frames" if self.split.holds_frames else "waveform"
         return {name: audio, "caption": caption, "clip": clip, "pair": index}
@@ -107,9 +107,7 @@ class PairDataset(Dataset):
 
 
 def _mix(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Both at equal power, (S,), S the longer one's; turned down where the sum would leave [-1,
-    1].
-    """
+    """Add two waveforms at equal power, scaled down if the sum would leave [-1, 1]."""
     mixed = np.zeros(max(len(first), len(second)), np.float32)
     for waveform in (first, second):
         power = float(np.sqrt(np.mean(np.square(waveform))))
@@ -117,18 +115,20 @@ def _mix(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return mixed / max(1.0, float(np.abs(mixed).max()))
 
 
-def _join(first: str, second: str) -> str:
-    return f"{first.strip().rstrip('.!')} and {second.strip()}"
-
-
 class EpochBatches(Sampler):
-    """Batches of (epoch, index) for this process; `start(epoch, step)` says where the next
-    iteration begins.
+    """Batches of (epoch, number) for this process; `start` sets where the next iteration begins.
 
-    A batch of `batch_size` pairs is dealt out over the processes, so an epoch has as many steps at
-    any number of processes. The last, partial batch is kept. num_pairs may be the sizes of several
-    corpora that follow each other; `weights` then say how often an epoch goes through each, a
-    fraction taking that share, drawn anew every epoch.
+    A batch is divided over the processes, so that an epoch has the same steps with any number of
+    processes. The last, partial batch is kept.
+
+    Args:
+        num_pairs: Pairs of the corpus, or of each corpus in order.
+        batch_size: Pairs of a batch of all processes together.
+        seed: Of the order.
+        rank: Number of this process.
+        world_size: Number of processes.
+        weights: How often an epoch goes through each corpus; of a fraction, a share is drawn anew
+            every epoch. None by default, which is once each.
     """
 
     def __init__(
@@ -151,42 +151,37 @@ class EpochBatches(Sampler):
 
     @property
     def num_pairs(self) -> int:
-        """Pairs of one epoch."""
+        """Number of pairs of one epoch."""
         return sum(self.num_drawn)
 
     def start(self, epoch: int, step: int = 0) -> None:
+        """Let the next iteration give the batches of `epoch` from `step` on."""
         self.epoch, self.first_step = epoch, step
 
     def __len__(self) -> int:
         return num_steps_per_epoch(self.num_pairs, self.batch_size) - self.first_step
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = self._order(np.random.default_rng([self.seed, self.epoch]))
+        rng = np.random.default_rng([self.seed, self.epoch])
+        drawn, offset = [], 0
+        for size, num_drawn in zip(self.sizes, self.num_drawn, strict=True):
+            rest = rng.permutation(size)[: num_drawn % size] if num_drawn % size else []
+            whole = np.arange(num_drawn // size * size) % size
+            drawn += [offset + whole, offset + np.asarray(rest, dtype=np.int64)]
+            offset += size
+        order = rng.permutation(np.concatenate(drawn))
         for first in range(self.first_step * self.batch_size, len(order), self.batch_size):
             batch = order[first : first + self.batch_size]
             yield [(self.epoch, int(index)) for index in batch[self.rank :: self.world_size]]
 
-    def _order(self, rng: np.random.Generator) -> np.ndarray:
-        drawn, first = [], 0
-        for size, num_drawn in zip(self.sizes, self.num_drawn, strict=True):
-            rest = rng.permutation(size)[: num_drawn % size] if num_drawn % size else []
-            drawn += [
-                first + np.arange(num_drawn // size * size) % size,
-                first + np.asarray(rest, dtype=np.int64),
-            ]
-            first += size
-        return rng.permutation(np.concatenate(drawn))
-
 
 def num_steps_per_epoch(num_pairs: int, batch_size: int) -> int:
-    """Optimizer steps of one epoch; `batch_size` is that of all processes together."""
+    """Return the optimizer steps of one epoch; `batch_size` is of all processes together."""
     return math.ceil(num_pairs / batch_size)
 
 
 def check_batch_size(num_pairs: int, batch_size: int, world_size: int = 1) -> None:
-    """Raises UserError where an epoch has no full batch, or a last one with nothing for some
-    process.
-    """
+    """Raise UserError if an epoch has no full batch, or a process nothing in the last one."""
     if batch_size > num_pairs:
         raise UserError(
             f"train.batch_size {batch_size} is larger than the corpus: {num_pairs} (clip, caption)"
@@ -201,7 +196,7 @@ def check_batch_size(num_pairs: int, batch_size: int, world_size: int = 1) -> No
 
 
 class ClipsFromStart(Dataset):
-    """Waveforms of some clips of a split, each from its start and at most max_samples long."""
+    """Waveforms of the clips `indices` of a split, from their start, at most max_samples long."""
 
     def __init__(self, split: Any, indices: range, max_samples: int):
         self.split, self.indices, self.max_samples = split, indices, max_samples
@@ -217,11 +212,14 @@ class ClipsFromStart(Dataset):
 
 
 def collate_clips(waveforms: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of ClipSplit.read_stored, zero-padded at the end: (B, S) with S the longest clip's samples,
-    and the valid samples int64 (B,).
+    """Pad clips with zeros at the end to one batch.
 
-    int16 where every clip is, which the model converts: half the bytes on the way to it. Else
-    float32. Frames (T, F): (B, T, F).
+    Args:
+        waveforms: (S,) or (T, F) each, of ClipSplit.read_stored.
+
+    Returns:
+        (B, S) or (B, T, F), as long as the longest, and valid samples or frames int64 (B,). int16
+        if all clips are, which halves the bytes to the model; otherwise float32.
     """
     lengths = torch.tensor([len(waveform) for waveform in waveforms], dtype=torch.int64)  # (B,)
     pcm = all(waveform.dtype == np.int16 for waveform in waveforms)
@@ -274,21 +272,24 @@ def collate_pairs(items: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 class Loader(DataLoader):
-    """DataLoader that turns tracebacks of its processes (a damaged clip, too little shared memory)
-    into a UserError.
+    """DataLoader that turns the errors of its processes into a UserError.
+
+    Such as a damaged clip, or too little shared memory.
     """
 
     def __iter__(self) -> Iterator[Any]:
         if self.num_workers and sys.platform == "linux":
-            self._check_shared_memory()
+            # Without room for the processes' queues torch fails with a half-made iterator.
+            exists = os.path.isdir(SHARED_MEMORY)
+            if not exists or shutil.disk_usage(SHARED_MEMORY).free < LEAST_SHARED_MEMORY:
+                raise self._too_little_shared_memory()
         batches = super().__iter__()
         try:
             yield from batches
         except Exception as error:
             explained = self._explained(error)
             if self.num_workers:
-                # Shut down now: torch's exception keeps its frames and so the processes alive, and
-                # nothing would end them at exit.
+                # Shut down now: torch's exception keeps its frames, and so the processes, alive.
                 batches._shutdown_workers()
                 self._iterator = None
             if explained is None:
@@ -296,36 +297,24 @@ class Loader(DataLoader):
             raise explained from None
 
     def _explained(self, error: Exception) -> UserError | None:
-        said = f"{error} {error.__cause__}"  # if a process has died, the cause names the signal
-        if any(text in said for text in SHARED_MEMORY_ERRORS):
+        reason = f"{error} {error.__cause__}"  # if a process has died, the cause names the signal
+        if any(text in reason for text in SHARED_MEMORY_ERRORS):
             return self._too_little_shared_memory()
-        if "DataLoader worker (pid" in said:
-            advice = "where memory ran out, lower data.num_workers, or set it to 0"
+        if "DataLoader worker (pid" in reason:
             return UserError(
-                f"a loader process has died ({one_line(error.__cause__ or error)}); {advice}"
+                f"a loader process has died ({one_line(error.__cause__ or error)}); if memory ran"
+                " out, lower data.num_workers, or set it to 0"
             )
-        # "Caught UserError in DataLoader worker process 0.", a traceback, and the message at the
-        # end
+        # "Caught UserError in DataLoader worker process 0.", a traceback, and then the message
         if isinstance(error, UserError):
             return UserError(str(error).rpartition("UserError: ")[2].strip())
         return None
 
-    def _check_shared_memory(self) -> None:
-        """Raise UserError if the processes' queues have no room: torch fails there with a half-made
-        iterator.
-        """
-        if (
-            not os.path.isdir(SHARED_MEMORY)
-            or shutil.disk_usage(SHARED_MEMORY).free < LEAST_SHARED_MEMORY
-        ):
-            raise self._too_little_shared_memory()
-
     def _too_little_shared_memory(self) -> UserError:
-        what = (
+        return UserError(
             f"the {self.num_workers} loader processes have too little shared memory,"
-            f" {_shared_memory()}"
+            f" {_shared_memory()}; {MORE_SHARED_MEMORY}, or make batches smaller"
         )
-        return UserError(f"{what}; {MORE_SHARED_MEMORY}, or make batches smaller")
 
 
 def _shared_memory() -> str:
@@ -339,8 +328,7 @@ def _shared_memory() -> str:
 def shared_memory_warnings(
     pairs: PairDataset, batch_size: int, num_workers: int, num_processes: int
 ) -> list[str]:
-    """Return a warning if full batches of all loader processes on this machine need more shared
-    memory than is free.
+    """Return a warning if the batches of all loader processes may exceed the free shared memory.
 
     Args:
         pairs: The training pairs.
@@ -352,13 +340,8 @@ def shared_memory_warnings(
     if not num_workers or not os.path.isdir(SHARED_MEMORY):
         return []
     longest = min(pairs.max_samples, int(pairs.split.num_samples.max()))
-    needed = (
-        num_processes
-        * (PREFETCHED * num_workers + 1)
-        * batch_size
-        * pairs.split.read_stored(0, 0, 1)[0].nbytes
-        * longest
-    )
+    batch_bytes = batch_size * longest * pairs.split.read_stored(0, 0, 1)[0].nbytes
+    needed = num_processes * (PREFETCHED * num_workers + 1) * batch_bytes
     if needed <= shutil.disk_usage(SHARED_MEMORY).free:
         return []
     return [
@@ -368,10 +351,10 @@ def shared_memory_warnings(
 
 
 def make_loader(pairs: PairDataset, batches: EpochBatches, num_workers: int) -> DataLoader:
-    """Batches of `collate_pairs`; one loader serves all epochs, its processes stay.
+    """Return a loader of `collate_pairs` batches for all epochs, whose processes stay.
 
-    Its own generator: the loader's draw of worker seeds must not move the random state that dropout
-    uses.
+    It has a generator of its own: drawing seeds for its processes must not change the random state
+    that dropout uses.
     """
     num_workers = usable_workers(num_workers)
     return Loader(
@@ -394,8 +377,15 @@ def make_clip_loader(
     num_workers: int,
     pin_memory: bool = False,
 ) -> DataLoader:
-    """Batches of `collate_clips` of some clips of a split, in order, each from its start. Its own
-    generator: as in `make_loader`.
+    """Return a loader of `collate_clips` batches, for clips of a split from their start, in order.
+
+    Args:
+        split: ClipSplit or FrameSplit.
+        indices: Numbers of the clips.
+        max_samples: Longest clip.
+        batch_size: Clips of a batch.
+        num_workers: Loader processes; 0 loads in this one.
+        pin_memory: Put batches into page-locked memory, for a GPU.
     """
     return Loader(
         ClipsFromStart(split, indices, max_samples),

@@ -226,7 +226,7 @@ def _own_pairs(positives: Tensor) -> Tensor:
 
 
 def _soft_cross_entropy(logits: Tensor, target_logits: Tensor) -> Tensor:
-    """Mean cross-entropy of softmax(logits) with softmax(target_logits), rows and columns, halved."""
+    """Return the mean cross-entropy of two softmaxes over rows, and over columns, halved."""
     total = 0.0
     for axis in (1, 0):
         target = target_logits.softmax(dim=axis)

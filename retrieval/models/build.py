@@ -1,4 +1,4 @@
-"""`build_model(config)` makes the DualEncoder that training, evaluation and search see."""
+"""Build the DualEncoder that a configuration describes."""
 
 import inspect
 from collections.abc import Callable
@@ -32,8 +32,16 @@ SETTINGS_WITHOUT_SHAPES = (
 
 
 def build_model(config: Config) -> DualEncoder:
-    """The model of `config` with its pretrained weights, or those of train.init_from. Raises
-    UserError for absent or unfitting weights.
+    """Build the model of `config` with its pretrained weights, or with those of train.init_from.
+
+    Args:
+        config: Of retrieval.config.load_config.
+
+    Returns:
+        The model in training mode, on the CPU, with its tokenizer and frozen parts.
+
+    Raises:
+        UserError: Weights are absent or do not fit, or settings do not fit together.
     """
     text = config.text_encoder
     model = DualEncoder(**_architecture(config, allow_known=False))
@@ -60,8 +68,9 @@ def bound_memory(model: DualEncoder, config: Config) -> None:
 
 
 def build_model_without_weights(config: Config) -> DualEncoder:
-    """Names and shapes only, on the meta device: for --dry-run. Works without weights, tokenizer
-    and, for known names, the hub.
+    """Build names and shapes only, on the meta device: for --dry-run.
+
+    It works without weights and tokenizer and, for known names, without the hub.
     """
     architecture = _architecture(config, allow_known=True)
     with torch.device("meta"):
@@ -76,8 +85,9 @@ def _frozen_parts(config: Config) -> list[str]:
 
 
 def _start_from(model: DualEncoder, folder: str) -> None:
-    """The weights of another model of one architecture; what the loss learns starts anew where the
-    other has none.
+    """Load the weights of another model; learnable parameters of the loss may be missing there.
+
+    Raises UserError if its architecture differs.
     """
     if Path(folder).is_file():
         raise UserError(
@@ -86,154 +96,131 @@ def _start_from(model: DualEncoder, folder: str) -> None:
         )
     other = DualEncoder.from_pretrained(folder)
     state, own = other.state_dict(), model.state_dict()
-    shapes = {key: tuple(value.shape) for key, value in state.items()}
+    shapes = {key: value.shape for key, value in state.items()}
     wrong = [
         key
-        for key in own
-        if shapes.get(key) != tuple(own[key].shape) and not key.startswith("loss_parameters.")
+        for key in own | state
+        if (key not in own or own[key].shape != shapes.get(key))
+        and not key.startswith("loss_parameters.")
     ]
-    wrong += [key for key in state if key not in own and not key.startswith("loss_parameters.")]
-    found = (
-        f"{len(wrong)} weights do not fit, first {wrong[0]}"
-        if wrong
-        else _other_function(other.architecture, model.architecture)
-    )
+    found = [f"{len(wrong)} weights do not fit, first {wrong[0]}"] if wrong else []
+    theirs, ours = flatten(other.architecture), flatten(model.architecture)
+    found += [
+        f"its {name} is {theirs[name]}, not {ours[name]}"
+        for name in SETTINGS_WITHOUT_SHAPES
+        if None not in (theirs.get(name), ours.get(name)) and theirs[name] != ours[name]
+    ]
     if found:
         raise UserError(
-            f"train.init_from={folder} is of another architecture than this configuration: {found};"
-            " take audio_encoder, text_encoder, pooling and dim from its config.yaml"
+            f"train.init_from={folder} is of another architecture than this configuration:"
+            f" {found[0]}; take audio_encoder, text_encoder, pooling and dim from its config.yaml"
         )
-    # a temperature that is not learnt is a setting
-    kept = {"temperature"} if not model.temperature.requires_grad else set()
-    model.load_state_dict(
-        own | {key: value for key, value in state.items() if key in own and key not in kept}
-    )
-
-
-def _other_function(other: dict[str, Any], own: dict[str, Any]) -> str | None:
-    """What no shape of a weight says and scores depend on, where two architectures differ in it."""
-    other, own = flatten(other), flatten(own)
-    for name in SETTINGS_WITHOUT_SHAPES:
-        pair = other.get(name), own.get(name)
-        if None not in pair and pair[0] != pair[1]:
-            return f"its {name} is {pair[0]}, not {pair[1]}"
-    return None
+    if not model.temperature.requires_grad:
+        del state["temperature"]  # a setting, not learnt
+    model.load_state_dict(own | {key: value for key, value in state.items() if key in own})
 
 
 def warnings_of(config: Config) -> list[str]:
-    """What a configuration asks for in vain, a line each: settings that nothing reads, and frozen
-    parts that have learnt nothing.
-    """
+    """Return a line for each setting without effect and each frozen part with random weights."""
     pooling, loss = config.pooling, config.loss
     used = {"name", "temperature", "learnable_temperature"}
-    used |= (
-        {"teachers", "supervised", "distill_weight", "loss_weight"}
-        if loss.name == "distillation"
-        else set()
-    )
+    if loss.name == "distillation":
+        used |= {"teachers", "supervised", "distill_weight", "loss_weight"}
     for name in _used_losses(loss):
         used |= set(arguments_of(name))
         used |= {"sentence_encoder"} if "caption_similarity" in arguments_of(name) else set()
-    vain = [
+    found = [
         f"loss.{key} has no effect with loss.name={loss.name}"
         for key in sorted(loss.model_fields_set - used)
     ]
     kind = POOLINGS[pooling.name]
     used = {"name", *_accepted(kind, pooling.model_dump()), *kind.runtime_settings}
-    vain += [
+    found += [
         f"pooling.{key} has no effect with pooling.name={pooling.name}"
         for key in sorted(pooling.model_fields_set - used)
     ]
     if config.train.init_from is None:
-        random = {
+        is_random = {
             "audio_encoder": config.audio_encoder.checkpoint is None,
             "text_encoder": not config.text_encoder.pretrained,
         }
-        vain += [
+        found += [
             f"{part} is frozen with random weights, so that it says nothing of its input"
             for part in _frozen_parts(config)
-            if random[part]
+            if is_random[part]
         ]
-    return vain
+    return found
 
 
-def _architecture(config: Config, allow_known: bool) -> dict:
-    audio, text = config.audio_encoder, config.text_encoder
-    if audio.name not in AUDIO_ENCODERS:
-        raise UserError(
-            f"audio_encoder.name={audio.name!r} is unknown; there is: {', '.join(AUDIO_ENCODERS)}"
-        )
-    if config.pooling.name not in POOLINGS:
-        raise UserError(
-            f"pooling.name={config.pooling.name!r} is unknown; there is: {', '.join(POOLINGS)}"
-        )
-    for setting, name in (
-        ("loss.name", config.loss.name),
-        ("loss.supervised", config.loss.supervised),
+def _architecture(config: Config, allow_known: bool) -> dict[str, Any]:
+    """Return the arguments of DualEncoder. Raises UserError for unknown names and settings.
+
+    allow_known: whether retrieval.models.text.KNOWN_ARCHITECTURES may stand in for the hub.
+    """
+    audio, text, pooling, loss = (
+        config.audio_encoder,
+        config.text_encoder,
+        config.pooling,
+        config.loss,
+    )
+    for setting, name, known in (
+        ("audio_encoder.name", audio.name, AUDIO_ENCODERS),
+        ("pooling.name", pooling.name, POOLINGS),
     ):
-        check_loss(name, setting)
+        if name not in known:
+            raise UserError(f"{setting}={name!r} is unknown; there is: {', '.join(known)}")
+    check_loss(loss.name, "loss.name")
+    check_loss(loss.supervised, "loss.supervised")
+    learnable = [
+        name for name in LEARNABLE if any(name in arguments_of(used) for used in _used_losses(loss))
+    ]
     return {
         "audio_encoder": {"name": audio.name} | _audio_arguments(audio),
         "text_encoder": text_architecture(text.name, text.dropout, allow_known),
-        # No shape depends on it, and finding it out runs a layer of the model.
+        # No shape depends on the readout, and finding it out runs a layer of the model.
         "text_readout": text.readout or ("first" if allow_known else text_readout(text.name)),
-        "pooling": (
-            {"name": config.pooling.name}
-            | _accepted(POOLINGS[config.pooling.name], config.pooling.model_dump())
-        ),
+        "pooling": {"name": pooling.name} | _accepted(POOLINGS[pooling.name], pooling.model_dump()),
         "dim": config.dim,
         "sample_rate": config.data.sample_rate,
         "clip_seconds": config.data.max_seconds,
         "window_seconds": audio.window_seconds,
         "hop_seconds": audio.hop_seconds,
         "max_tokens": text.max_tokens,
-        "temperature": config.loss.temperature,
-        "learnable_temperature": config.loss.learnable_temperature,
-        "loss_parameters": _loss_parameters(config.loss),
+        "temperature": loss.temperature,
+        "learnable_temperature": loss.learnable_temperature,
+        "loss_parameters": {name: getattr(loss, name) for name in learnable},
     }
 
 
-def _audio_arguments(settings: AudioEncoderConfig) -> dict:
-    """What the YAML says of the encoder itself. Raises UserError for a setting that the encoder
-    does not have.
-    """
+def _audio_arguments(settings: AudioEncoderConfig) -> dict[str, Any]:
+    """Return the arguments of the encoder. Raises UserError for a setting that it does not have."""
     encoder = AUDIO_ENCODERS[settings.name]
-    general = ("name", "checkpoint", "frozen", "window_seconds", "hop_seconds")
+    general = {"name", "checkpoint", "frozen", "window_seconds", "hop_seconds"}
     own = {
         key: value
-        for key, value in settings.model_dump(exclude=set(general)).items()
+        for key, value in settings.model_dump(exclude=general).items()
         if value is not None
     }
     if unknown := own.keys() - _accepted(encoder, own).keys():
-        takes = ", ".join(
+        takes = [
             name
             for name in inspect.signature(encoder).parameters
             if name in AudioEncoderConfig.model_fields
-        )
+        ]
         raise UserError(
             f"audio_encoder.{min(unknown)} is no setting of {settings.name}, which has:"
-            f" {takes or 'none'}"
+            f" {', '.join(takes) or 'none'}"
         )
     return encoder.constructor_arguments(settings.checkpoint, own)
 
 
-def _accepted(function: Callable, arguments: dict) -> dict:
-    return {
-        name: value
-        for name, value in arguments.items()
-        if name in inspect.signature(function).parameters
-    }
-
-
-def _loss_parameters(settings: LossConfig) -> dict[str, float]:
-    return {
-        name: getattr(settings, name)
-        for name in LEARNABLE
-        if any(name in arguments_of(loss) for loss in _used_losses(settings))
-    }
+def _accepted(function: Callable, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments that `function` has by name."""
+    names = inspect.signature(function).parameters
+    return {name: value for name, value in arguments.items() if name in names}
 
 
 def _used_losses(settings: LossConfig) -> list[str]:
-    return [settings.name] + (
-        [settings.supervised] if settings.name == "distillation" and settings.loss_weight else []
-    )
+    if settings.name == "distillation" and settings.loss_weight:
+        return [settings.name, settings.supervised]
+    return [settings.name]

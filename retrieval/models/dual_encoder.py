@@ -1,5 +1,4 @@
-"""The one class that training, evaluation and search see: audio and text into one space, compared
-by cosine.
+"""DualEncoder: audio and text in one space, compared by cosine; the model everything else uses.
 
 Letters: B clips, S samples, W windows, M windows with valid frames, T frames, N captions, D = dim.
 """
@@ -38,7 +37,7 @@ WEIGHTS = "model.safetensors"
 
 
 class CaptionFeatures(Protocol):
-    """Of some captions, what the text encoder says to them: retrieval.models.frame_cache."""
+    """Precomputed text-encoder outputs by caption; see retrieval.models.frame_cache."""
 
     def __contains__(self, caption: str) -> bool: ...
 
@@ -53,15 +52,28 @@ POOLINGS: dict[str, type[Pooling]] = {
 
 
 class DualEncoder(nn.Module, PyTorchModelHubMixin):
-    """Audio encoder, text encoder, two projections and a pooling. The arguments are config.json of
-    a saved model.
+    """Audio encoder, text encoder, two projections and a pooling.
 
-    audio_encoder: {"name": key of AUDIO_ENCODERS, **its arguments}; text_encoder: a Hugging Face
-    config; text_readout: "first", "mean" or "last" token; pooling: {"name": "mean", "tap" or
-    "transformer", **its arguments}; sample_rate in Hz, of the waveforms that encode_audio takes;
-    clip_seconds: longest clip; loss_parameters: start values of what the loss learns beside the
-    temperature. Text can be encoded once text_encoder.tokenizer is set, as build_model and
-    from_pretrained do.
+    The arguments are the content of a saved model's config.json. Text can be encoded after
+    text_encoder.tokenizer is set, as build_model and from_pretrained do.
+
+    Args:
+        audio_encoder: "name", a key of AUDIO_ENCODERS, and the arguments of its constructor.
+        text_encoder: A Hugging Face config.
+        pooling: "name", a key of POOLINGS, and the arguments of its constructor.
+        dim: Size of the shared space.
+        sample_rate: Of the waveforms that encode_audio takes, in Hz.
+        clip_seconds: Longest clip.
+        window_seconds: Length of a window, which the audio encoder takes at once.
+        hop_seconds: Time between the starts of windows.
+        max_tokens: Longer captions are cut.
+        temperature: Start value; scores are divided by it in losses.
+        learnable_temperature: Whether training changes it.
+        text_readout: "first", "mean" or "last" token.
+        loss_parameters: Start values of other learnable parameters of the loss, by name.
+
+    Raises:
+        UserError: Arguments do not fit together.
     """
 
     def __init__(
@@ -83,24 +95,22 @@ class DualEncoder(nn.Module, PyTorchModelHubMixin):
         super().__init__()
         self.record = TrainingRecord()  # how the model was made, for its card
         self.frozen: list[str] = []
-        # in training only; models.mel_augmentation
+        # retrieval.models.mel_augmentation, in training only
         self.augment_mel: Callable[[torch.Tensor], torch.Tensor] | None = None
-        # what a frozen text encoder has said before
-        self.caption_features: CaptionFeatures | None = None
+        self.caption_features: CaptionFeatures | None = None  # of a frozen text encoder
         self.sample_rate = sample_rate
         self.clip_seconds = clip_seconds
-        self.audio_encoder = _build_audio_encoder(**audio_encoder)
+        arguments = dict(audio_encoder)
+        self.audio_encoder: AudioEncoder = AUDIO_ENCODERS[arguments.pop("name")](**arguments)
         self.text_encoder = TextEncoder(text_encoder, max_tokens, text_readout)
         self.audio_projection = nn.Linear(self.audio_encoder.feature_dim, dim)
         self.text_projection = nn.Linear(self.text_encoder.feature_dim, dim)
         self.temperature = nn.Parameter(
             torch.tensor(temperature), requires_grad=learnable_temperature
         )
+        starts = (loss_parameters or {}).items()
         self.loss_parameters = nn.ParameterDict(
-            {
-                name: nn.Parameter(torch.tensor(start))
-                for name, start in (loss_parameters or {}).items()
-            }
+            {name: nn.Parameter(torch.tensor(start)) for name, start in starts}
         )
         window_samples = round(min(window_seconds, clip_seconds) * sample_rate)
         self.windows = WindowGrid(
@@ -109,37 +119,42 @@ class DualEncoder(nn.Module, PyTorchModelHubMixin):
             hop_samples=round(hop_seconds * sample_rate),
             frames_per_window=self.audio_encoder.num_frames(self._resampled(window_samples)),
         )
-        self.pooling = _build_pooling(
-            **pooling,
-            dim=dim,
-            feature_dim=self.audio_encoder.feature_dim,
-            max_frames=self.windows.num_frames,
-        )
+        settings = dict(pooling)
+        name = settings.pop("name")
+        if name not in POOLINGS:
+            raise UserError(
+                f"pooling {name!r} of the model's config.json is unknown; there is:"
+                f" {', '.join(POOLINGS)}"
+            )
+        sizes = {
+            "dim": dim,
+            "feature_dim": self.audio_encoder.feature_dim,
+            "max_frames": self.windows.num_frames,
+        }
+        taken = sizes.keys() & inspect.signature(POOLINGS[name]).parameters.keys()
+        self.pooling: Pooling = POOLINGS[name](**{key: sizes[key] for key in taken}, **settings)
         own_memory(self)
 
     @property
     def architecture(self) -> dict[str, Any]:
-        """The arguments that the model was built with: config.json of a saved one."""
+        """The arguments that the model was built with, config.json of a saved one."""
         return dict(self._hub_mixin_config)
 
     @property
     def tokens_per_clip(self) -> int:
-        """What the audio encoder's blocks compute on in training, of a clip of full length: its
-        frames, unless it says otherwise.
-        """
+        """Number of vectors of a full-length clip that the audio blocks compute on in training."""
         window_samples = self._resampled(self.windows.window_samples)
         return self.windows.num_windows * self.audio_encoder.num_tokens(window_samples)
 
     def freeze(self, part: str) -> None:
-        """Keep the weights of "audio_encoder" or "text_encoder" as they are: no gradient, and eval
-        mode also in training.
-        """
+        """Freeze "audio_encoder" or "text_encoder": no gradient, and eval mode also in training."""
         self.frozen.append(part)
         getattr(self, part).requires_grad_(False).eval()
 
     def checkpoint_activations(self) -> None:
-        """Keep only the inputs of the encoders' blocks in training: the backward pass computes the
-        rest again, with the same dropout.
+        """Keep only the inputs of the encoders' blocks for the backward pass.
+
+        The backward pass computes the rest again, with the same dropout.
         """
         self.audio_encoder.checkpoint_activations()
         self.text_encoder.checkpoint_activations()
@@ -205,10 +220,10 @@ class DualEncoder(nn.Module, PyTorchModelHubMixin):
     def audio_features(
         self, waveform: torch.Tensor, lengths: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the audio encoder says, (B, T, feature_dim), and mask (B, T). Arguments and errors
-        as in `encode_audio`.
+        """Return the audio encoder's frames (B, T, feature_dim) and their mask (B, T).
 
-        Windows without valid frames are not encoded: they would be masked out.
+        Arguments and errors are those of `encode_audio`. Windows without valid frames are not
+        encoded: they would be masked out.
         """
         grid = self.windows
         lengths = lengths.cpu()
@@ -226,9 +241,8 @@ class DualEncoder(nn.Module, PyTorchModelHubMixin):
         if windows.dtype == torch.int16:
             windows = windows.to(self.audio_projection.weight.dtype).div_(32768)
         if self.sample_rate != self.audio_encoder.sample_rate:
-            # Each window alone, as the encoder sees it: a window does not hear its neighbours
-            # through the filter. In float32: autocast would filter in half precision, whose noise
-            # at -50 dB drowns the quiet bins of the log-mel.
+            # Window by window, so that no window contains its neighbours through the filter. In
+            # float32: in half precision noise at -50 dB would drown the quiet bins of the log-mel.
             with torch.autocast(windows.device.type, enabled=False):
                 windows = torchaudio.functional.resample(
                     windows, self.sample_rate, self.audio_encoder.sample_rate
@@ -241,23 +255,31 @@ class DualEncoder(nn.Module, PyTorchModelHubMixin):
         return features, mask
 
     def encode_text(self, captions: list[str]) -> torch.Tensor:
-        """(N, D), not normalised."""
+        """Encode N captions into the shared space: (N, D), not normalised."""
         known = self.caption_features
         if known is None or not all(caption in known for caption in captions):
             return self.text_projection(self.text_encoder(captions))
         return self.text_projection(known(captions).to(self.text_projection.weight.device))
 
     def score(self, text: torch.Tensor, frames: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Cosine similarities float32 (N, B) of text (N, D) with audio frames (B, T, D): rows are
-        texts, columns audios.
+        """Compare each text with each clip.
+
+        Args:
+            text: (N, D), of encode_text.
+            frames: (B, T, D), of encode_audio.
+            mask: bool (B, T), of encode_audio.
+
+        Returns:
+            Cosine similarities float32 (N, B): rows are texts, columns audios.
         """
         return self.pooling.score(text, frames, mask)
 
     def attention(
         self, text: torch.Tensor, frames: torch.Tensor, mask: torch.Tensor
     ) -> torch.Tensor | None:
-        """How much each caption listens to each frame: float32 (N, B, T), rows sum to 1; None where
-        the pooling does not look at the text.
+        """Return the attention weights float32 (N, B, T) of texts on frames; rows sum to 1.
+
+        Arguments as in `score`. None if the pooling does not look at the text.
         """
         return self.pooling.attention(text, frames, mask)
 
@@ -292,16 +314,29 @@ class DualEncoder(nn.Module, PyTorchModelHubMixin):
         return model_card(self.architecture, self.record)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
-        """Upload weights, tokenizer and model card; arguments as in huggingface_hub, such as
-        private=True. Raises UserError where it is refused.
+        """Upload weights, tokenizer and model card to the Hugging Face hub.
+
+        Args:
+            repo_id: user/name.
+            **kwargs: As in huggingface_hub, such as private=True.
+
+        Raises:
+            UserError: The hub refuses it or is out of reach.
         """
         with explained_upload(repo_id, kwargs.get("token")):
             return super().push_to_hub(repo_id, **kwargs)
 
     @classmethod
     def from_pretrained(cls, directory_or_hub_id: str | Path, **kwargs: Any) -> "DualEncoder":
-        """A saved model, in eval mode. Raises UserError for a folder that is absent, damaged or of
-        another architecture.
+        """Load a saved model, in eval mode.
+
+        Args:
+            directory_or_hub_id: Folder that training or save_pretrained wrote, or user/name on
+                the Hugging Face hub.
+            **kwargs: As in huggingface_hub, such as revision.
+
+        Raises:
+            UserError: The model is absent, damaged or of another architecture.
         """
         name = str(directory_or_hub_id)
         check_readable(name, "checkpoint")
@@ -355,30 +390,13 @@ class DualEncoder(nn.Module, PyTorchModelHubMixin):
         return model.eval()
 
 
-def _build_audio_encoder(name: str, **arguments: Any) -> AudioEncoder:
-    return AUDIO_ENCODERS[name](**arguments)
-
-
-def _build_pooling(
-    name: str, dim: int, feature_dim: int, max_frames: int, **settings: Any
-) -> Pooling:
-    if name not in POOLINGS:
-        raise UserError(
-            f"pooling {name!r} of the model's config.json is unknown; there is:"
-            f" {', '.join(POOLINGS)}"
-        )
-    sizes = {"dim": dim, "feature_dim": feature_dim, "max_frames": max_frames}
-    taken = inspect.signature(POOLINGS[name]).parameters
-    return POOLINGS[name](**{key: sizes[key] for key in sizes if key in taken}, **settings)
-
-
 def _check_size(architecture: dict[str, Any], weights: Path) -> None:
-    """Refuse a config.json that describes far more than the weights beside it hold, before a model
-    of that size is made.
+    """Refuse a config.json that needs far more memory than its weights, before building the model.
 
     Raises:
         ValueError: It has more layers than there are tensors, or more than MOST_SHARING times their
-        numbers. Exception: Of any kind, for damaged weights.
+            numbers.
+        Exception: Of any kind, for damaged weights.
     """
     with safe_open(weights, "pt") as file:
         shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118 (no dict)
@@ -390,13 +408,11 @@ def _check_size(architecture: dict[str, Any], weights: Path) -> None:
     try:
         with torch.device("meta"):  # shapes cost nothing there
             planned = DualEncoder(**architecture)
-    # encoders that compute while they are built; for others the model itself says it better
+    # Encoders that compute while they are built; other errors come again with the model itself.
     except Exception:
         return
-    needed, stored = (
-        sum(tensor.numel() for tensor in planned.state_dict().values()),
-        sum(map(math.prod, shapes)),
-    )
+    needed = sum(tensor.numel() for tensor in planned.state_dict().values())
+    stored = sum(map(math.prod, shapes))
     if needed > MOST_SHARING * stored:
         raise ValueError(
             f"its config.json describes {needed:.3g} numbers, {weights.name} holds {stored:.3g}"
@@ -404,7 +420,7 @@ def _check_size(architecture: dict[str, Any], weights: Path) -> None:
 
 
 def _most_layers(value: Any, name: str = "") -> int:
-    """The largest number under a name of layers in nested settings."""
+    """Return the largest number of layers that nested settings name."""
     if isinstance(value, (dict, list)):
         items = value.items() if isinstance(value, dict) else ((name, item) for item in value)
         return max((_most_layers(item, str(key)) for key, item in items), default=0)
@@ -412,7 +428,7 @@ def _most_layers(value: Any, name: str = "") -> int:
 
 
 def check_finite(model: nn.Module, what: str, remedy: str) -> None:
-    """Raises UserError for weights of `what` that are NaN or infinite."""
+    """Raise UserError if a weight of `what` is not finite; `remedy` is a verb such as "export"."""
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise UserError(
@@ -422,7 +438,7 @@ def check_finite(model: nn.Module, what: str, remedy: str) -> None:
 
 
 def check_folder(directory: Path) -> None:
-    """Raises UserError for a folder that does not hold a saved model."""
+    """Raise UserError if `directory` holds no saved model."""
     for file in ("config.json", WEIGHTS, "tokenizer"):
         if not (directory / file).exists():
             inside = [

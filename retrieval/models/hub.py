@@ -1,5 +1,4 @@
-"""Hub models and folders: check that the hub answers, run no code of a model, and explain refused
-uploads.
+"""Hub models and folders: ask the hub once, run no code of a model, explain refusals.
 
 The hub is asked once, since huggingface_hub tries each file six times over 23 s before it gives up.
 """
@@ -51,8 +50,9 @@ NEEDED = {
 
 
 def local_files_only(name: str | Path) -> bool:
-    """For `from_pretrained`: True for a folder, and for a hub name while the hub is out of reach;
-    what was downloaded before still loads.
+    """Return True for a folder, and for a hub name while the hub is out of reach.
+
+    Models that were downloaded before then still load.
     """
     return os.path.isdir(name) or not hub_answers()
 
@@ -137,12 +137,10 @@ def warn_of_code(what: str, name: str | Path, config: PreTrainedConfig) -> None:
 
 @functools.cache
 def hub_answers() -> bool:
-    """One request, through the proxy and with the certificates that huggingface_hub uses; no with
-    HF_HUB_OFFLINE=1.
-    """
+    """Ask the hub once, as huggingface_hub does; False with HF_HUB_OFFLINE=1."""
     try:
         get_session().head(constants.ENDPOINT, timeout=5.0)
-    # of httpx or httpx2, as the version of huggingface_hub has it, or OfflineModeIsEnabled
+    # of httpx or httpx2, depending on the version of huggingface_hub, or OfflineModeIsEnabled
     except Exception:
         return False
     return True
@@ -162,8 +160,11 @@ REFUSED = {
 
 @contextmanager
 def explained_upload(repo: str, token: str | bool | None = None) -> Iterator[None]:
-    """UserError for a name that cannot be and a missing token, before anything is sent, and for a
-    refusal and a hub out of reach.
+    """Raise UserError for an upload that cannot work, before it, and for one that fails.
+
+    Args:
+        repo: user/name.
+        token: Of the hub; None takes the one that the user logged in with.
     """
     try:
         validate_repo_id(repo)

@@ -1,4 +1,4 @@
-"""Changes of the spectrogram in training: SpecAugment's masks, and a bend of the frequency axis.
+"""Augmentation of spectrograms: SpecAugment's masks, and warping of the frequency axis.
 
 Park et al.: SpecAugment (Interspeech 2019), arXiv:1904.08779. Letters: W windows, M mel bands, C
 columns.
@@ -10,17 +10,18 @@ import torch
 import torchaudio.functional
 from torch import Tensor
 
-# of a window that a mask may hide: a window of nothing but mask has nothing to learn from
-MOST_OF_COLUMNS = 0.5
+MOST_OF_COLUMNS = 0.5  # of a window, that one mask hides at most: the rest is left to learn from
 
 
 class MelAugmentation:
-    """Spectrograms (W, M, C) of windows in, the same shape out; every window has its own draws,
-    from torch's global random state.
+    """Change spectrograms (W, M, C) and keep their shape; each window has its own random draws.
 
-    mask_mels, mask_columns: bands and columns hidden at most, by the mean of the window, which is
-    what a network that centres its input would not notice; warp_mels: how far bands move at most,
-    as a fraction of their number.
+    Draws are from torch's global random state. Masks are filled with the mean of the window.
+
+    Args:
+        mask_mels: Most bands that a mask hides.
+        mask_columns: Most columns that a mask hides.
+        warp_mels: How far bands move at most, as a fraction of their number.
     """
 
     def __init__(self, mask_mels: int, mask_columns: int, warp_mels: float):
@@ -28,7 +29,7 @@ class MelAugmentation:
 
     def __call__(self, log_mel: Tensor) -> Tensor:
         if self.warp_mels:
-            log_mel = _bent(log_mel, self.warp_mels)
+            log_mel = _warp(log_mel, self.warp_mels)
         num_mels, num_columns = log_mel.shape[1:]
         mean = log_mel.mean(dim=(1, 2), keepdim=True)
         # torchaudio takes one value for all windows: around their means it is zero.
@@ -43,20 +44,16 @@ class MelAugmentation:
 
 
 def mel_augmentation(mask_mels: int, mask_columns: int, warp_mels: float) -> MelAugmentation | None:
-    """None where no change is switched on."""
-    return (
-        MelAugmentation(mask_mels, mask_columns, warp_mels)
-        if mask_mels or mask_columns or warp_mels
-        else None
-    )
+    """Return the MelAugmentation of these settings; None if all are off."""
+    if not (mask_mels or mask_columns or warp_mels):
+        return None
+    return MelAugmentation(mask_mels, mask_columns, warp_mels)
 
 
-def _bent(log_mel: Tensor, most: float) -> Tensor:
-    """Both ends of the frequency axis stay, the middle moves by up to `most` of its length, with
-    half a sine in between.
+def _warp(log_mel: Tensor, most: float) -> Tensor:
+    """Warp the frequency axis by half a sine: the ends stay, the middle moves by up to `most`.
 
-    The slope of the bend is at most pi * most; beyond 1 / pi it would fold the axis, so that bands
-    keep their order up to there.
+    The slope of the warp is at most pi * most: above 1 / pi bands would change their order.
     """
     num_mels = log_mel.shape[1]
     position = torch.linspace(0, 1, num_mels, device=log_mel.device)  # (M,)

@@ -1,12 +1,10 @@
-"""From many frames of a clip to scores against texts: the mean of the frames, or text-aware
-attention pooling (TAP).
+"""Poolings: from the frames of a clip to scores against texts, by mean or attention (TAP).
 
 Letters: N texts, B audios, T frames, D = dim, D_p = attention_dim; n and b are the parts of N and B
 in a block.
 """
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -18,9 +16,11 @@ from retrieval.base.errors import UserError
 
 
 def cosine(text: Tensor, pooled: Tensor) -> Tensor:
-    """Cosine similarities (N, B) of text (N, D) and pooled, (B, D) or one vector a pair (B, N, D).
+    """Return the cosines (N, B) of texts and clips, in float32 at least; 0 for a vector of zeros.
 
-    At least float32, also under autocast. A vector of zeros has cosine 0.
+    Args:
+        text: (N, D).
+        pooled: One vector a clip (B, D), or one a pair (B, N, D).
     """
     with torch.autocast(text.device.type, enabled=False):
         text, pooled = _at_least_float32(text), _at_least_float32(pooled)
@@ -73,8 +73,9 @@ class MeanPooling(Pooling):
         super().__init__()  # kwargs: TAP's settings, in models of the first versions
 
     def forward(self, frames: Tensor, mask: Tensor) -> Tensor:
-        """frames (B, T, F), mask bool (B, T) -> (B, F), at least float32. A clip without a valid
-        frame gives zeros.
+        """Average frames (B, T, F) under mask bool (B, T) to (B, F), in float32 at least.
+
+        A clip without a valid frame gives zeros.
         """
         with torch.autocast(frames.device.type, enabled=False):
             frames = _at_least_float32(frames)
@@ -84,21 +85,32 @@ class MeanPooling(Pooling):
 
 
 class TextAwareAttentionPooling(Pooling):
-    """Every text weighs the frames of every audio for itself (Xin, Yang, Zou: ICASSP 2023, section
-    2.2).
+    """Text-aware attention pooling (TAP): each text weighs the frames of each audio.
 
         Q = LN(text) W_q + b_q     K = LN(frames) W_k + b_k     V = LN(frames) W_v + b_v
         z = LN(softmax(Q K^T / sqrt(D_p)) V W_o + b_o)          score = cos(text, z)
 
-    computed folded, with the same numbers. The key bias adds the same to the logits of all frames,
-    so it drops out of the softmax and the logits are (Q W_k^T / sqrt(D_p)) LN(frames)^T; V W_o is
-    one D-vector a frame, made once an audio. A pair then costs 2 T D multiplications in place of 2
-    T D_p + D_p D. Weights that dropout has thinned need not sum to 1: V W_o carries b_v, b_o stays
-    outside.
+    It is computed folded, which gives the same numbers. The key bias adds the same number to the
+    logits of all frames, so the softmax drops it, and the logits are
+    (Q W_k^T / sqrt(D_p)) LN(frames)^T. V W_o is one D-vector a frame, made once an audio. A pair
+    then costs 2 T D multiplications instead of 2 T D_p + D_p D. V W_o includes b_v, while b_o is
+    added later: after dropout, weights need not sum to 1.
 
-    Padding frames get no weight. An audio without a single valid frame is the caller's mistake;
-    refusing it would make the host wait for the GPU at every call, so it gets scores that are
-    finite and without meaning.
+    Padding frames get no weight. An audio without a valid frame gets finite scores without meaning:
+    to refuse it, the host would have to wait for the GPU at every call.
+
+    Source: Xin, Yang, Zou: ICASSP 2023, section 2.2.
+
+    Args:
+        dim: D, size of the shared space.
+        attention_dim: D_p, size of query, key and value.
+        attention_dropout: Dropout on the attention weights, in training only.
+        output_dropout: Dropout on z, in training only.
+        init: "default" is PyTorch's initialisation. "identity" starts as an average of the frames
+            weighted by their similarity with the text, as X-Pool does.
+
+    Raises:
+        UserError: init is "identity" and attention_dim is below dim.
     """
 
     keeps_frames = True
@@ -116,9 +128,6 @@ class TextAwareAttentionPooling(Pooling):
         output_dropout: float = 0.0,
         init: str = "default",
     ):
-        """init: "default" is PyTorch's; "identity" starts as an average of the frames, weighted by
-        similarity with the text (as X-Pool).
-        """
         super().__init__()
         self.query = nn.Linear(dim, attention_dim)
         self.key = nn.Linear(dim, attention_dim)
@@ -152,82 +161,70 @@ class TextAwareAttentionPooling(Pooling):
         self.output.weight.zero_()[:, :dim] = eye
 
     def forward(self, text: Tensor, frames: Tensor, mask: Tensor) -> Tensor:
-        """text (N, D), frames (B, T, D), mask bool (B, T), True = valid -> pooled audio (N, B, D),
-        one vector a pair.
+        """Pool each audio for each text.
+
+        Args:
+            text: (N, D), not normalised.
+            frames: (B, T, D).
+            mask: bool (B, T), True = valid.
+
+        Returns:
+            Pooled audio (N, B, D), one vector a pair.
         """
         keys, values = self._keys_and_values(frames, self._value_maps(frames))
         return self._pool(self.folded_queries(text), keys, values, mask).transpose(0, 1)
 
     def score(self, text: Tensor, frames: Tensor, mask: Tensor) -> Tensor:
-        """Cosine of each text with the audio pooled for it, (N, B), at least float32; (N, B, D) is
-        never held.
+        """Return the cosine (N, B) of each text with the audio pooled for it; see `forward`.
 
-        Works through blocks that hold about `block_elements` numbers: of one audio's valid frames
-        and some texts, or, with gradients, of all audios and some texts; several of these are each
-        computed again in the backward pass, so that training is bounded as well.
+        It never holds (N, B, D). A block holds about `block_elements` numbers: for one audio's
+        valid frames and part of the texts, or, with gradients, for all audios and part of the
+        texts. The backward pass computes each block again, so memory is bounded in training too.
         """
         queries, value_maps = self.folded_queries(text), self._value_maps(frames)
-        # one block of audios: their keys and values are held for the backward pass anyway
         if torch.is_grad_enabled():
-            return self._score_audios(
-                text, queries, *self._keys_and_values(frames, value_maps), mask
-            )
-        return torch.cat(
-            [
-                self._score_audios(text, queries, *audio)
-                for audio in self._valid_audios(frames, mask, value_maps)
-            ],
-            dim=1,
-        )
-
-    def _valid_audios(
-        self, frames: Tensor, mask: Tensor, value_maps: list[tuple[Tensor, Tensor | None]]
-    ) -> Iterator[tuple[Tensor, Tensor, None]]:
-        """Keys and values (1, t, D) of the t valid frames of each audio: padding costs nothing, and
-        no mask is needed.
-        """
-        # (valid frames of all audios, 2); the host waits for a GPU here and in tolist(), once for
-        # all audios
-        valid = mask.nonzero()
+            # One block of audios: the backward pass needs their keys and values anyway.
+            keys, values = self._keys_and_values(frames, value_maps)
+            return self._score_audios(text, queries, keys, values, mask)
+        # Without gradients audio by audio: padding costs nothing, and no mask is needed. The host
+        # waits for a GPU in nonzero() and tolist(), once for all audios.
+        valid = mask.nonzero()  # (valid frames of all audios, 2)
         counts = mask.sum(dim=1).tolist()
-        # Keys and values of several audios at once: the frames of a short one alone would keep no
-        # processor busy.
+        # Keys of several audios at once: the frames of a short one would keep no processor busy.
         num_audios = max(1, self.block_elements // (2 * frames.shape[1] * frames.shape[2]))
         parts = [counts[first : first + num_audios] for first in range(0, len(counts), num_audios)]
+        columns = []
         for part, index in zip(parts, valid.split([sum(part) for part in parts])):
             # (valid frames of the part, D)
             keys, values = self._keys_and_values(frames[index[:, 0], index[:, 1]], value_maps)
-            yield from (
-                (key[None], value[None], None)
-                for key, value in zip(keys.split(part), values.split(part))
-            )
+            for key, value in zip(keys.split(part), values.split(part)):
+                columns.append(self._score_audios(text, queries, key[None], value[None], None))
+        return torch.cat(columns, dim=1)
 
     def _score_audios(
         self, text: Tensor, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None
     ) -> Tensor:
-        """(N, b): text and queries (N, D), keys and values (b, T, D)."""
-        # Held at once for a pair: T logits and T weights, or D sums and their norm.
-        num_texts = max(
-            1, self.block_elements // (2 * keys.shape[0] * (keys.shape[1] + keys.shape[2]))
-        )
+        """Score text and queries (N, D) against keys and values (b, T, D): (N, b)."""
+        num_audios, num_frames, dim = keys.shape
+        # A pair holds T logits and T weights, or D sums and their norm.
+        num_texts = max(1, self.block_elements // (2 * num_audios * (num_frames + dim)))
         recompute = torch.is_grad_enabled() and num_texts < len(text)
         rows = []
         for text_part, queries_part in zip(text.split(num_texts), queries.split(num_texts)):
             block = (text_part, queries_part, keys, values, mask)
-            rows.append(
-                checkpoint(self._score_block, *block, use_reentrant=False)
-                if recompute
-                else self._score_block(*block)
-            )
+            if recompute:
+                rows.append(checkpoint(self._score_block, *block, use_reentrant=False))
+            else:
+                rows.append(self._score_block(*block))
         return torch.cat(rows)
 
     def attention(self, text: Tensor, frames: Tensor, mask: Tensor) -> Tensor:
-        """Weights (N, B, T) that each text gives to the frames, at least float32, without dropout;
-        rows sum to 1.
+        """Return the weights (N, B, T) of each text on the frames, without dropout.
+
+        They are float32 at least; rows sum to 1. Arguments as in `forward`.
         """
-        return self._attention_weights(
-            self.folded_queries(text), self.norm(frames), mask
-        ).transpose(0, 1)
+        queries, keys = self.folded_queries(text), self.norm(frames)
+        return self._attention_weights(queries, keys, mask).transpose(0, 1)
 
     def clip_vectors(self, frames: Tensor, mask: Tensor) -> Tensor:
         """Return the output (B, D) of equal weights for the valid frames: the first search stage.
@@ -241,21 +238,19 @@ class TextAwareAttentionPooling(Pooling):
         return self.norm(self.output(self.value(average)))
 
     def folded_queries(self, text: Tensor) -> Tensor:
-        """(N, D): queries that are compared with the normalised frames themselves."""
+        """Return the queries (N, D) whose products with normalised frames are the logits."""
         maps = _compose(self.query, self.key.weight.T, num_rows=len(text))
-        # The key bias has a gradient, which is zero; without any, DistributedDataParallel would
-        # wait for it.
-        return (
-            _apply(maps, self.norm(text)) / math.sqrt(self.key.out_features)
-            + 0.0 * self.key.bias.sum()
-        )
+        queries = _apply(maps, self.norm(text)) / math.sqrt(self.key.out_features)
+        # The key bias has a gradient, of zero: without one DistributedDataParallel waits for it.
+        return queries + 0.0 * self.key.bias.sum()
 
     def folded_maps(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The maps before the softmax and those after it as one matrix (D, D) and bias (D,) each,
-        for weights that no one trains any more.
+        """Return the linear maps before and after the softmax, for a trained model.
 
-        folded_queries(text) is the first of norm(text). Softmax weights sum to 1: the second's bias
-        is that of value and output together.
+        Returns:
+            Query matrix (D, D) and bias (D,): folded_queries(text) is that map of norm(text). Value
+            matrix (D, D) and bias (D,), the bias of value and output together, since weights sum
+            to 1.
         """
         query_map, query_bias = _product(self.query, self.key.weight.T)
         value_map, value_bias = _product(self.value, self.output.weight)
@@ -268,23 +263,21 @@ class TextAwareAttentionPooling(Pooling):
     def _keys_and_values(
         self, frames: Tensor, value_maps: list[tuple[Tensor, Tensor | None]]
     ) -> tuple[Tensor, Tensor]:
-        """Normalised frames, and what each adds to the output; both (b, T, D)."""
+        """Return the normalised frames and their values V W_o, both (b, T, D)."""
         keys = self.norm(frames)
         return keys, _apply(value_maps, keys)
 
     def _attention_weights(self, queries: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
-        """mask None: all frames are valid."""
-        # (b, n, T)
+        """Return (b, n, T) of queries (n, D) and keys (b, T, D); mask None: all are valid."""
         logits = _at_least_float32(queries.expand(len(keys), -1, -1) @ keys.transpose(1, 2))
         if mask is not None:
             logits.masked_fill_(~mask[:, None], torch.finfo(logits.dtype).min)
         return logits.softmax(dim=-1)
 
     def _pool(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-        """(b, n, D): queries (n, D), keys and values (b, T, D), mask (b, T)."""
-        weights = functional.dropout(
-            self._attention_weights(queries, keys, mask), self.attention_dropout, self.training
-        )
+        """Return (b, n, D) of queries (n, D), keys and values (b, T, D), mask (b, T)."""
+        weights = self._attention_weights(queries, keys, mask)
+        weights = functional.dropout(weights, self.attention_dropout, self.training)
         pooled = self.norm(torch.baddbmm(self.output.bias, weights.to(values.dtype), values))
         return functional.dropout(pooled, self.output_dropout, self.training)
 
@@ -295,8 +288,9 @@ class TextAwareAttentionPooling(Pooling):
 
 
 def _compose(first: nn.Linear, weight: Tensor, num_rows: int) -> list[tuple[Tensor, Tensor | None]]:
-    """`first` and then `weight`, as two linear maps or as their product, whichever multiplies less
-    over `num_rows` vectors.
+    """Return `first` and then `weight` as two maps, or their product if that is cheaper.
+
+    num_rows: number of vectors that the maps are applied to.
     """
     hidden, size_in, size_out = first.out_features, first.in_features, weight.shape[0]
     if num_rows * hidden * (size_in + size_out) <= size_in * size_out * (num_rows + hidden):

@@ -1,5 +1,4 @@
-"""Any Hugging Face text encoder: captions in, one vector a caption out: the first token of the last
-layer, the mean of the tokens, or the last.
+"""Any Hugging Face text encoder: captions in, one vector a caption out.
 
 Letters: N captions, L tokens of the longest.
 """
@@ -42,8 +41,7 @@ logger = logging.getLogger(__name__)
 
 READOUTS = ("first", "mean", "last")
 
-# Names of the dropout settings in Hugging Face configs, other than those of heads that are not used
-# here.
+# Dropout settings in Hugging Face configs, without those of heads, which are not used here.
 DROPOUT_SETTINGS = (
     # BERT, RoBERTa, MPNet, ALBERT, DeBERTa
     *("hidden_dropout_prob", "attention_probs_dropout_prob"),
@@ -54,11 +52,11 @@ DROPOUT_SETTINGS = (
     "dropout_rate",  # T5
 )
 
-# How sentence-transformers calls what READOUTS holds.
+# names of sentence-transformers -> READOUTS
 SENTENCE_POOLINGS = {"cls": "first", "mean": "mean", "lasttoken": "last"}
 
-# Stands in for the hub's config.json where the hub is out of reach and only shapes are wanted
-# (--dry-run, benchmarks).
+# Replaces the hub's config.json if the hub is out of reach and only shapes are needed (--dry-run,
+# benchmarks).
 KNOWN_ARCHITECTURES: dict[str, dict[str, Any]] = {
     "roberta-large": {
         "model_type": "roberta",
@@ -80,19 +78,24 @@ _DELETE_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalise_caption(caption: str) -> str:
-    """Lower case, ASCII punctuation deleted and nothing put in its place (recipe of the published
-    runs).
-    """
+    """Return `caption` in lower case, without ASCII punctuation, as in the published runs."""
     return caption.lower().translate(_DELETE_PUNCTUATION)
 
 
 class TextEncoder(nn.Module):
-    """Architecture from a Hugging Face config as a dict; set `tokenizer` before captions are
-    encoded.
+    """Text encoder with the architecture of a Hugging Face config, and random weights.
 
-    readout, of the last layer: "first", token 0; "mean" of the valid tokens; "last" valid token,
-    the end of the text. max_tokens: longer captions are cut; None for as many as there are
-    positions. as_written: captions with their capitals and punctuation.
+    Set `tokenizer` before captions are encoded.
+
+    Args:
+        architecture: The Hugging Face config as a dict.
+        max_tokens: Longer captions are cut; None: as many as the model has positions.
+        readout: Of the last layer: "first" token, "mean" of the valid tokens, or "last" valid
+            token, the end of the text.
+        as_written: Keep the captions' capitals and punctuation.
+
+    Raises:
+        UserError: The architecture cannot be built, or max_tokens or readout does not fit it.
     """
 
     def __init__(
@@ -116,7 +119,7 @@ class TextEncoder(nn.Module):
         self.model = _build(config)
         self.model.pooler = None  # its parameters would never receive a gradient
         self.feature_dim: int = config.hidden_size
-        longest = self._longest_text()
+        longest = _num_positions(self.model)
         self.max_tokens = longest if max_tokens is None else max_tokens
         if max_tokens is not None and max_tokens < 1:
             raise UserError(
@@ -128,29 +131,14 @@ class TextEncoder(nn.Module):
                 f" {longest} tokens; set it to that or less"
             )
 
-    def _longest_text(self) -> int | None:
-        """Tokens that the position table holds; None where there is no table. RoBERTa and its kin
-        count from padding_idx + 1.
-        """
-        for name, module in self.model.named_modules():
-            if name.endswith("embeddings.position_embeddings") and isinstance(module, nn.Embedding):
-                return module.num_embeddings - (
-                    0 if module.padding_idx is None else module.padding_idx + 1
-                )
-        longest = getattr(self.model.config, "max_position_embeddings", None)
-        return None if longest == -1 else longest  # XLNet's -1 stands for no limit
-
     def load_pretrained(self, name: str) -> None:
-        """Weights of hub model or folder `name`, which must have this architecture."""
-        settings = loading(name, "text encoder") | {
-            "dtype": torch.float32,
-            "output_loading_info": True,
-        }
+        """Load the weights of a hub model or folder with this architecture, or raise UserError."""
+        settings = loading(name, "text encoder")
+        settings |= {"dtype": torch.float32, "output_loading_info": True}
         if _tower_class(self.model.config) is not None:
             settings["key_mapping"] = {r"^text_model\.": ""}  # what the whole model calls it
         try:
-            # With the class and config of this model, the text tower of a folder that holds more
-            # (CLIP, T5) is all that is read.
+            # The class and config of this model: of CLIP or T5 only the text tower is read.
             source, report = type(self.model).from_pretrained(
                 name, config=self.model.config, **settings
             )
@@ -163,12 +151,9 @@ class TextEncoder(nn.Module):
                 f"text encoder {name!r} lacks {len(missing)} weights, first: {missing[0]}; download"
                 " it again"
             )
+        state = source.state_dict()
         self.model.load_state_dict(
-            {
-                key: value
-                for key, value in source.state_dict().items()
-                if not key.startswith("pooler.")
-            }
+            {key: state[key] for key in state if not key.startswith("pooler.")}
         )
 
     def checkpoint_activations(self) -> None:
@@ -180,9 +165,9 @@ class TextEncoder(nn.Module):
         compile_module_lists(self.model)
 
     def tokens(self, captions: list[str]) -> BatchEncoding:
-        """input_ids and attention_mask, int64 (N, L), on the CPU."""
+        """Return input_ids and attention_mask of captions, int64 (N, L), on the CPU."""
         return self.tokenizer(
-            captions if self.as_written else [normalise_caption(caption) for caption in captions],
+            captions if self.as_written else list(map(normalise_caption, captions)),
             padding=True,
             padding_side="right",  # positions of CLIP and GPT-2 count padding on the left
             truncation=True,
@@ -192,35 +177,43 @@ class TextEncoder(nn.Module):
         )
 
     def forward(self, captions: list[str]) -> torch.Tensor:
-        """(N, feature_dim)"""
+        """Encode N captions to (N, feature_dim)."""
         tokens = self.tokens(captions).to(self.model.device, non_blocking=True)
         return self.encode_tokens(tokens["input_ids"], tokens["attention_mask"])
 
     def encode_tokens(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """(N, feature_dim) of what `tokens` gives, both int64 (N, L), padded on the right."""
+        """Encode input_ids and attention_mask int64 (N, L), padded on the right."""
         # (N, L, feature_dim)
         hidden = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        num_tokens = attention_mask.sum(dim=1)  # (N,)
         if self.readout == "first":
             return hidden[:, 0]
         if self.readout == "mean":
-            return (hidden * attention_mask[..., None]).sum(dim=1) / attention_mask.sum(
-                dim=1, keepdim=True
-            )
-        # The mask, not the token: where the end of text is also the padding (CLIP, GPT-2), ids do
-        # not tell them apart. shape[0], not len(): an exported graph serves any number of captions.
-        return hidden[
-            torch.arange(hidden.shape[0], device=hidden.device), attention_mask.sum(dim=1) - 1
-        ]
+            return (hidden * attention_mask[..., None]).sum(dim=1) / num_tokens[:, None]
+        # The mask, not the token: if the end of text is also the padding (CLIP, GPT-2), ids do not
+        # tell them apart. shape[0], not len(): an exported graph serves any number of captions.
+        return hidden[torch.arange(hidden.shape[0], device=hidden.device), num_tokens - 1]
+
+
+def _num_positions(model: PreTrainedModel) -> int | None:
+    """Return the most tokens that the position table allows; None for a model without a table."""
+    for name, module in model.named_modules():
+        if name.endswith("embeddings.position_embeddings") and isinstance(module, nn.Embedding):
+            # RoBERTa and its relatives count from padding_idx + 1
+            first = 0 if module.padding_idx is None else module.padding_idx + 1
+            return module.num_embeddings - first
+    longest = getattr(model.config, "max_position_embeddings", None)
+    return None if longest == -1 else longest  # XLNet's -1 means no limit
 
 
 def _build(config: PreTrainedConfig) -> PreTrainedModel:
-    """Random weights, without head; of an encoder-decoder such as T5 the encoder alone."""
+    """Build the encoder of `config` with random weights, without head and without decoder."""
     auto = AutoModelForTextEncoding if config.is_encoder_decoder else AutoModel
     tower = _tower_class(config)
     try:
         if tower is not None:
             return tower(config).float()
-        # also where the files are in half precision: autocast takes what it needs
+        # float32 also for files in half precision: autocast converts at use
         return auto.from_config(config, dtype=torch.float32, **NO_CODE)
     except (ValueError, TypeError, ZeroDivisionError) as error:
         found = (
@@ -231,21 +224,22 @@ def _build(config: PreTrainedConfig) -> PreTrainedModel:
 
 
 def _tower_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
-    """The text tower of a model such as CLAP, of which AutoModel knows only the whole."""
-    known = type(config) in AutoModel._model_mapping or config.is_encoder_decoder
-    return (
-        None
-        if known
-        else getattr(transformers, type(config).__name__.replace("TextConfig", "TextModel"), None)
-    )
+    """Return the class of the text tower of a model such as CLAP, which AutoModel does not know."""
+    if type(config) in AutoModel._model_mapping or config.is_encoder_decoder:
+        return None
+    return getattr(transformers, type(config).__name__.replace("TextConfig", "TextModel"), None)
 
 
 def text_architecture(name: str, dropout: float, allow_known: bool = False) -> dict[str, Any]:
-    """The Hugging Face config of hub model or folder `name` as a dict, with its dropouts set; of
-    CLIP and the like that of the text tower.
+    """Return the Hugging Face config of a text encoder, or of the text tower of CLIP and the like.
 
-    `allow_known`: where the hub is out of reach, take the shapes from KNOWN_ARCHITECTURES and say
-    so.
+    Args:
+        name: Hub name or folder.
+        dropout: Value of every dropout that the config has.
+        allow_known: If the hub is out of reach, use KNOWN_ARCHITECTURES and log a warning.
+
+    Raises:
+        UserError: It is absent or damaged, or no text encoder.
     """
     try:
         config = _text_config(name)
@@ -269,9 +263,7 @@ def _text_config(name: str) -> PreTrainedConfig:
 
 
 def architecture_of(config: PreTrainedConfig, dropout: float) -> dict[str, Any]:
-    """`config` as a dict, with every dropout it has set to `dropout`, and without the folder that
-    it was read from: a model is passed on.
-    """
+    """Return `config` as a dict with all dropouts set, without the path of its folder."""
     architecture = without_code(config.to_dict())
     architecture.pop("_name_or_path", None)
     return architecture | {
@@ -280,13 +272,14 @@ def architecture_of(config: PreTrainedConfig, dropout: float) -> dict[str, Any]:
 
 
 def text_readout(name: str) -> str:
-    """What hub model or folder `name` was made for, one of READOUTS, from its own files.
+    """Return the readout of READOUTS that hub model or folder `name` was trained with.
 
-    A sentence-transformers model says how it pools. A model in which no token sees later ones
-    (GPT-2, the text tower of CLIP) has read all of the text only at the "last". The encoder of an
-    encoder-decoder (T5) has no token that stands for the text: "mean", as Sentence-T5 (arXiv
-    2108.08877). All others: "first". Raises UserError for a model that is absent or pools in
-    another way.
+    A sentence-transformers model names it. "last" for a model whose tokens do not see later ones
+    (GPT-2, CLIP's text tower). "mean" for the encoder of an encoder-decoder (T5), as in Sentence-T5
+    (arXiv 2108.08877). "first" for all others.
+
+    Raises:
+        UserError: The model is absent, or pools in another way.
     """
     config = (
         AutoConfig.for_model(**KNOWN_ARCHITECTURES[name])
@@ -310,8 +303,9 @@ def text_readout(name: str) -> str:
 
 
 def _sentence_pooling(name: str) -> str | None:
-    """What a sentence-transformers model does with its tokens; None for another model. Its later
-    modules (Dense, Normalize) are left out.
+    """Return the readout that a sentence-transformers model names; None for another model.
+
+    Its modules after the pooling (Dense, Normalize) are ignored.
     """
     modules = _read_json(name, "modules.json")
     if modules is None:
@@ -319,7 +313,7 @@ def _sentence_pooling(name: str) -> str | None:
     try:
         folder = next(module["path"] for module in modules if module["type"].endswith(".Pooling"))
         settings = _read_json(name, f"{folder}/config.json")
-        # A name or a list of names; of older versions a switch for each.
+        # a name, a list of names, or, in older versions, a switch for each
         modes = settings.get("pooling_mode") or [
             key
             for key, value in settings.items()
@@ -344,7 +338,7 @@ def _sentence_pooling(name: str) -> str | None:
 
 
 def _read_json(name: str, file: str) -> Any:
-    """Content of a file of hub model or folder `name`; None where it has no such file."""
+    """Return the content of a file of hub model or folder `name`; None if it has no such file."""
     path = Path(name, file)
     try:
         if not Path(name).is_dir():
@@ -359,22 +353,18 @@ def _read_json(name: str, file: str) -> Any:
 
 
 def _is_causal(config: PreTrainedConfig) -> bool:
-    """Whether the first token is blind to the last: asked of one layer with random weights, with
-    two texts that differ in their last token.
+    """Return True if the first token does not see the last one.
 
-    No name says so: the table of causal language models holds BERT and RoBERTa too, `architectures`
-    may be absent or that of the bare model, and `is_causal` of the attention modules is False in
-    CLIP, which passes it at the call.
+    One layer with random weights is tried on two texts that differ in their last token. No setting
+    says it reliably: BERT and RoBERTa are also in the table of causal language models,
+    `architectures` may be absent, and `is_causal` of CLIP's attention modules is False.
     """
     config = copy.deepcopy(config)
     config.num_hidden_layers, config.vocab_size = 1, max(config.pad_token_id or 0, 0) + 3
     tokens = torch.full((2, 3), config.vocab_size - 2)
     tokens[1, 2] += 1
-    # the run's random numbers stay as they are
+    # fork_rng: the random numbers of the run stay the same
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        first, other = (
-            _build(config)
-            .eval()(input_ids=tokens, attention_mask=torch.ones_like(tokens))
-            .last_hidden_state[:, 0]
-        )
+        output = _build(config).eval()(input_ids=tokens, attention_mask=torch.ones_like(tokens))
+        first, other = output.last_hidden_state[:, 0]
     return torch.allclose(first, other, atol=1e-6)

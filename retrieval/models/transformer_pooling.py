@@ -1,4 +1,4 @@
-"""From many frames of a clip to one vector: a small transformer over the frame sequence.
+"""Transformer pooling: from the frames of a clip to one vector, by a small transformer.
 
 Letters: N texts, B clips, T frames, F = feature_dim, D the size of the shared space, H heads.
 """
@@ -14,13 +14,23 @@ READOUTS = ("first", "mean")
 
 
 class TransformerPooling(Pooling):
-    """Pre-norm transformer layers over the frames; the clip is what a learned token has gathered,
-    or the mean of the valid frames.
+    """Pre-norm transformer layers over the frames, read from a learned token or the mean.
 
-    Works on the audio encoder's own frames, before the audio projection. Padding frames are neither
-    attended to nor averaged. After salsa's, with the same parts and not the same network: positions
-    are learned (there: sines), the token is one for all clips (there: the mean of the frames is
-    added), the MLP has 4 F units (there: 2048), and a LayerNorm comes last.
+    It works on the audio encoder's own frames, before the audio projection. Padding frames are
+    neither attended to nor averaged. It has the parts of salsa's, but is not the same network:
+    positions are learned (there: sines), the token is the same for all clips (there: the mean of
+    the frames is added), the MLP has 4 F units (there: 2048), and a LayerNorm comes last.
+
+    Args:
+        feature_dim: F, size of an audio encoder's frame.
+        max_frames: Most frames of a clip, each with a learned position.
+        num_layers: Number of layers.
+        num_heads: Attention heads of a layer; must divide feature_dim.
+        readout: "first" reads a learned token in front of the frames, "mean" averages them.
+        dropout: Dropout within the layers, in training only.
+
+    Raises:
+        UserError: num_heads or readout is impossible.
     """
 
     def __init__(
@@ -32,21 +42,16 @@ class TransformerPooling(Pooling):
         readout: str = "first",
         dropout: float = 0.1,
     ):
-        """readout: "first" puts a learned token in front and reads it; "mean" averages the
-        frames.
-        """
         super().__init__()
         if readout not in READOUTS:
             raise UserError(
                 f"pooling.readout must be one of {', '.join(READOUTS)}, found {readout!r}"
             )
         if feature_dim % num_heads:
-            dividing = ", ".join(
-                str(number) for number in range(1, 17) if feature_dim % number == 0
-            )
+            dividing = [str(number) for number in range(1, 17) if feature_dim % number == 0]
             raise UserError(
-                f"pooling.num_heads={num_heads} does not divide the {feature_dim} numbers of an audio"
-                f" frame; set it to one of {dividing}"
+                f"pooling.num_heads={num_heads} does not divide the {feature_dim} numbers of an"
+                f" audio frame; set it to one of {', '.join(dividing)}"
             )
         self.positions = nn.Parameter(torch.empty(max_frames, feature_dim))
         self.token = nn.Parameter(torch.empty(feature_dim)) if readout == "first" else None
@@ -60,10 +65,10 @@ class TransformerPooling(Pooling):
                 nn.init.normal_(parameter, std=0.02)
 
     def forward(self, frames: Tensor, mask: Tensor) -> Tensor:
-        """frames (B, T, F), mask bool (B, T), True = valid -> (B, F), at least float32. Raises
-        ValueError for more than max_frames frames.
+        """Pool frames (B, T, F) under mask bool (B, T), True = valid, to (B, F).
 
-        Without a valid frame "mean" gives zeros, and "first" what the learned token is by itself.
+        A clip without a valid frame gives zeros with "mean", and with "first" an output of the
+        token only. Raises ValueError for more than max_frames frames.
         """
         num_frames = frames.shape[1]
         if num_frames > len(self.positions):
@@ -71,12 +76,11 @@ class TransformerPooling(Pooling):
                 f"the transformer pooling has positions for {len(self.positions)} frames, found"
                 f" {num_frames}"
             )
-        # Padding may hold anything, and infinity or not-a-number stays so under a weight of zero.
+        # Padding may hold infinity or NaN, which a weight of zero does not remove.
         # (B, T, F)
         hidden = frames.masked_fill(~mask[..., None], 0.0) + self.positions[:num_frames]
         if self.token is None:
-            # A softmax over nothing is not a number (PyTorch's kernels differ): a clip of padding
-            # alone attends to its zeros.
+            # A softmax over nothing is NaN in some kernels: a clip of padding attends to its zeros.
             attended = mask | ~mask.any(dim=1, keepdim=True)  # (B, T)
         else:
             # shape[0], not len(): an exported graph serves any number of clips.
@@ -91,8 +95,8 @@ class TransformerPooling(Pooling):
 class _Layer(nn.Module):
     """x + attention(LN(x)), then x + MLP(LN(x)), MLP of 4 F and GELU.
 
-    As nn.TransformerEncoderLayer with norm_first, whose fast path without gradients computes clips
-    without a valid frame, and the dtype under autocast, in another way than training does.
+    As nn.TransformerEncoderLayer with norm_first. That class has a fast path without gradients,
+    which differs from training for clips without a valid frame, and in dtype under autocast.
     """
 
     def __init__(self, dim: int, num_heads: int, dropout: float):
@@ -109,7 +113,7 @@ class _Layer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, hidden: Tensor, attended: Tensor) -> Tensor:
-        """hidden (B, L, F), attended bool (B, L) -> (B, L, F)"""
+        """Return (B, L, F) of hidden (B, L, F), attending to positions `attended` bool (B, L)."""
         query, key, value = (
             self.qkv(self.norm1(hidden))
             .unflatten(-1, (3, self.num_heads, -1))

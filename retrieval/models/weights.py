@@ -1,5 +1,4 @@
-"""Save and load the weights of a model as one safetensors file, including tensors that share
-memory.
+"""Save and load the weights of a model as one safetensors file, also tensors that share memory.
 
 safetensors does not support shared memory. A tensor with several names (tied weights) is written
 under the first one, and the metadata list the other names, as in safetensors.torch.save_model.
@@ -22,17 +21,21 @@ from retrieval.base.errors import UserError
 
 
 def write_weights(model: nn.Module, path: Path) -> None:
-    """Write the parameters and persistent buffers of `model` to `path`. Raises UserError for a
-    tensor that cannot be saved.
+    """Write the parameters and persistent buffers of `model` to `path`.
+
+    Raises:
+        UserError: A tensor cannot be saved.
     """
     state = model.state_dict()
     for name, tensor in state.items():
-        if not isinstance(tensor, torch.Tensor) or tensor.is_meta or tensor.layout != torch.strided:
-            found = (
-                "on the meta device"
-                if isinstance(tensor, torch.Tensor) and tensor.is_meta
-                else f"a {getattr(tensor, 'layout', type(tensor))}"
-            )
+        found = None
+        if not isinstance(tensor, torch.Tensor):
+            found = f"a {type(tensor)}"
+        elif tensor.is_meta:
+            found = "on the meta device"
+        elif tensor.layout != torch.strided:
+            found = f"a {tensor.layout}"
+        if found:
             raise UserError(
                 f"weight {name} is {found}, not a dense tensor, and cannot be saved; make it one,"
                 " or a buffer with persistent=False"
@@ -42,16 +45,11 @@ def write_weights(model: nn.Module, path: Path) -> None:
     for name in sorted(set(first_names.values())):
         tensor = state[name]
         storage = tensor.untyped_storage()
-        fills_storage = (
-            tensor.is_contiguous() and storage.nbytes() == tensor.numel() * tensor.element_size()
-        )
-        is_alone = storage.data_ptr() not in storages
+        fills_storage = tensor.is_contiguous() and storage.nbytes() == tensor.nbytes
+        if not fills_storage or storage.data_ptr() in storages:
+            tensor = tensor.clone(memory_format=torch.contiguous_format)
         storages.add(storage.data_ptr())
-        written[name] = (
-            tensor
-            if fills_storage and is_alone
-            else tensor.clone(memory_format=torch.contiguous_format)
-        )
+        written[name] = tensor
     left_out = {name: first for name, first in first_names.items() if name != first}
     save_file(written, path, {"format": "pt", **left_out})
     follow_umask(path)
@@ -60,8 +58,9 @@ def write_weights(model: nn.Module, path: Path) -> None:
 def read_weights(model: nn.Module, path: Path) -> None:
     """Load weights that `write_weights`, safetensors' save_model or Accelerate wrote into `model`.
 
-    Raises RuntimeError for missing or additional weights and other shapes, and the errors of
-    safetensors for a damaged file.
+    Raises:
+        RuntimeError: Weights are missing or additional, or have other shapes.
+        Exception: Of safetensors, for a damaged file.
     """
     state = load_file(path)
     # of DistributedDataParallel, in states of earlier versions
@@ -84,25 +83,22 @@ def read_weights(model: nn.Module, path: Path) -> None:
 
 
 def own_memory(model: nn.Module) -> None:
-    """Copy every expanded buffer (stride 0) to its own memory: loading and broadcasting need one
-    element for each value.
-    """
+    """Copy each expanded buffer (stride 0) to its own memory: loading and broadcasting need it."""
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
-            if any(
-                stride == 0 and size > 1
-                for stride, size in zip(buffer.stride(), buffer.shape, strict=True)
-            ):
+            axes = zip(buffer.stride(), buffer.shape, strict=True)
+            if any(stride == 0 and size > 1 for stride, size in axes):
                 setattr(module, name, buffer.contiguous())
 
 
 def _first_names(state: dict[str, torch.Tensor]) -> dict[str, str]:
     """Map each name to the first name, in alphabetical order, of the same tensor."""
     firsts: dict[Any, str] = {}
-    return {name: firsts.setdefault(_identity(name, state[name]), name) for name in sorted(state)}
-
-
-def _identity(name: str, tensor: torch.Tensor) -> Any:
-    if tensor.is_meta or not tensor.numel():
-        return name
-    return tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
+    names = {}
+    for name in sorted(state):
+        tensor, identity = state[name], name
+        if not tensor.is_meta and tensor.numel():
+            layout = tensor.dtype, tensor.shape, tensor.stride()
+            identity = tensor.device, tensor.data_ptr(), *layout
+        names[name] = firsts.setdefault(identity, name)
+    return names

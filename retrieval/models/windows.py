@@ -1,7 +1,7 @@
-"""Cut clips into the encoder's windows, and say which frames of the joined windows are valid.
+"""Cut clips into windows for the audio encoder, and count the valid frames of each clip.
 
-The window grid is that of a clip of full length (`clip_samples`, 30 s for Clotho), so that a clip's
-frames do not depend on what else is in its batch. Letters: B clips, S samples, W windows, T frames.
+The grid of windows is that of a clip of full length (`clip_samples`, 30 s for Clotho), so that a
+clip's frames do not depend on its batch. Letters: B clips, S samples, W windows, T frames.
 """
 
 from dataclasses import dataclass
@@ -9,13 +9,15 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-MOST_WINDOWS = 100_000  # of a clip; a file could ask for any number
+MOST_WINDOWS = 100_000  # of a clip; a config.json could ask for any number
 
 
 @dataclass(frozen=True)
 class WindowGrid:
-    """All in samples at the waveform's rate, but `frames_per_window`. A window is at most as long
-    as a clip.
+    """Windows of a clip of full length, in samples at the waveform's rate.
+
+    Raises:
+        ValueError: The hop is below 1, a window is longer than a clip, or there are too many.
     """
 
     clip_samples: int
@@ -24,11 +26,8 @@ class WindowGrid:
     frames_per_window: int
 
     def __post_init__(self):
-        if (
-            self.hop_samples < 1
-            or not 1 <= self.window_samples <= self.clip_samples
-            or self.num_windows > MOST_WINDOWS
-        ):
+        fits = self.hop_samples >= 1 and 1 <= self.window_samples <= self.clip_samples
+        if not fits or self.num_windows > MOST_WINDOWS:
             found = (
                 f"windows of {self.window_samples} samples, one every {self.hop_samples}, of clips"
                 f" of {self.clip_samples}"
@@ -40,26 +39,27 @@ class WindowGrid:
 
     @property
     def num_windows(self) -> int:
-        """Windows of a clip of full length; the last may reach beyond it, into zeros (the reference
-        leaves a rest shorter than a hop unheard).
+        """Windows of a clip of full length; the last may reach beyond it, into zeros.
+
+        The reference ignores a rest that is shorter than a hop.
         """
         return 1 - (self.window_samples - self.clip_samples) // self.hop_samples
 
     @property
     def num_frames(self) -> int:
+        """Frames of a clip of full length."""
         return self.num_windows * self.frames_per_window
 
     def num_valid_frames(self, lengths: torch.Tensor) -> torch.Tensor:
-        """int64 (B,): the first ceil(length / span * T) frames of a clip with `length` valid
-        samples, the windows spanning `span` samples.
+        """Return the valid frames int64 (B,) of clips with `lengths` int64 (B,) valid samples.
+
+        They are the first ceil(length / span * T), where all windows together span `span` samples.
         """
         span = (self.num_windows - 1) * self.hop_samples + self.window_samples
         return (lengths.clamp(max=self.clip_samples) * self.num_frames + span - 1) // span
 
     def split(self, waveform: torch.Tensor, num_windows: int) -> torch.Tensor:
-        """(B, S) -> (B, num_windows, window_samples), zero-padded at the end where S is too
-        short.
-        """
+        """Cut waveform (B, S), zero-padded if short, to (B, num_windows, window_samples)."""
         needed = (num_windows - 1) * self.hop_samples + self.window_samples
         if waveform.shape[1] < needed:
             waveform = nn.functional.pad(waveform, (0, needed - waveform.shape[1]))

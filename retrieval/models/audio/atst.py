@@ -1,4 +1,4 @@
-"""ATST-Frame: a transformer over the log-mel spectrogram that gives one feature vector every 40 ms.
+"""ATST-Frame: a transformer over the log-mel spectrogram, one frame every 40 ms.
 
 Li, Shao, Li: Self-supervised Audio Teacher-Student Transformer for Both Clip-level and Frame-level
 Tasks (2023), arXiv:2306.04186. Names of the parameters are those of the official checkpoints
@@ -20,11 +20,10 @@ from retrieval.models.audio.official import load_strictly, read_official, some
 NUM_FFT = 1024  # samples, 64 ms; also the length of the Hann window
 HOP = 160  # samples, 10 ms
 PATCH_COLUMNS = 4
-# 10 s; the position table has one more row, number 0, which belonged to a class token
-MAX_FRAMES = 250
-TABLE_ROWS = MAX_FRAMES + 1
+MAX_FRAMES = 250  # 10 s
+TABLE_ROWS = MAX_FRAMES + 1  # row 0 of the position table belonged to a class token
 LOWEST_DB, HIGHEST_DB = -79.6482, 50.6842  # mapped to -1 and 1
-# of the encoder's keys in official checkpoints; a longer one before the one it begins with
+# Of the encoder's keys in official checkpoints; the first that is found counts.
 PREFIXES = (
     "model.teacher.encoder.",  # self-supervised
     "encoder.encoder.frame_encoder.",  # distilled from a clip and a frame teacher, fine-tuned
@@ -35,8 +34,13 @@ PREFIXES = (
 class AtstFrame(AudioEncoder):
     """ATST-Frame of any size; the defaults are the base model, 85,419,264 parameters.
 
-    Windows do not see each other: the 80 dB range of the mel is taken below the maximum of each
-    window alone.
+    Windows do not see each other: the 80 dB range of the mel counts from the maximum of each
+    window, not of the batch.
+
+    Args:
+        embed_dim: Size of a frame.
+        depth: Number of transformer blocks.
+        num_heads: Attention heads; must divide embed_dim.
     """
 
     sample_rate = 16_000  # Hz
@@ -47,7 +51,7 @@ class AtstFrame(AudioEncoder):
         if embed_dim % num_heads:
             raise UserError(f"embed_dim {embed_dim} is not a multiple of num_heads {num_heads}")
         self.feature_dim = embed_dim
-        # torchaudio inspects the values, which fails where the model is built on the meta device
+        # torchaudio inspects the values, which fails on the meta device
         with torch.device("cpu"):
             window = torch.hann_window(NUM_FFT)
             mel_bank = torchaudio.functional.melscale_fbanks(
@@ -55,16 +59,13 @@ class AtstFrame(AudioEncoder):
             )
         self.register_buffer("window", window, persistent=False)  # (1024,)
         self.register_buffer("mel_bank", mel_bank, persistent=False)  # (513, 64)
-        # Only self-supervised training masks patches. Kept for the strict key list;
-        # DistributedDataParallel would miss its gradient.
+        # For self-supervised training only; kept so that official weights load strictly. Without
+        # gradient, for which DistributedDataParallel would wait.
         self.mask_embed = nn.Parameter(torch.zeros(1, 1, embed_dim), requires_grad=False)
         self.pos_embed = nn.Parameter(torch.zeros(1, TABLE_ROWS, embed_dim))
         self.patch_embed = PatchEmbedding(self.num_mel_bins, embed_dim)
         self.blocks = nn.ModuleList(Block(embed_dim, num_heads) for _ in range(depth))
         self.norm_frame = nn.LayerNorm(embed_dim, eps=1e-6)
-        self._initialise()
-
-    def _initialise(self) -> None:
         for table in (self.mask_embed, self.pos_embed):
             nn.init.trunc_normal_(table, std=0.02)
         for module in self.modules():
@@ -74,8 +75,9 @@ class AtstFrame(AudioEncoder):
                     nn.init.zeros_(module.bias)
 
     def num_frames(self, num_samples: int) -> int:
-        """Frames of a window of `num_samples`. Raises UserError for windows that are too short or
-        longer than the position table.
+        """Return the frames of a window of `num_samples`, one every 40 ms.
+
+        Raises UserError for windows that are too short or longer than the position table.
         """
         num_frames = (num_samples // HOP + 1) // PATCH_COLUMNS
         if num_samples <= NUM_FFT // 2 or num_frames > MAX_FRAMES:
@@ -89,33 +91,32 @@ class AtstFrame(AudioEncoder):
         return num_frames
 
     def log_mel(self, waveform: Tensor) -> Tensor:
-        """Log-mel spectrogram (W, 64, C) as the encoder reads it: -1 is -79.6 dB, 1 is 50.7 dB.
-        waveform (W, S), 16 kHz.
+        """Return the log-mel spectrogram (W, 64, C) of waveform (W, S) at 16 kHz.
 
-        In float32 also under autocast: a power spectrum spans more than half precision holds.
+        -1 is -79.6 dB, 1 is 50.7 dB. It is computed in float32 also under autocast: a power
+        spectrum exceeds the range of half precision.
         """
-        # On a CPU one window at a time: its spectrogram then stays in the cache, 2.4 times faster
-        # than 48 windows at once. A graph that is exported serves any number of windows, and has no
-        # loop over them.
+        # On a CPU one window at a time: its spectrogram stays in the cache, 2.4 times faster than
+        # 48 windows at once. An exported graph serves any number of windows, so it has no loop.
         one_by_one = waveform.device.type == "cpu" and not torch.compiler.is_exporting()
         parts = waveform.split(1) if one_by_one else (waveform,)
         with torch.autocast(waveform.device.type, enabled=False):
             return torch.cat([self._log_mel(part.float()) for part in parts])
 
     def _log_mel(self, waveform: Tensor) -> Tensor:
-        # (W, 513, C), centred, reflected at the ends
+        # centred, reflected at the ends
         spectrum = torch.stft(waveform, NUM_FFT, HOP, window=self.window, return_complex=True)
+        # (W, 513, C)
         power = spectrum.real.square() + spectrum.imag.square()
         mel = (power.transpose(1, 2) @ self.mel_bank).transpose(1, 2)  # (W, 64, C)
-        # The channel axis makes every window its own item; without it top_db would count from the
-        # loudest of the batch.
+        # The channel axis makes each window an item of its own: top_db counts from its maximum.
         decibel = torchaudio.functional.amplitude_to_DB(
             mel.unsqueeze(1), 10.0, amin=1e-10, db_multiplier=0.0, top_db=80.0
         ).squeeze(1)
         return (decibel.clamp(-50.0, 80.0) - LOWEST_DB) / (HIGHEST_DB - LOWEST_DB) * 2.0 - 1.0
 
     def encode_mel(self, log_mel: Tensor) -> Tensor:
-        """(W, 64, C) as log_mel gives it -> (W, T, E)."""
+        """Encode a spectrogram (W, 64, C) of log_mel to frames (W, T, E)."""
         x = self.patch_embed(log_mel)  # (W, T, E)
         x = x + self.pos_embed[:, 1 : x.shape[1] + 1]
         for block in self.blocks:
@@ -126,12 +127,29 @@ class AtstFrame(AudioEncoder):
         return self.blocks
 
     def load_official(self, path: str | Path) -> None:
-        """Load an official checkpoint in any of its three layouts. Raises UserError, and changes
-        nothing, where it does not fit.
+        """Load an official checkpoint in any of its three layouts.
+
+        Raises UserError, and changes nothing, if it does not fit.
         """
+        state = read_official(path)
+        prefixes = [prefix for prefix in PREFIXES if any(key.startswith(prefix) for key in state)]
+        if not prefixes:
+            raise UserError(
+                f"{path} has no key that begins with {', '.join(PREFIXES)} (found"
+                f" {some(list(state))}); use an official ATST-Frame checkpoint"
+            )
+        state = {
+            key.removeprefix(prefixes[0]): value
+            for key, value in state.items()
+            if key.startswith(prefixes[0])
+        }
+        if "norm_frame.weight" not in state:  # the name in self-supervised checkpoints is "norm"
+            state = {
+                f"norm_frame.{key[5:]}" if key.startswith("norm.") else key: value
+                for key, value in state.items()
+            }
+        # Heads and leftovers are ignored; additional blocks are another architecture.
         own = self.state_dict()
-        # Heads and leftovers are ignored; more of the blocks themselves is another architecture.
-        state = _encoder_state(read_official(path), path)
         state = {
             key: value
             for key, value in state.items()
@@ -146,16 +164,14 @@ class AtstFrame(AudioEncoder):
 
 
 class PatchEmbedding(nn.Module):
-    """Patches of all mel bins by 4 columns, flattened bin by bin; columns that do not fill a patch
-    are dropped.
-    """
+    """Embed patches of all mel bins by 4 columns, flattened bin by bin; a rest is dropped."""
 
     def __init__(self, num_mel_bins: int, embed_dim: int):
         super().__init__()
         self.patch_embed = nn.Linear(num_mel_bins * PATCH_COLUMNS, embed_dim)
 
     def patches(self, log_mel: Tensor) -> Tensor:
-        """(W, 64, C) -> (W, T, 256)."""
+        """Cut (W, 64, C) into (W, T, 256)."""
         return log_mel.unfold(2, PATCH_COLUMNS, PATCH_COLUMNS).transpose(1, 2).flatten(2)
 
     def forward(self, log_mel: Tensor) -> Tensor:
@@ -163,7 +179,7 @@ class PatchEmbedding(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block of a ViT, without dropout. (W, T, E) -> the same shape."""
+    """Pre-norm transformer block of a ViT on (W, T, E), without dropout."""
 
     def __init__(self, embed_dim: int, num_heads: int, qkv_bias: bool = False):
         super().__init__()
@@ -199,25 +215,3 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(nn.functional.gelu(self.fc1(x)))
-
-
-def _encoder_state(state: dict[str, Tensor], path: str | Path) -> dict[str, Tensor]:
-    """The encoder's tensors under our names."""
-    prefix = next(
-        (prefix for prefix in PREFIXES if any(key.startswith(prefix) for key in state)), None
-    )
-    if prefix is None:
-        found = some(list(state))
-        raise UserError(
-            f"{path} has no key that begins with {', '.join(PREFIXES)} (found {found}); use an"
-            " official ATST-Frame checkpoint"
-        )
-    encoder = {
-        key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)
-    }
-    if "norm_frame.weight" not in encoder:
-        encoder = {
-            f"norm_frame.{key.removeprefix('norm.')}" if key.startswith("norm.") else key: value
-            for key, value in encoder.items()
-        }
-    return encoder

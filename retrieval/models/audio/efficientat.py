@@ -1,5 +1,4 @@
-"""EfficientAT: a MobileNetV3 over the log-mel spectrogram that learnt from PaSST, a small network
-for its accuracy.
+"""EfficientAT: a MobileNetV3 over the log-mel spectrogram, distilled from PaSST.
 
 Schmid, Koutini, Widmer: Efficient Large-Scale Audio Tagging via Transformer-to-CNN Knowledge
 Distillation (ICASSP 2023), arXiv:2211.04772; Howard et al.: Searching for MobileNetV3 (2019),
@@ -27,7 +26,7 @@ from retrieval.models.audio.official import load_strictly, read_official
 from retrieval.models.blocks import checkpoint_block
 
 NUM_CLASSES = 527  # of AudioSet
-# of MobileNetV3-Large at width 1: kernel, expanded and output channels, squeeze and excitation,
+# MobileNetV3-Large at width 1: kernel, expanded and output channels, squeeze and excitation,
 # activation, stride
 BLOCKS = (
     (3, 16, 16, False, nn.ReLU, 1),
@@ -49,19 +48,21 @@ BLOCKS = (
 STEM, LAST_EXPANSION, HIDDEN = 16, 6, 1280
 NUM_HALVINGS = 5  # of rows and columns
 MAX_SECONDS = 600  # of a window; the network itself has no limit
-CHANNEL_MULTIPLE = 8
 
 
 class EfficientAt(AudioEncoder):
     """MobileNetV3 at any width; 4 is mn40_as_ext, 68,427,303 parameters.
 
-    sequence: one frame a column of the feature map, 0.32 s (the mean over its rows), else one
-    vector a window (the mean over all of it). mel_jitter: see KaldiMel.
-
-    Batch normalisation keeps its running statistics in training, too, and only learns scale and
+    Batch normalisation keeps its running statistics in training, too, and learns only scale and
     shift: the statistics of AudioSet are better than those of a few windows, windows do not see
-    each other, and several processes compute what one would. From random weights the statistics
-    stay 0 and 1, so that nothing normalises: use official weights where there are any.
+    each other, and several processes compute the same as one. With random weights the statistics
+    stay 0 and 1 and normalise nothing: use official weights if there are any.
+
+    Args:
+        width: Factor on all numbers of channels.
+        sequence: One frame a column of the feature map, 0.32 s (the mean over its rows); otherwise
+            one a window (the mean over all of it).
+        mel_jitter: See KaldiMel.
     """
 
     sample_rate = SAMPLE_RATE
@@ -74,36 +75,24 @@ class EfficientAt(AudioEncoder):
         num_in = _channels(STEM * width)
         layers: list[nn.Module] = [_convolution(1, num_in, 3, stride=2, activation=nn.Hardswish)]
         for kernel, expanded, num_out, excite, activation, stride in BLOCKS:
-            layers.append(
-                _Block(
-                    num_in,
-                    _channels(expanded * width),
-                    _channels(num_out * width),
-                    kernel,
-                    stride,
-                    excite,
-                    activation,
-                )
-            )
-            num_in = _channels(num_out * width)
+            expanded, num_out = _channels(expanded * width), _channels(num_out * width)
+            layers.append(_Block(num_in, expanded, num_out, kernel, stride, excite, activation))
+            num_in = num_out
         self.feature_dim = LAST_EXPANSION * num_in
         layers.append(_convolution(num_in, self.feature_dim, 1, activation=nn.Hardswish))
         self.features = nn.Sequential(*layers)
         hidden = _channels(HIDDEN * width)
-        # Nothing here classifies. Kept for the strict key list; without a gradient, which
-        # DistributedDataParallel would miss.
+        # Not used; kept so that official weights load strictly. Without gradient, for which
+        # DistributedDataParallel would wait.
         first, last = nn.Linear(self.feature_dim, hidden), nn.Linear(hidden, NUM_CLASSES)
         head = nn.Sequential(
             nn.AdaptiveAvgPool2d(1), nn.Flatten(), first, nn.Hardswish(), nn.Dropout(), last
         )
         self.classifier = head.requires_grad_(False)
-        self._initialise()
-
-    def _initialise(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                # Keeps the scale from layer to layer, as nothing normalises. By fan_out, which for
-                # a convolution of each channel counts all channels, outputs came out at 1e-9.
+                # fan_in keeps the scale from layer to layer, since nothing normalises. With
+                # fan_out, which counts all channels for depthwise convolutions, outputs were 1e-9.
                 nn.init.kaiming_normal_(module.weight, mode="fan_in")
 
     def train(self, mode: bool = True) -> "EfficientAt":
@@ -114,8 +103,9 @@ class EfficientAt(AudioEncoder):
         return self
 
     def num_frames(self, num_samples: int) -> int:
-        """T of a window of `num_samples` (1 without `sequence`). Raises UserError for windows that
-        are too short or too long.
+        """Return T of a window of `num_samples`, 1 without `sequence`.
+
+        Raises UserError for windows that are too short or too long.
         """
         if not MIN_SAMPLES <= num_samples <= MAX_SECONDS * self.sample_rate:
             raise UserError(
@@ -127,25 +117,24 @@ class EfficientAt(AudioEncoder):
         return -(-num_columns(num_samples) // 2**NUM_HALVINGS) if self.sequence else 1
 
     def log_mel(self, waveform: Tensor) -> Tensor:
-        """Log-mel spectrogram (W, 128, C) as the encoder reads it. waveform (W, S), 32 kHz. In
-        float32 also under autocast.
-        """
+        """Return the log-mel spectrogram float32 (W, 128, C) of waveform (W, S) at 32 kHz."""
         return self.mel(waveform)
 
     def encode_mel(self, log_mel: Tensor) -> Tensor:
-        """(W, 128, C) as log_mel gives it -> (W, T, F), or (W, 1, F) without `sequence`."""
+        """Encode a spectrogram (W, 128, C) of log_mel to (W, T, F), or (W, 1, F)."""
         # (W, F, R, T) -> (W, T, F)
         frames = self.features(log_mel.unsqueeze(1)).mean(dim=2).transpose(1, 2)
         return frames if self.sequence else frames.mean(dim=1, keepdim=True)
 
     def checkpoint_activations(self) -> None:
-        # its blocks differ in shape: nothing that one compilation could serve
+        # not repeated_blocks(): they differ in shape, so one compilation would not serve them
         for block in self.features:
             checkpoint_block(block)
 
     def load_official(self, path: str | Path) -> None:
-        """Load official weights, a plain state dict. Raises UserError, and changes nothing, where
-        they do not fit.
+        """Load official weights, a plain state dict.
+
+        Raises UserError, and changes nothing, if they do not fit.
         """
         state = read_official(path)
         last = state.get("features.16.0.weight")
@@ -165,9 +154,7 @@ class EfficientAt(AudioEncoder):
 
 
 class _Block(nn.Module):
-    """Expansion, convolution of each channel, excitation, projection; added to the input where
-    shapes allow.
-    """
+    """Expansion, depthwise convolution, excitation, projection; residual if shapes allow."""
 
     def __init__(
         self,
@@ -180,13 +167,14 @@ class _Block(nn.Module):
         activation: type[nn.Module],
     ):
         super().__init__()
-        layers = (
-            [_convolution(num_in, expanded, 1, activation=activation)] if expanded != num_in else []
-        )
+        layers = []
+        if expanded != num_in:
+            layers.append(_convolution(num_in, expanded, 1, activation=activation))
         layers.append(
             _convolution(expanded, expanded, kernel, stride, groups=expanded, activation=activation)
         )
-        layers += [_Excitation(expanded)] if excite else []
+        if excite:
+            layers.append(_Excitation(expanded))
         layers.append(_convolution(expanded, num_out, 1, activation=None))
         self.block = nn.Sequential(*layers)
         self.is_residual = stride == 1 and num_in == num_out
@@ -196,9 +184,7 @@ class _Block(nn.Module):
 
 
 class _Excitation(nn.Module):
-    """Squeeze and excitation over the channels. The official networks may hold several of them side
-    by side; the released ones hold one.
-    """
+    """Squeeze and excitation over the channels, in a list as the official networks have it."""
 
     def __init__(self, num_channels: int):
         super().__init__()
@@ -230,10 +216,6 @@ def _convolution(
 
 
 def _channels(wanted: float) -> int:
-    """The nearest multiple of 8, one more where that would take away over a tenth (MobileNet's
-    rule).
-    """
-    rounded = max(
-        CHANNEL_MULTIPLE, int(wanted + CHANNEL_MULTIPLE / 2) // CHANNEL_MULTIPLE * CHANNEL_MULTIPLE
-    )
-    return rounded if rounded >= 0.9 * wanted else rounded + CHANNEL_MULTIPLE
+    """Round to a multiple of 8, but down by a tenth at most (MobileNet's rule)."""
+    rounded = max(8, int(wanted + 4) // 8 * 8)
+    return rounded if rounded >= 0.9 * wanted else rounded + 8

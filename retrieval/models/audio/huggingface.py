@@ -1,8 +1,7 @@
-"""Audio encoders of the Hugging Face hub: Audio Spectrogram Transformer, CLAP, Whisper's encoder,
-WavLM and its kin.
+"""Audio encoders of the Hugging Face hub: AST, CLAP, Whisper's encoder, WavLM and its relatives.
 
-Input features are those of the model's own feature extractor (preprocessor_config.json), computed
-by transformers: right by construction, but one window after the other on the CPU (Whisper's on the
+Input features come from the model's own feature extractor (preprocessor_config.json) in
+transformers: correct by construction, but computed window by window on the CPU (Whisper's on the
 device). A window of 10 s takes 4 ms for AST, 16 ms for CLAP, 8 ms for Whisper and 0.4 ms for WavLM
 on one core; a frozen encoder pays that once with data.frame_cache.
 
@@ -40,26 +39,29 @@ from retrieval.models.hub import (
     without_code,
 )
 
-# Random changes within the models, which the settings of the training know nothing of, and layers
-# after the encoder that thin out its frames.
+# Settings of models that are switched off: random changes in training, which this project has
+# settings of its own for, and layers after the encoder that reduce the number of frames.
 NOT_USED = {
     "apply_spec_augment": False,
     "mask_time_prob": 0.0,
     "mask_feature_prob": 0.0,
     "layerdrop": 0.0,
     "encoder_layerdrop": 0.0,
+    "add_adapter": False,
 }
-NOT_USED |= {"add_adapter": False}
-PICTURE_MELS = 64  # of models that hear the waveform itself: a spectrogram to look at
+PICTURE_MELS = 64  # bands of the spectrogram that log_mel makes for models of waveforms
 
 
 class _Family:
-    """What differs between kinds of models. `num_columns` of a window's spectrogram are sound, what
-    follows is padding.
+    """The differences between kinds of models.
+
+    Beside the methods here it has `sizes()`, pairs (extractor's, model's) that must agree, by name;
+    `samples()`, the shortest and the longest window; `num_frames(num_samples)`; and, for models of
+    spectrograms, `num_columns(num_samples)`, the columns of a window before the padding.
     """
 
     extractor_type: type
-    part = ""  # the encoder within a model that holds more
+    part = ""  # attribute of a larger model that holds the encoder
 
     def __init__(self, config: PreTrainedConfig, extractor: Any):
         self.config, self.extractor = config, extractor
@@ -68,22 +70,24 @@ class _Family:
         return AutoModel.from_config(self.config, dtype=torch.float32, **NO_CODE)
 
     def features(self, windows: list, device: torch.device) -> Tensor:
-        """float32 (S,) arrays -> (W, M, C), on any device."""
-        settings = {
-            "sampling_rate": self.extractor.sampling_rate,
-            "return_tensors": "pt",
-            "device": str(device),
-        }  # which Whisper's alone heeds
-        return self.extractor(windows, **settings)[self.extractor.model_input_names[0]]
+        """Compute (W, M, C), on any device, of windows float32 (S,)."""
+        features = self.extractor(
+            windows,
+            sampling_rate=self.extractor.sampling_rate,
+            return_tensors="pt",
+            device=str(device),  # only Whisper's uses it
+        )
+        return features[self.extractor.model_input_names[0]]
 
     def encode(self, model: PreTrainedModel, features: Tensor) -> Tensor:
-        """(W, M, C) -> (W, T or more, F)"""
+        """Encode (W, M, C) to (W, T or more, F)."""
         return model(features).last_hidden_state
 
 
 class _SpectrogramTransformer(_Family):
-    """AST: a grid of patches, frequency by time, after two tokens. A window is padded to the
-    extractor's max_length columns.
+    """AST: a grid of patches, frequency by time, after two tokens.
+
+    A window is padded to the extractor's max_length columns.
     """
 
     extractor_type = transformers.ASTFeatureExtractor
@@ -100,9 +104,8 @@ class _SpectrogramTransformer(_Family):
         return rate // 40, rate // 40 + rate // 100 * (self.extractor.max_length - 1)
 
     def num_columns(self, num_samples: int) -> int:
-        return 1 + (num_samples - self.extractor.sampling_rate // 40) // (
-            self.extractor.sampling_rate // 100
-        )
+        rate = self.extractor.sampling_rate
+        return 1 + (num_samples - rate // 40) // (rate // 100)
 
     def num_frames(self, num_samples: int) -> int:
         total = (self.config.max_length - self.config.patch_size) // self.config.time_stride + 1
@@ -112,34 +115,30 @@ class _SpectrogramTransformer(_Family):
         return super().features(windows, device).transpose(1, 2)
 
     def encode(self, model: PreTrainedModel, features: Tensor) -> Tensor:
-        num_rows = (
-            self.config.num_mel_bins - self.config.patch_size
-        ) // self.config.frequency_stride + 1
+        config = self.config
+        num_rows = (config.num_mel_bins - config.patch_size) // config.frequency_stride + 1
         # without class and distillation token
         hidden = super().encode(model, features.transpose(1, 2))[:, 2:]
         return hidden.unflatten(1, (num_rows, -1)).mean(dim=1)
 
 
 class _Clap(_Family):
-    """CLAP's audio tower (HTSAT). It folds time into a square picture; its output is unfolded
-    again, frequency by time.
+    """CLAP's audio tower (HTSAT), which folds time into a square picture.
 
-    A shorter window is padded to 10 s as the extractor says, mostly by repetition; frames of the
-    first hearing are kept.
+    Its output is unfolded again, frequency by time. The extractor pads shorter windows to 10 s,
+    mostly by repetition; the frames of the first repetition are kept.
     """
 
     extractor_type = transformers.ClapFeatureExtractor
     part = "audio_model"
 
     def build(self) -> PreTrainedModel:
-        # AutoModel knows only all of CLAP
+        # AutoModel knows only the whole CLAP
         return ClapAudioModel._from_config(self.config, dtype=torch.float32)
 
     def sizes(self) -> dict[str, tuple[int, int]]:
-        columns, longest = (
-            self.num_columns(self.extractor.nb_max_samples),
-            self.config.spec_size**2 // self.config.num_mel_bins,
-        )
+        columns = self.num_columns(self.extractor.nb_max_samples)
+        longest = self.config.spec_size**2 // self.config.num_mel_bins
         return {
             "feature_size": (self.extractor.feature_size, self.config.num_mel_bins),
             "columns": (columns, min(columns, longest)),
@@ -152,39 +151,33 @@ class _Clap(_Family):
         return num_samples // self.extractor.hop_length + 1
 
     def num_frames(self, num_samples: int) -> int:
+        size = self.config.spec_size
         stride = self.config.patch_stride[1] * 2 ** (len(self.config.depths) - 1)
-        total = (
-            self.config.spec_size // self.config.num_mel_bins * (self.config.spec_size // stride)
-        )
+        total = size // self.config.num_mel_bins * (size // stride)
         return -(-num_samples * total // self.extractor.nb_max_samples)
 
     def features(self, windows: list, device: torch.device) -> Tensor:
-        # with fusion four times the same
+        # with fusion there are four equal channels
         return super().features(windows, device)[:, 0].transpose(1, 2)
 
     def encode(self, model: PreTrainedModel, features: Tensor) -> Tensor:
         columns = features.transpose(1, 2).unsqueeze(1)  # (W, 1, C, M)
-        # No window exceeds the model's 10 s; the extractor declares one of a batch, drawn at
-        # random, to be longer all the same.
+        # No window exceeds the model's 10 s, but the extractor marks a random one of a batch as
+        # longer.
         is_longer = torch.zeros(len(columns), 1, dtype=torch.bool, device=columns.device)
         fused = columns.expand(-1, 4 if self.config.enable_fusion else 1, -1, -1)
-        return (
-            model(input_features=fused, is_longer=is_longer)
-            .last_hidden_state.mean(dim=2)
-            .transpose(1, 2)
-        )  # of (W, F, rows, T)
+        hidden = model(input_features=fused, is_longer=is_longer).last_hidden_state
+        return hidden.mean(dim=2).transpose(1, 2)  # of (W, F, rows, T)
 
 
 class _Whisper(_Family):
-    """Whisper's encoder hears 30 s, a window is padded to that; frames of the padding are cut
-    off.
-    """
+    """Whisper's encoder: windows are padded to 30 s, and frames of the padding are cut off."""
 
     extractor_type = transformers.WhisperFeatureExtractor
     part = "encoder"
 
     def build(self) -> PreTrainedModel:
-        # AutoModel would make the decoder, too
+        # AutoModel would build the decoder, too
         return WhisperEncoder._from_config(self.config, dtype=torch.float32)
 
     def sizes(self) -> dict[str, tuple[int, int]]:
@@ -206,9 +199,7 @@ class _Whisper(_Family):
 
 
 class _Waveform(_Family):
-    """Convolutions over the waveform, 20 ms a frame: WavLM, wav2vec 2.0, HuBERT. Their features are
-    (W, S).
-    """
+    """WavLM, wav2vec 2.0, HuBERT: convolutions over the waveform (W, S), 20 ms a frame."""
 
     extractor_type = transformers.Wav2Vec2FeatureExtractor
 
@@ -217,11 +208,10 @@ class _Waveform(_Family):
 
     def samples(self) -> tuple[int, int]:
         least = 1
-        for kernel, stride in zip(
-            reversed(self.config.conv_kernel), reversed(self.config.conv_stride), strict=True
-        ):
+        layers = zip(self.config.conv_kernel, self.config.conv_stride, strict=True)
+        for kernel, stride in reversed(list(layers)):
             least = (least - 1) * stride + kernel
-        return least, 600 * self.extractor.sampling_rate  # beyond 10 min memory is the limit
+        return least, 600 * self.extractor.sampling_rate  # above 10 min memory is the limit
 
     def graph_features(self, windows: Tensor) -> Tensor:
         """Normalise windows (W, S) as Wav2Vec2FeatureExtractor does in numpy."""
@@ -247,11 +237,17 @@ FAMILIES: dict[str, type[_Family]] = {
 
 
 class HuggingFaceAudioEncoder(AudioEncoder):
-    """architecture: the model's config.json; feature_extractor: its preprocessor_config.json; see
-    `huggingface_arguments`.
+    """An audio encoder of the Hugging Face hub, with random weights.
 
-    Frames are in time order, frequency is averaged over. Batch normalisation keeps its statistics
-    in training, too (as in EfficientAt).
+    Frames are in time order, averaged over frequency. Batch normalisation keeps its statistics in
+    training, too, as in EfficientAt.
+
+    Args:
+        architecture: The model's config.json.
+        feature_extractor: Its preprocessor_config.json; `huggingface_arguments` reads both.
+
+    Raises:
+        UserError: The two do not fit together, or describe no model.
     """
 
     def __init__(self, architecture: dict[str, Any], feature_extractor: dict[str, Any]):
@@ -274,7 +270,7 @@ class HuggingFaceAudioEncoder(AudioEncoder):
                 " again"
             ) from None
         for name, parameter in self.model.named_parameters():
-            # CLAP's way to hear more than 10 s, which no window is
+            # CLAP's layers for more than 10 s, which no window has
             if ".fusion_model." in name or ".mel_conv2d." in name:
                 parameter.requires_grad_(False)
         self.sample_rate: int = self.family.extractor.sampling_rate  # Hz
@@ -307,9 +303,7 @@ class HuggingFaceAudioEncoder(AudioEncoder):
         return self
 
     def num_frames(self, num_samples: int) -> int:
-        """T of a window of `num_samples`. Raises UserError for windows that are too short or longer
-        than the model hears.
-        """
+        """Return T of a window of `num_samples`, or raise UserError if it is too short or long."""
         least, most = self.family.samples()
         if not least <= num_samples <= most:
             raise UserError(
@@ -321,29 +315,23 @@ class HuggingFaceAudioEncoder(AudioEncoder):
         return self.family.num_frames(num_samples)
 
     def log_mel(self, waveform: Tensor) -> Tensor:
-        """The extractor's spectrogram (W, M, C) without padding; of models that hear the waveform
-        itself one to look at. waveform (W, S).
+        """Return the extractor's spectrogram (W, M, C) of waveform (W, S), without padding.
 
-        Any length: what is longer than the model hears is cut into parts, and a rest shorter than
-        the model hears is left out.
+        For models that take the waveform itself it is one to look at. S is any length: longer than
+        the model's window it is cut into parts, and a rest that is too short is left out.
         """
         if self.num_mel_bins:
             least, most = self.family.samples()
             parts = [part for part in waveform.split(most, dim=1) if part.shape[1] >= least]
-            return torch.cat(
-                [
-                    self._features(part)[..., : self.family.num_columns(part.shape[1])]
-                    for part in parts
-                ],
-                dim=2,
-            )
+            counts = [self.family.num_columns(part.shape[1]) for part in parts]
+            mels = [
+                self._features(part)[..., :count] for part, count in zip(parts, counts, strict=True)
+            ]
+            return torch.cat(mels, dim=2)
         with torch.autocast(waveform.device.type, enabled=False):
             window = torch.hann_window(400, device=waveform.device)
-            power = (
-                torch.stft(waveform.float(), 400, 160, window=window, return_complex=True)
-                .abs()
-                .square()
-            )  # (W, 201, C)
+            spectrum = torch.stft(waveform.float(), 400, 160, window=window, return_complex=True)
+            power = spectrum.abs().square()  # (W, 201, C)
             bank = torchaudio.functional.melscale_fbanks(
                 201, 0.0, self.sample_rate / 2, PICTURE_MELS, self.sample_rate
             ).to(power.device)
@@ -351,76 +339,57 @@ class HuggingFaceAudioEncoder(AudioEncoder):
 
     @torch.no_grad()
     def _features(self, waveform: Tensor) -> Tensor:
-        """(W, S) -> (W, M, C) with the padding to the model's length, or (W, S) of models that hear
-        the waveform itself.
-        """
+        """Return the extractor's features of (W, S): (W, M, C) with padding, or (W, S)."""
+        windows = list(waveform.detach().float().cpu().numpy())
         with torch.autocast(waveform.device.type, enabled=False):
-            features = self.family.features(
-                list(waveform.detach().float().cpu().numpy()), waveform.device
-            )
+            features = self.family.features(windows, waveform.device)
         return features.to(waveform.device, torch.float32)
 
     def forward(
         self, waveform: Tensor, augment: Callable[[Tensor], Tensor] | None = None
     ) -> Tensor:
-        """waveform (W, S) at sample_rate in [-1, 1] -> (W, num_frames(S), F). augment: of the
-        spectrogram without padding, shape kept.
-        """
         num_frames = self.num_frames(waveform.shape[-1])
         if torch.compiler.is_exporting():
             features = self.family.graph_features(waveform)
         else:
             features = self._features(waveform)
         if augment is not None and self.num_mel_bins:
-            sound, padding = features.tensor_split(
-                [self.family.num_columns(waveform.shape[-1])], dim=2
-            )
+            num_columns = self.family.num_columns(waveform.shape[-1])
+            sound, padding = features.tensor_split([num_columns], dim=2)
             features = torch.cat([augment(sound), padding], dim=2)
         return self.family.encode(self.model, features)[:, :num_frames]
 
     def load_official(self, name: str | Path) -> None:
-        """Weights of hub model or folder `name`, which must have this architecture. Raises
-        UserError, and changes nothing, where they do not fit.
+        """Load the weights of a hub model or folder with this architecture.
+
+        Raises UserError, and changes nothing, if they do not fit.
         """
         settings = loading(name, "audio encoder")
         try:
             config = _without_unused(AutoConfig.from_pretrained(str(name), **settings))
-            # AutoModel knows CLAP only as a whole; a folder of its audio tower says in which class
-            # it was saved.
-            auto = (
-                getattr(transformers, config.architectures[0])
-                if config.model_type == "clap_audio_model"
-                else AutoModel
-            )
+            auto = AutoModel
+            if config.model_type == "clap_audio_model":  # not in AutoModel: the class it names
+                auto = getattr(transformers, config.architectures[0])
             arguments = settings | {"dtype": torch.float32, "output_loading_info": True}
             source, report = auto.from_pretrained(str(name), config=config, **arguments)
-        # OSError, ValueError, SafetensorError and others for one and the same absence
+        # OSError, ValueError, SafetensorError and others, for the same absence
         except Exception as error:
             raise unreachable("audio encoder", name, error) from None
         prefix = f"{self.family.part}." if hasattr(source, self.family.part or "?") else ""
-        # transformers fills what the file lacks with random numbers.
-        known = {
-            key: value
-            for key, value in source.state_dict().items()
-            if key not in report["missing_keys"]
-        }
+        # transformers fills missing weights with random numbers: they are missing here, too
         state = {
             key.removeprefix(prefix): value
-            for key, value in known.items()
-            if key.startswith(prefix)
+            for key, value in source.state_dict().items()
+            if key.startswith(prefix) and key not in report["missing_keys"]
         }
-        load_strictly(
-            self.model,
-            state,
-            name,
-            f"this {self.config.model_type}",
-            "download it again, or the model that config.json describes",
-        )
+        remedy = "download it again, or the model that config.json describes"
+        load_strictly(self.model, state, name, f"this {self.config.model_type}", remedy)
 
 
 def huggingface_arguments(name: str) -> dict[str, dict[str, Any]]:
-    """Arguments of HuggingFaceAudioEncoder for hub model or folder `name`. Raises UserError for one
-    that is absent or of another kind.
+    """Read the arguments of HuggingFaceAudioEncoder for a hub model or folder.
+
+    Raises UserError if it is absent or of another kind.
     """
     settings = loading(name, "audio encoder")
     try:
@@ -451,7 +420,7 @@ def _without_unused(config: PreTrainedConfig) -> PreTrainedConfig:
 
 def _check_agreement(what: str, found: Any, expected: Any) -> None:
     if found != expected:
-        files = (
-            f"preprocessor_config.json ({what} {found}) does not fit its config.json ({expected})"
+        raise UserError(
+            f"the audio encoder's preprocessor_config.json ({what} {found}) does not fit its"
+            f" config.json ({expected}); copy both from the same model"
         )
-        raise UserError(f"the audio encoder's {files}; copy both from the same model")

@@ -1,5 +1,4 @@
-"""The log-mel spectrogram that PaSST and EfficientAT were trained on: 128 Kaldi mels of 32 kHz
-audio, 100 columns a second.
+"""The log-mel spectrogram of PaSST and EfficientAT: 128 Kaldi mels, 100 columns a second.
 
 Koutini, Schlüter, Eghbal-zadeh, Widmer: Efficient Training of Audio Transformers with Patchout
 (Interspeech 2022), arXiv:2110.05069.
@@ -23,11 +22,13 @@ LOWEST_HZ, HIGHEST_HZ = 0, 15_000
 
 
 class KaldiMel(nn.Module):
-    """Waveform (W, S) at 32 kHz in [-1, 1] -> log-mel spectrogram (W, 128, C), C = num_columns(S);
-    silence is -1.4.
+    """Log-mel spectrogram (W, 128, C) of waveform (W, S) at 32 kHz; silence is -1.4.
 
-    With `jitter`, training draws the range of the mel bank at every call, one for all windows: the
-    lowest frequency from 0..9 Hz, the highest from 14001..16000 Hz.
+    C is num_columns(S), and S at least MIN_SAMPLES.
+
+    Args:
+        jitter: In training, draw the range of the mel bank at each call, for all windows: the
+            lowest frequency from 0..9 Hz, the highest from 14001..16000 Hz.
     """
 
     def __init__(self, jitter: bool):
@@ -40,15 +41,12 @@ class KaldiMel(nn.Module):
         self.register_buffer("mel_bank", mel_bank, persistent=False)  # (513, 128)
 
     def forward(self, waveform: Tensor) -> Tensor:
-        """In float32 also under autocast: a power spectrum spans more than half precision holds. S
-        is at least MIN_SAMPLES.
-        """
         mel_bank = self._jittered_bank() if self.jitter and self.training else self.mel_bank
-        # On a CPU one window at a time: its spectrogram then stays in the cache, 3.3 times faster
-        # than 16 windows at once. A graph that is exported serves any number of windows, and has no
-        # loop over them.
+        # On a CPU one window at a time: its spectrogram stays in the cache, 3.3 times faster than
+        # 16 windows at once. An exported graph serves any number of windows, so it has no loop.
         one_by_one = waveform.device.type == "cpu" and not torch.compiler.is_exporting()
         parts = waveform.split(1) if one_by_one else (waveform,)
+        # float32 also under autocast: a power spectrum exceeds the range of half precision
         with torch.autocast(waveform.device.type, enabled=False):
             return torch.cat([self._log_mel(part.float(), mel_bank) for part in parts])
 
@@ -70,12 +68,12 @@ class KaldiMel(nn.Module):
 
 
 def num_columns(num_samples: int) -> int:
-    """Columns of the spectrogram of `num_samples`: 1000 for 10 s."""
+    """Return the columns of the spectrogram of `num_samples`: 1000 for 10 s."""
     return (num_samples - 1) // HOP + 1
 
 
 def _mel_bank(lowest: float, highest: float) -> Tensor:
-    """Triangles of equal height on the mel scale from `lowest` to `highest` Hz, (513, 128)."""
+    """Return (513, 128): triangles of equal height on the mel scale, `lowest` to `highest` Hz."""
     bank, _ = torchaudio.compliance.kaldi.get_mel_banks(
         NUM_MEL_BINS, NUM_FFT, SAMPLE_RATE, lowest, highest, 100.0, -500.0, 1.0
     )

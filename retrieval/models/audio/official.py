@@ -1,9 +1,4 @@
-"""Reading official weight files of audio encoders, and loading them only where they fit.
-
-`read_official(path)` gives the tensors of a file by name, `load_strictly(module, state, path, size,
-remedy)` puts them into a module or says which do not fit and changes nothing, `some(names)`
-shortens a list of names for an error message.
-"""
+"""Read official weight files of audio encoders, and load them only if all weights fit."""
 
 import argparse
 import re
@@ -15,15 +10,16 @@ from torch import Tensor, nn
 from retrieval.base.access import check_readable
 from retrieval.base.errors import UserError
 
-# where training frameworks put the weights; many files have them at the top
-CONTAINERS = ("state_dict", "model")
+CONTAINERS = ("state_dict", "model")  # keys of the weights; many files have them at the top
 
 
 def read_official(path: str | Path) -> dict[str, Tensor]:
-    """All tensors of the file's "state_dict" or "model", or else of the file itself, by name; never
-    an empty dict.
+    """Read the tensors of a file's "state_dict" or "model", or of the file itself, by name.
 
-    Nothing but tensors, plain containers and argparse.Namespace is unpickled. Raises UserError.
+    Only tensors, plain containers and argparse.Namespace are unpickled.
+
+    Raises:
+        UserError: The file is absent or damaged, holds other objects, or no tensors.
     """
     path, remedy = Path(path), "download the official checkpoint again"
     check_readable(path, "audio weights")
@@ -77,11 +73,17 @@ def read_official(path: str | Path) -> dict[str, Tensor]:
 def load_strictly(
     module: nn.Module, state: dict[str, Tensor], path: str | Path, size: str, remedy: str
 ) -> None:
-    """Load `state` into `module` where all names and shapes agree. Else raises UserError, and
-    changes nothing.
+    """Load `state` into `module` if all names and shapes agree; otherwise change nothing.
 
-    `size` says what the module is ("ATST-Frame with embed_dim 768, depth 12"), `remedy` what to set
-    or which file to use.
+    Args:
+        module: Of an encoder.
+        state: Tensors by the names of the module.
+        path: File that they come from, for the message.
+        size: Description of the module, such as "ATST-Frame with embed_dim 768, depth 12".
+        remedy: Which setting or file to change.
+
+    Raises:
+        UserError: Weights are missing, additional or of another shape.
     """
     own = module.state_dict()
     if missing := [key for key in own if key not in state]:
@@ -99,5 +101,5 @@ def load_strictly(
 
 
 def some(names: list[str]) -> str:
-    """The first three of `names`, and how many there are."""
+    """Return the first three names and the number of all, for a message."""
     return ", ".join(names[:3]) + (f", ... ({len(names)} in all)" if len(names) > 3 else "")

@@ -1,5 +1,4 @@
-"""PaSST: a transformer over overlapping 16 x 16 patches of the log-mel spectrogram, trained on
-AudioSet with parts of the patches left out.
+"""PaSST: a transformer over overlapping 16 x 16 patches of the log-mel spectrogram.
 
 Koutini, Schlüter, Eghbal-zadeh, Widmer: Efficient Training of Audio Transformers with Patchout
 (Interspeech 2022), arXiv:2110.05069. Names of the parameters are those of the official weights
@@ -22,25 +21,32 @@ from retrieval.models.audio.official import load_strictly, read_official
 
 PATCH = 16  # mel bins and mel columns
 NUM_CLASSES = 527  # of AudioSet
-# of the network's keys in checkpoints of a training run; the released files have none
-PREFIX = "net."
+PREFIX = "net."  # of keys in checkpoints of a training run; the released files have none
 
 
 class Passt(AudioEncoder):
-    """PaSST with patches 16 columns apart; 86,122,270 parameters. Weights:
-    passt-s-f128-p16-s16-ap.468.pt.
+    """PaSST with patches 16 columns apart, 86,122,270 parameters.
 
-    sequence: one frame a column of patches (the mean over its rows), else one vector a window (the
-    mean of class and distillation token). patchout_time, patchout_frequency: columns and rows of
-    the patch grid that training leaves out, drawn at every call for all windows together.
-    mel_jitter: see KaldiMel. embed_dim, depth: other sizes fit no official weights.
+    Weights: passt-s-f128-p16-s16-ap.468.pt.
 
-    Patchout keeps the number of frames: after the network a column that was left out takes the
-    frame of the last column before it that was kept (the first one kept, where there is none
-    before). Frame t is then in training, too, what was heard at time t, so that the mask of valid
-    frames, positions, and the number of frames mean what they mean in evaluation. The frame before,
-    and not an average of both neighbours: it is a frame that the network made, and padding, which
-    comes after the sound, does not get into valid frames.
+    Patchout keeps the number of frames: a column that was left out takes the frame of the last kept
+    column before it, or of the first kept one. So frame t belongs to time t in training, too, and
+    masks and positions mean the same as in evaluation. It is not an average of both neighbours,
+    because padding, which follows the sound, must not get into valid frames.
+
+    Args:
+        embed_dim: Size of a frame; other values fit no official weights.
+        depth: Number of blocks; other values fit no official weights.
+        num_heads: Attention heads; must divide embed_dim.
+        sequence: One frame a column of patches (the mean over its rows); otherwise one a window
+            (the mean of class and distillation token).
+        patchout_time: Columns of the patch grid that training leaves out, drawn at each call for
+            all windows together.
+        patchout_frequency: Rows that training leaves out, in the same way.
+        mel_jitter: See KaldiMel.
+
+    Raises:
+        UserError: Sizes do not fit together.
     """
 
     sample_rate = SAMPLE_RATE
@@ -70,11 +76,8 @@ class Passt(AudioEncoder):
                 f" {num_rows} rows of patches; set it lower"
             )
         self.feature_dim = embed_dim
-        self.sequence, self.patchout_time, self.patchout_frequency = (
-            sequence,
-            patchout_time,
-            patchout_frequency,
-        )
+        self.sequence = sequence
+        self.patchout_time, self.patchout_frequency = patchout_time, patchout_frequency
         self.mel = KaldiMel(mel_jitter)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.dist_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
@@ -87,22 +90,14 @@ class Passt(AudioEncoder):
             Block(embed_dim, num_heads, qkv_bias=True) for _ in range(depth)
         )
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
-        # Nothing here classifies. Kept for the strict key list; without a gradient, which
-        # DistributedDataParallel would miss.
+        # Not used; kept so that official weights load strictly. Without gradient, for which
+        # DistributedDataParallel would wait.
         self.head = nn.Sequential(
             nn.LayerNorm(embed_dim), nn.Linear(embed_dim, NUM_CLASSES)
         ).requires_grad_(False)
         self.head_dist = nn.Linear(embed_dim, NUM_CLASSES).requires_grad_(False)
-        self._initialise()
-
-    def _initialise(self) -> None:
-        for table in (
-            self.cls_token,
-            self.dist_token,
-            self.new_pos_embed,
-            self.freq_new_pos_embed,
-            self.time_new_pos_embed,
-        ):
+        tables = self.new_pos_embed, self.freq_new_pos_embed, self.time_new_pos_embed
+        for table in (self.cls_token, self.dist_token, *tables):
             nn.init.trunc_normal_(table, std=0.02)
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Conv2d)):
@@ -110,8 +105,10 @@ class Passt(AudioEncoder):
                 nn.init.zeros_(module.bias)
 
     def num_frames(self, num_samples: int) -> int:
-        """T of a window of `num_samples` (1 without `sequence`). Raises UserError for windows that
-        are too short, for the patch or for the patchout, or longer than the position table.
+        """Return T of a window of `num_samples`, 1 without `sequence`.
+
+        Raises UserError for windows that are too short, for a patch or for patchout, or longer than
+        the position table.
         """
         num_patches = self._num_patches(num_columns(num_samples))
         seconds = (
@@ -134,33 +131,31 @@ class Passt(AudioEncoder):
         return num_patches if self.sequence else 1
 
     def num_tokens(self, num_samples: int) -> int:
-        """What the blocks compute on in training, of a window of `num_samples`: the patches that
-        patchout leaves, and two tokens.
-        """
-        rows, columns = (
-            self.freq_new_pos_embed.shape[2],
-            self._num_patches(num_columns(num_samples)),
-        )
-        return 2 + (rows - self.patchout_frequency) * (columns - self.patchout_time)
+        """Return the number of patches that patchout leaves, and two tokens."""
+        num_rows = self.freq_new_pos_embed.shape[2] - self.patchout_frequency
+        num_patches = self._num_patches(num_columns(num_samples)) - self.patchout_time
+        return 2 + num_rows * num_patches
 
     def _num_patches(self, columns: int) -> int:
         return (columns - PATCH) // self.stride + 1
 
     def log_mel(self, waveform: Tensor) -> Tensor:
-        """Log-mel spectrogram (W, 128, C) as the encoder reads it. waveform (W, S), 32 kHz. In
-        float32 also under autocast.
-        """
+        """Return the log-mel spectrogram float32 (W, 128, C) of waveform (W, S) at 32 kHz."""
         return self.mel(waveform)
 
     def encode_mel(self, log_mel: Tensor) -> Tensor:
-        """(W, 128, C) as log_mel gives it -> (W, T, E), or (W, 1, E) without `sequence`."""
-        grid = self._positioned_patches(log_mel)  # (W, E, R, T)
+        """Encode a spectrogram (W, 128, C) of log_mel to (W, T, E), or (W, 1, E)."""
+        grid = self.patch_embed["proj"](log_mel.unsqueeze(1))  # (W, E, R, T)
         num_frames = grid.shape[3]
+        # Windows shorter than the table take its first positions, in training a random part.
+        start = 0
         if self.training:
-            rows, columns = (
-                _kept(grid.shape[2], self.patchout_frequency, grid),
-                _kept(num_frames, self.patchout_time, grid),
-            )
+            start = torch.randint(self.table_frames - num_frames + 1, (), device="cpu").item()
+        times = self.time_new_pos_embed[..., start : start + num_frames]
+        grid = grid + self.freq_new_pos_embed + times
+        if self.training:
+            rows = _kept(grid.shape[2], self.patchout_frequency, grid)
+            columns = _kept(num_frames, self.patchout_time, grid)
             grid = grid[:, :, rows][..., columns]
         num_windows, _, num_rows, _ = grid.shape
         # (1, 2, E)
@@ -175,31 +170,13 @@ class Passt(AudioEncoder):
         frames = x[:, 2:].unflatten(1, (num_rows, -1)).mean(dim=1)
         return frames[:, _last_kept(columns, num_frames)] if self.training else frames
 
-    def _positioned_patches(self, log_mel: Tensor) -> Tensor:
-        """(W, 128, C) -> (W, E, R, T). Windows shorter than the table: its first positions, in
-        training any that follow each other.
-        """
-        grid = self.patch_embed["proj"](log_mel.unsqueeze(1))
-        num_frames = grid.shape[3]
-        start = (
-            torch.randint(self.table_frames - num_frames + 1, (), device="cpu").item()
-            if self.training
-            else 0
-        )
-        return (
-            grid
-            + self.freq_new_pos_embed
-            + self.time_new_pos_embed[..., start : start + num_frames]
-        )
-
     def repeated_blocks(self) -> nn.ModuleList:
         return self.blocks
 
     def load_official(self, path: str | Path) -> None:
-        """Load official weights: a plain state dict, or one in "model" or "state_dict", also with
-        keys "net.*", of which alone are taken then.
+        """Load official weights, or the keys "net.*" of a training run's checkpoint.
 
-        Raises UserError, and changes nothing, where they do not fit.
+        Raises UserError, and changes nothing, if they do not fit.
         """
         state = read_official(path)
         if any(key.startswith(PREFIX) for key in state):
@@ -217,16 +194,12 @@ class Passt(AudioEncoder):
         load_strictly(self, state, path, size, remedy)
 
     def _check_variant(self, state: dict[str, Tensor], path: str | Path) -> None:
-        """Weights of another variant are named as such: their shapes alone would not tell the user
-        what to set.
-        """
+        """Raise UserError with the setting to change if the weights are of another variant."""
         table = state.get("time_new_pos_embed")
         if table is None or table.dim() != 4:
             return
-        frames, depth = (
-            table.shape[3],
-            sum(key.startswith("blocks.") and key.endswith(".norm1.weight") for key in state),
-        )
+        frames = table.shape[3]
+        depth = sum(key.startswith("blocks.") and key.endswith(".norm1.weight") for key in state)
         if (frames, depth) == (self.table_frames, len(self.blocks)):
             return
         same_table = [variant for variant in VARIANTS if variant.table_frames == frames]
@@ -258,8 +231,9 @@ class PasstS(Passt):
 
 
 class Passt20(PasstS):
-    """As PasstS, windows of up to 20 s; 86,231,326 parameters. Weights:
-    passt-s-f128-20sec-p16-s10-ap.474-swa.pt.
+    """As PasstS, for windows of up to 20 s, 86,231,326 parameters.
+
+    Weights: passt-s-f128-20sec-p16-s10-ap.474-swa.pt.
     """
 
     name = "passt_20"
@@ -277,18 +251,11 @@ VARIANTS = (Passt, PasstS, Passt20, PasstL)
 
 
 def _kept(number: int, num_dropped: int, like: Tensor) -> Tensor:
-    """A random choice of `number - num_dropped` of the indices 0..number-1, in order, on the device
-    of `like`.
-    """
+    """Draw `number - num_dropped` of the indices 0..number-1, in order, on the device of `like`."""
     return torch.randperm(number, device="cpu")[num_dropped:].sort().values.to(like.device)
 
 
 def _last_kept(kept: Tensor, number: int) -> Tensor:
-    """(number,): for each index the place in `kept` of the last kept one up to it, or else of the
-    first one kept.
-    """
-    return (
-        torch.searchsorted(kept, torch.arange(number, device=kept.device), right=True)
-        .sub(1)
-        .clamp(min=0)
-    )
+    """Return (number,): for each index the place in `kept` of the last kept one up to it, or 0."""
+    indices = torch.arange(number, device=kept.device)
+    return torch.searchsorted(kept, indices, right=True).sub(1).clamp(min=0)

@@ -1,8 +1,4 @@
-"""Read PyTorch Lightning checkpoints without running code in them, and without Lightning.
-
-`read_lightning(path)` returns the weights by name (their numbers are still in the file) and the
-hyper-parameters, from objects of any class.
-"""
+"""Read PyTorch Lightning checkpoints without Lightning, and without running code in them."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -14,27 +10,28 @@ from retrieval.base.access import check_readable
 from retrieval.base.errors import UserError, one_line
 from retrieval.models.pretrained.tensor_files import Built, StoredTensor, read_content
 
-# Prefixes that torch.compile, DistributedDataParallel, FSDP and activation checkpointing add to
-# names.
+# Parts of names that torch.compile, DDP, FSDP and activation checkpointing add.
 WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 HYPER_PARAMETERS = ("hyper_parameters", "datamodule_hyper_parameters")
-# Limits against hostile files. Real hyper-parameters have a few levels and some hundred values.
-# letters of all names on the way to a value
-MOST_LEVELS, MOST_LETTERS, MOST_VALUES = 20, 200, 10_000
-# of one dict or object, so that a vocabulary does not use up the limit for the settings after it
+# Limits against hostile files; real hyper-parameters have a few levels and a few hundred values.
+MOST_LEVELS, MOST_LETTERS, MOST_VALUES = 20, 200, 10_000  # letters: of a path of names
+# of one dict or object, so that a vocabulary does not use up the limit for later settings
 MOST_ITEMS = 1_000
 
 
 def read_lightning(path: Path) -> tuple[dict[str, StoredTensor], dict[str, Any]]:
     """Read weights and hyper-parameters of a checkpoint.
 
+    Args:
+        path: The .ckpt file.
+
     Returns:
-        Weights by name, without WRAPPERS; retrieval.models.pretrained.tensor_files.read_tensors reads their
-        numbers. Hyper-parameters by name, as `_flat` returns them.
+        Weights by name, without WRAPPERS; read_tensors of tensor_files.py reads their numbers.
+        Hyper-parameters by path and by every suffix of it, from objects of any class.
 
     Raises:
         UserError: The file is absent, not readable, damaged or no checkpoint, or would run programs
-        in other readers.
+            in other readers.
     """
     remedy = "expected a PyTorch Lightning .ckpt; copy or download it again"
     check_readable(path, "checkpoint")
@@ -60,7 +57,10 @@ def read_lightning(path: Path) -> tuple[dict[str, StoredTensor], dict[str, Any]]
             f'checkpoint {path} has a "state_dict" in which {others[0]} is no tensor of numbers;'
             f" {remedy}"
         )
-    weights = {_plain_name(key): tensor for key, tensor in kept.items()}
+    weights = {
+        ".".join(part for part in key.split(".") if part not in WRAPPERS): tensor
+        for key, tensor in kept.items()
+    }
     if len(weights) < len(kept):
         raise UserError(
             f"checkpoint {path} has weights twice, once with {' or '.join(WRAPPERS)} in their"
@@ -69,26 +69,21 @@ def read_lightning(path: Path) -> tuple[dict[str, StoredTensor], dict[str, Any]]
     return weights, _flat([checkpoint.get(name) for name in HYPER_PARAMETERS])
 
 
-def _plain_name(key: str) -> str:
-    return ".".join(part for part in key.split(".") if part not in WRAPPERS)
-
-
 def _flat(sources: list[Any]) -> dict[str, Any]:
-    """Return numbers and texts by path and by every suffix of it:
-    `sentence_features.use_first_token`, `use_first_token`.
+    """Return numbers and texts by path and by every suffix of it.
 
-    Of values with the same name the outermost is kept. Objects are searched in items, attributes
-    and arguments (sacred passes a dict to its read-only dicts). Names that begin with an underscore
-    are wrappers (omegaconf) and not in the path.
+    Such as `sentence_features.use_first_token` and `use_first_token`. The outermost of equal names
+    is kept. Objects are searched in items, attributes and arguments (sacred passes a dict to its
+    read-only dicts). Names that begin with an underscore are wrappers (omegaconf) and not in the
+    path.
     """
     found: dict[str, Any] = {}
     queue = deque(((), source) for source in sources)
     room = MOST_VALUES  # counted before queuing: a file can repeat one large object many times
     while queue:
         path, value = queue.popleft()
-        if isinstance(value, (bool, float, str)) or (
-            isinstance(value, int) and value.bit_length() < 64
-        ):
+        is_number = isinstance(value, int) and value.bit_length() < 64
+        if is_number or isinstance(value, (float, str)):
             for start in range(len(path)):
                 found.setdefault(".".join(path[start:]), value)
         elif isinstance(value, (dict, Built)):
@@ -102,14 +97,11 @@ def _flat(sources: list[Any]) -> dict[str, Any]:
 
 
 def _named_parts(value: dict | Built) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Yield the content of a dict or an object, each part with the name that it adds to the path
-    (one or none).
-    """
-    if isinstance(value, dict):
-        yield from (
-            ((), item) if key.startswith("_") else ((key,), item)
-            for key, item in value.items()
-            if key not in ("_parent", "_metadata")
-        )
-    else:
-        yield from (((), part) for part in value.parts())
+    """Yield the parts of a dict or an object, each with the names that it adds to the path."""
+    if isinstance(value, Built):
+        for part in value.parts():
+            yield (), part
+        return
+    for key, item in value.items():
+        if key not in ("_parent", "_metadata"):
+            yield () if key.startswith("_") else (key,), item

@@ -7,11 +7,18 @@ from retrieval.models.pretrained.salsa import load_salsa_checkpoint
 
 
 def load_pretrained(checkpoint: Path, text_encoder: Path | None) -> DualEncoder:
-    """From a folder that train.py wrote, or a single file of the salsa project with the tokenizer
-    of `text_encoder`. Raises UserError.
+    """Load a model folder of train.py, or a checkpoint file of the salsa project.
+
+    Args:
+        checkpoint: The folder or file.
+        text_encoder: For a file: hub model or folder with its tokenizer; None: roberta-large.
+
+    Returns:
+        The model in eval mode.
+
+    Raises:
+        UserError: It is absent, damaged or of another kind.
     """
-    return (
-        DualEncoder.from_pretrained(checkpoint)
-        if checkpoint.is_dir()
-        else load_salsa_checkpoint(checkpoint, text_encoder)
-    )
+    if checkpoint.is_dir():
+        return DualEncoder.from_pretrained(checkpoint)
+    return load_salsa_checkpoint(checkpoint, text_encoder)

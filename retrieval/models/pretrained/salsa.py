@@ -1,9 +1,8 @@
-"""Checkpoints of other projects as a DualEncoder: PyTorch Lightning files (.ckpt) of salsa and of
-the thesis that grew out of it.
+"""Load PyTorch Lightning checkpoints (.ckpt) of salsa, and of the thesis based on it.
 
-The file holds weights by name, and hyper-parameters whose names may differ between files. So the
-shapes of the weights decide first. Settings that shapes do not determine come from the
-hyper-parameters in SETTINGS, otherwise from the recipe of the published runs.
+A file holds weights by name, and hyper-parameters whose names differ between files. So the shapes
+of the weights decide first. Settings without influence on shapes come from the hyper-parameters in
+SETTINGS, otherwise from the recipe of the published runs.
 """
 
 import logging
@@ -24,15 +23,12 @@ from retrieval.models.pretrained.lightning import read_lightning
 from retrieval.models.pretrained.tensor_files import StoredTensor, read_tensors
 from retrieval.models.text import KNOWN_ARCHITECTURES, architecture_of
 from retrieval.models.tokenizer import load_tokenizer
-from retrieval.models.windows import WindowGrid
 
 logger = logging.getLogger(__name__)
 
-TEXT_ENCODER = "roberta-large"  # its tokenizer is that of every RoBERTa
+TEXT_ENCODER = "roberta-large"  # all sizes of RoBERTa have the same tokenizer
 TEXT_DROPOUT = 0.2  # of the recipe; no effect on scores
-# of each attention head, in RoBERTa, ATST-Frame and PaSST of every published size; shapes do not
-# determine it
-HEAD_SIZE = 64
+HEAD_SIZE = 64  # of an attention head in all published RoBERTa, ATST-Frame and PaSST; not in shapes
 
 # Our prefixes of weight names -> those of the file. ANCHORS find the prefixes of the encoders.
 AUDIO, TEXT = "audio_embedding_model.", "sentence_embedding_model."
@@ -47,8 +43,7 @@ NAMES |= {
         "norm": "layer_norm",
     }.items()
 }
-# A weight that only this kind of encoder has; the part of its name before it is the encoder's
-# prefix.
+# A weight that only this kind of encoder has; what precedes it in a name is the encoder's prefix.
 ANCHORS = {
     "atst": "patch_embed.patch_embed.weight",
     "passt": "patch_embed.proj.weight",
@@ -64,54 +59,55 @@ IGNORED = (  # beside the weights of the model
     # of ATST's clip encoder; PaSST's are weights of the model
     r"audio_embedding_model\..*\b(cls_token|norm\.(weight|bias))$",
     r"sentence_embedding_model\..*\b(pooler\..*|lm_head\..*|position_ids|token_type_ids)$",
-    # Of the small transformer over the frames, which are made also where it has no layers; with
-    # layers, those are left over.
+    # Of the small transformer over the frames. They exist also without layers; its layers are not
+    # ignored.
     r"(audio_token|posencode\..*|audio_output_projection\.(weight|bias))$",
     r"(timing_tau|sigmoid_loss\.[tb]|sentence_transformer\..*)$",  # of losses
 )
-# no score depends on them: zeros if the file lacks them
+# Scores do not depend on them: zeros if the file lacks them.
 OPTIONAL = r"audio_encoder\.(head|head_dist|classifier|mask_embed)\b"
 
 # Trusted names of hyper-parameters, searched at any depth. A value out of bounds belongs to another
 # setting of that name.
 SETTINGS = {
     "window_seconds": ("segment_length", "window_seconds"),
-    # a mel spectrogram's, in samples, is longer than a window
+    # a spectrogram's hop_length, in samples, exceeds a window in seconds: out of bounds
     "hop_seconds": ("segment_hop", "hop_size", "hop_length", "hop_seconds"),
     "clip_seconds": ("max_audio_length", "audio_max_length", "max_seconds"),
     "max_tokens": ("max_tokens", "max_sentence_tokens", "max_text_length"),
     "sequence": ("return_sequence", "sequence"),
-    # another section has one for the audio
+    # with its section: the audio has a setting of that name, too
     "use_first_token": ("sentence_features.use_first_token",),
     "tau": ("tau", "temperature", "initial_tau"),
 }
-# Settings that change scores and have no counterpart here: the supported value, and the meaning of
-# all others.
+# Settings that change scores and have no counterpart here: supported value, meaning of others.
 REQUIRED: dict[str, tuple[Any, str]] = {
     "normalize": (True, "its scores are no cosines"),
     "sentence_features.remove_punctuation": (True, "its captions keep their punctuation"),
 }
 RECIPE = {"window_seconds": 10.0, "clip_seconds": 30.0, "max_tokens": 32, "tau": 0.05}
 SAMPLE_RATE = 32_000  # Hz
-SHORTEST_HOP = 0.1  # s; a hop of 10 or 20 ms is a spectrogram's, too
+SHORTEST_HOP = 0.1  # s; 10 or 20 ms is the hop of a spectrogram
 MOST_LAYERS = 200  # of an encoder; the largest published one has 24
 
 
 def load_salsa_checkpoint(path: str | Path, tokenizer: str | Path | None = None) -> DualEncoder:
-    """The model of a Lightning checkpoint, in eval mode: PaSST, EfficientAT or ATST-Frame with a
-    RoBERTa, mean pooling or TAP.
+    """Load a Lightning checkpoint of salsa or the thesis.
 
-    One warning names every setting that the file lacks, with the default used. Another one says if
-    the original cuts clips into fewer windows.
+    It has PaSST, EfficientAT or ATST-Frame, a RoBERTa, and mean pooling or TAP. A warning names
+    every setting that the file lacks, with the default used. Another one says if the original cuts
+    clips into fewer windows.
 
     Args:
         path: The .ckpt file. No code in it is run.
-        tokenizer: Hub model or folder, since the file holds no tokenizer; None uses that of
-        roberta-large.
+        tokenizer: Hub model or folder, since the file holds no tokenizer; None: roberta-large.
+
+    Returns:
+        The model in eval mode.
 
     Raises:
         UserError: The file is damaged or no such checkpoint. The message names missing and
-        additional weights, with shapes.
+            additional weights, with shapes.
     """
     path = Path(path)
     weights, hyper_parameters = read_lightning(path)
@@ -130,28 +126,36 @@ def load_salsa_checkpoint(path: str | Path, tokenizer: str | Path | None = None)
         raise UserError(f"checkpoint {path}: {error}") from None
     model.text_encoder.tokenizer = fast
     if settings.assumed:
-        what = (
-            "settings that the file lacks or gives out of bounds, with the values of the published"
-            " runs used instead"
+        logger.warning(
+            "%s: settings that the file lacks or gives out of bounds, with the values of the"
+            " published runs used instead: %s",
+            path,
+            ", ".join(settings.assumed),
         )
-        logger.warning("%s: %s: %s", path, what, ", ".join(settings.assumed))
-    _warn_of_windows(path, model.windows, architecture)
+    grid = model.windows
+    num_original = 1 + (grid.clip_samples - grid.window_samples) // grid.hop_samples
+    if grid.num_windows > num_original:
+        logger.warning(
+            "%s: windows of %g s, one every %g s, do not fill clips of %g s (%d windows here, the"
+            " last padded with silence; %d in the original, which ignores the rest): scores are not"
+            " those of the original",
+            path,
+            *(architecture[f"{name}_seconds"] for name in ("window", "hop", "clip")),
+            grid.num_windows,
+            num_original,
+        )
     return model.eval()
 
 
 class _Settings:
-    """Hyper-parameters of a file by name; `assumed` lists the missing ones with the defaults
-    used.
-    """
+    """Hyper-parameters of a file; `assumed` lists the missing ones with the defaults used."""
 
     def __init__(self, found: dict[str, Any]):
         self.found = found
         self.assumed: list[str] = []
 
     def get(self, name: str, is_plausible: Callable[[Any], bool], default: Any) -> Any:
-        """Return the first plausible value under one of the names in SETTINGS, otherwise
-        `default`.
-        """
+        """Return the first plausible value of the names in SETTINGS, otherwise `default`."""
         given = {other: self.found[other] for other in SETTINGS[name] if other in self.found}
         plausible = [value for value in given.values() if is_plausible(value)]
         if plausible:
@@ -166,67 +170,53 @@ class _Settings:
             if name not in self.found:
                 self.assumed.append(f"{name}={value}")
             elif self.found[name] != value:
-                found = f"{name}: {self.found[name]!r:.40}"
                 raise UserError(
-                    f"its hyper-parameters say {found}, so {meaning}, which this project does not"
-                    " compute"
+                    f"its hyper-parameters say {name}: {self.found[name]!r:.40}, so {meaning},"
+                    " which this project does not compute"
                 )
 
 
-# --- what the model was ---
+# --- the architecture ---
 
 
 def _architecture(
     shapes: dict[str, tuple], settings: _Settings
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Arguments of DualEncoder but the temperature, and where the file has its parts: our prefix ->
-    its prefix. Raises UserError.
+    """Return the arguments of DualEncoder without temperature, and our prefixes -> the file's.
+
+    Raises UserError.
     """
-    text_prefix = _only(
-        _prefixes(shapes, TEXT, TEXT_ANCHOR), f"text encoder: keys {TEXT}*{TEXT_ANCHOR}"
-    )
+    text_prefixes = _prefixes(shapes, TEXT, TEXT_ANCHOR)
+    text_prefix = _only(text_prefixes, f"text encoder: keys {TEXT}*{TEXT_ANCHOR}")
     is_tap = TAP_ANCHOR in shapes
-    aggregate = (
-        "TAP" if is_tap else "mean",
-        "it pools audio frames in another way than its weights say",
-    )
-    settings.check_required(REQUIRED | {"audio_features.aggregate": aggregate})
+    meaning = "it pools audio frames in another way than its weights say"
+    aggregate = {"audio_features.aggregate": ("TAP" if is_tap else "mean", meaning)}
+    settings.check_required(REQUIRED | aggregate)
     audio, audio_prefix = _find_audio_encoder(shapes)
     if "sequence" in audio:
-        audio["sequence"] = settings.get("sequence", lambda value: isinstance(value, bool), is_tap)
+        audio["sequence"] = settings.get("sequence", _is_bool, is_tap)
     longest = 20.0 if audio["name"] == "passt_20" else RECIPE["window_seconds"]
-    clip = settings.get(
-        "clip_seconds",
-        lambda value: _is_number(value) and 1 <= value <= 3600,
-        RECIPE["clip_seconds"],
+    clip = settings.get("clip_seconds", _is_between(1, 3600), RECIPE["clip_seconds"])
+    window = settings.get("window_seconds", _is_between(0, clip), min(longest, clip))
+    is_first = settings.get("use_first_token", _is_bool, True)
+    hop = settings.get("hop_seconds", _is_between(SHORTEST_HOP, window), window)
+    num_tokens = settings.get(
+        "max_tokens", lambda value: type(value) is int and value > 0, RECIPE["max_tokens"]
     )
-    window = settings.get(
-        "window_seconds", lambda value: _is_number(value) and 0 < value <= clip, min(longest, clip)
-    )
-    is_first = settings.get("use_first_token", lambda value: isinstance(value, bool), True)
+    pooling = {"name": "mean"}
+    if is_tap:
+        pooling = {"name": "tap", "attention_dim": _shape(shapes, TAP_ANCHOR, 2)[0]}
     architecture = {
         "audio_encoder": audio,
         "text_encoder": _text_architecture(shapes, text_prefix),
         "text_readout": "first" if is_first else "mean",
-        "pooling": (
-            {"name": "tap", "attention_dim": _shape(shapes, TAP_ANCHOR, 2)[0]}
-            if is_tap
-            else {"name": "mean"}
-        ),
+        "pooling": pooling,
         "dim": _shape(shapes, "project_audio.0.weight", 2)[0],
         "sample_rate": SAMPLE_RATE,
         "clip_seconds": float(clip),
         "window_seconds": float(window),
-        "hop_seconds": float(
-            settings.get(
-                "hop_seconds",
-                lambda value: _is_number(value) and SHORTEST_HOP <= value <= window,
-                window,
-            )
-        ),
-        "max_tokens": settings.get(
-            "max_tokens", lambda value: type(value) is int and value > 0, RECIPE["max_tokens"]
-        ),
+        "hop_seconds": float(hop),
+        "max_tokens": num_tokens,
     }
     return architecture, NAMES | {
         "audio_encoder.": audio_prefix,
@@ -235,9 +225,7 @@ def _architecture(
 
 
 def _find_audio_encoder(shapes: dict[str, tuple]) -> tuple[dict[str, Any], str]:
-    """Arguments of the encoder whose weights are all there, and the prefix of their names in the
-    file.
-    """
+    """Return the arguments of the encoder with complete weights, and its prefix in the file."""
     found = {
         prefix: kind
         for kind, anchor in ANCHORS.items()
@@ -263,10 +251,8 @@ def _audio_arguments(kind: str, shapes: dict[str, tuple], prefix: str) -> dict[s
             "width": _shape(shapes, f"{prefix}features.16.0.weight", 4)[0] / 960,
             "sequence": True,
         }
-    dim, depth = (
-        _shape(shapes, f"{prefix}{ANCHORS[kind]}", 2 if kind == "atst" else 4)[0],
-        _count(shapes, f"{prefix}blocks."),
-    )
+    dim = _shape(shapes, f"{prefix}{ANCHORS[kind]}", 2 if kind == "atst" else 4)[0]
+    depth = _count(shapes, f"{prefix}blocks.")
     sizes = {"embed_dim": dim, "depth": depth, "num_heads": _num_heads(dim, "audio encoder")}
     if kind == "atst":
         return {"name": "atst_frame"} | sizes
@@ -280,14 +266,9 @@ def _audio_arguments(kind: str, shapes: dict[str, tuple], prefix: str) -> dict[s
     variant = next(
         (variant for variant in variants if variant.official_depth == depth), variants[0]
     )
-    # Patchout is of training alone, and would refuse short windows.
-    return {
-        "name": variant.name,
-        **sizes,
-        "sequence": True,
-        "patchout_time": 0,
-        "patchout_frequency": 0,
-    }
+    # Patchout is for training, and would refuse short windows.
+    patchout = {"patchout_time": 0, "patchout_frequency": 0}
+    return {"name": variant.name, "sequence": True} | sizes | patchout
 
 
 def _is_complete(arguments: dict[str, Any], shapes: dict[str, tuple], prefix: str) -> bool:
@@ -303,7 +284,7 @@ def _is_complete(arguments: dict[str, Any], shapes: dict[str, tuple], prefix: st
 
 
 def _text_architecture(shapes: dict[str, tuple], prefix: str) -> dict[str, Any]:
-    """The Hugging Face config of a RoBERTa of these shapes."""
+    """Return the Hugging Face config of a RoBERTa with these shapes."""
     tables = {
         name: _shape(shapes, f"{prefix}embeddings.{name}_embeddings.weight", 2)
         for name in ("word", "position", "token_type")
@@ -329,9 +310,7 @@ def _text_architecture(shapes: dict[str, tuple], prefix: str) -> dict[str, Any]:
 
 
 def _temperature(path: Path, weights: dict[str, StoredTensor], settings: _Settings) -> float:
-    """Return tau (not its logarithm) from the weights, otherwise from the hyper-parameters. The
-    sign of the weight has no meaning.
-    """
+    """Return tau from the weights (whose sign has no meaning), or from the hyper-parameters."""
     if "tau" in weights:
         if weights["tau"].shape.numel() != 1:
             raise UserError(
@@ -351,8 +330,7 @@ def _temperature(path: Path, weights: dict[str, StoredTensor], settings: _Settin
 def _state(
     path: Path, model: DualEncoder, weights: dict[str, StoredTensor], prefixes: dict[str, str]
 ) -> dict[str, torch.Tensor]:
-    """Return the state dict for `model` (whose tensors are on the meta device) without its
-    temperature.
+    """Return the state dict of `model` (on the meta device) without temperature.
 
     Raises UserError unless file and model have the same weights, except IGNORED and OPTIONAL ones.
     """
@@ -388,9 +366,11 @@ def _state(
     }
     if any(problems.values()):
         found = "; ".join(f"{what} {some(keys)}" for what, keys in problems.items() if keys)
+        audio, text = type(model.audio_encoder).__name__, type(model.text_encoder.model).__name__
         raise UserError(
-            "its weights are not those of the model that was looked for,"
-            f" {_description(model, prefixes)}: it {found}"
+            f"its weights are not those of the expected model, {audio} at"
+            f" {prefixes['audio_encoder.']}* and {text} at {prefixes['text_encoder.model.']}*,"
+            f" {type(model.pooling).__name__}: it {found}"
         )
     return {key: torch.zeros(own[key].shape) for key in absent} | _read(path, present)
 
@@ -405,20 +385,12 @@ def _read(path: Path, stored: dict[str, StoredTensor]) -> dict[str, torch.Tensor
 
 
 def _file_key(key: str, weights: Collection[str], prefixes: dict[str, str]) -> str:
-    """What the file calls our `key`."""
+    """Return the name of our `key` in the file."""
     ours = next(prefix for prefix in prefixes if key.startswith(prefix))
     name = prefixes[ours] + key.removeprefix(ours)
-    # self-supervised ATST-Frame has one norm and no other name for it
-    alone = name.replace(".norm_frame.", ".norm.")
-    return alone if name not in weights and alone in weights else name
-
-
-def _description(model: DualEncoder, prefixes: dict[str, str]) -> str:
-    audio, text = (f"at {prefixes[part]}*" for part in ("audio_encoder.", "text_encoder.model."))
-    return (
-        f"{type(model.audio_encoder).__name__} {audio} and"
-        f" {type(model.text_encoder.model).__name__} {text}, {type(model.pooling).__name__}"
-    )
+    # the final norm of self-supervised ATST-Frame
+    other = name.replace(".norm_frame.", ".norm.")
+    return other if name not in weights and other in weights else name
 
 
 def _tokenizer(name: str | Path | None, vocab_size: int) -> PreTrainedTokenizerBase:
@@ -430,7 +402,7 @@ def _tokenizer(name: str | Path | None, vocab_size: int) -> PreTrainedTokenizerB
     try:
         tokenizer = load_tokenizer(given)
     except UserError as error:
-        # what follows is a remedy for a configuration, which is not in use here
+        # without its remedy, which is for a configuration
         reason = str(error).split("; ")[0]
         raise UserError(
             f"the file holds no tokenizer, and that of {given} does not load: {reason}; {remedy}"
@@ -443,30 +415,23 @@ def _tokenizer(name: str | Path | None, vocab_size: int) -> PreTrainedTokenizerB
     return tokenizer
 
 
-def _warn_of_windows(path: Path, grid: WindowGrid, architecture: dict[str, Any]) -> None:
-    """Warn if the grid has one window more than the original, which ignores the rest of a clip."""
-    num_original = 1 + (grid.clip_samples - grid.window_samples) // grid.hop_samples
-    if grid.num_windows > num_original:
-        seconds = (
-            "windows of {window_seconds:g} s, one every {hop_seconds:g} s, do not fill clips of"
-            " {clip_seconds:g} s".format(**architecture)
-        )
-        counts = (
-            f"{grid.num_windows} windows here, the last padded with silence; {num_original} in the"
-            " original, which ignores the rest"
-        )
-        logger.warning("%s: %s (%s): scores are not those of the original", path, seconds, counts)
-
-
 # --- small helpers ---
+
+
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, bool)
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
+def _is_between(least: float, most: float) -> Callable[[Any], bool]:
+    return lambda value: _is_number(value) and least <= value <= most and value > 0
+
+
 def _prefixes(shapes: Collection[str], root: str, anchor: str) -> list[str]:
-    """What stands before `anchor` in names that begin with `root`; ends with a dot."""
+    """Return the parts before `anchor` of names that begin with `root`; they end with a dot."""
     found = [
         key.removesuffix(anchor)
         for key in shapes
@@ -497,7 +462,7 @@ def _shape(shapes: dict[str, tuple], key: str, num_dims: int) -> tuple[int, ...]
 
 
 def _count(shapes: Collection[str], prefix: str) -> int:
-    """How many numbers follow `prefix` in the names."""
+    """Return how many different numbers follow `prefix` in the names."""
     count = len(
         {key.removeprefix(prefix).split(".")[0] for key in shapes if key.startswith(prefix)}
     )

@@ -24,27 +24,26 @@ import torch
 from retrieval.base.errors import UserError
 
 DTYPES = {
-    f"{name}Storage": dtype
-    for name, dtype in {
-        **{
-            "Float": torch.float32,
-            "Double": torch.float64,
-            "Half": torch.float16,
-            "BFloat16": torch.bfloat16,
-        },
-        **{"Long": torch.int64, "Int": torch.int32, "Short": torch.int16, "Char": torch.int8},
-        **{"Byte": torch.uint8, "Bool": torch.bool, "Untyped": torch.uint8},
-        **{"ComplexFloat": torch.complex64, "ComplexDouble": torch.complex128},
-    }.items()
+    "FloatStorage": torch.float32,
+    "DoubleStorage": torch.float64,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+    "UntypedStorage": torch.uint8,
+    "ComplexFloatStorage": torch.complex64,
+    "ComplexDoubleStorage": torch.complex128,
 }
 ZIP_MAGIC, LEGACY_MAGIC = b"PK\x03\x04", 0x1950A86A20F9469CFC6C
 RUNS_PROGRAMS = ("os", "posix", "nt", "subprocess")
 RUNS_CODE = ("eval", "exec", "compile", "__import__")
-# Tied weights share their numbers, so the weights may need more memory than the file has bytes.
-# Files that need more than this many times their own size are refused.
-MOST_SHARING = 4
-# bytes of a pickle; that of a model with its optimizer has less than one million
-MOST_INSTRUCTIONS = 64_000_000
+# Tied weights share their numbers, so that weights may need more memory than the file has bytes.
+MOST_SHARING = 4  # times the size of the file; above it the file is refused
+MOST_INSTRUCTIONS = 64_000_000  # bytes of a pickle; a model with optimizer has below one million
 
 
 class Named(NamedTuple):
@@ -55,8 +54,9 @@ class Named(NamedTuple):
 
 
 class Built:
-    """Record of an object in a file: a call of `maker` with `arguments`, then its `items` and
-    `states`. Nothing is called.
+    """Record of an object in a file: a call of `maker` with `arguments`, `items` and `states`.
+
+    Nothing is called.
     """
 
     __slots__ = ("maker", "arguments", "items", "states")
@@ -65,8 +65,7 @@ class Built:
         self.maker, self.arguments, self.items, self.states = maker, arguments, items or {}, []
 
     def parts(self) -> Iterator[Any]:
-        """Yield the content of the object: its items, its attributes, and the arguments of its
-        maker.
+        """Yield the content of the object: its items, attributes, and the maker's arguments.
 
         Numbers and texts are included only as the single argument (an enum's value). Among several
         arguments their meaning depends on the class: a numpy array begins with the version of its
@@ -84,8 +83,9 @@ def _containers(values: tuple) -> Iterator[Any]:
 
 @dataclass(eq=False)
 class Storage:
-    """A block of numbers in a file: a record of the archive; in the old container, `num_bytes`
-    bytes from offset `first` on.
+    """A block of numbers in a file.
+
+    It is a record of the archive, or, in the old container, `num_bytes` bytes from offset `first`.
     """
 
     dtype: torch.dtype
@@ -95,9 +95,7 @@ class Storage:
 
 
 class StoredTensor(NamedTuple):
-    """A tensor whose numbers are still in the file. `offset` and `stride` count elements, not
-    bytes.
-    """
+    """A tensor whose numbers are still in the file; `offset` and `stride` count elements."""
 
     storage: Storage
     dtype: torch.dtype
@@ -111,8 +109,9 @@ class StoredTensor(NamedTuple):
 
 
 def read_content(path: Path) -> Any:
-    """Return the object in a file of torch.save, with a StoredTensor for each tensor and a Built
-    for objects of other classes.
+    """Return the object in a file of torch.save.
+
+    It has a StoredTensor for each tensor and a Built for objects of other classes.
 
     Raises:
         OSError: The file cannot be opened or read.
@@ -159,15 +158,13 @@ def read_tensors(path: Path, stored: dict[str, StoredTensor]) -> dict[str, torch
 
     Raises:
         OSError: The file cannot be opened or read.
-        Exception: Of any kind, for damaged numbers, and for tensors that would take far more memory
-        than the file.
+        Exception: Of any kind, for damaged numbers, and for tensors that need far more memory than
+            the file.
     """
     tensors: dict[str, torch.Tensor] = {}
     with open(path, "rb") as file:
-        needed, available = (
-            sum(tensor.num_bytes for tensor in stored.values()),
-            os.fstat(file.fileno()).st_size,
-        )
+        needed = sum(tensor.num_bytes for tensor in stored.values())
+        available = os.fstat(file.fileno()).st_size
         if needed > MOST_SHARING * available:
             raise ValueError(
                 f"its tensors would take {needed / 1e6:,.1f} MB, the file has"
@@ -189,8 +186,9 @@ def read_tensors(path: Path, stored: dict[str, StoredTensor]) -> dict[str, torch
 
 
 def _record(archive: zipfile.ZipFile, name: str) -> bytes:
-    """Return the content of a record. Refuse compressed ones: torch.save writes none, and a small
-    file could fill the memory.
+    """Return the content of a record.
+
+    Compressed ones are refused: torch.save writes none, and a small file could fill the memory.
     """
     if archive.getinfo(name).compress_type != zipfile.ZIP_STORED:
         raise ValueError(f"{name} in it is compressed, which torch.save does not do")
@@ -204,33 +202,24 @@ def _tensor(stored: StoredTensor, numbers: bytes) -> torch.Tensor:
         )
     if not stored.num_bytes:
         return torch.empty(stored.shape, dtype=stored.dtype)
-    # as_strided checks that no number lies outside.
-    return (
-        torch.frombuffer(bytearray(numbers), dtype=stored.dtype)
-        .as_strided(stored.shape, stored.stride, stored.offset)
-        .clone()
-    )
+    values = torch.frombuffer(bytearray(numbers), dtype=stored.dtype)
+    # as_strided checks that all numbers lie inside
+    return values.as_strided(stored.shape, stored.stride, stored.offset).clone()
 
 
 # --- the instructions of a pickle ---
 
 PUSH_ARGUMENT = {
     *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
-    *(
-        "STRING",
-        "BINSTRING",
-        "SHORT_BINSTRING",
-        "BINBYTES",
-        "SHORT_BINBYTES",
-        "BINBYTES8",
-        "BYTEARRAY8",
-    ),
+    *("STRING", "BINSTRING", "SHORT_BINSTRING"),
+    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
     *("UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
 }
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
-# hashing the items of a set could take forever
+# A set becomes a list: hashing its items could take forever.
 EMPTY = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": list}
 TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+NUMPY_NUMBERS = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1")
 
 
 def _follow(file: BinaryIO, storages: dict[str, Storage], folder: str = "") -> Any:
@@ -246,7 +235,7 @@ def _follow(file: BinaryIO, storages: dict[str, Storage], folder: str = "") -> A
 
     Raises:
         Exception: Of any kind, for a damaged pickle, and for an instruction that torch.save does
-        not write.
+            not write.
     """
     stack: list[Any] = []
     below: list[list[Any]] = []  # the stacks below each mark
@@ -342,9 +331,7 @@ def _follow(file: BinaryIO, storages: dict[str, Storage], folder: str = "") -> A
 
 
 def _set_items(target: Any, items: list[Any]) -> None:
-    """Keep the items with a text as key: others are not needed, and hashing them could take
-    forever.
-    """
+    """Keep the items with a text as key: hashing other keys could take forever."""
     items_of = target.items if isinstance(target, Built) else target
     for key, value in zip(items[::2], items[1::2], strict=True):
         if isinstance(key, str):
@@ -359,9 +346,7 @@ def _extend(target: Any, items: list[Any]) -> None:
 
 
 def _text(value: Any) -> str:
-    """Return `value` if it is a text. The error does not print other values: a file can make them
-    endless.
-    """
+    """Return `value` if it is a text; the error does not print others, which may be endless."""
     if not isinstance(value, str):
         raise TypeError(f"it uses a {type(value).__name__} as a name")
     return value
@@ -381,9 +366,7 @@ def _named(module: Any, name: Any) -> Named:
 
 
 def _build(maker: Any, arguments: Any) -> Any:
-    """Return a StoredTensor for tensors, a plain container for containers, a Built for everything
-    else.
-    """
+    """Return a StoredTensor for a tensor, a plain container, or a Built for everything else."""
     if not isinstance(arguments, tuple):
         raise TypeError(f"the arguments of a call in it are a {type(arguments).__name__}")
     match maker:
@@ -428,9 +411,9 @@ def _storage(identity: Any, storages: dict[str, Storage], folder: str) -> Any:
 def _stored_tensor(
     storage: Storage, offset: Any, shape: Any, stride: Any, dtype: torch.dtype | None = None
 ) -> StoredTensor:
-    if not all(
-        type(number) is int and 0 <= number < 2**63 for number in (offset, *shape, *stride)
-    ) or len(shape) != len(stride):
+    numbers = (offset, *shape, *stride)
+    are_possible = all(type(number) is int and 0 <= number < 2**63 for number in numbers)
+    if not are_possible or len(shape) != len(stride):
         raise ValueError("a tensor in it has an impossible shape")
     return StoredTensor(storage, dtype or storage.dtype, offset, torch.Size(shape), tuple(stride))
 
@@ -443,15 +426,11 @@ def _dtype(named: Named) -> torch.dtype:
 
 
 def _numpy_number(dtype: Any, content: Any) -> Any:
-    """The number of a numpy scalar, whose dtype is a Built; a Built for one that is no number."""
+    """Return the number of a numpy scalar, whose dtype is a Built; a Built if it is no number."""
     if isinstance(dtype, Built) and dtype.arguments and isinstance(content, bytes):
         kind = dtype.arguments[0]
-        big = any(
-            isinstance(state, tuple) and len(state) > 1 and state[1] == ">"
-            for state in dtype.states
-        )
-        if kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1") and len(
-            content
-        ) == int(kind[1]):
-            return np.frombuffer(content, (">" if big else "<") + kind)[0].item()
+        states = [state for state in dtype.states if isinstance(state, tuple)]
+        order = ">" if any(state[1:2] == (">",) for state in states) else "<"
+        if kind in NUMPY_NUMBERS and len(content) == int(kind[1]):
+            return np.frombuffer(content, order + kind)[0].item()
     return Built(None, (dtype, content))
