@@ -1,14 +1,15 @@
-"""What frozen encoders say, on disk: every clip and caption is encoded once, and projections and
-pooling then train without the encoders.
+"""Disk cache of frozen-encoder outputs: projections and pooling train without the encoders.
 
-    FRAME_CACHE/<split>-<digest>/frames.npy        float16 (all frames of all clips, feature_dim)
-    FRAME_CACHE/captions-<digest>/features.npy     float32 (captions, feature_dim), where the text encoder is frozen too
-    FRAME_CACHE/*/made_from.json                   what the digest stands for
+    FRAME_CACHE/<split>-<digest>/frames.npy      float16 (all frames of all clips, feature_dim)
+    FRAME_CACHE/captions-<digest>/features.npy   float32 (captions, feature_dim), with a frozen text
+                                                 encoder
+    FRAME_CACHE/*/made_from.json                 the content of the digest
 
-The digest is that of all that the numbers depend on: the encoder's settings, weights and precision;
-windows, clip length and the sounds, or the captions' tokens. An interrupted build goes on from its
-last batch; of two runs that need the same one, the second waits for the first. Letters: B clips, S
-samples, T frames, N captions, F = feature_dim.
+The digest covers everything the numbers depend on: the encoder's settings, weights and precision;
+windows, clip length and the sounds, or the captions' tokens. An interrupted build continues after
+its last batch. If two runs need the same cache, the second waits for the first.
+
+Letters: B clips, S samples, T frames, N captions, F = feature_dim.
 """
 
 import hashlib
@@ -34,42 +35,36 @@ from retrieval.base.progress import bar
 from retrieval.data import ClipSplit, make_clip_loader
 from retrieval.models.dual_encoder import DualEncoder
 
-# from the item of that number on: the rows of one batch of items after the other
+# Takes the number of the first item; yields the rows of one batch of items after the other.
 Encode = Callable[[int], Iterator[np.ndarray]]
 
 
 class FrameSplit:
-    """Stands in for a ClipSplit: `read` gives frames (T, F) in place of samples (S,), and
-    num_samples counts them.
-    """
+    """A ClipSplit of stored frames: `read` gives (T, F), and num_samples counts frames."""
 
     holds_frames = True
 
     def __init__(self, split: ClipSplit, path: Path, num_frames: np.ndarray):
         self.split, self.path = split, path
-        self.name, self.clip_ids, self.file_names, self.captions = (
-            split.name,
-            split.clip_ids,
-            split.file_names,
-            split.captions,
-        )
+        self.name, self.captions = split.name, split.captions
+        self.clip_ids, self.file_names = split.clip_ids, split.file_names
         self.num_samples = num_frames  # (len,)
         self._ends = np.cumsum(num_frames)
         self._frames = _opened(path, int(num_frames.sum()))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # a memory map would travel as all its bytes
+        # to loader processes: a memory map would be sent as all its bytes
         return FrameSplit, (self.split, self.path, self.num_samples)
 
     def __len__(self) -> int:
         return len(self.clip_ids)
 
     def fingerprint(self) -> str:
-        """That of the clips."""
+        """Return the fingerprint of the clips."""
         return self.split.fingerprint()
 
     def read(self, index: int, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Frames start..stop of clip `index`, float32 (T, F)."""
+        """Read frames start..stop of clip `index`, float32 (T, F)."""
         first = self._ends[index] - self.num_samples[index]
         return self._frames[first : self._ends[index]][start:stop].astype(np.float32)
 
@@ -77,7 +72,7 @@ class FrameSplit:
 
 
 class CaptionFeatures:
-    """Stands in for a text encoder, for the captions that it holds."""
+    """Precomputed text-encoder outputs by caption."""
 
     def __init__(self, captions: list[str], path: Path):
         self._rows = {caption: row for row, caption in enumerate(captions)}
@@ -87,7 +82,7 @@ class CaptionFeatures:
         return caption in self._rows
 
     def __call__(self, captions: list[str]) -> torch.Tensor:
-        """float32 (N, F), on the CPU."""
+        """Return the outputs of captions, float32 (N, F), on the CPU."""
         return torch.from_numpy(self._features[[self._rows[caption] for caption in captions]])
 
 
@@ -100,10 +95,20 @@ def cached_frames(
     batch_size: int,
     num_workers: int,
 ) -> FrameSplit:
-    """The frames of `split` in `folder`, encoded first where they are not there yet. Every process
-    calls this; one of each machine encodes.
+    """Return the frames of `split` from `folder`, and encode them first if they are missing.
 
-    Raises UserError where the disk has no room for them, and for a damaged file.
+    Every process calls this; one on each machine encodes.
+
+    Args:
+        model: Its audio encoder is used.
+        split: The clips.
+        folder: The frame cache.
+        accelerator: Of the run.
+        batch_size: Clips that are encoded at once.
+        num_workers: Loader processes.
+
+    Raises:
+        UserError: The disk has no room, or a file is damaged.
     """
     clip_samples = model.windows.clip_samples
     lengths = torch.from_numpy(np.minimum(split.num_samples, clip_samples))
@@ -125,15 +130,8 @@ def cached_frames(
             yield features.float()[mask].cpu().numpy()
 
     path = _folder_of(folder, split.name, origin) / "frames.npy"
-    _provide(
-        model,
-        path,
-        origin,
-        num_frames,
-        (model.audio_encoder.feature_dim, np.float16),
-        encode,
-        accelerator,
-    )
+    width = model.audio_encoder.feature_dim
+    _provide(model, path, origin, num_frames, width, np.float16, encode, accelerator)
     return FrameSplit(split, path, num_frames)
 
 
@@ -145,32 +143,24 @@ def cached_captions(
     *,
     batch_size: int,
 ) -> CaptionFeatures:
-    """What the text encoder says to `captions`, without their projection; as `cached_frames`."""
+    """Return the text encoder's outputs for `captions`; see `cached_frames`."""
     captions = list(dict.fromkeys(captions))
     encoder = model.text_encoder
-    batches = [
-        captions[first : first + batch_size] for first in range(0, len(captions), batch_size)
-    ]
-    tokens = _digest(repr([encoder.tokens(batch)["input_ids"].tolist() for batch in batches]))
-    origin = _origin(model, "text_encoder", accelerator) | {
-        "readout": encoder.readout,
-        "tokens": tokens,
-    }
+
+    def batches(first: int = 0) -> Iterator[list[str]]:
+        for start in range(first, len(captions), batch_size):
+            yield captions[start : start + batch_size]
 
     def encode(first: int) -> Iterator[np.ndarray]:
-        for start in range(first, len(captions), batch_size):
-            yield encoder(captions[start : start + batch_size]).float().cpu().numpy()
+        for batch in batches(first):
+            yield encoder(batch).float().cpu().numpy()
 
+    tokens = [encoder.tokens(batch)["input_ids"].tolist() for batch in batches()]
+    origin = _origin(model, "text_encoder", accelerator)
+    origin |= {"readout": encoder.readout, "tokens": _digest(repr(tokens))}
     path = _folder_of(folder, "captions", origin) / "features.npy"
-    _provide(
-        model,
-        path,
-        origin,
-        np.ones(len(captions), np.int64),
-        (encoder.feature_dim, np.float32),
-        encode,
-        accelerator,
-    )
+    num_rows, width = np.ones(len(captions), np.int64), encoder.feature_dim
+    _provide(model, path, origin, num_rows, width, np.float32, encode, accelerator)
     return CaptionFeatures(captions, path)
 
 
@@ -179,7 +169,7 @@ def _digest(text: str) -> str:
 
 
 def _origin(model: DualEncoder, part: str, accelerator: Accelerator) -> dict[str, Any]:
-    """Settings, weights and precision of an encoder."""
+    """Return settings, digest of weights, and precision of an encoder."""
     weights = hashlib.sha256()
     for name, value in getattr(model, part).state_dict().items():
         weights.update(name.encode() + value.detach().float().cpu().contiguous().numpy().tobytes())
@@ -213,68 +203,64 @@ def _provide(
     path: Path,
     origin: dict[str, Any],
     num_rows: np.ndarray,
-    row: tuple[int, Any],
+    width: int,
+    dtype: Any,
     encode: Encode,
     accelerator: Accelerator,
 ) -> None:
-    """Write `path` and made_from.json beside it, unless they are there. num_rows (items,): of each
-    item; row: size and type of one.
+    """Write `path`, and made_from.json beside it, unless they exist.
+
+    Args:
+        model: The model that `encode` uses.
+        path: frames.npy or features.npy, an array (all rows, width) of `dtype`.
+        origin: Content of made_from.json.
+        num_rows: Rows of each item, (items,).
+        width: Size of a row.
+        dtype: Of the array.
+        encode: Encodes the items from a number on.
+        accelerator: Of the run.
     """
-    final, shape, dtype = path.parent, (int(num_rows.sum()), row[0]), np.dtype(row[1])
+    final, shape = path.parent, (int(num_rows.sum()), width)
     if accelerator.is_local_main_process and not final.exists():
         partial = final.with_name(f"{final.name}.partial")
-        _check_room(partial, shape[0] * shape[1] * dtype.itemsize)
+        check_writable(partial)
+        free = shutil.disk_usage(next(p for p in partial.absolute().parents if p.exists())).free
+        num_bytes = shape[0] * width * np.dtype(dtype).itemsize
+        if num_bytes > free and not partial.exists():
+            raise UserError(
+                f"{partial.stem} takes {num_bytes / 2**30:.1f} GiB, {partial.parent} has"
+                f" {free / 2**30:.1f} GiB left; set data.frame_cache to another disk"
+            )
         lock = final.with_name(f".{final.name}.lock")
         advice = "or set data.frame_cache; the rows so far are kept"
         with disk_errors(partial, advice), locked(lock, wait=True):
             if not final.exists():
                 partial.mkdir(exist_ok=True)
-                num_done = _prepared(partial / path.name, shape, dtype, len(num_rows))
-                _encode(model, partial / path.name, num_rows, num_done, encode, accelerator)
+                array = partial / path.name
+                num_done = _num_done(array, shape, len(num_rows))
+                if not num_done:
+                    np.lib.format.open_memmap(array, "w+", dtype, shape).flush()
+                allocate(array)
+                _encode(model, array, num_rows, num_done, encode, accelerator)
                 (partial / "num_done").unlink(missing_ok=True)
-                (partial / "made_from.json").write_text(
-                    json.dumps(origin, indent=2) + "\n", encoding="utf-8"
-                )
+                text = json.dumps(origin, indent=2) + "\n"
+                (partial / "made_from.json").write_text(text, encoding="utf-8")
                 swap_folder(partial, final)
             with suppress(PermissionError):  # Windows keeps open files
                 lock.unlink()
-    while not final.exists():  # not in a collective, which has a time limit
+    while not final.exists():  # not a collective, which has a time limit
         time.sleep(0.5)
     accelerator.wait_for_everyone()
 
 
-def _check_room(partial: Path, num_bytes: int) -> None:
-    check_writable(partial)
-    free = shutil.disk_usage(next(p for p in partial.absolute().parents if p.exists())).free
-    if num_bytes > free and not partial.exists():
-        raise UserError(
-            f"{partial.stem} takes {num_bytes / 2**30:.1f} GiB, {partial.parent} has"
-            f" {free / 2**30:.1f} GiB left; set data.frame_cache to another disk"
-        )
-
-
-def _prepared(path: Path, shape: tuple[int, int], dtype: np.dtype, num_items: int) -> int:
-    """Make an array of its full size, or keep the one that an interrupted build left; the items
-    that are encoded in it.
-    """
-    num_done = _num_done(path, shape, num_items)
-    if not num_done:
-        np.lib.format.open_memmap(path, "w+", dtype, shape).flush()
-    allocate(path)
-    return num_done
-
-
 def _num_done(path: Path, shape: tuple[int, int], num_items: int) -> int:
-    """Items that an interrupted build has encoded; 0 where what it left cannot be used."""
+    """Return the items that an interrupted build has encoded, 0 if its files cannot be used."""
     try:
         num_done = int(path.with_name("num_done").read_text())
-        return (
-            num_done
-            if 0 <= num_done <= num_items and np.load(path, mmap_mode="r").shape == shape
-            else 0
-        )
+        fits = 0 <= num_done <= num_items and np.load(path, mmap_mode="r").shape == shape
     except (OSError, ValueError, EOFError):
         return 0
+    return num_done if fits else 0
 
 
 @torch.no_grad()
@@ -286,17 +272,14 @@ def _encode(
     encode: Encode,
     accelerator: Accelerator,
 ) -> None:
+    """Write the rows of the items from `num_done` on, and note the number of items done."""
     array = np.lib.format.open_memmap(path, "r+")
     ends, first_row = np.cumsum(num_rows), int(num_rows[:num_done].sum())
     was_training = model.training
     model.eval()
-    name = path.parent.name.rsplit("-", 1)[0]
-    with (
-        bar(
-            total=len(num_rows), initial=num_done, desc=f"encoding {name}", unit="item"
-        ) as progress,
-        accelerator.autocast(),
-    ):
+    label = f"encoding {path.parent.name.rsplit('-', 1)[0]}"
+    progress = bar(total=len(num_rows), initial=num_done, desc=label, unit="item")
+    with progress, accelerator.autocast():
         for rows in encode(num_done):
             array[first_row : first_row + len(rows)] = rows
             array.flush()
