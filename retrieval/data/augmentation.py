@@ -55,9 +55,11 @@ class WaveformAugmentation:
         if shift:
             waveform = np.roll(waveform, shift)
         if self.noise_snr_db is not None and rng.random() < self.probability:
-            waveform = _with_noise(
-                waveform, rng.uniform(self.noise_snr_db, self.noise_snr_db + NOISE_RANGE_DB), rng
-            )
+            snr_db = rng.uniform(self.noise_snr_db, self.noise_snr_db + NOISE_RANGE_DB)
+            noise = rng.standard_normal(len(waveform), dtype=np.float32)
+            power = float(np.mean(np.square(waveform, dtype=np.float64)))
+            # relative to the signal: silence stays silent
+            waveform = waveform + noise * np.float32(math.sqrt(power) * 10.0 ** (-snr_db / 20.0))
         if gain_db:
             waveform = waveform * np.float32(10.0 ** (gain_db / 20.0))
         # Scaled as a whole: clipping would add overtones that are not in the recording.
@@ -106,10 +108,3 @@ def _at_speed_and_pitch(waveform: np.ndarray, speed: float, ratio: float) -> np.
         stretched, NUM_FFT, HOP, window=window, length=max(1, round(len(waveform) / rate))
     ).numpy()
     return stretched if ratio == 1.0 else soxr.resample(stretched, ratio, 1.0)
-
-
-def _with_noise(waveform: np.ndarray, snr_db: float, rng: np.random.Generator) -> np.ndarray:
-    """Add white noise; silence stays silent, since it has no signal for a ratio."""
-    noise = rng.standard_normal(len(waveform), dtype=np.float32)
-    power = float(np.mean(np.square(waveform, dtype=np.float64)))
-    return waveform + noise * np.float32(math.sqrt(power) * 10.0 ** (-snr_db / 20.0))

@@ -136,29 +136,25 @@ class TextAwareAttentionPooling(Pooling):
         self.norm = nn.LayerNorm(dim)
         self.attention_dropout = attention_dropout
         self.output_dropout = output_dropout
-        if init == "identity":
-            self._initialise_identity()
-        elif init != "default":
+        if init not in ("default", "identity"):
             raise UserError(f'init must be "default" or "identity", found {init!r}')
-
-    @torch.no_grad()
-    def _initialise_identity(self) -> None:
-        attention_dim, dim = self.query.weight.shape
+        if init == "default":
+            return
         if attention_dim < dim:
-            found = f"found {attention_dim} < {dim}"
             raise UserError(
-                f"pooling.init=identity needs pooling.attention_dim >= dim, {found}; raise it, or"
-                " use pooling.init=default"
+                f"pooling.init=identity needs pooling.attention_dim >= dim, found {attention_dim} <"
+                f" {dim}; raise it, or use pooling.init=default"
             )
         eye = torch.eye(dim)
-        for linear in (self.query, self.key, self.value, self.output):
-            linear.bias.zero_()
-        # Beyond the identity, query and value keep random rows where key and output are zero: no
-        # effect at the start, but gradients.
-        self.query.weight[:dim] = eye
-        self.value.weight[:dim] = eye
-        self.key.weight.zero_()[:dim] = eye
-        self.output.weight.zero_()[:, :dim] = eye
+        with torch.no_grad():
+            for linear in (self.query, self.key, self.value, self.output):
+                linear.bias.zero_()
+            # Beyond the identity, query and value keep random rows, key and output are zero: no
+            # effect at the start, but gradients.
+            self.query.weight[:dim] = eye
+            self.value.weight[:dim] = eye
+            self.key.weight.zero_()[:dim] = eye
+            self.output.weight.zero_()[:, :dim] = eye
 
     def forward(self, text: Tensor, frames: Tensor, mask: Tensor) -> Tensor:
         """Pool each audio for each text.

@@ -1,7 +1,6 @@
 """Read PyTorch Lightning checkpoints without Lightning, and without running code in them."""
 
 from collections import deque
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -87,21 +86,11 @@ def _flat(sources: list[Any]) -> dict[str, Any]:
             for start in range(len(path)):
                 found.setdefault(".".join(path[start:]), value)
         elif isinstance(value, (dict, Built)):
-            items = list(islice(_named_parts(value), min(room, MOST_ITEMS)))
-            room -= len(items)
-            for name, item in items:
-                below = (*path, *name)
+            parts = value.items() if isinstance(value, dict) else (("_", p) for p in value.parts())
+            parts = ((name, part) for name, part in parts if name not in ("_parent", "_metadata"))
+            for name, part in islice(parts, min(room, MOST_ITEMS)):
+                room -= 1
+                below = path if name.startswith("_") else (*path, name)
                 if len(below) <= MOST_LEVELS and sum(map(len, below)) <= MOST_LETTERS:
-                    queue.append((below, item))
+                    queue.append((below, part))
     return found
-
-
-def _named_parts(value: dict | Built) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Yield the parts of a dict or an object, each with the names that it adds to the path."""
-    if isinstance(value, Built):
-        for part in value.parts():
-            yield (), part
-        return
-    for key, item in value.items():
-        if key not in ("_parent", "_metadata"):
-            yield () if key.startswith("_") else (key,), item

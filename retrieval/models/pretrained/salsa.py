@@ -226,18 +226,23 @@ def _architecture(
 
 def _find_audio_encoder(shapes: dict[str, tuple]) -> tuple[dict[str, Any], str]:
     """Return the arguments of the encoder with complete weights, and its prefix in the file."""
-    found = {
-        prefix: kind
+    arguments = {
+        prefix: _audio_arguments(kind, shapes, prefix)
         for kind, anchor in ANCHORS.items()
         for prefix in _prefixes(shapes, AUDIO, anchor)
     }
-    arguments = {prefix: _audio_arguments(kind, shapes, prefix) for prefix, kind in found.items()}
-    if len(found) > 1:
-        arguments = {
-            prefix: given
-            for prefix, given in arguments.items()
-            if _is_complete(given, shapes, prefix)
-        } or arguments
+    if len(arguments) > 1:
+        complete = []
+        for prefix, given in arguments.items():
+            sizes = {key: value for key, value in given.items() if key != "name"}
+            with torch.device("meta"):
+                encoder = AUDIO_ENCODERS[given["name"]](**sizes)
+            own = [f"audio_encoder.{key}" for key in encoder.state_dict()]
+            needed = [key for key in own if not re.match(OPTIONAL, key)]
+            if all(_file_key(key, shapes, {"audio_encoder.": prefix}) in shapes for key in needed):
+                complete.append(prefix)
+        if complete:
+            arguments = {prefix: arguments[prefix] for prefix in complete}
     wanted = ", ".join(f"{AUDIO}*{anchor}" for anchor in ANCHORS.values())
     prefix = _only(list(arguments), f"audio encoder: keys {wanted}")
     return arguments[prefix], prefix
@@ -269,18 +274,6 @@ def _audio_arguments(kind: str, shapes: dict[str, tuple], prefix: str) -> dict[s
     # Patchout is for training, and would refuse short windows.
     patchout = {"patchout_time": 0, "patchout_frequency": 0}
     return {"name": variant.name, "sequence": True} | sizes | patchout
-
-
-def _is_complete(arguments: dict[str, Any], shapes: dict[str, tuple], prefix: str) -> bool:
-    with torch.device("meta"):
-        encoder = AUDIO_ENCODERS[arguments["name"]](
-            **{name: value for name, value in arguments.items() if name != "name"}
-        )
-    own = [f"audio_encoder.{key}" for key in encoder.state_dict()]
-    return all(
-        _file_key(key, shapes, {"audio_encoder.": prefix}) in shapes or re.match(OPTIONAL, key)
-        for key in own
-    )
 
 
 def _text_architecture(shapes: dict[str, tuple], prefix: str) -> dict[str, Any]:

@@ -121,18 +121,15 @@ def read_content(path: Path) -> Any:
     with open(path, "rb") as file:
         if file.read(len(ZIP_MAGIC)) == ZIP_MAGIC:
             with zipfile.ZipFile(file) as archive:
-                return _content_of_archive(archive)
+                names = archive.namelist()
+                record = next((name for name in names if name.endswith("/data.pkl")), "data.pkl")
+                folder = record.removesuffix("data.pkl")
+                order = f"{folder}byteorder"
+                if order in names and _record(archive, order) != b"little":
+                    raise ValueError("it was written on a big-endian machine")
+                return _follow(io.BytesIO(_record(archive, record)), {}, f"{folder}data/")
         file.seek(0)
         return _content_of_old_container(file)
-
-
-def _content_of_archive(archive: zipfile.ZipFile) -> Any:
-    names = archive.namelist()
-    record = next((name for name in names if name.endswith("/data.pkl")), "data.pkl")
-    folder = record.removesuffix("data.pkl")
-    if (order := f"{folder}byteorder") in names and _record(archive, order) != b"little":
-        raise ValueError("it was written on a big-endian machine")
-    return _follow(io.BytesIO(_record(archive, record)), {}, f"{folder}data/")
 
 
 def _content_of_old_container(file: BinaryIO) -> Any:
@@ -376,7 +373,11 @@ def _build(maker: Any, arguments: Any) -> Any:
             return _stored_tensor(*arguments[:4])
         # dtypes without their own kind of storage
         case Named("torch._utils", "_rebuild_tensor_v3"):
-            return _stored_tensor(*arguments[:4], dtype=_dtype(arguments[6]))
+            named = arguments[6]
+            dtype = getattr(torch, named.name, None) if named.module == "torch" else None
+            if not isinstance(dtype, torch.dtype):
+                raise ValueError(f"a tensor in it has the dtype {named.module}.{named.name}")
+            return _stored_tensor(*arguments[:4], dtype=dtype)
         case Named("torch._utils", "_rebuild_parameter" | "_rebuild_parameter_with_state"):
             return arguments[0]
         # a tensor with attributes, or of a subclass
@@ -416,13 +417,6 @@ def _stored_tensor(
     if not are_possible or len(shape) != len(stride):
         raise ValueError("a tensor in it has an impossible shape")
     return StoredTensor(storage, dtype or storage.dtype, offset, torch.Size(shape), tuple(stride))
-
-
-def _dtype(named: Named) -> torch.dtype:
-    dtype = getattr(torch, named.name, None) if named.module == "torch" else None
-    if not isinstance(dtype, torch.dtype):
-        raise ValueError(f"a tensor in it has the dtype {named.module}.{named.name}")
-    return dtype
 
 
 def _numpy_number(dtype: Any, content: Any) -> Any:
