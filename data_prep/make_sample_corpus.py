@@ -30,12 +30,10 @@ import json
 import multiprocessing
 import os
 import signal
-import threading
 import wave
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.connection import wait
 from typing import Any
 
 import numpy as np
@@ -50,6 +48,7 @@ from retrieval.base.command import run_main
 from retrieval.base.errors import OneLineParser, UserError
 from retrieval.base.folders import whole_folder
 from retrieval.base.json_files import read_json
+from retrieval.base.processes import end_with_parent
 from retrieval.base.progress import bar, set_quiet
 from retrieval.data.schema import SPLITS
 
@@ -181,10 +180,8 @@ def _rendered(tasks: list[Task], num_proc: int) -> Iterator[dict[str, Any]]:
 
 
 def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, and end with it: a killed parent closes no queue."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    sentinel = multiprocessing.parent_process().sentinel
-    threading.Thread(target=lambda: (wait([sentinel]), os._exit(1)), daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    end_with_parent()
 
 
 def _render(task: Task) -> dict[str, Any]:

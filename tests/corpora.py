@@ -1,6 +1,4 @@
-"""Tiny corpora for the tests of data_prep: sounds of 0.1 s, the tables that go with them, and the
-builds in this process.
-"""
+"""Tiny corpora for the tests of data_prep, sounds of 0.1 s and tables, and builds of them."""
 
 import csv
 import json
@@ -44,9 +42,7 @@ def write_by_ffmpeg(
     container: str | None = None,
     **options: str,
 ) -> Path:
-    """Encode samples float32 (S, C) with an encoder and a muxer of FFmpeg; `options` are the
-    muxer's.
-    """
+    """Encode samples float32 (S, C) with an encoder and a muxer of FFmpeg, and its options."""
     layout = {1: "mono", 2: "stereo", 6: "5.1"}[samples.shape[1]]
     with av.open(str(path), "w", format=container, options=options) as target:
         stream = target.add_stream(codec, rate=rate)
@@ -87,21 +83,17 @@ def write_wavcaps(root: Path, source: str, entries: list[dict]) -> Path:
 
 
 def run_build(script: ModuleType, defaults: dict[str, object], *arguments: object) -> int:
-    """Exit code of a build at 16 kHz without worker processes. `defaults`: options that hold unless
-    `arguments` give them.
+    """Return the exit code of a build at 16 kHz without worker processes.
+
+    The options of `arguments` take the place of those of `defaults`.
     """
-    given = [*map(str, arguments)]
+    words = [*map(str, arguments)]
     defaults = {"--num-proc": 1, "--sample-rate": 16_000} | defaults
+    for option, value in defaults.items():
+        if option not in words:
+            words = [option, str(value), *words]
     try:
-        return script.main(
-            [
-                word
-                for option, value in defaults.items()
-                if option not in given
-                for word in (option, str(value))
-            ]
-            + given
-        )
+        return script.main(words)
     except SystemExit as end:  # argparse's errors
         return end.code
 

@@ -170,13 +170,13 @@ def _existing_cache(output: Path) -> dict[str, Any] | None:
 def _differences(
     existing: dict[str, Any], settings: CacheSettings, sources: dict[str, str]
 ) -> list[str]:
+    """Describe how an existing cache differs from the wanted one."""
     if not existing:
         return ["its cache.json is damaged"]
-    wanted = asdict(settings)
     differences = [
-        f"its {key} is {existing.get(key)}, not {wanted[key]}"
-        for key in wanted
-        if existing.get(key) != wanted[key]
+        f"its {key} is {existing.get(key)}, not {value}"
+        for key, value in asdict(settings).items()
+        if existing.get(key) != value
     ]
     for split, source in sources.items():
         built = existing["splits"].get(split)

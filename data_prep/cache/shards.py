@@ -12,12 +12,10 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing.connection import wait as wait_for_sentinel
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +26,7 @@ from data_prep.cache.audio_codec import encode_clip
 from retrieval.base.errors import UserError
 from retrieval.base.files import atomic_path
 from retrieval.base.json_files import read_json
+from retrieval.base.processes import end_with_parent
 from retrieval.base.progress import bar
 from retrieval.base.sound import UnreadableSound
 from retrieval.data.schema import AUDIO, CAPTIONS, CLIP_ID, FILE_NAME, NUM_SAMPLES
@@ -218,11 +217,7 @@ class _Stopped(Exception):
 def _start_worker(counter: Any, stop: Any) -> None:
     global _counter, _stop
     _counter, _stop = counter, stop
-    # A killed parent closes no queue: without this its workers would wait for ever.
-    sentinel = multiprocessing.parent_process().sentinel
-    threading.Thread(
-        target=lambda: (wait_for_sentinel([sentinel]), os._exit(1)), daemon=True
-    ).start()
+    end_with_parent()
 
 
 def _work(job: ShardJob) -> dict[str, Any]:

@@ -14,8 +14,7 @@ import json
 import re
 import string
 import unicodedata
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 MIN_WORDS, MAX_WORDS = 5, 25  # Clotho's own captions have 8 to 20
 # Of an answer, after its thoughts; five captions have 1,000. Trying as many brackets takes 1 s, a
@@ -58,8 +57,8 @@ def listed_texts(answer: str) -> list[str]:
     answer = answer.rpartition("</think>")[2][:MAX_CHARACTERS]
     # a comma before the closing bracket is not JSON, but common
     unpunctuated = re.sub(r",\s*([\]}])", r"\1", answer)
-    found = next(filter(None, map(_strings, _json_values(unpunctuated))), None)
-    if found is None:
+    found = _json_strings(unpunctuated)
+    if not found:
         found = [line for line in answer.splitlines() if _BULLET.match(line)]
     texts = []
     for text in found:
@@ -69,26 +68,24 @@ def listed_texts(answer: str) -> list[str]:
     return texts
 
 
-def _json_values(text: str) -> Iterator[Any]:
-    """Yield the value of each bracket that begins one."""
+def _json_strings(text: str) -> list[str]:
+    """Return all strings of the first JSON value in `text` that holds some, in order."""
     decoder = json.JSONDecoder()
     for match in re.finditer(r"[\[{]", text):
         try:
-            yield decoder.raw_decode(text, match.start())[0]
+            left = [decoder.raw_decode(text, match.start())[0]]
         except (ValueError, RecursionError):
             continue
-
-
-def _strings(value: Any) -> list[str]:
-    """Return all strings of a JSON value in order, without recursion: JSON may be very deep."""
-    texts, left = [], [value]
-    while left:
-        value = left.pop()
-        if isinstance(value, str):
-            texts.append(value)
-        elif isinstance(value, (list, dict)):
-            left.extend(reversed(value.values() if isinstance(value, dict) else value))
-    return texts
+        texts = []
+        while left:  # no recursion: JSON may be deeper than Python's stack
+            value = left.pop()
+            if isinstance(value, str):
+                texts.append(value)
+            elif isinstance(value, (list, dict)):
+                left.extend(reversed(value.values() if isinstance(value, dict) else value))
+        if texts:
+            return texts
+    return []
 
 
 def normalised(caption: str) -> str:

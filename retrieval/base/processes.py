@@ -1,6 +1,9 @@
-"""Facts about processes: cores; command line, environment and parent, from /proc (Linux)."""
+"""Processes: cores, end with a parent; command line, environment, parent from /proc (Linux)."""
 
+import multiprocessing
 import os
+import threading
+from multiprocessing.connection import wait
 from pathlib import Path
 
 
@@ -9,6 +12,15 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # Linux
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def end_with_parent() -> None:
+    """End this multiprocessing worker when its parent ends.
+
+    A killed parent closes no queue: its workers would wait for ever.
+    """
+    sentinel = multiprocessing.parent_process().sentinel
+    threading.Thread(target=lambda: (wait([sentinel]), os._exit(1)), daemon=True).start()
 
 
 def words_of(process: int) -> list[str]:

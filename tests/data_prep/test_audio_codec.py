@@ -1,5 +1,4 @@
-"""data_prep/audio_codec.py and its counterpart, ClipSplit.read: MP3 to the sample, clips that are
-cut, MP3 files as sources, damaged bytes.
+"""data_prep/cache/audio_codec.py and its counterpart, ClipSplit.read: to the sample.
 
 The plain cases (PCM, FLAC, resampling, damaged files) stand in test_build_clotho.py and
 test_data.py.
@@ -23,8 +22,9 @@ RNG = np.random.default_rng(2)
 
 
 def gated_noise(seconds: float, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
-    """Noise, 1 s of every 3 s, float64 (S,): at a variable bit rate the frames after a silence lean
-    on bits of earlier ones.
+    """Noise, 1 s of every 3 s, float64 (S,).
+
+    At a variable bit rate the frames after a silence lean on bits of earlier ones.
     """
     time = np.arange(round(seconds * sample_rate)) / sample_rate
     return np.where(time % 3 < 2, 0.0, 0.2 * RNG.standard_normal(time.size))

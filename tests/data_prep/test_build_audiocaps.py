@@ -1,6 +1,4 @@
-"""data_prep/build_audiocaps.py: rows that become clips, every name a download may have given a
-file, clips that are gone, every bad input.
-"""
+"""data_prep/build_audiocaps.py: rows, names that downloads give, lost clips, and bad input."""
 
 import csv
 from pathlib import Path
@@ -147,8 +145,9 @@ def test_every_known_name_is_found(tmp_path):
         for kind in kinds:
             number = len(expected)
             video = kind.format(number)[:11].ljust(11, "x")
-            path = f"{['', 'sub/', 'sub/deeper/'][number % 3]}{name.format(video)}{['.wav', '.flac', '.mp3', '.WAV'][number % 4]}"
-            expected[video] = path
+            folder = ["", "sub/", "sub/deeper/"][number % 3]
+            ending = [".wav", ".flac", ".mp3", ".WAV"][number % 4]
+            expected[video] = f"{folder}{name.format(video)}{ending}"
     rows = [(video, 30, f"Caption of {video}.") for video in expected]
     write_audiocaps(tmp_path, rows, list(expected.values()))
     assert build(tmp_path, "--allow-missing", "0") == 0

@@ -1,6 +1,4 @@
-"""data_prep/build_clotho.py on tiny corpora in Clotho's layout: what is right, every bad input,
-interruption, and the real excerpt.
-"""
+"""data_prep/build_clotho.py: tiny corpora in Clotho's layout, bad input, and interruption."""
 
 import errno
 import json
@@ -15,17 +13,14 @@ import numpy as np
 import pytest
 import soundfile
 
-from tests.conftest import PATIENCE, wait_for
-
-ROOT = Path(__file__).resolve().parents[2]
-
-from data_prep import build_clotho  # noqa: E402
-from data_prep.cache import shards  # noqa: E402
-from data_prep.cache.audio_codec import UnreadableSound, encode_clip  # noqa: E402
-from retrieval.base.locks import LOCK, locked  # noqa: E402
-from retrieval.base.sound_files import normalise_name  # noqa: E402
-from retrieval.config import load_config  # noqa: E402
-from tests.corpora import error_line, load, write_csv  # noqa: E402
+from data_prep import build_clotho
+from data_prep.cache import shards
+from data_prep.cache.audio_codec import UnreadableSound, encode_clip
+from retrieval.base.locks import LOCK, locked
+from retrieval.base.sound_files import normalise_name
+from retrieval.config import load_config
+from tests.conftest import PATIENCE, ROOT, wait_for
+from tests.corpora import error_line, load, write_csv
 
 EXCERPT = ROOT.parent / "shared" / "data" / "clotho_excerpt"
 BUILD = [
@@ -590,9 +585,7 @@ def test_file_size_limit_is_one_line(tmp_path, capsys, num_proc):
 
 
 def write_long_split(folder, num_clips=240):
-    """A build of it takes seconds: a test that is not given a core right away still finds it at
-    work.
-    """
+    """A split whose build takes seconds, so that a slow test finds it at work."""
     root = write_split(
         folder, names=[f"{index:03d}.wav" for index in range(num_clips)], seconds=0.001
     )

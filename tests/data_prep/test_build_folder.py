@@ -1,6 +1,4 @@
-"""data_prep/build_folder.py: captions beside the audio or in a CSV, every spelling of a name, who
-goes to which split, every bad input.
-"""
+"""data_prep/build_folder.py: captions as text or CSV, spellings of names, splits, bad input."""
 
 import os
 import subprocess

@@ -1,6 +1,4 @@
-"""data_prep/build_wavcaps.py: four sources in one split, ids in every spelling, MP3 and the cut,
-what is missing or excluded, every bad input.
-"""
+"""data_prep/build_wavcaps.py: four sources in one split, ids, MP3, exclusions, and bad input."""
 
 import csv
 from pathlib import Path

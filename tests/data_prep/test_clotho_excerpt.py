@@ -1,5 +1,4 @@
-"""Seven real Clotho clips through the real commands: built, trained on, interrupted, resumed, found
-and scored.
+"""Seven real Clotho clips through the real commands: build, train, resume, search, score.
 
 Skipped where the shared folder's data/clotho_excerpt is absent. The excerpt has one split; here its
 clips stand in for all three, so that a model that has learnt them by heart must find every one of
@@ -76,9 +75,7 @@ def run(*command: str | Path) -> str:
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory) -> Path:
-    """The excerpt three times over, in Clotho's layout; built, with a text encoder of its captions
-    and a config beside it.
-    """
+    """The excerpt three times over, built, with a text encoder of its captions and a config."""
     folder = tmp_path_factory.mktemp("clotho_excerpt")
     root = folder / "clotho"
     root.mkdir()
@@ -172,8 +169,9 @@ def test_all_seven_are_found_after_interruptions(corpus):
 def train_until(
     reached: Callable[[list[float]], bool], arguments: list, run_folder: Path
 ) -> tuple[int, list[float]]:
-    """Train, and send Ctrl-C as the terminal does once `reached` holds of the validations' R@1;
-    steps saved, and the R@1.
+    """Train, send Ctrl-C once `reached` holds of the R@1 so far; return steps and R@1.
+
+    The signal goes to all processes, as from a terminal.
     """
     log_path = run_folder.with_name("train.log")
 

@@ -1,6 +1,4 @@
-"""build_clotho.py --download against a local server that breaks off, refuses, starts over, or sends
-something else.
-"""
+"""build_clotho.py --download from a server that breaks off, refuses, or sends something else."""
 
 import hashlib
 import http.server
@@ -15,22 +13,22 @@ from pathlib import Path
 import py7zr
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-
-from data_prep import build_clotho  # noqa: E402
-from data_prep.corpora import resumable_download  # noqa: E402
-from data_prep.corpora.clotho_download import MD5  # noqa: E402
-from data_prep.corpora.resumable_download import extract_wav_folder, fetch_file, file_md5  # noqa: E402
-from retrieval.base.errors import UserError  # noqa: E402
-from tests.data_prep.test_build_clotho import error_line, load, write_split  # noqa: E402
+from data_prep import build_clotho
+from data_prep.corpora import resumable_download
+from data_prep.corpora.clotho_download import MD5
+from data_prep.corpora.resumable_download import extract_wav_folder, fetch_file, file_md5
+from retrieval.base.errors import UserError
+from tests.conftest import ROOT
+from tests.data_prep.test_build_clotho import error_line, load, write_split
 
 PUBLISHED = ROOT.parent / "shared" / "data" / "clotho_v2.1_md5.txt"
 CONTENT = bytes(range(256)) * 400
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves `files`. `faults[name]` is used up one a request: an int breaks off after so many
-    bytes, a str is a status or `no range`.
+    """Serves `files`, with a fault of `faults[name]` at each request.
+
+    An int breaks off after so many bytes; a str is a status or `no range`.
     """
 
     def __init__(self):

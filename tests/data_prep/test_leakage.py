@@ -1,5 +1,4 @@
-"""No clip that a corpus tests with gets into the training split of another one; each time the same
-build without the exclusion lets it in.
+"""No test clip of a corpus gets into another's training split; without exclusions it does.
 
 Bells are the clips that must stay out, rain is what may be trained on.
 """
@@ -159,12 +158,8 @@ def test_a_cache_without_exclusions_is_not_taken_for_one_with_them(tmp_path, fre
     clotho = write_clotho(tmp_path / "clotho", [["a.wav", "", "2"]], [["b.wav", "", "1"]])
     captions_of(freesound, "--sources", "FreeSound")
     capsys.readouterr()
-    assert (
-        build_wavcaps.main(
-            f"--root {freesound} --sources FreeSound --sample-rate 16000 --exclude-clotho {clotho}".split()
-        )
-        == 2
-    )
+    options = f"--sources FreeSound --sample-rate 16000 --exclude-clotho {clotho}"
+    assert build_wavcaps.main(f"--root {freesound} {options}".split()) == 2
     assert (
         "the files or captions of development have changed since it was built: add --overwrite"
         in capsys.readouterr().err
@@ -380,9 +375,7 @@ def test_texts_that_are_no_youtube_id(written: str):
 
 
 def test_negative_control_names_are_read_in_one_way():
-    """Against a slow search: no name of a video, with Y or without, is that of another video as
-    well.
-    """
+    """A slow search: no name of a video, with Y or without, is that of another video too."""
     alphabet = "Y_3a"
     ids = [
         f"{first}{'Y' * 7}{a}{b}{c}"

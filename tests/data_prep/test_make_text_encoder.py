@@ -1,36 +1,25 @@
-"""data_prep/make_text_encoder.py: a RoBERTa folder without weights that transformers loads offline;
-same captions, same bytes.
-"""
+"""data_prep/make_text_encoder.py: a RoBERTa folder that transformers loads offline."""
 
-import csv
 import json
 import os
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
+from data_prep import make_text_encoder
 from tests.conftest import digests
-
-ROOT = Path(__file__).resolve().parents[2]
-
-from data_prep import make_text_encoder  # noqa: E402
+from tests.corpora import write_csv
 
 SUBJECTS = ("dog barks", "bell rings", "siren wails", "train passes", "cow moos")
 CAPTIONS = [f"A {first}, then a {second}." for first in SUBJECTS for second in SUBJECTS]
 
 
 def write_captions(path, captions):
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows(
-            [
-                ["file_name", *(f"caption_{i}" for i in range(1, 6))],
-                *(["a.wav", *captions[i : i + 5]] for i in range(0, len(captions), 5)),
-            ]
-        )
-    return path
+    header = ["file_name", *(f"caption_{i}" for i in range(1, 6))]
+    rows = [["a.wav", *captions[i : i + 5]] for i in range(0, len(captions), 5)]
+    return write_csv(path, header, rows)
 
 
 def make(captions, output, *arguments):

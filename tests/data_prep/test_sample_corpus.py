@@ -1,6 +1,4 @@
-"""data_prep/make_sample_corpus.py: same seed, same bytes; Clotho's layout; captions true to
-scenes.json; audible, unclipped events.
-"""
+"""data_prep/make_sample_corpus.py: bytes, Clotho's layout, true captions, audible events."""
 
 import csv
 import hashlib
@@ -11,19 +9,15 @@ import signal
 import subprocess
 import sys
 import wave
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.conftest import PATIENCE, digests, wait_for
-
-ROOT = Path(__file__).resolve().parents[2]
-
-from data_prep import make_sample_corpus  # noqa: E402
-from data_prep.sample_corpus import captions, scenes  # noqa: E402
-from data_prep.sample_corpus.events import EVENTS  # noqa: E402
-from data_prep.sample_corpus.signals import SAMPLE_RATE, band, filtered  # noqa: E402
+from data_prep import make_sample_corpus
+from data_prep.sample_corpus import captions, scenes
+from data_prep.sample_corpus.events import EVENTS
+from data_prep.sample_corpus.signals import SAMPLE_RATE, band, filtered
+from tests.conftest import PATIENCE, ROOT, digests, wait_for
 
 SIZES = {"development": 16, "validation": 4, "evaluation": 4}
 SIZE_ARGUMENTS = ["--sizes", *map(str, SIZES.values())]
@@ -83,9 +77,7 @@ def test_a_clip_does_not_depend_on_how_many_there_are(corpus, tmp_path, clips):
 
 
 def test_bytes_are_those_of_this_version(corpus, clips):
-    """If this fails after a change of the synthesis or the grammar: raise VERSION, then renew the
-    digest.
-    """
+    """If a change of synthesis or grammar fails here: raise VERSION, then renew the digest."""
     digest = hashlib.sha256(json.dumps(clips).encode())
     for clip in clips:
         samples = read_wav(corpus / clip["split"] / clip["file_name"])
@@ -180,9 +172,7 @@ def test_plans_are_varied():
 
 
 def named_kinds(text):
-    """Kinds in the order in which the caption names them: subject (perhaps with an adjective), then
-    verb or participle.
-    """
+    """Kinds in the order of the caption: subject, perhaps with an adjective, and verb."""
     found = {}
     for name, kind in EVENTS.items():
         for subject, verb, participle in kind.phrases:
@@ -228,8 +218,13 @@ ATTRIBUTE_WORDS = [
     ),
     ("length", {"short": "for a moment|short moment", "long": "for a while|several seconds"}),
 ]
-BACKGROUND_WORDS = {"room": "electric|electricity|appliance", "street": "traffic|road", "static": "soft static|static in|hissing",
-                    "hall": "hall|echo|reverberant", "fan": "fan"}  # fmt: skip
+BACKGROUND_WORDS = {
+    "room": "electric|electricity|appliance",
+    "street": "traffic|road",
+    "static": "soft static|static in|hissing",
+    "hall": "hall|echo|reverberant",
+    "fan": "fan",
+}
 POSITION_WORDS = {
     0: "first of|at first|begins with|before anything else",
     1: "second of",
