@@ -1,4 +1,4 @@
-"""Exit of a data_prep command: errors in one line, and what to do after Ctrl-C."""
+"""Exit code of a data_prep command, with its own line after Ctrl-C."""
 
 from collections.abc import Callable
 
@@ -8,5 +8,5 @@ INTERRUPTED = "interrupted: run the same command again to go on from here"
 
 
 def run(body: Callable[[], None]) -> int:
-    """Run `body`; return the exit code."""
+    """Run `body` and return the exit code, as `exit_code` does."""
     return exit_code(body, INTERRUPTED)

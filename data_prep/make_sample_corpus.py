@@ -28,7 +28,6 @@ from data_prep.command import run  # first: from here on Ctrl-C prints one line
 import csv
 import json
 import multiprocessing
-import os
 import signal
 import wave
 from collections.abc import Iterator
@@ -48,7 +47,7 @@ from retrieval.base.command import run_main
 from retrieval.base.errors import OneLineParser, UserError
 from retrieval.base.folders import whole_folder
 from retrieval.base.json_files import read_json
-from retrieval.base.processes import end_with_parent
+from retrieval.base.processes import end_with_parent, usable_cores
 from retrieval.base.progress import bar, set_quiet
 from retrieval.data.schema import SPLITS
 
@@ -70,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
         help="clips a split",
     )
     parser.add_argument(
-        "--num-proc", type=int, default=os.cpu_count() or 1, metavar="N", help="processes"
+        "--num-proc", type=int, default=usable_cores(), metavar="N", help="processes"
     )
     parser.add_argument(
         "--overwrite",

@@ -42,11 +42,10 @@ def build_parser(
     parser.add_argument(
         "--max-seconds", type=float, default=max_seconds, metavar="S", help=cut_help
     )
-    num_cores = usable_cores()
     parser.add_argument(
         "--num-proc",
         type=int,
-        default=min(8, num_cores),
+        default=min(8, usable_cores()),
         help="processes (default: one a core, at most 8)",
     )
     lost_help = (

@@ -130,9 +130,9 @@ class Exclusions:
                     f"{len(entries.reasons):,} {entries.kind}s"
                 )
         return [
-            f"{origin} leaves nothing out: none of its {' and '.join(what)} is in this corpus; is"
+            f"{origin} leaves nothing out: none of its {' and '.join(counts)} is in this corpus; is"
             " it the right list?"
-            for origin, what in numbers.items()
+            for origin, counts in numbers.items()
         ]
 
     def _fill(

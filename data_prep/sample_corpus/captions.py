@@ -87,7 +87,7 @@ def write_captions(rng: Rng, scene: Scene, number: int = 5) -> list[Caption]:
 
 
 def _write(rng: Rng, scene: Scene, names: str, events: tuple[int, ...], taken: set[str]) -> str:
-    write = {"all": _alone if len(scene.events) == 1 else _all, "pair": _pair, "one": _one}[names]
+    write = {"all": _single if len(scene.events) == 1 else _all, "pair": _pair, "one": _one}[names]
     for attempt in range(1000):
         # long scenes leave no room for adverbs
         details = max(0, int(rng.integers(0, 4)) - attempt // 50)
@@ -98,7 +98,7 @@ def _write(rng: Rng, scene: Scene, names: str, events: tuple[int, ...], taken: s
     raise AssertionError(f"no caption of {MIN_WORDS} to {MAX_WORDS} words for {scene}")
 
 
-def _alone(rng: Rng, scene: Scene, events: tuple[int, ...], details: int) -> str:
+def _single(rng: Rng, scene: Scene, events: tuple[int, ...], details: int) -> str:
     """Name the only event of a scene."""
     event, setting = scene.events[0], _pick(rng, SETTINGS[scene.background])
     clause, description = _clause(rng, event, details), _description(rng, event, details)
