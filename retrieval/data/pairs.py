@@ -246,9 +246,7 @@ def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
 
 
 def _shared(values: torch.Tensor) -> torch.Tensor:
-    """Move a small tensor to shared memory if this is a loader process, for the reason in
-    `_empty`.
-    """
+    """Move a small tensor to shared memory in a loader process, for the reason in `_empty`."""
     return values if get_worker_info() is None else values.share_memory_()
 
 
@@ -399,11 +397,10 @@ def make_clip_loader(
 
 
 def _leave_signals_to_main_process(_worker: int) -> None:
-    """For loader processes: Ctrl-C, and the SIGTERM of many schedulers, reach the whole process
-    group, and the main process decides.
+    """Let a loader process ignore Ctrl-C, and outlive SIGTERM by GRACE_SECONDS.
 
-    After a SIGTERM a loader process goes on until the main process has had time to finish its step
-    and to save.
+    Both often reach the whole process group. After a SIGTERM the main process needs its batches to
+    finish a step and to save.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "SIGALRM"):  # not on Windows
@@ -412,7 +409,5 @@ def _leave_signals_to_main_process(_worker: int) -> None:
 
 
 def usable_workers(num_workers: int) -> int:
-    """At most one loader process a core this process may use: more of them only take turns, and
-    torch warns.
-    """
+    """Return at most one loader process a core: more of them only take turns, and torch warns."""
     return min(num_workers, usable_cores())

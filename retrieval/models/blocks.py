@@ -12,8 +12,9 @@ from retrieval.base.errors import UserError
 
 
 def checkpoint_block(block: nn.Module) -> None:
-    """Let `block`, in training, keep only its input; the backward pass runs it again, with the same
-    dropout.
+    """Let `block` keep only its input in training.
+
+    The backward pass runs it again, with the same dropout.
     """
     block.forward = partial(_run_block, block, block.forward)
 

@@ -1,6 +1,4 @@
-"""Augmentation: what each change does to a tone, that switched off it does nothing, and that the
-draws alone decide.
-"""
+"""Augmentation: the effect of each change on a tone; off means unchanged; only draws decide."""
 
 import math
 import pickle

@@ -367,9 +367,7 @@ def test_crops_depend_on_seed_epoch_and_item_alone(split: ClipSplit):
 
 
 def test_crops_reach_both_ends_and_not_beyond(split: ClipSplit):
-    """As in the reference, whose 125 samples are cut to 120 at an offset of 0 to 5, both
-    included.
-    """
+    """As in the reference, whose 125 samples are cut to 120 at offsets 0 to 5, both included."""
     golden = np.load(Path(__file__).resolve().parents[1] / "golden" / "window.npz")[
         "fixed.crop_offsets_possible"
     ].tolist()
@@ -524,9 +522,7 @@ def test_a_damaged_clip_is_one_line_also_from_a_loader_process(tmp_path):
 
 
 def test_a_loader_process_that_dies_is_one_line():
-    """Of a bus error where a container gives shared memory only when it is touched, or killed where
-    all memory is full.
-    """
+    """Of a bus error, if shared memory is allocated at first use, or killed if memory is full."""
     for signum, named in (
         (signal.SIGBUS, "--shm-size"),
         (signal.SIGKILL, "a loader process has died.*lower data.num_workers"),
@@ -558,9 +554,7 @@ run_main(main)
 
 @pytest.mark.parametrize("num_samples", [10**6, 10_000], ids=["too large", "small enough"])
 def test_a_small_dev_shm_is_one_line(tmp_path, num_samples):
-    """Of 1 MB, as Docker's of 64 MB for real batches: a batch of 4 MB does not go through, and
-    nothing waits for ever.
-    """
+    """1 MB, as Docker's 64 MB for real batches: 4 MB do not fit, and nothing waits forever."""
     (tmp_path / "load.py").write_text(SMALL_SHARED_MEMORY)
     command = (
         f"mount -t tmpfs -o size=1m tmpfs /dev/shm && exec {sys.executable} {tmp_path}/load.py"
@@ -593,9 +587,7 @@ def test_a_small_dev_shm_is_one_line(tmp_path, num_samples):
 
 
 def test_batches_of_loader_processes_are_those_of_one(tmp_path):
-    """In shared memory from the start, with float32 and PCM, and clips of one length and of
-    several.
-    """
+    """In shared memory from the start, for float32 and PCM, clips of one length and of several."""
     split = open_cache(write_cache(tmp_path / "cache", {"development": 5})).split("development")
     for mix in (0.0, 1.0):
         pairs = PairDataset(split, 16_000, seed=0, mix_probability=mix)

@@ -185,9 +185,7 @@ def test_mask_of_the_published_size(text_folder: str, monkeypatch):
 
 
 def encode_every_window(model: DualEncoder, waveform: torch.Tensor) -> torch.Tensor:
-    """Slow reference: each window of one clip (S,) of full length alone, silent or not -> (T, D)
-    before the projection.
-    """
+    """Slow reference: each window of one full-length clip (S,) by itself, to (T, D) unprojected."""
     padded = torch.zeros(3 * RATE)
     padded[: len(waveform)] = waveform
     encoded = []
@@ -331,9 +329,7 @@ def test_bfloat16_autocast_stays_close(pooling: str, request):
 
 @torch.no_grad()
 def test_resampling_is_float32_under_autocast(tap: DualEncoder):
-    """Filtered in bfloat16, the quiet bins of the log-mel would be noise: 15 % of the frames'
-    norm.
-    """
+    """In bfloat16 the quiet bins of the log-mel would be noise: 15 % of the frames' norm."""
     seen = []
     with tap.audio_encoder.register_forward_pre_hook(
         lambda _module, inputs: seen.append(inputs[0])
@@ -617,9 +613,7 @@ def test_build_model_names_what_does_not_fit(tiny: Path, override: str, named: s
 
 
 def test_a_model_without_weights_allocates_nothing(no_hub):
-    """The largest experiment, 1.8 GB of parameters, as names and shapes; the counts are those of
-    the recipe.
-    """
+    """The largest experiment, 1.8 GB of parameters, as names and shapes; counts of the recipe."""
     model = build_model_without_weights(load_config(CONFIGS / "tap.yaml"))
     assert all(parameter.is_meta for parameter in model.parameters())
     # mel filter bank
@@ -654,9 +648,7 @@ def test_a_model_without_weights_allocates_nothing(no_hub):
 def test_a_config_that_claims_what_cannot_be_is_one_line_and_no_model_is_made(
     tmp_path: Path, text_folder: str, change: dict
 ):
-    """Of a model folder from anywhere: 5 kB of config.json could fill the memory, or fail at the
-    first clip.
-    """
+    """A foreign config.json of 5 kB could fill the memory, or fail at the first clip."""
     make_model(text_folder).save_pretrained(tmp_path / "model")
     path = tmp_path / "model" / "config.json"
     config = json.loads(path.read_text())

@@ -1,8 +1,6 @@
-"""Models that bring code of their own, and pickles in place of weights: nothing is run, nothing is
-asked, one line says so.
+"""Models with code of their own and pickled weights: nothing is run or asked, one line says so.
 
-A folder as a hub model with custom code has it: written by transformers, with an auto_map in its
-config.json and the files that it names.
+The folder is one of transformers, with an auto_map in its config.json and the files that it names.
 """
 
 import json
@@ -33,9 +31,7 @@ from tests.models.pretrained.test_salsa import ATST, TAP, small_model
 
 @pytest.fixture(autouse=True)
 def nobody_to_ask(monkeypatch):
-    """A question on the terminal is an error, and so is the alarm that transformers sets while it
-    waits for an answer.
-    """
+    """A question on the terminal is an error, and so is transformers' alarm while it waits."""
 
     def asked(*_arguments):
         raise AssertionError("a question was asked")

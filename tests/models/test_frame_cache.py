@@ -1,6 +1,4 @@
-"""Frozen encoders, and the frames of a frozen audio encoder on disk: the same numbers, encoded
-once, whole or absent.
-"""
+"""Frozen encoders and the frame cache: the same numbers, encoded once, whole or absent."""
 
 import json
 import os

@@ -1,5 +1,4 @@
-"""Captions as the reference hands them to its tokenizer; token 0 of real Hugging Face models;
-weights that are absent or unfit.
+"""The text encoder: captions as in the reference, token 0 of real models, weights that do not fit.
 
 Letters: N captions, L tokens.
 """
@@ -78,9 +77,7 @@ def load(name: str) -> TextEncoder:
 
 
 def first_tokens(name: str, captions: list[str]) -> torch.Tensor:
-    """Slow reference: one caption at a time through the Hugging Face model itself, without
-    padding.
-    """
+    """Slow reference: one caption at a time through the Hugging Face model, without padding."""
     tokenizer, model = AutoTokenizer.from_pretrained(name), AutoModel.from_pretrained(name).eval()
     tokens = [
         tokenizer(caption, truncation=True, max_length=32, return_tensors="pt")["input_ids"]

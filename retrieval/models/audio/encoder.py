@@ -39,9 +39,7 @@ class AudioEncoder(nn.Module):
         return settings
 
     def num_frames(self, num_samples: int) -> int:
-        """Return T of a window of `num_samples`. Raises UserError for a window that is too short or
-        too long.
-        """
+        """Return T of a window of `num_samples`; raise UserError if it is too short or long."""
         raise NotImplementedError
 
     def num_tokens(self, num_samples: int) -> int:

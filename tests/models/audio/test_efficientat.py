@@ -1,5 +1,4 @@
-"""EfficientAT against golden numbers of the reference; official weights of several widths; bad
-input.
+"""EfficientAT: golden numbers of the reference, official weights, bad input.
 
 Letters: W windows, S samples, T frames.
 """
@@ -192,9 +191,7 @@ def test_what_is_trained_has_a_gradient_and_the_head_is_not():
 
 @pytest.mark.parametrize("width", [0.1, 1.0])
 def test_random_weights_keep_the_scale_and_hear_the_audio(width):
-    """The negative control is the usual initialisation of MobileNets, which counts on batch
-    statistics.
-    """
+    """Negative control: the usual initialisation of MobileNets, which needs batch statistics."""
 
     def distance(encoder: EfficientAt) -> float:
         loud, quiet = encoder(torch.cat([some_audio(SECOND), 0.1 * some_audio(SECOND)])).detach()

@@ -1,7 +1,6 @@
-"""Audio encoders of the Hugging Face hub, on small models saved in the hub's layout: the same
-numbers as transformers' own way, frames in time order.
+"""Audio encoders of the Hugging Face hub give the numbers of transformers, in time order.
 
-Letters: W windows, S samples, T frames.
+The models are small and saved in the hub's layout. Letters: W windows, S samples, T frames.
 """
 
 import json
@@ -338,9 +337,7 @@ def test_spectrograms_and_their_augmentation(folders, family):
 
 @every_family
 def test_the_spectrogram_of_a_clip_longer_than_a_window_shows_all_of_it(folders, family):
-    """As pictures need it. The sound ends in the last fifth, after what AST, CLAP and Whisper hear
-    at once.
-    """
+    """For pictures. The sound ends in the last fifth, after the first window of all models."""
     encoder, waveform = load(folders[family]), sounds(5 * RATE, 1)
     waveform[:, 4 * RATE :] = 0
     level = encoder.log_mel(waveform)[0].mean(dim=0)  # (C,)
@@ -489,9 +486,7 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("family", LAYOUTS)
 def test_weights_below_a_head_are_found(family, tmp_path):
-    """Official checkpoints were saved with the head of their task; an adapter would thin out the
-    frames.
-    """
+    """Official checkpoints have the head of their task; an adapter would reduce the frames."""
     model = LAYOUTS[family]()
     model.save_pretrained(tmp_path)
     FAMILIES[family][1]().save_pretrained(tmp_path)

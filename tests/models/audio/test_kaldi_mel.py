@@ -1,6 +1,4 @@
-"""The mel front end of PaSST and EfficientAT against golden numbers of the reference; its jitter in
-training.
-"""
+"""The mel front end of PaSST and EfficientAT against golden numbers; its jitter in training."""
 
 from pathlib import Path
 

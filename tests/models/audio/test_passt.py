@@ -1,5 +1,4 @@
-"""PaSST against golden numbers of the reference; patchout; official weights of the four variants;
-bad input.
+"""PaSST: golden numbers of the reference, patchout, official weights of each variant, bad input.
 
 Letters: W windows, S samples, T frames, E = embed_dim.
 """
@@ -65,9 +64,7 @@ def largest_difference(found: torch.Tensor, golden: np.ndarray) -> float:
 
 
 def sequence_difference(encoder: Passt) -> float:
-    """Over both windows; the golden grid is 8 rows by T columns, and every fifth column of the
-    second window.
-    """
+    """Compare two windows with the golden grid: 8 rows by T columns, of the second every fifth."""
     first, second = encoder(two_windows())
     golden_first, golden_second = (
         SMALL["passt.seq_item0"].mean(axis=0),

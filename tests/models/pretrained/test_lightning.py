@@ -1,6 +1,4 @@
-"""Lightning checkpoints as the real Trainer writes them, files of torch.save with all that they can
-hold, and hostile ones.
-"""
+"""Lightning checkpoints of the real Trainer, files of torch.save, and hostile ones."""
 
 import argparse
 import collections
@@ -370,9 +368,7 @@ def test_settings_behind_a_vocabulary_are_found(tmp_path: Path):
 
 
 def test_numbers_that_are_no_weights_are_refused(tmp_path: Path, tokenizer: Path):
-    """load_state_dict would take the integers of a quantised model, and half of a complex
-    number.
-    """
+    """load_state_dict would take integers of a quantised model, and half of a complex number."""
     trained(small_model(ATST, TAP, tokenizer), tmp_path, SETTINGS).save_checkpoint(
         tmp_path / "model.ckpt"
     )
@@ -448,9 +444,7 @@ def test_calls_that_run_programs_are_refused_and_not_made(tmp_path: Path, instru
 
 
 def test_calls_of_anything_else_are_not_made(tmp_path: Path, monkeypatch):
-    """importlib, pty, webbrowser, a class with __setstate__, attributes of functions: no list could
-    be complete.
-    """
+    """importlib, pty, a class with __setstate__, attributes of functions: no list is complete."""
     called = []
     monkeypatch.setattr("shutil.rmtree", lambda *arguments: called.append(arguments))
     monkeypatch.setattr("importlib.import_module", lambda *arguments: called.append(arguments))
@@ -579,9 +573,7 @@ def test_objects_whose_arguments_are_none_are_one_line(tmp_path: Path, arguments
 
 
 def stored_zeros(shape: tuple[int, ...], stride: tuple[int, ...], num_stored: int) -> bytes:
-    """A tensor of float32 zeros as a pickle has it: storage "0", which holds `num_stored`
-    numbers.
-    """
+    """A float32 tensor of zeros in a pickle: storage "0", which holds `num_stored` numbers."""
 
     class Pickler(pickle.Pickler):
         def persistent_id(self, value: Any) -> Any:
@@ -635,9 +627,7 @@ def test_one_block_of_numbers_for_a_thousand_weights_is_refused(tmp_path: Path):
 
 
 def test_compressed_records_are_refused(tmp_path: Path):
-    """torch.save compresses nothing; 10 MB of zeros are 10 kB in a compressed record, and 10 TB
-    would be 10 GB.
-    """
+    """torch.save compresses nothing; compressed, 10 TB of zeros are 10 GB."""
     torch.save({"state_dict": {"w": torch.zeros(2_500_000)}}, tmp_path / "plain.ckpt")
     with (
         zipfile.ZipFile(tmp_path / "plain.ckpt") as plain,
@@ -670,9 +660,7 @@ def test_names_of_records_stay_in_the_archive(tmp_path: Path):
 
 
 def test_a_model_of_any_claimed_size_costs_nothing(tmp_path: Path, tokenizer: Path, caplog):
-    """A weight of one number that claims to be terabytes is found before a model of that size is
-    made.
-    """
+    """A weight of one number that claims terabytes is found before a model of that size is made."""
     caplog.set_level(logging.WARNING)
     model = small_model(ATST, TAP, tokenizer)
     trained(model, tmp_path, SETTINGS).save_checkpoint(tmp_path / "model.ckpt")

@@ -1,7 +1,7 @@
-"""Checkpoints in the layout of salsa and the thesis, written here from small models: same scores,
-nothing run, and one line for what is wrong.
+"""Checkpoints in the layout of salsa and the thesis: same scores, no code run, one-line errors.
 
-The published files are too large for a test. Letters: N captions, B clips.
+The published files are too large for a test; these are written from small models. Letters: N
+captions, B clips.
 """
 
 import argparse
@@ -50,9 +50,7 @@ def tokenizer(tmp_path_factory) -> Path:
 
 
 def small_model(audio: dict, pooling: dict, tokenizer: Path) -> DualEncoder:
-    """Of two attention heads in the text encoder, and weights so large that every part of it is
-    heard.
-    """
+    """Two attention heads in the text encoder, and large weights, so that each part has an effect."""
     shape = {
         "hidden_size": 128,
         "num_hidden_layers": 2,
@@ -129,9 +127,7 @@ ALWAYS_ASSUMED = {
 
 
 def assumed(caplog) -> set[str]:
-    """The settings that a loaded checkpoint was said not to give, with what is taken in their
-    place.
-    """
+    """The settings that the warning calls missing, with the defaults used."""
     (line,) = [message for message in caplog.messages if "lacks" in message]
     return set(line.rsplit(": ", 1)[1].split(", "))
 
@@ -202,9 +198,7 @@ def test_negative_control_each_part_is_heard(tmp_path: Path, tokenizer: Path):
 
 
 def test_pooling_gives_the_golden_scores(tmp_path: Path, tokenizer: Path):
-    """Numbers and names of the thesis code: w_q is the query, and not a transposed or exchanged
-    one.
-    """
+    """Numbers and names of the thesis code: w_q is the query, not transposed and not exchanged."""
     shapes = {f"w_{x}.weight": (128, 64) for x in "qkv"} | {f"w_{x}.bias": (128,) for x in "qkv"}
     shapes |= {
         "w_0.weight": (64, 128),
@@ -288,8 +282,9 @@ def test_self_supervised_layout_with_its_other_name_of_the_norm(tmp_path: Path, 
 
 
 def test_the_ancestor_s_whole_list_of_weights_and_settings(tmp_path: Path, tokenizer: Path, caplog):
-    """As its LightningModule has them: a transformer without layers leaves its token, positions and
-    projection; losses leave theirs.
+    """As in its LightningModule.
+
+    A transformer without layers leaves its token, positions and projection; losses leave theirs.
     """
     model = small_model(PASST | {"sequence": False}, MEAN, tokenizer)
     state = foreign_names(model, "audio_embedding_model.model.model.net.")
@@ -351,9 +346,7 @@ def test_a_passt_without_classifier_and_in_half_precision(tmp_path: Path, tokeni
 
 
 def foreign_settings() -> dict:
-    """Hyper-parameters of classes that are gone when the file is read: a dict, a list, a wrapper
-    around each value, an enumeration.
-    """
+    """Hyper-parameters of classes that are absent at reading: dict, list, wrappers, enumeration."""
     module = types.ModuleType("a_module_that_is_not_installed")
     exec(
         "import enum\nclass AttributeDict(dict): pass\nclass ReadOnlyList(list): pass\nclass"
