@@ -50,7 +50,7 @@ def tokenizer(tmp_path_factory) -> Path:
 
 
 def small_model(audio: dict, pooling: dict, tokenizer: Path) -> DualEncoder:
-    """Two attention heads in the text encoder, and large weights, so that each part has an effect."""
+    """Two attention heads in the text encoder; weights so large that each part has an effect."""
     shape = {
         "hidden_size": 128,
         "num_hidden_layers": 2,
