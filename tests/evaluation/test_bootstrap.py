@@ -1,6 +1,4 @@
-"""Paired bootstrap: against a slow loop over the same draws, and against cases whose answer is
-known.
-"""
+"""Paired bootstrap: against a slow loop over the same draws, and cases with a known answer."""
 
 import math
 from dataclasses import astuple
@@ -67,9 +65,7 @@ def test_blocks_of_resamples_do_not_change_the_draws(monkeypatch):
 
 
 def test_the_interval_is_that_of_normal_theory():
-    """Differences of 2,000 clips with one query each: the mean's interval is +- 1.96 standard
-    errors.
-    """
+    """With 2,000 clips of one query each the interval is +- 1.96 standard errors of the mean."""
     random = np.random.default_rng(0)
     second = random.normal(0.02, 0.3, size=(2000, 1))
     (difference,) = paired_bootstrap(np.zeros_like(second), second, range(2000))
@@ -81,9 +77,7 @@ def test_the_interval_is_that_of_normal_theory():
 
 
 def test_queries_of_one_clip_count_as_one():
-    """Five times the same query a clip say no more than one of them; drawn query by query they
-    would seem to.
-    """
+    """Five equal queries of a clip say no more than one; drawn by themselves they seem to."""
     second = np.repeat(np.random.default_rng(1).normal(0.1, 1, size=(200, 1)), 5, axis=0)
     first = np.zeros_like(second)
     (by_clip,) = paired_bootstrap(first, second, np.repeat(np.arange(200), 5))
@@ -143,8 +137,9 @@ def test_few_clips():
 
 
 def test_coverage_grows_with_the_clips_as_the_docstring_says():
-    """Five captions a clip, one shared part a clip: how often the 95 % interval of equal systems
-    holds 0.
+    """The 95 % interval of equal systems holds 0 more often with more clips.
+
+    Five captions a clip share one part of their difference.
     """
     random = np.random.default_rng(0)
 

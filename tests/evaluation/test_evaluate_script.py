@@ -2,7 +2,6 @@
 
 import csv
 import gc
-import importlib.util
 import json
 import shutil
 import subprocess
@@ -27,10 +26,7 @@ from retrieval.models.build import build_model
 from retrieval.models.dual_encoder import DualEncoder
 from tests.conftest import ROOT, SAMPLE_RATE, write_cache, write_rows
 from tests.corpora import run_build, write_sound
-
-specification = importlib.util.spec_from_file_location("evaluate_script", ROOT / "evaluate.py")
-script = importlib.util.module_from_spec(specification)
-specification.loader.exec_module(script)
+from tests.evaluation.evaluate_command import evaluate
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +47,7 @@ def checkpoint(tiny, tmp_path_factory) -> Path:
 
 
 def test_a_run_is_scored(checkpoint, tiny, capsys):
-    assert script.main(["--checkpoint", str(checkpoint)]) == 0
+    assert evaluate("--checkpoint", checkpoint) == 0
     captured = capsys.readouterr()
     assert (
         "text to audio" in captured.out
@@ -80,7 +76,7 @@ def test_the_result_on_another_cache_does_not_take_the_place_of_the_run_s_own(
     checkpoint, tiny, tmp_path, monkeypatch
 ):
     cache = write_cache(tmp_path / "cache", {"evaluation": 4})
-    score = ["--checkpoint", str(checkpoint), "--cache"]
+    score = ["--checkpoint", checkpoint, "--cache"]
     with (
         monkeypatch.context() as patch,
         pytest.raises(
@@ -91,33 +87,25 @@ def test_the_result_on_another_cache_does_not_take_the_place_of_the_run_s_own(
             "retrieval.evaluation.score_matrix.Scorer.matrix",
             lambda *_: pytest.fail("scored first"),
         )
-        script.main([*score, str(cache)])
-    script.main([*score, str(cache), "--output", str(tmp_path / "out")])
-    script.main([*score, f"{tiny}/../{tiny.name}/cache"])  # the run's own, spelled otherwise
+        evaluate(*score, cache)
+    evaluate(*score, cache, "--output", tmp_path / "out")
+    evaluate(*score, f"{tiny}/../{tiny.name}/cache")  # the run's own, spelled otherwise
 
 
 def test_given_settings_win(checkpoint, tmp_path):
     cache = write_cache(tmp_path / "cache", {"validation": 12})
     arguments = [
         "--checkpoint",
-        str(checkpoint),
+        checkpoint,
         "--split",
         "validation",
         "--cache",
-        str(cache),
+        cache,
         "--output",
-        str(tmp_path / "out"),
+        tmp_path / "out",
     ]
-    script.main(
-        [
-            *arguments,
-            "--audio-batch-size",
-            "3",
-            "--text-batch-size",
-            "5",
-            "--mixed-precision",
-            "bf16",
-        ]
+    evaluate(
+        *arguments, "--audio-batch-size", "3", "--text-batch-size", "5", "--mixed-precision", "bf16"
     )
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert (
@@ -198,9 +186,9 @@ def test_mistakes_are_one_line(checkpoint, tmp_path, spoil, arguments, message):
         spoil(copy)
     arguments = [argument.format(copy=copy) for argument in arguments]
     if "--checkpoint" not in arguments:
-        arguments += ["--checkpoint", str(copy / "best")]
+        arguments += ["--checkpoint", copy / "best"]
     with pytest.raises(UserError, match=message) as error:
-        script.main(arguments)
+        evaluate(*arguments)
     assert "\n" not in str(error.value) and not (copy / "best" / "results").exists()
 
 
@@ -213,9 +201,9 @@ def test_an_impossible_output_is_noticed_before_the_model_is_loaded(
         UserError,
         match=r"file/below cannot be written \(Not a directory\); .*choose another output folder",
     ):
-        script.main(["--checkpoint", str(checkpoint), "--output", str(tmp_path / "file" / "below")])
+        evaluate("--checkpoint", checkpoint, "--output", tmp_path / "file" / "below")
     with pytest.raises(ZeroDivisionError):  # negative control
-        script.main(["--checkpoint", str(checkpoint), "--output", str(tmp_path / "new" / "below")])
+        evaluate("--checkpoint", checkpoint, "--output", tmp_path / "new" / "below")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
@@ -226,7 +214,7 @@ def test_a_folder_in_the_place_of_a_file_is_noticed_before_the_model_is_loaded(
     monkeypatch.setattr(DualEncoder, "from_pretrained", lambda *_: 1 / 0)
     (tmp_path / name).mkdir()
     with pytest.raises(UserError, match=f"{name} is a folder, and a file is to be written"):
-        script.main(["--checkpoint", str(checkpoint), "--output", str(tmp_path), "--save-scores"])
+        evaluate("--checkpoint", checkpoint, "--output", tmp_path, "--save-scores")
 
 
 def test_save_scores(checkpoint, tiny, tmp_path, monkeypatch, capsys):
@@ -234,18 +222,16 @@ def test_save_scores(checkpoint, tiny, tmp_path, monkeypatch, capsys):
     output = tmp_path / "teacher"
     # no whole matrix beside the memory map
     monkeypatch.setattr("retrieval.evaluation.score_matrix.Scorer.matrix", lambda *_: 1 / 0)
-    script.main(
-        [
-            "--checkpoint",
-            str(checkpoint),
-            "--split",
-            "development",
-            "--save-scores",
-            "--output",
-            str(output),
-            "--audio-batch-size",
-            "5",
-        ]
+    evaluate(
+        "--checkpoint",
+        checkpoint,
+        "--split",
+        "development",
+        "--save-scores",
+        "--output",
+        output,
+        "--audio-batch-size",
+        "5",
     )
     said = capsys.readouterr().out.splitlines()
     assert said[-2:] == [
@@ -286,11 +272,11 @@ def mean_checkpoint(tiny, tmp_path_factory) -> Path:
 
 
 def test_the_mean_of_several(checkpoint, mean_checkpoint, tiny, tmp_path, monkeypatch):
-    both = ["--checkpoint", str(checkpoint), "--checkpoint", str(mean_checkpoint)]
+    both = ["--checkpoint", checkpoint, "--checkpoint", mean_checkpoint]
     with pytest.raises(UserError, match="add --output DIR"):
-        script.main(both)
+        evaluate(*both)
     with pytest.raises(UserError, match="one is given twice"):
-        script.main([*both, "--checkpoint", str(mean_checkpoint), "--output", str(tmp_path)])
+        evaluate(*both, "--checkpoint", mean_checkpoint, "--output", tmp_path)
     loaded, most = [], []
     load = DualEncoder.from_pretrained
 
@@ -301,7 +287,7 @@ def test_the_mean_of_several(checkpoint, mean_checkpoint, tiny, tmp_path, monkey
         return model
 
     monkeypatch.setattr(DualEncoder, "from_pretrained", counted)
-    script.main([*both, "--output", str(tmp_path / "both"), "--save-scores"])
+    evaluate(*both, "--output", tmp_path / "both", "--save-scores")
     gc.collect()
     # never a second one beside it; the first is loaded once, the other to be checked and to be used
     assert most == [0, 0, 0]
@@ -324,15 +310,13 @@ def test_one_of_several_that_does_not_fit_is_found_before_scoring(
     build_model(load_config(tiny / "tiny.yaml", settings)).save_pretrained(tmp_path / "other")
     monkeypatch.setattr("retrieval.evaluation.score_matrix.score_columns", lambda *_, **__: 1 / 0)
     with pytest.raises(UserError, match=r"sampled at 16000 Hz, checkpoint .*other needs 32000 Hz"):
-        script.main(
-            [
-                "--checkpoint",
-                str(checkpoint),
-                "--checkpoint",
-                str(tmp_path / "other"),
-                "--output",
-                str(tmp_path / "out"),
-            ]
+        evaluate(
+            "--checkpoint",
+            checkpoint,
+            "--checkpoint",
+            tmp_path / "other",
+            "--output",
+            tmp_path / "out",
         )
 
 
@@ -349,21 +333,19 @@ def test_a_checkpoint_in_a_file(checkpoint, tiny, tmp_path, monkeypatch):
     with pytest.raises(
         UserError, match="is a file and has no folder for its result: add --output DIR"
     ):
-        script.main(["--checkpoint", str(path), "--cache", str(tiny / "cache")])
+        evaluate("--checkpoint", path, "--cache", tiny / "cache")
     with pytest.raises(UserError, match="add --cache DIR"):
-        script.main(["--checkpoint", str(path), "--output", str(tmp_path / "out")])
+        evaluate("--checkpoint", path, "--output", tmp_path / "out")
     tokenizer = tiny / "text_encoder"
-    script.main(
-        [
-            "--checkpoint",
-            str(path),
-            "--cache",
-            str(tiny / "cache"),
-            "--output",
-            str(tmp_path / "out"),
-            "--text-encoder",
-            str(tokenizer),
-        ]
+    evaluate(
+        "--checkpoint",
+        path,
+        "--cache",
+        tiny / "cache",
+        "--output",
+        tmp_path / "out",
+        "--text-encoder",
+        tokenizer,
     )
     assert asked[-1] == (path, tokenizer)
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
@@ -381,7 +363,7 @@ def test_several_right_clips_a_query(checkpoint, tiny, tmp_path, capsys):
         for query, clips in relevance.items()
     ]
     (tmp_path / "relevance.csv").write_text("\n".join(["query,audio_filenames", *rows]))
-    script.main(["--checkpoint", str(checkpoint), "--relevance", str(tmp_path / "relevance.csv")])
+    evaluate("--checkpoint", checkpoint, "--relevance", tmp_path / "relevance.csv")
     assert "mAP@16" in capsys.readouterr().out
     results = checkpoint / "results" / "evaluation_relevance"
     metrics = json.loads((results / "metrics.json").read_text())
@@ -403,11 +385,11 @@ def test_submission_with_queries_and_captions(checkpoint, tiny, tmp_path):
     asked = [
         "--submission",
         "dcase2025",
-        str(tmp_path / "s25.csv"),
+        tmp_path / "s25.csv",
         "--queries",
-        str(tmp_path / "queries.csv"),
+        tmp_path / "queries.csv",
     ]
-    script.main(["--checkpoint", str(checkpoint), *asked, "--output", str(tmp_path / "unused")])
+    evaluate("--checkpoint", checkpoint, *asked, "--output", tmp_path / "unused")
     split = open_cache(tiny / "cache").split("evaluation")
     scores = similarity_matrix(
         DualEncoder.from_pretrained(checkpoint), ["A low tone", "A high tone"], split
@@ -420,16 +402,14 @@ def test_submission_with_queries_and_captions(checkpoint, tiny, tmp_path):
     ]
     assert [float(value) for value in rows[1][1:]] == pytest.approx(scores[1].tolist(), abs=1e-6)
     assert not (tmp_path / "unused").exists()
-    script.main(
-        [
-            "--checkpoint",
-            str(checkpoint),
-            "--submission",
-            "dcase2024",
-            str(tmp_path / "s24.csv"),
-            "--output",
-            str(tmp_path / "out"),
-        ]
+    evaluate(
+        "--checkpoint",
+        checkpoint,
+        "--submission",
+        "dcase2024",
+        tmp_path / "s24.csv",
+        "--output",
+        tmp_path / "out",
     )
     with (
         open(tmp_path / "s24.csv", newline="") as submitted,
@@ -457,17 +437,15 @@ def test_recordings_without_captions(checkpoint, tmp_path, monkeypatch):
         )
         == 0
     )
-    score = ["--checkpoint", str(checkpoint), "--cache", str(tmp_path / "cache")]
+    score = ["--checkpoint", checkpoint, "--cache", tmp_path / "cache"]
     (tmp_path / "queries.csv").write_text("caption\nA low tone\nA high tone\n")
-    script.main(
-        [
-            *score,
-            "--submission",
-            "dcase2025",
-            str(tmp_path / "s.csv"),
-            "--queries",
-            str(tmp_path / "queries.csv"),
-        ]
+    evaluate(
+        *score,
+        "--submission",
+        "dcase2025",
+        tmp_path / "s.csv",
+        "--queries",
+        tmp_path / "queries.csv",
     )
     split = open_cache(tmp_path / "cache").split("evaluation", need_captions=False)
     scores = similarity_matrix(
@@ -482,9 +460,7 @@ def test_recordings_without_captions(checkpoint, tmp_path, monkeypatch):
     (tmp_path / "relevance.csv").write_text(
         "query,audio_filenames\nA low tone,\"['2.wav', '0.wav']\"\nA high tone,['1.wav']\n"
     )
-    script.main(
-        [*score, "--relevance", str(tmp_path / "relevance.csv"), "--output", str(tmp_path / "out")]
-    )
+    evaluate(*score, "--relevance", tmp_path / "relevance.csv", "--output", tmp_path / "out")
     with open(tmp_path / "out" / "ranks.csv", newline="") as file:
         row = next(csv.DictReader(file))
     best = 0 if scores[0, 0] > scores[0, 2] else 2
@@ -493,16 +469,12 @@ def test_recordings_without_captions(checkpoint, tmp_path, monkeypatch):
     )
 
     monkeypatch.setattr("retrieval.evaluation.score_matrix.score_columns", lambda *_, **__: 1 / 0)
-    for arguments in (
-        [],
-        ["--submission", "dcase2025", str(tmp_path / "t.csv")],
-        ["--save-scores"],
-    ):
+    for arguments in ([], ["--submission", "dcase2025", tmp_path / "t.csv"], ["--save-scores"]):
         with pytest.raises(
             UserError,
             match="has no captions, .* --queries FILE, or labels: python -m retrieval.zero_shot",
         ) as error:
-            script.main([*score, *arguments, "--output", str(tmp_path / "none")])
+            evaluate(*score, *arguments, "--output", tmp_path / "none")
         assert "\n" not in str(error.value) and not (tmp_path / "none").exists()
 
 
@@ -512,18 +484,11 @@ def test_clips_of_one_name_are_found_before_scoring(checkpoint, tmp_path, monkey
         tmp_path / "cache", {"evaluation": [row | {"clip_id": "1"}, row | {"clip_id": "2"}]}
     )
     monkeypatch.setattr("retrieval.evaluation.score_matrix.score_columns", lambda *_, **__: 1 / 0)
-    arguments = [
-        "--checkpoint",
-        str(checkpoint),
-        "--cache",
-        str(cache),
-        "--output",
-        str(tmp_path / "out"),
-    ]
+    arguments = ["--checkpoint", checkpoint, "--cache", cache, "--output", tmp_path / "out"]
     with pytest.raises(UserError, match="two clips are called 'a.wav'"):
-        script.main([*arguments, "--submission", "dcase2025", str(tmp_path / "s.csv")])
+        evaluate(*arguments, "--submission", "dcase2025", tmp_path / "s.csv")
     with pytest.raises(ZeroDivisionError):  # negative control
-        script.main(arguments)
+        evaluate(*arguments)
 
 
 @pytest.mark.parametrize(
@@ -535,11 +500,11 @@ def test_a_submission_takes_the_place_of_no_other_file(checkpoint, tmp_path, mon
     (tmp_path / "link").symlink_to(tmp_path)
     arguments = [
         "--checkpoint",
-        str(checkpoint),
+        checkpoint,
         "--relevance",
-        str(tmp_path / "relevance.csv"),
+        tmp_path / "relevance.csv",
         "--output",
-        str(tmp_path),
+        tmp_path,
     ]
     with pytest.raises(
         UserError,
@@ -548,15 +513,13 @@ def test_a_submission_takes_the_place_of_no_other_file(checkpoint, tmp_path, mon
             " results"
         ),
     ):
-        script.main([*arguments, "--submission", "dcase2024", str(tmp_path / "link" / name)])
+        evaluate(*arguments, "--submission", "dcase2024", tmp_path / "link" / name)
     default = checkpoint / "results" / "evaluation"
     if name != "relevance.csv":
         with pytest.raises(UserError, match="the name of one of its results"):
-            script.main(
-                ["--checkpoint", str(checkpoint), "--submission", "dcase2024", str(default / name)]
-            )
+            evaluate("--checkpoint", checkpoint, "--submission", "dcase2024", default / name)
     with pytest.raises(ZeroDivisionError):  # negative control
-        script.main([*arguments, "--submission", "dcase2024", str(tmp_path / "submission.csv")])
+        evaluate(*arguments, "--submission", "dcase2024", tmp_path / "submission.csv")
 
 
 @pytest.mark.parametrize(
@@ -576,7 +539,7 @@ def test_a_submission_takes_the_place_of_no_other_file(checkpoint, tmp_path, mon
 def test_options_that_do_not_go_together(checkpoint, monkeypatch, arguments, message):
     monkeypatch.setattr(DualEncoder, "from_pretrained", lambda *_: 1 / 0)
     with pytest.raises(UserError, match=message):
-        script.main(["--checkpoint", str(checkpoint), *arguments])
+        evaluate("--checkpoint", checkpoint, *arguments)
 
 
 def test_process_ends_with_one_line_and_code_2(tmp_path):

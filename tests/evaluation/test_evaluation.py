@@ -1,6 +1,4 @@
-"""Score matrix in blocks, evaluation of a split and the files it leaves, with a small model whose
-numbers are exact.
-"""
+"""Score matrix in blocks, a scored split and its files, with a model whose numbers are exact."""
 
 import csv
 import json
@@ -41,10 +39,10 @@ def _caption(number: int, clip: int) -> str:
 
 
 class FakeSplit:
-    """Clips of whole numbers, one of them longer than the model's clip_seconds and one without
-    captions.
+    """Clips of whole numbers.
 
-    The captions have many lengths, in no order.
+    Some are longer than the model's clip_seconds, and one has no captions. The captions have many
+    lengths, in no order.
     """
 
     name = "evaluation"
@@ -74,8 +72,9 @@ class FakeSplit:
 
 
 class FakeModel(torch.nn.Module):
-    """The interface of DualEncoder. All sums are of small whole numbers, so they are the same in
-    any order.
+    """The interface of DualEncoder.
+
+    It adds small whole numbers, so that the order of the terms changes nothing.
     """
 
     sample_rate, clip_seconds = RATE, 2.0
@@ -193,8 +192,9 @@ def test_encoders_run_under_autocast_and_scores_do_not():
 def test_several_processes_give_every_one_the_whole_matrix(
     monkeypatch, world_size, audio_batch_size
 ):
-    """Threads stand in for processes: each knows its rank, and blocks of columns are exchanged at a
-    barrier. The shares are uneven.
+    """Threads stand in for processes.
+
+    Each knows its rank, and blocks of columns are exchanged at a barrier. The shares are uneven.
     """
     whole = similarity_matrix(
         FakeModel(), all_captions(FakeSplit(num_clips=4)), FakeSplit(num_clips=4)

@@ -15,9 +15,7 @@ NAMES = ("mAP@10", "R@1", "R@5", "R@10")
 
 
 def slow_metrics(scores, relevant, worst_ties=True):
-    """Sort every query's candidates with the relevant ones last (or first) among equals, then
-    count.
-    """
+    """Sort each query's candidates, the relevant ones last (or first) among equals, and count."""
     sums = dict.fromkeys(NAMES, 0.0)
     for row, right in zip(scores, relevant):
         order = sorted(

@@ -36,12 +36,7 @@ def columns(order=((2, 0), (1, 3))):
 
 
 def test_what_is_written_is_read(tmp_path):
-    written = write_scores(
-        tmp_path / "new" / "teacher",
-        columns(),
-        Split(),
-        SCORING_RECORD,
-    )
+    written = write_scores(tmp_path / "new" / "teacher", columns(), Split(), SCORING_RECORD)
     assert sorted(path.name for path in (tmp_path / "new" / "teacher").iterdir()) == [
         "scores.json",
         "scores.npy",

@@ -7,11 +7,7 @@ import pytest
 
 from retrieval.base.errors import UserError
 from retrieval.evaluation.metrics.text_audio_retrieval.ranking import all_ranks
-from retrieval.evaluation.submission import (
-    check_file_names,
-    read_queries,
-    write_submission,
-)
+from retrieval.evaluation.submission import check_file_names, read_queries, write_submission
 
 NAMES = [f'clip, "{clip}".wav' for clip in range(30)]
 QUERIES = ["A dog, barking", 'Somebody says "hello"\nand leaves', "rain"]

@@ -1,6 +1,4 @@
-"""Zero-shot classification: the figures against loops, the command with a tiny model, and one line
-for every mistake.
-"""
+"""Zero-shot classification: figures against loops, the command with a tiny model, mistakes."""
 
 import csv
 from types import SimpleNamespace

@@ -1,10 +1,7 @@
-"""`evaluate.py --report`: figures against slow references, a page that holds everything and runs
-nothing of what a caption says.
-"""
+"""`evaluate.py --report`: figures against slow references, a page that runs no caption's code."""
 
 import base64
 import hashlib
-import importlib.util
 import io
 import json
 import re
@@ -54,12 +51,7 @@ from retrieval.evaluation.result import EvaluationResult
 from retrieval.models.build import build_model
 from retrieval.models.dual_encoder import DualEncoder
 from tests.conftest import ROOT, SAMPLE_RATE, SCORING_RECORD, tone, write_cache, write_rows
-
-specification = importlib.util.spec_from_file_location(
-    "evaluate_script_of_report", ROOT / "evaluate.py"
-)
-script = importlib.util.module_from_spec(specification)
-specification.loader.exec_module(script)
+from tests.evaluation.evaluate_command import evaluate
 
 HOSTILE = [
     "</script><script>window.attacked = 1</script>",
@@ -487,9 +479,7 @@ def save_run(run: Path, settings: Path, overrides: list[str], cache: Path, seed:
 
 @pytest.fixture(scope="module")
 def runs(tiny, tmp_path_factory) -> SimpleNamespace:
-    """A TAP and a mean-pooling model on a cache whose captions and names try to break out of the
-    page.
-    """
+    """A TAP and a mean-pooling model, and a cache whose captions and names attack the page."""
     root = tmp_path_factory.mktemp("report")
     random = np.random.default_rng(0)
     captions = [[text] for text in HOSTILE + LANGUAGES] + [
@@ -519,17 +509,15 @@ def runs(tiny, tmp_path_factory) -> SimpleNamespace:
 def report(runs) -> Path:
     AcceleratorState._reset_state(reset_partial_state=True)
     folder = runs.root / "page"
-    script.main(
-        [
-            "--checkpoint",
-            str(runs.tap),
-            "--report",
-            str(folder),
-            "--against",
-            str(runs.mean),
-            "--report-queries",
-            "20",
-        ]
+    evaluate(
+        "--checkpoint",
+        runs.tap,
+        "--report",
+        folder,
+        "--against",
+        runs.mean,
+        "--report-queries",
+        "20",
     )
     return folder
 
@@ -653,7 +641,7 @@ def test_five_thousand_captions_come_by_pages(monkeypatch):
 
 def test_pictures_and_sounds_stop_where_the_page_is_full(runs, tmp_path, monkeypatch):
     monkeypatch.setattr(media_module, "MAX_BYTES", 40_000)
-    script.main(["--checkpoint", str(runs.tap), "--report", str(tmp_path)])
+    evaluate("--checkpoint", runs.tap, "--report", tmp_path)
     html = (tmp_path / "report.html").read_text(encoding="utf-8")
     page = Page(html)
     num_bytes = sum(len(audio["src"]) for audio in page.all("audio")) + sum(
@@ -668,40 +656,19 @@ def test_pictures_and_sounds_stop_where_the_page_is_full(runs, tmp_path, monkeyp
 
 
 def test_mean_pooling_has_pictures_without_attention(runs, tmp_path):
-    script.main(
-        ["--checkpoint", str(runs.mean), "--report", str(tmp_path), "--report-queries", "2"]
-    )
+    evaluate("--checkpoint", runs.mean, "--report", tmp_path, "--report-queries", "2")
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert (
         "there is no attention to draw" in page.text() and not page.all("svg") and page.all("audio")
     )
-    script.main(
-        ["--checkpoint", str(runs.mean), "--report", str(tmp_path), "--report-queries", "0"]
-    )
+    evaluate("--checkpoint", runs.mean, "--report", tmp_path, "--report-queries", "0")
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert "None to show: --report-queries 0" in page.text() and not page.all("audio")
 
 
 def test_an_ensemble_has_the_attention_of_the_first_that_has_any(runs, tmp_path):
-    both = [
-        "--checkpoint",
-        str(runs.mean),
-        "--checkpoint",
-        str(runs.tap),
-        "--output",
-        str(tmp_path / "out"),
-    ]
-    script.main(
-        [
-            *both,
-            "--report",
-            str(tmp_path / "page"),
-            "--against",
-            str(runs.mean),
-            "--report-queries",
-            "1",
-        ]
-    )
+    both = ["--checkpoint", runs.mean, "--checkpoint", runs.tap, "--output", tmp_path / "out"]
+    evaluate(*both, "--report", tmp_path / "page", "--against", runs.mean, "--report-queries", "1")
     page = Page((tmp_path / "page" / "report.html").read_text(encoding="utf-8"))
     assert f"the attention that {runs.tap} gives" in page.text() and page.all("svg")
     assert f"the mean of {runs.mean}, {runs.tap} on evaluation" in page.text()
@@ -719,15 +686,15 @@ def test_several_right_clips_a_query(runs, tmp_path):
     )
     arguments = [
         "--checkpoint",
-        str(runs.tap),
+        runs.tap,
         "--relevance",
-        str(tmp_path / "relevance.csv"),
+        tmp_path / "relevance.csv",
         "--output",
-        str(tmp_path / "out"),
+        tmp_path / "out",
     ]
-    script.main([*arguments, "--report", str(tmp_path / "page")])
-    script.main(
-        [*arguments, "--report", str(tmp_path / "page2"), "--against", str(tmp_path / "out")]
+    evaluate(*arguments, "--report", tmp_path / "page")
+    evaluate(
+        *arguments, "--report", tmp_path / "page2", "--against", tmp_path / "out"
     )  # with itself
     figures = json.loads((tmp_path / "page2" / "report.json").read_text(encoding="utf-8"))
     assert (
@@ -754,13 +721,13 @@ def test_a_cache_of_one_clip_with_keywords(runs, tmp_path):
     assert open_cache(tmp_path / "cache").split("evaluation").column("keywords") == ["Tone;<i>low"]
     arguments = [
         "--checkpoint",
-        str(runs.tap),
+        runs.tap,
         "--cache",
-        str(tmp_path / "cache"),
+        tmp_path / "cache",
         "--output",
-        str(tmp_path / "out"),
+        tmp_path / "out",
     ]
-    script.main([*arguments, "--report", str(tmp_path / "page"), "--against", str(runs.mean)])
+    evaluate(*arguments, "--report", tmp_path / "page", "--against", runs.mean)
     page = Page((tmp_path / "page" / "report.html").read_text(encoding="utf-8"))
     assert (
         "no intervals: they need two at least" in page.text()
@@ -771,18 +738,16 @@ def test_a_cache_of_one_clip_with_keywords(runs, tmp_path):
 
 def test_results_of_the_other_run_say_what_scoring_it_says(report, runs, tmp_path):
     other = tmp_path / "other"
-    script.main(["--checkpoint", str(runs.mean), "--output", str(other)])
-    script.main(
-        [
-            "--checkpoint",
-            str(runs.tap),
-            "--report",
-            str(tmp_path / "page"),
-            "--against",
-            str(other),
-            "--report-queries",
-            "0",
-        ]
+    evaluate("--checkpoint", runs.mean, "--output", other)
+    evaluate(
+        "--checkpoint",
+        runs.tap,
+        "--report",
+        tmp_path / "page",
+        "--against",
+        other,
+        "--report-queries",
+        "0",
     )
     scored, read = (
         json.loads((folder / "report.json").read_text(encoding="utf-8"))
@@ -832,7 +797,7 @@ def test_mistakes_are_found_before_a_model_is_loaded(
     (tmp_path / "taken" / "report.html").mkdir(parents=True)
     arguments = [argument.format(tmp=tmp_path, runs=runs.root) for argument in arguments]
     with pytest.raises(UserError, match=message) as error:
-        script.main(["--checkpoint", str(runs.tap), *arguments])
+        evaluate("--checkpoint", runs.tap, *arguments)
     assert "\n" not in str(error.value) and not (tmp_path / "page").exists()
 
 
@@ -840,7 +805,7 @@ def test_another_run_that_cannot_be_compared_is_found_before_scoring(
     runs, tiny, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("retrieval.evaluation.score_matrix.score_columns", lambda *_, **__: 1 / 0)
-    score = ["--checkpoint", str(runs.tap), "--report", str(tmp_path / "page"), "--against"]
+    score = ["--checkpoint", runs.tap, "--report", tmp_path / "page", "--against"]
     rate = save_run(
         tmp_path / "rate",
         tiny / "tiny.yaml",
@@ -852,10 +817,10 @@ def test_another_run_that_cannot_be_compared_is_found_before_scoring(
         UserError,
         match="needs 32000 Hz, and the cache is sampled at 16000 Hz: .* give --against RESULTS",
     ):
-        script.main([*score, str(rate)])
+        evaluate(*score, rate)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty"):
-        script.main([*score, str(tmp_path / "empty")])
+        evaluate(*score, tmp_path / "empty")
     results = tmp_path / "results"
     results.mkdir()
     (results / "metrics.json").write_text(json.dumps({"num_clips": 12}))
@@ -866,18 +831,18 @@ def test_another_run_that_cannot_be_compared_is_found_before_scoring(
         UserError,
         match="other clips or queries: 1 queries and 12 clips of split None, .* 13 and 12 of ",
     ):
-        script.main([*score, str(results)])
+        evaluate(*score, results)
     (results / "ranks.csv").write_text("query,clip\n")
     with pytest.raises(UserError, match="results cannot be read .* write them again"):
-        script.main([*score, str(results)])
+        evaluate(*score, results)
     for ranks in ("0", "-5", "13", "9" * 25, "2 1", "1 1"):
         (results / "ranks.csv").write_text(
             f"query,clip,rank,score,top_1,ranks\nA tone,a.wav,1,0.5,a.wav,{ranks}\n"
         )
         with pytest.raises(UserError, match="results cannot be read"):
-            script.main([*score, str(results)])
+            evaluate(*score, results)
     with pytest.raises(ZeroDivisionError):  # negative control
-        script.main([*score, str(runs.mean)])
+        evaluate(*score, runs.mean)
     assert not (tmp_path / "page").exists()
 
 
@@ -888,17 +853,17 @@ def test_a_report_is_replaced_by_a_whole_one_only(runs, tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    score = ["--checkpoint", str(runs.tap), "--report", str(tmp_path), "--report-queries", "1"]
+    score = ["--checkpoint", runs.tap, "--report", tmp_path, "--report-queries", "1"]
     with (
         monkeypatch.context() as patch,
         pytest.raises(UserError, match=r"cannot be written \(No space left on device\)"),
     ):
         patch.setattr("retrieval.evaluation.report.writing.json.dump", full)
-        script.main(score)
+        evaluate(*score)
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys(
         ("report.html", "report.json", "notes.txt"), "old"
     )
-    script.main(score)
+    evaluate(*score)
     assert (tmp_path / "report.html").read_text(encoding="utf-8").startswith(
         "<!doctype html>"
     ) and (tmp_path / "notes.txt").read_text() == "old"
@@ -926,9 +891,7 @@ def chromium():
 
 @pytest.fixture
 def open_page(chromium, report):
-    """Opens the report at a width, with or without scripts; messages of the browser are
-    collected.
-    """
+    """Open the report at a width, with or without scripts; collect the browser's messages."""
     contexts = []
 
     def opened(width: int, **options):

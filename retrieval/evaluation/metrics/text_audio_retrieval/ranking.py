@@ -1,5 +1,4 @@
-"""Ranks, mAP@k and R@k from a score matrix. numpy only, so that it loads without the evaluate
-package.
+"""Ranks, mAP@k and R@k from a score matrix. Needs numpy only, not the evaluate package.
 
 Letters: N queries, B candidates, R relevant candidates of a query, which may have several.
 
