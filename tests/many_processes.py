@@ -304,7 +304,7 @@ def join(rank: int, num_processes: int, port: int) -> None:
 
 def leave() -> None:
     """The end of a group of processes, of which another may follow."""
-    exchange.let_go()
+    exchange.release_tensors()
     torch.distributed.destroy_process_group()
 
 

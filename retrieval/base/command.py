@@ -1,5 +1,4 @@
-"""How a command begins and ends, the same for train.py, `python -m retrieval.*` and data_prep: exit
-codes, and one line for a user's mistake.
+"""Start and end of every command: Ctrl-C, exit codes, one line for a user's mistake.
 
 0 success | 2 a mistake, or a file that cannot be read or written: one line on stderr | 130 Ctrl-C |
 141 the pipe's reader has ended
@@ -22,34 +21,26 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def begin() -> None:
-    """Prepare the process before anything heavy is imported, if it was started as one of the
-    project's commands.
+    """Prepare a process of one of the project's commands, before anything heavy is imported.
+
+    Nothing is done if `retrieval` is a library of another program, which handles signals itself.
     """
-    if _is_command():
+    words, is_command = sys.orig_argv, False
+    if sys.argv[:1] == ["-m"]:  # the package of `python -m` is imported before __main__ is known
+        is_command = "-m" in words and words[words.index("-m") + 1].startswith("retrieval.")
+    elif file := getattr(sys.modules.get("__main__"), "__file__", None):
+        path = Path(file).resolve()
+        is_script = path in (ROOT / "train.py", ROOT / "evaluate.py")
+        is_command = is_script or path.parent in (ROOT / "data_prep", ROOT / "benchmarks")
+    if is_command:
         _fill_closed_streams()
         interrupts.watch_start()
 
 
-def _is_command() -> bool:
-    """Return False if `retrieval` is a library of another program, which handles signals itself."""
-    # `python -m retrieval.search`: its package is imported before __main__ is known
-    if sys.argv[:1] == ["-m"]:
-        return "-m" in sys.orig_argv and sys.orig_argv[sys.orig_argv.index("-m") + 1].startswith(
-            "retrieval."
-        )
-    file = getattr(sys.modules.get("__main__"), "__file__", None)
-    if file is None:
-        return False
-    path = Path(file).resolve()
-    return path in (ROOT / "train.py", ROOT / "evaluate.py") or path.parent in (
-        ROOT / "data_prep",
-        ROOT / "benchmarks",
-    )
-
-
 def _fill_closed_streams() -> None:
-    """Open /dev/null for each closed standard stream: otherwise a file opened later gets its
-    number, and libraries print into it.
+    """Open /dev/null for each closed standard stream.
+
+    Otherwise a file opened later gets its number, and libraries print into it.
     """
     for number in (0, 1, 2):
         try:
@@ -74,7 +65,8 @@ def exit_code(main: Callable[[], int | None], interrupted: str = interrupts.INTE
 
     Args:
         main: Returns an exit code, None for 0. It may raise UserError, OSError, KeyboardInterrupt,
-        and SystemExit as argparse does. interrupted: The line to print after Ctrl-C.
+            and SystemExit as argparse does.
+        interrupted: The line to print after Ctrl-C.
 
     Returns:
         The exit code. Other exceptions are faults of the program and pass through.
@@ -87,8 +79,14 @@ def exit_code(main: Callable[[], int | None], interrupted: str = interrupts.INTE
             output.flush()
         except OSError:
             pass  # output.error
-        if isinstance(output, _Output) and output.error:
-            code = _end_of_output(output, code)
+        error = getattr(output, "error", None)
+        if error is not None:
+            output.error = None
+            _discard(output)
+            if code == 0 and error.errno == errno.EPIPE:  # its reader has ended
+                return BROKEN_PIPE
+            if code == 0:
+                return _say(f"error: standard output cannot be written: {error.strerror}", 2)
     return code
 
 
@@ -105,25 +103,10 @@ def _run(main: Callable[[], int | None], interrupted: str) -> int:
         return _say(f"error: {error}", 2)
     except OSError as error:
         if error is getattr(sys.stdout, "error", None):
-            return 0  # _end_of_output reports it
+            return 0  # exit_code reports it
         if error.errno == errno.ENAMETOOLONG:
             return _say(f"error: {str(error.filename)[:80]}...: the name is too long", 2)
         return _say(f"error: {error}", 2)
-
-
-def _end_of_output(output: "_Output", code: int) -> int:
-    """Report that `output` is lost, unless its reader has ended or another error was reported
-    before.
-    """
-    error, output.error = output.error, None
-    _discard(output)
-    if code:
-        return code
-    return (
-        BROKEN_PIPE
-        if error.errno == errno.EPIPE
-        else _say(f"error: standard output cannot be written: {error.strerror}", 2)
-    )
 
 
 def _discard(output: TextIO) -> None:
@@ -132,16 +115,11 @@ def _discard(output: TextIO) -> None:
 
 
 def _say(line: str, code: int) -> int:
-    """Print `line` on stderr, with escapes for line breaks and terminal commands in names; return
-    the exit code.
-    """
+    """Print `line` on stderr and return `code`. Terminal commands in names are escaped."""
     text = " ".join(line.splitlines())
+    text = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
     try:
-        print(
-            "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text),
-            file=sys.stderr,
-            flush=True,
-        )
+        print(text, file=sys.stderr, flush=True)
     except OSError:  # stderr cannot be written either
         _discard(sys.stderr)
     return code
@@ -169,9 +147,7 @@ class _Output(io.TextIOWrapper):
 
 @contextmanager
 def _watched_output() -> Iterator[TextIO]:
-    """Standard output that records its own errors. Characters that the terminal cannot show are
-    escaped.
-    """
+    """Standard output that records its own errors, and escapes what the terminal cannot show."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

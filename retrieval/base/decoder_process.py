@@ -8,8 +8,8 @@ Messages of the libraries are discarded.
 
     parent                                     child (serve)
     REQUEST {"service": ..., "path": ..., ...} ->
-                                               <-  BLOCK float32 ..., FACTS {...}    as many as there is credit for
-    CREDIT                                     ->
+                                               <-  BLOCK float32 ..., FACTS {...}
+    CREDIT, for one more block                 ->
     ABANDON, to end in the middle              ->
                                                <-  END, or ERROR {"kind": ..., "text": ...}
 
@@ -71,8 +71,9 @@ START = (
 
 
 class DecoderDied(UnreadableSound):
-    """The decoder crashed at the file or was killed. A later attempt or another version of a
-    library may succeed.
+    """The decoder crashed at the file or was killed.
+
+    A later attempt, or another version of a library, may succeed.
     """
 
 
@@ -203,21 +204,16 @@ class _Decoder:
         with suppress(OSError, AttributeError):  # Linux only, and up to a limit for each user
             fcntl.fcntl(self._process.stdout, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         try:
-            self._receive_ready()
+            kind, payload = self._receive()
+            if kind != READY:
+                reason = json.loads(payload.tobytes())["text"]
+                raise UserError(f"the process that decodes sounds does not start: {reason}")
         except BaseException:
             self.kill()
             raise
 
-    def _receive_ready(self) -> None:
-        kind, payload = self._receive()
-        if kind != READY:
-            raise UserError(
-                "the process that decodes sounds does not start:"
-                f" {json.loads(payload.tobytes())['text']}"
-            )
-
     def read(self, request: dict[str, Any], path: str, facts: Any) -> Iterator[np.ndarray]:
-        """Blocks float32 (S,). Raises _Death, and the errors of the reader."""
+        """Yield blocks float32 (S,). Raises _Death, and the errors of the reader."""
         self.num_requests += 1
         if request["service"] == "frames" and path not in self.paths:
             self.paths.append(path)
@@ -234,14 +230,16 @@ class _Decoder:
                     setattr(facts, name, value)
             else:
                 self._is_streaming = False
-                if kind == ERROR:
-                    _raise(json.loads(payload.tobytes()), path)
-                return
+                if kind == END:
+                    return
+                error = json.loads(payload.tobytes())
+                if error["kind"] == "OSError":
+                    # FileNotFoundError and PermissionError by their number
+                    raise OSError(error["errno"], error["text"], path)
+                raise KINDS_OF_ERROR.get(error["kind"], UnreadableSound)(error["text"])
 
     def release(self) -> None:
-        """Keep the child for the next file, unless it is dead or a message was interrupted half
-        way.
-        """
+        """Keep the child for the next file, unless it is dead or a message is incomplete."""
         if self in _all and self._is_whole and len(_idle) < MOST_IDLE:
             try:
                 if self._is_streaming:
@@ -327,8 +325,9 @@ class _Decoder:
 
 
 def _module_paths() -> list[str]:
-    """Return the parent's sys.path for the child, with the current folder last: a file there must
-    not shadow a module.
+    """Return the parent's sys.path for the child, with the current folder last.
+
+    A file there must not shadow a module.
     """
     root = str(Path(__file__).resolve().parents[2])
     try:
@@ -377,13 +376,6 @@ def _idle_decoder(path: str) -> _Decoder:
             raise
 
 
-def _raise(error: dict[str, Any], path: str) -> NoReturn:
-    if error["kind"] == "OSError":
-        # FileNotFoundError and PermissionError by their number
-        raise OSError(error["errno"], error["text"], path)
-    raise KINDS_OF_ERROR.get(error["kind"], UnreadableSound)(error["text"])
-
-
 @atexit.register
 def close_all() -> None:
     """End all children."""
@@ -416,7 +408,16 @@ def serve(reader: str) -> NoReturn:
     silence = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1):
         os.dup2(silence, stream)  # libraries must not print into the stream of samples
-    _set_limits()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "SIGALRM"):
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process, also within a library
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+    if resource is not None:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+        with suppress(ValueError, OSError):  # a lower limit is there
+            resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_LIMIT, MEMORY_LIMIT))
+    with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write("500")  # where memory is short, this process goes before its parent
     try:
         module = importlib.import_module(reader)
     except Exception as error:
@@ -436,19 +437,6 @@ def serve(reader: str) -> NoReturn:
     except BaseException:
         code = 1
     os._exit(code)  # without the libraries' own exit handlers
-
-
-def _set_limits() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "SIGALRM"):
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process, also within a library
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
-    if resource is not None:
-        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
-        with suppress(ValueError, OSError):  # a lower limit is there
-            resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_LIMIT, MEMORY_LIMIT))
-    with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
-        file.write("500")  # where memory is short, this process goes before its parent
 
 
 def _set_alarm(seconds: float) -> None:
@@ -547,9 +535,7 @@ def _described(error: Exception) -> dict[str, Any]:
 
 
 def _next_request(requests: int) -> dict[str, Any] | None:
-    """Read the next request, None if the parent has ended. Skip late messages for the previous
-    stream.
-    """
+    """Read the next request; None if the parent has ended. Skip messages for an earlier stream."""
     while (kind := _read_exactly(requests, 1)) != REQUEST:
         if not kind:
             return None

@@ -1,6 +1,4 @@
-"""The one exception for a user's mistake: commands print it as a single line and end with exit code
-2 (command.py).
-"""
+"""The exception for a user's mistake: a command prints one line and ends with exit code 2."""
 
 import argparse
 from pathlib import Path
@@ -46,21 +44,18 @@ class _StoreOnce(argparse._StoreAction):
         option_string: str | None = None,
     ) -> None:
         if option_string and self.dest in parser.given:
-            both = [
-                " ".join(map(str, each)) if isinstance(each, list) else each
-                for each in (parser.given[self.dest], values)
-            ]
+            both = (parser.given[self.dest], values)
+            first, second = (" ".join(map(str, v)) if isinstance(v, list) else v for v in both)
             advice = "give all values after one" if self.nargs in ("+", "*") else "give one of them"
-            parser.error(
-                f"argument {option_string}: given twice, {both[0]} and {both[1]}; {advice}"
-            )
+            parser.error(f"argument {option_string}: given twice, {first} and {second}; {advice}")
         parser.given[self.dest] = values
         super().__call__(parser, namespace, values, option_string)
 
 
 def user_path(text: str) -> Path:
-    """Convert an option's text to a path; `~` is the home folder. Raises argparse.ArgumentTypeError
-    for an unknown user.
+    """Convert an option's text to a path, with `~` as the home folder.
+
+    Raises argparse.ArgumentTypeError for an unknown user.
     """
     try:
         return Path(expand_home(text))

@@ -1,9 +1,8 @@
-"""Exchange between processes; the only file that touches torch.distributed. Without several
-processes all is identity.
+"""Exchange between processes by torch.distributed. In a single process all is identity.
 
-Every process scores all texts against its own audio and gets the other score columns: frames never
-travel. Each then computes the same loss of the whole batch, and backward is called on loss * world
-size, since DistributedDataParallel averages gradients: the sum over processes is the gradient of
+Every process scores all texts against its own audio, and gets the other score columns: frames are
+never sent. Each then computes the same loss of the whole batch, and calls backward on loss * world
+size, since DistributedDataParallel averages gradients. So the sum over processes is the gradient of
 one process with the whole batch.
 
 Letters: N texts and B audios of all processes together, n and b of this one, D dimensions.
@@ -15,46 +14,45 @@ import time
 import torch
 import torch.distributed as dist
 
-SECONDS_TO_LET_GO = 0.2
+SECONDS_TO_RELEASE = 0.2
 
 
 def world_size() -> int:
+    """Return the number of processes that train together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
+    """Return the number of this process: 0 to world_size() - 1."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
 def gather_texts(text: torch.Tensor) -> torch.Tensor:
-    """(n, D) of every process -> (N, D) in order of rank; the gradient is summed over the
-    processes.
-    """
+    """Gather texts (n, D) of every process to (N, D), in order of rank. Gradients are summed."""
     return text if world_size() == 1 else _GatherSummed.apply(text)
 
 
 def gather_columns(scores: torch.Tensor) -> torch.Tensor:
-    """Score blocks (N, b) of every process -> (N, B) in order of rank; the gradient is this
-    process's own columns.
+    """Gather score blocks (N, b) of every process to (N, B), in order of rank.
+
+    The gradient is this process's own columns.
     """
     return scores if world_size() == 1 else _GatherOwn.apply(scores.T).T
 
 
 def gather_rows(values: torch.Tensor) -> torch.Tensor:
-    """(n, ...) of every process -> (N, ...) in order of rank, without gradient."""
+    """Gather rows (n, ...) of every process to (N, ...), in order of rank, without gradient."""
     return values if world_size() == 1 else torch.cat(_all_gather(values.detach()))
 
 
 def replicated(parameter: torch.Tensor) -> torch.Tensor:
-    """For a parameter of the loss, which every process holds whole: its gradient counts once, not
-    once a process.
-    """
+    """Divide the gradient of a loss parameter, which every process holds, by their number."""
     share = parameter / world_size()
     return share + (parameter - share).detach()
 
 
 def any_process(flag: bool, device: torch.device) -> bool:
-    """True on every process if it is on one."""
+    """Return True on every process if `flag` is True on one."""
     if world_size() == 1:
         return flag
     votes = torch.tensor(int(flag), device=device)
@@ -63,7 +61,7 @@ def any_process(flag: bool, device: torch.device) -> bool:
 
 
 def _all_gather(values: torch.Tensor) -> list[torch.Tensor]:
-    """Tensors of every process, which may differ in their first size."""
+    """Gather a tensor of every process; they may differ in their first size."""
     sizes = [torch.zeros(1, dtype=torch.int64, device=values.device) for _ in range(world_size())]
     dist.all_gather(sizes, torch.tensor([len(values)], device=values.device))
     counts = [int(size) for size in sizes]
@@ -75,20 +73,21 @@ def _all_gather(values: torch.Tensor) -> list[torch.Tensor]:
 
 
 @atexit.register
-def let_go() -> None:
-    """Before the process or its group ends: gloo's threads need Python's lock to let go of the
-    tensors of the last exchange; sleeping hands it over.
+def release_tensors() -> None:
+    """Give gloo's threads time to release the tensors of the last exchange.
 
-    Without it PyTorch 2.11 can abort the process (https://github.com/pytorch/pytorch/pull/179291),
-    or wait for ever for a thread that waits too.
+    Call it before the process or its group ends. The threads need Python's lock for this, and
+    sleeping hands it over. Without it PyTorch 2.11 can abort the process, or wait for ever
+    (https://github.com/pytorch/pytorch/pull/179291).
     """
     if world_size() > 1:
-        time.sleep(SECONDS_TO_LET_GO)
+        time.sleep(SECONDS_TO_RELEASE)
 
 
 class _GatherOwn(torch.autograd.Function):
-    """All processes compute the same loss from the result, so a process needs its own part of the
-    gradient alone.
+    """Gather parts; the gradient is this process's own part.
+
+    All processes compute the same loss from the result.
     """
 
     @staticmethod
@@ -104,9 +103,7 @@ class _GatherOwn(torch.autograd.Function):
 
 
 class _GatherSummed(_GatherOwn):
-    """The result is used differently on every process (against its own audio), so the gradients add
-    up.
-    """
+    """Gather parts; gradients are summed, since each process scores them with its own audio."""
 
     @staticmethod
     def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:

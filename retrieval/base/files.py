@@ -69,7 +69,7 @@ def check_writable(folder: Path) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """Of the file's content, read in parts."""
+    """Return the SHA-256 of a file in hexadecimal digits. The file is read in parts."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
@@ -78,27 +78,25 @@ def sha256_of(path: Path) -> str:
 
 
 def check_outputs(paths: Sequence[Path]) -> None:
-    """Raises UserError where one of these files could not be written."""
+    """Raise UserError if one of these files cannot be written."""
     for path in paths:
         check_writable(path.parent)
         if path.is_dir():
-            raise UserError(
-                f"{path} is a folder, and a file is to be written under that name: remove it, or"
-                " choose another output"
-            )
+            raise UserError(f"{path} is a folder, expected a file: choose another output")
 
 
 def check_not_among(option: str, file: Path, others: Sequence[Path]) -> None:
-    """Raises UserError where the file of `option` would take the place of one that this run reads
-    or that belongs to its results.
+    """Raise UserError if `file`, the value of `option`, is one of `others`.
+
+    Others are the files that this run reads, and its other results.
     """
     if file.resolve() in {other.resolve() for other in others}:
         raise UserError(
-            f"{option} {file} is a file that this run reads, or the name of one of its results:"
-            " choose another name"
+            f"{option} {file} is a file that this run reads, or another result: choose another name"
         )
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write `content` to `path` in one step. Raises UserError."""
     with atomic_writer(path) as file:
         file.write(json.dumps(content, indent=2) + "\n")

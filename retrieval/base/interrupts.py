@@ -35,8 +35,9 @@ _refusal: "_RefuseImports | None" = None  # while an exception waits for the end
 
 
 def watch_start() -> None:
-    """Let Ctrl-C end the process with one line until `watched` begins. Call once, before the
-    imports of a command.
+    """Let Ctrl-C end the process with one line until `watched` begins.
+
+    Call once, before the imports of a command.
     """
     global _is_command, _phase
     if _install():
@@ -45,8 +46,9 @@ def watch_start() -> None:
 
 @contextmanager
 def watched() -> Iterator[None]:
-    """Raise KeyboardInterrupt on Ctrl-C inside the block, in imports too. Restore the handler at
-    its end if the process is no command.
+    """Raise KeyboardInterrupt on Ctrl-C inside the block, in imports too.
+
+    The handler is restored at its end, unless the process is a command.
     """
     global _phase
     outer, has_installed, _phase = _phase, _install(), "running"

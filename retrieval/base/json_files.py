@@ -7,9 +7,7 @@ from typing import Any
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Parse `text`. Raises ValueError if it is no JSON, not UTF-8, or nested too deep for
-    Python.
-    """
+    """Parse `text`. Raises ValueError for text that is no JSON or nested too deep for Python."""
     try:
         return json.loads(text)
     except RecursionError:

@@ -37,13 +37,8 @@ STRATEGY_PREFIXES = {
     "ACCELERATE_FP8_": "fp8",
 }
 FLAGS = (
-    *(
-        "ACCELERATE_USE_CPU",
-        "ACCELERATE_DEBUG_MODE",
-        "ACCELERATE_CPU_AFFINITY",
-        "ACCELERATE_ENABLE_RICH",
-    ),
-    *("FORK_LAUNCHED", "USE_TORCH_XLA"),
+    *("ACCELERATE_USE_CPU", "ACCELERATE_DEBUG_MODE", "ACCELERATE_CPU_AFFINITY"),
+    *("ACCELERATE_ENABLE_RICH", "FORK_LAUNCHED", "USE_TORCH_XLA"),
 )
 # as Accelerate reads flags
 TRUE, FALSE = {"y", "yes", "t", "true", "on", "1"}, {"n", "no", "f", "false", "off", "0"}
@@ -190,9 +185,7 @@ def check_environment(several: bool = True) -> int:
 
 
 def check_settings(environment: Mapping[str, str]) -> None:
-    """Refuse strategies that are not supported, and flags that are neither true nor false. Raises
-    UserError.
-    """
+    """Raise UserError for unsupported strategies, and flags that are neither true nor false."""
     for name, strategy in STRATEGIES.items():
         if environment.get(name, "false").lower() not in FALSE:
             raise UserError(f"{name}={environment[name]}: {_unsupported(strategy)}")
@@ -217,9 +210,7 @@ def _unsupported(strategy: str) -> str:
 
 
 def ignored_settings(environment: Mapping[str, str], precision: str) -> list[str]:
-    """Return a warning for each variable that is set but has no effect, given the precision in
-    use.
-    """
+    """Return a warning for each variable without effect, given the precision in use."""
     no_effect = []
     launcher = environment.get("ACCELERATE_MIXED_PRECISION", "no").lower()
     if launcher not in ("no", precision):  # accelerate launch says "no" unless it is told otherwise
@@ -236,8 +227,11 @@ def ignored_settings(environment: Mapping[str, str], precision: str) -> list[str
 
 
 def choose_precision(setting: str, on_cpu: bool = False) -> str:
-    """Return the precision: `auto` is bf16 where the GPU computes it, fp16 on older GPUs, `no` on
-    the CPU.
+    """Return the precision to train or score in.
+
+    Args:
+        setting: `auto` is bf16 where the GPU computes it, fp16 on older GPUs, `no` on the CPU.
+        on_cpu: Use the CPU even if there is a GPU.
 
     Raises:
         UserError: fp16 without a GPU.
@@ -322,11 +316,10 @@ def read_launch(
 
 
 def count_processes(environment: Mapping[str, str]) -> int:
-    """Return how many processes were started to work together. Raises UserError where two sources
-    disagree.
+    """Return how many processes were started to work together.
 
     torchrun, and accelerate launch for several processes, set WORLD_SIZE and GROUP_WORLD_SIZE, the
-    number of launchers.
+    number of launchers. Raises UserError if two sources disagree.
     """
     for name in SIZES:
         if name in environment:
@@ -341,9 +334,8 @@ def count_processes(environment: Mapping[str, str]) -> int:
         slurm_tasks = 1
     by_mpi = mpi_tasks > 1 and mpi_tasks != slurm_tasks  # srun may set PMI_SIZE as well
     tasks_name, tasks = (mpi_name, mpi_tasks) if by_mpi else (slurm_name, slurm_tasks)
-    remedy = (
-        f"{ONE_TASK}; {BY_LAUNCHER}" if tasks_name == slurm_name else "start one launcher, or none"
-    )
+    by_slurm = tasks_name == slurm_name
+    remedy = f"{ONE_TASK}; {BY_LAUNCHER}" if by_slurm else "start one launcher, or none"
     if "GROUP_WORLD_SIZE" in environment:
         launchers = _number(environment, "GROUP_WORLD_SIZE")
         if tasks > 1 and tasks != launchers:
@@ -354,13 +346,13 @@ def count_processes(environment: Mapping[str, str]) -> int:
         return world_size or 1
     num_processes = world_size or mpi_tasks
     if tasks > 1 and tasks != num_processes:
-        each = (
-            "each would take itself for the only process"
-            if num_processes == 1
-            else f"WORLD_SIZE={num_processes}"
-        )
-        raise UserError(f"{tasks_name}={tasks} tasks, but {each}; {remedy}")
-    if num_processes == 1 and _launcher_was_asked_for_several(environment):
+        found = f"WORLD_SIZE={num_processes}"
+        if num_processes == 1:
+            found = "each would take itself for the only process"
+        raise UserError(f"{tasks_name}={tasks} tasks, but {found}; {remedy}")
+    # accelerate launch sets MASTER_ADDR for several processes, even if it starts only one
+    launcher, address = _environment_of_launcher(environment), environment.get("MASTER_ADDR")
+    if num_processes == 1 and launcher and address and launcher.get("MASTER_ADDR") != address:
         raise UserError(
             "accelerate launch was asked for several processes and has started one; add"
             " --multi_gpu, on the CPU ACCELERATE_USE_CPU=true accelerate launch --multi_gpu, or ask"
@@ -370,36 +362,20 @@ def count_processes(environment: Mapping[str, str]) -> int:
 
 
 def slurm_task_count(environment: Mapping[str, str]) -> tuple[str, int]:
-    """Return the name of SLURM's variable and its number of tasks; 1 outside SLURM and at a
-    terminal.
+    """Return the name of SLURM's variable and its number of tasks; 1 outside SLURM.
 
     srun sets SLURM_STEP_NUM_TASKS; SLURM_NTASKS may belong to the whole job. The shell of `srun
     --pty` always runs in one task. Another srun in that shell passes SLURM_PTY_PORT on, but its
     tasks have no terminal.
     """
     if "SLURM_PTY_PORT" in environment:
-        if "SLURM_TASK_PID" not in environment or has_terminal(
-            _number(environment, "SLURM_TASK_PID")
-        ):
+        has_task = "SLURM_TASK_PID" in environment
+        if not has_task or has_terminal(_number(environment, "SLURM_TASK_PID")):
             return "", 1
-    name = next(
-        (
-            name
-            for name in ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "SLURM_NPROCS")
-            if name in environment
-        ),
-        "",
-    )
-    return (name, _number(environment, name)) if name else ("", 1)
-
-
-def _launcher_was_asked_for_several(environment: Mapping[str, str]) -> bool:
-    """Return True if accelerate launch has set MASTER_ADDR. It does so for several processes, even
-    if it starts only one.
-    """
-    if "ACCELERATE_MIXED_PRECISION" not in environment or "MASTER_ADDR" not in environment:
-        return False
-    return _environment_of_launcher(environment).get("MASTER_ADDR") != environment["MASTER_ADDR"]
+    for name in ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "SLURM_NPROCS"):
+        if name in environment:
+            return name, _number(environment, name)
+    return "", 1
 
 
 def _environment_of_launcher(environment: Mapping[str, str]) -> dict[str, str]:
@@ -422,8 +398,9 @@ def check_one_process(environment: Mapping[str, str]) -> int:
 
 
 def _checked_device(environment: Mapping[str, str], num_processes: int) -> str:
-    """Return the kind of device that ACCELERATE_TORCH_DEVICE names, if any. Raises UserError if it
-    cannot be used.
+    """Return the kind of device that ACCELERATE_TORCH_DEVICE names, empty without it.
+
+    Raises UserError if the device cannot be used.
     """
     import torch
 

@@ -4,8 +4,7 @@ import os
 
 
 def expand_home(path: str) -> str:
-    """Replace a leading `~` or `~user` by the home folder; return any other text, such as a hub
-    name, unchanged.
+    """Replace a leading `~` or `~user` by the home folder; leave other text, such as a hub name.
 
     A shell does this only at the start of a word, not in `train.output=~/runs/x`. Raises ValueError
     for an unknown user.

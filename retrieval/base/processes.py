@@ -44,9 +44,7 @@ def has_terminal(process: int) -> bool:
 
 
 def _status_of(process: int) -> list[int]:
-    """State (as 0), parent, process group, session and number of the terminal: see
-    proc_pid_stat(5).
-    """
+    """Return 0, parent, process group, session and terminal as numbers: see proc_pid_stat(5)."""
     try:
         status = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:

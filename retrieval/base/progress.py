@@ -1,12 +1,11 @@
-"""Progress of long work: a bar with rate and time left on a terminal, a line now and then in a log
-file, nothing after set_quiet(True).
+"""Progress of long work: a bar on a terminal, a line now and then in a log file.
 
-    with bar(total=len(clips), desc="embedding", unit="clip") as progress:
-        for clip in clips:
-            ...
-            progress.update()
+with bar(total=len(clips), desc="embedding", unit="clip") as progress:
+    for clip in clips:
+        ...
+        progress.update()
 
-    embedding: 1,200/5,000 clips, 40.2 clips/s, 1 min 35 s left
+embedding: 1,200/5,000 clips, 40.2 clips/s, 1 min 35 s left
 """
 
 import os
@@ -26,13 +25,13 @@ _quiet = False
 
 
 def set_quiet(quiet: bool) -> None:
-    """Whether bars made from now on show nothing: the option --quiet."""
+    """Hide the bars that are made from now on: the option --quiet."""
     global _quiet
     _quiet = quiet
 
 
 def silence_transformers() -> None:
-    """Its remarks and bars have no place beside the commands' own."""
+    """Hide remarks and bars of transformers beside the commands' own."""
     import transformers  # here, because it takes seconds to import
 
     transformers.logging.set_verbosity_error()
@@ -49,11 +48,16 @@ def bar(
     leave: bool = True,
     disable: bool = False,
 ) -> tqdm:
-    """A tqdm bar of `total` units (None: unknown) of which `initial` were done before. Of several
-    processes only the first shows it.
+    """Make a tqdm bar. Of several processes only the first shows it.
 
-    unit in the singular; `scale` for bytes, which have prefixes (MB) and no plural. leave=False: a
-    terminal is as before when the work is done.
+    Args:
+        total: Number of units; None if unknown.
+        desc: Name of the work.
+        unit: Name of a unit, in the singular.
+        initial: Number of units that were done before.
+        scale: Count bytes, with prefixes (MB) and without a plural.
+        leave: Keep the full bar on the terminal when the work is done.
+        disable: Show nothing.
     """
     hidden = disable or _quiet or os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) != "0"
     options = {
@@ -95,15 +99,12 @@ class _Lines(tqdm):
         n, total, elapsed = state["n"], state["total"], state["elapsed"]
         average = (n - state["initial"]) / elapsed if elapsed else 0.0
         rate = average if done else state["rate"] or average
-        count = (
-            self._amount(n)
-            if total is None or (done and n == total)
-            else f"{self._amount(n)}/{self._amount(total)}"
-        )
-        parts = [
-            f"{self.desc.removesuffix(': ')}: {count}{self.unit}"
-            + (f" in {duration(elapsed)}" if done else "")
-        ]
+        count = self._amount(n)
+        if total is not None and not (done and n == total):
+            count += f"/{self._amount(total)}"
+        parts = [f"{self.desc.removesuffix(': ')}: {count}{self.unit}"]
+        if done:
+            parts[0] += f" in {duration(elapsed)}"
         if rate:
             parts.append(f"{self._amount(rate)}{self.unit}/s")
             if not done and total is not None:
@@ -114,23 +115,15 @@ class _Lines(tqdm):
     def _amount(self, number: float) -> str:
         if self.unit_scale:
             return self.format_sizeof(number, divisor=self.unit_divisor)
-        return (
-            f"{number:,}"
-            if isinstance(number, int)
-            else f"{number:,.1f}"
-            if number >= 10
-            else f"{number:.2g}"
-        )
+        if isinstance(number, int):
+            return f"{number:,}"
+        return f"{number:,.1f}" if number >= 10 else f"{number:.2g}"
 
 
 def duration(seconds: float) -> str:
-    """12 s, 1 min 35 s, 2 h 5 min"""
+    """Return a duration in words: 12 s, 1 min 35 s, 2 h 5 min."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return (
-        f"{hours} h {minutes} min"
-        if hours
-        else f"{minutes} min {rest} s"
-        if minutes
-        else f"{rest} s"
-    )
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

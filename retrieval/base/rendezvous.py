@@ -51,11 +51,8 @@ def join(launch: "Launch") -> None:
     }
     os.environ |= {"MASTER_ADDR": launch.address, "MASTER_PORT": str(launch.port)}
     place = f"{launch.address}:{launch.port}"
-    this = (
-        f"process {launch.rank} of {launch.num_processes} (ranks from 0), on"
-        f" {socket.gethostname()},"
-    )
-    waiting = _Waiting(this, place)
+    rank = f"{launch.rank} of {launch.num_processes} (ranks from 0)"
+    waiting = _Waiting(f"process {rank}, on {socket.gethostname()},", place)
     try:
         store = waiting.meanwhile(
             lambda: _connect(launch),
@@ -63,13 +60,8 @@ def join(launch: "Launch") -> None:
         )
         store.set(f"here/{launch.rank}", "")
         ranks = range(launch.num_processes)
-        while not store.check([f"here/{rank}" for rank in ranks]):
-            waiting.say(
-                lambda: (
-                    "rank "
-                    + ", ".join(str(rank) for rank in ranks if not store.check([f"here/{rank}"]))
-                )
-            )
+        while missing := [str(rank) for rank in ranks if not store.check([f"here/{rank}"])]:
+            waiting.say(lambda ranks=missing: f"rank {', '.join(ranks)}")
             time.sleep(POLL)
         backend = "gloo" if launch.on_cpu else "nccl"
         arguments = {
@@ -82,9 +74,8 @@ def join(launch: "Launch") -> None:
     except (RuntimeError, ValueError) as error:  # torch's DistError is a RuntimeError
         if isinstance(error, UserError):
             raise
-        raise UserError(
-            f"{waiting.this} cannot meet the others at {place}: {one_line(error)}"
-        ) from None
+        reason = one_line(error)
+        raise UserError(f"{waiting.this} cannot meet the others at {place}: {reason}") from None
 
 
 def _connect(launch: "Launch") -> dist.Store:
@@ -102,9 +93,7 @@ def _connect(launch: "Launch") -> dist.Store:
 
 
 class _Waiting:
-    """Report on stderr that `this` process waits at `place`: after 30 s, 1 min, 2 min, 4 min,
-    ...
-    """
+    """Reports on stderr that `this` process waits at `place`: after 30 s, 1 min, 2 min, ..."""
 
     def __init__(self, this: str, place: str):
         self.this, self.place = this, place
@@ -122,8 +111,9 @@ class _Waiting:
         print(told, file=sys.stderr, flush=True)
 
     def meanwhile(self, work: Callable[[], Result], missing: Callable[[], str]) -> Result:
-        """Return the result of `work`, which may block in C++: it runs in another thread, so that
-        this one reacts to signals.
+        """Return the result of `work`, which may block in C++.
+
+        It runs in another thread, so that this one reacts to signals.
         """
         future: Future[Result] = Future()
 

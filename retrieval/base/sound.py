@@ -1,5 +1,4 @@
-"""Read any sound file as blocks of float samples; the one reader of data preparation, search and
-the page.
+"""Read any sound file as blocks of float samples: for data preparation, search and the page.
 
 libsndfile reads the files that it can decode and seek in, and whose length it knows. FFmpeg (PyAV)
 reads all others: M4A, MP4, WebM, Windows Media, AMR, AC-3, and MP3 without a Xing frame, whose
@@ -62,19 +61,8 @@ MAX_BAD_PACKETS = 0.1  # share of the packets that may be damaged
 PREROLL = 1 << 18  # frames
 NEEDS_PREROLL = ("VORBIS", "OPUS", "MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III")
 CANNOT_SEEK = (
-    *(
-        "GSM610",
-        "DWVW_12",
-        "DWVW_16",
-        "DWVW_24",
-        "G721_32",
-        "G723_24",
-        "G723_40",
-        "VOX_ADPCM",
-        "DPCM_8",
-        "DPCM_16",
-    ),
-    *("NMS_ADPCM_16", "NMS_ADPCM_24", "NMS_ADPCM_32"),
+    *("GSM610", "DWVW_12", "DWVW_16", "DWVW_24", "G721_32", "G723_24", "G723_40"),
+    *("VOX_ADPCM", "DPCM_8", "DPCM_16", "NMS_ADPCM_16", "NMS_ADPCM_24", "NMS_ADPCM_32"),
 )
 ENDLESS = 1 << 62  # frames
 UNKNOWN_FRAMES = 1 << 62  # libsndfile announces 2^63 - 1 where a FLAC header leaves the length open
@@ -100,8 +88,9 @@ class SoundFacts:
 
 
 def check_rate(rate: float) -> None:
-    """Raise UnreadableSound for a sample rate (Hz) outside MIN_RATE to MAX_RATE: resampling a false
-    one would fill the memory.
+    """Raise UnreadableSound for a sample rate (Hz) outside MIN_RATE to MAX_RATE.
+
+    Resampling from a false rate would fill the memory.
     """
     if not MIN_RATE <= rate <= MAX_RATE:
         raise UnreadableSound(
@@ -168,8 +157,9 @@ class SoundReader:
 
     @property
     def num_frames(self) -> int:
-        """Number of frames. If the header leaves it open, the file is decoded once. Raises
-        UnreadableSound.
+        """Number of frames; the file is decoded once if its header leaves it open.
+
+        Raises UnreadableSound.
         """
         if self._num_frames is None:
             with _one_kind_of_error():
@@ -177,8 +167,9 @@ class SoundReader:
         return self._num_frames
 
     def seek(self, frame: int) -> None:
-        """Move to `frame`, or to the end of a shorter file; the next `read` begins there. Raises
-        UnreadableSound.
+        """Let the next `read` begin at `frame`, or at the end of a shorter file.
+
+        Raises UnreadableSound.
         """
         with _one_kind_of_error():
             self._source.seek(frame)
@@ -199,15 +190,12 @@ class SoundReader:
         """
         with _one_kind_of_error():
             block = self._source.read(min(num_frames, max(1, MAX_BLOCK_SAMPLES // self.channels)))
-            if not len(block):
-                if reason := self._why_truncated or self._source.why_truncated():
-                    raise TruncatedSound(reason)
+            if not len(block) and (reason := self._why_truncated or self._source.why_truncated()):
+                raise TruncatedSound(reason)
             return block
 
     def blocks(self, num_frames: int) -> Iterator[np.ndarray]:
-        """Yield blocks float32 (S, C), S <= num_frames, to the end of the file. Raises as `read`
-        does.
-        """
+        """Yield blocks float32 (S, C), S <= num_frames, to the end. Raises as `read` does."""
         while len(block := self.read(num_frames)):
             yield block
 
@@ -219,8 +207,7 @@ def mono_blocks(
     facts: SoundFacts | None = None,
     quality: str = "HQ",
 ) -> Iterator[np.ndarray]:
-    """Read a file as mono sound at one rate: the mean of its channels, or the first one if they
-    cancel.
+    """Read a file as mono sound at one rate: the mean of its channels, or one if they cancel.
 
     Channels cancel (a cable with swapped wires, a stereo pair of opposite sign) if they do so in
     every second of the file, or of its first max_seconds, in which one of them sounds. This is
@@ -239,7 +226,8 @@ def mono_blocks(
 
     Raises:
         UnreadableSound: The file cannot be decoded; may come after some blocks. TruncatedSound
-        comes after the last one. FileNotFoundError, PermissionError: As the system raises them.
+            comes after the last one.
+        FileNotFoundError, PermissionError: As the system raises them.
     """
     facts = SoundFacts() if facts is None else facts
     with SoundReader(path) as reader:
@@ -261,12 +249,15 @@ def mono_blocks(
             nonlocal num_frames
             for block in _bounded(reader, held, num_read, block_frames):  # (S, C)
                 num_frames += len(block)
-                if channel is not None:
-                    yield block[:, channel]
-                else:  # of one channel the same numbers; a twelfth of a clip's time saved
-                    yield block.mean(axis=1) if reader.channels > 1 else block[:, 0]
+                if channel is None and reader.channels > 1:
+                    block = block.mean(axis=1)  # (S,)
+                else:
+                    block = block[:, channel or 0]
+                if not np.isfinite(block).all():
+                    raise UnreadableSound("holds samples that are NaN or infinite")
+                yield block
 
-        for block in _at_rate(_finite(mono()), rate, sample_rate, quality):
+        for block in _at_rate(mono(), rate, sample_rate, quality):
             block = block[:num_left]
             num_left -= len(block)
             if len(block):
@@ -291,13 +282,6 @@ def _bounded(
         yield block
 
 
-def _finite(blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    for block in blocks:
-        if not np.isfinite(block).all():
-            raise UnreadableSound("holds samples that are NaN or infinite")
-        yield block
-
-
 def _at_rate(
     blocks: Iterator[np.ndarray], rate: int, sample_rate: int, quality: str
 ) -> Iterator[np.ndarray]:
@@ -311,9 +295,8 @@ def _at_rate(
             yield resampler.resample_chunk(block)
         yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
     except (ValueError, RuntimeError) as error:
-        raise UnreadableSound(
-            f"cannot be resampled: {' '.join(str(error).split())[:200]}"
-        ) from None
+        reason = " ".join(str(error).split())[:200]
+        raise UnreadableSound(f"cannot be resampled: {reason}") from None
 
 
 def _one_channel(reader: SoundReader, num_read: int) -> tuple[int | None, deque[np.ndarray]]:
@@ -370,11 +353,7 @@ def _open_source(path: bytes, file: Any, kind: Kind) -> "_Libsndfile | _Chain | 
     if kind is sound_kinds.MP3:
         mpeg = sound_kinds.mpeg_layout(file)
         part = mpeg.start, mpeg.end
-    elif (start := sound_kinds.start_after_tags(file)) or kind in (
-        sound_kinds.AAC,
-        sound_kinds.AC3,
-        sound_kinds.FLAC,
-    ):
+    elif (start := sound_kinds.start_after_tags(file)) or kind in sound_kinds.MAY_END_IN_TAGS:
         if kind is sound_kinds.AAC:
             file.seek(start)
             start += sound_kinds.adts_start(file.read(sound_kinds.MP3_SEARCHED)) or 0
@@ -388,10 +367,9 @@ def _open_source(path: bytes, file: Any, kind: Kind) -> "_Libsndfile | _Chain | 
             len(link.codecs) == 1 and link.codecs[0].startswith((b"\x01vorbis", b"OpusHead"))
             for link in links
         )
-    if kind is sound_kinds.WAV and (
-        sound_kinds.wav_was_not_closed(file) or sound_kinds.wrapped_wav_length(file) is not None
-    ):
-        by_libsndfile = False
+    if kind is sound_kinds.WAV:
+        is_wrapped = sound_kinds.wrapped_wav_length(file) is not None
+        by_libsndfile = not is_wrapped and not sound_kinds.wav_was_not_closed(file)
     if mpeg:
         # The Xing frame must count the whole file: it may belong to the first of several joined
         # files. mpg123 warns on stderr where its number of bytes is wrong by 1 % or more.
@@ -438,9 +416,8 @@ class _one_kind_of_error:
     def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
         if isinstance(error, soundfile.SoundFileError):
             raise UnreadableSound(f"cannot be decoded: {_reason(error)}") from None
-        if isinstance(error, OSError) and not isinstance(
-            error, (FileNotFoundError, PermissionError)
-        ):
+        as_they_are = (FileNotFoundError, PermissionError)
+        if isinstance(error, OSError) and not isinstance(error, as_they_are):
             raise UnreadableSound(f"cannot be read: {error.strerror}") from None
 
 
@@ -453,8 +430,9 @@ def _reason(error: Exception) -> str:
 
 
 class _ForwardFile(soundfile.SoundFile):
-    """A file that is read without seeking. soundfile seeks to the current place after each block,
-    which spoils the next MP3 block.
+    """A file that is read without seeking.
+
+    soundfile seeks to the current place after each block, which spoils the next MP3 block.
     """
 
     def seekable(self) -> bool:
@@ -537,21 +515,18 @@ class _Part(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         place = self._file.tell()
         data = self._file.read(max(0, min(len(buffer), self._end - place)))
-        if (
-            self._zeroed is not None
-            and place < self._zeroed + 4
-            and place + len(data) > self._zeroed
-        ):
+        if self._zeroed is not None:
             first, stop = max(0, self._zeroed - place), min(len(data), self._zeroed + 4 - place)
-            data = data[:first] + bytes(stop - first) + data[stop:]
+            if first < stop:
+                data = data[:first] + bytes(stop - first) + data[stop:]
         buffer[: len(data)] = data
         return len(data)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: self._start, os.SEEK_CUR: self._file.tell(), os.SEEK_END: self._end}[
-            whence
-        ]
-        return self._file.seek(min(max(self._start, base + offset), self._end)) - self._start
+        here = self._file.tell()
+        bases = {os.SEEK_SET: self._start, os.SEEK_CUR: here, os.SEEK_END: self._end}
+        place = min(max(self._start, bases[whence] + offset), self._end)
+        return self._file.seek(place) - self._start
 
     def tell(self) -> int:
         return self._file.tell() - self._start
@@ -562,9 +537,7 @@ class _Part(io.RawIOBase):
 
 
 class _Stream:
-    """Joins decoded pieces; all get the sample rate and the number of channels of the first
-    piece.
-    """
+    """Joins decoded pieces; all get the sample rate and the channels of the first piece."""
 
     announced_frames: int | None = None
 
@@ -617,11 +590,8 @@ class _Stream:
                 # Resample in bounded parts: a packet may be large, and 1 kHz may become 768 kHz.
                 step = max(1, MAX_BLOCK_SAMPLES * rate // self.sample_rate // self.channels)
                 for start in range(0, len(samples), step):
-                    self._pending.append(
-                        self._resampler.resample_chunk(
-                            np.ascontiguousarray(samples[start : start + step])
-                        )
-                    )
+                    part = np.ascontiguousarray(samples[start : start + step])
+                    self._pending.append(self._resampler.resample_chunk(part))
             else:
                 self._pending.append(samples)
             return True
@@ -630,9 +600,8 @@ class _Stream:
 
     def _end_of_resampling(self) -> None:
         if self._resampler is not None:
-            self._pending.append(
-                self._resampler.resample_chunk(np.zeros((0, self.channels), np.float32), last=True)
-            )
+            empty = np.zeros((0, self.channels), np.float32)
+            self._pending.append(self._resampler.resample_chunk(empty, last=True))
             self._resampler, self._foreign_rate = None, 0
 
     def seek(self, frame: int) -> None:
@@ -699,9 +668,7 @@ class _Ffmpeg(_Stream):
         return self._noted(self._decoded_frames(), 0)
 
     def _noted(self, frames: Iterator[Any], position: int) -> Iterator[tuple[np.ndarray, int]]:
-        """Yield samples and rate of FFmpeg's frames, and keep a seek point for each newly decoded
-        second.
-        """
+        """Yield samples and rate of FFmpeg's frames; keep a seek point for each new second."""
         # After a change of the rate, positions count resampled frames. Times that restart (chained
         # Ogg) are ambiguous.
         rate, is_one_rate = 0, True
@@ -781,20 +748,16 @@ class _Ffmpeg(_Stream):
         leads_on = number >= 2 and (
             frame < self._position or self._seek_points[number][0] > self._position
         )
-        if (
-            leads_on
-            and not is_near
-            and self._kind.has_exact_times
-            and self.can_jump
-            and self._jump(self._seek_points[number - 1][1], *self._seek_points[number])
-        ):
+        may_jump = leads_on and not is_near and self._kind.has_exact_times and self.can_jump
+        if may_jump and self._jump(self._seek_points[number - 1][1], *self._seek_points[number]):
             self._discard(frame - self._position)
         else:
             super().seek(frame)
 
     def _jump(self, earlier: int, position: int, pts: int) -> bool:
-        """Continue with the frame of time `pts`; decode from the time `earlier`. Return False if
-        FFmpeg does not find the frame.
+        """Continue with the frame of time `pts`; decode from the time `earlier`.
+
+        Returns False if FFmpeg does not find the frame.
         """
         self._restart()
         self._pieces = self._noted(self._frames_from(earlier, pts), position)

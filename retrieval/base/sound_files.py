@@ -62,7 +62,13 @@ def find_audio(folder: Path, follow_links: bool) -> SoundFiles:
             name for name in folders if not name.startswith(".") and (here / name).is_symlink()
         ]
         if follow_links:
-            unwanted = {name for name in links if _leads_back(here / name)}
+            # a link to a folder above itself, also through other links, would lead in circles
+            unwanted = {
+                name
+                for name in links
+                for parent in (here / name).parents
+                if parent.resolve().is_relative_to((here / name).resolve())
+            }
         else:
             unwanted = set(links)
             found.linked_folders += [here / name for name in links]
@@ -79,15 +85,8 @@ def find_audio(folder: Path, follow_links: bool) -> SoundFiles:
     return found
 
 
-def _leads_back(folder: Path) -> bool:
-    """Return True if the link leads to a folder above itself, directly or through other links."""
-    return any(parent.resolve().is_relative_to(folder.resolve()) for parent in folder.parents)
-
-
 def _is_sound(path: Path, follow_links: bool) -> bool:
-    """Check the first bytes of a regular file. Pipes are not opened: that would wait for a
-    writer.
-    """
+    """Check the first bytes of a regular file. Opening a pipe would wait for a writer."""
     try:
         status = path.stat() if follow_links else path.lstat()
         return stat.S_ISREG(status.st_mode) and status.st_size > 0 and kind_of(path) is not None

@@ -1,5 +1,4 @@
-"""Kinds of sound files: detect the kind by the first bytes, and compare the announced number of
-bytes with the file.
+"""Kinds of sound files, by their first bytes; and whether a file is as long as it announces.
 
 Names are not reliable: a WAV may be called `.dat`, and an error page of a web server `.mp3`.
 """
@@ -13,64 +12,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 # In order of preference, if a clip exists in several kinds: lossless ones come first.
-AUDIO_ENDINGS = (
-    *(".wav", ".flac", ".ogg", ".opus", ".aiff", ".aif", ".mp3"),
-    *(
-        ".wave",
-        ".bwf",
-        ".rf64",
-        ".w64",
-        ".aifc",
-        ".aff",
-        ".caf",
-        ".au",
-        ".snd",
-        ".voc",
-        ".sph",
-        ".nist",
-        ".ircam",
-        ".8svx",
-        ".paf",
-    ),
-    *(".wv", ".ape", ".tta", ".tak", ".shn", ".dsf", ".dff"),
-    *(
-        ".oga",
-        ".spx",
-        ".m4a",
-        ".m4b",
-        ".m4r",
-        ".aac",
-        ".adts",
-        ".mp4",
-        ".m4v",
-        ".mov",
-        ".3gp",
-        ".3g2",
-        ".webm",
-        ".weba",
-        ".mka",
-        ".mkv",
-        ".ogv",
-    ),
-    *(
-        ".wma",
-        ".asf",
-        ".wmv",
-        ".mp2",
-        ".mp1",
-        ".mpga",
-        ".mpc",
-        ".amr",
-        ".awb",
-        ".ac3",
-        ".eac3",
-        ".ec3",
-        ".dts",
-        ".gsm",
-        ".qcp",
-        ".dss",
-    ),
-    *(".avi", ".flv", ".mpg", ".mpeg", ".vob", ".ra", ".oma", ".qoa"),
+AUDIO_ENDINGS = tuple(
+    """
+    .wav .flac .ogg .opus .aiff .aif .mp3 .wave .bwf .rf64 .w64 .aifc .aff .caf .au .snd .voc .sph
+    .nist .ircam .8svx .paf .wv .ape .tta .tak .shn .dsf .dff .oga .spx .m4a .m4b .m4r .aac .adts
+    .mp4 .m4v .mov .3gp .3g2 .webm .weba .mka .mkv .ogv .wma .asf .wmv .mp2 .mp1 .mpga .mpc .amr
+    .awb .ac3 .eac3 .ec3 .dts .gsm .qcp .dss .avi .flv .mpg .mpeg .vob .ra .oma .qoa
+    """.split()
 )
 SNIFFED = 4096  # bytes
 MP3_SEARCHED = 1 << 16  # bytes after the tags in which the first MPEG frame is looked for
@@ -96,26 +44,16 @@ class Kind:
 
 WAV, AIFF, CAF = Kind("WAV", "wav", True), Kind("AIFF", "aiff", True), Kind("CAF", "caf", True)
 AU, W64 = Kind("AU", "au", True), Kind("W64", "w64", True)
-FLAC, OGG, MP3 = (
-    Kind("FLAC", "flac", True, True),
-    Kind("Ogg", "ogg", True, True),
-    Kind("MP3", "mp3", True, True),
-)
-MP4, MATROSKA = (
-    Kind("MP4", "mov", has_exact_times=True),
-    Kind("Matroska or WebM", "matroska", has_exact_times=True),
-)
-ASF, AVI = (
-    Kind("Windows Media", "asf", has_exact_times=True),
-    Kind("AVI", "avi", has_exact_times=True),
-)
+FLAC, OGG = Kind("FLAC", "flac", True, True), Kind("Ogg", "ogg", True, True)
+MP3, MP4 = Kind("MP3", "mp3", True, True), Kind("MP4", "mov", has_exact_times=True)
+MATROSKA = Kind("Matroska or WebM", "matroska", has_exact_times=True)
+ASF = Kind("Windows Media", "asf", has_exact_times=True)
+AVI = Kind("AVI", "avi", has_exact_times=True)
 AAC, AC3 = Kind("AAC", "aac", has_exact_times=True), Kind("AC-3", "ac3", has_exact_times=True)
 EAC3, DTS = Kind("E-AC-3", "eac3", has_exact_times=True), Kind("DTS", "dts", has_exact_times=True)
-GSM, MPEG_TS, APE = (
-    Kind("GSM", "gsm"),
-    Kind("MPEG transport stream", "mpegts"),
-    Kind("Monkey's Audio", "ape"),
-)
+GSM, APE = Kind("GSM", "gsm"), Kind("Monkey's Audio", "ape")
+MPEG_TS = Kind("MPEG transport stream", "mpegts")
+MAY_END_IN_TAGS = (AAC, AC3, FLAC)
 # Kinds with an exact length in the header, which FFmpeg reports.
 WITH_EXACT_LENGTH = ("WavPack", "Monkey's Audio", "TTA", "TAK", "Musepack", "DSF")
 
@@ -181,35 +119,10 @@ FORMS = {  # first four bytes, bytes 8 to 12
     (b"FORM", b"16SV"): Kind("16SV", "iff"),
     (b"FRM8", b"DSD "): Kind("DSDIFF", "iff"),
 }
-MP4_BOXES = (
-    b"ftyp",
-    b"moov",
-    b"mdat",
-    b"moof",
-    b"styp",
-    b"sidx",
-    b"wide",
-    b"free",
-    b"skip",
-    b"pnot",
-    b"udta",
-    b"uuid",
-    b"meta",
-    b"mfra",
-)
+MP4_BOXES = b"ftyp moov mdat moof styp sidx wide free skip pnot udta uuid meta mfra".split()
 PICTURE_BRANDS = (
-    b"heic",
-    b"heix",
-    b"heim",
-    b"heis",
-    b"hevc",
-    b"mif1",
-    b"msf1",
-    b"avif",
-    b"avis",
-    b"crx ",
-    b"jp2 ",
-    b"jxl ",
+    *b"heic heix heim heis hevc mif1 msf1 avif avis".split(),
+    *(b"crx ", b"jp2 ", b"jxl "),
 )
 NO_SOUND = (  # first bytes of other files that often have an audio ending
     (b"<!doctype html", "a web page"),
@@ -227,8 +140,9 @@ NO_SOUND = (  # first bytes of other files that often have an audio ending
 
 
 def kind_of(path: Path | str | bytes) -> Kind | None:
-    """Return the kind of the file by its first bytes, None if it is no known sound file. Raises
-    OSError.
+    """Return the kind of a file by its first bytes; None if it is no known sound file.
+
+    Raises OSError.
     """
     with open(path, "rb") as file:
         return kind_of_open(file)
@@ -267,23 +181,17 @@ def _kind_at(head: bytes) -> Kind | None:
             return kind
     # A text may begin with "The free ...". The length before the first box's name is below 16 MB,
     # except for mdat and moov.
-    if (
-        head[4:8] in (MP4_BOXES if head[:1] == b"\0" else (b"mdat", b"moov"))
-        and head[8:12] not in PICTURE_BRANDS
-    ):
+    boxes = MP4_BOXES if head[:1] == b"\0" else (b"mdat", b"moov")
+    if head[4:8] in boxes and head[8:12] not in PICTURE_BRANDS:
         return MP4
     if head[:4] == b"MAC " and head[5:6] in (b"\x0e", b"\x0f"):  # version 3.8 to 4
         return APE
     if head[:2] == b"\x0b\x77" and len(head) > 5 and head[4] >> 6 != 3:
         return EAC3 if head[5] >> 3 > 10 else AC3
-    if (
-        len(head) > 376
-        and head[0] == head[188] == head[376] == 0x47
-        or len(head) > 388
-        and head[4] == head[196] == head[388] == 0x47
-    ):
-        return MPEG_TS
-    return None
+    # packets of 188 bytes, or of 192 with a time before each
+    is_plain = len(head) > 376 and head[0] == head[188] == head[376] == 0x47
+    is_timed = len(head) > 388 and head[4] == head[196] == head[388] == 0x47
+    return MPEG_TS if is_plain or is_timed else None
 
 
 def _is_text(head: bytes) -> bool:
@@ -337,37 +245,25 @@ def mpeg_frame(data: bytes, offset: int) -> MpegFrame | None:
     if len(data) < offset + 4:
         return None
     header = int.from_bytes(data[offset : offset + 4], "big")
-    version, layer, bit_rate, rate = (
-        header >> 19 & 3,
-        4 - (header >> 17 & 3),
-        header >> 12 & 15,
-        header >> 10 & 3,
-    )
-    if (
-        header >> 21 != 0x7FF
-        or version == 1
-        or layer == 4
-        or bit_rate == 15
-        or rate == 3
-        or header & 3 == 2
-    ):
+    version, layer = header >> 19 & 3, 4 - (header >> 17 & 3)
+    bit_rate, rate, emphasis = header >> 12 & 15, header >> 10 & 3, header & 3
+    is_reserved = version == 1 or layer == 4 or bit_rate == 15 or rate == 3 or emphasis == 2
+    if header >> 21 != 0x7FF or is_reserved:
         return None
     hertz = (44_100, 48_000, 32_000)[rate] // {3: 1, 2: 2, 0: 4}[version]
     bits, padding = 1000 * BIT_RATES[version == 3, layer][bit_rate], header >> 9 & 1
     num_samples = 384 if layer == 1 else 1152 if layer == 2 or version == 3 else 576
-    size = (
-        (12 * bits // hertz + padding) * 4
-        if layer == 1
-        else num_samples // 8 * bits // hertz + padding
-    )
-    return MpegFrame(
-        header, layer, version == 3, header >> 6 & 3 == 3, size if bits else 0, num_samples
-    )
+    size = num_samples // 8 * bits // hertz + padding
+    if layer == 1:
+        size = (12 * bits // hertz + padding) * 4
+    is_mono = header >> 6 & 3 == 3
+    return MpegFrame(header, layer, version == 3, is_mono, size if bits else 0, num_samples)
 
 
 def mpeg_start(data: bytes) -> int | None:
-    """Find three MPEG audio frames in a row; at the start of the data fewer are enough if the data
-    end there.
+    """Find three MPEG audio frames in a row.
+
+    At the start of the data fewer are enough if the data end there.
 
     Returns:
         Offset of the first frame, None if there are none.
@@ -397,8 +293,9 @@ def mpeg_start(data: bytes) -> int | None:
 
 
 def _free_format_size(data: bytes, offset: int) -> int:
-    """Return the size (bytes, without padding) of a frame with free bit rate: the distance to the
-    next header; 0 without one.
+    """Return the size (bytes) of a frame of free bit rate, without padding; 0 if unknown.
+
+    It is the distance to the next header.
     """
     header = mpeg_frame(data, offset).header
     for place in range(offset + 96, min(offset + 8192, len(data) - 4)):
@@ -445,9 +342,7 @@ def end_before_tags(file: BinaryIO, start: int = 0) -> int:
 
 @dataclass(frozen=True)
 class MpegLayout:
-    """Position of a file's MPEG audio, and the counts of its Xing, Info or VBRI frame; None without
-    such a frame.
-    """
+    """Position of a file's MPEG audio, and the counts of its Xing, Info or VBRI frame, if any."""
 
     start: int
     end: int
@@ -467,11 +362,8 @@ def mpeg_layout(file: BinaryIO) -> MpegLayout | None:
     end = end_before_tags(file, tags + offset)
     frame = mpeg_frame(data, offset)
     num_frames = num_bytes = None
-    place = (
-        offset
-        + 4
-        + ((17 if frame.is_mono else 32) if frame.is_version_1 else (9 if frame.is_mono else 17))
-    )
+    side_info = {(True, True): 17, (True, False): 32, (False, True): 9, (False, False): 17}
+    place = offset + 4 + side_info[frame.is_version_1, frame.is_mono]
     if data[place : place + 4] in (b"Xing", b"Info"):
         (flags,) = struct.unpack_from(">I", data.ljust(place + 16), place + 4)
         place += 8
@@ -491,8 +383,9 @@ def mpeg_layout(file: BinaryIO) -> MpegLayout | None:
 
 
 def _has_mpeg(file: BinaryIO, place: int) -> bool:
-    """Return True if MPEG frames follow soon after `place`, or after a tag there (its picture may
-    be large).
+    """Return True if MPEG frames follow soon after `place`, or after a tag there.
+
+    A tag's picture may be large.
     """
     while True:
         file.seek(place)
@@ -506,8 +399,9 @@ def _has_mpeg(file: BinaryIO, place: int) -> bool:
 
 
 def adts_start(data: bytes) -> int | None:
-    """Find three AAC frames (ADTS) in a row; at the start of the data fewer are enough if the data
-    end there.
+    """Find three AAC frames (ADTS) in a row.
+
+    At the start of the data fewer are enough if the data end there.
 
     Returns:
         Offset of the first frame, None if there are none. A recorded broadcast begins in the middle
@@ -555,12 +449,8 @@ def why_truncated(file: BinaryIO, kind: Kind) -> str | None:
     walk = WALKS.get(kind.name)
     for start, end in walk(file, size) if walk else ():
         promised, missing = end - start, end - size
-        allowed = (
-            0
-            if kind is OGG
-            else max(ALLOWED_OF_SMALL, min(ALLOWED_BYTES, ALLOWED_SHARE * promised))
-        )
-        if missing > allowed:
+        allowed = max(ALLOWED_OF_SMALL, min(ALLOWED_BYTES, ALLOWED_SHARE * promised))
+        if missing > (0 if kind is OGG else allowed):
             return (
                 f"truncated: the header announces {promised} bytes of audio, the file holds"
                 f" {promised - missing}"
@@ -576,9 +466,7 @@ def _at(file: BinaryIO, place: int, size: int) -> bytes:
 
 
 def _riff_data_chunk(file: BinaryIO) -> tuple[int, int] | None:
-    """Return start and length (bytes) of the samples of WAV, RF64 and BW64; length -1 if
-    unknown.
-    """
+    """Return start and length (bytes) of the samples of WAV, RF64 and BW64; -1 if unknown."""
     order = ">" if _at(file, 0, 4) == b"RIFX" else "<"
     place, length_64 = 12, None
     while len(chunk := _at(file, place, 8)) == 8:
@@ -603,35 +491,32 @@ def _riff_data(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
 
 
 def wav_was_not_closed(file: BinaryIO) -> bool:
-    """Return True if a WAV has samples but its header says 0: the recorder lost power before it
-    wrote the length.
+    """Return True if a WAV has samples but its header says 0.
+
+    The recorder lost power before it wrote the length.
     """
     found = _riff_data_chunk(file)
     if not found or found[1] != 0:
         return False
     size, start = file.seek(0, os.SEEK_END), found[0]
     head = _at(file, start, 8)
-    is_chunk = (
-        len(head) == 8
-        and head[:4].isascii()
-        and head[:4].decode().isprintable()
-        and int.from_bytes(head[4:], "little") <= size - start - 8
-    )
+    has_name = len(head) == 8 and head[:4].isascii() and head[:4].decode().isprintable()
+    is_chunk = has_name and int.from_bytes(head[4:], "little") <= size - start - 8
     return size - start > 8 and not is_chunk
 
 
 def wrapped_wav_length(file: BinaryIO) -> int | None:
-    """Return the place of the length in the header of a WAV of more than 4 GB, if its 32 bits do
-    not hold the length.
+    """Return the place of a wrong length in the header of a WAV of more than 4 GB, else None.
+
+    32 bits do not hold that length.
     """
     found = _riff_data_chunk(file)
     if not found or _at(file, 0, 4) not in (b"RIFF", b"RIFX"):
         return None
     start, length = found
     if length < 0:
-        length = int.from_bytes(
-            _at(file, start - 4, 4), "big" if _at(file, 0, 4) == b"RIFX" else "little"
-        )
+        order = "big" if _at(file, 0, 4) == b"RIFX" else "little"
+        length = int.from_bytes(_at(file, start - 4, 4), order)
     return start - 4 if file.seek(0, os.SEEK_END) - start - length >= WRAPPED else None
 
 
@@ -758,9 +643,7 @@ def _asf_data(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
 
 
 def _mpeg_frames(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
-    """Yield the range that a Xing, Info or VBRI frame counts. If its end is missing, so are the
-    tags after it.
-    """
+    """Yield the range that a Xing, Info or VBRI frame counts."""
     layout = mpeg_layout(file)
     if layout and layout.num_bytes:
         yield layout.start, layout.start + layout.num_bytes
@@ -786,20 +669,8 @@ def _sphere_samples(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
 
 EBML, SEGMENT, CLUSTER = 0x1A45DFA3, 0x18538067, 0x1F43B675
 MATROSKA_ELEMENTS = {
-    *(
-        EBML,
-        SEGMENT,
-        CLUSTER,
-        0x114D9B74,
-        0x1549A966,
-        0x1654AE6B,
-        0x1C53BB6B,
-        0x1254C367,
-        0x1043A770,
-        0x1941A469,
-        0xEC,
-        0xBF,
-    ),
+    *(EBML, SEGMENT, CLUSTER, 0x114D9B74, 0x1549A966, 0x1654AE6B, 0x1C53BB6B, 0x1254C367),
+    *(0x1043A770, 0x1941A469, 0xEC, 0xBF),
     *(0xE7, 0xA3, 0xA0, 0xAB, 0xA7, 0x5854),  # in a cluster
 }
 
@@ -889,13 +760,9 @@ def ogg_pages(file: BinaryIO) -> Iterator[OggPage]:
         num_segments = head[26]
         payload = 27 + num_segments
         size = payload + sum(head[27:payload])
-        yield OggPage(
-            place,
-            place + size,
-            bool(head[5] & 2),
-            int.from_bytes(head[14:18], "little"),
-            head[payload : payload + 8],
-        )
+        serial = int.from_bytes(head[14:18], "little")
+        codec = head[payload : payload + 8]
+        yield OggPage(place, place + size, bool(head[5] & 2), serial, codec)
         place += size
 
 

@@ -1,6 +1,4 @@
-"""Ctrl-C, SIGTERM and the death of the launcher: the loop stops at a place of its own choosing and
-saves.
-"""
+"""Ctrl-C, SIGTERM and the death of the launcher: training saves its state and stops."""
 
 import ctypes
 import os
@@ -44,9 +42,9 @@ def resume_command() -> str:
 
 
 class Interrupted(BaseException):
-    """SIGINT or SIGTERM arrived; what had been trained is in the newest state on disk.
+    """SIGINT or SIGTERM arrived; the newest state on disk holds the training until then.
 
-    No Exception, as KeyboardInterrupt is none: what catches those, around the loading of a file,
+    No Exception, as KeyboardInterrupt is none: code that catches those around the loading of a file
     would call the file damaged.
     """
 
@@ -56,13 +54,12 @@ class Interrupted(BaseException):
 
 @dataclass
 class StopRequest:
-    """While `at_once` is set a signal interrupts right away; else it asks the loop to stop after
-    its step.
+    """Handler of signals that asks the training loop to stop after its step.
 
-    Where an exception would be lost, the request is noted only, and the loop's next step heeds it.
-    A loader process, which starts with its parent's handlers, does nothing until it has set its own
-    (retrieval.data.pairs). A second Ctrl-C does not wait. A second SIGTERM does nothing: after a
-    Ctrl-C the launcher dies first, which sends one.
+    While `at_once` is set, and for a second Ctrl-C, a signal interrupts right away, except where
+    Python would drop the exception. A second SIGTERM does nothing: after a Ctrl-C the launcher dies
+    first, which sends one. A loader process starts with its parent's handlers: they do nothing
+    there until it has set its own (retrieval.data.pairs).
     """
 
     signum: int = 0
@@ -83,8 +80,9 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Ctrl-C and SIGTERM set the request instead of ending the process; so does the death of the
-    launcher. Within another: the same request.
+    """A request that Ctrl-C, SIGTERM and the death of the launcher set within the block.
+
+    Within another such block it is the same request.
     """
     if isinstance(outer := signal.getsignal(signal.SIGTERM), StopRequest):
         yield outer
@@ -92,8 +90,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
     stop = StopRequest()
     before = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
     if LAUNCHERS & os.environ.keys() and sys.platform == "linux":
-        # The launcher does not pass SIGTERM on; without this, killing it would leave the training
-        # running unseen.
+        # A killed launcher does not pass SIGTERM on: the training would run on unseen.
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
     try:
@@ -102,5 +99,5 @@ def stop_on_signals() -> Iterator[StopRequest]:
         for signum, handler in before.items():
             signal.signal(signum, handler)
         if stop.signum:
-            # the launcher's death must not cut off the last words
+            # the launcher's death must not cut off the last message
             signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -46,7 +46,14 @@ def git_commit() -> str | None:
             return _git(root, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     except (OSError, subprocess.SubprocessError):
         pass  # not in git, or git is not installed
-    return _installed_commit(root)
+    for installed in distributions(name=DISTRIBUTION, path=[str(root)]):
+        try:
+            # of `pip install git+URL`: PEP 610
+            origin = json.loads(installed.read_text("direct_url.json") or "{}")
+            return origin["vcs_info"]["commit_id"]
+        except (KeyError, ValueError):
+            pass  # installed from an archive, a folder or an index
+    return None
 
 
 def _git(folder: Path, *arguments: str) -> str:
@@ -61,14 +68,3 @@ def _git(folder: Path, *arguments: str) -> str:
         check=True,
         timeout=10,
     ).stdout.strip()
-
-
-def _installed_commit(folder: Path) -> str | None:
-    """Return the commit of `pip install git+URL` (PEP 610) for the package in `folder`."""
-    for installed in distributions(name=DISTRIBUTION, path=[str(folder)]):
-        try:
-            origin = json.loads(installed.read_text("direct_url.json") or "{}")
-            return origin["vcs_info"]["commit_id"]
-        except (KeyError, ValueError):
-            pass  # installed from an archive, a folder or an index
-    return None

@@ -188,7 +188,7 @@ for _ in range(4):
 
 
 def test_processes_that_end_after_an_exchange_end_well():
-    """Without `let_go` about one in five is aborted."""
+    """Without `release_tensors` about one in five is aborted."""
     processes = []
     for _ in range(4):
         where = {
