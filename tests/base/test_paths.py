@@ -20,7 +20,7 @@ from retrieval.evaluation.options import parse_arguments
 from retrieval.search import __main__ as search
 from tests.conftest import ROOT, mistake
 
-NO_PATHS = {"audio_encoder.name", "loss.name", "loss.supervised"}
+NO_PATHS = {"audio_encoder.name", "pooling.name", "loss.name", "loss.supervised"}
 FOLDERS = ("retrieval", "data_prep", "benchmarks")
 COMMANDS = [
     ROOT / "train.py",
