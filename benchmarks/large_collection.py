@@ -1,18 +1,14 @@
-"""100,000 clips x 1,000 queries scored with mean pooling: ranks, metrics and the best ten of every
-query, within 4 GB.
+"""100,000 clips x 1,000 queries with mean pooling: metrics and best ten of a query, within 4 GB.
 
-    # 12 s on two free cores; exits with 1 above 4 GB
-    python -m benchmarks.large_collection
-    # 2,000 x 50; the memory is judged all the same
-    python -m benchmarks.large_collection --quick
+    python -m benchmarks.large_collection            # 12 s on two free cores; fails above 4 GB
+    python -m benchmarks.large_collection --quick    # 2,000 x 50, with the same limit
 
 One vector of 1,024 random numbers stands for a clip under mean pooling; each query is its right
 clip with much noise. A process of its own makes the clips block by block. First `MeanPooling.score`
 fills the score matrix, whose metrics are computed; then retrieval.search.two_stage (FAISS) finds
 the best ten of every query from the vectors, without a matrix. Both must agree, else the exit code
-is 1.
-Memory is the largest resident set that the operating system counted for that process, with Python
-and PyTorch.
+is 1. Memory is the largest resident set that the operating system counted for that process, with
+Python and PyTorch.
 """
 
 import argparse
@@ -34,13 +30,13 @@ MOST_GB = 4.0
 CLIPS_AT_ONCE = 4096
 NUM_TOP = 10
 DIM = 1024
-LEAST_SAME = 0.999  # two clips whose scores differ by rounding alone may change places
+LEAST_SAME = 0.999  # rounding may swap two clips with almost equal scores
 # standard deviation, that of the clips being 1: the right clip is found often, not always
 NOISE = 8.0
 
 
 def blocks(num_clips: int) -> Iterator[tuple[int, "Tensor"]]:
-    """(first clip, vectors (b, D)); the same ones at every call."""
+    """Yield first clip and vectors (b, D) of each block; the same ones at every call."""
     import torch
 
     for first in range(0, num_clips, CLIPS_AT_ONCE):
@@ -49,9 +45,7 @@ def blocks(num_clips: int) -> Iterator[tuple[int, "Tensor"]]:
 
 
 def work(num_clips: int, num_queries: int) -> int:
-    """In a process of its own; prints seconds and metrics. Exit code 1 where the two ways
-    disagree.
-    """
+    """Score both ways, in a process of its own; return exit code 1 if they disagree."""
     import torch
 
     from retrieval.evaluation.result import retrieval_metrics

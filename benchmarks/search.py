@@ -1,20 +1,18 @@
-"""A query to an index of 10,000 recordings, from the sentence to ranked answers with their
-attention, after the index has been opened.
+"""Time of a query to an open index of 10,000 recordings, from sentence to answers with attention.
 
-    # 16 GB of disk, 4 min; exit code 1 above 100 ms
     python -m benchmarks.search [--clips 10000] [--queries 50] [--work DIR]
-    # after `make demo`: mAP@10 of its evaluation captions, text encoder in 32 and in 8 bit
-    python -m benchmarks.search --accuracy
-    # tiny sizes: shows that it runs
-    python -m benchmarks.search --quick
+    python -m benchmarks.search --accuracy    # after `make demo`
+    python -m benchmarks.search --quick       # tiny sizes: shows that it runs
 
-The model of configs/tap.yaml with random weights (roberta-large, D 1024); the index is written by
-retrieval.search's own writer, of clips of 15 to 30 s with random frames in place of encoded sound:
-time does not depend on what the numbers are. Median and longest of the queries, with the text
-encoder of PyTorch and in 8 bit (fast_text, by which the exit code goes) by turns; the text encoder
-alone; and the ratio to TAP on every clip, which is what a search without shortlist would take.
-Memory holds the frames that were just written, where it is large enough; `--cold` also asks with
-frames that the system was told to forget.
+The first takes 16 GB of disk and 4 minutes; its exit code is 1 if the median of the 8 bit encoder
+is above 100 ms. `--accuracy` gives mAP@10 of the demo's captions with both text encoders.
+
+The model is that of configs/tap.yaml with random weights (roberta-large, D 1024). The project's own
+IndexWriter writes clips of 15 to 30 s with random frames: the time does not depend on the values.
+Text encoders of PyTorch and in 8 bit (fast_text) take turns. Also timed: the text encoder without
+search, and TAP on every clip, the cost of a search without a shortlist. The frames that were just
+written are in memory if it is large enough; `--cold` also queries after the system was told to drop
+them.
 """
 
 import argparse
@@ -37,14 +35,14 @@ from retrieval.base.progress import bar
 
 SAMPLE = Path(__file__).resolve().parent.parent / "data" / "sample"
 MOST_SECONDS = 0.1
-NUM_WARM = 3  # queries that meet what has not been touched yet, and are not counted
-DISTINCT_CLIPS = 64  # of which the others are copies on disk
-NUM_ALL = 1000  # clips of which TAP scores every one, for the ratio
+NUM_WARM = 3  # first queries, not counted: they meet cold caches
+DISTINCT_CLIPS = 64  # the other clips are copies of these
+NUM_ALL = 1000  # clips that TAP scores for the ratio
 FILES_AT_ONCE = 256
 
 
 def write_index(path: Path, checkpoint: Path, num_clips: int) -> None:
-    """An index of clips that have no files."""
+    """Write an index of clips without files."""
     import torch
 
     from retrieval.models.dual_encoder import DualEncoder
@@ -60,8 +58,9 @@ def write_index(path: Path, checkpoint: Path, num_clips: int) -> None:
     num_frames = model.windows.num_valid_frames(
         torch.from_numpy((lengths * model.sample_rate).astype(np.int64))
     ).numpy()
+    shape = (num_frames.max(), dim)
     distinct = [
-        rng.standard_normal((num_frames.max(), dim), dtype=np.float32).astype(np.float16)
+        rng.standard_normal(shape, dtype=np.float32).astype(np.float16)
         for _ in range(DISTINCT_CLIPS)
     ]
     meta = IndexMeta(
@@ -79,16 +78,10 @@ def write_index(path: Path, checkpoint: Path, num_clips: int) -> None:
     ):
         for clip in range(num_clips):
             vector = rng.standard_normal((1, dim), dtype=np.float32)
-            (place,) = writer.append(
-                vector / np.linalg.norm(vector),
-                [distinct[clip % DISTINCT_CLIPS][: num_frames[clip]]],
-            )
-            writer.add_file(
-                Found(f"{clip:06}.wav", 0, 0),
-                str(clip),
-                lengths[clip],
-                [(0.0, lengths[clip], *place)],
-            )
+            frames = distinct[clip % DISTINCT_CLIPS][: num_frames[clip]]
+            (place,) = writer.append(vector / np.linalg.norm(vector), [frames])
+            found, excerpt = Found(f"{clip:06}.wav", 0, 0), (0.0, lengths[clip], *place)
+            writer.add_file(found, str(clip), lengths[clip], [excerpt])
             progress.update()
             if clip % FILES_AT_ONCE == 0:
                 writer.commit()
@@ -96,13 +89,12 @@ def write_index(path: Path, checkpoint: Path, num_clips: int) -> None:
 
 
 def milliseconds(seconds: list[float]) -> str:
-    return (
-        f"median {1000 * statistics.median(seconds):.0f} ms, longest {1000 * max(seconds):.0f} ms"
-    )
+    median = 1000 * statistics.median(seconds)
+    return f"median {median:.0f} ms, longest {1000 * max(seconds):.0f} ms"
 
 
 def forget(file: Path) -> None:
-    """Out of the page cache."""
+    """Drop a file from the page cache."""
     with open(file, "rb") as opened:
         os.fsync(opened.fileno())
         os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -173,9 +165,7 @@ def seconds_of(work: Callable[[], Any]) -> float:
 
 
 def accuracy() -> int:
-    """What searching an index costs in mAP@10 against the score matrix: float16 frames, and the
-    text encoder in 8 bit.
-    """
+    """Print the metrics of search in the demo's index, with the text encoder in 32 and in 8 bit."""
     from retrieval.evaluation.metrics.text_audio_retrieval.ranking import metrics_of_ranks
     from retrieval.search import AudioIndex
 
@@ -220,12 +210,11 @@ def main() -> int:
         if not (SAMPLE / "index").is_dir():
             raise UserError(f"{SAMPLE / 'index'} does not exist: run `make demo` first")
         return accuracy()
-    arguments.clips = (
-        (300 if arguments.quick else 10_000) if arguments.clips is None else arguments.clips
-    )
-    arguments.queries = (
-        (5 if arguments.quick else 50) if arguments.queries is None else arguments.queries
-    )
+    default_clips, default_queries = (300, 5) if arguments.quick else (10_000, 50)
+    if arguments.clips is None:
+        arguments.clips = default_clips
+    if arguments.queries is None:
+        arguments.queries = default_queries
     for name in ("clips", "queries"):
         if getattr(arguments, name) < 1:
             raise UserError(f"--{name} {getattr(arguments, name)}: must be 1 or more")

@@ -1,15 +1,13 @@
-"""Two-stage search against full TAP: mAP@10 and scoring time for K candidates a text, and the time
-at the sizes of Clotho.
+"""Two-stage search against full TAP: mAP@10 and time for K candidates a text.
 
-    # after `make demo`; 2 GB, two minutes
-    python -m benchmarks.two_stage [--checkpoint runs/sample_tap/best] [--output docs/two_stage.png]
-    # random numbers: shows that it runs
-    python -m benchmarks.two_stage --quick
+    python -m benchmarks.two_stage [--checkpoint runs/sample_tap/best]    # after `make demo`
+    python -m benchmarks.two_stage --quick    # random numbers: shows that it runs
 
-Measures the search's own path: FAISS picks candidates by one vector a clip, and
-retrieval.search.two_stage scores them. Two such vectors are tried: TAP's output if every frame had
-the same weight (the one that an index holds), and the mean of the frames. A text whose right clip
-is not among its candidates counts 0. Full TAP is `pooling.score`, all frames in memory.
+The first takes 2 GB and two minutes, and draws docs/two_stage.png. It measures the search's own
+path: FAISS picks candidates by one vector a clip, and retrieval.search.two_stage scores them. Two
+such vectors are tried: TAP's output if every frame had the same weight (the one that an index
+holds), and the mean of the frames. A text whose right clip is not among its candidates counts 0.
+Full TAP is `pooling.score`, all frames in memory.
 
 Seconds are processor seconds of one thread, which other programs do not lengthen much. Two stages
 include the product of TAP's matrices; no time includes the encoders. The scores of all candidates
@@ -57,7 +55,7 @@ FIRST_STAGES = ("even attention", "mean of frames")
 
 @dataclass(frozen=True)
 class Task:
-    """Texts (N, D), clips of frames (T, D) to find, and the right clip of each text, int64 (N,)."""
+    """Texts (N, D), clips of frames (T, D), and the right clip of each text, int64 (N,)."""
 
     pooling: TextAwareAttentionPooling
     text: Tensor
@@ -122,7 +120,7 @@ def sample_task(checkpoint: Path, cache: Path, split_name: str) -> Task:
 def random_task(
     num_texts: int, num_clips: int, max_frames: int, dim: int, attention_dim: int
 ) -> Task:
-    """Make clips of random frames; each text is near one frame of its right clip."""
+    """Make clips of up to `max_frames` random frames; a text is near a frame of its right clip."""
     torch.manual_seed(0)
     pooling = TextAwareAttentionPooling(dim, attention_dim, init="identity").eval()
     num_frames = torch.linspace(max_frames / 2, max_frames, num_clips).ceil().long()  # (B,)
@@ -133,25 +131,21 @@ def random_task(
 
 
 def quality(candidates: Tensor, scores: Tensor, right: Tensor) -> tuple[float, float]:
-    """(mAP@10, share of texts whose right clip is a candidate) of candidates (N, K) with scores (N,
-    K).
-    """
+    """Return mAP@10 and the share of found right clips, of candidates and scores (N, K)."""
     is_right = candidates == right[:, None]  # (N, K), at most one a row
     found = is_right.any(dim=1)
     right_scores = scores.masked_fill(~is_right, -torch.inf).amax(dim=1, keepdim=True)
-    # As everywhere in the project a clip that ties with the right one stands before it; what was
-    # not found has no rank.
+    # As everywhere in the project, a clip with the right one's score stands before it; a right clip
+    # that is no candidate has no rank.
     ranks = (scores >= right_scores).sum(dim=1).double().masked_fill(~found, torch.inf).numpy()
-    return (
-        metrics_of_ranks([np.array([rank]) for rank in ranks])["mAP@10"],
-        found.double().mean().item(),
-    )
+    metrics = metrics_of_ranks([np.array([rank]) for rank in ranks])
+    return metrics["mAP@10"], found.double().mean().item()
 
 
 def measure(
     ways: dict[Any, Callable[[], Any]], repeats: int
 ) -> tuple[dict[Any, float], dict[Any, Any]]:
-    """Median processor seconds and the result of each way; the ways take turns."""
+    """Return median processor seconds and result of each way; the ways take turns."""
     seconds, results = alternate(ways, repeats, clock=time.process_time)
     return {name: statistics.median(values) for name, values in seconds.items()}, results
 
@@ -185,8 +179,10 @@ def timed(
 def curve(
     task: Task, repeats: int
 ) -> tuple[dict[str, dict[int, float]], dict[int, float], float, float]:
-    """Print the table of one task: (mAP@10 for each first stage and K, seconds for each K, seconds
-    of full TAP, largest difference).
+    """Print the table of a task.
+
+    Returns:
+        mAP@10 for each first stage and K; seconds for each K and of full TAP; largest difference.
     """
     num_clips = len(task.frames)
     counts = [count for count in CANDIDATES if count < num_clips] + [num_clips]
@@ -221,9 +217,7 @@ def curve(
 
 
 def time_of_shares(task: Task) -> float:
-    """Print seconds against the share of candidates, for all texts and for one; the largest
-    difference of a score.
-    """
+    """Print seconds against the share of candidates; return the largest difference of a score."""
     num_clips = len(task.frames)
     counts = [2**power for power in range(num_clips.bit_length()) if 2**power <= num_clips]
     seconds, full_seconds, _, difference = timed(task, counts, repeats=1)

@@ -1,15 +1,14 @@
-"""Index a folder of recordings, and find those that a sentence describes, or that sound like
-another.
+"""Search recordings by a sentence or by a sound; index them first.
 
-    python -m retrieval.search index FOLDER --checkpoint runs/tap/best --index DIR    # again after changes: only those are encoded
+    python -m retrieval.search index FOLDER --checkpoint runs/tap/best --index DIR
     python -m retrieval.search query "a dog barks twice" --index DIR [-k 10] [--json] [--csv FILE]
-    python -m retrieval.search query --audio dog.wav --index DIR                      # more like this
-    python -m retrieval.search query --queries FILE --index DIR                       # a query a line, or a CSV with a column caption
+    python -m retrieval.search query --audio dog.wav --index DIR    # more like this
+    python -m retrieval.search query --queries FILE --index DIR     # one a line, or a CSV
 
-Reads WAV, FLAC, Ogg, Opus, MP3, AIFF, M4A, the sound of MP4 and WebM, and more (docs/corpora.md),
-under any file name. Files of any length are cut into overlapping excerpts, so that an answer is a
-file and a time. An answer has rank, score, file and the seconds that hold half of the attention
-that TAP pays to the file's excerpt (other poolings: the excerpt).
+Run `index` again after changes: only new and changed recordings are encoded. It reads WAV, FLAC,
+Ogg, Opus, MP3, AIFF, M4A, the sound of MP4 and WebM, and more (docs/corpora.md), under any file
+name. Files of any length are cut into overlapping excerpts, so that an answer is a file and a place
+in it: the seconds that hold half of TAP's attention (other poolings: the excerpt).
 """
 
 import argparse
@@ -18,7 +17,7 @@ import json
 import sys
 import time
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING
 
 from retrieval.base.command import run_main
 from retrieval.base.errors import OneLineParser, UserError, user_path
@@ -26,18 +25,12 @@ from retrieval.base.files import atomic_writer, check_not_among, check_writable
 from retrieval.base.launch import check_environment
 from retrieval.base.progress import set_quiet, silence_transformers
 
+if TYPE_CHECKING:
+    from retrieval.search.hits import Hit
+
 FILES_LISTED = 20
-COLUMNS = (
-    "query",
-    "rank",
-    "score",
-    "file",
-    "from",
-    "to",
-    "excerpt_from",
-    "excerpt_to",
-    "file_seconds",
-)
+COLUMNS = ("query", "rank", "score", "file", "from", "to", "excerpt_from", "excerpt_to")
+COLUMNS += ("file_seconds",)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -52,29 +45,26 @@ def index(arguments: argparse.Namespace) -> int:
     from retrieval.search.index import AudioIndex
 
     started = time.monotonic()
-    settings = {
-        name: getattr(arguments, name)
-        for name in ("hop_seconds", "batch_size", "mixed_precision", "overwrite")
-    }
-    built = AudioIndex.build(arguments.folder, arguments.checkpoint, arguments.index, **settings)
-    for file, reason in built.unreadable[:FILES_LISTED]:
-        print(f"left out: {_shown(file)}: {reason}", file=sys.stderr)
-    if len(built.unreadable) > FILES_LISTED:
-        print(
-            f"left out: {len(built.unreadable) - FILES_LISTED} more, see"
-            f" {arguments.index / 'unreadable.csv'}",
-            file=sys.stderr,
-        )
-    hours = sum(file.seconds for file in built.files) / 3600
-    print(
-        f"{arguments.index}: {len(built.files):,} files, {hours:.2f} hours; {built.changes} in"
-        f" {time.monotonic() - started:.1f} s"
+    built = AudioIndex.build(
+        arguments.folder,
+        arguments.checkpoint,
+        arguments.index,
+        hop_seconds=arguments.hop_seconds,
+        batch_size=arguments.batch_size,
+        mixed_precision=arguments.mixed_precision,
+        overwrite=arguments.overwrite,
     )
+    for file, reason in built.unreadable[:FILES_LISTED]:
+        print(f"left out: {printable(file)}: {reason}", file=sys.stderr)
+    if (num_more := len(built.unreadable) - FILES_LISTED) > 0:
+        listed = arguments.index / "unreadable.csv"
+        print(f"left out: {num_more} more, see {listed}", file=sys.stderr)
+    hours, took = sum(file.seconds for file in built.files) / 3600, time.monotonic() - started
+    counts = f"{len(built.files):,} files, {hours:.2f} hours; {built.changes}"
+    print(f"{arguments.index}: {counts} in {took:.1f} s")
     if passed_over := built.changes.passed_over:
-        endings = ", ".join(
-            f"{number:,} {ending or 'without ending'}"
-            for ending, number in passed_over.most_common(10)
-        )
+        common = passed_over.most_common(10)
+        endings = ", ".join(f"{number:,} {ending or 'without ending'}" for ending, number in common)
         print(f"passed over: {passed_over.total():,} files that are no sound: {endings}")
     if built.changes.one_channel:
         print(
@@ -88,13 +78,7 @@ def query(arguments: argparse.Namespace) -> int:
     from retrieval.search.index import AudioIndex
     from retrieval.search.queries import read_query_file
 
-    queries = (
-        read_query_file(arguments.queries)
-        if arguments.queries
-        else [arguments.text]
-        if arguments.text is not None
-        else []
-    )
+    queries = read_query_file(arguments.queries) if arguments.queries else [arguments.text]
     opened = AudioIndex.open(arguments.index, arguments.checkpoint, fast_text=arguments.fast_text)
     if not opened.is_complete:
         print(
@@ -104,74 +88,68 @@ def query(arguments: argparse.Namespace) -> int:
         )
     within = PurePosixPath(arguments.within).as_posix().strip("/.")
     if within and within not in opened.folders:
-        some = ", ".join(opened.folders[:FILES_LISTED]) or "none"
         raise UserError(
             f"--within {arguments.within}: the index has no files below such a folder; it has:"
-            f" {some}"
+            f" {', '.join(opened.folders[:FILES_LISTED]) or 'none'}"
         )
-    filters = {
-        "within": within,
-        "min_seconds": arguments.min_seconds,
-        "max_seconds": arguments.max_seconds,
-    }
+    limits = {"min_seconds": arguments.min_seconds, "max_seconds": arguments.max_seconds}
     if arguments.audio:
-        answers = [
-            (str(arguments.audio), opened.search_audio(arguments.audio, arguments.k, **filters))
-        ]
+        hits = opened.search_audio(arguments.audio, arguments.k, within=within, **limits)
+        answers = [(str(arguments.audio), hits)]
     else:
         for text in queries:
             if note := opened.notes(text):
                 print(f"note: {note}", file=sys.stderr)
-        answers = list(zip(queries, opened.search_many(queries, arguments.k, **filters)))
-    missing = {}  # in order, once
+        hits = opened.search_many(queries, arguments.k, within=within, **limits)
+        answers = list(zip(queries, hits, strict=True))
+    notes = {}  # in order, each once
     for file in sorted({hit.file for _, hits in answers for hit in hits}):
         try:
             opened.path_of(file)
         except UserError as error:
-            missing[f"note: {error}"] = None
-    if missing:
-        print(*missing, sep="\n", file=sys.stderr)
+            notes[f"note: {error}"] = None
+    for note in notes:
+        print(note, file=sys.stderr)
     write_answers(answers, arguments)
     return 0
 
 
-def write_answers(answers: list[tuple[str, list]], arguments: argparse.Namespace) -> None:
-    rows = [(text, *row) for text, hits in answers for row in map(_row, hits)]
+def write_answers(answers: list[tuple[str, list["Hit"]]], arguments: argparse.Namespace) -> None:
+    """Print answers as lines or JSON, and write them to --csv."""
+
+    def row(hit: "Hit") -> tuple:
+        times = hit.attended_from, hit.attended_to, hit.start, hit.end, hit.seconds
+        return hit.rank, round(hit.score, 6), hit.file, *(round(time, 2) for time in times)
+
     if arguments.csv:
+        rows = [(text, *row(hit)) for text, hits in answers for hit in hits]
         with atomic_writer(arguments.csv) as file:
             csv.writer(file).writerows([COLUMNS, *rows])
     if arguments.json:
-        content = [
-            {"query": text, "hits": [dict(zip(COLUMNS[1:], _row(hit))) for hit in hits]}
-            for text, hits in answers
-        ]
+        content = []
+        for text, hits in answers:
+            rows = [dict(zip(COLUMNS[1:], row(hit), strict=True)) for hit in hits]
+            content.append({"query": text, "hits": rows})
         print(json.dumps(content, indent=2, ensure_ascii=False))
         return
     for text, hits in answers:
         if len(answers) > 1 or not hits:
             print(f"{text}:" + ("" if hits else " nothing found"))
         for hit in hits:
-            print(
-                f"{hit.rank:3}  {hit.score:6.3f} "
-                f" {_time(hit.attended_from):>8}-{_time(hit.attended_to):<8}  {_shown(hit.file)}"
-            )
+            place = f"{clock(hit.attended_from):>8}-{clock(hit.attended_to):<8}"
+            print(f"{hit.rank:3}  {hit.score:6.3f}  {place}  {printable(hit.file)}")
     if arguments.csv:
         print(f"written: {arguments.csv}")
 
 
-def _row(hit: Any) -> tuple[Any, ...]:
-    times = hit.attended_from, hit.attended_to, hit.start, hit.end, hit.seconds
-    return hit.rank, round(hit.score, 6), hit.file, *(round(seconds, 2) for seconds in times)
-
-
-def _shown(file: str) -> str:
-    """Without what would break the line or speak to the terminal."""
+def printable(file: str) -> str:
+    """Replace the characters that break the line or control the terminal."""
     return "".join(
         character if character.isprintable() else repr(character)[1:-1] for character in file
     )
 
 
-def _time(seconds: float) -> str:
+def clock(seconds: float) -> str:
     """0:07.3, 1:02:03.4"""
     tenths = round(10 * seconds)
     minutes, rest = divmod(tenths, 600)
@@ -187,79 +165,38 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="index|query")
     making = commands.add_parser("index", help="make an index, or bring it up to date")
-    making.add_argument(
-        "folder",
-        type=_path,
-        metavar="FOLDER",
-        help="recordings, in any sub-folders; after a move, the new folder",
-    )
-    making.add_argument(
-        "--checkpoint",
-        type=_path,
-        metavar="DIR",
-        help="model folder; default: that of the index that is there",
-    )
-    making.add_argument(
-        "--hop-seconds",
-        type=float,
-        help=(
-            "from one excerpt of a long file to the next; default: half of the model's clip_seconds"
-        ),
-    )
-    making.add_argument("--batch-size", type=int, default=16, help="excerpts encoded at once")
-    making.add_argument(
-        "--mixed-precision",
-        choices=["auto", "no", "bf16", "fp16"],
-        default="auto",
-        help="of the encoder",
-    )
-    making.add_argument(
-        "--overwrite", action="store_true", help="forget what the index holds, and make it anew"
-    )
+    add = making.add_argument
+    folder = "recordings, in any sub-folders; after a move, the new folder"
+    add("folder", type=path_argument, metavar="FOLDER", help=folder)
+    checkpoint = "model folder; default: that of the existing index"
+    add("--checkpoint", type=path_argument, metavar="DIR", help=checkpoint)
+    hop = "from one excerpt of a long file to the next; default: half of the model's clip_seconds"
+    add("--hop-seconds", type=float, help=hop)
+    add("--batch-size", type=int, default=16, help="excerpts encoded at once")
+    precisions = ["auto", "no", "bf16", "fp16"]
+    add("--mixed-precision", choices=precisions, default="auto", help="of the encoder")
+    add("--overwrite", action="store_true", help="forget the content of the index; make it anew")
     asking = commands.add_parser("query", help="search an index")
-    asking.add_argument("text", nargs="?", help="a sentence")
-    asking.add_argument(
-        "--audio", type=_path, metavar="FILE", help="a sound in place of the sentence"
-    )
-    asking.add_argument(
-        "--queries",
-        type=_path,
-        metavar="FILE",
-        help="several sentences: a line each, or a CSV with a column caption",
-    )
-    asking.add_argument(
-        "--checkpoint",
-        type=_path,
-        metavar="DIR",
-        help="where the index's model is now; default: where it was",
-    )
-    asking.add_argument("-k", type=int, default=10, help="answers to a query")
-    asking.add_argument(
-        "--within",
-        default="",
-        metavar="SUBFOLDER",
-        help="only files below this one, relative to the indexed folder",
-    )
-    asking.add_argument(
-        "--min-seconds", type=float, default=0.0, help="only files of this length or longer"
-    )
-    asking.add_argument(
-        "--max-seconds",
-        type=float,
-        default=float("inf"),
-        help="only files of this length or shorter",
-    )
-    asking.add_argument(
-        "--fast-text",
-        action="store_true",
-        help="text encoder in 8 bit, on a CPU; made at the first use",
-    )
-    asking.add_argument("--json", action="store_true", help="print JSON")
-    asking.add_argument("--csv", type=_path, metavar="FILE", help="write the answers to a file too")
+    add = asking.add_argument
+    add("text", nargs="?", help="a sentence")
+    add("--audio", type=path_argument, metavar="FILE", help="a sound in place of the sentence")
+    queries = "several sentences: a line each, or a CSV with a column caption"
+    add("--queries", type=path_argument, metavar="FILE", help=queries)
+    checkpoint = "where the index's model is now; default: where it was"
+    add("--checkpoint", type=path_argument, metavar="DIR", help=checkpoint)
+    add("-k", type=int, default=10, help="answers to a query")
+    within = "only files below this one, relative to the indexed folder"
+    add("--within", default="", metavar="SUBFOLDER", help=within)
+    add("--min-seconds", type=float, default=0.0, help="only files of this length or longer")
+    longest = "only files of this length or shorter"
+    add("--max-seconds", type=float, default=float("inf"), help=longest)
+    fast = "text encoder in 8 bit, on a CPU; made at the first use"
+    add("--fast-text", action="store_true", help=fast)
+    add("--json", action="store_true", help="print JSON")
+    add("--csv", type=path_argument, metavar="FILE", help="write the answers to a file too")
     for command in (making, asking):
-        command.add_argument(
-            "--index", type=_path, required=True, metavar="DIR", help="folder of the index"
-        )
+        place = {"type": path_argument, "metavar": "DIR", "help": "folder of the index"}
+        command.add_argument("--index", required=True, **place)
         command.add_argument("--quiet", action="store_true", help="no progress bars")
     arguments = parser.parse_args(argv)
     if arguments.command == "index" and arguments.batch_size < 1:
@@ -269,17 +206,15 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def _path(text: str) -> Path:
+def path_argument(text: str) -> Path:
     if not text:
         raise argparse.ArgumentTypeError("is empty; give a path")
     return user_path(text)
 
 
 def check_query_arguments(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    if (
-        sum(asked is not None for asked in (arguments.text, arguments.audio, arguments.queries))
-        != 1
-    ):
+    given = [arguments.text, arguments.audio, arguments.queries]
+    if sum(value is not None for value in given) != 1:
         parser.error(
             "give one thing to search for: a sentence in quotes, or --audio FILE, or --queries"
             ' FILE; for example: query "a dog barks"'
@@ -295,9 +230,8 @@ def check_query_arguments(arguments: argparse.Namespace, parser: argparse.Argume
         check_writable(arguments.csv.parent)
         if arguments.csv.is_dir():
             parser.error(f"--csv {arguments.csv} is a folder; give a file")
-        check_not_among(
-            "--csv", arguments.csv, [file for file in (arguments.audio, arguments.queries) if file]
-        )
+        files_read = [file for file in (arguments.audio, arguments.queries) if file]
+        check_not_among("--csv", arguments.csv, files_read)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from retrieval.search.sound import Excerpt
 
 @dataclass
 class ExcerptEncoder:
-    """Encodes excerpts with the audio encoder of a model, `batch_size` at once, under `autocast`."""
+    """Encodes excerpts with a model's audio encoder, `batch_size` at once, under `autocast`."""
 
     model: DualEncoder
     autocast: Autocast

@@ -327,7 +327,10 @@ class AudioIndex:
         min_seconds: float = 0.0,
         max_seconds: float = math.inf,
     ) -> np.ndarray:
-        """Return bool (B,): True for the excerpts that pass the filters. without: a file's number."""
+        """Return bool (B,), True for excerpts that pass the filters.
+
+        without: number of a file that may not be found.
+        """
         folder = within.strip("/")
         if not folder and min_seconds <= 0 and max_seconds == math.inf and without is None:
             return np.ones(len(self._contents.file_of), dtype=bool)

@@ -1,6 +1,7 @@
 """An index on disk.
 
-    INDEX/index.sqlite      model, files (size, time, sha256) and excerpts; only this says what is valid
+    INDEX/index.sqlite      model, files (size, time, sha256) and excerpts; it decides which rows
+                            of the other files are valid
     INDEX/vectors-G.f32     float32 (rows, D), of length 1: FAISS searches them
     INDEX/frames-G.f16      float16 (frames of all rows, D), after TAP's norm; only if the pooling
                             looks at the text
@@ -8,10 +9,10 @@
     INDEX/fast_text/        the model's text tower in 8 bit, once it was asked for (fast_text.py)
     INDEX/.lock             held by the process that writes
 
-A writer appends numbers first, and then confirms them in a transaction of SQLite. A kill at any
-moment leaves an index as it was after an earlier file; the next writer cuts off unconfirmed numbers.
-G rises when a writer copies the index without the numbers of removed files. A reader maps the files
-of one G and keeps them, whatever a writer does meanwhile.
+A writer appends rows first, and then confirms them in a transaction of SQLite. A kill at any moment
+leaves an index as it was after an earlier file; the next writer cuts off unconfirmed rows. G rises
+when a writer copies the index without the rows of removed files. A reader maps the files of one G
+and keeps them, whatever a writer does meanwhile.
 
 Letters: B excerpts in the index, D = dim.
 """

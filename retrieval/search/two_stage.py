@@ -1,9 +1,10 @@
 """Search in two stages: FAISS picks candidates for each text, TAP scores only these.
 
 TAP looks at every frame of a clip for every text, 2 T D multiplications a pair. The first stage
-compares the text with one vector a clip: TAP's output if every frame had the same weight. The second
-computes the scores of `model.score` for the candidates, clip by clip. With all clips as candidates
-that is the full score matrix, sorted. Poolings that ignore the text need the first stage only.
+compares the text with one vector a clip: TAP's output if every frame had the same weight. The
+second computes the scores of `model.score` for the candidates, clip by clip. With all clips as
+candidates that is the full score matrix, sorted. Poolings that ignore the text need the first stage
+only.
 Measured in benchmarks/two_stage.py.
 
 Letters: N texts, B clips, T frames of a clip, D = dim, K candidates; n texts of a block.
@@ -175,10 +176,7 @@ class TwoStage:
 
     @torch.no_grad()
     def attention(self, text: Tensor, clips: Sequence[int]) -> list[Tensor]:
-        """Return for each clip the weights float32 (T,) that the text float32 (D,) gives its frames.
-
-        Weights of a clip sum to 1.
-        """
+        """Return the weights float32 (T,) of the text float32 (D,) on each clip's frames; sum 1."""
         (query,) = self._queries(text[None])  # (D,)
         return [(self._keys(clip) @ query).softmax(dim=0) for clip in clips]
 

@@ -57,4 +57,6 @@ def test_a_folder_is_indexed_and_searched(tiny: Path, tmp_path: Path):
     unreadable = (tmp_path / "index" / "unreadable.csv").read_text()
     assert len(unreadable.splitlines()) == 2 and "broken.wav" in unreadable
     answer = run(*search, "query", *index, "someone plays a tone", folder=tmp_path)
-    assert all(f"{name}.{ending}" in answer for name in ("low", "high") for ending in ("wav", "mp3"))
+    assert all(
+        f"{name}.{ending}" in answer for name in ("low", "high") for ending in ("wav", "mp3")
+    )

@@ -1,6 +1,4 @@
-"""retrieval.search against the model itself, clip by clip, and through everything that may happen
-to a folder, an index and a process.
-"""
+"""AudioIndex against the model, clip by clip; changed folders, damaged indexes, killed builds."""
 
 import csv
 import json

@@ -1,8 +1,9 @@
 """Audio for the browser: any part of any file as 16-bit WAV, and spectrograms of excerpts.
 
-No recording is decoded whole: WaveFile makes the header and any range of bytes when they are
-requested. Another process decodes (retrieval.base.decoder_process) and keeps files open, with seek
-points. Letters: S samples, C channels.
+No recording is decoded whole: WaveFile makes the header and any range of bytes on request. Another
+process decodes (retrieval.base.decoder_process) and keeps files open, with seek points.
+
+Letters: S samples, C channels.
 """
 
 import io
@@ -37,18 +38,15 @@ class WaveFile:
     def __init__(self, path: Path, seconds: float):
         self.path = path
         _, info = read(path, 0, 0)
-        num_frames = (
-            round(seconds * info.sample_rate) if info.num_frames is None else info.num_frames
-        )
+        is_known = info.num_frames is not None
+        num_frames = info.num_frames if is_known else round(seconds * info.sample_rate)
         channels = info.channels if info.channels <= 2 else 1
         self.width = 2 * channels  # bytes of a frame
         self.header = wave_header(num_frames, channels, info.sample_rate)
         self.size = len(self.header) + num_frames * self.width
 
     def read(self, first: int, stop: int) -> bytes:
-        """Return bytes `first` to `stop` (exclusive); silence after the end of the recording.
-        Raises UserError.
-        """
+        """Return bytes `first` to `stop` (exclusive); silence after the end. Raises UserError."""
         offset = len(self.header)
         head = self.header[first:stop]
         if stop <= offset:
@@ -70,25 +68,22 @@ def wave_header(frames: int, channels: int, rate: int) -> bytes:
     )
     size = frames * 2 * channels
     if size + 36 <= RIFF_LIMIT:
-        return (
-            struct.pack("<4sI4s", b"RIFF", size + 36, b"WAVE")
-            + form
-            + struct.pack("<4sI", b"data", size)
-        )
+        riff = struct.pack("<4sI4s", b"RIFF", size + 36, b"WAVE")
+        return riff + form + struct.pack("<4sI", b"data", size)
+    riff = struct.pack("<4sI4s", b"RF64", RIFF_LIMIT, b"WAVE")
     sizes = struct.pack("<4sIQQQI", b"ds64", 28, size + 72, size, frames, 0)
-    return (
-        struct.pack("<4sI4s", b"RF64", RIFF_LIMIT, b"WAVE")
-        + sizes
-        + form
-        + struct.pack("<4sI", b"data", RIFF_LIMIT)
-    )
+    return riff + sizes + form + struct.pack("<4sI", b"data", RIFF_LIMIT)
 
 
 def read(path: Path, first: int, num_frames: int) -> tuple[np.ndarray, SoundInfo]:
-    """Read frames from `first` on: float32 (S, C), S < num_frames at the end of the file, and facts
-    of the file.
+    """Read `num_frames` frames from `first` on.
 
-    Raises UserError, which names the file.
+    Returns:
+        Samples float32 (S, C); S is less than num_frames at the end of the file.
+        Sample rate, channels and length of the file.
+
+    Raises:
+        UserError: The file cannot be read.
     """
     try:
         return read_frames(path, first, num_frames)
@@ -99,14 +94,10 @@ def read(path: Path, first: int, num_frames: int) -> tuple[np.ndarray, SoundInfo
 
 
 def read_excerpt(path: Path, start: float, end: float) -> tuple[np.ndarray, int]:
-    """Read `start` to `end` (s) as one channel float32 (S,), and its rate in Hz. Raises
-    UserError.
-    """
+    """Read `start` to `end` (s) as one channel float32 (S,) at the rate in Hz. Raises UserError."""
     _, info = read(path, 0, 0)
-    first, stop = (
-        round(start * info.sample_rate),
-        max(round(end * info.sample_rate), round(start * info.sample_rate) + 1),
-    )
+    first = round(start * info.sample_rate)
+    stop = max(round(end * info.sample_rate), first + 1)
     pieces = []
     for place in range(first, stop, FRAMES_AT_ONCE):
         samples, _ = read(path, place, min(FRAMES_AT_ONCE, stop - place))
@@ -118,9 +109,7 @@ def read_excerpt(path: Path, start: float, end: float) -> tuple[np.ndarray, int]
 
 
 def one_channel(samples: np.ndarray) -> np.ndarray:
-    """Return the mean (S,) of channels (S, C), or the first one that sounds if they cancel each
-    other.
-    """
+    """Return the mean (S,) of channels (S, C), or the first that sounds if they cancel out."""
     powers = np.square(samples, dtype=np.float64).sum(axis=0)  # (C,)
     if np.square(samples.sum(axis=1, dtype=np.float64)).sum() <= CANCELLED * powers.sum():
         return samples[:, int(np.argmax(powers >= powers.max() / 2))]
@@ -144,14 +133,6 @@ def draw_spectrogram(samples: np.ndarray, rate: int) -> bytes:
     )
     level = 10 * transform(waveform).clamp_min(1e-10).log10()  # (mels, columns)
     top = float(level.max())
-    file = io.BytesIO()
-    image.imsave(
-        file,
-        level.numpy(),
-        vmin=top - DYNAMIC_RANGE,
-        vmax=top,
-        cmap="magma",
-        origin="lower",
-        format="png",
-    )
+    file, colours = io.BytesIO(), {"vmin": top - DYNAMIC_RANGE, "vmax": top, "cmap": "magma"}
+    image.imsave(file, level.numpy(), origin="lower", format="png", **colours)
     return file.getvalue()

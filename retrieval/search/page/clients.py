@@ -49,10 +49,13 @@ class Upload:
 
 @dataclass
 class Session:
-    """An open page: Gradio's session_hash and the number of its event streams and requests in
-    progress.
+    """An open page, known by Gradio's session_hash.
 
-    One stream at a time gets `answers`: Gradio fails where the first of two is broken off.
+    Attributes:
+        owner: Key of its client.
+        last_used: Time of its last request (s).
+        open: Number of its event streams and requests in progress.
+        answers: Held by one stream at a time; Gradio fails if the first of two is broken off.
     """
 
     owner: str
@@ -87,11 +90,10 @@ class Clients:
     # --- cookies ---
 
     def new_cookie(self, before: str = "") -> str:
-        """Return a signed cookie for a new client; always the same one in place of a cookie
-        `before` of an ended server.
+        """Return a signed cookie for a new client.
 
-        A page that outlives its server sends several requests at once: all of them must be of one
-        client.
+        It is always the same in place of a cookie `before` of an ended server: a page that outlives
+        its server sends several requests at once, and all of them must belong to one client.
         """
         name = self._signature(f"after {before}")[:32] if before else secrets.token_urlsafe(16)
         return f"{name}.{self._signature(name)}"
@@ -130,30 +132,27 @@ class Clients:
             if not session.open and now - session.last_used > SECONDS_AWAY:
                 self.drop_session(session_hash)
         for client in list(self._clients.values()):
-            has_left = (
-                not client.open_pages
-                and not client.receiving
-                and now - client.last_seen > SECONDS_AWAY
-            )
+            is_here = client.open_pages or client.receiving
+            has_left = not is_here and now - client.last_seen > SECONDS_AWAY
             for name, upload in list(client.uploads.items()):
                 if has_left or now - upload.last_used > SECONDS_UNUSED:
                     self._remove(client, name)
-            if has_left and not any(
-                session.owner == client.key for session in self.sessions.values()
-            ):
+            if has_left and not self.sessions_of(client):
                 del self._clients[client.key]
 
     # --- sessions ---
 
+    def sessions_of(self, client: Client) -> list[str]:
+        return [name for name, session in self.sessions.items() if session.owner == client.key]
+
     def session(self, client: Client, session_hash: str) -> Session:
-        """Return the client's session; create it if it is new. Raises Refused for a session of
-        another client.
+        """Return the client's session; create it if it is new.
+
+        Raises:
+            Refused: The session belongs to another client, or the client has too many.
         """
         if session_hash not in self.sessions:
-            if (
-                sum(session.owner == client.key for session in self.sessions.values())
-                >= MAX_SESSIONS
-            ):
+            if len(self.sessions_of(client)) >= MAX_SESSIONS:
                 raise Refused(
                     429,
                     f"the page is open more than {MAX_SESSIONS} times: close some",
@@ -173,8 +172,9 @@ class Clients:
     # --- uploads ---
 
     def reserve(self, client: Client, num_bytes: int) -> None:
-        """Make room for `num_bytes`; remove the client's oldest uploads for it. Raises Refused if
-        there is no room.
+        """Make room for `num_bytes` by removing the client's oldest uploads.
+
+        Raises Refused if there is still no room.
         """
         if client.receiving:
             raise Refused(
@@ -191,9 +191,7 @@ class Clients:
         client.receiving = num_bytes
 
     def keep(self, client: Client, file_name: str, source: BinaryIO) -> str:
-        """Write an upload to the disk; return its reference for the page's events. Raises
-        OSError.
-        """
+        """Write an upload to disk; return its reference for the page's events. Raises OSError."""
         token, name = secrets.token_hex(16), safe_name(file_name)
         path = self.folder / token / name
         try:
@@ -203,15 +201,12 @@ class Clients:
         except OSError:
             shutil.rmtree(path.parent, ignore_errors=True)
             raise
-        client.uploads[f"{token}/{name}"] = Upload(
-            path, name, path.stat().st_size, time.monotonic()
-        )
+        upload = Upload(path, name, path.stat().st_size, time.monotonic())
+        client.uploads[f"{token}/{name}"] = upload
         return f"{token}/{name}"
 
     def upload(self, client: Client, reference: str) -> Upload:
-        """Return an upload of this client. Raises Refused for any other reference, without access
-        to the disk.
-        """
+        """Return an upload of this client, without access to the disk. Raises Refused."""
         if reference not in client.uploads:
             raise Refused(
                 403, "this upload is not yours, or was removed: upload the recording again"
@@ -220,9 +215,7 @@ class Clients:
         return client.uploads[reference]
 
     def uploaded(self, reference: str) -> Upload:
-        """Return the upload that an accepted event names. Raises UserError if it was removed
-        meanwhile.
-        """
+        """Return the upload of an accepted event. Raises UserError if it was removed meanwhile."""
         for client in list(self._clients.values()):
             if reference in client.uploads:
                 return client.uploads[reference]
@@ -236,9 +229,7 @@ class Clients:
 
 
 def safe_name(name: str) -> str:
-    """Return the file name without folders and control characters, short enough for every file
-    system.
-    """
+    """Return a file name without folders and control characters, short enough for every disk."""
     last = re.split(r"[/\\]", name)[-1]
     plain = "".join(
         character

@@ -1,8 +1,7 @@
-"""Search page in the browser: finds recordings of an index, plays them and draws the attention of
-TAP.
+"""Search page in the browser: find recordings of an index, play them, see TAP's attention.
 
-    python -m retrieval.app --index DIR [--host 127.0.0.1] [--port 7860] [--checkpoint DIR] [--fast-text]
-    [--password [WORD] | --no-password]
+    python -m retrieval.app --index DIR [--host 127.0.0.1] [--port 7860] [--checkpoint DIR]
+        [--fast-text] [--password [WORD] | --no-password]
 
 `python -m retrieval.search index` makes the index. The page needs no internet and sends no data to
 other machines. By default only this machine reaches the page. --host 0.0.0.0 opens it to the
@@ -36,40 +35,23 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--index",
-        type=Path,
-        required=True,
-        help="folder that `python -m retrieval.search index` made",
-    )
-    parser.add_argument(
-        "--host",
-        default="127.0.0.1",
-        help="address to listen at; default: 127.0.0.1, this machine only",
-    )
-    parser.add_argument("--port", type=int, default=7860, help="default: 7860; 0: any free port")
-    parser.add_argument(
-        "--checkpoint", type=Path, help="model folder; default: the one that the index names"
-    )
-    parser.add_argument(
-        "--fast-text",
-        action="store_true",
-        help="text encoder in 8 bit, on a CPU; made at the first use",
-    )
-    ask = (
+    add = parser.add_argument
+    made = "folder that `python -m retrieval.search index` made"
+    add("--index", type=Path, required=True, help=made)
+    host = "address to listen at; default: 127.0.0.1, this machine only"
+    add("--host", default="127.0.0.1", help=host)
+    add("--port", type=int, default=7860, help="default: 7860; 0: any free port")
+    add("--checkpoint", type=Path, help="model folder; default: the one that the index names")
+    fast = "text encoder in 8 bit, on a CPU; made at the first use"
+    add("--fast-text", action="store_true", help=fast)
+    password = (
         f"password of the page; without WORD the command asks for it. {PASSWORD_VARIABLE} sets it"
-        " too; other users of this machine can read WORD, but not the variable"
+        " too; other users of this machine can read WORD, but not the variable. Default for another"
+        " --host: a new token"
     )
-    parser.add_argument(
-        "--password",
-        nargs="?",
-        const="",
-        metavar="WORD",
-        help=f"{ask}. Default for another --host: a new token",
-    )
-    parser.add_argument(
-        "--no-password", action="store_true", help="open the page to everyone who reaches the port"
-    )
+    add("--password", nargs="?", const="", metavar="WORD", help=password)
+    nobody = "open the page to everyone who reaches the port"
+    add("--no-password", action="store_true", help=nobody)
     arguments = parser.parse_args(argv)
     if not 0 <= arguments.port <= 65535:
         parser.error(f"--port must be 0 to 65535, found {arguments.port}")
@@ -105,32 +87,21 @@ def main(argv: list[str] | None = None) -> int:
         password = chosen or token
         names = None if password and not is_local else own_names(arguments.host, is_local)
         server = make_server(index, Path(folder) / "uploads", names, password)
-        host = (
-            network_address(listener.family)
-            if ip_address(address).is_unspecified
-            else arguments.host
-        )
+        is_any = ip_address(address).is_unspecified
+        host = network_address(listener.family) if is_any else arguments.host
         host = f"[{host}]" if ":" in host else host
         if not is_local:
-            print(
-                warning(arguments.host, port, len(index.files), password),
-                file=sys.stderr,
-                flush=True,
-            )
-        print(
-            f"search page: http://{host}:{port}{f'/?token={token}' if token else ''} (Ctrl-C"
-            " ends it)",
-            flush=True,
-        )
-        uvicorn.Server(
-            uvicorn.Config(server, log_level="warning", timeout_graceful_shutdown=1)
-        ).run(sockets=[listener])
+            line = warning(arguments.host, port, len(index.files), password)
+            print(line, file=sys.stderr, flush=True)
+        url = f"http://{host}:{port}" + (f"/?token={token}" if token else "")
+        print(f"search page: {url} (Ctrl-C ends it)", flush=True)
+        config = uvicorn.Config(server, log_level="warning", timeout_graceful_shutdown=1)
+        uvicorn.Server(config).run(sockets=[listener])
     return 0
 
 
 def chosen_password(given: str | None) -> str | None:
-    """Return the user's own password from the option, the terminal or the environment; None without
-    one.
+    """Return the user's own password from option, terminal or environment; None without one.
 
     Args:
         given: Value of --password; empty: ask at the terminal.
@@ -155,10 +126,8 @@ def chosen_password(given: str | None) -> str | None:
 
 
 def network_address(family: socket.AddressFamily) -> str:
-    """Return the address under which other machines reach this one, for a page that listens at all
-    of them.
-    """
-    # RFC 3849, 5737: of documentation
+    """Return the address at which other machines reach this one."""
+    # addresses for documentation: RFC 3849, RFC 5737
     outside = "2001:db8::1" if family == socket.AF_INET6 else "192.0.2.1"
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         try:
@@ -170,19 +139,14 @@ def network_address(family: socket.AddressFamily) -> str:
 
 def own_names(host: str, is_local: bool) -> frozenset[str]:
     """Return the names of this machine that the page answers to, in lower case."""
-    return frozenset(
-        name.lower()
-        for name in (
-            "localhost",
-            *([] if is_local else [host, socket.gethostname(), socket.getfqdn()]),
-        )
-    )
+    others = [] if is_local else [host, socket.gethostname(), socket.getfqdn()]
+    return frozenset(name.lower() for name in ["localhost", *others])
 
 
 def warning(host: str, port: int, num_files: int, password: str | None) -> str:
-    who = (
-        "everyone with the password" if password else "everyone who reaches it, without a password,"
-    )
+    who = "everyone with the password"
+    if not password:
+        who = "everyone who reaches it, without a password,"
     return (
         f"warning: port {port} of {host} is open to the network: {who} can search and listen to all"
         f" {num_files:,} recordings of the index, and upload files. The connection is not"
@@ -191,13 +155,10 @@ def warning(host: str, port: int, num_files: int, password: str | None) -> str:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Open the listening socket, so that a browser can connect while the model loads. Raises
-    UserError.
-    """
+    """Open the listening socket: a browser can connect while the model loads. Raises UserError."""
     try:
-        family, _, _, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, _, _, _, address = found[0]
         return socket.create_server(address[:2], family=family, backlog=128)
     except socket.gaierror as error:
         raise UserError(

@@ -1,5 +1,4 @@
-"""Validate the events of the page: only values that the page's own fields can hold reach Gradio's
-queue.
+"""Validate the events of the page: only values that its own fields can hold reach Gradio's queue.
 
 Gradio opens every path and URL in an event, at any depth. Here fields accept text and numbers only,
 so Gradio never gets a file object.
@@ -34,20 +33,17 @@ class Events:
 
     def __init__(self, page: gr.Blocks, files: dict[str, float]):
         self.files = files
-        functions = {
-            number: function for number, function in page.fns.items() if function.fn is not None
-        }
-        self.rules = {
-            number: [rule_of(block) for block in function.inputs]
-            for number, function in functions.items()
-        }
-        self.uploads = {
-            number: [is_upload(block) for block in function.inputs]
-            for number, function in functions.items()
-        }
-        self.of_hits = {
-            number for number, function in functions.items() if takes_a_hit(function.fn)
-        }
+        self.rules: dict[int, list[Rule]] = {}
+        self.uploads: dict[int, list[bool]] = {}  # whether a field holds the reference of an upload
+        self.of_hits: set[int] = set()
+        for number, function in page.fns.items():
+            if function.fn is None:
+                continue
+            self.rules[number] = [rule_of(block) for block in function.inputs]
+            self.uploads[number] = [block.elem_id == UPLOAD_FIELD for block in function.inputs]
+            parameters = inspect.signature(function.fn).parameters.values()
+            if any(parameter.annotation is gr.EventData for parameter in parameters):
+                self.of_hits.add(number)
 
     def read(self, body: bytes) -> tuple[dict[str, Any], list[str]]:
         """Parse and check the body of an event.
@@ -61,16 +57,12 @@ class Events:
         event = parse(body)
         if not isinstance(event, dict) or not set(event) <= KEYS:
             raise Refused(400, f"an event is an object with the keys {', '.join(sorted(KEYS))}")
-        number, data, session_hash = (
-            event.get("fn_index"),
-            event.get("data"),
-            event.get("session_hash"),
-        )
+        number, data = event.get("fn_index"), event.get("data")
+        session_hash, trigger = event.get("session_hash"), event.get("trigger_id")
         if type(number) is not int or number not in self.rules:
             raise Refused(404, "the page has no such event")
         if not isinstance(session_hash, str) or not SESSION_HASH.fullmatch(session_hash):
             raise Refused(400, "session_hash must be letters and digits")
-        trigger = event.get("trigger_id")
         if trigger is not None and (type(trigger) is not int or not 0 <= trigger < 2**31):
             raise Refused(400, "trigger_id must be a number")
         rules = self.rules[number]
@@ -93,23 +85,18 @@ class Events:
             "trigger_id": trigger,
             "session_hash": session_hash,
         }
-        named = [
-            value
-            for value, is_named in zip(data, self.uploads[number], strict=True)
-            if is_named and value
-        ]
-        return clean, named
+        fields = zip(data, self.uploads[number], strict=True)
+        return clean, [value for value, is_upload in fields if is_upload and value]
 
     def _check_hit(self, hit: Any) -> None:
         if not isinstance(hit, dict) or set(hit) != {"file", "start", "end"}:
             raise Refused(422, "event_data must have the keys file, start, end")
         if not isinstance(hit["file"], str) or hit["file"] not in self.files:
             raise Refused(404, "event_data names no recording of this index")
-        if not (
-            is_number(hit["start"]) and is_number(hit["end"]) and 0 <= hit["start"] < hit["end"]
-        ):
+        start, end = hit["start"], hit["end"]
+        if not is_number(start) or not is_number(end) or not 0 <= start < end:
             raise Refused(422, "start and end of event_data must be seconds")
-        if hit["start"] >= self.files[hit["file"]]:
+        if start >= self.files[hit["file"]]:
             raise Refused(422, "start lies beyond the end of the recording")
 
 
@@ -129,14 +116,8 @@ def is_number(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) <= MAX_NUMBER and math.isfinite(value)
 
 
-def is_upload(block: Any) -> bool:
-    return block.elem_id == UPLOAD_FIELD
-
-
 def rule_of(block: Any) -> Rule:
-    """Return the check for values of a component. Raises TypeError for an unknown kind of
-    component.
-    """
+    """Return the check for values of a component. Raises TypeError for an unknown kind."""
     if isinstance(block, gr.Textbox):
         return lambda value: isinstance(value, str)
     if isinstance(block, gr.Slider):
@@ -150,11 +131,4 @@ def rule_of(block: Any) -> Rule:
         return lambda value: isinstance(value, str) and value in choices
     raise TypeError(
         f"an event of the page takes a {type(block).__name__}: add a rule for it in rule_of"
-    )
-
-
-def takes_a_hit(function: Callable) -> bool:
-    return any(
-        parameter.annotation is gr.EventData
-        for parameter in inspect.signature(function).parameters.values()
     )

@@ -1,7 +1,7 @@
-"""Access control in front of the page: refuses every request that is not on its lists, before
-Gradio or the disk are used.
+"""Access control in front of the page: refuses every request that is not on its lists.
 
-It checks in this order: host name, route, origin, client (and password), event. See docs/search.md.
+It checks host name, route, origin, client (and password) and event, in this order, before Gradio or
+the disk are used. See docs/search.md.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ LOGIN_BYTES = 2**12
 MAX_WAITING_OF_CLIENT = 8  # events of one client in Gradio's queue
 SECONDS_BETWEEN_SWEEPS = 5.0
 UPLOAD, FILES = "/gradio_api/upload", "/gradio_api/file="
-# asked for by a page that lost the connection, until it can load again
+# requested by a page that lost the connection, until it can load again
 APP_ID = "/gradio_api/app_id"
 JOIN, ANSWERS = "/gradio_api/queue/join", "/gradio_api/queue/data"
 
@@ -45,18 +45,11 @@ ROUTES: dict[str, set[str]] = {
     JOIN: {"POST"},
     ANSWERS: {"GET"},
 }
+GRADIO_ROUTES = {"/", "/config", APP_ID, "/theme.css", "/favicon.ico"}
 PREFIXES = ("/assets/", "/static/", FILES)  # GET
 STATIC = re.compile(r"(/assets|/static)(/[\w@+-][\w@+.-]*)+")
-GRADIO_HEADERS = {
-    b"host",
-    b"accept",
-    b"accept-encoding",
-    b"accept-language",
-    b"content-type",
-    b"if-none-match",
-    b"if-modified-since",
-    b"user-agent",
-}
+GRADIO_HEADERS = {b"host", b"accept", b"accept-encoding", b"accept-language", b"content-type"}
+GRADIO_HEADERS |= {b"if-none-match", b"if-modified-since", b"user-agent"}
 RESPONSE_HEADERS = {
     # Gradio's scripts are inline and made at run time; nothing may come from, or go to, another
     # origin.
@@ -70,8 +63,8 @@ RESPONSE_HEADERS = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
 }
-# A request that starts at another site carries no SameSite=Strict cookie. This page repeats it from
-# here, with the cookie.
+# A request that starts at another site carries no SameSite=Strict cookie. This page repeats the
+# request from here, with the cookie.
 AGAIN = (
     '<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="0;url=./">'
     '<title>Search recordings</title><a href="./">Search recordings</a>'
@@ -113,8 +106,9 @@ class Gate:
         events: Events that the page may post.
         clients: Owners of uploads and sessions.
         names: Host names to answer to, in addition to IP addresses (which DNS rebinding cannot
-        use); None: all names. password: Needed for every route, if any. num_waiting: Function from
-        a session_hash to its number of events in the queue.
+            use); None: all names.
+        password: Needed for every route, if any.
+        num_waiting: Function from a session_hash to its number of events in the queue.
     """
 
     def __init__(
@@ -126,14 +120,8 @@ class Gate:
         password: Password | None,
         num_waiting: Callable[[str], int],
     ):
-        self.app, self.events, self.clients, self.names, self.password, self.num_waiting = (
-            app,
-            events,
-            clients,
-            names,
-            password,
-            num_waiting,
-        )
+        self.app, self.events, self.clients = app, events, clients
+        self.names, self.password, self.num_waiting = names, password, num_waiting
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -154,31 +142,32 @@ class Gate:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         cookies: list[str] = []
-
         is_stream: bool | None = None  # None: nothing was answered yet
 
         async def send_safely(message: dict) -> None:
             nonlocal is_stream
             if message["type"] == "http.response.start":
                 is_stream = all(name.lower() != b"content-length" for name, _ in message["headers"])
-                kept = [
+                headers = [
                     (name, value)
                     for name, value in message["headers"]
                     if not name.lower().startswith(b"access-control-")
                 ]
-                added = [
-                    (name.encode(), value.encode()) for name, value in RESPONSE_HEADERS.items()
-                ]
-                message = message | {
-                    "headers": (
-                        kept + added + [(b"set-cookie", cookie.encode()) for cookie in cookies]
-                    )
-                }
+                for name, value in RESPONSE_HEADERS.items():
+                    headers.append((name.encode(), value.encode()))
+                headers += [(b"set-cookie", cookie.encode()) for cookie in cookies]
+                message = message | {"headers": headers}
             await send(message)
 
         try:
             asked = read_head(scope)
-            self._check_host(asked)
+            # Pages of a foreign name that resolves to this machine could read the answers (DNS
+            # rebinding).
+            name = host_name(asked.headers.get("host", ""))
+            if name is None:
+                raise Refused(400, "the Host header is not valid")
+            if self.names is not None and name not in self.names and not is_address(name):
+                raise Refused(400, "this page does not answer to this host name")
             check_route(asked)
             check_origin(asked)
             await self._admit(asked, receive, send_safely, cookies)
@@ -190,22 +179,10 @@ class Gate:
             else:
                 raise
         except Refused as refusal:
-            headers = refusal.headers | (
-                {"Connection": "close"} if scope["method"] == "POST" else {}
-            )
-            await JSONResponse({"detail": refusal.detail}, refusal.status, headers)(
-                scope, receive, send_safely
-            )
-
-    def _check_host(self, asked: Asked) -> None:
-        """Refuse foreign names that resolve to this machine: pages of that name could read the
-        answers (DNS rebinding).
-        """
-        name = host_name(asked.headers.get("host", ""))
-        if name is None:
-            raise Refused(400, "the Host header is not valid")
-        if self.names is not None and name not in self.names and not is_address(name):
-            raise Refused(400, "this page does not answer to this host name")
+            closing = {"Connection": "close"} if scope["method"] == "POST" else {}
+            answer = {"detail": refusal.detail}
+            refused = JSONResponse(answer, refusal.status, refusal.headers | closing)
+            await refused(scope, receive, send_safely)
 
     async def _admit(self, asked: Asked, receive: Receive, send: Send, cookies: list[str]) -> None:
         scope, cookie_name = asked.scope, f"retrieval_{asked.scope['server'][1]}"
@@ -224,17 +201,12 @@ class Gate:
             cookies.append(cookie_text(cookie_name, cookie, scope["scheme"]))
             name = self.clients.name_in(cookie)
         client_key = f"address {asked.address}" if name is None else name
-        await self._pass_on(asked, client_key, receive, send)
-
-    async def _pass_on(self, asked: Asked, client_key: str, receive: Receive, send: Send) -> None:
         scope = asked.scope | {"state": {"client_key": client_key}}
         if asked.path == JOIN:
             await self._join(asked, scope, client_key, receive, send)
         elif asked.path == ANSWERS:
-            client, session_hash = (
-                self.clients.client(client_key),
-                asked.query.get("session_hash", ""),
-            )
+            client = self.clients.client(client_key)
+            session_hash = asked.query.get("session_hash", "")
             if session_hash not in self.clients.sessions:
                 raise Refused(404, "there is no such session")
             scope |= for_gradio(asked, urlencode({"session_hash": session_hash}))
@@ -242,13 +214,7 @@ class Gate:
                 if not self.num_waiting(session_hash):
                     raise Refused(404, "no question of this session waits for its answer")
                 await self._in_session(client, session_hash, scope, receive, send)
-        elif asked.path in (
-            "/",
-            "/config",
-            APP_ID,
-            "/theme.css",
-            "/favicon.ico",
-        ) or asked.path.startswith(("/assets/", "/static/")):
+        elif asked.path in GRADIO_ROUTES or asked.path.startswith(("/assets/", "/static/")):
             await self.app(scope | for_gradio(asked), receive, send)
         else:
             await self.app(scope, receive, send)  # the page's own routes, in server.py
@@ -256,21 +222,14 @@ class Gate:
     async def _join(
         self, asked: Asked, scope: Scope, client_key: str, receive: Receive, send: Send
     ) -> None:
-        if (
-            asked.headers.get("content-type", "").partition(";")[0].strip().lower()
-            != "application/json"
-        ):
+        content_type = asked.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if content_type != "application/json":
             raise Refused(415, "an event must have the type application/json")
         event, uploads = self.events.read(await read_body(asked, receive, EVENT_BYTES))
         client = self.clients.client(client_key)
         for reference in uploads:
             self.clients.upload(client, reference)
-        sessions = [
-            session_hash
-            for session_hash, session in self.clients.sessions.items()
-            if session.owner == client.key
-        ]
-        if sum(map(self.num_waiting, sessions)) >= MAX_WAITING_OF_CLIENT:
+        if sum(map(self.num_waiting, self.clients.sessions_of(client))) >= MAX_WAITING_OF_CLIENT:
             raise Refused(
                 429,
                 f"{MAX_WAITING_OF_CLIENT} of your queries are still waiting: try again when one is"
@@ -293,11 +252,8 @@ class Gate:
             await self.app(scope, receive, send)
         finally:
             session.open -= 1
-            if (
-                not session.open
-                and not self.num_waiting(session_hash)
-                and session_hash in self.clients.sessions
-            ):
+            is_done = not session.open and not self.num_waiting(session_hash)
+            if is_done and session_hash in self.clients.sessions:
                 self.clients.drop_session(session_hash)
 
     async def _login(self, asked: Asked, cookie_name: str, receive: Receive, send: Send) -> None:
@@ -305,18 +261,14 @@ class Gate:
             return await RedirectResponse("./", 303)(asked.scope, receive, send)
         given = asked.query.get("token")
         if asked.path == "/login":
-            form = parse_qs(
-                (await read_body(asked, receive, LOGIN_BYTES)).decode("utf-8", "replace")
-            )
-            given = form.get("password", [""])[0]
-        if not self.password.is_right(given, asked.address):
-            return await HTMLResponse(login_page("This is not the password."), 401)(
-                asked.scope, receive, send
-            )
-        headers = {
-            "Set-Cookie": cookie_text(cookie_name, self.clients.new_cookie(), asked.scope["scheme"])
-        }
-        await HTMLResponse(AGAIN, headers=headers)(asked.scope, receive, send)
+            body = await read_body(asked, receive, LOGIN_BYTES)
+            given = parse_qs(body.decode("utf-8", "replace")).get("password", [""])[0]
+        if self.password.is_right(given, asked.address):
+            cookie = cookie_text(cookie_name, self.clients.new_cookie(), asked.scope["scheme"])
+            answer = HTMLResponse(AGAIN, headers={"Set-Cookie": cookie})
+        else:
+            answer = HTMLResponse(login_page("This is not the password."), 401)
+        await answer(asked.scope, receive, send)
 
 
 # --- heads of requests ---
@@ -326,16 +278,12 @@ def read_head(scope: Scope) -> Asked:
     """Read headers and query of a request. Raises Refused."""
     headers: dict[str, str] = {}
     for name, value in scope["headers"]:
-        key = name.decode("latin-1").lower()
+        key, text = name.decode("latin-1").lower(), value.decode("latin-1")
         if key in headers and key in ("host", "origin", "content-length", "content-type", "range"):
             raise Refused(400, f"the header {key} is given twice")
-        headers[key] = (
-            f"{headers[key]}; {value.decode('latin-1')}"
-            if key in headers
-            else value.decode("latin-1")
-        )
+        headers[key] = f"{headers[key]}; {text}" if key in headers else text
     if "content-length" in headers and "transfer-encoding" in headers:
-        # which is the length?
+        # a server in front of this one might read another length
         raise Refused(400, "a body has a Content-Length or a Transfer-Encoding, not both")
     try:
         query = parse_qs(
@@ -355,16 +303,14 @@ def check_route(asked: Asked) -> None:
     else:
         raise Refused(404, "not found")
     if asked.method not in methods:
-        raise Refused(
-            405,
-            f"only {' and '.join(sorted(methods))} can be used here",
-            {"Allow": ", ".join(sorted(methods))},
-        )
+        allowed = {"Allow": ", ".join(sorted(methods))}
+        raise Refused(405, f"only {' and '.join(sorted(methods))} can be used here", allowed)
 
 
 def check_origin(asked: Asked) -> None:
-    """Refuse requests of pages of another origin, including other ports of this machine. Links that
-    open the page pass.
+    """Refuse requests of pages of another origin, also of other ports of this machine.
+
+    Links that open the page pass.
     """
     origin, site = asked.headers.get("origin"), asked.headers.get("sec-fetch-site")
     own = f"{asked.scope['scheme']}://{asked.headers['host']}".lower()
@@ -415,17 +361,13 @@ def read_cookie(header: str, name: str) -> str:
 
 
 def cookie_text(name: str, value: str, scheme: str) -> str:
-    return (
-        f"{name}={value}; Path=/; HttpOnly;"
-        f" SameSite=Strict{'; Secure' if scheme == 'https' else ''}"
-    )
+    secure = "; Secure" if scheme == "https" else ""
+    return f"{name}={value}; Path=/; HttpOnly; SameSite=Strict{secure}"
 
 
 def for_gradio(asked: Asked, query: str = "") -> Scope:
     """Return headers and query string for Gradio, without the ones that change its answer."""
-    headers = [
-        (name, value) for name, value in asked.scope["headers"] if name.lower() in GRADIO_HEADERS
-    ]
+    headers = [pair for pair in asked.scope["headers"] if pair[0].lower() in GRADIO_HEADERS]
     return {"headers": headers, "query_string": query.encode()}
 
 
@@ -433,8 +375,9 @@ def for_gradio(asked: Asked, query: str = "") -> Scope:
 
 
 async def read_body(asked: Asked, receive: Receive, limit: int) -> bytes:
-    """Read a body of at most `limit` bytes. Raises Refused; if Content-Length is too large, before
-    reading.
+    """Read a body of at most `limit` bytes.
+
+    Raises Refused for more; before reading if Content-Length says so.
     """
     check_length(asked, limit)
     body = bytearray()

@@ -31,13 +31,13 @@ EXAMPLES = (
 )
 MAX_SENTENCES = 200
 MAX_WAITING = 64  # questions in the queue
-MAX_SESSIONS = 256  # Gradio keeps the last answers of so many sessions
+MAX_SESSIONS = 256  # with their last answers, which Gradio keeps
 
 FOLDER = Path(__file__).parent
 STYLE = (FOLDER / "page.css").read_text(encoding="utf-8")
 SCRIPT = (FOLDER / "results.js").read_text(encoding="utf-8")
 HEAD = '<meta name="color-scheme" content="light dark">'
-# the reader's own: none is fetched
+# fonts of the reader's machine: none is fetched
 FONT = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 THEME = gr.themes.Base(
     primary_hue="teal",
@@ -46,7 +46,7 @@ THEME = gr.themes.Base(
     font=FONT,
     font_mono=["ui-monospace", "monospace"],
 ).set(
-    # Contrast of 4.5 and more.
+    # a contrast of at least 4.5
     body_text_color_subdued="*neutral_600",
     input_placeholder_color="*neutral_500",
     button_primary_background_fill="*primary_700",
@@ -67,38 +67,25 @@ def make_page(index: AudioIndex, clients: Clients) -> gr.Blocks:
         with gr.Tabs():
             with gr.Tab("With words"):
                 with gr.Row(elem_id="ask", equal_height=True):
-                    query = gr.Textbox(
-                        label="What do you want to hear?",
-                        placeholder=EXAMPLES[0],
-                        lines=1,
-                        max_lines=1,
-                        scale=5,
-                    )
+                    label, one_line = "What do you want to hear?", {"lines": 1, "max_lines": 1}
+                    query = gr.Textbox(label=label, placeholder=EXAMPLES[0], scale=5, **one_line)
                     search = gr.Button(
                         "Search", variant="primary", scale=1, min_width=120, elem_id="search"
                     )
                 with gr.Row(elem_id="examples"):
-                    examples = [
-                        gr.Button(example, size="sm", variant="secondary", min_width=0)
-                        for example in EXAMPLES
-                    ]
+                    small = {"size": "sm", "variant": "secondary", "min_width": 0}
+                    examples = [gr.Button(example, **small) for example in EXAMPLES]
             with gr.Tab("With a sound"):
                 with gr.Row():
-                    clip = gr.File(
-                        label=f"Your recording (at most {MAX_UPLOAD_MIB} MiB)",
-                        height=190,
-                        elem_id="clip",
-                    )
+                    label = f"Your recording (at most {MAX_UPLOAD_MIB} MiB)"
+                    clip = gr.File(label=label, height=190, elem_id="clip")
                     upload = gr.Textbox(visible="hidden", elem_id=UPLOAD_FIELD)
-                    # In the browser: no event carries a file.
-                    clip.change(
-                        None, clip, upload, js="(file) => file ? file.path : ''", **in_browser
-                    )
+                    # in the browser, so that no event carries a file
+                    path = "(file) => file ? file.path : ''"
+                    clip.change(None, clip, upload, js=path, **in_browser)
                     with gr.Column(elem_id="about-clip"):
-                        label, shown = (
-                            "Sentences to compare it with, one a line",
-                            "\n".join(EXAMPLES[:3]),
-                        )
+                        label = "Sentences to compare it with, one a line"
+                        shown = "\n".join(EXAMPLES[:3])
                         sentences = gr.Textbox(label=label, placeholder=shown, lines=3, max_lines=8)
                         with gr.Row():
                             by_sound = gr.Button(
@@ -111,11 +98,8 @@ def make_page(index: AudioIndex, clients: Clients) -> gr.Blocks:
                 folders, value="", label="Folder", min_width=140, visible=bool(index.folders)
             )
             shortest = gr.Number(0, label="Shortest file, s", min_width=140)
-            longest = gr.Number(
-                math.ceil(max((file.seconds for file in index.files), default=0)),
-                label="Longest file, s",
-                min_width=140,
-            )
+            most = math.ceil(max((file.seconds for file in index.files), default=0))
+            longest = gr.Number(most, label="Longest file, s", min_width=140)
             k = gr.Slider(1, 50, value=10, step=1, label="Results", min_width=140)
         status = gr.HTML(answers.greeting(), elem_id="status")
         results = gr.HTML("", elem_id="results", js_on_load=SCRIPT, apply_default_css=False)
@@ -127,9 +111,8 @@ def make_page(index: AudioIndex, clients: Clients) -> gr.Blocks:
             "api_visibility": "private",
             "show_progress": "minimal",
         }
-        gr.on(
-            [query.submit, search.click], answers.words, [query, *filters], outputs, **one_at_a_time
-        )
+        asked = [query.submit, search.click]
+        gr.on(asked, answers.words, [query, *filters], outputs, **one_at_a_time)
         for button in examples:
             asked = button.click(None, button, query, js="(text) => text", **in_browser)
             asked.then(answers.words, [query, *filters], outputs, **one_at_a_time)
@@ -138,12 +121,12 @@ def make_page(index: AudioIndex, clients: Clients) -> gr.Blocks:
         results.click(answers.like, filters, outputs, **one_at_a_time)
     page.state_session_capacity = MAX_SESSIONS
     page.queue(max_size=MAX_WAITING)
-    page._queue.ANALYTICS_MAX_EVENTS = 1  # Gradio's statistics, which no route shows
+    page._queue.ANALYTICS_MAX_EVENTS = 1  # Gradio's statistics; no route shows them
     return page
 
 
 def longest_excerpt(index: AudioIndex) -> float:
-    """Return the length of the model's clips in seconds, plus one second for rounding."""
+    """Return the length of the model's clips in seconds, plus one for rounding."""
     return index.model.windows.clip_samples / index.model.sample_rate + 1
 
 
@@ -174,25 +157,15 @@ def answered(function: Callable[..., tuple[str, str]]) -> Callable[..., tuple[st
                 )
             return function(self, *arguments)
         except UserError as error:
-            return (
-                message(
-                    without_folders(
-                        str(error), self.index.folder, self.index.path, self.clients.folder
-                    ),
-                    "error",
-                ),
-                "",
-            )
+            known = (self.index.folder, self.index.path, self.clients.folder)
+            reason = without_folders(str(error), *known)
         except Exception:
             logger.exception("the page could not answer")
-            return (
-                message(
-                    "the page could not answer: the log of the command that started the page has"
-                    " the reason",
-                    "error",
-                ),
-                "",
+            reason = (
+                "the page could not answer: the log of the command that started the page has"
+                " the reason"
             )
+        return message(reason, "error"), ""
 
     return method
 
@@ -242,20 +215,17 @@ class Answers:
 
         def others() -> list[Hit]:
             found = self.index.search_audio(excerpt, k + 1, **limits)
-            return [
-                other
-                for other in found
-                if other.file != hit.file or not other.start < end or not start < other.end
-            ][:k]
+            overlaps = [
+                own.file == hit.file and own.start < end and start < own.end for own in found
+            ]
+            return [own for own, same in zip(found, overlaps, strict=True) if not same][:k]
 
         return self._found(others, lambda: f"like {hit.file}, {start:.1f} to {end:.1f}\u00a0s")
 
     @answered
     def scores(self, reference: str, sentences: str) -> tuple[str, str]:
-        path, lines = (
-            self._upload(reference),
-            [line.strip() for line in sentences.splitlines() if line.strip()],
-        )
+        path = self._upload(reference)
+        lines = [line.strip() for line in sentences.splitlines() if line.strip()]
         if not lines:
             raise UserError("there is no sentence to compare with: write one a line")
         if len(lines) > MAX_SENTENCES:
@@ -282,26 +252,19 @@ class Answers:
         took = f"{1000 * (time.perf_counter() - begin):.0f}\u00a0ms"
         if not hits:
             raise UserError("no recording matches the filters: widen them")
-        files = len({hit.file for hit in hits})
-        text = (
-            f"{count(len(hits), 'answer')} in {files} of"
-            f" {count(len(self.index.files), 'recording')}, {took}"
-        )
+        files, in_all = len({hit.file for hit in hits}), count(len(self.index.files), "recording")
+        text = f"{count(len(hits), 'answer')} in {files} of {in_all}, {took}"
         return message("; ".join(filter(None, [text, note()]))), cards(hits, self.index)
 
 
 def filters(folder: str, shortest: float | None, longest: float | None) -> dict[str, str | float]:
-    """Filters of AudioIndex.search. Raises UserError."""
-    limits = {
-        "min_seconds": shortest or 0.0,
-        "max_seconds": math.inf if longest is None else longest,
-    }
-    if limits["min_seconds"] > limits["max_seconds"]:
+    """Return the filters of AudioIndex.search. Raises UserError."""
+    least, most = shortest or 0.0, math.inf if longest is None else longest
+    if least > most:
         raise UserError(
-            f"no file is longer than {shortest:g} s and shorter than {longest:g} s: change the"
-            " filters"
+            f"no file is longer than {least:g} s and shorter than {most:g} s: change the filters"
         )
-    return limits | {"within": folder}
+    return {"min_seconds": least, "max_seconds": most, "within": folder}
 
 
 def without_folders(text: str, *known: Path) -> str:

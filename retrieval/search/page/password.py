@@ -20,10 +20,10 @@ FORM = """<!doctype html><html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark"><title>Search recordings</title>
 <style>body{{font:1rem/1.5 system-ui,sans-serif;max-width:22rem;margin:20vh auto;padding:0 1rem}}
-input,button{{font:inherit;width:100%;box-sizing:border-box;min-height:44px;margin:.25rem 0;padding:0
-.75rem}}</style></head>
-<body><h1>Search recordings</h1><form method="post" action="/login"><label>Password, or the token that was printed
-at the start
+input,button{{font:inherit;width:100%;box-sizing:border-box;min-height:44px;margin:.25rem 0;
+padding:0 .75rem}}</style></head>
+<body><h1>Search recordings</h1><form method="post" action="/login">
+<label>Password, or the token that was printed at the start
 <input name="password" type="password" autocomplete="current-password" required autofocus></label>
 <p role="alert">{line}</p><button>Open</button></form></body></html>"""
 
@@ -33,19 +33,20 @@ def login_page(line: str = "") -> str:
 
 
 class Password:
-    """Checks login attempts. From the fourth wrong one on, an address has to wait, twice as long
-    each time.
+    """Checks login attempts.
+
+    From the fourth wrong one on, an address has to wait, twice as long each time.
     """
 
     def __init__(self, password: str):
         self._digest = digest(password)
-        self._wrong: OrderedDict[str, tuple[int, float]] = (
-            OrderedDict()
-        )  # network -> number of wrong attempts, end of the wait (s)
+        # network -> number of wrong attempts, end of the wait (s)
+        self._wrong: OrderedDict[str, tuple[int, float]] = OrderedDict()
 
     def is_right(self, given: str | None, address: str) -> bool:
-        """Return True if `given` is the password. Raises Refused (429), without a check, while the
-        address has to wait.
+        """Return True if `given` is the password.
+
+        Raises Refused (429), without a check, while the address has to wait.
         """
         network, now = network_of(address), monotonic()
         attempts, closed_until = self._wrong.get(network, (0, 0.0))
@@ -59,11 +60,9 @@ class Password:
         if hmac.compare_digest(digest(given or ""), self._digest):
             self._wrong.pop(network, None)
             return True
-        wait = (
-            min(LONGEST_WAIT, 2.0 ** (attempts - FREE_ATTEMPTS))
-            if attempts >= FREE_ATTEMPTS
-            else 0.0
-        )
+        wait = 0.0
+        if attempts >= FREE_ATTEMPTS:
+            wait = min(LONGEST_WAIT, 2.0 ** (attempts - FREE_ATTEMPTS))
         self._wrong[network] = (attempts + 1, now + wait)
         self._wrong.move_to_end(network)
         if len(self._wrong) > MAX_ADDRESSES:
@@ -77,15 +76,11 @@ def digest(text: str) -> bytes:
 
 
 def network_of(address: str) -> str:
-    """Return the /64 of an IPv6 address, since one machine can use all addresses in it; other
-    addresses unchanged.
-    """
+    """Return the /64 of an IPv6 address, because one machine can use all of it; others as given."""
     try:
         ip = ip_address(address.partition("%")[0])
     except ValueError:
         return address
-    return (
-        str(ip_network((ip, 64), strict=False))
-        if ip.version == 6 and not ip.ipv4_mapped
-        else str(ip)
-    )
+    if ip.version == 6 and not ip.ipv4_mapped:
+        return str(ip_network((ip, 64), strict=False))
+    return str(ip)

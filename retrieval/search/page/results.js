@@ -1,10 +1,12 @@
-/* Results: a click or an arrow key on a picture moves its player there, one player sounds at a time, "more like this" asks the server.
-   Runs once, with Gradio's `element` and `trigger`; the results within `element` are replaced later, so that it listens to them from here. */
+/* Results: a click or an arrow key on a picture moves its player there, one player sounds at a time,
+   "more like this" asks the server. Runs once, with Gradio's `element` and `trigger`. Later results
+   replace the content of `element`, so events are caught at `element` itself. */
 const ARROW_SECONDS = 1;
 let scrollToResults = false;
 document.getElementById("status").setAttribute("role", "status"); // read aloud when it changes
 
-// The server keeps uploads while a page is open. Only one tab holds this connection, since a browser has six; when that tab closes, another takes over.
+// The server keeps uploads while a page is open. Only one tab holds this connection, because a
+// browser has six; when that tab closes, another takes over.
 const stay = () => new Promise(() => new EventSource("presence"));
 if (navigator.locks) navigator.locks.request("presence", stay);
 else stay();

@@ -1,6 +1,4 @@
-"""Answers as HTML. Names of files and sentences may come from anyone, so everything is escaped
-here.
-"""
+"""Answers as HTML; everything is escaped, since file names and sentences may come from anyone."""
 
 from html import escape
 from pathlib import Path
@@ -19,14 +17,15 @@ def message(text: str, kind: str = "note") -> str:
 
 
 def cards(hits: list[Hit], index: AudioIndex) -> str:
-    return f'<ol class="hits">{"".join(card(rank, hit, index) for rank, hit in enumerate(hits, 1))}</ol>'
+    items = "".join(card(rank, hit, index) for rank, hit in enumerate(hits, 1))
+    return f'<ol class="hits">{items}</ol>'
 
 
 def located(file: str, index: AudioIndex) -> Path:
     """Return the path of a file of the index.
 
-    Raises UserError, without folders of this machine, for a missing file and for any file outside
-    the index.
+    Raises:
+        UserError: The file is missing or not in the index; the message names no folder.
     """
     try:
         return index.path_of(file)
@@ -38,13 +37,13 @@ def located(file: str, index: AudioIndex) -> Path:
 
 
 def card(rank: int, hit: Hit, index: AudioIndex) -> str:
-    """A hit with its player and picture, or with the reason why there is none."""
+    """Return a hit with its player and picture, or with the reason why there is none."""
     folder, _, name = hit.file.rpartition("/")
     folder = f'<span class="folder">{escape(folder)}/</span>' if folder else ""
     heading = (
-        f'<header><span class="rank" aria-hidden="true">{rank}</span><h2'
-        f' title="{escape(hit.file)}">{folder}{escape(name)}</h2><span class="score" title="cosine'
-        f' similarity">{hit.score:.3f}</span></header>'
+        f'<header><span class="rank" aria-hidden="true">{rank}</span>'
+        f'<h2 title="{escape(hit.file)}">{folder}{escape(name)}</h2>'
+        f'<span class="score" title="cosine similarity">{hit.score:.3f}</span></header>'
     )
     try:
         located(hit.file, index)
@@ -52,21 +51,18 @@ def card(rank: int, hit: Hit, index: AudioIndex) -> str:
     except UserError as error:
         body = message(str(error), "error")
     data = f'data-file="{escape(hit.file)}" data-start="{hit.start:.3f}" data-end="{hit.end:.3f}"'
-    return (
-        f'<li class="hit" {data}><article aria-label="{rank}:'
-        f' {escape(name)}">{heading}{body}</article></li>'
-    )
+    label = f"{rank}: {escape(name)}"
+    return f'<li class="hit" {data}><article aria-label="{label}">{heading}{body}</article></li>'
 
 
 def timeline(hit: Hit, name: str) -> str:
-    """Return an excerpt from left to right: spectrogram, attention, and its strongest stretch. A
-    click or an arrow key moves the player.
+    """Return spectrogram, attention and strongest stretch of an excerpt, from left to right.
+
+    A click or an arrow key moves the player.
     """
     length = hit.end - hit.start
-    source = escape(
-        "picture?"
-        + urlencode({"file": hit.file, "start": f"{hit.start:.3f}", "end": f"{hit.end:.3f}"})
-    )
+    query = {"file": hit.file, "start": f"{hit.start:.3f}", "end": f"{hit.end:.3f}"}
+    source = escape(f"picture?{urlencode(query)}")
     span = f"{hit.start:.1f} to {hit.end:.1f} s"
     picture = (
         f'<img src="{source}" alt="Spectrogram of {escape(name)}, {span}" loading="lazy"'
@@ -75,10 +71,8 @@ def timeline(hit: Hit, name: str) -> str:
     curve = band = ""
     if hit.attention is not None:
         curve = attention_svg(hit)
-        left, width = (
-            100 * (hit.attended_from - hit.start) / length,
-            100 * (hit.attended_to - hit.attended_from) / length,
-        )
+        left = 100 * (hit.attended_from - hit.start) / length
+        width = 100 * (hit.attended_to - hit.attended_from) / length
         band = f'<span class="band" style="left:{left:.2f}%;width:{width:.2f}%"></span>'
     ticks = "".join(f"<span>{time:.1f} s</span>" for time in np.linspace(hit.start, hit.end, 5))
     slider = (
@@ -93,9 +87,7 @@ def timeline(hit: Hit, name: str) -> str:
 
 
 def attention_svg(hit: Hit) -> str:
-    """Draw the weights over time, their highest at the top; frame t is centred at (t + 0.5)
-    frame_seconds of the excerpt.
-    """
+    """Draw the weights over time, the highest at the top; for their times see `Hit`."""
     levels, sizes = attention_curve(hit.attention)
     heights = (100 - 94 * levels / levels.max()).tolist()
     times = (np.cumsum(sizes) - sizes / 2) * hit.frame_seconds  # of the groups' centres
@@ -113,39 +105,35 @@ def attention_svg(hit: Hit) -> str:
 
 
 def facts(hit: Hit) -> str:
-    parts = []
+    """Return attended place, peak of the attention, and place of the excerpt in its file."""
+    heard = ""
     if hit.attention is not None:
         times = hit.attention.max() * len(hit.attention)
-        listened = f"listened to {hit.attended_from:.1f}–{hit.attended_to:.1f} s"
-        title = "Play from there: the shortest stretch with half of the attention"
-        parts.append(
+        heard = (
             f'<button type="button" class="heard" data-from="{hit.attended_from:.3f}"'
-            f' title="{title}">{listened}</button>'
+            ' title="Play from there: the shortest stretch with half of the attention">'
+            f"listened to {hit.attended_from:.1f}–{hit.attended_to:.1f} s</button>"
+            '<span title="highest weight against that of mean pooling">'
+            f"peak {times:.1f} × the mean</span>"
         )
-        parts.append(
-            f'<span title="highest weight against that of mean pooling">peak {times:.1f} × the'
-            " mean</span>"
-        )
-    whole = hit.start == 0 and hit.end >= hit.seconds - 0.05
-    parts.append(
-        f"<span>{f'whole file, {hit.seconds:.1f} s' if whole else f'{hit.start:.1f}–{hit.end:.1f} s of {hit.seconds:.1f} s'}</span>"
-    )
-    return f'<div class="facts">{"".join(parts)}</div>'
+    place = f"{hit.start:.1f}–{hit.end:.1f} s of {hit.seconds:.1f} s"
+    if hit.start == 0 and hit.end >= hit.seconds - 0.05:
+        place = f"whole file, {hit.seconds:.1f} s"
+    return f'<div class="facts">{heard}<span>{place}</span></div>'
 
 
 def player(hit: Hit, name: str) -> str:
-    source = escape("recording?" + urlencode({"file": hit.file})) + (
-        f"#t={hit.start:.3f}" if hit.start else ""
-    )
+    start = f"#t={hit.start:.3f}" if hit.start else ""
+    source = escape(f"recording?{urlencode({'file': hit.file})}") + start
     return (
-        f'<div class="play"><audio controls preload="metadata" src="{source}" aria-label="Play'
-        f' {escape(name)}"></audio><button type="button" class="like" aria-label="More like'
-        f' {escape(name)}">More like this</button></div>'
+        f'<div class="play"><audio controls preload="metadata" src="{source}"'
+        f' aria-label="Play {escape(name)}"></audio><button type="button" class="like"'
+        f' aria-label="More like {escape(name)}">More like this</button></div>'
     )
 
 
 def score_table(sentences: list[str], scores: list[float]) -> str:
-    """Sentences with their scores, best first; the bars compare them with the highest."""
+    """Return sentences with scores, best first, and with bars relative to the highest."""
     ranked = sorted(zip(scores, sentences, strict=True), reverse=True)
     top = max(ranked[0][0], 1e-9)
     rows = "".join(
@@ -154,7 +142,7 @@ def score_table(sentences: list[str], scores: list[float]) -> str:
         for score, sentence in ranked
     )
     head = (
-        '<tr><th scope="col">sentence</th><th scope="col"><span class="hidden">bar</span></th><th'
-        ' scope="col">score</th></tr>'
+        '<tr><th scope="col">sentence</th><th scope="col"><span class="hidden">bar</span></th>'
+        '<th scope="col">score</th></tr>'
     )
     return f'<table class="scores"><thead>{head}</thead><tbody>{rows}</tbody></table>'

@@ -1,7 +1,7 @@
 """Server of the page: the page itself, sounds and spectrograms of indexed files, and uploads.
 
-Files are looked up by their name in the index, so no path can lead to another file.
-Requests pass gate.py first.
+Files are looked up by their name in the index, so no path can lead to another file. Requests pass
+gate.py first.
 """
 
 import asyncio
@@ -11,6 +11,7 @@ import os
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from retrieval.search.page.password import Password
 from retrieval.search.page.results import located
 from retrieval.search.page.turns import Turns
 
-# Of a recording, in one answer. The browser requests more while it plays; an unfinished long answer
+# Of a recording, in one answer. The browser requests more while it plays: an unfinished long answer
 # would block one of its six connections.
 BYTES_AT_ONCE = 2**19
 RANGES = {"Accept-Ranges": "bytes", "Cache-Control": "no-cache"}
@@ -61,30 +62,12 @@ def make_server(
     page = make_page(index, clients)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     add_routes(app, index, clients)
-    gr.mount_gradio_app(
-        app,
-        page,
-        path="/",
-        footer_links=[],
-        run_history=False,
-        show_error=False,
-        ssr_mode=False,
-        pwa=False,
-        mcp_server=False,
-        enable_monitoring=False,
-        theme=THEME,
-        css=STYLE,
-        head=HEAD,
-    )
+    switches = ("run_history", "show_error", "ssr_mode", "pwa", "mcp_server", "enable_monitoring")
+    look = {"theme": THEME, "css": STYLE, "head": HEAD, "footer_links": []}
+    gr.mount_gradio_app(app, page, path="/", **look, **dict.fromkeys(switches, False))
     events = Events(page, {file.file: file.seconds for file in index.files})
-    return Gate(
-        app,
-        events,
-        clients,
-        names,
-        Password(password) if password else None,
-        lambda session_hash: num_waiting(page, session_hash),
-    )
+    checked = Password(password) if password else None
+    return Gate(app, events, clients, names, checked, partial(num_waiting, page))
 
 
 def num_waiting(page: gr.Blocks, session_hash: str) -> int:
@@ -98,9 +81,7 @@ def num_waiting(page: gr.Blocks, session_hash: str) -> int:
 
 
 def forget(page: gr.Blocks, session_hash: str) -> None:
-    """Delete the state that Gradio would keep of a session: last answer, configuration,
-    messages.
-    """
+    """Delete the state that Gradio keeps of a session: last answer, configuration, messages."""
     queue, states = page._queue, page.state_holder
     for job in filter(None, queue.active_jobs):
         for event in job:
@@ -165,9 +146,7 @@ def add_routes(app: FastAPI, index: AudioIndex, clients: Clients) -> None:
 
     @app.get("/presence")
     async def presence(request: Request) -> Response:
-        """Keep a connection with each open page: a client's uploads are removed after its last page
-        was closed.
-        """
+        """Keep a connection with each open page: when the last is closed, uploads are removed."""
         client = clients.client(request.state.client_key)
 
         async def signs() -> AsyncIterator[str]:
@@ -213,10 +192,8 @@ def add_routes(app: FastAPI, index: AudioIndex, clients: Clients) -> None:
             shown = 0
             while key in arriving:
                 received = arriving[key][0]
-                yield (
-                    "data:"
-                    f" {json.dumps({'msg': 'update', 'orig_name': '', 'chunk_size': received - shown})}\n\n"
-                )
+                step = {"msg": "update", "orig_name": "", "chunk_size": received - shown}
+                yield f"data: {json.dumps(step)}\n\n"
                 shown = received
                 await asyncio.sleep(0.2)
             yield f"data: {json.dumps({'msg': 'done'})}\n\n"
@@ -273,15 +250,18 @@ async def answer_range(
     decode: Callable[..., Awaitable[bytes]],
     has_gone: Callable[[], Awaitable[bool]],
 ) -> Response:
-    """Answer a `Range` header of one range (RFC 9110, 14.2) with that part of the WAV; without it,
-    stream the whole WAV.
+    """Answer with the part of a WAV that a `Range` header names (RFC 9110, 14.2), or all of it.
+
+    Args:
+        wave: The recording.
+        header: The `Range` header, or "".
+        decode: Runs a function and its arguments in another thread, when it is the client's turn.
+        has_gone: Tells whether the client has disconnected.
     """
     if not header.strip().lower().startswith("bytes="):
 
         async def piece(first: int, stop: int) -> bytes:
-            """Wait where the decoders are busy: the status has been sent, so that it is too late to
-            refuse.
-            """
+            """Wait while the decoders are busy: the status was sent, it is too late to refuse."""
             while not await has_gone():
                 try:
                     return await decode(wave.read, first, stop)
@@ -308,9 +288,7 @@ async def answer_range(
 
 
 def range_of(header: str, size: int) -> tuple[int, int] | None:
-    """Return first and last byte of a `Range` header of one range; None if it is invalid for `size`
-    bytes.
-    """
+    """Return first and last byte of a `Range` header with one range; None if it is invalid."""
     wanted = re.fullmatch(r"bytes=([0-9]{0,18})-([0-9]{0,18})", header.strip().lower())
     if wanted is None or wanted.groups() == ("", ""):
         return None

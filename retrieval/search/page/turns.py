@@ -31,8 +31,9 @@ class Turns:
     async def turn(
         self, client_key: str, has_gone: Callable[[], Awaitable[bool]]
     ) -> AsyncIterator[None]:
-        """Wait for a turn and hold it. Raises Refused if too many wait, or if the client
-        disconnects.
+        """Wait for a turn and hold it.
+
+        Raises Refused if too many wait, or if the client disconnects.
         """
         if self.free and not self._waiting:
             self.free -= 1
@@ -62,7 +63,9 @@ class Turns:
             if place.done():
                 self._pass_on()
             else:
-                self._leave(client_key, place)
+                self._waiting[client_key].remove(place)
+                if not self._waiting[client_key]:
+                    del self._waiting[client_key]
             raise
 
     def _pass_on(self) -> None:
@@ -73,8 +76,3 @@ class Turns:
         places.popleft().set_result(None)
         if places:
             self._waiting[client_key] = places  # behind all others
-
-    def _leave(self, client_key: str, place: asyncio.Future) -> None:
-        self._waiting[client_key].remove(place)
-        if not self._waiting[client_key]:
-            del self._waiting[client_key]

@@ -1,5 +1,4 @@
-"""The page of retrieval.search.page in a real Chromium, started by its command: what is typed, clicked and
-uploaded, and what it refuses.
+"""The page in a real Chromium, started by its command: typing, clicks, uploads, refusals.
 
 After `make demo`, the pictures of the README are made by:
 

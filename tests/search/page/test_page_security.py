@@ -1,5 +1,4 @@
-"""The page of retrieval.search.page under attack: paths and URLs in events, foreign origins, other clients'
-uploads, passwords, floods.
+"""The page under attack: paths and URLs in events, origins, others' uploads, passwords, floods.
 
 Requests are those that a program sends; that a browser's own still work is shown by test_app.py, in
 Chromium.
