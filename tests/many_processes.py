@@ -86,6 +86,8 @@ def start(tiny: Path, output: Path, settings: list[str], dtype: torch.dtype = to
     config = load_config(tiny / "tiny.yaml", [*settings, f"train.output={output}"])
     with mock.patch.object(setup, "build_model", lambda config: build_model(config).to(dtype)):
         run = prepare(config, output, resume=False, overwrite=True)
+    if run.lock is not None:
+        run.lock.close()  # the next run is made in the same folder while this one is still held
     run.wrapped.train()
     return run
 
