@@ -8,7 +8,14 @@ from retrieval.config.text import read_yaml_file
 
 
 def read_config(run: Path) -> Config:
-    """The resolved settings of a run folder."""
+    """Read RUN/config.yaml, which holds every setting of a run.
+
+    Args:
+        run: The run folder.
+
+    Raises:
+        UserError: The file is absent, cannot be read, or holds no valid settings.
+    """
     path = run / "config.yaml"
     try:
         settings = read_yaml_file(path, str(path))

@@ -20,9 +20,7 @@ UserPath = Annotated[str, AfterValidator(expand_home)]
 
 
 class Section(BaseModel):
-    """Frozen group of settings; an unknown key is an error, and so is a boolean where a number is
-    expected.
-    """
+    """Frozen group of settings. Unknown keys, and booleans in place of numbers, are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -35,25 +33,25 @@ class Section(BaseModel):
     @classmethod
     def _booleans_are_not_numbers(cls, values: Any) -> Any:
         # YAML 1.1 reads `yes`, `on`, `no`, `off` as booleans, and pydantic would take True for 1.
-        if isinstance(values, dict):
-            for key, value in values.items():
-                field = cls.model_fields.get(key)
-                if (
-                    isinstance(value, bool)
-                    and field is not None
-                    and bool not in (field.annotation, *get_args(field.annotation))
-                ):
-                    if key == "mixed_precision" and value is False:
-                        values = {**values, key: "no"}
-                    else:
-                        raise ValueError(
-                            f"{key} is read as the boolean {value}: put the value in quotes, or"
-                            " give a number"
-                        )
+        if not isinstance(values, dict):
+            return values
+        fields = cls.model_fields
+        for key in [key for key in values if key in fields and isinstance(values[key], bool)]:
+            kind = fields[key].annotation
+            if bool in (kind, *get_args(kind)):
+                continue
+            if key != "mixed_precision" or values[key]:
+                raise ValueError(
+                    f"{key} is read as the boolean {values[key]}: put the value in quotes, or give"
+                    " a number"
+                )
+            values = {**values, key: "no"}
         return values
 
 
 class DataConfig(Section):
+    """Where sounds and captions come from."""
+
     cache: UserPath = Field(
         "data/clotho_v2/cache",
         description="folder of the Arrow cache, written by data_prep/build_*.py",
@@ -80,7 +78,7 @@ class DataConfig(Section):
 
 
 class AugmentationConfig(Section):
-    """In training only; everything is off by default."""
+    """Random changes of sounds in training. All are off by default."""
 
     probability: float = Field(
         0.5, ge=0, le=1, description="of each change of the waveform, for each clip"
@@ -109,16 +107,8 @@ class AugmentationConfig(Section):
     @property
     def waveform(self) -> dict[str, Any]:
         """Settings that change waveforms."""
-        return self.model_dump(
-            include={
-                "probability",
-                "gain_db",
-                "noise_snr_db",
-                "shift_seconds",
-                "pitch_semitones",
-                "stretch",
-            }
-        )
+        level = {"probability", "gain_db", "noise_snr_db"}
+        return self.model_dump(include=level | {"shift_seconds", "pitch_semitones", "stretch"})
 
     @property
     def mel(self) -> dict[str, Any]:
@@ -127,9 +117,7 @@ class AugmentationConfig(Section):
 
 
 class AudioEncoderConfig(Section):
-    """Settings that are none by default are the encoder's own; one that the named encoder does not
-    have is an error.
-    """
+    """Settings of the audio encoder; those that the named encoder does not have must stay none."""
 
     name: str = Field("atst_frame", description="a key of retrieval.models.audio.AUDIO_ENCODERS")
     checkpoint: UserPath | None = Field(
@@ -186,6 +174,8 @@ class AudioEncoderConfig(Section):
 
 
 class TextEncoderConfig(Section):
+    """Settings of the text encoder, a Hugging Face model."""
+
     name: UserPath = Field(
         "roberta-large",
         description="Hugging Face hub name, or a folder with config.json and tokenizer",
@@ -204,6 +194,8 @@ class TextEncoderConfig(Section):
 
 
 class PoolingConfig(Section):
+    """How the frames of a clip become one vector for each text."""
+
     name: str = Field("mean", description="a key of retrieval.models.dual_encoder.POOLINGS")
     attention_dim: int = Field(2048, ge=1, description="TAP: size of query, key and value")
     attention_dropout: float = Field(
@@ -231,6 +223,8 @@ class PoolingConfig(Section):
 
 
 class LossConfig(Section):
+    """The function of the scores that training minimises, and its settings."""
+
     name: str = Field("nt_xent", description="a key of retrieval.losses.LOSSES")
     temperature: float = Field(0.05, gt=0, le=10, description="cosines are divided by it")
     learnable_temperature: bool = Field(
@@ -299,6 +293,8 @@ class LossConfig(Section):
 
 
 class LearningRates(Section):
+    """Base learning rate of each parameter group."""
+
     audio_encoder: float = Field(2e-5, ge=0, le=1)
     text_encoder: float = Field(2e-5, ge=0, le=1)
     audio_projection: float = Field(
@@ -312,6 +308,8 @@ class LearningRates(Section):
 
 
 class ScheduleConfig(Section):
+    """How learning rates rise and fall over the epochs."""
+
     shape: Literal["cosine", "linear", "step"] = Field(
         "cosine", description="how the learning rate falls after the warm-up"
     )
@@ -339,6 +337,8 @@ class ScheduleConfig(Section):
 
 
 class OptimizerConfig(Section):
+    """Settings of AdamW."""
+
     lr: LearningRates = LearningRates()
     schedule: ScheduleConfig = ScheduleConfig()
     beta1: float = Field(0.9, ge=0, lt=1)
@@ -351,6 +351,8 @@ class OptimizerConfig(Section):
 
 
 class TrainConfig(Section):
+    """Course of a run: folders, batches, precision, states."""
+
     output: UserPath = Field("", description="run folder; default: runs/<name of the YAML file>")
     init_from: UserPath | None = Field(
         None, description="model folder whose weights a run starts from, in place of checkpoints"
@@ -425,6 +427,8 @@ class TrainConfig(Section):
 
 
 class EvaluationConfig(Section):
+    """Sizes of validation and evaluation."""
+
     audio_batch_size: int = Field(16, ge=1, description="clips encoded at once")
     text_batch_size: int = Field(256, ge=1, description="captions encoded at once")
     num_pictures: int = Field(
@@ -433,6 +437,8 @@ class EvaluationConfig(Section):
 
 
 class Config(Section):
+    """All settings of a run."""
+
     seed: int = Field(123, ge=0, lt=2**32)
     dim: int = Field(1024, ge=1, description="size of the shared space")
     data: DataConfig = DataConfig()
@@ -464,10 +470,17 @@ class Config(Section):
 
 
 def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
-    """Defaults <- YAML file <- overrides such as `optimizer.lr.audio_encoder=4e-6`.
+    """Read the settings of a run: defaults, then the YAML file, then overrides.
 
-    Raises UserError, one line, that names the file or override, the setting and the nearest valid
-    name.
+    Args:
+        path: YAML file with the settings that differ from the defaults.
+        overrides: Settings that win over both, such as `optimizer.lr.audio_encoder=4e-6`.
+
+    Returns:
+        The frozen settings. `train.output` is `runs/<name of the file>` unless it is set.
+
+    Raises:
+        UserError: One line that names the file or override, the setting and the nearest valid name.
     """
     path = Path(path)
     try:
@@ -496,6 +509,6 @@ def parse_config(settings: dict[str, Any], source: str) -> Config:
 
 
 def config_differences(old: Config, new: Config) -> list[str]:
-    """`section.key: old -> new` for every setting that differs."""
+    """Return a line `section.key: old -> new` for every setting that differs."""
     before, after = flatten(old.model_dump()), flatten(new.model_dump())
     return [f"{key}: {before[key]} -> {after[key]}" for key in before if before[key] != after[key]]

@@ -1,5 +1,4 @@
-"""Between text and settings: strict YAML, `section.key=value` overrides, flat names, and errors in
-one line that name the nearest valid setting.
+"""Text of settings: strict YAML, `section.key=value` overrides, flat names, one-line errors.
 
 Settings need a part of YAML only: mappings, lists, words and decimal numbers, without tags and
 dates. A file may come from anyone, so its size, its depth and the expansion of its aliases are
@@ -27,14 +26,13 @@ SHORT.maxstring = SHORT.maxother = 100
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML with limits. A duplicate key is an error: PyYAML would silently use the last
-    value.
+    """Safe YAML with limits.
+
+    A duplicate key is an error: PyYAML would silently use the last value.
     """
 
     yaml_implicit_resolvers = {
-        first: [
-            (tag, pattern) for tag, pattern in resolvers if not tag.endswith((":timestamp", ":int"))
-        ]
+        first: [pair for pair in resolvers if not pair[0].endswith((":timestamp", ":int"))]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
@@ -45,44 +43,26 @@ class _Loader(yaml.SafeLoader):
         self.size_of: dict[int, int] = {}
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        event = self.peek_event()
+        event, problem = self.peek_event(), None
         before = self.num_values
-        if getattr(event, "tag", None) not in (None, "!"):
-            raise Refused(
-                None,
-                None,
-                f"the tag {event.tag[:80]} is not supported: write the value without it",
-                event.start_mark,
-            )
+        size = 1
         if isinstance(event, yaml.AliasEvent) and event.anchor in self.anchors:
             size = self.size_of.get(id(self.anchors[event.anchor]))
-            if size is None:
-                raise Refused(
-                    None,
-                    None,
-                    f"the alias *{event.anchor[:80]} refers to a value that contains it: write the"
-                    " value out",
-                    event.start_mark,
-                )
-            self.num_values += size
-        else:
-            self.num_values += 1
-        if self.num_values > MAX_VALUES:
-            raise Refused(
-                None,
-                None,
-                f"more than {MAX_VALUES:,} values with aliases expanded: is it a file of settings?",
-                event.start_mark,
-            )
+        self.num_values += size or 0
         self.depth += 1
-        if self.depth > MAX_DEPTH:
-            raise Refused(
-                None,
-                None,
-                f"lists and sections are nested more than {MAX_DEPTH} deep: is it a file of"
-                " settings?",
-                event.start_mark,
+        if getattr(event, "tag", None) not in (None, "!"):
+            problem = f"the tag {event.tag[:80]} is not supported: write the value without it"
+        elif size is None:
+            problem = (
+                f"the alias *{event.anchor[:80]} refers to a value that contains it: write the"
+                " value out"
             )
+        elif self.num_values > MAX_VALUES:
+            problem = f"more than {MAX_VALUES:,} values with aliases expanded"
+        elif self.depth > MAX_DEPTH:
+            problem = f"lists and sections are nested more than {MAX_DEPTH} deep"
+        if problem:
+            raise Refused(None, None, problem, event.start_mark)
         node = super().compose_node(parent, index)
         self.depth -= 1
         self.size_of.setdefault(id(node), self.num_values - before)
@@ -91,12 +71,8 @@ class _Loader(yaml.SafeLoader):
     def construct_scalar(self, node: yaml.Node) -> str:
         text = super().construct_scalar(node)
         if any(letter == "\0" or "\ud800" <= letter <= "\udfff" for letter in text):
-            raise Refused(
-                None,
-                None,
-                "a null byte or half a surrogate pair, which no path and no text can hold",
-                node.start_mark,
-            )
+            problem = "a null byte or half a surrogate pair, which no path and no text can hold"
+            raise Refused(None, None, problem, node.start_mark)
         return text
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -113,12 +89,8 @@ class _Loader(yaml.SafeLoader):
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
         digits = self.construct_scalar(node).replace("_", "")
         if len(digits) > MAX_DIGITS:
-            raise Refused(
-                None,
-                None,
-                f"a number of {len(digits)} digits, at most {MAX_DIGITS} are allowed",
-                node.start_mark,
-            )
+            problem = f"a number of {len(digits)} digits, at most {MAX_DIGITS} are allowed"
+            raise Refused(None, None, problem, node.start_mark)
         return int(digits)
 
 
@@ -140,9 +112,7 @@ def read_yaml(text: str) -> Any:
 
 
 def _unshared(value: Any) -> Any:
-    """Copy `value` with aliases expanded: otherwise an override would change all places of an
-    alias.
-    """
+    """Copy `value` with aliases expanded: an override changes one place only."""
     if isinstance(value, dict):
         return {key: _unshared(item) for key, item in value.items()}
     return [_unshared(item) for item in value] if isinstance(value, list) else value
@@ -161,10 +131,8 @@ def read_yaml_file(path: Path, what: str) -> Any:
     """
     try:
         if not path.is_file() and path.exists():  # a pipe or a device may never end
-            raise UserError(
-                f"{what} is {'a folder' if path.is_dir() else 'not a regular file'}: give a YAML"
-                " file"
-            )
+            kind = "a folder" if path.is_dir() else "not a regular file"
+            raise UserError(f"{what} is {kind}: give a YAML file")
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
         if len(raw) > MAX_BYTES:
@@ -184,9 +152,8 @@ def read_yaml_file(path: Path, what: str) -> Any:
     except Refused as error:
         raise UserError(f"{what}: {_with_place(error)}") from None
     except yaml.YAMLError as error:
-        raise UserError(
-            f"{what} is not valid YAML: {shortened(' '.join(str(error).split()), 300)}"
-        ) from None
+        reason = shortened(" ".join(str(error).split()), 300)
+        raise UserError(f"{what} is not valid YAML: {reason}") from None
 
 
 def _with_place(error: yaml.MarkedYAMLError) -> str:
@@ -200,19 +167,18 @@ def shortened(text: str, longest: int = 100) -> str:
 
 
 def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as one level of `section.key` names."""
+    """Return nested settings as one level of `section.key` names."""
     flat: dict[str, Any] = {}
     for key, value in settings.items():
-        flat.update(
-            flatten(value, f"{prefix}{key}.")
-            if isinstance(value, dict)
-            else {f"{prefix}{key}": value}
-        )
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
     return flat
 
 
 def apply_override(settings: dict[str, Any], override: str) -> None:
-    """Set what `section.key=value` says in nested `settings`."""
+    """Apply `section.key=value` to nested `settings`. Raises UserError."""
     name, equals, text = override.partition("=")
     if not equals or not name:
         raise UserError(
@@ -252,7 +218,18 @@ def _explain_one(error: Any, config: type[BaseModel]) -> str:
     location = [shortened(str(part)) for part in error["loc"]]
     name = ".".join(location) or "config"
     if error["type"] == "extra_forbidden":
-        return f"{name} is not a setting; " + _suggest(location, config)
+        *sections, key = location
+        section = config
+        for part in sections:
+            section = section.model_fields[part].annotation
+        if near := difflib.get_close_matches(key, section.model_fields, n=1, cutoff=0.5):
+            return f"{name} is not a setting; did you mean {'.'.join([*sections, near[0]])}?"
+        names = list(flatten(config().model_dump()))
+        by_key = {full.split(".")[-1]: full for full in reversed(names)}
+        if near := difflib.get_close_matches(key, by_key, n=1, cutoff=0.75):
+            return f"{name} is not a setting; did you mean {by_key[near[0]]}?"
+        parent = ".".join(sections) or "the top level"
+        return f"{name} is not a setting; {parent} holds: {', '.join(section.model_fields)}"
     if error["type"] == "model_type":
         return (
             f"{name}={SHORT.repr(error['input'])}: {name} is a section with settings of its own,"
@@ -262,24 +239,3 @@ def _explain_one(error: Any, config: type[BaseModel]) -> str:
     if error["type"] == "value_error":
         return f"{name}: {message}" if location else message
     return f"{name}={SHORT.repr(error['input'])}: {message[0].lower()}{message[1:]}"
-
-
-def _suggest(location: list[str], config: type[BaseModel]) -> str:
-    section = config
-    for part in location[:-1]:
-        section = section.model_fields[part].annotation
-    parent = ".".join(location[:-1])
-    matches = difflib.get_close_matches(location[-1], section.model_fields, n=1, cutoff=0.5)
-    if matches:
-        return f"did you mean {'.'.join([*location[:-1], matches[0]])}?"
-    everywhere = difflib.get_close_matches(location[-1], _all_names(config), n=1, cutoff=0.75)
-    full = _all_names(config)[everywhere[0]] if everywhere else None
-    return (
-        f"did you mean {full}?"
-        if full
-        else f"{parent or 'the top level'} holds: {', '.join(section.model_fields)}"
-    )
-
-
-def _all_names(config: type[BaseModel]) -> dict[str, str]:
-    return {name.split(".")[-1]: name for name in reversed(list(flatten(config().model_dump())))}
