@@ -30,33 +30,31 @@ from retrieval.models.record import TrainingRecord
 from retrieval.models.weights import read_weights, write_weights
 from retrieval.training.states import latest_state
 
-# Settings that may change between a run and its resumption: they do not touch what is computed in
-# training.
+# Settings that may change when a run is resumed: they do not change the numbers of the training.
+# Progress compares the contents of caches and teachers.
 HARMLESS = (
-    *("data.cache", "data.frame_cache", "data.num_workers"),
-    *("train.caches", "loss.teachers"),  # their content is compared: Progress
-    *(
-        "train.output",
-        "train.max_steps",
-        "train.save_every_steps",
-        "train.log_every_steps",
-        "evaluation.",
-    ),
+    "data.cache",
+    "data.frame_cache",
+    "data.num_workers",
+    "train.caches",
+    "loss.teachers",
+    "train.output",
+    "train.max_steps",
+    "train.save_every_steps",
+    "train.log_every_steps",
+    "evaluation.",
 )
-
 RESUME = "and continue with --resume: the newest state and model are kept"
 
 
 @dataclass
 class Progress:
-    """Where a run stands: `step` optimizer steps of `epoch` are done; `global_step` counts over all
-    epochs.
-    """
+    """Position of a run, saved with its state."""
 
-    epoch: int = 0
-    step: int = 0
-    global_step: int = 0
-    best_map: float = -1.0
+    epoch: int = 0  # counted from 0
+    step: int = 0  # optimizer steps done in `epoch`
+    global_step: int = 0  # in all epochs
+    best_map: float = -1.0  # validation mAP@10 of `best_epoch`
     best_epoch: int = -1
     corpus: str = ""  # ClipSplit.fingerprint() of the development split
     teachers: str = ""  # TeacherScores.fingerprint
@@ -65,6 +63,7 @@ class Progress:
         return asdict(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over a saved position; raises UserError if corpus or teachers have changed."""
         if self.corpus and state.get("corpus", self.corpus) != self.corpus:
             raise UserError(
                 "--resume with another corpus: the cache's development clips or captions have"
@@ -80,8 +79,10 @@ class Progress:
 
 
 def check_run(run: Path, config: Config, resume: bool, overwrite: bool) -> None:
-    """Whether a run may start or go on here; reads only. Raises UserError rather than letting
-    another run's files be touched.
+    """Check that a run may start or go on in the folder `run`; reads only.
+
+    Raises:
+        UserError: `run` holds another run, or with `resume` none that goes on with `config`.
     """
     if not resume:
         if (run / "config.yaml").exists() and not overwrite:
@@ -105,25 +106,27 @@ def check_run(run: Path, config: Config, resume: bool, overwrite: bool) -> None:
 
 
 def check_unchanged(run: Path, config: Config) -> None:
-    """Raises UserError that names every setting with which `run` was not made."""
-    changed = [
-        line
-        for line in config_differences(read_config(run), config)
-        if not line.startswith(HARMLESS)
-    ]
+    """Raise a UserError that names every setting in which `run` and `config` differ."""
+    differences = config_differences(read_config(run), config)
+    changed = "; ".join(line for line in differences if not line.startswith(HARMLESS))
     if changed:
         raise UserError(
-            f"--resume with a changed configuration: {'; '.join(changed)}; undo that, or start a"
-            " new run with train.output=..."
+            f"--resume with a changed configuration: {changed}; undo that, or start a new run with"
+            " train.output=..."
         )
 
 
 def open_run(run: Path, config: Config, resume: bool, overwrite: bool) -> TextIO:
-    """Make the run folder, without what an earlier run left there, or make one whole again that was
-    killed. Main process only.
+    """Make the run folder and lock it; main process only.
 
-    Returns its lock, to be closed when the run ends. Raises UserError where another process trains
-    here, or has come here since check_run.
+    With `overwrite` the files of an earlier run are deleted; with `resume` a model folder is
+    repaired that was being replaced when the run was killed.
+
+    Returns:
+        The lock, to be closed when the run ends.
+
+    Raises:
+        UserError: Another process trains here, or has trained here since check_run.
     """
     try:
         lock = take_lock(run / LOCK)
@@ -149,7 +152,16 @@ def open_run(run: Path, config: Config, resume: bool, overwrite: bool) -> TextIO
 
 
 def save_state(accelerator: Accelerator, run: Path, progress: Progress) -> None:
-    """A resumable state; it replaces the one before only when it is complete."""
+    """Save a resumable state; it replaces the one before only when it is complete.
+
+    Args:
+        accelerator: Of the run; every process calls this.
+        run: Run folder.
+        progress: Its global_step names the state.
+
+    Raises:
+        UserError: The disk is full or not writable.
+    """
     folder = run / "states" / f"step-{progress.global_step:08d}"
     partial = folder.with_suffix(".partial")
     if accelerator.is_main_process:
@@ -171,8 +183,9 @@ def save_state(accelerator: Accelerator, run: Path, progress: Progress) -> None:
 def _write_weights(
     models: list[torch.nn.Module], weights: list[dict[str, Any]], folder: str
 ) -> None:
-    """Write the weights instead of Accelerate, which keeps only one of the tensors that share
-    memory, even if they differ.
+    """Write the weights in place of Accelerate.
+
+    Of tensors that share memory Accelerate keeps only one, even if they differ.
     """
     weights.clear()
     if PartialState().is_main_process:
@@ -186,11 +199,21 @@ def _read_weights(models: list[torch.nn.Module], folder: str) -> None:
 def load_state(
     accelerator: Accelerator, run: Path, progress: Progress, steps_per_epoch: int, seed: int
 ) -> None:
-    """Weights, optimizer, RNG and the registered `progress` of the newest state.
+    """Load weights, optimizer, random numbers and progress of the newest state.
 
-    Another number of processes can go on where an epoch has ended, with random numbers of its own,
-    from `seed` and the step. Raises UserError within an epoch: what the processes have drawn in it
-    cannot be dealt out anew.
+    Another number of processes can go on at the end of an epoch, with random numbers from `seed`
+    and the step. Within an epoch it cannot: the batches were drawn for the old number.
+
+    Args:
+        accelerator: Of the run; every process calls this.
+        run: Run folder.
+        progress: Registered with `accelerator`; filled.
+        steps_per_epoch: Of the run.
+        seed: Of the run.
+
+    Raises:
+        UserError: The state is damaged, of another corpus or of another number of processes, or
+            RUN/best is missing.
     """
     folder = latest_state(run)
     num_saved = len(list(folder.glob("random_states_*.pkl")))
@@ -198,10 +221,10 @@ def load_state(
         for path in folder.glob("custom_checkpoint_*.pkl"):
             load(path)  # refuses anything but plain values; Accelerate would run code in them
         if num_saved == accelerator.num_processes:
-            # from a damaged one Accelerate would go on without a word
+            # Accelerate ignores a damaged file
             load(folder / f"random_states_{accelerator.process_index}.pkl")
         else:
-            # of Progress, which is registered first
+            # Progress is registered first
             step = load(folder / "custom_checkpoint_0.pkl")["step"]
             if step < steps_per_epoch or not num_saved:
                 raise UserError(
@@ -211,7 +234,7 @@ def load_state(
                     " number"
                 )
         scaler = accelerator.scaler
-        # saved with bf16 (train.mixed_precision=auto): fp16 begins with a new scale
+        # A state saved with bf16 (train.mixed_precision=auto) has no scale: fp16 begins a new one.
         if not (folder / "scaler.pt").is_file():
             accelerator.scaler = None
         with accelerator.register_load_state_pre_hook(_read_weights):
@@ -227,11 +250,11 @@ def load_state(
         ) from None
     best = run / "best" / WEIGHTS
     if progress.best_epoch >= 0 and not best.is_file():
-        # No later epoch need be better, and then the end of the run would have nothing to score.
-        what = f"the best model so far (epoch {progress.best_epoch + 1})"
+        # If no later epoch is better, the end of the run has no best model to score.
+        epoch = progress.best_epoch + 1
         raise UserError(
-            f"--resume: {best}, {what}, is missing; put it back from a copy, or start again with"
-            " --overwrite"
+            f"--resume: {best}, the best model so far (epoch {epoch}), is missing; put it back from"
+            " a copy, or start again with --overwrite"
         )
 
 

@@ -49,21 +49,10 @@ MAX_TOKENS, DROPOUT, BATCH_SIZE, LEARNING_RATE, WARMUP_STEPS = 32, 0.1, 64, 1e-3
 
 def main(arguments: list[str] | None = None) -> int:
     parser = OneLineParser(description=__doc__.split("\n")[0])
-    parser.add_argument(
-        "--cache",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="Arrow cache with a development split",
-    )
-    parser.add_argument(
-        "--text-encoder",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="folder with config.json and tokenizer",
-    )
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
+    folder = {"type": Path, "required": True, "metavar": "DIR"}
+    parser.add_argument("--cache", **folder, help="Arrow cache with a development split")
+    parser.add_argument("--text-encoder", **folder, help="folder with config.json and tokenizer")
+    parser.add_argument("--output", **folder, help="folder that is made")
     parser.add_argument("--embed-dim", type=int, default=96, help="of the ATST-Frame")
     parser.add_argument("--depth", type=int, default=2)
     parser.add_argument("--num-heads", type=int, default=4)
@@ -73,11 +62,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quiet", action="store_true", help="show no progress")
     options = parser.parse_args(arguments)
-    for name in ("embed_dim", "depth", "num_heads", "steps"):
-        if not 1 <= getattr(options, name) <= LARGEST_SIZE:
-            raise UserError(
-                f"--{name.replace('_', '-')} {getattr(options, name)}: must be 1 to {LARGEST_SIZE}"
-            )
+    sizes = {name: getattr(options, name) for name in ("embed_dim", "depth", "num_heads")}
+    for name, value in (*sizes.items(), ("steps", options.steps)):
+        if not 1 <= value <= LARGEST_SIZE:
+            option = f"--{name.replace('_', '-')}"
+            raise UserError(f"{option} {value}: must be 1 to {LARGEST_SIZE}")
     if not 0 <= options.seed < 2**32:
         raise UserError(f"--seed {options.seed}: must be 0 to {2**32 - 1}")
     check_environment(several=False)
@@ -85,18 +74,26 @@ def main(arguments: list[str] | None = None) -> int:
     # the same weights at any number of cores; more hardly help encoders this small
     torch.set_num_threads(1)
     silence_transformers()
-    sizes = {name: getattr(options, name) for name in ("embed_dim", "depth", "num_heads")}
-    pretrain(
-        options.cache, options.text_encoder, options.output, sizes, options.steps, options.seed
-    )
+    folders = options.cache, options.text_encoder, options.output
+    pretrain(*folders, sizes, options.steps, options.seed)
     return 0
 
 
 def pretrain(
     cache: Path, text_folder: Path, output: Path, sizes: dict[str, int], steps: int, seed: int
 ) -> None:
-    """Write both encoders' weights to the folder `output`, or reuse equal ones. Raises
-    UserError.
+    """Write both encoders' weights to the folder `output`, or reuse equal ones.
+
+    Args:
+        cache: Arrow cache with a development split.
+        text_folder: Folder with config.json and tokenizer of the text encoder.
+        output: Folder that is made, or that this command made before.
+        sizes: embed_dim, depth and num_heads of the ATST-Frame.
+        steps: Optimizer steps of the text encoder.
+        seed: Of all random numbers.
+
+    Raises:
+        UserError: A file is missing or does not fit, or `output` holds anything else.
     """
     if not (text_folder / "config.json").is_file():
         raise UserError(
@@ -120,8 +117,10 @@ def pretrain(
         "corpus": clips.fingerprint(),
         "sample_rate": clips.sample_rate,
         "text_encoder": sources,
+        **sizes,
+        "steps": steps,
+        "seed": seed,
     }
-    settings |= sizes | {"steps": steps, "seed": seed}
     if _reusable(output, settings):
         print(f"{output} was made from this cache and these settings: reused")
         return
@@ -132,14 +131,8 @@ def pretrain(
         try:
             audio = whitened_audio_encoder(clips, sizes)
             train_text_encoder(text, clips, steps, seed)
-            torch.save(
-                {
-                    "state_dict": {
-                        PREFIXES[-1] + name: value for name, value in audio.state_dict().items()
-                    }
-                },
-                folder / "audio_encoder.ckpt",
-            )
+            weights = {PREFIXES[-1] + name: value for name, value in audio.state_dict().items()}
+            torch.save({"state_dict": weights}, folder / "audio_encoder.ckpt")
             text.model.save_pretrained(folder / "text_encoder")
             text.tokenizer.save_pretrained(folder / "text_encoder")
         # torch and safetensors raise these where the disk or the memory is full
@@ -157,9 +150,8 @@ def pretrain(
             for path in sorted(folder.rglob("*"))
             if path.is_file()
         }
-        (folder / "made_from.json").write_text(
-            json.dumps({"settings": settings, "files": made}, indent=1) + "\n", encoding="utf-8"
-        )
+        text_of_json = json.dumps({"settings": settings, "files": made}, indent=1) + "\n"
+        (folder / "made_from.json").write_text(text_of_json, encoding="utf-8")
     print(
         f"{output}: audio_encoder.ckpt and text_encoder/, from {len(clips)} clips and"
         f" {sum(map(len, clips.captions))} captions"
@@ -167,27 +159,28 @@ def pretrain(
 
 
 def whitened_audio_encoder(clips: ClipSplit, sizes: dict[str, int]) -> AtstFrame:
-    """An ATST-Frame whose patch embedding whitens the patches of `clips`; all else is random."""
+    """Return an ATST-Frame whose patch embedding whitens the patches of `clips`.
+
+    Its rows are the principal components of the patches, each divided by its standard deviation;
+    all other weights are random.
+
+    Raises:
+        UserError: All patches are alike.
+    """
     encoder = AtstFrame(**sizes)
-    patches = []
+    parts = []
     with bar(total=len(clips), desc="patches", unit="clip") as progress:
         for index in range(len(clips)):
-            waveform = torch.from_numpy(
-                clips.read(
-                    index, 0, min(int(clips.num_samples[index]), round(SECONDS * clips.sample_rate))
-                )
-            )
-            waveform = torchaudio.functional.resample(
-                waveform, clips.sample_rate, encoder.sample_rate
-            )
-            waveform = functional.pad(
-                waveform, (0, max(0, encoder.sample_rate // 2 - len(waveform)))
-            )  # the spectrogram needs more than 32 ms
-            patches.append(
-                encoder.patch_embed.patches(encoder.log_mel(waveform[None]))[0, ::EVERY_FRAME]
-            )
+            end = min(int(clips.num_samples[index]), round(SECONDS * clips.sample_rate))
+            waveform = torch.from_numpy(clips.read(index, 0, end))  # (S,)
+            resample = torchaudio.functional.resample
+            waveform = resample(waveform, clips.sample_rate, encoder.sample_rate)
+            missing = max(0, encoder.sample_rate // 2 - len(waveform))
+            waveform = functional.pad(waveform, (0, missing))  # a spectrogram needs over 32 ms
+            log_mel = encoder.log_mel(waveform[None])
+            parts.append(encoder.patch_embed.patches(log_mel)[0, ::EVERY_FRAME])
             progress.update()
-    whitening, mean = _whitening(torch.cat(patches).double(), encoder.feature_dim)
+    whitening, mean = _whitening(torch.cat(parts).double(), encoder.feature_dim)
     with torch.no_grad():
         encoder.patch_embed.patch_embed.weight[: len(whitening)] = whitening
         encoder.patch_embed.patch_embed.bias[: len(whitening)] = -whitening @ mean
@@ -195,9 +188,7 @@ def whitened_audio_encoder(clips: ClipSplit, sizes: dict[str, int]) -> AtstFrame
 
 
 def _whitening(patches: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """patches (N, P) -> at most `size` principal directions over their deviations (min(size, P),
-    P), and the mean (P,).
-    """
+    """Return up to `size` whitening rows (min(size, P), P) of patches (N, P), and the mean (P,)."""
     mean = patches.mean(dim=0)
     variances, directions = torch.linalg.eigh(torch.cov((patches - mean).T))  # ascending
     variances, directions = variances.flip(0)[:size], directions.flip(1)[:, :size]
@@ -210,7 +201,7 @@ def _whitening(patches: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
 
 def untrained_text_encoder(folder: Path) -> TextEncoder:
-    """The text encoder of `folder` with random weights."""
+    """Make the text encoder of `folder` with random weights."""
     encoder = TextEncoder(text_architecture(str(folder), DROPOUT), MAX_TOKENS)
     encoder.tokenizer = load_tokenizer(folder, encoder.model.config.vocab_size)
     return encoder
@@ -231,14 +222,12 @@ def train_text_encoder(encoder: TextEncoder, clips: ClipSplit, steps: int, seed:
     encoder.train()
     with bar(total=steps, desc="text encoder", unit="step") as progress:
         for step in range(steps):
+            factor = min(1.0, (step + 1) / WARMUP_STEPS, 2.0 * (steps - step) / steps)
             for group in optimizer.param_groups:
-                group["lr"] = LEARNING_RATE * min(
-                    1.0, (step + 1) / WARMUP_STEPS, 2.0 * (steps - step) / steps
-                )
+                group["lr"] = LEARNING_RATE * factor
             batch = rng.choice(len(captions), size=min(BATCH_SIZE, len(captions)), replace=False)
-            log_probabilities = functional.log_softmax(
-                head(encoder([captions[index] for index in batch])), dim=-1
-            )
+            logits = head(encoder([captions[index] for index in batch]))  # (b, V)
+            log_probabilities = functional.log_softmax(logits, dim=-1)
             loss = -(targets[batch] * log_probabilities).sum(dim=1).mean()
             optimizer.zero_grad()
             loss.backward()
@@ -253,22 +242,23 @@ def train_text_encoder(encoder: TextEncoder, clips: ClipSplit, steps: int, seed:
 
 
 def token_shares(encoder: TextEncoder, captions: list[str]) -> Tensor:
-    """(N, V): the tokens of each caption, weighted by the logarithm of how rare they are over all
-    captions; rows sum to 1, or are 0.
+    """Return (N, V): the tokens of each caption, weighted by their inverse document frequency.
+
+    A rare token weighs log(captions / captions with it). Rows sum to 1, or are 0.
     """
     held = torch.zeros(len(captions), len(encoder.tokenizer))
     for row, caption in enumerate(captions):
-        held[
-            row,
-            encoder.tokenizer(normalise_caption(caption), add_special_tokens=False)["input_ids"],
-        ] = 1.0
+        tokens = encoder.tokenizer(normalise_caption(caption), add_special_tokens=False)
+        held[row, tokens["input_ids"]] = 1.0
     shares = held * torch.log(len(captions) / held.sum(dim=0).clamp_min(1.0))
     return shares / shares.sum(dim=1, keepdim=True).clamp_min(1e-12)
 
 
 def _reusable(output: Path, settings: dict) -> bool:
-    """Does `output` hold the wanted weights, unharmed? Raises UserError where something else is in
-    the way.
+    """Return True if `output` holds the weights of `settings`, undamaged.
+
+    Raises:
+        UserError: `output` holds anything else.
     """
     if not output.exists():
         return False

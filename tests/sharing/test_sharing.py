@@ -1,6 +1,4 @@
-"""Model cards, and a model that goes to a stand-in of the Hugging Face hub and comes back the
-same.
-"""
+"""Model cards; a model that goes to a stand-in of the Hugging Face hub and comes back the same."""
 
 import json
 import os
@@ -296,7 +294,8 @@ CAPTIONS = ["A rising high tone.", "Someone plays a low, steady note.", "pulsing
 def scores(model):
     waveform = torch.randn(2, 24_000, generator=torch.Generator().manual_seed(0)) * 0.1
     with torch.inference_mode():
-        return model.score(model.encode_text(CAPTIONS), *model.encode_audio(waveform, torch.tensor([24_000, 9_000])))
+        encoded = model.encode_audio(waveform, torch.tensor([24_000, 9_000]))
+        return model.score(model.encode_text(CAPTIONS), *encoded)
 
 own, pushed = DualEncoder.from_pretrained(sys.argv[1]), DualEncoder.from_pretrained("me/barks")
 assert torch.equal(scores(own), scores(pushed)), "the pushed model scores otherwise"
@@ -351,7 +350,8 @@ import os, sys
 from retrieval.sharing import command as sharing
 from retrieval.base.errors import UserError
 
-for token, repo in [(None, "me/x"), ("hf_wrong", "me/x"), ("hf_reader", "me/x"), ("hf_writer", "no such/name"), ("hf_writer", "a/b/c")]:
+wrong_tokens = [(None, "me/x"), ("hf_wrong", "me/x"), ("hf_reader", "me/x")]
+for token, repo in [*wrong_tokens, ("hf_writer", "no such/name"), ("hf_writer", "a/b/c")]:
     os.environ.pop("HF_TOKEN", None)
     os.environ |= {"HF_TOKEN": token} if token else {}
     try:

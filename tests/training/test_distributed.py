@@ -1,5 +1,4 @@
-"""Exchange between processes: identity alone; two real processes give the loss and the gradients of
-one.
+"""Exchange between processes: the identity in one; two give the loss and gradients of one.
 
 Letters: N texts and B audios of all processes together, D dimensions, F input features.
 """

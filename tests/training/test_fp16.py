@@ -1,6 +1,4 @@
-"""fp16 with a real gradient scaler, on the CPU: float32's numbers, skipped steps, clipping,
-resumption, and two processes that agree.
-"""
+"""fp16 with a real gradient scaler: skipped steps, clipping, resumption, two processes."""
 
 import json
 import os

@@ -1,5 +1,4 @@
-"""The same mathematics on 1, 2 and 3 processes: loss, gradients, learning rates, evaluation, and
-what travels between them.
+"""1, 2 and 3 processes: the same loss, gradients, learning rates and scores; bytes that travel.
 
 Letters: N pairs of all processes together, n of this one, D dimensions, T frames.
 """

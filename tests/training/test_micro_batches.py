@@ -1,6 +1,4 @@
-"""A batch encoded in parts has the loss and gradients of the whole in less memory; its dropout is
-replayed; also compiled, and on two processes.
-"""
+"""A batch encoded in parts: loss and gradients of the whole, in less memory, with equal dropout."""
 
 import os
 import shutil

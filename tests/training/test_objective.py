@@ -1,6 +1,4 @@
-"""The loss of a run: every loss trains from a configuration, learnable parameters, teachers on
-disk, a sentence encoder's targets.
-"""
+"""The loss of a run: its settings, learnable parameters, teachers, and a sentence encoder."""
 
 import json
 import shutil

@@ -1,6 +1,4 @@
-"""retrieval/training/pretraining.py: weights for small encoders that training loads as it loads official
-ones.
-"""
+"""Start weights of small encoders, which training loads like official ones."""
 
 import math
 import shutil

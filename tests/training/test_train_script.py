@@ -1,6 +1,4 @@
-"""train.py from the command line's side: --dry-run, arguments, one-line errors. Training itself:
-test_training.py.
-"""
+"""The command train.py: --dry-run, arguments, one-line errors. Training: test_training.py."""
 
 import subprocess
 import sys

@@ -1,6 +1,4 @@
-"""The loop: what it logs, saves and refuses, and that a killed run goes on as if nothing had
-happened.
-"""
+"""The training loop: logs, saved files, refusals, and killed runs that go on as if nothing was."""
 
 import json
 import multiprocessing
