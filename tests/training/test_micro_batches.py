@@ -224,13 +224,7 @@ def test_dropout_is_replayed_by_compiled_blocks(tiny, tmp_path):
 
 def test_an_absent_compiler_is_named(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(
-        UserError,
-        match=(
-            "train.compile needs the compiler no-such-compiler; install it, or set"
-            " train.compile=false"
-        ),
-    ):
+    with pytest.raises(UserError, match="train.compile.*no-such-compiler"):
         start(tiny, tmp_path / "run", "train.compile=true")
     assert not (tmp_path / "run").exists()
 

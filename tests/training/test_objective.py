@@ -219,8 +219,8 @@ def test_distillation_and_supervised_loss_are_added_with_their_weights(tiny, pai
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["loss.name=distillation"], "distillation needs teachers"),
-        (["loss.teachers=[a]"], "teachers have no effect with nt_xent"),
+        (["loss.name=distillation"], "teachers"),
+        (["loss.teachers=[a]"], "teachers.*nt_xent"),
         (["loss.name=distillation", "loss.teachers=[a]", "loss.distill_weight=0"], "both 0"),
         (
             ["loss.name=distillation", "loss.teachers=[a]", "loss.supervised=distillation"],
@@ -228,7 +228,7 @@ def test_distillation_and_supervised_loss_are_added_with_their_weights(tiny, pai
         ),
         (
             ["loss.name=distillation", "loss.teachers=[a]", "loss.supervised=nt_xnt"],
-            "loss.supervised='nt_xnt' is unknown",
+            "loss.supervised='nt_xnt'",
         ),
         (["loss.name=distillation", "loss.teachers=[a]"], "a"),
     ],
@@ -288,7 +288,7 @@ def test_several_corpora_have_no_teachers(tiny, teachers, tmp_path):
         f"train.caches=[{tiny}/cache, {other}]",
         f"train.output={tmp_path}/run",
     ]
-    with pytest.raises(UserError, match="several train.caches: teachers score one cache"):
+    with pytest.raises(UserError, match="loss.name=distillation.*train.caches"):
         loop.train(load_config(tiny / "tiny.yaml", settings))
 
 
@@ -308,7 +308,7 @@ def test_a_learnt_temperature_that_crossed_zero_counts_by_its_size(tiny, pairs):
 
 def test_a_copy_of_a_teacher_is_refused(pairs, teachers, tmp_path):
     shutil.copytree(teachers[0], tmp_path / "copy")
-    with pytest.raises(UserError, match="loss.teachers: .*copy holds the same scores"):
+    with pytest.raises(UserError, match="loss.teachers: .*copy"):
         TeacherScores([str(teachers[0]), str(teachers[1]), str(tmp_path / "copy")], pairs)
 
 
@@ -333,9 +333,7 @@ def test_mixed_clips_have_no_targets(tiny, teachers, tmp_path):
         "augmentation.mix_probability=0.5",
         f"train.output={tmp_path}/run",
     ]
-    with pytest.raises(
-        UserError, match="no target for mixed clips; set augmentation.mix_probability=0"
-    ):
+    with pytest.raises(UserError, match="loss.name=distillation.*augmentation.mix_probability"):
         loop.train(load_config(tiny / "tiny.yaml", settings))
 
 

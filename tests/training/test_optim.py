@@ -130,25 +130,17 @@ def test_weights_shared_within_a_group_are_listed_once():
 def test_parameter_in_no_group_is_named():
     model = Model()
     model.adapter = nn.Linear(2, 2)
-    with pytest.raises(ValueError, match="parameter adapter.weight is in no group"):
+    with pytest.raises(ValueError, match="adapter.weight is in no group"):
         parameter_groups(model, RATES)
 
 
 def test_parameter_in_two_groups_is_named():
     model = Model()
     model.text_projection.weight = model.audio_projection.weight
-    with pytest.raises(
-        ValueError,
-        match=(
-            r"text_projection.weight is in two groups, audio_projection \(as"
-            r" audio_projection.weight\) and"
-        ),
-    ):
+    with pytest.raises(ValueError, match="text_projection.weight.*audio_projection.weight"):
         parameter_groups(model, RATES)
 
 
 def test_group_without_a_learning_rate_is_named():
-    with pytest.raises(
-        ValueError, match="parameter pooling.weight is in group pooling, which has no learning rate"
-    ):
+    with pytest.raises(ValueError, match="pooling.weight.*learning rate"):
         parameter_groups(Model(), {name: rate for name, rate in RATES.items() if name != "pooling"})

@@ -1,5 +1,6 @@
 """The command train.py: --dry-run, arguments, one-line errors. Training: test_training.py."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -277,34 +278,16 @@ def test_overrides_may_stand_before_and_after_the_options(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (
-            ["--config", "absent.yaml"],
-            "config absent.yaml does not exist; the experiments are in configs/",
-        ),
-        (
-            ["--config", TAP, "train.epoch=3"],
-            f"config {TAP}: train.epoch is not a setting; did you mean train.epochs?",
-        ),
-        (
-            ["--config", TAP, "seed"],
-            "override 'seed' is not of the form section.key=value, for example train.epochs=5",
-        ),
+        (["--config", "absent.yaml"], "config absent.yaml does not exist"),
+        (["--config", TAP, "train.epoch=3"], f"config {TAP}: train.epoch .*train.epochs"),
+        (["--config", TAP, "seed"], "override 'seed'"),
         (
             ["--config", TAP, "audio_encoder.name=atst", "--dry-run"],
-            "audio_encoder.name='atst' is unknown; there is: atst_frame",
+            "audio_encoder.name='atst' .*atst_frame",
         ),
-        (
-            ["--config", TAP, "--resume"],
-            (
-                "--resume: runs/tap holds no saved state (runs/tap/states/step-*); start without"
-                " --resume"
-            ),
-        ),
+        (["--config", TAP, "--resume"], "--resume: runs/tap .*saved state"),
         (["--config", TAP], "cache data/clotho_v2/cache does not exist; build it with "),
-        (
-            ["--config", TAP, "text_encoder.name=robrta", "--dry-run"],
-            "text encoder 'robrta' is no folder here and the Hugging Face hub",
-        ),
+        (["--config", TAP, "text_encoder.name=robrta", "--dry-run"], "text encoder 'robrta'"),
     ],
 )
 def test_a_user_s_mistake_is_one_line_and_exit_code_2(
@@ -315,7 +298,7 @@ def test_a_user_s_mistake_is_one_line_and_exit_code_2(
     assert caught.value.code == 2
     output = capsys.readouterr()
     (line,) = output.err.splitlines()
-    assert line.startswith(f"error: {message}") and output.out == ""
+    assert re.match(f"error: {message}", line) and output.out == ""
     assert list(tmp_path.iterdir()) == []  # nothing half-written
 
 

@@ -387,10 +387,9 @@ def test_a_signal_while_a_file_is_loaded_is_not_called_a_damaged_file(
     monkeypatch.setattr(place, lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
     capsys.readouterr()
     assert script.main([*settings, "--resume"]) == 143
-    assert (
-        capsys.readouterr().err.splitlines()[-1]
-        == f"interrupted; continue from {state}: {stopping.resume_command()}"
-    )
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("interrupted") and last.endswith(stopping.resume_command())
+    assert str(state) in last
 
 
 @pytest.fixture(autouse=True)
@@ -466,11 +465,8 @@ def test_two_processes_do_not_train_in_one_folder(tiny, interrupted, monkeypatch
         patch.setattr("retrieval.training.setup.build_model", lambda *_: 1 / 0)
         for how in ({"resume": True}, {"overwrite": True}):
             holder = holder_of(run)
-            expected = (
-                f"process {holder.pid} on {socket.gethostname()} is at work in {run}: wait until it"
-                " has ended, or choose another folder"
-            )
-            assert user_error(loop.train, configure(tiny, run), **how) == expected
+            said = user_error(loop.train, configure(tiny, run), **how)
+            assert f"process {holder.pid} on {socket.gethostname()}" in said and str(run) in said
             holder.kill()
             holder.communicate()
     assert digests(run) | {".lock": ""} == before | {".lock": ""}
@@ -610,7 +606,7 @@ def test_resume_without_the_best_model_says_so_before_the_next_step(tiny, tmp_pa
 @pytest.mark.parametrize("content", ["", "# nothing\n", "{}"])
 def test_resume_with_an_empty_config(tiny, interrupted, content):
     (interrupted / "config.yaml").write_text(content)
-    assert "config.yaml cannot be read (it holds no settings)" in user_error(
+    assert "config.yaml cannot be read" in user_error(
         loop.train, configure(tiny, interrupted), resume=True
     )
 
