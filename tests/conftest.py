@@ -216,6 +216,14 @@ def same_environment():
 
 
 @pytest.fixture(autouse=True)
+def restored_sigterm():
+    """An interrupted training leaves SIGTERM ignored, also for processes that later tests start."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture(autouse=True)
 def no_progress_lines(monkeypatch):
     """See TQDM_DISABLE above. Tests of progress set the seconds anew."""
     monkeypatch.setattr(progress, "SECONDS_UNSEEN", 1e9)

@@ -392,14 +392,6 @@ def test_a_signal_while_a_file_is_loaded_is_not_called_a_damaged_file(
     assert str(state) in last
 
 
-@pytest.fixture(autouse=True)
-def restored_sigterm():
-    """After an interruption the process ignores SIGTERM, since it is about to end."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
-
-
 def test_ctrl_c_saves_after_the_step_and_exits_with_130(tiny, tmp_path, monkeypatch, capsys):
     import train as script
 
