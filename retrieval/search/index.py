@@ -104,7 +104,7 @@ class AudioIndex:
             overwrite: Forget the content of the index.
 
         Returns:
-            The index; its `changes` say what was done.
+            The index, with the counts of this update in `changes`.
 
         Raises:
             UserError: No recordings, another model than before, a full disk, ...

@@ -20,7 +20,7 @@ from retrieval.base.sound import MAX_CHANNELS, SoundFacts, UnreadableSound, chec
 from retrieval.base.sound_files import find_audio, why_unreadable
 
 LOUDEST = 1e6  # full scale is 1: beyond it the encoders' sums may overflow
-LATEST = 2**63 - 1  # ns, what SQLite holds
+LATEST = 2**63 - 1  # ns, the largest integer of SQLite
 
 
 @dataclass(frozen=True)

@@ -177,7 +177,7 @@ def mapped(folder: Path, meta: IndexMeta) -> tuple[np.ndarray, np.ndarray | None
     for path, (dtype, count) in zip(array_files(folder, meta), kinds, strict=False):
         shape = (count, meta.dim)
         if path.stat().st_size < count * meta.dim * np.dtype(dtype).itemsize:
-            raise damaged(folder, f"{path.name} is shorter than what was written")
+            raise damaged(folder, f"{path.name} is shorter than it was written")
         # Copy on write: torch.from_numpy wants an array that may be written to.
         arrays.append(np.memmap(path, dtype, "c", shape=shape) if count else np.zeros(shape, dtype))
     return arrays[0], arrays[1] if len(arrays) > 1 else None

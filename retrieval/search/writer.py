@@ -73,7 +73,7 @@ class IndexWriter:
             size = count * self.meta.dim * itemsize  # bytes
             if file.seek(0, os.SEEK_END) < size:
                 raise UserError(
-                    f"{file.name} is shorter than what was written; make the index again with"
+                    f"{file.name} is shorter than it was written; make the index again with"
                     " --overwrite"
                 )
             file.truncate(size)  # without the rows that a killed writer appended

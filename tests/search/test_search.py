@@ -46,9 +46,7 @@ QUERY = "A steady low tone."
 
 
 def write_sounds(folder: Path) -> Path:
-    """Twelve short sounds in two folders and four formats, one of them stereo at another rate, and
-    one of 7.3 s.
-    """
+    """Write 12 sounds in two folders and four formats, one in stereo at 44.1 kHz, one of 7.3 s."""
     rng = np.random.default_rng(5)
     for number in range(12):
         samples = tone(number % 4, number % 3, rng.uniform(0.6, 1.9), rng)
@@ -109,9 +107,7 @@ def answers(index: AudioIndex, k: int = 50) -> list[tuple]:
 
 
 def check_equal(index: AudioIndex, other: AudioIndex) -> None:
-    """Files, and answers to the last bit: what was encoded in another batch differs in the last
-    digits, hence the tolerance.
-    """
+    """Compare files and answers; scores of another batch differ in the last digits."""
     assert index.files == other.files
     found, expected = answers(index), answers(other)
     assert [row[:3] for row in sorted(found)] == [row[:3] for row in sorted(expected)]
@@ -251,9 +247,7 @@ def test_several_queries_at_once_are_each_alone(indexed, monkeypatch):
 
 
 def test_a_shortlist_is_that_of_the_first_stage(indexed, monkeypatch):
-    """Of few candidates the best by TAP: what comes back is in the order of TAP and among the best
-    of the first stage.
-    """
+    """Answers of few candidates are the best of the first stage, in the order of TAP."""
     index = AudioIndex.open(indexed)
     everything = index.search(QUERY, 50)
     monkeypatch.setattr("retrieval.search.index.CANDIDATES", 4)
@@ -681,9 +675,7 @@ def test_a_folder_that_was_moved_keeps_its_index(own, models, tmp_path, encoded,
 
 
 def test_a_moved_folder_with_changes(own, models, tmp_path, encoded):
-    """A copy beside the old folder, with new, changed and missing files; one has name, size and
-    time of another file's content.
-    """
+    """A copy with new, changed and missing files; one has another content, but size and time."""
     path = tmp_path / "index"
     AudioIndex.build(own, models / "tap", path)
     moved = Path(shutil.copytree(own, tmp_path / "deeper" / "copy"))
@@ -926,9 +918,7 @@ def test_searches_beside_an_update_are_of_one_state(own, models, tmp_path):
 
 
 def test_a_reader_of_an_index_that_is_made_anew(sounds, models, indexed, tmp_path, monkeypatch):
-    """It has read the old database when the new index appears: it finds the old vectors or none,
-    never the new ones.
-    """
+    """A reader of the old database finds the old vectors or none, never the new ones."""
     path = Path(shutil.copytree(indexed, tmp_path / "index"))
     mapped, calls = storage.mapped, []
 

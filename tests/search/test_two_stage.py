@@ -67,9 +67,7 @@ def padded(clips: list[Tensor]) -> tuple[Tensor, Tensor]:
 def slow_pair(
     pooling: TextAwareAttentionPooling, text: Tensor, clip: Tensor, even: bool = False
 ) -> tuple[float, Tensor]:
-    """The formula of the paper for one text and one clip: score and pooled audio; `even`: every
-    frame has the same weight.
-    """
+    """Score and pooled audio by the paper's formula; even: all frames have the same weight."""
     query, keys, values = (
         pooling.query(pooling.norm(text)),
         pooling.key(pooling.norm(clip)),

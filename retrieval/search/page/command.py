@@ -50,8 +50,8 @@ def main(argv: list[str] | None = None) -> int:
         " --host: a new token"
     )
     add("--password", nargs="?", const="", metavar="WORD", help=password)
-    nobody = "open the page to everyone who reaches the port"
-    add("--no-password", action="store_true", help=nobody)
+    everyone = "open the page to everyone who reaches the port"
+    add("--no-password", action="store_true", help=everyone)
     arguments = parser.parse_args(argv)
     if not 0 <= arguments.port <= 65535:
         parser.error(f"--port must be 0 to 65535, found {arguments.port}")

@@ -56,9 +56,7 @@ GONE = "later gone.wav"
 
 
 def write_sounds(folder: Path) -> Path:
-    """Short sounds, a long one and an AIFF in sub-folders, names that look like code; beside the
-    folder a file that is not indexed.
-    """
+    """Write sounds in sub-folders, with names that look like code; beside them a secret file."""
     rng = np.random.default_rng(3)
     (folder / "far" / "away").mkdir(parents=True)
     for number in range(2):
@@ -164,9 +162,7 @@ def browser():
 
 @contextmanager
 def opened(browser, address: str, complains: bool = False, **context) -> Iterator:
-    """A page of its own that must neither ask other machines for anything nor complain on the
-    console, unless it must do that.
-    """
+    """Open a page; it must not use other hosts, nor complain on the console unless expected."""
     with browser.new_context(viewport={"width": 1280, "height": 800}, **context) as own:
         page, hosts, complaints = own.new_page(), set(), []
         page.set_default_timeout(1000 * PATIENCE)

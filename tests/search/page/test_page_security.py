@@ -538,9 +538,7 @@ def test_a_foreign_origin_is_refused(browser, cache, index):
 
 
 def test_a_link_on_another_site_opens_the_page(browser):
-    """A Strict cookie is not sent with it: the answer is a page that asks again, and takes no
-    cookie away.
-    """
+    """It carries no Strict cookie: the answer is a page that asks again and sets no cookie."""
     code, headers, body = Browser(browser.address).ask(
         "GET", "/", Sec_Fetch_Site="cross-site", Sec_Fetch_Mode="navigate"
     )
@@ -671,9 +669,7 @@ def test_an_upload_of_two_lengths_is_refused(browser, capfd):
 
 
 def test_a_page_that_outlives_its_server_is_a_client_again(address):
-    """Its cookie is one of the server before; whichever request comes first, all are of the same
-    new client.
-    """
+    """All its requests, with the old server's cookie, belong to one new client in any order."""
     stale = f"retrieval_{urlsplit(address).port}=of.before"
     page = http.client.HTTPConnection(urlsplit(address).netloc, timeout=60)
     page.request("GET", "/presence", headers={"Cookie": stale})
@@ -698,9 +694,7 @@ def test_a_page_that_outlives_its_server_is_a_client_again(address):
 
 
 def test_a_page_that_lost_the_connection_finds_the_server_again(browser):
-    """Gradio's script asks for this every two seconds, and loads the page again when it is
-    answered.
-    """
+    """Gradio's script asks for it every two seconds, and reloads the page after an answer."""
     code, _, body = browser.ask("GET", "/gradio_api/app_id")
     assert (
         code == 200

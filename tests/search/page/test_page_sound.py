@@ -1,6 +1,4 @@
-"""Sound on the page as it is found: formats that cannot seek, open lengths, tiny files, hours; and
-turns at the decoders.
-"""
+"""Sound on the page: formats that cannot seek, open lengths, tiny and long files, decoder turns."""
 
 import asyncio
 import io
@@ -132,9 +130,7 @@ def test_channels_that_cancel_are_drawn_and_compared(browser, found):
 
 
 def test_a_far_place_is_decoded_from_a_seek_point(tmp_path, monkeypatch):
-    """The number of packets that are decoded, not their time: the first visit passes the file,
-    later ones a second or two of it.
-    """
+    """Counts decoded packets: the first visit passes the file, later ones a second or two."""
     rng = np.random.default_rng(0)
     samples = np.concatenate([tone(number % 4, number % 3, 20.0, rng) for number in range(6)])
     write_mp3(tmp_path / "long.mp3", samples, xing=False)
