@@ -17,7 +17,6 @@ its --output folder for an ensemble or a .ckpt. Figures are in percent, text to 
 """
 
 import argparse
-import csv
 import json
 import statistics
 import sys
@@ -31,7 +30,7 @@ from retrieval.base.errors import OneLineParser, UserError, one_line
 from retrieval.base.paths import expand_home
 from retrieval.evaluation.bootstrap import narrow_intervals_warning, paired_bootstrap, query_metrics
 from retrieval.evaluation.metrics.text_audio_retrieval.ranking import metrics_of_ranks
-from retrieval.evaluation.outputs import METRICS, RANKS
+from retrieval.evaluation.outputs import METRICS, RANKS, read_ranks
 
 NAMES = ("mAP@10", "R@1", "R@5", "R@10")
 NUM_RESAMPLES = 10_000
@@ -60,9 +59,9 @@ def main(argv: list[str] | None = None) -> int:
     models = models_of_groups(arguments.groups, arguments.split)
     if arguments.bootstrap and len(models) < 2:
         raise UserError("--bootstrap compares groups with the first one: give two at least")
-    wanted = (
-        set(single_event_captions(arguments.scenes, arguments.split)) if arguments.scenes else None
-    )
+    wanted = None
+    if arguments.scenes:
+        wanted = set(single_event_captions(arguments.scenes, arguments.split))
     groups = {
         name: [read_metrics(model, arguments.split, wanted) for model in group]
         for name, group in models.items()
@@ -73,12 +72,12 @@ def main(argv: list[str] | None = None) -> int:
     print(format_groups(groups))
     if arguments.bootstrap:
         queries = {
-            name: [read_ranks(model, arguments.split, wanted) for model in group]
+            name: [read_queries(model, arguments.split, wanted) for model in group]
             for name, group in models.items()
         }
         unit = "clips"
         if any("relevance" in run for runs in groups.values() for run in runs):
-            # Queries with several right clips were not written for one of them: each is drawn for
+            # Queries with several right clips were not written for one clip: each is drawn by
             # itself.
             unit = "queries"
             queries = {
@@ -92,7 +91,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def models_of_groups(groups: list[str], split: str) -> dict[str, list[Path]]:
-    """Name -> model folders, from name=MODEL[,MODEL...]. Raises UserError."""
+    """Parse name=MODEL[,MODEL...] into model folders by name. Raises UserError."""
     models = {}
     for group in groups:
         name, equals, folders = group.partition("=")
@@ -117,90 +116,77 @@ def models_of_groups(groups: list[str], split: str) -> dict[str, list[Path]]:
 
 
 def results_of(model: Path, split: str) -> Path:
-    """The folder that evaluate.py wrote: `model` itself where it was its --output."""
-    return (
-        model
-        if all((model / name).is_file() for name in (METRICS, RANKS))
-        else model / "results" / split
-    )
+    """Return the folder of the results: `model` itself if it was --output of evaluate.py."""
+    is_output = all((model / name).is_file() for name in (METRICS, RANKS))
+    return model if is_output else model / "results" / split
 
 
 def read_metrics(model: Path, split: str, wanted: set[tuple[str, str]] | None = None) -> dict:
-    """The metrics.json of a model folder, for the `wanted` (file name, caption) alone where given.
+    """Read the metrics.json of a model folder.
+
+    With `wanted` (file name, caption) the metrics are those of these captions, from ranks.csv.
     Raises UserError that says how to make it.
     """
     folder = results_of(model, split)
+    found = split
     try:
         metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
-        found = (
-            metrics["split"] + ("_relevance" if "relevance" in metrics else "")
-            if folder == model
-            else split
-        )
-        _ = [
-            table[name] + 0.0
-            for table in (metrics["text_to_audio"], metrics["chance"]["text_to_audio"])
-            for name in NAMES
-        ]
+        if folder == model:
+            found = metrics["split"] + ("_relevance" if "relevance" in metrics else "")
+        for table in (metrics["text_to_audio"], metrics["chance"]["text_to_audio"]):
+            _ = [table[name] + 0.0 for name in NAMES]
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise _unreadable(model, split, error) from None
     if found != split:
         raise UserError(
-            f"{model} holds results of {found}, asked for are those of {split}: set --split, or"
-            " give another folder"
+            f"{model} holds results of {found}, and --split is {split}: change it, or give another"
+            " folder"
         )
     if wanted is not None:
-        metrics["text_to_audio"] = metrics_of_ranks(
-            [ranks for _, ranks in read_ranks(model, split, wanted)]
-        )
+        ranks = [ranks for _, ranks in read_queries(model, split, wanted)]
+        metrics["text_to_audio"] = metrics_of_ranks(ranks)
     return metrics
 
 
-def read_ranks(model: Path, split: str, wanted: set[tuple[str, str]] | None = None) -> Queries:
-    """The ranks.csv of a model folder, of the `wanted` queries alone where given. Raises UserError
-    that says how to make it.
+def read_queries(model: Path, split: str, wanted: set[tuple[str, str]] | None = None) -> Queries:
+    """Read the ranks.csv of a model folder; of the `wanted` queries only if given.
+
+    Raises UserError that says how to make it.
     """
     path = results_of(model, split) / RANKS
     try:
-        with open(path, encoding="utf-8", newline="") as file:
-            rows = [
-                (
-                    (row["clip"], row["query"]),
-                    np.array([int(rank) for rank in row["ranks"].split()]),
-                )
-                for row in csv.DictReader(file)
-            ]
-        if not rows or not all(len(ranks) for _, ranks in rows):
-            raise ValueError("ranks.csv has no queries, or one without a rank")
-    except (OSError, KeyError, TypeError, ValueError, AttributeError, csv.Error) as error:
+        table = read_ranks(path)
+    except (OSError, ValueError) as error:
         raise _unreadable(model, split, error) from None
+    rows = list(zip(zip(table.clips, table.queries, strict=True), table.ranks, strict=True))
     if wanted is None:
         return rows
     rows = [(key, ranks) for key, ranks in rows if key in wanted]
     if len(rows) != len(wanted):
-        found = f"{path} has {len(rows)} of the {len(wanted)} captions of --scenes"
-        raise UserError(f"{found}: it was made from another corpus; give that one's scenes.json")
+        raise UserError(
+            f"{path} has {len(rows)} of the {len(wanted)} captions of --scenes: it was made from"
+            " another corpus; give that one's scenes.json"
+        )
     return rows
 
 
 def _unreadable(model: Path, split: str, error: Exception) -> UserError:
-    options = f"--split {split.removesuffix('_relevance')}" + (
-        " --relevance FILE" if split.endswith("_relevance") else ""
-    )
     folder = results_of(model, split)
-    remedy = (
-        "write it with: python evaluate.py --checkpoint"
-        f" {'MODEL --output ' if folder == model else ''}{model} {options}"
+    place = f"MODEL --output {model}" if folder == model else str(model)
+    options = f"--split {split.removesuffix('_relevance')}"
+    if split.endswith("_relevance"):
+        options += " --relevance FILE"
+    return UserError(
+        f"{folder} cannot be read ({one_line(error)}); write it with: python evaluate.py"
+        f" --checkpoint {place} {options}"
     )
-    return UserError(f"{folder} cannot be read ({one_line(error)}); {remedy}")
 
 
 def check_one_corpus(groups: dict[str, list[dict]]) -> None:
-    """Raises UserError where two runs were scored on different clips or captions; results of
-    earlier versions do not say.
+    """Raise UserError if two runs were scored on different clips or captions.
 
-    Fingerprints hold the clips' lengths in samples: those of caches of different sample rates
-    differ also for the same clips.
+    Fingerprints hold the clips' lengths in samples, so they can be compared at one sample rate
+    only. Results of earlier versions have none.
     """
     found: dict[int, tuple[str, str]] = {}  # sample rate -> fingerprint, group
     for group, runs in groups.items():
@@ -218,7 +204,7 @@ def check_one_corpus(groups: dict[str, list[dict]]) -> None:
 
 
 def names_of_metrics(groups: dict[str, list[dict]]) -> list[str]:
-    """Those that all runs have, in the order of the first."""
+    """List the metrics that all runs have, in the order of the first."""
     tables = [
         table
         for runs in groups.values()
@@ -229,7 +215,7 @@ def names_of_metrics(groups: dict[str, list[dict]]) -> list[str]:
 
 
 def format_groups(groups: dict[str, list[dict]]) -> str:
-    """Rows: chance and the groups; columns: number of runs and each metric."""
+    """Make a table with a row for chance and each group, and a column for each metric."""
     names = names_of_metrics(groups)
     chances = {
         tuple(run["chance"]["text_to_audio"][name] for name in names)
@@ -242,28 +228,30 @@ def format_groups(groups: dict[str, list[dict]]) -> str:
             " compare runs of one corpus"
         )
     width = max(map(len, [*groups, "chance"])) + 2
-    rows = ["".join([f"{'%':<{width}}{'runs':>4}", *(f"{name:>14}" for name in names)])]
-    rows.append(
-        "".join(
-            [f"{'chance':<{width}}{'':>4}", *(f"{100 * value:>14.2f}" for value in chances.pop())]
-        )
-    )
+    header = "".join(f"{name:>14}" for name in names)
+    chance = "".join(f"{100 * value:>14.2f}" for value in chances.pop())
+    rows = [f"{'%':<{width}}{'runs':>4}{header}", f"{'chance':<{width}}{'':>4}{chance}"]
     for group, runs in groups.items():
-        cells = [_cell([100 * run["text_to_audio"][name] for run in runs]) for name in names]
-        rows.append(
-            "".join([f"{group:<{width}}{len(runs):>4}", *(f"{cell:>14}" for cell in cells)])
-        )
+        cells = ""
+        for name in names:
+            values = [100 * run["text_to_audio"][name] for run in runs]
+            cell = f"{statistics.mean(values):.2f}"
+            if len(values) > 1:
+                cell += f" ± {statistics.stdev(values):.2f}"
+            cells += f"{cell:>14}"
+        rows.append(f"{group:<{width}}{len(runs):>4}{cells}")
     return "\n".join(rows)
 
 
 def num_drawn(groups: dict[str, list[Queries]]) -> int:
-    """How many clips the queries of the first run have."""
+    """Count the clips that the queries of the first run were written for."""
     return len({clip for (clip, _), _ in next(iter(groups.values()))[0]})
 
 
 def format_differences(groups: dict[str, list[Queries]], names: list[str], unit: str) -> str:
-    """A row for each group but the first and each metric; `unit` says what is drawn. Raises
-    UserError where the queries differ.
+    """Make a table of differences to the first group; `unit` names what is drawn.
+
+    Raises UserError if the queries of two runs differ.
     """
     first, *others = groups
     keys = [key for key, _ in groups[first][0]]
@@ -271,8 +259,8 @@ def format_differences(groups: dict[str, list[Queries]], names: list[str], unit:
     for group, runs in groups.items():
         if any([key for key, _ in run] != keys for run in runs):
             raise UserError(
-                f"the runs of {group} were asked other queries than the first of {first}; compare"
-                " runs of one corpus"
+                f"the runs of {group} have other queries than the first of {first}; compare runs of"
+                " one corpus"
             )
         values[group] = np.mean(
             [query_metrics([ranks for _, ranks in run], names) for run in runs], axis=0
@@ -284,20 +272,14 @@ def format_differences(groups: dict[str, list[Queries]], names: list[str], unit:
     ]
     width = max(map(len, others)) + 2
     for other in others:
-        for name, difference in zip(
-            names, paired_bootstrap(values[first], values[other], drawn, NUM_RESAMPLES), strict=True
-        ):
+        differences = paired_bootstrap(values[first], values[other], drawn, NUM_RESAMPLES)
+        for name, difference in zip(names, differences, strict=True):
             interval = f"[{100 * difference.low:+.2f}, {100 * difference.high:+.2f}]"
             rows.append(
                 f"{other:<{width}}{name:>7}{100 * difference.mean:>+9.2f}{interval:>18}   p"
                 f" {difference.p_value:.4f}"
             )
     return "\n".join(rows)
-
-
-def _cell(values: list[float]) -> str:
-    mean = f"{statistics.mean(values):.2f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.2f}"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Files that evaluate.py writes: metrics.json and ranks.csv. Loads no torch."""
+"""Results of evaluate.py, metrics.json and ranks.csv: written and read. Loads no torch."""
 
 import csv
 import json
@@ -8,6 +8,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from retrieval.base.errors import one_line
 from retrieval.base.files import atomic_writer
 from retrieval.base.versions import environment
 from retrieval.evaluation.metrics.text_audio_retrieval.ranking import (
@@ -89,3 +92,36 @@ def write_ranks(path: Path, result: "EvaluationResult") -> None:
                 head = [result.captions[row], result.file_names[clip], ranks[0]]
                 score, all_ranks = f"{scores[clip]:.6f}", " ".join(map(str, ranks))
                 writer.writerow([*head, score, *names, all_ranks])
+
+
+@dataclass(frozen=True)
+class RankTable:
+    """Contents of ranks.csv, N queries."""
+
+    queries: list[str]
+    clips: list[str]  # file name of the right clip that stands highest
+    first: list[str]  # file name that was returned first
+    ranks: list[np.ndarray]  # of all right clips, ascending
+
+
+def read_ranks(path: Path) -> RankTable:
+    """Read a file of `write_ranks`.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is damaged.
+    """
+    with open(path, encoding="utf-8", newline="") as file:
+        try:
+            rows = list(csv.DictReader(file))
+            table = RankTable(
+                [row["query"] for row in rows],
+                [row["clip"] for row in rows],
+                [row["top_1"] for row in rows],
+                [np.array([int(rank) for rank in row["ranks"].split()]) for row in rows],
+            )
+        except (KeyError, AttributeError, csv.Error) as error:
+            raise ValueError(one_line(error)) from None
+    if not rows or not all(map(len, table.ranks)):
+        raise ValueError(f"{path.name} has no queries, or one without a rank")
+    return table

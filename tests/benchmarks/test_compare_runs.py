@@ -146,14 +146,14 @@ def test_with_scenes_only_captions_of_one_event_of_three_count(tmp_path, capsys)
     run = write_run(tmp_path / "run", 0.9)
     table = run / "results" / "evaluation" / "ranks.csv"
     table.write_text(
-        'query,clip,ranks\nA steady low tone.,0.wav,4\n"Someone plays a low, steady'
-        ' note.",0.wav,1\nA steady middle tone.,1.wav,1\n'
+        'query,clip,top_1,ranks\nA steady low tone.,0.wav,0.wav,4\n"Someone plays a low, steady'
+        ' note.",0.wav,0.wav,1\nA steady middle tone.,1.wav,1.wav,1\n'
     )
     assert compare_runs.main([f"TAP={run}", "--scenes", str(scenes)]) == 0
     title, _, _, row = capsys.readouterr().out.splitlines()
     assert title == "1 captions"
     assert row.split() == ["TAP", "1", "25.00", "0.00", "100.00", "100.00"]
-    table.write_text("query,clip,ranks\nA bell.,0.wav,4\n")
+    table.write_text("query,clip,top_1,ranks\nA bell.,0.wav,0.wav,4\n")
     with pytest.raises(UserError, match="0 of the 1 captions of --scenes"):
         compare_runs.main([f"TAP={run}", "--scenes", str(scenes)])
     with pytest.raises(UserError, match="no caption of split 'development'"):
@@ -185,7 +185,8 @@ def test_a_group_without_name_or_model_says_what_is_expected(group):
 
 
 def write_ranks(run: Path, rows: list[tuple], split: str = "evaluation") -> None:
-    lines = ["query,clip,ranks", *(",".join(map(str, row)) for row in rows)]
+    lines = ["query,clip,top_1,ranks"]
+    lines += [f"{query},{clip},{clip},{ranks}" for query, clip, ranks in rows]
     (run / "results" / split / "ranks.csv").write_text("\n".join(lines) + "\n")
 
 
@@ -215,13 +216,13 @@ def test_bootstrap_against_the_first_group(tmp_path, capsys):
     with pytest.raises(UserError, match="give two at least"):
         compare_runs.main([f"mean={runs[0]}", "--bootstrap"])
     write_ranks(runs[1], [(*query, 1) for query in queries[1:]])
-    with pytest.raises(UserError, match="TAP were asked other queries"):
+    with pytest.raises(UserError, match="TAP have other queries"):
         compare_runs.main([f"mean={runs[0]}", f"TAP={runs[1]}", "--bootstrap"])
     for content in (
-        "query,clip,rank\na,b,1\n",
-        "query,clip,ranks\n",
-        "query,clip,ranks\na,b,x\n",
-        "query,clip,ranks\na,b,\n",
+        "query,clip,top_1,rank\na,b,b,1\n",
+        "query,clip,top_1,ranks\n",
+        "query,clip,top_1,ranks\na,b,b,x\n",
+        "query,clip,top_1,ranks\na,b,b,\n",
     ):
         (runs[1] / "results" / "evaluation" / "ranks.csv").write_text(content)
         with pytest.raises(UserError, match="cannot be read .* evaluate.py --checkpoint"):

@@ -4,7 +4,6 @@ Results (metrics.json and ranks.csv in one folder) take no time, and may come fr
 checkpoints or from a cache of another sample rate. They must be of the same queries and clips.
 """
 
-import csv
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,12 +16,10 @@ from retrieval.base.errors import UserError, one_line
 from retrieval.base.json_files import read_json
 from retrieval.data import ClipSplit
 from retrieval.evaluation.metrics.text_audio_retrieval.ranking import all_ranks, first_columns
-from retrieval.evaluation.outputs import METRICS, RANKS
+from retrieval.evaluation.outputs import METRICS, RANKS, RankTable, read_ranks
 from retrieval.evaluation.result import EvaluationResult
 from retrieval.evaluation.score_matrix import Scorer
 from retrieval.models.pretrained import load_pretrained
-
-MALFORMED = (KeyError, TypeError, ValueError, OverflowError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -36,16 +33,13 @@ class OtherRun:
 
 @dataclass(frozen=True)
 class StoredResults:
-    """Contents of metrics.json and ranks.csv. What an older version did not write is None."""
+    """Contents of metrics.json and ranks.csv; None was not written by an older version."""
 
     split: str | None
     num_clips: int
     sample_rate: int | None  # Hz
     fingerprint: str | None
-    queries: list[str]  # N
-    clips: list[str]  # N, the file name of the right clip that stands highest
-    first: list[str]  # N, the file name that was returned first
-    ranks: list[np.ndarray]  # N, of each query's right clips, ascending
+    table: RankTable
 
 
 class Against:
@@ -97,14 +91,14 @@ class Against:
                     " --against RESULTS"
                 )
             return
-        theirs = self.results
-        num_right = [len(ranks) for ranks in theirs.ranks]
+        theirs, table = self.results, self.results.table
+        num_right = [len(ranks) for ranks in table.ranks]
         if relevant is not None:
             expected = [
                 (caption, len(set(columns)))
                 for caption, columns in zip(captions, relevant, strict=True)
             ]
-            found = list(zip(theirs.queries, num_right, strict=True))
+            found = list(zip(table.queries, num_right, strict=True))
         else:
             num_columns = Counter(split.clip_ids)
             clips = zip(split.clip_ids, split.file_names, split.captions, strict=True)
@@ -116,13 +110,13 @@ class Against:
             # Of several right clips any may stand highest: their names are not compared.
             names = [
                 clip if number == 1 else name
-                for clip, number, (*_, name) in zip(theirs.clips, num_right, expected, strict=False)
+                for clip, number, (*_, name) in zip(table.clips, num_right, expected, strict=False)
             ]
-            found = list(zip(theirs.queries, num_right, names, strict=False))
+            found = list(zip(table.queries, num_right, names, strict=False))
         same_clips = theirs.num_clips == len(split) and (
             theirs.sample_rate != split.sample_rate or theirs.fingerprint == split.fingerprint()
         )
-        if not same_clips or len(theirs.queries) != len(expected) or found != expected:
+        if not same_clips or len(table.queries) != len(expected) or found != expected:
             differing = (
                 one[0] for one, other in zip(found, expected, strict=False) if one != other
             )
@@ -130,7 +124,7 @@ class Against:
             differs = f"; the first that differs is {first[:60]!r}" if first is not None else ""
             raise UserError(
                 f"--against {self.path} holds results of other clips or queries:"
-                f" {len(theirs.queries)} queries and {theirs.num_clips} clips of split"
+                f" {len(table.queries)} queries and {theirs.num_clips} clips of split"
                 f" {theirs.split!r}, and this run scores {len(expected)} and {len(split)} of"
                 f" {split.name!r}{differs}; give results on the same split of the same corpus"
             )
@@ -151,7 +145,8 @@ class Against:
     def other_run(self, result: EvaluationResult) -> OtherRun:
         """Return the other run's answers to the queries of `result`."""
         if self.results is not None:
-            return OtherRun(str(self.path), self.results.ranks, self.results.first)
+            table = self.results.table
+            return OtherRun(str(self.path), table.ranks, table.first)
         scores = self.scores.numpy()
         first = [
             result.file_names[first_columns(row, right, 1)[0]]
@@ -164,24 +159,17 @@ def _read_results(folder: Path) -> StoredResults:
     """Read metrics.json and ranks.csv. Raises UserError."""
     try:
         metrics = read_json(folder / METRICS)
-        with open(folder / RANKS, encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
         results = StoredResults(
             metrics.get("split"),
             int(metrics["num_clips"]),
             metrics.get("sample_rate"),
             metrics.get("fingerprint"),
-            [row["query"] for row in rows],
-            [row["clip"] for row in rows],
-            [row["top_1"] for row in rows],
-            [np.array([int(rank) for rank in row["ranks"].split()]) for row in rows],
+            read_ranks(folder / RANKS),
         )
-        if not rows or not all(map(len, results.ranks)):
-            raise ValueError("no queries, or one without a rank")
-        for ranks in results.ranks:
+        for ranks in results.table.ranks:
             if ranks[0] < 1 or ranks[-1] > results.num_clips or (np.diff(ranks) <= 0).any():
                 raise ValueError(f"ranks that are not 1 to {results.num_clips}, ascending")
-    except (OSError, csv.Error, *MALFORMED) as error:
+    except (OSError, KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise UserError(
             f"--against {folder}: its results cannot be read ({one_line(error)}); write them again"
             " with evaluate.py --output"
