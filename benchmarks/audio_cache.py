@@ -5,18 +5,20 @@
     # small numbers, any ratio: shows that it runs and that all methods give the same samples
     python -m benchmarks.audio_cache --quick
 
-Synthetic clips of 15-30 s, 16 at random a batch, everything in the page cache; the ways take turns,
-so that they meet the same machine. A batch is what the loader makes of clips, in the type that the
-model is given: int16 here (`collate_clips` of ClipSplit.read_stored), float32 with HDF5
-(`pad_sequence`). `hdf5 vlen` is one variable-length float32 dataset, as the ancestor keeps it (a
-window means reading the whole clip); `hdf5 contiguous` is one dataset a clip, HDF5 at its fastest;
-`cache, float32` converts every clip first (ClipSplit.read). The model's conversion of int16 is part
-of its step and is timed on its own. `cache` is judged against `hdf5 vlen`, as the median ratio of
-single batches.
+Clips of noise, 15-30 s long, 16 at random a batch, all in the page cache. The ways take turns, so
+that a busy machine slows all of them. A batch has the type that the model gets: int16 from the
+cache (`collate_clips` of ClipSplit.read_stored), float32 from HDF5 (`pad_sequence`).
+
+- `hdf5 vlen`: one variable-length float32 dataset, as the ancestor has it; to read a window it
+  reads the whole clip.
+- `hdf5 contiguous`: one dataset a clip, the fastest that HDF5 can be.
+- `cache, float32`: every clip is converted first (ClipSplit.read).
+
+The model's conversion of int16 is part of its step and is timed separately. `cache` is judged
+against `hdf5 vlen`, by the median ratio of single batches.
 """
 
 import argparse
-import csv
 import operator
 import resource
 import statistics
@@ -30,70 +32,36 @@ from typing import NamedTuple
 
 import h5py
 import numpy as np
-import soundfile
 import torch
 
+from benchmarks.full_size import ROOT, write_corpus
 from retrieval.base.command import run_main
 from retrieval.base.errors import OneLineParser, UserError
 from retrieval.data import collate_clips, open_cache
 from retrieval.data.cache import ClipSplit
 
-ROOT = Path(__file__).resolve().parent.parent
 LEAST_RATIO = 10.0
-SOURCE_RATE, CACHE_RATE = 44_100, 32_000  # Hz
+CACHE_RATE = 32_000  # Hz
+SECONDS = (15.0, 30.0)  # shortest and longest clip
 WINDOW = 10 * CACHE_RATE  # samples
 BATCH_SIZE = 16  # clips
-COLUMNS = ["keywords", "sound_id", "sound_link", "start_end_samples", "manufacturer", "license"]
-
-
-def write_corpus(root: Path, num_clips: int) -> None:
-    """Split evaluation of `num_clips` clips of 15-30 s noise, in Clotho's layout."""
-    rng = np.random.default_rng(0)
-    (root / "evaluation").mkdir(parents=True)
-    noise = (rng.standard_normal(31 * SOURCE_RATE) * 0.1).astype(np.float32)
-    names = [f"clip {index}.wav" for index in range(num_clips)]
-    for name in names:
-        start = rng.integers(SOURCE_RATE)
-        soundfile.write(
-            root / "evaluation" / name,
-            noise[start : start + rng.integers(15 * SOURCE_RATE, 30 * SOURCE_RATE)],
-            SOURCE_RATE,
-        )
-    for kind, header in (
-        ("captions", [f"caption_{number}" for number in range(1, 6)]),
-        ("metadata", COLUMNS),
-    ):
-        with (root / f"clotho_{kind}_evaluation.csv").open(
-            "w", newline="", encoding="utf-8"
-        ) as file:
-            csv.writer(file).writerows(
-                [["file_name", *header], *([name, *header] for name in names)]
-            )
 
 
 class Cost(NamedTuple):
     seconds: float
-    cpu_seconds: float  # of all processes: hardly moved by what else the machine does
+    cpu_seconds: float  # of all processes; other programs hardly change it
     peak: float  # MB, the sum of the processes' peaks
 
 
 def build(root: Path, output: Path, num_proc: int) -> Cost:
     """Build the cache with the real command."""
-    command = [
-        sys.executable,
-        "data_prep/build_clotho.py",
-        "--root",
-        str(root),
-        "--output",
-        str(output),
-        "--splits",
-        "evaluation",
-    ]
-    return watched([*command, "--num-proc", str(num_proc)])
+    command = [sys.executable, "data_prep/build_clotho.py", "--splits", "evaluation"]
+    folders = ["--root", str(root), "--output", str(output)]
+    return watched([*command, *folders, "--num-proc", str(num_proc)])
 
 
 def watched(command: list[str]) -> Cost:
-    """Run `command` in the repository root."""
+    """Run a command in the repository root. Raises UserError if it fails."""
     start, cpu_start = time.perf_counter(), _cpu_seconds_of_children()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=ROOT)
     peaks: dict[int, int] = {}  # process id -> kB
@@ -162,7 +130,7 @@ def methods(split: ClipSplit, hdf5: h5py.File) -> dict[str, Way]:
 def time_reads(
     split: ClipSplit, hdf5: h5py.File, num_batches: int
 ) -> dict[str, dict[str, list[float]]]:
-    """Milliseconds a clip, batch by batch: {"whole clips" | "10 s windows": {method: [ms]}}."""
+    """Time each batch: {"whole clips" | "10 s windows": {method: [milliseconds a clip]}}."""
     ways, rng, results = methods(split, hdf5), np.random.default_rng(1), {}
     for kind in ("whole clips", "10 s windows"):
         times: dict[str, list[float]] = {name: [] for name in [*ways, "model's conversion"]}
@@ -179,9 +147,8 @@ def time_reads(
             places: list[Place] = []
             for clip in rng.integers(len(split), size=BATCH_SIZE).tolist():
                 start = int(rng.integers(split.num_samples[clip] - WINDOW))
-                places.append(
-                    (clip, start, start + WINDOW) if kind == "10 s windows" else (clip, 0, None)
-                )
+                is_window = kind == "10 s windows"
+                places.append((clip, start, start + WINDOW) if is_window else (clip, 0, None))
             for name in rng.permutation(list(ways)):
                 timed(name, lambda way=ways[name]: way(places))
             stored = ways["cache"](places)
@@ -197,22 +164,17 @@ def ratio(slower: list[float], faster: list[float]) -> float:
 
 
 def report(results: dict[str, dict[str, list[float]]]) -> float:
-    """Print medians and ratios; the smallest judged ratio."""
+    """Print medians and ratios. Returns the smallest judged ratio."""
     judged = []
     for kind, times in results.items():
-        print(
-            f"{kind}, ms a clip: "
-            + "; ".join(f"{name} {statistics.median(values):.3f}" for name, values in times.items())
-        )
+        medians = (f"{name} {statistics.median(values):.3f}" for name, values in times.items())
+        print(f"{kind}, ms a clip: {'; '.join(medians)}")
         for ours in ("cache", "cache, float32"):
-            ratios = {
-                other: ratio(times[other], times[ours])
+            ratios = (
+                f"{ratio(times[other], times[ours]):.1f}x faster than {other}"
                 for other in ("hdf5 vlen", "hdf5 contiguous")
-            }
-            print(
-                f"  {ours}: "
-                + "; ".join(f"{value:.1f}x faster than {other}" for other, value in ratios.items())
             )
+            print(f"  {ours}: {'; '.join(ratios)}")
         judged.append(ratio(times["hdf5 vlen"], times["cache"]))
     return min(judged)
 
@@ -233,7 +195,7 @@ def main() -> int:
     num_clips, num_batches = (10, 5) if arguments.quick else (100, 100)
     with tempfile.TemporaryDirectory() as folder:
         root, cache = Path(folder) / "corpus", Path(folder) / "cache"
-        write_corpus(root, num_clips)
+        write_corpus(root, {"evaluation": num_clips}, SECONDS)
         build(root, cache, arguments.num_proc)
         split = open_cache(cache, CACHE_RATE).split("evaluation")
         write_hdf5(Path(folder) / "clips.h5", split)

@@ -1,18 +1,18 @@
-"""Building the cache against the ancestor's way, which holds a whole split in memory: seconds and
-peak memory.
+"""Seconds and peak memory of building the cache, against the ancestor's way.
 
     # 3 minutes, 3 GB in the temporary folder, 2 GB of memory; exits with 1 below 1x and a tenth
     python -m benchmarks.cache_build
     # small numbers, not judged: shows that it runs and that both hold the same samples
     python -m benchmarks.cache_build --quick
 
-Plain (plain_build.py): every clip of a split is decoded, resampled by soxr at the same quality, and
-held as float32; then all are written to one variable-length float32 dataset of an HDF5 file; one
-process. Ours is the real `data_prep/build_clotho.py`, with 1 and with 2 processes. Memory is the
-sum over all processes of a build of each one's peak. Plain memory grows with the split and ours
-does not, so what the 3,839 clips of Clotho's development split need is computed from the growth
-between two sizes; that is judged, the measured ratio printed. Speed is judged by the CPU time that
-a clip adds, which other programs on the machine hardly move.
+Plain (plain_build.py) decodes every clip of a split, resamples it by soxr at the same quality, and
+holds it as float32; then it writes all of them to one variable-length float32 dataset of an HDF5
+file, in one process. Ours is the real `data_prep/build_clotho.py`, with 1 and with 2 processes.
+
+Memory is the sum of the peaks of all processes of a build. Plain memory grows with the split and
+ours does not. So the memory for the 3,839 clips of Clotho's development split is computed from the
+growth between two sizes, and judged; the measured ratio is printed. Speed is judged by the CPU time
+that a clip adds, which other programs on the machine hardly change.
 """
 
 import argparse
@@ -24,7 +24,8 @@ import h5py
 import numpy as np
 import soundfile
 
-from benchmarks.audio_cache import CACHE_RATE, Cost, build, watched, write_corpus
+from benchmarks.audio_cache import CACHE_RATE, SECONDS, Cost, build, watched
+from benchmarks.full_size import write_corpus
 from retrieval.base.command import run_main
 from retrieval.base.errors import OneLineParser
 from retrieval.data import open_cache
@@ -38,7 +39,7 @@ def _files(root: Path) -> list[Path]:
 
 
 def largest_difference(root: Path, hdf5_path: Path, cache: Path) -> float:
-    """Between the samples of both builds; half a step of 16 bit is what rounding costs."""
+    """Compare the samples of both builds; rounding costs half a step of 16 bit."""
     split = open_cache(cache, CACHE_RATE).split("evaluation")
     ours = {name: index for index, name in enumerate(split.file_names)}
     with h5py.File(hdf5_path) as file:
@@ -49,21 +50,13 @@ def largest_difference(root: Path, hdf5_path: Path, cache: Path) -> float:
 
 
 def measure(folder: Path, num_clips: int) -> dict[str, Cost]:
-    """{way: cost} of building one split."""
+    """Build one split in every way. Returns {way: cost}."""
     root, hdf5_path = folder / "corpus", folder / "clips.h5"
-    write_corpus(root, num_clips)
+    write_corpus(root, {"evaluation": num_clips}, SECONDS)
     hours = sum(soundfile.info(path).duration for path in _files(root)) / 3600
-    results = {
-        "plain": watched(
-            [
-                sys.executable,
-                "benchmarks/plain_build.py",
-                str(root / "evaluation"),
-                str(hdf5_path),
-                str(CACHE_RATE),
-            ]
-        )
-    }
+    files = [str(root / "evaluation"), str(hdf5_path)]
+    plain = [sys.executable, "benchmarks/plain_build.py", *files, str(CACHE_RATE)]
+    results = {"plain": watched(plain)}
     for num_proc in (1, 2):
         results[f"ours, {num_proc} process(es)"] = build(
             root, folder / f"cache{num_proc}", num_proc
@@ -82,13 +75,14 @@ def measure(folder: Path, num_clips: int) -> dict[str, Cost]:
 
 
 def judge(sizes: tuple[int, int], small: dict[str, Cost], large: dict[str, Cost]) -> bool:
-    """Print ratios and growth; whether ours is as fast and takes a tenth of the memory on Clotho's
-    development split.
+    """Print ratios and growth.
+
+    Returns True if ours is as fast and takes a tenth of the memory on Clotho's development split.
     """
     clotho = {}
     for way in large:
         growth = (large[way].peak - small[way].peak) / (sizes[1] - sizes[0])  # MB a clip
-        # Peaks of one size and another differ by a few MB of chance, also downwards.
+        # Peaks vary by a few MB, so the smaller size may have the higher one.
         clotho[way] = large[way].peak + max(0.0, growth) * (NUM_CLIPS_OF_CLOTHO - sizes[1])
         print(
             f"{way:20s} grows by {growth:6.3f} MB a clip: {clotho[way]:7.0f} MB for"
@@ -97,8 +91,7 @@ def judge(sizes: tuple[int, int], small: dict[str, Cost], large: dict[str, Cost]
     good = True
     for way in list(large)[1:]:
         speed = large["plain"].seconds / large[way].seconds
-        # What all clips but the first add: starting Python and importing libraries is once a build,
-        # whatever its size.
+        # Of the additional clips: each build starts Python and imports libraries once.
         cpu = (large["plain"].cpu_seconds - small["plain"].cpu_seconds) / (
             large[way].cpu_seconds - small[way].cpu_seconds
         )

@@ -1,23 +1,23 @@
-"""Does training wait for data? The project's loader, 16 pairs of 15-30 s clips a batch, beside
-steps of a given time.
+"""Does training wait for data? The loader with 16 pairs a batch, beside steps of a given time.
 
-    # 2 minutes, 150 MB; exits with 1 at 2 % or more
+    # 3 minutes, 400 MB; exits with 1 at 2 % or more
     python -m benchmarks.data_loading [--step-seconds 0.3 0.1 1.0] [--num-workers 4]
     # small numbers, not judged: shows that it runs
     python -m benchmarks.data_loading --quick
 
-A cache of noise at 32 kHz is read through `make_loader`, as train.py does; its files lie in the
-page cache. First batches are taken as fast as they come: what the loader can do. Then every batch
-is followed by a step that sleeps, as the host does while a GPU computes. A step on the CPU takes
-cores from the loader processes, but is far longer than 0.3 s. Waiting is the time from asking for a
-batch until it is there, as a share of waiting and steps; the first batches, for which the processes
-start, are left out. On a GPU the loader's pinning thread adds a copy. Judged is the first of
---step-seconds. The shortest step that waits less than 2 % is the first such of some multiples of
-the loader's own time for a batch, each measured.
+A cache of noise at 32 kHz, clips of 15-30 s, is read through `make_loader`, as train.py does; its
+files are in the page cache. First batches are taken as fast as they come, for the loader's own
+time. Then a step follows each batch: it sleeps, as the host does while a GPU computes. (A step on
+the CPU takes cores from the loader processes, but is far longer than 0.3 s. On a GPU the loader's
+pinning thread adds a copy.)
+
+Waiting is the time from asking for a batch until it comes, as a share of waiting and steps. The
+first batches are left out, because the processes start with them. The first of --step-seconds is
+judged. To find the shortest step that waits less than 2 %, multiples of the loader's own time are
+tried in order.
 """
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -25,9 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import datasets
-import numpy as np
-
+from benchmarks.full_size import run_script, write_corpus
 from retrieval.base.command import run_main
 from retrieval.base.errors import OneLineParser, UserError
 from retrieval.data import EpochBatches, PairDataset, make_loader, open_cache
@@ -41,7 +39,7 @@ MULTIPLES = (1.0, 1.25, 1.5, 2.0, 3.0, 5.0, 8.0)  # of the loader's own time for
 class Sizes(NamedTuple):
     num_clips: int
     seconds: tuple[float, float]  # shortest and longest clip
-    num_captions: int  # of a clip: so many that one epoch is long enough for a measurement
+    num_captions: int  # of a clip: makes an epoch long enough for a measurement
     num_warm: int  # batches taken before the clock starts; more than are loaded ahead
     num_batches: int  # measured
 
@@ -50,43 +48,8 @@ FULL = Sizes(num_clips=100, seconds=(15.0, 30.0), num_captions=10, num_warm=12, 
 QUICK = Sizes(num_clips=20, seconds=(0.5, 1.0), num_captions=10, num_warm=6, num_batches=6)
 
 
-def write_cache(path: Path, sizes: Sizes) -> None:
-    """Noise in the layout that data_prep writes."""
-    rng = np.random.default_rng(0)
-    rows = []
-    for index in range(sizes.num_clips):
-        samples = rng.integers(
-            -3000, 3000, round(rng.uniform(*sizes.seconds) * SAMPLE_RATE)
-        ).astype("<i2")
-        captions = [f"noise {index} for the {number}. time" for number in range(sizes.num_captions)]
-        names = {"clip_id": f"{index}", "file_name": f"{index}.wav"}
-        rows.append(
-            names | {"audio": samples.tobytes(), "num_samples": len(samples), "captions": captions}
-        )
-    features = datasets.Features(
-        clip_id=datasets.Value("string"),
-        file_name=datasets.Value("string"),
-        audio=datasets.Value("large_binary"),
-        num_samples=datasets.Value("int64"),
-        captions=datasets.List(datasets.Value("string")),
-    )
-    datasets.DatasetDict(
-        development=datasets.Dataset.from_list(rows, features=features)
-    ).save_to_disk(str(path))
-    info = {
-        "schema": 1,
-        "corpus": "noise",
-        "codec": "pcm_s16le",
-        "sample_rate": SAMPLE_RATE,
-        "skipped": [],
-    }
-    (path / "cache.json").write_text(
-        json.dumps(info | {"splits": {"development": {"num_clips": sizes.num_clips}}})
-    )
-
-
 class Epochs:
-    """Epoch after epoch from one loader, whose processes stay."""
+    """Epochs of one loader, whose processes stay from one to the next."""
 
     def __init__(self, cache: Path, sizes: Sizes, num_workers: int):
         pairs = PairDataset(
@@ -98,7 +61,7 @@ class Epochs:
         assert sizes.num_warm + sizes.num_batches <= len(self.batches)
 
     def waits(self, epoch: int, step_seconds: float) -> list[float]:
-        """Seconds waited for each measured batch of this epoch, with a step after each."""
+        """Return the seconds waited for each measured batch of this epoch; a step follows each."""
         self.batches.start(epoch)
         stream: Iterator[dict[str, Any]] = iter(self.loader)
         waits = []
@@ -107,7 +70,7 @@ class Epochs:
             batch = next(stream)
             waits.append(time.perf_counter() - start)
             time.sleep(step_seconds)
-            # giving back its shared memory takes milliseconds, and is no waiting for data
+            # Its shared memory is given back here: milliseconds that are no waiting for data.
             del batch
         return waits[self.sizes.num_warm :]
 
@@ -117,8 +80,9 @@ def share_waited(waits: list[float], step_seconds: float) -> float:
 
 
 def measure(epochs: Epochs, steps: list[float], is_judged: bool) -> float:
-    """Print what the loader does alone and beside steps; the share of time waited at the first of
-    `steps`.
+    """Print the speed of the loader by itself and beside steps (s).
+
+    Returns the share of time waited at the first of `steps`.
     """
     waits = epochs.waits(0, 0.0)
     alone = sum(waits) / len(waits)
@@ -150,7 +114,7 @@ def measure(epochs: Epochs, steps: list[float], is_judged: bool) -> float:
             )
             break
     else:
-        judged = "" if is_judged else ": numbers as small as these say nothing, and are not judged"
+        judged = "" if is_judged else ": so small a measurement says nothing, and is not judged"
         print(
             f"no step up to {MULTIPLES[-1]} times the loader's own waits less than"
             f" {LARGEST_SHARE:.0%}{judged}"
@@ -185,15 +149,14 @@ def main() -> int:
         if not seconds > 0:
             raise UserError(f"--step-seconds {seconds}: must be more than 0")
     sizes = QUICK if arguments.quick else FULL
-    datasets.disable_progress_bars()
     with tempfile.TemporaryDirectory() as folder:
-        write_cache(Path(folder) / "cache", sizes)
+        root, rate = Path(folder), str(SAMPLE_RATE)
+        write_corpus(root, {"development": sizes.num_clips}, sizes.seconds, sizes.num_captions)
+        split = ("--splits", "development", "--sample-rate", rate)
+        run_script("build_clotho.py", "--root", root, *split)
         steps = [0.01] if arguments.quick else arguments.step_seconds
-        share = measure(
-            Epochs(Path(folder) / "cache", sizes, arguments.num_workers),
-            steps,
-            is_judged=not arguments.quick,
-        )
+        epochs = Epochs(root / "cache", sizes, arguments.num_workers)
+        share = measure(epochs, steps, is_judged=not arguments.quick)
     if share >= LARGEST_SHARE and not arguments.quick:
         message = (
             f"a step of {arguments.step_seconds[0]} s waits {share:.1%} of the time for data, not"

@@ -1,12 +1,11 @@
-"""Draw what captions of one clip listen to: the spectrogram, and under it TAP's attention over time
-for each caption.
+"""Draw the spectrogram of a clip, and under it TAP's attention over time for each caption.
 
     python -m benchmarks.draw_attention --checkpoint DIR --cache DIR [--split evaluation]
         [--clip 0] [--captions 0 1] [--output docs/attention.png] [--scenes data/sample/scenes.json]
 
-With --scenes it also prints how much weight TAP gives to an event that a caption names alone among
-three or more, 1 being an equal share: the average over all such captions of the split, and the
-clips where it is highest.
+With --scenes it also takes the captions that name one event of a scene with three or more, and
+prints how much weight TAP gives to that event; 1 is an equal share. It prints the average over the
+split, and the clips with the highest weights.
 """
 
 import argparse
@@ -63,25 +62,32 @@ def main(argv: list[str] | None = None) -> int:
     if not all(0 <= number < len(captions) for number in arguments.captions):
         raise UserError(f"--captions: clip {arguments.clip} has captions 0 to {len(captions) - 1}")
     found = focus(model, split, spans) if spans else []
-    figure = attention_figure(
-        model,
-        torch.from_numpy(split.read(arguments.clip)),
-        *(captions[number] for number in arguments.captions),
-    )
+    waveform = torch.from_numpy(split.read(arguments.clip))
+    figure = attention_figure(model, waveform, *(captions[n] for n in arguments.captions))
     figure.savefig(arguments.output)
     print(f"{split.file_names[arguments.clip]}: {arguments.output}")
     if found:
-        report_focus(found)
+        average = sum(ratio for ratio, _, _ in found) / len(found)
+        print(
+            f"weight within the named event, 1 is an equal share: {average:.2f} over {len(found)}"
+            " captions"
+        )
+        for ratio, clip, number in sorted(found, reverse=True)[:5]:
+            print(f"    {ratio:.2f}  --clip {clip} --captions {number}")
     return 0
 
 
 def focus(
     model: "DualEncoder", split: "ClipSplit", spans: dict[tuple[str, str], tuple[float, float]]
 ) -> list[tuple[float, int, int]]:
-    """(mean weight of the frames within the event over that of all frames, clip, caption) for the
-    captions in `spans`.
+    """Measure the attention to the event of each caption in `spans` (onset, end; s).
+
+    Returns mean weight of the frames within the event over that of all frames, clip, caption.
     """
+    import numpy as np
     import torch
+
+    from retrieval.evaluation.attention import listen
 
     found = []
     for clip, (file_name, captions) in enumerate(zip(split.file_names, split.captions)):
@@ -90,43 +96,24 @@ def focus(
         ]
         if not numbers:
             continue
-        waveform = torch.from_numpy(split.read(clip))[None]  # (1, S)
-        with torch.inference_mode():
-            frames, mask = model.encode_audio(waveform, torch.tensor([waveform.shape[1]]))
-            weights = model.attention(
-                model.encode_text([captions[number] for number in numbers]), frames, mask
-            )  # (n, 1, T)
+        waveform = torch.from_numpy(split.read(clip))  # (S,)
+        _, weights, seconds = listen(model, waveform, [captions[number] for number in numbers])
         if weights is None:
             raise UserError(
                 "--scenes: the model pools by the mean and has no attention; give a TAP model"
             )
-        weights = weights[:, 0, mask[0]]
-        middles = (
-            (torch.arange(weights.shape[1]) + 0.5)
-            * waveform.shape[1]
-            / model.sample_rate
-            / weights.shape[1]
-        )  # s
-        for number, row in zip(numbers, weights):
+        num_frames = weights.shape[1]
+        middles = (np.arange(num_frames) + 0.5) * seconds / num_frames  # s
+        for number, row in zip(numbers, weights, strict=True):
             onset, end = spans[file_name, captions[number]]
-            found.append(
-                (float(row[(middles >= onset) & (middles < end)].mean() / row.mean()), clip, number)
-            )
+            within = (middles >= onset) & (middles < end)
+            found.append((float(row[within].mean() / row.mean()), clip, number))
     if not found:
         raise UserError(
             f"--scenes: none of its captions is in split {split.name} of the cache; give the"
             " scenes.json of that corpus"
         )
     return found
-
-
-def report_focus(found: list[tuple[float, int, int]]) -> None:
-    print(
-        "weight within the named event, 1 is an equal share:"
-        f" {sum(ratio for ratio, _, _ in found) / len(found):.2f} over {len(found)} captions"
-    )
-    for ratio, clip, number in sorted(found, reverse=True)[:5]:
-        print(f"    {ratio:.2f}  --clip {clip} --captions {number}")
 
 
 if __name__ == "__main__":

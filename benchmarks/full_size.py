@@ -5,13 +5,12 @@
     # tiny sizes: shows that it runs
     python -m benchmarks.full_size --quick
 
-Makes, in a temporary folder (in DIR) that is deleted at the end, what a user of `configs/tap.yaml`
-downloads: a text model of roberta-large's size in the hub's layout, an ATST-Frame base checkpoint
-in the layout of atstframe_base_as2M.ckpt, both of random weights, and a corpus of noise in Clotho's
-layout, which the real builder turns into a cache. Then runs the real command, `accelerate launch
-train.py
---config configs/tap.yaml`, with its validation, states and models on disk; only the paths, the
-batch size and the number of steps differ.
+A user of `configs/tap.yaml` downloads a text model, an audio encoder and a corpus. This makes them
+with random weights and noise: a text model of roberta-large's size in the hub's layout, an
+ATST-Frame base checkpoint in the layout of atstframe_base_as2M.ckpt, and a corpus in Clotho's
+layout, which the real builder turns into a cache. Then it runs the real command, `accelerate launch
+train.py --config configs/tap.yaml`, with its validation, states and models on disk; paths, batch
+size and number of steps differ. The temporary folder (in DIR) is deleted at the end.
 
 The seconds of a step are those between two points in the run's TensorBoard file, the first with the
 start of the loader processes. Peak memory is the largest resident set of one process, which is the
@@ -40,14 +39,6 @@ from retrieval.base.processes import usable_cores
 ROOT = Path(__file__).resolve().parent.parent
 WAV_RATE = 44_100  # Hz, as in Clotho
 CAPTIONS_A_CLIP = 5
-METADATA_COLUMNS = (
-    "keywords",
-    "sound_id",
-    "sound_link",
-    "start_end_samples",
-    "manufacturer",
-    "license",
-)
 WORDS = (
     "a dog bird bell engine crowd rain wind door water barks sings rings hums talks falls blows"
     " slams far near loud soft twice".split()
@@ -57,7 +48,7 @@ CAPTION_WORDS = (8, 20)  # fewest and most words, as in Clotho
 
 @dataclass(frozen=True)
 class Sizes:
-    """What differs between the full size, which is that of configs/tap.yaml, and --quick."""
+    """Sizes that --quick changes; without it they are those of configs/tap.yaml."""
 
     seconds: tuple[float, float]  # shortest and longest clip
     disk_gb: float  # models that are made, a state (weights and two moments), best and last
@@ -87,52 +78,47 @@ QUICK = Sizes(
 )
 
 
-def write_corpus(root: Path, clips_of_split: dict[str, int], seconds: tuple[float, float]) -> None:
-    """Noise under random words, in Clotho's layout."""
+def write_corpus(
+    root: Path,
+    clips_of_split: dict[str, int],
+    seconds: tuple[float, float],
+    num_captions: int = CAPTIONS_A_CLIP,
+) -> None:
+    """Write noise under random words in Clotho's layout.
+
+    Args:
+        root: Folder to make.
+        clips_of_split: Number of clips by split.
+        seconds: Shortest and longest clip.
+        num_captions: Of a clip.
+    """
     import numpy as np
     import soundfile
 
+    from data_prep.corpora.clotho_files import METADATA_COLUMNS
+
     rng = np.random.default_rng(0)
+    columns = [f"caption_{number}" for number in range(1, num_captions + 1)]
     for split, num_clips in clips_of_split.items():
         (root / split).mkdir(parents=True)
-        names = [f"noise {number}.wav" for number in range(num_clips)]
-        for name in names:
+        captions, metadata = [["file_name", *columns]], [["file_name", *METADATA_COLUMNS]]
+        for number in range(num_clips):
+            name = f"noise {number}.wav"
             noise = 0.1 * rng.standard_normal(round(rng.uniform(*seconds) * WAV_RATE))
             soundfile.write(root / split / name, noise, WAV_RATE)
-        captions = [
-            [
-                " ".join(rng.choice(WORDS, rng.integers(*CAPTION_WORDS)))
-                for _ in range(CAPTIONS_A_CLIP)
-            ]
-            for _ in names
-        ]
-        _write_csv(
-            root / f"clotho_captions_{split}.csv",
-            [f"caption_{number + 1}" for number in range(CAPTIONS_A_CLIP)],
-            names,
-            captions,
-        )
-        _write_csv(
-            root / f"clotho_metadata_{split}.csv",
-            METADATA_COLUMNS,
-            names,
-            [METADATA_COLUMNS] * num_clips,
-        )
-
-
-def _write_csv(path: Path, columns: Any, names: list[str], fields: list[Any]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows(
-            [
-                ["file_name", *columns],
-                *([name, *row] for name, row in zip(names, fields, strict=True)),
-            ]
-        )
+            texts = [" ".join(rng.choice(WORDS, rng.integers(*CAPTION_WORDS))) for _ in columns]
+            captions.append([name, *texts])
+            metadata.append([name, *METADATA_COLUMNS])
+        for kind, rows in (("captions", captions), ("metadata", metadata)):
+            path = root / f"clotho_{kind}_{split}.csv"
+            with path.open("w", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerows(rows)
 
 
 def write_text_model(folder: Path, captions_csv: Path, sizes: dict[str, int]) -> None:
-    """roberta-large as on the hub (a language model: its head is ignored) with random weights and a
-    tokenizer of the captions' words.
+    """Write roberta-large with random weights and a tokenizer of the captions' words.
+
+    As on the hub it is a language model, whose head is ignored.
     """
     import transformers
 
@@ -146,9 +132,7 @@ def write_text_model(folder: Path, captions_csv: Path, sizes: dict[str, int]) ->
 
 
 def write_atst_checkpoint(path: Path, sizes: dict[str, int]) -> None:
-    """Random weights with the names and the surroundings that the fine-tuned official checkpoint
-    has.
-    """
+    """Write random weights in the layout of the fine-tuned official checkpoint."""
     import torch
 
     from retrieval.models.audio.atst import AtstFrame
@@ -171,7 +155,7 @@ def write_atst_checkpoint(path: Path, sizes: dict[str, int]) -> None:
 
 
 def run_script(name: str, *arguments: Any) -> None:
-    """A script of data_prep/, silent unless it fails: then UserError."""
+    """Run a script of data_prep/ without its output. Raises UserError if it fails."""
     ended = subprocess.run(
         [sys.executable, str(ROOT / "data_prep" / name), *map(str, arguments)],
         stdout=subprocess.DEVNULL,
@@ -185,7 +169,7 @@ def run_script(name: str, *arguments: Any) -> None:
 def train(
     folder: Path, batch_size: int, steps: int, threads: int, overrides: tuple[str, ...]
 ) -> Path:
-    """The real command, on the CPU also where there is a GPU; the run folder."""
+    """Run the real command on the CPU, also if there is a GPU. Returns the run folder."""
     run = folder / "run"
     launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--quiet"]
     launch += ["--config_file", "configs/accelerate/cpu.yaml", "train.py"]
@@ -210,18 +194,18 @@ def train(
         try:
             code = process.wait()
         except BaseException:
-            os.killpg(process.pid, signal.SIGKILL)  # what it would still save is deleted anyway
+            os.killpg(process.pid, signal.SIGKILL)  # it need not save a state: it is deleted
             raise
     if code:
         raise UserError(
-            "the training failed: its own message stands above; where there is none, the memory may"
-            " have run out"
+            "the training failed: its own message stands above; without one, the memory may have"
+            " run out"
         )
     return run
 
 
 def report(run: Path, batch_size: int, total_seconds: float) -> None:
-    """What the run logged, and the operating system's count of its memory."""
+    """Print the run's log and the operating system's count of its memory."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
@@ -239,7 +223,7 @@ def report(run: Path, batch_size: int, total_seconds: float) -> None:
 
 
 def hardware() -> str:
-    """`AMD EPYC, 2 cores, 23 GiB`"""
+    """Describe this machine, such as `AMD EPYC, 2 cores, 23 GiB`."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     model = next(
         (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "CPU"
@@ -249,8 +233,9 @@ def hardware() -> str:
 
 
 def work_folder(given: Path | None) -> Path:
-    """Where the temporary folder goes, absolute since the training runs in the repository root; the
-    system's if none is given. Raises UserError.
+    """Return the folder for the temporary folder; None: the system's. Raises UserError.
+
+    The path is absolute, because the training runs in the repository root.
     """
     work = (given or Path(tempfile.gettempdir())).resolve()
     if not work.is_dir():

@@ -1,23 +1,22 @@
-"""How a training step and scoring grow: seconds and peak memory, as a plot; and what a step moves
-over the network, counted.
+"""Growth of a training step and of scoring: seconds, peak memory, bytes over the network.
 
     # a model of middle size on a CPU: some minutes, 3 GiB
     python -m benchmarks.growth [--output docs/growth.png]
     # tiny sizes, the plot goes to a temporary folder
     python -m benchmarks.growth --quick
 
-A step is retrieval.training.train_step with TAP, against the batch size, the frames of a clip, and
-one process against two (gloo) with the same batch and the same threads in all. Scoring is
-similarity_matrix of C clips with 5 C captions, with TAP and with mean pooling; what the encoders
-say is cached as in a run with data.frame_cache, since their time is C times that of a clip. Every
-point is a process of its own (two of its own), so that the largest resident set it ever had is its
-own. Bars in the plot reach from the fastest to the slowest.
+A step is retrieval.training.train_step with TAP, by batch size, by frames of a clip, and with one
+process or two (gloo) of the same batch and the same threads in all. Scoring is similarity_matrix of
+C clips with 5 C captions, with TAP and with mean pooling; encoder outputs are cached as in a run
+with data.frame_cache, because encoding takes C times as long as one clip. Every point has a process
+of its own (or two), so that its largest resident set counts for this point only. Bars in the plot
+reach from the fastest to the slowest.
 
-Bytes are counted by standing between the code and the collectives in a real step of two processes;
-exits with 1 if they differ from the formula in benchmarks/traffic.py. The same formula then gives
-what configs/tap.yaml would move on 8 nodes. What is counted is the size of the result of a gather,
-and of the tensor that is summed; what a node sends of it is that of a ring, for NCCL and gloo
-alike.
+Bytes are counted in a real step of two processes, whose calls of collectives are replaced by
+counting ones; exits with 1 if they differ from the formula in benchmarks/traffic.py. The same
+formula then gives the bytes of configs/tap.yaml on 8 nodes. A gather counts with the size of its
+result, a sum with the size of its tensor; a node sends the share of a ring, with NCCL and with
+gloo.
 
 Letters: C clips.
 """
@@ -31,7 +30,6 @@ import socket
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -42,6 +40,7 @@ from typing import Any
 
 from benchmarks.full_size import ROOT, hardware, run_script, write_corpus
 from benchmarks.pictures import check_picture
+from benchmarks.timing import alternate
 from benchmarks.traffic import average_in_python, count_bytes, formula, num_trained, report_bytes
 from retrieval.base.command import run_main
 from retrieval.base.errors import OneLineParser, UserError, one_line
@@ -52,13 +51,13 @@ NUM_CLIPS = 20  # in the corpus; scoring repeats them
 
 @dataclass(frozen=True)
 class Sizes:
-    """What differs between the model of middle size and --quick."""
+    """Sizes that --quick changes."""
 
     window_seconds: float
     batch_sizes: tuple[int, ...]  # of one process and of two, with one window a clip
     windows: tuple[int, ...]  # of a clip, in batches of `batch_sizes[0]`
     copies: tuple[int, ...]  # of the corpus, when it is scored
-    # of all points, so that what else the machine does for a while does not fall on one point alone
+    # of all points, so that a busy minute of the machine does not slow one point only
     rounds: int
     repeats: int  # in a round
     text: tuple[str, ...]
@@ -104,7 +103,7 @@ class Point:
     seconds: list[float]  # of each repetition
     peak: float  # GiB, of the larger process
     num_frames: int = 0  # of a clip in training
-    # bytes of a step by what they are; with several processes
+    # bytes of a step by purpose; with several processes
     counted: dict[str, int] | None = None
     expected: dict[str, int] | None = None  # the same by the formula
     num_buffer_bytes: int = 0  # that each forward pass would broadcast if buffers were
@@ -117,7 +116,7 @@ Curves = dict[str, dict[int, Point]]  # curve -> x -> point
 
 
 def train_point(overrides: tuple[str, ...], repeats: int) -> Point:
-    """Steps on one batch, after one to warm up."""
+    """Time steps on one batch, after one to warm up."""
     from retrieval.base.exchange import world_size
     from retrieval.config import load_config
     from retrieval.training.loop import train_step
@@ -129,7 +128,7 @@ def train_point(overrides: tuple[str, ...], repeats: int) -> Point:
     run.wrapped.train()
     run.batches.start(0)
     batch = next(iter(run.loader))
-    seconds = timed(lambda: train_step(run, batch), repeats + 1)[1:]
+    seconds = timed(lambda: train_step(run, batch), repeats)
     point = {"seconds": seconds, "peak": peak_memory(), "num_frames": run.model.windows.num_frames}
     if world_size() > 1:
         average_in_python(run.wrapped)
@@ -170,22 +169,16 @@ def score_point(overrides: tuple[str, ...], repeats: int, copies: int) -> Point:
     )
     split.name = clips.name
     captions = captions_of(split)[0]
-    return Point(
-        timed(lambda: similarity_matrix(model, captions, split), repeats + 1)[1:], peak_memory()
-    )
+    return Point(timed(lambda: similarity_matrix(model, captions, split), repeats), peak_memory())
 
 
 def timed(work: Callable[[], Any], repeats: int) -> list[float]:
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - start)
-    return seconds
+    """Time repetitions of `work`, after one to warm up."""
+    return alternate({"work": work}, repeats + 1)[0]["work"][1:]
 
 
 def peak_memory() -> float:
-    """GiB"""
+    """Return the largest resident set of this process, in GiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # from kB
 
 
@@ -195,13 +188,14 @@ def peak_memory() -> float:
 def in_processes(
     name: str, num_processes: int, threads: int, work: Callable[..., Point], *arguments: Any
 ) -> Point:
-    """Print and return what `work` finds in fresh processes, with `threads` in all. Raises
-    UserError where one fails.
+    """Run `work` in fresh processes, with `threads` in all; print and return its point.
+
+    Raises UserError if a process fails.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    # imports once; what a process holds of them still counts as its own
+    # Imports once; the memory of the imported modules still counts for each process.
     context = get_context("forkserver")
     context.set_forkserver_preload(["retrieval.training.loop"])
     try:
@@ -235,7 +229,10 @@ def at_place(
     arguments: tuple[Any, ...],
     rank: int,
 ) -> Point:
-    """In a process of its own; one that fails ends at once, since the other would wait for it."""
+    """Run `work` as one of the processes.
+
+    A failure ends the process at once: the other would wait for it.
+    """
     os.environ["OMP_NUM_THREADS"] = str(threads)
     if num_processes > 1:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_processes)}
@@ -306,7 +303,7 @@ def measure(folder: Path, sizes: Sizes, threads: int) -> Curves:
 
 
 def merged(rounds: list[Curves]) -> Curves:
-    """Seconds of all rounds, the highest peak."""
+    """Join the seconds of all rounds, and take the highest peak."""
 
     def point_of(points: list[Point]) -> Point:
         return replace(
@@ -325,7 +322,7 @@ def merged(rounds: list[Curves]) -> Curves:
 
 
 def draw(curves: Curves, sizes: Sizes, threads: int, output: Path) -> None:
-    """Seconds above, memory below."""
+    """Plot seconds above, memory below."""
     from matplotlib.figure import Figure
 
     legends = {

@@ -1,14 +1,13 @@
-"""Peak memory and seconds of a training step against batch size, with and without what saves
-memory, at the sizes of configs/tap.yaml.
+"""Peak memory and seconds of a training step by batch size, with and without saving memory.
 
     python -m benchmarks.memory [--batch-sizes 2 4 8]     # 16 GiB of memory, some minutes on a CPU
     python -m benchmarks.memory --quick                   # tiny sizes: shows that it runs
 
-Every line is a process of its own, which takes two optimizer steps (retrieval.training.train_step)
-with random weights and noise of 15 to 30 s, since AdamW's moments are there from the first one on,
-and asks the operating system for the largest resident set it ever had, or CUDA for the most it ever
-allocated. Seconds are those of the second step. `parts` is train.micro_batch_size=2,
-`checkpointing` train.activation_checkpointing=true.
+The sizes are those of configs/tap.yaml. Every line is a process of its own: it takes two optimizer
+steps (retrieval.training.train_step) with random weights and noise of 15 to 30 s, because AdamW's
+moments exist after the first one. Memory is the largest resident set that the operating system
+counted, or the most that CUDA allocated. Seconds are those of the second step. `parts` is
+train.micro_batch_size=2, `checkpointing` train.activation_checkpointing=true.
 """
 
 import argparse
@@ -46,7 +45,7 @@ WAYS = {
 
 
 def two_steps(overrides: list[str]) -> None:
-    """In a process of its own; prints peak GiB and the seconds of the second step."""
+    """Print peak GiB and the seconds of the second step; runs in a process of its own."""
     import torch
 
     from retrieval.config import load_config

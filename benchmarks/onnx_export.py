@@ -1,11 +1,10 @@
-"""The ONNX export at full size: seconds, megabytes and the differences to PyTorch that
-retrieval.export measures, and both side by side.
+"""The ONNX export at full size: seconds, megabytes, differences to PyTorch and speed of both.
 
     python -m benchmarks.onnx_export [--work DIR]    # 2 GB of disk, 8 GiB of memory, some minutes
     python -m benchmarks.onnx_export --quick         # tiny sizes: shows that it runs
 
 The model of configs/tap.yaml with random weights: ATST-Frame base, roberta-large, TAP. Then clips
-of 30 s and captions go through both, alternating, on the threads that OMP_NUM_THREADS says.
+of 30 s and captions go through both, alternating, with OMP_NUM_THREADS threads.
 """
 
 import argparse
@@ -29,7 +28,7 @@ NUM_CLIPS, NUM_CAPTIONS, ROUNDS = 2, 16, 3
 
 
 def compare(model: DualEncoder, folder: Path) -> None:
-    """Seconds of PyTorch and of ONNX Runtime for the same clips, captions and scores."""
+    """Print seconds of PyTorch and of ONNX Runtime for the same clips, captions and scores."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     graphs = {

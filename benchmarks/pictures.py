@@ -1,4 +1,4 @@
-"""Whether a benchmark could write its picture: asked before anything is measured."""
+"""Check that a benchmark can write its picture, before anything is measured."""
 
 from pathlib import Path
 
@@ -7,8 +7,9 @@ from retrieval.base.files import check_writable
 
 
 def check_picture(output: Path) -> None:
-    """Raises UserError where no picture can be written to `output`, the value of --output: a
-    missing folder is not made.
+    """Raise UserError if no picture can be written to `output`, the value of --output.
+
+    A missing folder is not made.
     """
     from matplotlib.backend_bases import FigureCanvasBase
 

@@ -1,10 +1,9 @@
-"""The plain way to compute what the model computes, on the model's own modules: what the benchmarks
-divide by.
+"""The plain way to compute scores, on the model's own modules: the baseline of benchmarks.
 
-As the recipe's ancestor computes it: every clip is padded to full length and resampled with its
-padding, all windows are encoded, also those of padding alone, attention forms its softmax matrices,
-and TAP its (N, B, D) vectors. Numbers agree with retrieval.models but for rounding: windows are
-therefore cut before they are resampled, as there, which is the same work.
+The recipe's ancestor computes in this way: it pads every clip to full length and resamples it with
+its padding, encodes all windows, also those with padding only, and forms attention's softmax
+matrices and TAP's (N, B, D) vectors. Numbers agree with retrieval.models up to rounding. For this,
+windows are cut before they are resampled, as there, which is the same work.
 
 Letters: B clips, S samples, W windows of a clip, N texts, T frames, D = dim, D_p = attention_dim.
 """
@@ -24,8 +23,9 @@ from retrieval.models.pooling import TextAwareAttentionPooling
 
 
 def encode_audio(model: DualEncoder, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """Frames (B, T, D) and mask (B, T) of waveform (B, S): of the whole grid of windows, whatever
-    the lengths (B,).
+    """Encode waveform (B, S) to frames (B, T, D) and mask (B, T).
+
+    The whole grid of windows is encoded, whatever the lengths (B,).
     """
     grid, encoder = model.windows, model.audio_encoder
     waveform = functional.pad(waveform, (0, grid.clip_samples - waveform.shape[1]))
@@ -58,14 +58,14 @@ def _attend(attention: Attention, x: Tensor) -> Tensor:
 
 
 def encode_text(model: DualEncoder, captions: list[str]) -> Tensor:
-    """(N, D)"""
+    """Encode N captions to (N, D)."""
     with _softmax_matrices(model):
         return model.text_projection(model.text_encoder(captions))
 
 
 @contextmanager
 def _softmax_matrices(model: DualEncoder) -> Iterator[None]:
-    """transformers' own plain attention, "eager", in place of the fused kernels."""
+    """Use transformers' own plain attention, "eager", instead of the fused kernels."""
     text = model.text_encoder.model
     usual = text.config._attn_implementation
     text.set_attn_implementation("eager")
@@ -76,10 +76,10 @@ def _softmax_matrices(model: DualEncoder) -> Iterator[None]:
 
 
 def score(pooling: TextAwareAttentionPooling, text: Tensor, frames: Tensor, mask: Tensor) -> Tensor:
-    """(N, B): text (N, D), frames (B, T, D), mask (B, T), by the formula as it stands."""
+    """Score text (N, D) and frames (B, T, D), mask (B, T), by the paper's formula: (N, B)."""
     query = pooling.query(pooling.norm(text))  # (N, D_p)
-    heard = pooling.norm(frames)
-    key, value = pooling.key(heard), pooling.value(heard)  # each (B, T, D_p)
+    normed = pooling.norm(frames)
+    key, value = pooling.key(normed), pooling.value(normed)  # each (B, T, D_p)
     logits = torch.einsum("np,btp->nbt", query, key) / math.sqrt(key.shape[-1])
     weights = logits.masked_fill(~mask, -math.inf).softmax(dim=-1)  # (N, B, T)
     weights = functional.dropout(weights, pooling.attention_dropout, pooling.training)

@@ -1,18 +1,17 @@
-"""The captions that TAP is for: those that name one event of a scene with three or four, and when
-that event sounds.
-"""
+"""Captions that name one event of a scene with several: they need TAP most."""
 
 import json
 from pathlib import Path
 
-from retrieval.base.errors import UserError
+from retrieval.base.errors import UserError, one_line
 
 MIN_EVENTS = 3
 
 
 def single_event_captions(scenes: Path, split: str) -> dict[tuple[str, str], tuple[float, float]]:
-    """(file name, caption) -> (onset, end) in s of the one event it names. `scenes`: scenes.json of
-    the sample corpus. Raises UserError.
+    """Return (onset, end) in s of the one event that a (file name, caption) names.
+
+    `scenes` is the scenes.json of the sample corpus. Raises UserError.
     """
     try:
         clips = json.loads(scenes.read_text(encoding="utf-8"))["clips"]
@@ -27,9 +26,8 @@ def single_event_captions(scenes: Path, split: str) -> dict[tuple[str, str], tup
                             event["onset"] + event["duration"],
                         )
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(
-            f"--scenes {scenes} cannot be read ({reason}); it is the scenes.json of"
+            f"--scenes {scenes} cannot be read ({one_line(error)}); it is the scenes.json of"
             " data_prep/make_sample_corpus.py"
         ) from None
     if not spans:

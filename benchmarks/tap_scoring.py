@@ -1,5 +1,6 @@
-"""TAP scores of Clotho's shapes, folded against the formula as it stands: same numbers, a sixth of
-the arithmetic, bounded memory.
+"""TAP scores with Clotho's shapes: folded against the paper's formula.
+
+The numbers are the same, with a sixth of the arithmetic and bounded memory.
 
     # 5,225 texts x 16 clips of up to 750 frames, D 1024, D_p 2048; exits with 1 below 5x
     python -m benchmarks.tap_scoring
@@ -7,10 +8,10 @@ the arithmetic, bounded memory.
     python -m benchmarks.tap_scoring --quick
 
 Folded is `TextAwareAttentionPooling.score`, whose memory `pooling.block_elements` bounds. Plain is
-the formula of the paper called audio by audio, as the ancestor scores: each call with its own
+the formula of the paper, audio by audio, as the ancestor scores: each call computes its own
 queries, on frames padded to 30 s. Both alternate in one process. The clips are a sample of the
-1,045 of a split of Clotho, 15 to 30 s long; the time of either way grows with their number. Memory
-is how much the largest resident set of a fresh process grows while it scores, for two settings of
+1,045 of a split of Clotho, 15 to 30 s long; the time of both ways grows with their number. Memory
+is the growth of a fresh process's largest resident set while it scores, for two settings of
 `pooling.block_elements`.
 """
 
@@ -54,7 +55,7 @@ QUICK = Sizes(num_texts=50, num_clips=3, num_frames=75, dim=64, attention_dim=12
 def unfolded_score(
     module: TextAwareAttentionPooling, text: Tensor, frames: Tensor, mask: Tensor
 ) -> Tensor:
-    """(N, B): text (N, D), frames (B, T, D), mask (B, T)."""
+    """Score text (N, D) and frames (B, T, D), mask (B, T), audio by audio: (N, B)."""
     columns = []
     for audio, valid in zip(frames, mask):
         query = module.query(module.norm(text))  # (N, D_p)
@@ -69,8 +70,9 @@ def unfolded_score(
 
 
 def make_inputs(sizes: Sizes) -> tuple[TextAwareAttentionPooling, Tensor, Tensor, Tensor]:
-    """Module, text (N, D), frames (B, T, D), mask (B, T): clips from half to all of the frames
-    long.
+    """Make a module, text (N, D), frames (B, T, D) and mask (B, T).
+
+    Half to all of a clip's frames are valid.
     """
     torch.manual_seed(0)
     module = TextAwareAttentionPooling(sizes.dim, sizes.attention_dim).eval()
@@ -83,7 +85,7 @@ def make_inputs(sizes: Sizes) -> tuple[TextAwareAttentionPooling, Tensor, Tensor
 
 
 def compare(sizes: Sizes) -> tuple[float, float]:
-    """Print a table; (plain seconds / folded seconds, largest difference of a score)."""
+    """Print a table. Returns plain seconds / folded seconds, and the largest difference."""
     module, text, frames, mask = make_inputs(sizes)
     ways = {
         "plain": lambda: unfolded_score(module, text, frames, mask),
@@ -116,7 +118,7 @@ def compare(sizes: Sizes) -> tuple[float, float]:
 
 
 def print_growth(sizes: Sizes, block_elements: int) -> None:
-    """In a process of its own: MB that scoring adds to the largest resident set."""
+    """Print the MB that scoring adds to the largest resident set; runs in its own process."""
     module, text, frames, mask = make_inputs(sizes)
     module.block_elements = block_elements
     # libraries take memory of their own at the first call

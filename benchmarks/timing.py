@@ -1,4 +1,4 @@
-"""What the benchmarks that compare ways share: ways that take turns, and the verdict on a ratio."""
+"""Time several ways in turns, and judge a ratio."""
 
 import sys
 import time
@@ -9,8 +9,9 @@ from typing import Any
 def alternate(
     ways: dict[Any, Callable[[], Any]], repeats: int, clock: Callable[[], float] = time.perf_counter
 ) -> tuple[dict[Any, list[float]], dict[Any, Any]]:
-    """Seconds of each way in every round, and what it returned last. The ways take turns, so that
-    they meet the same machine.
+    """Time each way in turns, so that a busy machine slows all of them.
+
+    Returns the seconds of each way in every round, and its last result.
     """
     seconds: dict[Any, list[float]] = {name: [] for name in ways}
     results = {}
@@ -23,7 +24,7 @@ def alternate(
 
 
 def is_too_slow(ratio: float, least: float) -> bool:
-    """Whether `ratio` is below `least`, with a line that says so."""
+    """Return True, with a printed error, if `ratio` is below `least`."""
     if ratio < least:
         print(
             f"error: ratio {ratio:.2f} is below {least:g}; is the machine busy with something"

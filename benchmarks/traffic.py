@@ -1,5 +1,6 @@
-"""What a training step hands to collectives: counted, compared with a formula, and the formula at
-full size. Part of benchmarks/growth.py.
+"""Bytes of a training step over the network: counted, by a formula, and by it at full size.
+
+Part of benchmarks/growth.py.
 
 Letters: P processes, N pairs of the batch of all processes, D dimensions.
 """
@@ -20,9 +21,9 @@ def num_trained(model: Any) -> int:
 
 
 def formula(num_processes: int, num_pairs: int, dim: int, num_parameters: int) -> dict[str, int]:
-    """Bytes of a step in float32, with equal shares of the batch."""
+    """Compute the bytes of a step in float32, with equal shares of the batch."""
     return {
-        "sizes": 3 * num_processes * 8,  # each of the three gathers says first how many rows come
+        "sizes": 3 * num_processes * 8,  # each of the three gathers sends its number of rows first
         "texts": num_pairs * dim * 4,
         "score columns": num_pairs * num_pairs * 4,
         "clips and pairs": num_pairs * 2 * 8,
@@ -33,7 +34,7 @@ def formula(num_processes: int, num_pairs: int, dim: int, num_parameters: int) -
 
 
 def count_bytes(run: Any, batch: dict[str, Any]) -> dict[str, int]:
-    """Of one step as the training loop takes it: what is handed to collectives, by what it is."""
+    """Count the bytes that one step of the training loop gives to collectives, by purpose."""
     from retrieval.base.exchange import any_process
     from retrieval.training.loop import train_step
 
@@ -44,17 +45,14 @@ def count_bytes(run: Any, batch: dict[str, Any]) -> dict[str, int]:
 
 
 def average_in_python(wrapped: Any) -> None:
-    """DDP averages gradients within C++, unseen; its communication hook does the same from
-    Python.
-    """
+    """Let DDP average gradients in Python, where they can be counted, instead of in C++."""
     import torch
 
     from retrieval.base.exchange import dist
 
     def average(_state, bucket):  # DDP refuses annotations other than its own
         gradients = bucket.buffer().div_(dist.get_world_size())
-        # not asynchronous: a callback in gloo's thread can wait for ever on a process group that
-        # ends
+        # Not asynchronous: a callback in gloo's thread can wait for ever if its process group ends.
         dist.all_reduce(gradients)
         done = torch.futures.Future()
         done.set_result(gradients)
@@ -65,7 +63,7 @@ def average_in_python(wrapped: Any) -> None:
 
 @contextlib.contextmanager
 def counting(run: Any) -> Iterator[Counter]:
-    """Stands before the collectives."""
+    """Count the calls of collectives within the block."""
     import torch
 
     from retrieval.base.exchange import dist
@@ -83,13 +81,10 @@ def counting(run: Any) -> Iterator[Counter]:
         return gather(outputs, own)
 
     def counted_reduce(values: Any, **how: Any) -> Any:
-        name = (
-            "stop vote"
-            if values.dtype == integer
-            else "gradients of parameters"
-            if values.dim() == 1
-            else "gradient of texts"
-        )
+        if values.dtype == integer:
+            name = "stop vote"
+        else:
+            name = "gradients of parameters" if values.dim() == 1 else "gradient of texts"
         counted[name] += values.nbytes
         return reduce(values, **how)
 
@@ -109,10 +104,9 @@ def counting(run: Any) -> Iterator[Counter]:
 
 
 def report_bytes(points: dict[int, Any]) -> bool:
-    """Print what was counted beside the formula, then what the formula says of configs/tap.yaml on
-    8 nodes; whether they agree.
+    """Print the counted bytes, the formula, and the formula for configs/tap.yaml on 8 nodes.
 
-    points: growth.Point by batch size.
+    `points` are growth.Point by batch size. Returns True if counts and formula agree.
     """
     agree = all(point.counted == point.expected for point in points.values())
     size, point = next(iter(points.items()))
@@ -137,14 +131,11 @@ def report_full_size() -> None:
 
     config = load_config(ROOT / "configs" / "tap.yaml")
     model = build_model_without_weights(config)
-    num_pairs, num_frames, count = (
-        NUM_NODES * PAIRS_A_NODE,
-        model.windows.num_frames,
-        num_trained(model),
-    )
+    num_pairs, num_frames = NUM_NODES * PAIRS_A_NODE, model.windows.num_frames
+    count = num_trained(model)
     bytes_of = formula(NUM_NODES, num_pairs, config.dim, count)
     frames = num_pairs * num_frames * config.dim * 4
-    # of a result, that a ring carries past each node; a sum goes round twice
+    # A ring carries this share of a result past each node; a sum goes round twice.
     share = (NUM_NODES - 1) / NUM_NODES
     print(
         f"\nconfigs/tap.yaml on {NUM_NODES} nodes of one GPU, batch {num_pairs}, {count:,} trained"

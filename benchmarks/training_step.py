@@ -7,16 +7,16 @@
     # tiny sizes, figures are not judged
     python -m benchmarks.training_step --quick
 
-The model of configs/tap.yaml: ATST-Frame base, roberta-large and TAP, of random weights, with its
-dropouts. Clips of noise, their lengths evenly over the 15 to 30 s of Clotho's, at 32 kHz in a
-padded batch that is in memory, under captions of 8 to 19 words.
+The model of configs/tap.yaml: ATST-Frame base, roberta-large and TAP, with random weights and its
+dropouts. Clips of noise with lengths spread evenly over 15 to 30 s, as in Clotho, at 32 kHz in a
+padded batch in memory, under captions of 8 to 19 words.
 
-Ours is retrieval.training.train_step with the optimizer of a run (fused AdamW), with --compile as
-under train.compile=true. Plain is benchmarks/plain.py on the same weights, and AdamW parameter by
-parameter. They alternate in one process, after a step of each to warm up. `text` is the text
-encoder of ours alone, both passes, of which captions of like lengths in a batch could save some.
-First, without dropout, losses must agree to 1e-4 (absolute) and gradients to 1e-4 (of the largest).
-The learning rate is 0, the first of the warm-up: weights stay the same.
+Ours is retrieval.training.train_step with the optimizer of a run (fused AdamW); --compile sets
+train.compile=true. Plain is benchmarks/plain.py on the same weights, and AdamW parameter by
+parameter. They alternate in one process, after a step of each to warm up. `text` is both passes of
+our text encoder: batches of captions with similar lengths could save a part of it. First, without
+dropout, losses must agree to 1e-4 (absolute) and gradients to 1e-4 (of the largest). The learning
+rate is 0, the first of the warm-up, so that weights stay the same.
 """
 
 import argparse
@@ -56,8 +56,8 @@ SECONDS = (15.0, 30.0)  # shortest and longest clip of Clotho
 LEAST_RATIO = {"cpu": 1.3, "cuda": 2.0}
 LEAST_SHARE = 0.45  # of the GPU's peak
 TOLERANCE = 1e-4
-# Dense bf16 with float32 sums, TFLOP/s, as in the data sheets, which for some name the double, with
-# sparsity; the more special name first.
+# Dense bf16 with float32 sums, TFLOP/s, from the data sheets; some of them print the double, with
+# sparsity. The first name that is part of the GPU's counts.
 PEAKS = {
     "H100 PCIe": 756.0,
     "H100 NVL": 835.0,
@@ -66,8 +66,8 @@ PEAKS = {
     "A100": 312.0,
     "RTX 4090": 165.2,
 }
-# With the usual 0.02 such a small model says the same of all captions, and gradients are what
-# rounding leaves of differences.
+# With the usual 0.02 so small a model gives all captions the same vector, and gradients are
+# rounding errors.
 QUICK_TEXT = {
     "vocab_size": 64,
     "hidden_size": 16,
@@ -86,9 +86,7 @@ QUICK_AUDIO = [
 
 
 def make_model(quick: bool) -> tuple[DualEncoder, Config]:
-    """The model of configs/tap.yaml with random weights, or a tiny one, and a tokenizer that knows
-    WORDS.
-    """
+    """Make the model of configs/tap.yaml with random weights, or a tiny one; it knows WORDS."""
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         names = ["<s>", "<pad>", "</s>", "<unk>", *WORDS]
@@ -129,7 +127,7 @@ def make_captions(num_captions: int) -> list[str]:
 
 
 def make_clips(num_clips: int, sample_rate: int) -> list[np.ndarray]:
-    """Noise, float32 (S,) each; of lengths in the middle of `num_clips` equal parts of SECONDS."""
+    """Make noise, float32 (S,) each; lengths are the middles of equal parts of SECONDS."""
     rng = np.random.default_rng(0)
     shortest, longest = SECONDS
     seconds = shortest + (longest - shortest) * (np.arange(num_clips) + 0.5) / num_clips
@@ -140,7 +138,7 @@ def make_clips(num_clips: int, sample_rate: int) -> list[np.ndarray]:
 
 
 def make_run(model: DualEncoder, config: Config, accelerator: Accelerator) -> Run:
-    """What train_step reads of a Run."""
+    """Make a Run with the parts that train_step reads."""
     optimizer = make_optimizer(model.to(accelerator.device), config.optimizer)
     wrapped, optimizer = accelerator.prepare(model.train(), optimizer)
     absent = dict.fromkeys(("batches", "loader", "validation", "pictured", "test", "tracker"))
@@ -174,7 +172,7 @@ def plain_loss(run: Run, batch: dict[str, Any]) -> torch.Tensor:
 
 
 def our_loss(run: Run, batch: dict[str, Any]) -> torch.Tensor:
-    """As train_step forms it on one process, but without autocast."""
+    """Compute the loss as train_step does in one process, but without autocast."""
     frames, mask = run.model.encode_audio(
         batch["waveform"].to(run.accelerator.device), batch["lengths"]
     )
@@ -188,15 +186,17 @@ def _loss_of_scores(run: Run, batch: dict[str, Any], scores: torch.Tensor) -> to
     return run.objective(run.model, scores, batch["clips"].to(device), batch["pairs"].to(device))
 
 
-def text_encoder_alone(run: Run, batch: dict[str, Any]) -> None:
+def text_step(run: Run, batch: dict[str, Any]) -> None:
     with run.accelerator.autocast():
         text = run.model.encode_text(batch["captions"])
     text.sum().backward()
 
 
 def differences(run: Run, batch: dict[str, Any]) -> tuple[float, float]:
-    """Of the two ways without dropout, in float32: of the losses, and the largest of some
-    gradients, relative to the largest number of each.
+    """Compare the two ways without dropout, in float32.
+
+    Returns the difference of the losses, and the largest of the watched gradients, relative to the
+    largest number of each.
     """
     model = run.model.eval()
     text = model.text_encoder.model.encoder.layer[0].attention.self
@@ -221,7 +221,7 @@ def differences(run: Run, batch: dict[str, Any]) -> tuple[float, float]:
 
 
 def until_done(way: Callable[[], Any]) -> Callable[[], Any]:
-    """`way` on a GPU, waiting for what it has left to compute."""
+    """Wrap `way` to wait until the GPU has finished its work."""
 
     def waiting() -> Any:
         result = way()
@@ -232,7 +232,7 @@ def until_done(way: Callable[[], Any]) -> Callable[[], Any]:
 
 
 def report(seconds: dict[str, list[float]]) -> float:
-    """Print medians; plain / ours."""
+    """Print medians. Returns plain / ours."""
     for name, values in seconds.items():
         print(
             f"{name:6s} median {statistics.median(values):8.3f} s, {min(values):.3f} to"
@@ -244,8 +244,9 @@ def report(seconds: dict[str, list[float]]) -> float:
 
 
 def share_of_peak(run: Run, batch: dict[str, Any], seconds: float) -> float | None:
-    """Print the TFLOP/s of a step of ours; their share of the GPU's dense bf16 peak, or None for a
-    GPU that PEAKS does not name.
+    """Print the TFLOP/s of a step of ours.
+
+    Returns their share of the GPU's dense bf16 peak, or None for a GPU that PEAKS does not name.
     """
     with FlopCounterMode(display=False) as counter:
         train_step(run, batch)
@@ -339,15 +340,15 @@ def benchmark(arguments: argparse.Namespace) -> int:
     optimizer = make_optimizer(model, config.optimizer)
     for group in optimizer.param_groups:
         group |= {"fused": False, "foreach": False}
-    # on a GPU the fused kernel counts its steps there, where the plain loop would wait for each
-    # count
+    # On a GPU the state is not shared: the fused kernel counts its steps there, and the plain loop
+    # would wait for each count.
     if arguments.device == "cpu":
         optimizer.state = run.optimizer.optimizer.state  # one copy of the moments: 3.5 GB less
     ways = {
         "ours": lambda: train_step(run, batch),
         "plain": lambda: plain_step(run, optimizer, batch),
     }
-    ways["text"] = lambda: text_encoder_alone(run, batch)
+    ways["text"] = lambda: text_step(run, batch)
     set_up_blocks(model, TrainConfig(compile=arguments.compile), accelerator.device)
     if arguments.device == "cuda":
         ways = {name: until_done(way) for name, way in ways.items()}

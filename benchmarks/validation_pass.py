@@ -5,14 +5,13 @@
     # tiny sizes, the ratio is not judged
     python -m benchmarks.validation_pass --quick
 
-The model of configs/tap.yaml with random weights; clips of noise, their lengths evenly over the 15
-to 30 s of Clotho's, five captions each. Ours is retrieval.evaluation.similarity_matrix, with its
+The model of configs/tap.yaml with random weights; clips of noise with lengths spread evenly over 15
+to 30 s, as in Clotho, five captions each. Ours is retrieval.evaluation.similarity_matrix, with its
 batch sizes: each clip is encoded once and scored at once. Plain goes through the (clip, caption)
-pairs as a training epoch does, 16 a batch, so that each clip is encoded five times, with all its
-windows (benchmarks/plain.py), and then scores all captions clip by clip, by TAP as its formula
-stands. They alternate in one process, after a pass of ours to warm up (one of plain would take
-longest); scores must agree to 1e-5. On all 1,045 clips scores take more of the time: each caption
-meets each clip.
+pairs as a training epoch does, 16 a batch, so that it encodes each clip five times, with all its
+windows (benchmarks/plain.py). Then it scores all captions clip by clip with TAP's formula. Both
+alternate in one process, after a pass of ours to warm up; scores must agree to 1e-5. On all 1,045
+clips scoring takes a larger share of the time: each caption meets each clip.
 """
 
 import argparse
@@ -35,12 +34,12 @@ from retrieval.models.dual_encoder import DualEncoder
 LEAST_RATIO = 5.0
 TOLERANCE = 1e-5
 PAIRS_AT_ONCE = 16  # as in the ancestor's training
-TEXTS_AT_ONCE = 8  # so that captions of one length meet, as they do in batches of 256 of all 5,225
+TEXTS_AT_ONCE = 8  # captions of one length meet, as they do in batches of 256 of all 5,225
 
 
 @dataclass(frozen=True)
 class NoiseSplit:
-    """What similarity_matrix reads of a ClipSplit, in memory."""
+    """A ClipSplit in memory, with the parts that similarity_matrix reads."""
 
     waveforms: list[np.ndarray]  # float32 (S,) each
     name: str = "noise"
@@ -59,7 +58,7 @@ class NoiseSplit:
 
 @torch.no_grad()
 def plain_matrix(model: DualEncoder, captions: list[str], split: NoiseSplit) -> torch.Tensor:
-    """(N, B); caption n was written for clip n // CAPTIONS_A_CLIP."""
+    """Score (N, B) in the plain way; caption n was written for clip n // CAPTIONS_A_CLIP."""
     texts, frames, masks = [], [], []
     for first in range(0, len(captions), PAIRS_AT_ONCE):
         pairs = range(first, min(first + PAIRS_AT_ONCE, len(captions)))
@@ -67,8 +66,7 @@ def plain_matrix(model: DualEncoder, captions: list[str], split: NoiseSplit) -> 
             [split.waveforms[pair // CAPTIONS_A_CLIP] for pair in pairs]
         )
         encoded, mask = plain.encode_audio(model, waveform, lengths)
-        # A clip's frames come five times; one is kept, which spares plain the memory and the scores
-        # of the others.
+        # A clip's frames come five times; plain keeps and scores one of them.
         kept = [place for place, pair in enumerate(pairs) if pair % CAPTIONS_A_CLIP == 0]
         frames.append(encoded[kept])
         masks.append(mask[kept])

@@ -1,6 +1,4 @@
-"""The audio-cache benchmark runs in miniature, and its mistakes are one line. The figures are for a
-quiet machine.
-"""
+"""The audio-cache benchmark runs in miniature; figures need a quiet machine."""
 
 from functools import partial
 

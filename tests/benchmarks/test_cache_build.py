@@ -1,6 +1,4 @@
-"""The benchmark of cache building runs in miniature, and both ways hold the same samples; the
-figures are for a quiet machine.
-"""
+"""The benchmark of cache building runs in miniature, and both ways hold the same samples."""
 
 import pytest
 

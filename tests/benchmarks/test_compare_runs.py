@@ -86,15 +86,12 @@ def test_an_output_folder_takes_the_place_of_a_model(tmp_path, capsys):
     )
     with pytest.raises(
         UserError,
-        match=(
-            "both/results/evaluation holds results of evaluation, asked for are those of"
-            " validation: set --split"
-        ),
+        match="both/results/evaluation holds results of evaluation, and --split is validation",
     ):
         compare_runs.main([f"both={both}", "--split", "validation"])
     set_about(both, relevance="x.csv")
     with pytest.raises(
-        UserError, match="holds results of evaluation_relevance, asked for are those of evaluation"
+        UserError, match="holds results of evaluation_relevance, and --split is evaluation"
     ):
         compare_runs.main([f"both={both}"])
     compare_runs.main([f"both={both}", "--split", "evaluation_relevance"])

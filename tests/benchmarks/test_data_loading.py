@@ -1,6 +1,4 @@
-"""The benchmark of the loader runs in miniature; its mistakes are one line. The figures are for a
-quiet machine.
-"""
+"""The benchmark of the loader runs in miniature; figures need a quiet machine."""
 
 from functools import partial
 

@@ -1,6 +1,4 @@
-"""The full-size benchmark runs, in miniature, with the real commands; its mistakes are one line.
-The figures are for a quiet machine.
-"""
+"""The full-size benchmark runs in miniature with the real commands."""
 
 import re
 from functools import partial

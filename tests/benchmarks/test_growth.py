@@ -1,6 +1,4 @@
-"""The growth benchmark runs in miniature: a plot, the bytes of a real step equal to the formula;
-its mistakes are one line.
-"""
+"""The growth benchmark runs in miniature: a plot, and bytes of a step as by the formula."""
 
 import re
 from functools import partial
@@ -47,9 +45,7 @@ def test_quick_run_plots_and_counts_what_the_formula_says():
 
 
 def test_negative_control_other_sizes_have_another_formula():
-    """Nothing in a count of two processes hides the terms that grow with the batch, its square and
-    the model.
-    """
+    """The terms that grow with the batch, its square and the model show in a count."""
     small, large = formula(2, 4, 16, 100), formula(2, 8, 16, 200)
     ratios = {name: large[name] / small[name] for name in small}
     assert ratios["texts"] == ratios["gradient of texts"] == ratios["gradients of parameters"] == 2

@@ -1,6 +1,4 @@
-"""The memory benchmark runs in miniature: a line for every batch size and way; its mistakes are one
-line.
-"""
+"""The memory benchmark runs in miniature: a line for every batch size and way."""
 
 import re
 from functools import partial

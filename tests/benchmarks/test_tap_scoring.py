@@ -1,6 +1,4 @@
-"""The TAP benchmark runs and its ways agree, also where valid frames have gaps; the ratio itself is
-for a quiet machine.
-"""
+"""The TAP benchmark runs and its ways agree, also if valid frames have gaps."""
 
 import re
 

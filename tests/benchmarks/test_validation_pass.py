@@ -1,6 +1,4 @@
-"""The benchmark of a validation pass runs, in miniature, and both ways agree; the ratio itself is
-for a quiet machine.
-"""
+"""The benchmark of a validation pass runs in miniature, and both ways agree."""
 
 import re
 from functools import partial
