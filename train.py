@@ -1,7 +1,9 @@
 """Train a text-to-audio retrieval model.
 
-accelerate launch train.py --config configs/tap.yaml [section.key=value ...] [--resume | --overwrite]
-python train.py --config configs/tap.yaml --dry-run
+    accelerate launch train.py --config configs/tap.yaml [section.key=value ...] [--resume]
+    python train.py --config configs/tap.yaml --dry-run
+
+Settings on the command line win over the YAML file.
 """
 
 import argparse
@@ -13,11 +15,12 @@ from retrieval.base.errors import OneLineParser
 from retrieval.base.launch import check_environment
 from retrieval.base.progress import set_quiet, silence_transformers
 from retrieval.base.stopping import Interrupted, resume_command, stop_on_signals
-from retrieval.config import Config, load_config
+from retrieval.config import load_config
 from retrieval.training.states import latest_state
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Train, or describe the run; return the exit code."""
     parser = OneLineParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -25,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
         "--config",
         type=Path,
         required=True,
-        help="YAML file with what differs from the defaults of retrieval/config/settings.py",
+        help="YAML file; it holds what differs from the defaults in retrieval/config/settings.py",
     )
     parser.add_argument(
         "--resume",
@@ -62,31 +65,24 @@ def main(argv: list[str] | None = None) -> int:
     config = load_config(arguments.config, arguments.overrides)
 
     try:
-        with stop_on_signals():  # from here on: a Ctrl-C that falls into an import could be lost
-            run(config, arguments)
+        with stop_on_signals():  # early: imports could lose the exception of a Ctrl-C
+            # torch and transformers take seconds to import: a mistake in the settings should not
+            silence_transformers()
+            if arguments.dry_run:
+                from retrieval.training.dry_run import describe
+
+                print(describe(config))
+            else:
+                check_environment()
+                from retrieval.training.loop import train
+
+                train(config, resume=arguments.resume, overwrite=arguments.overwrite)
     except Interrupted as interruption:
         state = latest_state(Path(config.train.output))
-        print(
-            "interrupted;"
-            f" {f'continue from {state}: {again}' if state else 'no step was saved yet'}",
-            file=sys.stderr,
-        )
+        remedy = f"continue from {state}: {again}" if state else "no step was saved yet"
+        print(f"interrupted; {remedy}", file=sys.stderr)
         return 128 + interruption.signum
     return 0
-
-
-def run(config: Config, arguments: argparse.Namespace) -> None:
-    # torch and transformers take seconds to import: a mistake in the settings should not.
-    silence_transformers()
-    if arguments.dry_run:
-        from retrieval.training.dry_run import describe
-
-        print(describe(config))
-    else:
-        check_environment()
-        from retrieval.training.loop import train
-
-        train(config, resume=arguments.resume, overwrite=arguments.overwrite)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
 """Text-to-audio retrieval: models, losses, training and evaluation.
 
 `import evaluate` means the Hugging Face package, also in processes that have the repository root,
-with its script evaluate.py, first on sys.path. Importing `retrieval` sees to it; nothing is loaded
-before somebody asks for `evaluate`.
+with its script evaluate.py, first on sys.path. Importing `retrieval` arranges this, and loads
+nothing itself.
 
-On a CPU, threads without work spin for a moment and then sleep. By default they go on spinning,
-which is 1.2 times faster on cores of one's own and ten times slower beside other programs. The
-variable is read when torch is loaded; what the user has set stays.
+On a CPU, threads without work spin for a moment and then sleep (GOMP_SPINCOUNT). By default they
+spin on, which is 1.2 times faster on otherwise idle cores, and ten times slower beside other
+programs. torch reads the variable when it is loaded; a value that the user has set stays.
 
-In a process that was started as a command, Ctrl-C is one line from here on: see
+In a process of one of the project's commands, Ctrl-C prints one line from here on: see
 retrieval/base/interrupts.py.
 """
 
@@ -51,8 +51,9 @@ class _HuggingFaceEvaluate:
 
 
 def _has_script(folder: Path) -> bool:
-    """Return whether this is a folder of the repository. The installed package lies beside the
-    Hugging Face one, so its own place says nothing.
+    """Return True for a repository root, with the script and the package in it.
+
+    The installed package lies beside the Hugging Face one, so its own place says nothing.
     """
     return (folder / "evaluate.py").is_file() and (folder / "retrieval" / "__init__.py").is_file()
 

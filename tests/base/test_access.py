@@ -1,6 +1,4 @@
-"""Files follow the umask whatever library writes them; a missing permission is told from absence
-and damage.
-"""
+"""Files follow the umask, whatever library writes them; a missing permission is named as such."""
 
 import contextlib
 import os
@@ -117,9 +115,7 @@ def test_states_follow_the_umask(tmp_path: Path):
 def test_a_whole_run_and_all_that_is_made_of_it_follow_the_umask(
     tiny: Path, sounds: Path, tmp_path: Path
 ):
-    """Run with its models, frame cache, index with its ONNX text encoder, Parquet, cache of one's
-    own recordings.
-    """
+    """A run with its models, frame cache, index with ONNX text encoder, Parquet, a cache."""
     out = tmp_path / "out"
     with umask(0o027):
         out.mkdir()
@@ -226,8 +222,9 @@ def shared(tmp_path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def without_privileges() -> Iterator[None]:
-    """As a user who is not root and owns nothing here: root may read everything. Skips where the
-    project itself is closed to others.
+    """Act as a user who is not root and owns nothing here: root may read everything.
+
+    Skips if the project itself is closed to others.
     """
     if os.geteuid():
         yield

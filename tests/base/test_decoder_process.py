@@ -1,6 +1,4 @@
-"""Sounds decoded in another process: the same numbers, and whatever happens there happens to one
-file.
-"""
+"""Sounds decoded in another process: the same numbers, and a crash costs one file."""
 
 import os
 import signal

@@ -7,7 +7,9 @@ import pytest
 
 from tests.conftest import PATIENCE, ROOT
 
-START = "from retrieval.base.errors import OneLineParser, UserError\nfrom retrieval.base.command import run_main\n"
+START = """from retrieval.base.errors import OneLineParser, UserError
+from retrieval.base.command import run_main
+"""
 
 
 def run(code: str, shell_end: str = "", **environment: str) -> subprocess.CompletedProcess:

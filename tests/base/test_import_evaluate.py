@@ -1,5 +1,4 @@
-"""`import evaluate` is the Hugging Face package in every way that a process of this project starts
-(design decision 10).
+"""`import evaluate` is the Hugging Face package, however a process of this project starts.
 
 The layout is rebuilt in a folder, with a stub for the package: the real one takes seconds to load.
 """

@@ -25,8 +25,9 @@ HOOK = Path(__file__).parent / "interrupted_start"
 def interrupt_start(
     folder: Path, command: list[str], at: str, last: str, every: int, **environment: str
 ) -> tuple[subprocess.CompletedProcess, list]:
-    """Start `command` with the moments of interrupted_start/sitecustomize.py: how it ended, and
-    [moment, exit code, output] of each copy.
+    """Start `command` with interrupted_start/sitecustomize.py.
+
+    Returns how it ended, and [moment, exit code, output] of each copy.
     """
     results = folder / "results"
     environment |= {
@@ -141,8 +142,9 @@ def test_negative_control_python_s_own_handler_is_lost_in_callbacks(tmp_path):
 def interrupted_import(
     monkeypatch, tmp_path, text: str, exception: type[BaseException] = KeyboardInterrupt
 ) -> list[str]:
-    """Names of the statements that ran after the import of a module with `text`, in which `stop()`
-    is Ctrl-C.
+    """Import a module with `text`, in which `stop()` is Ctrl-C.
+
+    Returns the names of the statements that ran after it.
     """
     (tmp_path / "some_library.py").write_text(text)
     (tmp_path / "some_other_library.py").write_text("loaded = True")

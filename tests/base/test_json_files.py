@@ -1,6 +1,4 @@
-"""JSON that anyone may have written, through the files that hold it: one line for what is damaged,
-too deep, or no file.
-"""
+"""JSON of any origin, in the files that hold it: one line if it is damaged, too deep, no file."""
 
 import os
 from pathlib import Path

@@ -1,6 +1,4 @@
-"""The environment of a launch: honoured or refused; and the table in docs/distributed.md, checked
-against Accelerate.
-"""
+"""The environment of a launch: honoured or refused, as the table in docs/distributed.md says."""
 
 import os
 import pty
@@ -185,9 +183,7 @@ FILES = {
 
 
 def launched_environment(folder: Path, settings: dict, *options: str) -> dict[str, str]:
-    """The environment that `accelerate launch` gives to a process, for a file as `accelerate
-    config` writes it.
-    """
+    """The environment that `accelerate launch` gives to a process, with a file of settings."""
     common = {
         "compute_environment": "LOCAL_MACHINE",
         "mixed_precision": "no",
@@ -386,9 +382,7 @@ def test_honoured_flags_do_no_harm(monkeypatch, flag):
 )
 @pytest.mark.parametrize("cpu", ["true", "false"])
 def test_one_process_meets_nobody_at_an_address_that_was_left_behind(monkeypatch, variables, cpu):
-    """As in a notebook or a container: Accelerate would wait there for itself, in C++, where no
-    signal is heard.
-    """
+    """As in a notebook or a container. Accelerate would wait there for itself, deaf to signals."""
     settings = variables | {
         "LOCAL_RANK": "0",
         "MASTER_PORT": str(free_port()),

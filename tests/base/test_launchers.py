@@ -1,6 +1,4 @@
-"""train.py under real launchers: two of them as on two machines, a process that dies, and a run
-that goes on with another number of processes.
-"""
+"""train.py under real launchers: as on two machines, with a process that dies, resumed by fewer."""
 
 import json
 import os
@@ -35,9 +33,10 @@ MARK = "LAUNCHED_BY_TEST"  # in the environment of every process that a test her
 
 
 def two_launchers(port: int) -> list[list[str]]:
-    """As on two machines of one process each. `accelerate launch --cpu` starts one process and no
-    other, whatever it is told; --multi_gpu starts as many as it should, and ACCELERATE_USE_CPU
-    keeps them on the CPU.
+    """Two launchers, as on two machines of one process each.
+
+    `accelerate launch --cpu` always starts a single process; --multi_gpu starts as many as it
+    should, and ACCELERATE_USE_CPU keeps them on the CPU.
     """
     accelerate = [
         str(Path(sys.executable).with_name("accelerate")),
@@ -80,7 +79,8 @@ def torchrun(port: int) -> list[list[str]]:
 # all tasks here.
 SRUN = """#!/bin/bash
 while [[ $1 == --* ]]; do [[ $1 == --ntasks=* ]] && tasks=${1#*=}; shift; done
-export SLURM_STEP_ID=0 SLURM_STEPID=0 SLURM_STEP_NUM_TASKS=$tasks SLURM_NTASKS=$tasks SLURM_NPROCS=$tasks SLURM_LOCALID=0
+export SLURM_STEP_ID=0 SLURM_STEPID=0 SLURM_LOCALID=0
+export SLURM_STEP_NUM_TASKS=$tasks SLURM_NTASKS=$tasks SLURM_NPROCS=$tasks
 for task in $(seq 0 $((tasks - 1))); do SLURM_PROCID=$task SLURM_NODEID=$task "$@" & done
 code=0
 for process in $(jobs -p); do wait "$process" || code=$?; done
@@ -148,8 +148,9 @@ def launched(
 
 
 def running(folder: Path) -> list[psutil.Process]:
-    """What `launched` has started, whoever its parent is now: a launcher gives each process a
-    session of its own.
+    """Processes that `launched` has started, whoever their parent is now.
+
+    A launcher gives each process a session of its own.
     """
     found = []
     for process in psutil.process_iter():
@@ -294,9 +295,7 @@ def test_a_default_file_that_accelerate_config_wrote_is_read(tiny, tmp_path):
 
 @pytest.fixture(scope="module")
 def resumed(tiny, tmp_path_factory) -> dict[str, Any]:
-    """Runs that one number of processes began and another went on with; what each said, and the
-    folder of all.
-    """
+    """Runs that another number of processes resumed: the output of each, and the folder of all."""
     folder = tmp_path_factory.mktemp("resumed")
 
     def arguments(name: str, *more: str) -> list[str]:

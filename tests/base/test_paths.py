@@ -124,9 +124,7 @@ def test_two_spellings_of_one_folder_are_one(home):
 
 
 def test_every_option_that_names_a_file_has_the_type_of_paths():
-    """type=Path, which OneLineParser expands, or the search's own, which does so too; and no other
-    parser is used.
-    """
+    """type=Path, which OneLineParser expands, or the search's own; no other parser is used."""
     found, wrong = 0, []
     for path in COMMANDS:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

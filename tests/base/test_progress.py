@@ -235,9 +235,7 @@ def test_so_do_those_of_data_prep(tmp_path, monkeypatch, capsys, options):
 
 
 def check(commands, capsys, options) -> None:
-    """Each of `commands` has a line that begins with its name, unless `options` say --quiet, and
-    tells what came of it.
-    """
+    """Check that each of `commands` has a line of its own, unless `options` say --quiet."""
     for shown, command in commands.items():
         assert command() == 0
         captured = capsys.readouterr()

@@ -1,5 +1,4 @@
-"""retrieval/base/sound.py: what other programs write is read whole, what was cut is refused, no
-header costs memory.
+"""Files of other programs are read to their end, cut ones are refused, no header costs memory.
 
 `tests/sounds` holds files of other programs; its README says which. The others are written here by
 FFmpeg's encoders (PyAV) and libsndfile.
@@ -252,9 +251,7 @@ def test_a_chained_ogg_is_all_of_its_links(tmp_path):
 
 @pytest.mark.parametrize(("codec", "container"), [("flac", "ogg"), ("libopus", "webm")])
 def test_places_in_files_that_were_joined(tmp_path, codec, container):
-    """The times of the second file begin anew: a jump to one of them must not land in the first
-    file.
-    """
+    """Times restart in the second file: a jump to one of them must not land in the first."""
     parts = [
         write_by_ffmpeg(tmp_path / str(n), chirp(6.0) * [1, -0.3][n], RATE, codec, container)
         for n in range(2)
@@ -478,8 +475,9 @@ def test_wav_headers_that_are_not_quite_right(tmp_path, name):
 
 @pytest.mark.parametrize("length", [0, 1_000, 2 * RATE - 4])
 def test_a_wav_whose_length_has_wrapped(tmp_path, monkeypatch, length):
-    """Recorders that know no RF64 write the lower 32 bits of the length; here 12 bits, as a test of
-    4 GB takes long.
+    """Recorders without RF64 write the lower 32 bits of the length.
+
+    Here it is 12 bits: a test of 4 GB takes long.
     """
     monkeypatch.setattr(sound_kinds, "WRAPPED", 1 << 12)
     path = tmp_path / "a.wav"
@@ -743,9 +741,7 @@ TEXTS = (
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_text_is_no_sound(text):
-    """Short UTF-8 of other scripts looks like GSM, and the mark of UTF-16 like the head of an MPEG
-    frame.
-    """
+    """Short UTF-8 of other scripts looks like GSM, and the mark of UTF-16 like an MPEG frame."""
     from io import BytesIO
 
     for coding in ("utf-8", "utf-8-sig", "utf-16", "cp1251", "koi8-r"):

@@ -1,6 +1,4 @@
-"""Settings: defaults <- YAML <- overrides, one-line errors, and the experiments in configs/ as the
-README states them.
-"""
+"""Settings: defaults, YAML, overrides, one-line errors; the experiments in configs/."""
 
 import os
 from pathlib import Path

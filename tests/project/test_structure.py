@@ -1,6 +1,4 @@
-"""The house rules: which way imports flow, no setting that nobody reads, a docstring in each, no
-paths of one machine.
-"""
+"""House rules: directions of imports, every setting is read, docstrings, no machine's paths."""
 
 import ast
 import inspect
@@ -59,9 +57,7 @@ def name_of(path: Path) -> str:
 
 
 def module_of(path: Path) -> str:
-    """`retrieval.models.text` of retrieval/models/text.py, and what `python -m` calls a package
-    that runs.
-    """
+    """Name of a module as `python -m` has it: `retrieval.search` for its __main__.py too."""
     return (
         ".".join(path.relative_to(ROOT).with_suffix("").parts)
         .removesuffix(".__init__")
@@ -70,8 +66,9 @@ def module_of(path: Path) -> str:
 
 
 def imports_of(path: Path, tree: ast.Module | None = None) -> set[str]:
-    """Full names of all that a file imports, also within functions: `retrieval.data` and
-    `retrieval.data.open_cache`.
+    """Full names of a file's imports, also within functions.
+
+    `from retrieval.data import open_cache` gives `retrieval.data` and `retrieval.data.open_cache`.
     """
     names = set()
     for node in ast.walk(tree or TREES[path]):
@@ -252,8 +249,9 @@ def calls_of(*names: str) -> Iterator[tuple[str, ast.Call]]:
 
 
 def test_no_call_of_transformers_may_run_code_of_a_model():
-    """Each takes retrieval.models.hub.loading(name) or NO_CODE, which say trust_remote_code=False:
-    without it transformers ask.
+    """Each takes retrieval.models.hub.loading(name) or NO_CODE.
+
+    These say trust_remote_code=False; without it transformers ask on the terminal.
     """
     ours = ("DualEncoder", "super()", "cls")
     calls = [
@@ -294,8 +292,9 @@ HANDED_ON = (
 
 
 def attributes_read() -> set[str]:
-    """Names read as attributes (`config.train.epochs`) anywhere but in config.py, and those picked
-    by `model_dump(include={...})`.
+    """Names read as attributes (`config.train.epochs`) outside of the settings themselves.
+
+    Also those picked by `model_dump(include={...})`.
     """
     names = set()
     for path in CODE:
@@ -355,9 +354,7 @@ def test_sections_that_are_handed_on_fit_what_takes_them():
 
 
 def test_settings_of_encoders_and_losses_are_taken_by_one():
-    """What is read by name besides is written out here: a new setting must be used, or named, to
-    pass.
-    """
+    """Settings that are read by name are listed here: a new one must be used, or named."""
     encoders = [
         encoder for encoder in AUDIO_ENCODERS.values() if encoder is not HuggingFaceAudioEncoder
     ]

@@ -1,5 +1,6 @@
-"""Interrupts the start of a command at many moments; Python imports this file by itself where its
-folder is on PYTHONPATH.
+"""Interrupt the start of a command at many moments.
+
+Python imports this file by itself if its folder is on PYTHONPATH.
 
 At each moment the process forks: the copy gets SIGINT, and its exit code and output are noted,
 while the process itself goes on with its start. The moments depend on no clock: they are the

@@ -1,5 +1,7 @@
-"""Hides what Windows or macOS lack from the project's modules; Python imports this file by itself
-where its folder is on PYTHONPATH. Libraries see everything: they support these systems themselves.
+"""Hide modules and calls that Windows or macOS lack from the project's modules.
+
+Python imports this file by itself if its folder is on PYTHONPATH. Libraries see everything: they
+support these systems themselves.
 """
 
 import builtins
