@@ -25,7 +25,6 @@ import argparse
 import contextlib
 import functools
 import os
-import resource
 import socket
 import statistics
 import sys
@@ -44,7 +43,7 @@ from benchmarks.timing import alternate
 from benchmarks.traffic import average_in_python, count_bytes, formula, num_trained, report_bytes
 from retrieval.base.command import run_main
 from retrieval.base.errors import OneLineParser, UserError, one_line
-from retrieval.base.processes import usable_cores
+from retrieval.base.processes import peak_memory, usable_cores
 
 NUM_CLIPS = 20  # in the corpus; scoring repeats them
 
@@ -129,7 +128,8 @@ def train_point(overrides: tuple[str, ...], repeats: int) -> Point:
     run.batches.start(0)
     batch = next(iter(run.loader))
     seconds = timed(lambda: train_step(run, batch), repeats)
-    point = {"seconds": seconds, "peak": peak_memory(), "num_frames": run.model.windows.num_frames}
+    peak = peak_memory() / 2**30
+    point = {"seconds": seconds, "peak": peak, "num_frames": run.model.windows.num_frames}
     if world_size() > 1:
         average_in_python(run.wrapped)
         expected = formula(
@@ -169,17 +169,13 @@ def score_point(overrides: tuple[str, ...], repeats: int, copies: int) -> Point:
     )
     split.name = clips.name
     captions = captions_of(split)[0]
-    return Point(timed(lambda: similarity_matrix(model, captions, split), repeats), peak_memory())
+    seconds = timed(lambda: similarity_matrix(model, captions, split), repeats)
+    return Point(seconds, peak_memory() / 2**30)
 
 
 def timed(work: Callable[[], Any], repeats: int) -> list[float]:
     """Time repetitions of `work`, after one to warm up."""
     return alternate({"work": work}, repeats + 1)[0]["work"][1:]
-
-
-def peak_memory() -> float:
-    """Return the largest resident set of this process, in GiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # from kB
 
 
 # --- points ---

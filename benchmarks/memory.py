@@ -11,7 +11,6 @@ train.micro_batch_size=2, `checkpointing` train.activation_checkpointing=true.
 """
 
 import argparse
-import resource
 import subprocess
 import sys
 import tempfile
@@ -31,6 +30,7 @@ from benchmarks.full_size import (
 )
 from retrieval.base.command import run_main
 from retrieval.base.errors import OneLineParser, UserError
+from retrieval.base.processes import peak_memory
 
 PART = 2  # pairs encoded at once
 WAYS = {
@@ -65,11 +65,7 @@ def two_steps(overrides: list[str]) -> None:
         torch.cuda.synchronize()
     seconds = time.perf_counter() - start
     run.tracker.close()
-    peak = (
-        torch.cuda.max_memory_allocated()
-        if gpu
-        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    )
+    peak = torch.cuda.max_memory_allocated() if gpu else peak_memory()
     print(f"{peak / 2**30:.2f} GiB, {seconds:.1f} s")
 
 

@@ -8,7 +8,6 @@ of 30 s and captions go through both, alternating, with OMP_NUM_THREADS threads.
 """
 
 import argparse
-import resource
 import tempfile
 import time
 from pathlib import Path
@@ -21,6 +20,7 @@ from benchmarks.timing import alternate
 from benchmarks.training_step import make_captions, make_model
 from retrieval.base.command import run_main
 from retrieval.base.errors import OneLineParser
+from retrieval.base.processes import peak_memory
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.sharing.export.onnx_files import export_onnx
 
@@ -103,7 +103,7 @@ def main() -> int:
         )
         compare(model, folder)
     # kB -> GiB
-    print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB")
+    print(f"peak memory {peak_memory() / 2**30:.1f} GiB")
     return 0
 
 

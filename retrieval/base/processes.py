@@ -1,10 +1,16 @@
-"""Processes: cores, end with a parent; command line, environment, parent from /proc (Linux)."""
+"""Processes: cores, memory, end with a parent; command line and more from /proc (Linux)."""
 
 import multiprocessing
 import os
+import sys
 import threading
 from multiprocessing.connection import wait
 from pathlib import Path
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 
 def usable_cores() -> int:
@@ -12,6 +18,14 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # Linux
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def peak_memory() -> int:
+    """Return the largest memory of this process so far, in bytes; 0 if unknown (Windows)."""
+    if resource is None:
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # kB on Linux
 
 
 def end_with_parent() -> None:

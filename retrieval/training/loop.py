@@ -5,7 +5,6 @@ frames, D dimensions.
 """
 
 import math
-import resource
 import shutil
 import signal
 import time
@@ -24,6 +23,7 @@ from retrieval.base.exchange import (
     world_size,
 )
 from retrieval.base.files import write_json
+from retrieval.base.processes import peak_memory
 from retrieval.base.progress import bar
 from retrieval.base.stopping import Interrupted, StopRequest, stop_on_signals
 from retrieval.config import Config
@@ -215,7 +215,7 @@ def log_step(run: Run, loss: float, grad_norms: dict[str, float], clips_per_seco
     if run.accelerator.device.type == "cuda":
         peak = torch.cuda.max_memory_allocated()
     else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        peak = peak_memory()
     scalars = {
         "train/loss": loss,
         "train/temperature": run.model.temperature.item(),

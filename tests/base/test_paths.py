@@ -128,16 +128,17 @@ def test_every_option_that_names_a_file_has_the_type_of_paths():
     found, wrong = 0, []
     for path in COMMANDS:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+            if not isinstance(node, ast.Call):
                 continue
+            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
             keywords = {keyword.arg: keyword.value for keyword in node.keywords}
-            if node.func.attr == "add_argument":
+            if name in ("add_argument", "add"):  # add = parser.add_argument
                 metavars = ast.walk(keywords["metavar"]) if "metavar" in keywords else ()
                 if METAVARS & {each.value for each in metavars if isinstance(each, ast.Constant)}:
                     found += 1
-                    if getattr(keywords.get("type"), "id", None) not in ("Path", "_path"):
+                    if getattr(keywords.get("type"), "id", None) not in ("Path", "path_argument"):
                         wrong.append(f"{path.name}: {ast.unparse(node)[:80]}")
-            elif node.func.attr == "ArgumentParser":
+            elif name == "ArgumentParser":
                 wrong.append(f"{path.name}: {ast.unparse(node)[:80]}")
     assert found > 20 and wrong == []
 

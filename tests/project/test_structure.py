@@ -99,6 +99,7 @@ ROOMS = (
 )
 # Parts that may import less than their room.
 NARROWER = {
+    "data": {"base"},
     "evaluation.metrics": set(),
     "losses": {"base"},
     "models.audio": {"base", "models.hub", "models.blocks"},
@@ -107,6 +108,8 @@ NARROWER = {
     "models.text": {"base", "models.hub", "models.tokenizer", "models.blocks"},
     "models.pretrained.tensor_files": {"base"},
     "models.pretrained.lightning": {"base", "models.pretrained.tensor_files"},
+    "search": {"base", "models", "evaluation.attention", "evaluation.submission", "sharing.export"},
+    "sharing": {"base", "config", "data", "models", "evaluation", "training.splits"},
     "training.optim": {"base", "config"},
 }
 COMMANDS = {path.stem for path in (ROOT / "retrieval").glob("*.py")} - {"__init__"}
@@ -231,6 +234,59 @@ def test_configuration_stays_out_of_models_and_losses():
         if any(is_within(name, "retrieval.config") for name in imports_of(path))
     ]
     assert users == ["retrieval/models/build.py"]  # build_model, which unpacks it
+
+
+# --- one of each, on every platform ---
+
+PLATFORM_MODULES = {"fcntl", "msvcrt", "resource", "pwd", "grp", "termios", "tty", "pty"}
+
+
+def unguarded_platform_modules(tree: ast.Module) -> list[str]:
+    """Modules that Windows or macOS lack, imported without a `try` and its fallback."""
+    guarded = {
+        id(node)
+        for outer in ast.walk(tree)
+        if isinstance(outer, ast.Try)
+        for node in ast.walk(outer)
+    }
+    names = [
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import) and id(node) not in guarded
+        for alias in node.names
+    ]
+    return [name for name in names if name in PLATFORM_MODULES]
+
+
+def test_modules_of_one_platform_have_a_fallback():
+    """tests/search/test_other_platform.py runs without them."""
+    files = [path for path in CODE if not path.is_relative_to(ROOT / "benchmarks")]
+    assert [name_of(path) for path in files if unguarded_platform_modules(TREES[path])] == []
+
+
+def test_negative_control_an_unguarded_module_is_seen():
+    assert unguarded_platform_modules(ast.parse("import fcntl")) == ["fcntl"]
+
+
+@pytest.mark.parametrize(
+    ("call", "places"),
+    [
+        ("flock", ["retrieval/base/locks.py"]),
+        ("locking", ["retrieval/base/locks.py"]),
+        ("posix_fallocate", ["retrieval/base/files.py"]),
+        # the database of an index is replaced by SQLite's own rules
+        ("os.replace", ["retrieval/base/files.py", "retrieval/search/writer.py"]),
+        ("sched_getaffinity", ["retrieval/base/processes.py"]),
+    ],
+)
+def test_there_is_one_lock_and_one_way_to_replace_a_file(call: str, places: list[str]):
+    users = {
+        name_of(path)
+        for path in CODE
+        for node in ast.walk(TREES[path])
+        if isinstance(node, ast.Call) and f".{ast.unparse(node.func)}".endswith(f".{call}")
+    }
+    assert sorted(users) == places
 
 
 # --- files of others run nothing ---
