@@ -24,7 +24,8 @@ ROUNDING = 1e-9
 MAX_PAIRS = 1000  # listed
 # Thai and Lao, Burmese, Khmer, kana, Chinese characters
 WITHOUT_BLANKS = re.compile(
-    "([\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff])"
+    "([\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff"
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff])"
 )
 
 
