@@ -58,7 +58,7 @@ lint: install
 
 # Processes that share the tests, each with one thread: make test WORKERS=8
 WORKERS ?= 2
-test: install chromium
+test: lint chromium
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
 # The browser of the page's tests, which are skipped without it: Debian's, where it can be installed without a password.
