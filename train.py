@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
         "--config",
         type=Path,
         required=True,
-        help="YAML file; it holds what differs from the defaults in retrieval/config/settings.py",
+        help="YAML file with settings; retrieval/config/settings.py has the defaults",
     )
     parser.add_argument(
         "--resume",

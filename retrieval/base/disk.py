@@ -16,7 +16,7 @@ REMEDIES = {
     QUOTA: "the quota is used up: make room there",
     errno.ENOSPC: "make room there",
     errno.EFBIG: (
-        "files of this size are not allowed there: see ulimit -f, and what the file system can hold"
+        "files of this size are not allowed there: see ulimit -f, and the file system's own limit"
     ),
     errno.EROFS: "the file system is read-only: have it mounted for writing",
     errno.EACCES: "permission is missing: change it",

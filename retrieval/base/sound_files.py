@@ -99,7 +99,7 @@ def why_unreadable(path: Path, inside: Path | None = None) -> str | None:
 
     Args:
         path: One of `SoundFiles.paths`.
-        inside: A resolved folder that a link must not leave: the search page serves what it finds.
+        inside: A resolved folder that a link must not leave: the search page serves the files.
     """
     try:
         if inside and path.is_symlink() and not path.resolve().is_relative_to(inside):

@@ -14,7 +14,7 @@ from types import FrameType
 from retrieval.base.interrupts import DROPS_EXCEPTIONS, callers, interrupt
 from retrieval.base.processes import environment_of, parent_of, words_of
 
-# what accelerate launch and torchrun set for the processes they start
+# accelerate launch and torchrun set these for the processes that they start
 LAUNCHERS = {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"}
 # Set by users who start each process by hand.
 RENDEZVOUS = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}

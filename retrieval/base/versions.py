@@ -1,4 +1,4 @@
-"""Command, git commit, library versions and hardware: what a result depends on beside settings."""
+"""Command, git commit, library versions and hardware: a result depends on them too."""
 
 import json
 import os
@@ -16,7 +16,7 @@ LIBRARIES = ("torch", "torchaudio", "accelerate", "transformers", "datasets", "e
 
 
 def environment() -> dict[str, Any]:
-    """Return what a result depends on beside the settings."""
+    """Return command, git commit, versions and hardware of this process, as JSON values."""
     import torch  # takes seconds
 
     return {

@@ -23,7 +23,6 @@ def read_config(run: Path) -> Config:
             raise UserError(f"{path} cannot be read (it holds no settings)")
     except (UserError, FileNotFoundError) as error:
         raise UserError(
-            f"{error}; it is written when a run starts: put back what that run wrote, or train"
-            " again"
+            f"{error}; it is written when a run starts: put back its copy, or train again"
         ) from None
     return parse_config(settings, source=str(path))

@@ -1,6 +1,6 @@
 """Every setting: its default, type, unit and bound, once.
 
-A YAML file holds only what differs from these defaults; `section.key=value` on the command line
+A YAML file holds only settings that differ from these defaults; `section.key=value` on the command line
 wins over both. The defaults are the thesis's baseline (README, "Results"). Nothing here knows about
 models: builders unpack a Config.
 """
@@ -186,7 +186,7 @@ class TextEncoderConfig(Section):
     dropout: float = Field(0.2, ge=0, lt=1, description="hidden and attention dropout")
     max_tokens: int = Field(32, ge=3, description="longer captions are cut")
     readout: Literal["first", "mean", "last"] | None = Field(
-        None, description="token 0, mean, or last token; none: what the model was made for"
+        None, description="token 0, mean, or last token; none: as the model was made for"
     )
     frozen: bool = Field(
         False, description="keep the weights: eval mode, no gradient, no optimizer state"

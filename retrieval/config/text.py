@@ -118,12 +118,12 @@ def _unshared(value: Any) -> Any:
     return [_unshared(item) for item in value] if isinstance(value, list) else value
 
 
-def read_yaml_file(path: Path, what: str) -> Any:
+def read_yaml_file(path: Path, name: str) -> Any:
     """Return the settings in a YAML file.
 
     Args:
         path: The file.
-        what: Its name in messages, such as "config runs/a.yaml".
+        name: Its name in messages, such as "config runs/a.yaml".
 
     Raises:
         UserError: It cannot be read, or is no YAML of settings.
@@ -132,28 +132,28 @@ def read_yaml_file(path: Path, what: str) -> Any:
     try:
         if not path.is_file() and path.exists():  # a pipe or a device may never end
             kind = "a folder" if path.is_dir() else "not a regular file"
-            raise UserError(f"{what} is {kind}: give a YAML file")
+            raise UserError(f"{name} is {kind}: give a YAML file")
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
         if len(raw) > MAX_BYTES:
             raise UserError(
-                f"{what} is larger than {MAX_BYTES // 1024} kB: is it a YAML file of settings?"
+                f"{name} is larger than {MAX_BYTES // 1024} kB: is it a YAML file of settings?"
             )
         return read_yaml(raw.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{what} cannot be read: it is not UTF-8 (byte {error.start}); is it a YAML file? save"
+            f"{name} cannot be read: it is not UTF-8 (byte {error.start}); is it a YAML file? save"
             " it as UTF-8"
         ) from None
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise UserError(f"{what} cannot be read: {error.strerror}") from None
+        raise UserError(f"{name} cannot be read: {error.strerror}") from None
     except Refused as error:
-        raise UserError(f"{what}: {_with_place(error)}") from None
+        raise UserError(f"{name}: {_with_place(error)}") from None
     except yaml.YAMLError as error:
         reason = shortened(" ".join(str(error).split()), 300)
-        raise UserError(f"{what} is not valid YAML: {reason}") from None
+        raise UserError(f"{name} is not valid YAML: {reason}") from None
 
 
 def _with_place(error: yaml.MarkedYAMLError) -> str:
