@@ -147,7 +147,7 @@ class _Output(io.TextIOWrapper):
 
 @contextmanager
 def _watched_output() -> Iterator[TextIO]:
-    """Standard output that records its own errors, and escapes letters that the terminal cannot show."""
+    """Standard output that records its errors, and escapes letters that a terminal cannot show."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -1,8 +1,8 @@
 """Every setting: its default, type, unit and bound, once.
 
-A YAML file holds only settings that differ from these defaults; `section.key=value` on the command line
-wins over both. The defaults are the thesis's baseline (README, "Results"). Nothing here knows about
-models: builders unpack a Config.
+A YAML file holds only settings that differ from these defaults. `section.key=value` on the command
+line wins over both. The defaults are the thesis's baseline (README, "Results"). Nothing here knows
+about models: builders unpack a Config.
 """
 
 from pathlib import Path
