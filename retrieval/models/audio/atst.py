@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from retrieval.base.errors import UserError
 from retrieval.models.audio.encoder import AudioEncoder
-from retrieval.models.audio.official import load_strictly, read_official, some
+from retrieval.models.audio.official import load_strictly, read_official, first_names
 
 NUM_FFT = 1024  # samples, 64 ms; also the length of the Hann window
 HOP = 160  # samples, 10 ms
@@ -136,7 +136,7 @@ class AtstFrame(AudioEncoder):
         if not prefixes:
             raise UserError(
                 f"{path} has no key that begins with {', '.join(PREFIXES)} (found"
-                f" {some(list(state))}); use an official ATST-Frame checkpoint"
+                f" {first_names(list(state))}); use an official ATST-Frame checkpoint"
             )
         state = {
             key.removeprefix(prefixes[0]): value

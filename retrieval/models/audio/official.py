@@ -87,19 +87,21 @@ def load_strictly(
     """
     own = module.state_dict()
     if missing := [key for key in own if key not in state]:
-        raise UserError(f"{path} lacks {some(missing)} of {size}; {remedy}")
+        raise UserError(f"{path} lacks {first_names(missing)} of {size}; {remedy}")
     if extra := [key for key in state if key not in own]:
-        raise UserError(f"{path} has {some(extra)}, which {size} has not; {remedy}")
+        raise UserError(f"{path} has {first_names(extra)}, which {size} has not; {remedy}")
     differing = [
         f"{key} {list(state[key].shape)} for {list(own[key].shape)}"
         for key in own
         if state[key].shape != own[key].shape
     ]
     if differing:
-        raise UserError(f"{path} is of another size than {size}: {some(differing)}; {remedy}")
+        raise UserError(
+            f"{path} is of another size than {size}: {first_names(differing)}; {remedy}"
+        )
     module.load_state_dict(state)
 
 
-def some(names: list[str]) -> str:
+def first_names(names: list[str]) -> str:
     """Return the first three names and the number of all, for a message."""
     return ", ".join(names[:3]) + (f", ... ({len(names)} in all)" if len(names) > 3 else "")

@@ -16,7 +16,7 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from retrieval.base.errors import UserError, one_line
 from retrieval.models.audio import AUDIO_ENCODERS
-from retrieval.models.audio.official import some
+from retrieval.models.audio.official import first_names
 from retrieval.models.audio.passt import VARIANTS
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.pretrained.lightning import read_lightning
@@ -358,7 +358,7 @@ def _state(
         "has as other numbers than fractions": kinds,
     }
     if any(problems.values()):
-        found = "; ".join(f"{what} {some(keys)}" for what, keys in problems.items() if keys)
+        found = "; ".join(f"{what} {first_names(keys)}" for what, keys in problems.items() if keys)
         audio, text = type(model.audio_encoder).__name__, type(model.text_encoder.model).__name__
         raise UserError(
             f"its weights are not those of the expected model, {audio} at"
@@ -435,7 +435,7 @@ def _prefixes(shapes: Collection[str], root: str, anchor: str) -> list[str]:
 
 def _only(prefixes: list[str], what: str) -> str:
     if len(prefixes) != 1:
-        found = f"found {len(prefixes)}: {some(prefixes)}" if prefixes else "found none"
+        found = f"found {len(prefixes)}: {first_names(prefixes)}" if prefixes else "found none"
         raise UserError(
             f"expected one {what} ({found}); give a checkpoint of salsa with one audio and one text"
             " encoder"

@@ -26,13 +26,13 @@ import numpy as np
 import onnxruntime
 from transformers import AutoTokenizer
 
-about = json.load(open("export.json"))
+export = json.load(open("export.json"))
 audio, text, score = (
     onnxruntime.InferenceSession(name) for name in ("audio.onnx", "text.onnx", "score.onnx")
 )
 tokenizer = AutoTokenizer.from_pretrained("tokenizer")
 
-rate = about["sample_rate"]
+rate = export["sample_rate"]
 clips = [np.zeros(3 * rate, np.float32), np.zeros(rate, np.float32)]  # your recordings
 lengths = np.array([len(clip) for clip in clips])
 waveform = np.zeros((len(clips), lengths.max()), np.float32)
@@ -42,7 +42,7 @@ frames, mask = audio.run(None, {{"waveform": waveform, "lengths": lengths}})
 
 captions = ["A dog barks twice.", "Rain falls."]
 {prepared}
-limits = {{"padding": True, "truncation": True, "max_length": about["max_tokens"]}}
+limits = {{"padding": True, "truncation": True, "max_length": export["max_tokens"]}}
 tokens = tokenizer(words, **limits, padding_side="right", return_tensors="np")
 names = "input_ids", "attention_mask"
 texts = text.run(None, {{name: tokens[name].astype(np.int64) for name in names}})[0]
@@ -72,9 +72,9 @@ FRAMES_ADVICE = (
 )
 
 
-def onnx_readme(about: dict[str, Any]) -> str:
-    """Return the text of README.md; `about` is the content of export.json."""
-    graphs = about["graphs"].values()
+def onnx_readme(record: dict[str, Any]) -> str:
+    """Return the text of README.md; `record` is the content of export.json."""
+    graphs = record["graphs"].values()
     rows = [
         f"| `{graph['file']}` | {_shapes(graph['inputs'])} | {_shapes(graph['outputs'])} |"
         f" {graph['bytes'] / 1e6:.1f} |"
@@ -82,13 +82,13 @@ def onnx_readme(about: dict[str, Any]) -> str:
     ]
     names = "audio_encoder text_encoder pooling dim sample_rate clip_seconds captions tolerance"
     return README.format(
-        **{name: about[name] for name in names.split()},
+        **{name: record[name] for name in names.split()},
         rows="\n".join(rows),
-        advice=FRAMES_ADVICE if POOLINGS[about["pooling"]].keeps_frames else "",
-        prepared=PREPARED[about["captions"]],
-        onnxruntime=about["versions"]["onnxruntime"],
+        advice=FRAMES_ADVICE if POOLINGS[record["pooling"]].keeps_frames else "",
+        prepared=PREPARED[record["captions"]],
+        onnxruntime=record["versions"]["onnxruntime"],
         differences="\n".join(
-            f"| {name} | {found:.2g} |" for name, found in about["differences_to_pytorch"].items()
+            f"| {name} | {found:.2g} |" for name, found in record["differences_to_pytorch"].items()
         ),
     )
 
