@@ -40,7 +40,7 @@ def try_lock(file: IO, shared: bool = False) -> bool:
     Forked children do not keep the lock after their parent's death.
 
     Args:
-        file: Open for writing. Closing it releases the lock.
+        file: Open for writing; for a shared lock, reading is enough. Closing it releases the lock.
         shared: Allow other shared locks at the same time. Windows does not know these.
 
     Returns:
@@ -124,9 +124,8 @@ def locked(path: Path, wait: bool = False) -> Iterator[None]:
 def check_unlocked(path: Path) -> None:
     """Raise UserError if a process holds the lock file `path`. The file may be absent."""
     if path.exists():
-        with open(path, "a+", encoding="utf-8") as file:
+        with open(path, encoding="utf-8") as file:  # it may be another user's
             if not try_lock(file, shared=True):
-                file.seek(0)
                 raise UserError(
                     f"{file.read() or 'another process'} is at work in {path.parent}: wait until it"
                     " has ended, or choose another folder"

@@ -12,8 +12,11 @@ def latest_state(run: Path) -> Path | None:
         UserError: A folder may not be read.
     """
     check_readable(run / "states", "saved state")
-    complete = (path for path in (run / "states").glob("step-*") if path.suffix != ".partial")
-    newest = max((path for path in complete if path.is_dir()), default=None)
+    folders = [path for path in (run / "states").glob("*step-*") if path.is_dir()]
+    complete = [path for path in folders if path.suffix != ".partial"]
+    # The dot sorts before any letter: `.step-N.old`, which a kill within swap_folder leaves, is the
+    # newest only if there is no other.
+    newest = max(complete, default=None)
     if newest is not None:
         check_readable(newest, "saved state")
     return newest

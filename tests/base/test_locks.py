@@ -53,6 +53,19 @@ def test_the_holder_is_named_until_it_dies(path: Path, holder: subprocess.Popen)
         assert path.read_text() == f"process {os.getpid()} on {socket.gethostname()}"
 
 
+def test_looking_at_a_lock_takes_no_permission_to_write(path: Path, monkeypatch):
+    path.parent.mkdir()
+    path.write_text("process 1 on host")  # another user's
+
+    def read_only(file, mode="r", **settings):
+        if mode != "r":
+            raise PermissionError(errno.EACCES, "Permission denied", str(file))
+        return open(file, mode, **settings)
+
+    monkeypatch.setattr(locks, "open", read_only, raising=False)
+    check_unlocked(path)
+
+
 def test_another_waits_and_says_so_once(path: Path, holder: subprocess.Popen, capsys, monkeypatch):
     naps = []
 

@@ -412,6 +412,31 @@ def test_ctrl_c_saves_after_the_step_and_exits_with_130(tiny, tmp_path, monkeypa
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+SWAP_KILLED_BETWEEN_ITS_RENAMES = """
+import os, sys
+from pathlib import Path
+from retrieval.base.folders import swap_folder
+
+rename = Path.rename
+Path.rename = lambda path, target: (rename(path, target), os._exit(9))
+state = Path(sys.argv[1])
+swap_folder(state.with_suffix(".partial"), state)
+"""
+
+
+def test_a_kill_between_the_renames_of_a_state_keeps_the_one_before(tmp_path):
+    state = tmp_path / "states" / "step-00000006"  # saved again where an interrupted epoch ends
+    state.mkdir(parents=True)
+    (state / "model.safetensors").write_text("before")
+    state.with_suffix(".partial").mkdir()
+    command = [sys.executable, "-c", SWAP_KILLED_BETWEEN_ITS_RENAMES, str(state)]
+    assert subprocess.run(command, cwd=ROOT).returncode == 9
+    assert not state.exists()
+    assert (latest_state(tmp_path) / "model.safetensors").read_text() == "before"
+    state.mkdir()
+    assert latest_state(tmp_path) == state
+
+
 def user_error(call, *arguments, **settings) -> str:
     with pytest.raises(UserError) as caught:
         call(*arguments, **settings)
