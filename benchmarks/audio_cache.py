@@ -168,7 +168,7 @@ def report(results: dict[str, dict[str, list[float]]]) -> float:
     judged = []
     for kind, times in results.items():
         medians = (f"{name} {statistics.median(values):.3f}" for name, values in times.items())
-        print(f"{kind}, ms a clip: {'; '.join(medians)}")
+        print(f"{kind}, ms per clip: {'; '.join(medians)}")
         for ours in ("cache", "cache, float32"):
             ratios = (
                 f"{ratio(times[other], times[ours]):.1f}x faster than {other}"

@@ -81,11 +81,11 @@ def judge(sizes: tuple[int, int], small: dict[str, Cost], large: dict[str, Cost]
     """
     clotho = {}
     for way in large:
-        growth = (large[way].peak - small[way].peak) / (sizes[1] - sizes[0])  # MB a clip
+        growth = (large[way].peak - small[way].peak) / (sizes[1] - sizes[0])  # MB per clip
         # Peaks vary by a few MB, so the smaller size may have the higher one.
         clotho[way] = large[way].peak + max(0.0, growth) * (NUM_CLIPS_OF_CLOTHO - sizes[1])
         print(
-            f"{way:20s} grows by {growth:6.3f} MB a clip: {clotho[way]:7.0f} MB for"
+            f"{way:20s} grows by {growth:6.3f} MB per clip: {clotho[way]:7.0f} MB for"
             f" {NUM_CLIPS_OF_CLOTHO:,} clips (computed)"
         )
     good = True

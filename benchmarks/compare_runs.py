@@ -249,7 +249,7 @@ def num_drawn(groups: dict[str, list[Queries]]) -> int:
 
 
 def format_differences(groups: dict[str, list[Queries]], names: list[str], unit: str) -> str:
-    """Make a table of differences to the first group; `unit` names what is drawn.
+    """Make a table of differences to the first group; `unit` names the drawn things.
 
     Raises UserError if the queries of two runs differ.
     """

@@ -1,4 +1,4 @@
-"""Does training wait for data? The loader with 16 pairs a batch, beside steps of a given time.
+"""Does training wait for data? The loader with 16 pairs per batch, beside steps of a given time.
 
     # 3 minutes, 400 MB; exits with 1 at 2 % or more
     python -m benchmarks.data_loading [--step-seconds 0.3 0.1 1.0] [--num-workers 4]
@@ -137,7 +137,7 @@ def main() -> int:
         "--num-workers",
         type=int,
         default=4,
-        help="as data.num_workers: at most one a core is started (default: 4)",
+        help="as data.num_workers: at most one per core is started (default: 4)",
     )
     parser.add_argument(
         "--quick", action="store_true", help="short clips and few batches; the share is not judged"

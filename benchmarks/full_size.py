@@ -248,7 +248,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--batch-size", type=int, default=2, help="(clip, caption) pairs a step (default: 2)"
+        "--batch-size", type=int, default=2, help="(clip, caption) pairs per step (default: 2)"
     )
     parser.add_argument("--steps", type=int, default=3, help="optimizer steps (default: 3)")
     parser.add_argument(

@@ -109,7 +109,7 @@ def main() -> int:
         type=int,
         nargs="+",
         default=[2, 4, 8],
-        help="(clip, caption) pairs a step (default: 2 4 8)",
+        help="(clip, caption) pairs per step (default: 2 4 8)",
     )
     parser.add_argument(
         "--work", type=Path, help="folder for the temporary folder (default: the system's)"

@@ -3,8 +3,8 @@
     python -m benchmarks.plain_build FOLDER OUTPUT.h5 SAMPLE_RATE
 
 Every WAV file of the folder is decoded, resampled at the quality of data_prep/ and held as float32;
-then all are written to one variable-length dataset. It imports only what it needs, so that its
-memory is that of the samples.
+then all are written to one variable-length dataset. It imports little, so that its memory is
+that of the samples.
 """
 
 import sys

@@ -4,7 +4,7 @@
     python -m benchmarks.two_stage --quick    # random numbers: shows that it runs
 
 The first takes 2 GB and two minutes, and draws docs/two_stage.png. It measures the search's own
-path: FAISS picks candidates by one vector a clip, and retrieval.search.two_stage scores them. Two
+path: FAISS picks candidates by one vector per clip, and retrieval.search.two_stage scores them. Two
 such vectors are tried: TAP's output if every frame had the same weight (the one that an index
 holds), and the mean of the frames. A text whose right clip is not among its candidates counts 0.
 Full TAP is `pooling.score`, all frames in memory.
@@ -132,7 +132,7 @@ def random_task(
 
 def quality(candidates: Tensor, scores: Tensor, right: Tensor) -> tuple[float, float]:
     """Return mAP@10 and the share of found right clips, of candidates and scores (N, K)."""
-    is_right = candidates == right[:, None]  # (N, K), at most one a row
+    is_right = candidates == right[:, None]  # (N, K), at most one per row
     found = is_right.any(dim=1)
     right_scores = scores.masked_fill(~is_right, -torch.inf).amax(dim=1, keepdim=True)
     # As everywhere in the project, a clip with the right one's score stands before it; a right clip
@@ -191,7 +191,7 @@ def curve(
     found = {FIRST_STAGES[0]: {}, FIRST_STAGES[1]: {}}
     print(
         f"{len(task.text)} texts x {num_clips} clips, {sum(map(len, task.frames)) / num_clips:.0f}"
-        f" frames a clip, D {task.text.shape[1]}"
+        f" frames per clip, D {task.text.shape[1]}"
     )
     print(f"{'':12s}{FIRST_STAGES[0]:>26s}{FIRST_STAGES[1]:>26s}")
     print(

@@ -1,6 +1,6 @@
 """Any folder of audio files, with captions or without -> Arrow cache.
 
-    python data_prep/build_folder.py --audio recordings     # dog.wav and dog.txt, a caption a line
+    python data_prep/build_folder.py --audio recordings     # dog.wav, and dog.txt with captions
     python data_prep/build_folder.py --audio recordings --csv captions.csv \\
         --fractions 0.8 0.1 0.1 --seed 1
     python data_prep/build_folder.py --audio recordings --csv captions.csv --split evaluation \\
@@ -180,7 +180,7 @@ def _captions_of_text_files(files: dict[str, Path]) -> dict[str, _Captions]:
         captions[name] = _Captions([text for line in lines if (text := one_spaced(line))])
     if not captions:
         raise UserError(
-            "no audio file has a .txt file of the same name beside it: write a caption a line"
+            "no audio file has a .txt file of the same name beside it: write one caption per line"
             " there, or give --csv or --without-captions"
         )
     return captions

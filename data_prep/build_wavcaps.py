@@ -7,8 +7,8 @@
 
 Reads WavCaps' folders and writes `<root>/cache` with one split, development. Most of the 7,500
 hours lie in recordings of minutes and hours. A training takes 30 s of a clip (`data.max_seconds`),
-so by default the first 30 s are kept, as MP3 (V0, some 50 MB an hour at 32 kHz): all sources fit on
-an ordinary disk. Excluded clips are counted, and listed in cache.json. At most 5 % of the clips may
+so by default the first 30 s are kept, as MP3 (V0, some 50 MB/h at 32 kHz): all sources fit on an
+ordinary disk. Excluded clips are counted, and listed in cache.json. At most 5 % of the clips may
 be lost, unless `--allow-missing`. Exit code 0, 2 (error, one line), 130 (interrupted: the same
 command goes on).
 """

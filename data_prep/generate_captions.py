@@ -15,7 +15,7 @@ CAPTIONS_API_KEY holds the key, if the server wants one.
 A new caption has 5 to 25 words in Latin letters with the punctuation of a sentence, and is no copy.
 Digits and other numerals, brackets, HTML, markdown, addresses, emoji and talk of the task are
 refused (captions/paraphrases.py). Missing captions are asked for again with another seed, up to 5
-times a clip and run; so is an answer that takes longer than --timeout or has more than 1 MB.
+times per clip and run; so is an answer that takes longer than --timeout or has more than 1 MB.
 
 Every finished clip is one line of `OUTPUT.jsonl`, and the same command goes on from there however
 it ended. A clip whose captions have changed since is asked anew; a journal of another model,
@@ -292,7 +292,7 @@ def report_missing(clips: list[Clip], reasons: dict[str, str], allow_missing: bo
         f"{num_new} new captions for {len(clips)} clips; {len(reasons)} clips are short of captions"
     )
     if len(reasons) > MAX_MISSING * len(clips) and not allow_missing:
-        remedy = "run the same command again to ask for what is missing, or add --allow-missing"
+        remedy = "run the same command again to ask for the missing ones, or add --allow-missing"
         raise UserError(
             f"{len(reasons)} of {len(clips)} clips are short of captions, more than"
             f" {MAX_MISSING:.0%}: {remedy}"

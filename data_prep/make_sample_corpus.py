@@ -3,7 +3,7 @@
     python data_prep/make_sample_corpus.py --output data/sample
 
     data/sample/development/*.wav                    44.1 kHz, mono, 16 bits, 4-20 s
-    data/sample/clotho_captions_development.csv      UTF-8, five captions a clip
+    data/sample/clotho_captions_development.csv      UTF-8, five captions per clip
     data/sample/clotho_metadata_development.csv      ISO-8859-1
     ... the same for validation and evaluation ...
     data/sample/scenes.json                          events of every clip and of every caption
@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
         nargs=3,
         default=[300, 60, 60],
         metavar=("DEVELOPMENT", "VALIDATION", "EVALUATION"),
-        help="clips a split",
+        help="clips per split",
     )
     parser.add_argument(
         "--num-proc", type=int, default=usable_cores(), metavar="N", help="processes"

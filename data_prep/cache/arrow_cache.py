@@ -1,9 +1,10 @@
 """Build the Arrow cache from the plans of a corpus reader.
 
-A cache is a `datasets.DatasetDict.save_to_disk` folder, one row a clip (retrieval/data/schema.py),
-plus `cache.json`, which names schema, codec, sample rate, sources and skipped files. All work is
-done in `<output>.partial`; the finished folder is renamed at the end, so a half-built cache is
-never mistaken for a whole one. An interrupted build goes on from its finished shards.
+A cache is a `datasets.DatasetDict.save_to_disk` folder with one row per clip
+(retrieval/data/schema.py), plus `cache.json`, which names schema, codec, sample rate, sources and
+skipped files. All work is done in `<output>.partial`; the finished folder is renamed at the end, so
+a half-built cache is never mistaken for a whole one. An interrupted build goes on from its finished
+shards.
 
     <output>.partial/cache/<split>/data-*.arrow     becomes <output>
     <output>.partial/reports/                       a JSON file for each finished shard (shards.py)

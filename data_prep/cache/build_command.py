@@ -46,7 +46,7 @@ def build_parser(
         "--num-proc",
         type=int,
         default=min(8, usable_cores()),
-        help="processes (default: one a core, at most 8)",
+        help="processes (default: one per core, at most 8)",
     )
     lost_help = (
         f"go on when more than this share of a split's clips is lost (default: {max_lost:g};"

@@ -2,12 +2,12 @@
 
 Language models wrap their lists in many ways, and list other things beside captions. An answer may
 be JSON (a list of strings, or any object that holds strings; in a code fence, with text around it)
-or numbered lines. Each caption is judged by itself, so that a bad one costs no good one.
+or numbered lines. Each caption is judged by itself, so that a bad one does not cost the good ones.
 
 A caption has 5 to 25 words of Latin letters and the punctuation of a sentence (. , ; : ! ? quotes,
 apostrophes, dashes), and nothing else: no digits or other numerals, brackets, HTML, markdown,
-addresses, emoji or invisible characters. Quotes and marks around a whole caption are removed. Any
-other fault is not mended but asked again: a question costs less than a bad caption.
+addresses, emoji or invisible characters. Quotes and marks around a whole caption are removed. A
+caption with another fault is refused and asked for again: that costs less than a bad caption.
 """
 
 import json

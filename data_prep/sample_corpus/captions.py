@@ -69,7 +69,7 @@ class Caption:
 def write_captions(rng: Rng, scene: Scene, number: int = 5) -> list[Caption]:
     """Return `number` different captions in random order.
 
-    Two name the whole scene, one a pair (from three events on), the others one event.
+    Two name the whole scene, one names a pair (from three events on), the others one event each.
     """
     order = [int(index) for index in rng.permutation(len(scene.events))]
     plan: list[tuple[str, tuple[int, ...]]] = []

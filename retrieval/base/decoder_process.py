@@ -157,7 +157,7 @@ def _stream(
         try:
             for block in decoder.read(request, path, facts):
                 num_blocks += 1
-                if num_blocks > num_given:  # those of the first try are the same
+                if num_blocks > num_given:  # the first try gave the others
                     num_given += 1
                     yield block
             return
@@ -174,7 +174,7 @@ def _stream(
 
 
 class _Death(Exception):
-    """The message says why."""
+    """The decoder has died; the message says why."""
 
     was_hanging = False
 
@@ -274,7 +274,7 @@ class _Decoder:
                 pipe.close()
 
     def _send(self, message: bytes) -> None:
-        """Raises _Death."""
+        """Send a message. Raises _Death."""
         self._is_whole = False
         try:
             while message:
@@ -284,7 +284,7 @@ class _Decoder:
         self._is_whole = True
 
     def _receive(self) -> tuple[bytes, np.ndarray]:
-        """Kind and payload uint8 (bytes,). Raises _Death."""
+        """Receive kind and payload uint8 (bytes,). Raises _Death."""
         self._is_whole = False
         kind, length = HEADER.unpack(self._receive_bytes(HEADER.size).tobytes())
         payload = self._receive_bytes(length)

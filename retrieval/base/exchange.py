@@ -1,4 +1,4 @@
-"""Exchange between processes by torch.distributed. In a single process all is identity.
+"""Exchange between processes by torch.distributed. A single process exchanges nothing.
 
 Every process scores all texts against its own audio, and gets the other score columns: frames are
 never sent. Each then computes the same loss of the whole batch, and calls backward on loss * world

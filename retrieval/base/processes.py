@@ -1,4 +1,4 @@
-"""Processes: cores, memory, end with a parent; command line and more from /proc (Linux)."""
+"""Cores, memory and, from /proc (Linux), command lines of processes; workers that end in time."""
 
 import multiprocessing
 import os

@@ -1,4 +1,4 @@
-"""Kinds of sound files, by their first bytes; and whether a file is as long as it announces.
+"""Kinds of sound files, by their first bytes; check for files shorter than they announce.
 
 Names are not reliable: a WAV may be called `.dat`, and an error page of a web server `.mp3`.
 """

@@ -44,7 +44,7 @@ def resume_command() -> str:
 class Interrupted(BaseException):
     """SIGINT or SIGTERM arrived; the newest state on disk holds the training until then.
 
-    No Exception, as KeyboardInterrupt is none: code that catches those around the loading of a file
+    Like KeyboardInterrupt it is not an Exception: code that catches Exception while it loads a file
     would call the file damaged.
     """
 
@@ -57,8 +57,8 @@ class StopRequest:
     """Handler of signals that asks the training loop to stop after its step.
 
     While `at_once` is set, and for a second Ctrl-C, a signal interrupts right away, except where
-    Python would drop the exception. A second SIGTERM does nothing: after a Ctrl-C the launcher dies
-    first, which sends one. A loader process starts with its parent's handlers: they do nothing
+    Python would drop the exception. A second SIGTERM does nothing: after Ctrl-C the launcher dies
+    first and sends one. A loader process starts with its parent's handlers: they do nothing
     there until it has set its own (retrieval.data.pairs).
     """
 

@@ -38,7 +38,7 @@ def git_commit() -> str | None:
     Returns:
         The commit of the source tree, with `-dirty` if it has changes, or the one that pip
         installed the package from; None if neither is known. A repository around the package, such
-        as one that holds the environment in `.venv`, has no say.
+        as one that holds the environment in `.venv`, is ignored.
     """
     root = Path(__file__).resolve().parents[2]
     try:

@@ -1,4 +1,4 @@
-"""Every setting, once, and how settings are read."""
+"""All settings of a run, and the functions that read them."""
 
 from retrieval.config.run_folder import read_config
 from retrieval.config.settings import (

@@ -50,7 +50,7 @@ class Section(BaseModel):
 
 
 class DataConfig(Section):
-    """Where sounds and captions come from."""
+    """Sources of sounds and captions."""
 
     cache: UserPath = Field(
         "data/clotho_v2/cache",
@@ -66,14 +66,14 @@ class DataConfig(Section):
     frame_cache: UserPath | None = Field(
         None,
         description=(
-            "folder of the cached outputs of frozen encoders, one a clip (its start) or caption"
+            "folder of the cached outputs of frozen encoders, one per clip (its start) or caption"
         ),
     )
     num_workers: int = Field(
         4,
         ge=0,
         le=128,
-        description="loader processes, at most one a core; 0 loads in the training process",
+        description="loader processes, at most one per core; 0 loads in the training process",
     )
 
 
@@ -81,7 +81,7 @@ class AugmentationConfig(Section):
     """Random changes of sounds in training. All are off by default."""
 
     probability: float = Field(
-        0.5, ge=0, le=1, description="of each change of the waveform, for each clip"
+        0.5, ge=0, le=1, description="probability of each change of the waveform, for each clip"
     )
     gain_db: float = Field(0.0, ge=0, le=60, description="dB; louder or softer by up to this")
     noise_snr_db: float | None = Field(
@@ -101,7 +101,10 @@ class AugmentationConfig(Section):
         0.0, ge=0, le=0.5, description="frequency axis bent by up to this fraction of its length"
     )
     mix_probability: float = Field(
-        0.0, ge=0, le=1, description="of mixing a clip with another one, their captions joined"
+        0.0,
+        ge=0,
+        le=1,
+        description="probability of mixing a clip with another one, captions joined",
     )
 
     @property
@@ -143,7 +146,7 @@ class AudioEncoderConfig(Section):
     )
     width: float | None = Field(None, gt=0, le=8, description="EfficientAT: width multiplier")
     sequence: bool | None = Field(
-        None, description="PaSST, EfficientAT: frames, or one vector a window"
+        None, description="PaSST, EfficientAT: frames, or one vector per window"
     )
     patchout_time: int | None = Field(
         None, ge=0, description="PaSST: columns of patches dropped in training"
@@ -186,7 +189,7 @@ class TextEncoderConfig(Section):
     dropout: float = Field(0.2, ge=0, lt=1, description="hidden and attention dropout")
     max_tokens: int = Field(32, ge=3, description="longer captions are cut")
     readout: Literal["first", "mean", "last"] | None = Field(
-        None, description="token 0, mean, or last token; none: as the model was made for"
+        None, description="token 0, mean, or last token; none: as the model was trained"
     )
     frozen: bool = Field(
         False, description="keep the weights: eval mode, no gradient, no optimizer state"
@@ -194,7 +197,7 @@ class TextEncoderConfig(Section):
 
 
 class PoolingConfig(Section):
-    """How the frames of a clip become one vector for each text."""
+    """Pooling of the frames of a clip to one vector for each text."""
 
     name: str = Field("mean", description="a key of retrieval.models.dual_encoder.POOLINGS")
     attention_dim: int = Field(2048, ge=1, description="TAP: size of query, key and value")
@@ -308,7 +311,7 @@ class LearningRates(Section):
 
 
 class ScheduleConfig(Section):
-    """How learning rates rise and fall over the epochs."""
+    """Course of the learning rates over the epochs."""
 
     shape: Literal["cosine", "linear", "step"] = Field(
         "cosine", description="how the learning rate falls after the warm-up"
@@ -369,7 +372,7 @@ class TrainConfig(Section):
     )
     epochs: int = Field(20, ge=1)
     batch_size: int = Field(
-        16, ge=2, description="(clip, caption) pairs a step, over all processes together"
+        16, ge=2, description="(clip, caption) pairs per step, over all processes together"
     )
     micro_batch_size: int | None = Field(
         None,

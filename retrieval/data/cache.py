@@ -1,4 +1,4 @@
-"""Read the Arrow cache that data_prep/build_*.py writes: one row a clip, audio as bytes.
+"""Read the Arrow cache that data_prep/build_*.py writes: one row per clip, audio as bytes.
 
 PCM is sliced from the memory map: only the requested samples are read. FLAC is decoded from the
 frame with the first of them. MP3 is decoded from the beginning of the clip: a decoder that starts
@@ -105,7 +105,7 @@ class ClipSplit:
         return as_float(self.read_stored(index, start, stop))
 
     def read_stored(self, index: int, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """As `read`, but PCM as int16, read-only in the memory map: `collate_clips` copies it."""
+        """Read as `read` does, but PCM stays int16 in the read-only memory map."""
         num_expected = len(range(*slice(start, stop).indices(int(self.num_samples[index]))))
         try:
             samples = DECODERS[self.codec](self._audio[index], start, stop)

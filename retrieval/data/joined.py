@@ -33,12 +33,12 @@ class JoinedSplit:
         return hashlib.sha256(content.encode()).hexdigest()
 
     def read(self, index: int, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """As ClipSplit.read."""
+        """Read samples of a clip; see ClipSplit.read."""
         part, clip = self._place(index)
         return self.splits[part].read(clip, start, stop)
 
     def read_stored(self, index: int, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """As ClipSplit.read_stored."""
+        """Read samples of a clip as stored; see ClipSplit.read_stored."""
         part, clip = self._place(index)
         return self.splits[part].read_stored(clip, start, stop)
 

@@ -127,8 +127,8 @@ class EpochBatches(Sampler):
         seed: Of the order.
         rank: Number of this process.
         world_size: Number of processes.
-        weights: How often an epoch goes through each corpus; of a fraction, a share is drawn anew
-            every epoch. None by default, which is once each.
+        weights: How often an epoch goes through each corpus; for a fraction, another share is
+            drawn every epoch. None: once each.
     """
 
     def __init__(
@@ -272,7 +272,7 @@ def collate_pairs(items: list[dict[str, Any]]) -> dict[str, Any]:
 class Loader(DataLoader):
     """DataLoader that turns the errors of its processes into a UserError.
 
-    Such as a damaged clip, or too little shared memory.
+    Examples: a damaged clip, or too little shared memory.
     """
 
     def __iter__(self) -> Iterator[Any]:
@@ -409,5 +409,5 @@ def _leave_signals_to_main_process(_worker: int) -> None:
 
 
 def usable_workers(num_workers: int) -> int:
-    """Return at most one loader process a core: more of them only take turns, and torch warns."""
+    """Limit loader processes to one per core: more only take turns, and torch warns."""
     return min(num_workers, usable_cores())

@@ -1,4 +1,4 @@
-"""Schema of the Arrow cache: what data_prep writes and `retrieval.data.cache` reads.
+"""Schema of the Arrow cache, which data_prep writes and `retrieval.data.cache` reads.
 
 Imports nothing, so that a data_prep script starts at once.
 """
@@ -8,7 +8,7 @@ SCHEMA = 1  # raise it when an older reader would misunderstand a cache
 # Every corpus is divided into these; a cache may lack some.
 DEVELOPMENT, VALIDATION, EVALUATION = SPLITS = ("development", "validation", "evaluation")
 
-# One row a clip. The corpus's own metadata follow, as strings.
+# One row per clip. The corpus's own metadata follow, as strings.
 CLIP_ID, FILE_NAME, AUDIO, NUM_SAMPLES, CAPTIONS = COLUMNS = (
     "clip_id",
     "file_name",

@@ -1,4 +1,4 @@
-"""How good a model is: score matrix, metrics and results. Loaded when its names are first used."""
+"""Score matrix, metrics and results of a model. Loaded when its names are first used."""
 
 import lazy_loader
 

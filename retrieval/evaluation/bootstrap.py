@@ -5,7 +5,7 @@ replacement, and each brings all its queries. Both systems are scored on the sam
 interval is Efron's percentile interval (Efron and Tibshirani: An Introduction to the Bootstrap,
 1993, chapter 13). It covers the choice of queries, not the seed of the training.
 
-With few clips the interval is too narrow: in a simulation of equal systems (five captions a clip,
+With few clips the interval is too narrow: in a simulation of equal systems (five captions per clip,
 400 repeats) the 95 % interval held the true difference in 82 % of the repeats with 5 clips, 90 %
 with 10, 94.5 % with 20 and 95 % with 60.
 

@@ -2,7 +2,7 @@
 
 dcase2024  (2022 to 2024) CSV `caption,file_name_1,...,file_name_10`: the ten best clips of each
            query, best first.
-dcase2025  CSV of the whole matrix, a row a query: the first column is called `index` and holds
+dcase2025  CSV of the whole matrix, a row per query: the first column is called `index` and holds
            the query, the others are called by the clips' file names and hold their scores. Larger
            is better; only the order counts. d25_t6/predict.py of that year's baseline
            (CPJKU/dcase2025_task6_baseline, of which we read copies) writes the same, but it

@@ -5,8 +5,8 @@
 
 A clip gets the label whose sentence fits it best. FILE is either a CSV `file_name,label` of the
 right labels, with several rows for a clip with several labels: then accuracies are printed. Or it
-holds one label a line, and --output writes predictions. `_` in a label is read as a blank; a label
-with commas goes into quotes.
+holds one label per line, and --output writes predictions. `_` in a label is read as a blank; put a
+label with commas into quotes.
 
 With several --template the score of a label is the mean of its sentences' scores. This equals
 CLIP's average of text embeddings, and holds for text-aware attention as well. The clips need no
@@ -109,7 +109,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         type=Path,
         required=True,
         metavar="FILE",
-        help="CSV file_name,label, or one label a line",
+        help="CSV file_name,label, or one label per line",
     )
     add(
         "--template",
@@ -200,7 +200,7 @@ def _read_table(path: Path) -> dict[str, list[str]]:
 
 
 def _read_list(path: Path) -> list[str]:
-    """Read one label a line.
+    """Read one label per line.
 
     Raises UserError for a table: named columns, or the same number of them in every line.
     """
@@ -215,7 +215,7 @@ def _read_list(path: Path) -> list[str]:
             raise UserError(
                 f"--labels {path} looks like a table, its first line is {lines[0][:60]!r}: expected"
                 f" a CSV with the columns {','.join(COLUMNS)}, or a list without a header, one"
-                " label a line, where a label with commas stands in quotes"
+                " label per line, where a label with commas stands in quotes"
             )
     return [next(csv.reader([line]))[0] if line[0] == line[-1] == '"' else line for line in lines]
 

@@ -1,6 +1,6 @@
 """Losses: functions of a score matrix. A loss is one function here and one line in LOSSES.
 
-All compute in float32 at least, whatever autocast says. Letters: N texts, B audios. Losses of pairs
+All compute in float32 at least, also under autocast. Letters: N texts, B audios. Losses of pairs
 need N = B, text i written for audio i.
 """
 

@@ -28,7 +28,7 @@ def _run_block(
 
 
 def checkpoint_pretrained(model: PreTrainedModel) -> None:
-    """As `checkpoint_block`, for a model of transformers. Raises UserError if it cannot."""
+    """Checkpoint the blocks of a model of transformers. Raises UserError if it cannot."""
     if not model.supports_gradient_checkpointing:
         raise UserError(
             f"train.activation_checkpointing: {model.config.model_type} has no such switch; set it"

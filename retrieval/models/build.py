@@ -145,7 +145,7 @@ def warnings_of(config: Config) -> list[str]:
             "text_encoder": not config.text_encoder.pretrained,
         }
         found += [
-            f"{part} is frozen with random weights, so that it says nothing of its input"
+            f"{part} is frozen with random weights, so it tells nothing of its input"
             for part in _frozen_parts(config)
             if is_random[part]
         ]
@@ -155,7 +155,7 @@ def warnings_of(config: Config) -> list[str]:
 def _architecture(config: Config, allow_known: bool) -> dict[str, Any]:
     """Return the arguments of DualEncoder. Raises UserError for unknown names and settings.
 
-    allow_known: whether retrieval.models.text.KNOWN_ARCHITECTURES may stand in for the hub.
+    allow_known: use retrieval.models.text.KNOWN_ARCHITECTURES if the hub is out of reach.
     """
     audio, text, pooling, loss = (
         config.audio_encoder,

@@ -71,8 +71,8 @@ SETTINGS = """
 </details>
 """
 UNKNOWN_LICENCE = (
-    "**unknown**, whoever trained it has not set one; ask before you pass it on. Its maker sets one"
-    " by `python -m retrieval.sharing card --checkpoint DIRECTORY --license cc-by-4.0`."
+    "**unknown**: its author has not set one; ask before you pass it on. The author sets one by"
+    " `python -m retrieval.sharing card --checkpoint DIRECTORY --license cc-by-4.0`."
 )
 
 
@@ -116,7 +116,7 @@ def model_card(architecture: dict[str, Any], record: TrainingRecord) -> ModelCar
 
     Args:
         architecture: Content of the model's config.json.
-        record: How the model was made; the card calls unknown whatever it does not hold.
+        record: How the model was made; the card calls missing facts unknown.
     """
     names = {
         "audio_encoder": architecture["audio_encoder"]["name"],

@@ -68,7 +68,7 @@ class DualEncoder(nn.Module, PyTorchModelHubMixin):
         hop_seconds: Time between the starts of windows.
         max_tokens: Longer captions are cut.
         temperature: Start value; scores are divided by it in losses.
-        learnable_temperature: Whether training changes it.
+        learnable_temperature: True lets training change it.
         text_readout: "first", "mean" or "last" token.
         loss_parameters: Start values of other learnable parameters of the loss, by name.
 
@@ -199,7 +199,7 @@ class DualEncoder(nn.Module, PyTorchModelHubMixin):
     def encode_frames(
         self, features: torch.Tensor, num_frames: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return what `encode_audio` does, from frames that `audio_features` gave earlier.
+        """Encode clips as `encode_audio` does, but from the frames of `audio_features`.
 
         Args:
             features: (B, T, feature_dim), padded at the end.

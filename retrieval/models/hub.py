@@ -195,6 +195,6 @@ def explained_upload(repo: str, token: str | bool | None = None) -> Iterator[Non
     # of httpx or httpx2, of the uploaders in Rust, and OSErrors of the network
     except Exception as error:
         raise UserError(
-            f"the upload to {repo} broke off ({one_line(error, longest=300)}); run it again: what"
-            " has arrived is kept"
+            f"the upload to {repo} broke off ({one_line(error, longest=300)}); run it again:"
+            " uploaded parts are kept"
         ) from None

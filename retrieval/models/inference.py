@@ -12,7 +12,7 @@ Autocast = Callable[[], AbstractContextManager]
 
 @contextmanager
 def eval_mode(model: torch.nn.Module) -> Iterator[None]:
-    """Every module trains afterwards that did before; frozen parts do not."""
+    """Keep all modules in eval mode within the block, then restore the training mode of each."""
     was_training = [module for module in model.modules() if module.training]
     model.eval()
     try:

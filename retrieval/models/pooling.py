@@ -20,7 +20,7 @@ def cosine(text: Tensor, pooled: Tensor) -> Tensor:
 
     Args:
         text: (N, D).
-        pooled: One vector a clip (B, D), or one a pair (B, N, D).
+        pooled: One vector per clip (B, D), or one per pair (B, N, D).
     """
     with torch.autocast(text.device.type, enabled=False):
         text, pooled = _at_least_float32(text), _at_least_float32(pooled)
@@ -52,13 +52,13 @@ class Pooling(nn.Module):
         """
         if frames.shape[1] != 1:
             raise ValueError(
-                f"this pooling scores one vector a clip, found frames {tuple(frames.shape)}; pool"
+                f"this pooling scores one vector per clip, found frames {tuple(frames.shape)}; pool"
                 " and project them first"
             )
         return cosine(text, frames[:, 0])
 
     def clip_vectors(self, frames: Tensor, mask: Tensor) -> Tensor:
-        """Return one vector a clip, (B, D), that stands for it without a text."""
+        """Return one vector per clip, (B, D), that stands for it without a text."""
         return frames[:, 0]
 
     def attention(self, text: Tensor, frames: Tensor, mask: Tensor) -> Tensor | None:
@@ -92,7 +92,7 @@ class TextAwareAttentionPooling(Pooling):
 
     It is computed folded, which gives the same numbers. The key bias adds the same number to the
     logits of all frames, so the softmax drops it, and the logits are
-    (Q W_k^T / sqrt(D_p)) LN(frames)^T. V W_o is one D-vector a frame, made once an audio. A pair
+    (Q W_k^T / sqrt(D_p)) LN(frames)^T. V W_o is one D-vector per frame, made once per audio. A pair
     then costs 2 T D multiplications instead of 2 T D_p + D_p D. V W_o includes b_v, while b_o is
     added later: after dropout, weights need not sum to 1.
 
@@ -165,7 +165,7 @@ class TextAwareAttentionPooling(Pooling):
             mask: bool (B, T), True = valid.
 
         Returns:
-            Pooled audio (N, B, D), one vector a pair.
+            Pooled audio (N, B, D), one vector per pair.
         """
         keys, values = self._keys_and_values(frames, self._value_maps(frames))
         return self._pool(self.folded_queries(text), keys, values, mask).transpose(0, 1)

@@ -1,6 +1,6 @@
 """How a model was made: data, settings, commit and results. about.json in a model folder holds it.
 
-The model card (card.py) is written from it, and calls unknown whatever it does not hold.
+The model card (card.py) is written from it, and calls missing facts unknown.
 """
 
 import shlex

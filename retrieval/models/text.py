@@ -1,4 +1,4 @@
-"""Any Hugging Face text encoder: captions in, one vector a caption out.
+"""Any Hugging Face text encoder: captions in, one vector per caption out.
 
 Letters: N captions, L tokens of the longest.
 """
@@ -136,7 +136,7 @@ class TextEncoder(nn.Module):
         settings = loading(name, "text encoder")
         settings |= {"dtype": torch.float32, "output_loading_info": True}
         if _tower_class(self.model.config) is not None:
-            settings["key_mapping"] = {r"^text_model\.": ""}  # what the whole model calls it
+            settings["key_mapping"] = {r"^text_model\.": ""}  # its prefix in the whole model
         try:
             # The class and config of this model: of CLIP or T5 only the text tower is read.
             source, report = type(self.model).from_pretrained(
@@ -144,7 +144,7 @@ class TextEncoder(nn.Module):
             )
         except Exception as error:
             raise unreachable("text encoder", name, error) from None
-        # transformers fills what the file lacks with random numbers.
+        # transformers fills missing weights with random numbers.
         missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
         if missing:
             raise UserError(

@@ -3,7 +3,7 @@
     python -m retrieval.search index FOLDER --checkpoint runs/tap/best --index DIR
     python -m retrieval.search query "a dog barks twice" --index DIR [-k 10] [--json] [--csv FILE]
     python -m retrieval.search query --audio dog.wav --index DIR    # more like this
-    python -m retrieval.search query --queries FILE --index DIR     # one a line, or a CSV
+    python -m retrieval.search query --queries FILE --index DIR     # one per line, or a CSV
 
 Run `index` again after changes: only new and changed recordings are encoded. It reads WAV, FLAC,
 Ogg, Opus, MP3, AIFF, M4A, the sound of MP4 and WebM, and more (docs/corpora.md), under any file
@@ -150,7 +150,7 @@ def printable(file: str) -> str:
 
 
 def clock(seconds: float) -> str:
-    """0:07.3, 1:02:03.4"""
+    """Format seconds as 0:07.3 or 1:02:03.4."""
     tenths = round(10 * seconds)
     minutes, rest = divmod(tenths, 600)
     hours, minutes = divmod(minutes, 60)

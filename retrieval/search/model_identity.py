@@ -14,7 +14,7 @@ PARTS = ("config.json", "model.safetensors", "tokenizer")
 
 
 class ModelIdentity(BaseModel):
-    """Where a model folder was last, and the size in bytes, mtime in ns and sha256 of its files."""
+    """Last place of a model folder, and size in bytes, mtime in ns and sha256 of its files."""
 
     path: str
     files: dict[str, tuple[int, int, str]]

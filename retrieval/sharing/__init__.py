@@ -1,1 +1,1 @@
-"""Give a model away: card, hub, ONNX, Parquet."""
+"""Share a model: card, hub, ONNX, Parquet."""

@@ -87,7 +87,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def renew_card(folder: Path, license: str | None = None, overwrite: bool = False) -> None:
-    """Write README.md and about.json of a model folder from what is known now.
+    """Write README.md and about.json of a model folder anew.
 
     A model of an earlier version, without about.json, is described from its run folder: the
     settings in RUN/config.yaml, the caches that they name, and the scores in RUN/metrics.json, as

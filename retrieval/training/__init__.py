@@ -1,4 +1,4 @@
-"""How a model learns: the training loop and its parts. Loaded when its names are first used."""
+"""The training loop and its parts. Loaded when its names are first used."""
 
 import lazy_loader
 

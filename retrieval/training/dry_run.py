@@ -82,10 +82,10 @@ def missing_files(config: Config) -> list[str]:
 def _memory(config: Config, model: DualEncoder, num_parameters: int, num_trained: int) -> str:
     """Estimate the memory of one process.
 
-    Weights, gradients and Adam's two moments are exact. Activations: a block keeps 34 bytes a token
-    and channel at 16 bits with fused attention (Korthikanti et al., 2022, arXiv 2205.05198), twice
-    that at 32 bits. With train.activation_checkpointing it keeps its input (2 and 4 bytes), and one
-    block at a time keeps all.
+    Weights, gradients and Adam's two moments are exact. Activations: a block keeps 34 bytes per
+    token and channel at 16 bits with fused attention (Korthikanti et al., 2022, arXiv 2205.05198),
+    twice that at 32 bits. With train.activation_checkpointing it keeps its input (2 and 4 bytes),
+    and one block at a time keeps all.
     """
     fixed = num_parameters * 4 + num_trained * 4 * 3
     is_auto = config.train.mixed_precision == "auto"

@@ -146,7 +146,7 @@ def train_step(run: Run, batch: dict[str, Any]) -> tuple[float, dict[str, float]
     else:
         loss_of = partial(batch_loss, run, batch)
         loss = backward_in_parts(accelerator, run.wrapped, batch, run.micro_batch_size, loss_of)
-    # once a step: GradScaler refuses a second time, as in accelerator.clip_grad_norm_
+    # once per step: GradScaler refuses a second time, as in accelerator.clip_grad_norm_
     accelerator.unscale_gradients(run.optimizer)
     norms = {}
     for group in run.optimizer.param_groups:

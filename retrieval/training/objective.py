@@ -1,5 +1,7 @@
-"""The loss of a run: functions of retrieval.losses with their settings, the model's learnable
-parameters, and the targets of each batch.
+"""The loss of a run.
+
+It joins functions of retrieval.losses with their settings, the model's learnable parameters, and
+the targets of each batch.
 
 Letters: N texts and B audios of a batch, over all processes; P pairs of the corpus, D numbers of a
 sentence embedding.
@@ -31,7 +33,7 @@ class TeacherScores:
     """Mean of the teachers' score matrices; a batch reads only its own block from disk.
 
     Args:
-        folders: Score folders, one a teacher, that evaluate.py wrote.
+        folders: Score folders, one per teacher, that evaluate.py wrote.
         pairs: Training pairs; the scores must be of the same captions and clips.
 
     Raises:

@@ -178,7 +178,7 @@ def prepare(config: Config, folder: Path, resume: bool, overwrite: bool) -> Run:
         epoch = f"{progress.epoch + 1} of {config.train.epochs}"
         resumed = f", resumed in epoch {epoch} after step {progress.step}"
     accelerator.print(
-        f"{folder}: {batches.num_pairs} pairs, {steps_per_epoch} steps an epoch,"
+        f"{folder}: {batches.num_pairs} pairs, {steps_per_epoch} steps per epoch,"
         f" {accelerator.num_processes} process(es) of {torch.get_num_threads()} thread(s) on"
         f" {accelerator.device}, mixed precision {accelerator.mixed_precision}{resumed}"
     )

@@ -95,7 +95,7 @@ def _find_copies(splits: Splits) -> list[str]:
     ]
     scored = [(f"{split.name} of {cache.path}", clips_of(split)) for split in splits.scored]
     twice = "these clips would count twice and be their own negatives"
-    leaked = "the model would be trained on what it is scored on"
+    leaked = "the model would be trained on clips that it is scored on"
     pairs = [(*pair, twice) for pair in combinations(trained, 2)]
     pairs += [(*pair, leaked) for pair in product(from_elsewhere, scored)]
     warnings = []

@@ -15,7 +15,7 @@ def test_quick_run_compares_all_methods():
     assert result.returncode == 0, result.stderr[-2000:]
     assert (
         result.stdout.count("x faster than hdf5 vlen") == 4
-        and "10 s windows, ms a clip: cache " in result.stdout
+        and "10 s windows, ms per clip: cache " in result.stdout
     )
 
 

@@ -349,7 +349,7 @@ def test_cosine_of_zero_vectors_is_zero_with_finite_gradient():
 
 def test_mean_pooling_scores_one_vector_a_clip():
     text, frames, mask = random_inputs()
-    with pytest.raises(ValueError, match=r"one vector a clip, found frames \(5, 9, 16\)"):
+    with pytest.raises(ValueError, match=r"found frames \(5, 9, 16\)"):
         MeanPooling().score(text, frames, mask)
 
 

@@ -212,7 +212,7 @@ def test_dry_run_does_not_count_the_pairs_of_caches_that_are_not_there(
         ),
         (
             ["audio_encoder.frozen=true"],
-            {"audio_encoder is frozen with random weights, so that it says nothing of its input"},
+            {"audio_encoder is frozen with random weights, so it tells nothing of its input"},
         ),
     ],
 )

@@ -32,7 +32,7 @@ Figures = dict[str, Any]
 
 
 def drawn_units(result: EvaluationResult, by_query: bool) -> tuple[str, dict[str, list[Any]]]:
-    """Name what the bootstrap draws, and list the unit of each query by direction.
+    """Name the unit that the bootstrap draws, and list each query's unit by direction.
 
     It draws clips with their captions. `by_query`: queries were not written for one clip, and each
     is drawn by itself.

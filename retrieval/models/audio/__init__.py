@@ -1,6 +1,6 @@
 """Audio encoders by name. An encoder is one file beside this one and one line in AUDIO_ENCODERS.
 
-`AudioEncoder` says what an encoder has; `AtstFrame` is an example.
+`AudioEncoder` defines the interface; `AtstFrame` is an example.
 """
 
 from retrieval.models.audio.atst import AtstFrame

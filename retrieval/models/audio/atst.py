@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from retrieval.base.errors import UserError
 from retrieval.models.audio.encoder import AudioEncoder
-from retrieval.models.audio.official import load_strictly, read_official, first_names
+from retrieval.models.audio.official import first_names, load_strictly, read_official
 
 NUM_FFT = 1024  # samples, 64 ms; also the length of the Hann window
 HOP = 160  # samples, 10 ms

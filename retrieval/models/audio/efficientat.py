@@ -60,8 +60,8 @@ class EfficientAt(AudioEncoder):
 
     Args:
         width: Factor on all numbers of channels.
-        sequence: One frame a column of the feature map, 0.32 s (the mean over its rows); otherwise
-            one a window (the mean over all of it).
+        sequence: One frame per column of the feature map, 0.32 s (the mean over its rows);
+            otherwise one per window (the mean over all of it).
         mel_jitter: See KaldiMel.
     """
 

@@ -1,4 +1,4 @@
-"""The interface of an audio encoder: what the rest of the project may ask of one.
+"""The interface of an audio encoder: the rest of the project uses nothing else of it.
 
 Letters: W windows, S samples, M mel bands, C mel columns, T frames.
 """
@@ -23,7 +23,7 @@ class AudioEncoder(nn.Module):
         sample_rate: Of the waveform that it takes, in Hz.
         feature_dim: Size of a frame.
         num_mel_bins: Bands of its spectrogram; 0 if it takes the waveform itself.
-        is_exportable: Whether PyTorch computes all of it, so that it can become an ONNX graph.
+        is_exportable: True if PyTorch computes all of it: it can then become an ONNX graph.
     """
 
     sample_rate: int
@@ -43,7 +43,7 @@ class AudioEncoder(nn.Module):
         raise NotImplementedError
 
     def num_tokens(self, num_samples: int) -> int:
-        """Return how many vectors of a window the blocks compute on in training."""
+        """Return the number of vectors per window that the blocks compute on in training."""
         return self.num_frames(num_samples)
 
     def log_mel(self, waveform: Tensor) -> Tensor:

@@ -199,7 +199,7 @@ class _Whisper(_Family):
 
 
 class _Waveform(_Family):
-    """WavLM, wav2vec 2.0, HuBERT: convolutions over the waveform (W, S), 20 ms a frame."""
+    """WavLM, wav2vec 2.0, HuBERT: convolutions over the waveform (W, S), 20 ms per frame."""
 
     extractor_type = transformers.Wav2Vec2FeatureExtractor
 

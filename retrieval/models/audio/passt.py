@@ -38,7 +38,7 @@ class Passt(AudioEncoder):
         embed_dim: Size of a frame; other values fit no official weights.
         depth: Number of blocks; other values fit no official weights.
         num_heads: Attention heads; must divide embed_dim.
-        sequence: One frame a column of patches (the mean over its rows); otherwise one a window
+        sequence: One frame per column of patches (the mean over its rows); otherwise one per window
             (the mean of class and distillation token).
         patchout_time: Columns of the patch grid that training leaves out, drawn at each call for
             all windows together.
@@ -231,7 +231,7 @@ class PasstS(Passt):
 
 
 class Passt20(PasstS):
-    """As PasstS, for windows of up to 20 s, 86,231,326 parameters.
+    """PasstS for windows of up to 20 s; 86,231,326 parameters.
 
     Weights: passt-s-f128-20sec-p16-s10-ap.474-swa.pt.
     """
@@ -241,7 +241,7 @@ class Passt20(PasstS):
 
 
 class PasstL(PasstS):
-    """As PasstS, 7 blocks; 50,714,398 parameters. Weights: passt-l-kd-ap.47.pt."""
+    """PasstS with 7 blocks; 50,714,398 parameters. Weights: passt-l-kd-ap.47.pt."""
 
     name = "passt_l"
     official_depth = 7

@@ -43,7 +43,7 @@ NAMES |= {
         "norm": "layer_norm",
     }.items()
 }
-# A weight that only this kind of encoder has; what precedes it in a name is the encoder's prefix.
+# A weight that only this kind of encoder has; the part of its name before it is the prefix.
 ANCHORS = {
     "atst": "patch_embed.patch_embed.weight",
     "passt": "patch_embed.proj.weight",

@@ -84,7 +84,7 @@ def make_page(index: AudioIndex, clients: Clients) -> gr.Blocks:
                     path = "(file) => file ? file.path : ''"
                     clip.change(None, clip, upload, js=path, **in_browser)
                     with gr.Column(elem_id="about-clip"):
-                        label = "Sentences to compare it with, one a line"
+                        label = "Sentences to compare it with, one per line"
                         shown = "\n".join(EXAMPLES[:3])
                         sentences = gr.Textbox(label=label, placeholder=shown, lines=3, max_lines=8)
                         with gr.Row():
@@ -227,7 +227,7 @@ class Answers:
         path = self._upload(reference)
         lines = [line.strip() for line in sentences.splitlines() if line.strip()]
         if not lines:
-            raise UserError("there is no sentence to compare with: write one a line")
+            raise UserError("there is no sentence to compare with: write one per line")
         if len(lines) > MAX_SENTENCES:
             raise UserError(
                 f"at most {MAX_SENTENCES} sentences can be scored at once, found {len(lines)}"

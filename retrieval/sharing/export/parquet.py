@@ -1,6 +1,6 @@
 """Vectors of a split as one Parquet file, for pandas, datasets or a vector database.
 
-A row a clip, then a row a caption:
+One row per clip, then one row per caption:
 
     kind        "audio" or "caption"
     clip_id     of the clip, or of the clip that the caption was written for

@@ -22,7 +22,7 @@ AP@k is the sum of the precisions at the hits within k, divided by the number of
 
 _INPUTS = """
 Args:
-    predictions: similarities (texts, audios), one row a text.
+    predictions: similarities (texts, audios), one row per text.
     references: for each text the indices of its relevant audios (columns).
     map_at: depth of mAP (10), or several.
     recall_at: depths of R (1, 5, 10).
