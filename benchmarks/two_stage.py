@@ -1,4 +1,4 @@
-"""Two-stage search against full TAP: mAP@10 and time for K candidates a text.
+"""Two-stage search against full TAP: mAP@10 and time for K candidates per text.
 
     python -m benchmarks.two_stage [--checkpoint runs/sample_tap/best]    # after `make demo`
     python -m benchmarks.two_stage --quick    # random numbers: shows that it runs
@@ -281,7 +281,7 @@ def draw(
     right.set(ylabel="milliseconds (one thread, all texts)", title="time to score")
     for axis in (left, right):
         axis.set(
-            xlabel="candidates a text, K",
+            xlabel="candidates per text, K",
             xscale="log",
             ylim=(0, None),
             xticks=list(seconds),

@@ -427,12 +427,15 @@ def _most_layers(value: Any, name: str = "") -> int:
     return value if type(value) is int and re.search("(layers?|depths?|blocks)$", name) else 0
 
 
-def check_finite(model: nn.Module, what: str, remedy: str) -> None:
-    """Raise UserError if a weight of `what` is not finite; `remedy` is a verb such as "export"."""
+def check_finite(model: nn.Module, owner: str, remedy: str) -> None:
+    """Raise UserError if a weight is not finite.
+
+    The message says that the weight is one of `owner`; `remedy` is a verb such as "export".
+    """
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise UserError(
-                f"weight {name} of {what} is not finite (NaN or infinite): {remedy} an earlier"
+                f"weight {name} of {owner} is not finite (NaN or infinite): {remedy} an earlier"
                 " checkpoint"
             )
 

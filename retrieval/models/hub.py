@@ -57,42 +57,42 @@ def local_files_only(name: str | Path) -> bool:
     return os.path.isdir(name) or not hub_answers()
 
 
-def loading(name: str | Path, what: str) -> dict[str, bool]:
+def loading(name: str | Path, kind: str) -> dict[str, bool]:
     """Return the arguments for every `from_pretrained` of a hub model or folder.
 
     Args:
         name: Hub name or folder.
-        what: Name of its kind in the message, such as "audio encoder".
+        kind: Name of its kind in the message, such as "audio encoder".
 
     Raises:
         UserError: The user may not read the folder.
     """
-    check_readable(name, what)
+    check_readable(name, kind)
     return NO_CODE | {"local_files_only": local_files_only(name)}
 
 
-def unreachable(what: str, name: str | Path, error: Exception) -> UserError:
+def unreachable(kind: str, name: str | Path, error: Exception) -> UserError:
     """Return the error for the text or audio encoder `name`, which raised `error` when loaded.
 
     Args:
-        what: "text encoder" or "audio encoder".
+        kind: "text encoder" or "audio encoder".
         name: Hub name or folder.
         error: Of transformers: OSError, ValueError and others, for the same absence.
     """
     if "trust_remote_code" in str(error):
-        return UserError(f"{what} {name} {OWN_CODE}; take another {what}")
-    setting, needed = NEEDED[what]
+        return UserError(f"{kind} {name} {OWN_CODE}; take another {kind}")
+    setting, needed = NEEDED[kind]
     reason = one_line(error, longest=160)
     if Path(name).is_dir():
-        return UserError(f"{what} folder {name} cannot be loaded ({reason}); it needs {needed}")
+        return UserError(f"{kind} folder {name} cannot be loaded ({reason}); it needs {needed}")
     if str(name).count("/") > 1:
         return UserError(
-            f"{what} folder {name} does not exist; set {setting} to a folder, or to a hub name"
+            f"{kind} folder {name} does not exist; set {setting} to a folder, or to a hub name"
         )
     if not hub_answers():
         reason = OUT_OF_REACH
     return UserError(
-        f"{what} {str(name)!r} is no folder here and the Hugging Face hub did not give it"
+        f"{kind} {str(name)!r} is no folder here and the Hugging Face hub did not give it"
         f" ({reason}); download it where there is internet (hf download {name} --local-dir"
         f" weights/{Path(name).name}) and set {setting}=weights/{Path(name).name}"
     )
@@ -103,12 +103,12 @@ def without_code(architecture: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in architecture.items() if name not in CODE_SETTINGS}
 
 
-def config_of(architecture: dict[str, Any], what: str) -> PreTrainedConfig:
+def config_of(architecture: dict[str, Any], kind: str) -> PreTrainedConfig:
     """Return the config for a config.json of a model folder, without the settings that name code.
 
     Args:
         architecture: Content of the config.json.
-        what: Name of its kind in the message, such as "audio encoder".
+        kind: Name of its kind in the message, such as "audio encoder".
 
     Raises:
         UserError: The model type needs its own code.
@@ -119,16 +119,16 @@ def config_of(architecture: dict[str, Any], what: str) -> PreTrainedConfig:
         if "auto_map" not in architecture:
             raise
         raise UserError(
-            f"the {what} {architecture.get('model_type')} {OWN_CODE}; take another {what}"
+            f"the {kind} {architecture.get('model_type')} {OWN_CODE}; take another {kind}"
         ) from None
 
 
-def warn_of_code(what: str, name: str | Path, config: PreTrainedConfig) -> None:
+def warn_of_code(kind: str, name: str | Path, config: PreTrainedConfig) -> None:
     """Warn if a model brings its own code and transformers' implementation is used instead."""
     if getattr(config, "auto_map", None):
         logger.warning(
             "%s %s %s: the implementation %s of transformers is used instead",
-            what,
+            kind,
             name,
             OWN_CODE,
             config.model_type,

@@ -1,6 +1,6 @@
 """Search in two stages: FAISS picks candidates for each text, TAP scores only these.
 
-TAP looks at every frame of a clip for every text, 2 T D multiplications a pair. The first stage
+TAP looks at every frame of a clip for every text, 2 T D multiplications per pair. The first stage
 compares the text with one vector per clip: TAP's output if every frame had the same weight. The
 second computes the scores of `model.score` for the candidates, clip by clip. With all clips as
 candidates that is the full score matrix, sorted. Poolings that ignore the text need the first stage
