@@ -213,7 +213,7 @@ def test_a_folder_in_the_place_of_a_file_is_noticed_before_the_model_is_loaded(
 ):
     monkeypatch.setattr(DualEncoder, "from_pretrained", lambda *_: 1 / 0)
     (tmp_path / name).mkdir()
-    with pytest.raises(UserError, match=f"{name} is a folder, and a file is to be written"):
+    with pytest.raises(UserError, match=f"{name} is a folder, expected a file"):
         evaluate("--checkpoint", checkpoint, "--output", tmp_path, "--save-scores")
 
 
@@ -516,7 +516,7 @@ def test_a_submission_takes_the_place_of_no_other_file(checkpoint, tmp_path, mon
         evaluate(*arguments, "--submission", "dcase2024", tmp_path / "link" / name)
     default = checkpoint / "results" / "evaluation"
     if name != "relevance.csv":
-        with pytest.raises(UserError, match="the name of one of its results"):
+        with pytest.raises(UserError, match="or another result"):
             evaluate("--checkpoint", checkpoint, "--submission", "dcase2024", default / name)
     with pytest.raises(ZeroDivisionError):  # negative control
         evaluate(*arguments, "--submission", "dcase2024", tmp_path / "submission.csv")

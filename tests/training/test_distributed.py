@@ -177,7 +177,7 @@ def test_one_vote_is_heard_by_all(two_processes: list[dict]):
 ENDS_AT_ONCE = """
 import sys
 import torch
-from retrieval import distributed
+from retrieval.base import exchange
 sys.setswitchinterval(100)  # Python's lock is not handed over before this thread has to wait
 torch.set_num_threads(1)
 exchange.dist.init_process_group("gloo")

@@ -785,7 +785,7 @@ def test_results_of_the_other_run_say_what_scoring_it_says(report, runs, tmp_pat
         (["--report", "{tmp}/taken"], "report.html is a folder"),
         (
             ["--report", "{tmp}/page", "--submission", "dcase2024", "{tmp}/page/report.json"],
-            "the name of one of its results",
+            "or another result",
         ),
     ],
 )
