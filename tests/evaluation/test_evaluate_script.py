@@ -508,10 +508,7 @@ def test_a_submission_takes_the_place_of_no_other_file(checkpoint, tmp_path, mon
     ]
     with pytest.raises(
         UserError,
-        match=(
-            f"--submission .*{name} is a file that this run reads, or the name of one of its"
-            " results"
-        ),
+        match=(f"--submission .*{name} is a file that this run reads, or another result"),
     ):
         evaluate(*arguments, "--submission", "dcase2024", tmp_path / "link" / name)
     default = checkpoint / "results" / "evaluation"
