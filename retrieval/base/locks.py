@@ -28,6 +28,7 @@ except ImportError:  # not Windows
 
 LOCK = ".lock"  # name of the lock file in a folder
 SECONDS_BETWEEN_TRIES = 0.2
+WAIT = ": wait until it has ended, or choose another folder"
 # Windows locks bytes, which others then cannot read: this one lies behind the content of any file.
 WINDOWS_BYTE = 2**40
 
@@ -74,6 +75,12 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_close_in_child)
 
 
+def _at_work(file: TextIO, path: Path) -> str:
+    """Name the holder of a lock file, as take_lock wrote it, and its folder."""
+    file.seek(0)
+    return f"{file.read() or 'another process'} is at work in {path.parent}"
+
+
 def take_lock(path: Path, wait: bool = False) -> TextIO:
     """Lock the file `path`, and write the name of this process into it.
 
@@ -99,11 +106,10 @@ def take_lock(path: Path, wait: bool = False) -> TextIO:
                     break
             file.close()  # the last holder has deleted it meanwhile
             continue
-        file.seek(0)
-        at_work = f"{file.read() or 'another process'} is at work in {path.parent}"
+        at_work = _at_work(file, path)
         file.close()
         if not wait:
-            raise UserError(f"{at_work}: wait until it has ended, or choose another folder")
+            raise UserError(f"{at_work}{WAIT}")
         if not is_waiting:
             print(f"{at_work}; waiting for it", file=sys.stderr)
             is_waiting = True
@@ -126,7 +132,4 @@ def check_unlocked(path: Path) -> None:
     if path.exists():
         with open(path, encoding="utf-8") as file:  # it may be another user's
             if not try_lock(file, shared=True):
-                raise UserError(
-                    f"{file.read() or 'another process'} is at work in {path.parent}: wait until it"
-                    " has ended, or choose another folder"
-                )
+                raise UserError(f"{_at_work(file, path)}{WAIT}")
