@@ -11,16 +11,15 @@ from retrieval.models.build import build_model
 from tests.benchmarks.test_compare_runs import write_scenes
 
 
+def paths(tiny, folder) -> list[str]:
+    """Options of the model folder/model, the tiny cache and the picture folder/a.png."""
+    model, picture, cache = folder / "model", folder / "a.png", tiny / "cache"
+    return ["--checkpoint", str(model), "--cache", str(cache), "--output", str(picture)]
+
+
 def test_a_picture_is_written_and_impossible_clips_are_refused(tiny, tmp_path):
     build_model(load_config(tiny / "tiny.yaml")).save_pretrained(tmp_path / "model")
-    arguments = [
-        "--checkpoint",
-        str(tmp_path / "model"),
-        "--cache",
-        str(tiny / "cache"),
-        "--output",
-        str(tmp_path / "a.png"),
-    ]
+    arguments = paths(tiny, tmp_path)
     assert draw_attention.main(arguments) == 0
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(UserError, match="clips 0 to 7"):
@@ -48,14 +47,7 @@ def test_the_weight_within_an_event_against_an_equal_share(tiny, tmp_path, capsy
     assert draw_attention.focus(model, split, spans)[0][0] == 0.0
 
     build_model(config).save_pretrained(tmp_path / "model")
-    arguments = [
-        "--checkpoint",
-        str(tmp_path / "model"),
-        "--cache",
-        str(tiny / "cache"),
-        "--output",
-        str(tmp_path / "a.png"),
-    ]
+    arguments = paths(tiny, tmp_path)
     assert (
         draw_attention.main([*arguments, "--scenes", str(write_scenes(tmp_path / "scenes.json"))])
         == 0
@@ -67,14 +59,7 @@ def test_mean_pooling_has_no_focus(tiny, tmp_path):
     build_model(load_config(tiny / "tiny.yaml", ["pooling.name=mean"])).save_pretrained(
         tmp_path / "model"
     )
-    arguments = [
-        "--checkpoint",
-        str(tmp_path / "model"),
-        "--cache",
-        str(tiny / "cache"),
-        "--output",
-        str(tmp_path / "a.png"),
-    ]
+    arguments = paths(tiny, tmp_path)
     with pytest.raises(UserError, match="give a TAP model"):
         draw_attention.main([*arguments, "--scenes", str(write_scenes(tmp_path / "scenes.json"))])
 
