@@ -26,8 +26,7 @@ import numpy as np
 
 from benchmarks.scenes import single_event_captions
 from retrieval.base.command import run_main
-from retrieval.base.errors import OneLineParser, UserError, one_line
-from retrieval.base.paths import expand_home
+from retrieval.base.errors import OneLineParser, UserError, expand_home, one_line
 from retrieval.evaluation.bootstrap import narrow_intervals_warning, paired_bootstrap, query_metrics
 from retrieval.evaluation.metrics.text_audio_retrieval.ranking import metrics_of_ranks
 from retrieval.evaluation.outputs import METRICS, RANKS, read_ranks

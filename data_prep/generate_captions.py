@@ -51,9 +51,8 @@ from data_prep.captions.paraphrases import PROMPT, listed_texts, new_captions, q
 from data_prep.corpora.clotho_files import rows_by_name
 from data_prep.corpora.csv_files import caption_columns, one_spaced
 from retrieval.base.command import run_main
-from retrieval.base.disk import FINISHED_PARTS_ARE_KEPT, disk_errors
 from retrieval.base.errors import OneLineParser, UserError
-from retrieval.base.files import atomic_path
+from retrieval.base.files import FINISHED_PARTS_ARE_KEPT, atomic_path, disk_errors
 from retrieval.base.folders import check_has_name
 from retrieval.base.locks import try_lock
 from retrieval.base.progress import bar, set_quiet

@@ -45,8 +45,8 @@ from data_prep.sample_corpus.scenes import Scene, plan_scene, render_scene
 from data_prep.sample_corpus.signals import SAMPLE_RATE
 from retrieval.base.command import run_main
 from retrieval.base.errors import OneLineParser, UserError
+from retrieval.base.files import read_json
 from retrieval.base.folders import whole_folder
-from retrieval.base.json_files import read_json
 from retrieval.base.processes import end_with_parent, usable_cores
 from retrieval.base.progress import bar, set_quiet
 from retrieval.data.schema import SPLITS

@@ -23,13 +23,13 @@ from data_prep.command import run  # first: from here on Ctrl-C prints one line
 import hashlib
 import json
 import os
-import string
 
 from data_prep.corpora.csv_files import caption_columns, read_csv
+from retrieval.base.captions import normalise_caption
 from retrieval.base.command import run_main
 from retrieval.base.errors import OneLineParser, UserError
+from retrieval.base.files import read_json
 from retrieval.base.folders import whole_folder
-from retrieval.base.json_files import read_json
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a few thousand captions need no threads
 
@@ -86,7 +86,7 @@ def make_text_encoder(captions_csv: Path, output: Path, sizes: dict[str, int]) -
         raise UserError(
             f"--max-tokens {sizes['max_tokens']}: must be 3 or more, for <s>, one token and </s>"
         )
-    captions = [normalised(caption) for caption in read_captions(captions_csv)]
+    captions = [normalise_caption(caption) for caption in read_captions(captions_csv)]
     digest = hashlib.sha256("\n".join(captions).encode()).hexdigest()
     made_from = {"captions_sha256": digest, **sizes}
     if _reusable(output, made_from):
@@ -117,11 +117,6 @@ def read_captions(path: Path) -> list[str]:
             " caption_2, ..."
         )
     return captions
-
-
-def normalised(caption: str) -> str:
-    """Return a caption as the text encoder gets it: lower case, no ASCII punctuation."""
-    return caption.lower().translate(str.maketrans("", "", string.punctuation))
 
 
 def _reusable(output: Path, made_from: dict[str, object]) -> bool:

@@ -34,11 +34,9 @@ from data_prep.cache.shards import (
     shard_digest,
 )
 from data_prep.cache.split_plan import SplitPlan, check_losses, count_reasons, none_usable
-from retrieval.base.disk import FINISHED_PARTS_ARE_KEPT, disk_errors
 from retrieval.base.errors import UserError
-from retrieval.base.files import atomic_path
+from retrieval.base.files import FINISHED_PARTS_ARE_KEPT, atomic_path, disk_errors, read_json
 from retrieval.base.folders import swap_folder
-from retrieval.base.json_files import read_json
 from retrieval.base.locks import LOCK, locked
 from retrieval.data.schema import SCHEMA
 

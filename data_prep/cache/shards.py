@@ -24,8 +24,7 @@ from tqdm import tqdm
 
 from data_prep.cache.audio_codec import encode_clip
 from retrieval.base.errors import UserError
-from retrieval.base.files import atomic_path
-from retrieval.base.json_files import read_json
+from retrieval.base.files import atomic_path, read_json
 from retrieval.base.processes import end_with_parent
 from retrieval.base.progress import bar
 from retrieval.base.sound import UnreadableSound

@@ -12,9 +12,10 @@ caption with another fault is refused and asked for again: that costs less than 
 
 import json
 import re
-import string
 import unicodedata
 from collections.abc import Sequence
+
+from retrieval.base.captions import normalise_caption
 
 MIN_WORDS, MAX_WORDS = 5, 25  # Clotho's own captions have 8 to 20
 # Of an answer, after its thoughts; five captions have 1,000. Trying as many brackets takes 1 s, a
@@ -30,7 +31,6 @@ others. Write numbers as words.
 
 Answer with a JSON list of {num_captions} strings and nothing else."""
 
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _OF_SENTENCES = frozenset(" .,;:!?'\"‘’“”-‐‑–—…")
 _BULLET = re.compile(r"\s*(?:\d+\s*[.):]|[-*•–—])\s+")
 _MARKS = " *_`"
@@ -90,7 +90,7 @@ def _json_strings(text: str) -> list[str]:
 
 def normalised(caption: str) -> str:
     """Return a caption in lower case, without ASCII punctuation: copies have the same form."""
-    return " ".join(caption.lower().translate(_PUNCTUATION).split())
+    return " ".join(normalise_caption(caption).split())
 
 
 def fault(text: str, captions: Sequence[str]) -> str | None:

@@ -6,8 +6,8 @@ Record 4783391: CC BY 4.0, and the clips' own Freesound licences.
 from pathlib import Path
 
 from data_prep.corpora.resumable_download import extract_wav_folder, fetch_file
-from retrieval.base.disk import FINISHED_PARTS_ARE_KEPT, disk_errors
 from retrieval.base.errors import UserError
+from retrieval.base.files import FINISHED_PARTS_ARE_KEPT, disk_errors
 from retrieval.data.schema import DEVELOPMENT, EVALUATION, VALIDATION
 
 ZENODO_URL = "https://zenodo.org/record/4783391/files"

@@ -19,8 +19,8 @@ import py7zr
 import py7zr.callbacks
 
 from retrieval.base.access import follow_umask
-from retrieval.base.disk import DISK_FULL, FINISHED_PARTS_ARE_KEPT, disk_errors
 from retrieval.base.errors import UserError
+from retrieval.base.files import DISK_FULL, FINISHED_PARTS_ARE_KEPT, disk_errors
 from retrieval.base.folders import swap_folder
 from retrieval.base.progress import bar
 

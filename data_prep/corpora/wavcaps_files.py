@@ -20,7 +20,7 @@ from data_prep.corpora.clip_ids import freesound_id, youtube_id
 from data_prep.corpora.csv_files import one_spaced
 from data_prep.corpora.exclusions import Exclusions
 from retrieval.base.errors import UserError
-from retrieval.base.json_files import read_json
+from retrieval.base.files import read_json
 from retrieval.base.sound_files import why_unreadable, without_ending
 from retrieval.data.schema import DEVELOPMENT
 

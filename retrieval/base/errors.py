@@ -1,10 +1,9 @@
-"""The exception for a user's mistake: a command prints one line and ends with exit code 2."""
+"""UserError, which a command prints as one line with exit code 2; the parser of the commands."""
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
-
-from retrieval.base.paths import expand_home
 
 
 class UserError(ValueError):
@@ -50,6 +49,21 @@ class _StoreOnce(argparse._StoreAction):
             parser.error(f"argument {option_string}: given twice, {first} and {second}; {advice}")
         parser.given[self.dest] = values
         super().__call__(parser, namespace, values, option_string)
+
+
+def expand_home(path: str) -> str:
+    """Replace a leading `~` or `~user` by the home folder; leave other text, such as a hub name.
+
+    A shell does this only at the start of a word, not in `train.output=~/runs/x`. Raises ValueError
+    for an unknown user.
+    """
+    expanded = os.path.expanduser(path)
+    if expanded.startswith("~") and not os.path.lexists(path):
+        raise ValueError(
+            f"{path}: {expanded.split(os.sep)[0]} is no user's home folder here; a folder of that"
+            f" name is ./{path}"
+        )
+    return expanded
 
 
 def user_path(text: str) -> Path:

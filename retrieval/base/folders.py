@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from retrieval.base.access import follow_umask
-from retrieval.base.disk import disk_errors
 from retrieval.base.errors import UserError
+from retrieval.base.files import disk_errors
 
 
 def check_has_name(output: Path) -> None:

@@ -1,6 +1,5 @@
 """All settings of a run, and the functions that read them."""
 
-from retrieval.config.run_folder import read_config
 from retrieval.config.settings import (
     AudioEncoderConfig,
     AugmentationConfig,
@@ -18,6 +17,7 @@ from retrieval.config.settings import (
     config_differences,
     load_config,
     parse_config,
+    read_config,
 )
 
 __all__ = [

@@ -10,8 +10,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from retrieval.base.errors import UserError
-from retrieval.base.paths import expand_home
+from retrieval.base.errors import UserError, expand_home
 from retrieval.config.text import apply_override, explain, flatten, read_yaml_file
 
 # A path or a hub name. A leading `~` is expanded at once, so that config.yaml means the same for
@@ -509,6 +508,27 @@ def parse_config(settings: dict[str, Any], source: str) -> Config:
         return Config.model_validate(settings)
     except ValidationError as error:
         raise UserError(f"{source}: {explain(error.errors(), Config)}") from None
+
+
+def read_config(run: Path) -> Config:
+    """Read RUN/config.yaml, which holds every setting of a run.
+
+    Args:
+        run: The run folder.
+
+    Raises:
+        UserError: The file is absent, cannot be read, or holds no valid settings.
+    """
+    path = run / "config.yaml"
+    try:
+        settings = read_yaml_file(path, str(path))
+        if not settings:
+            raise UserError(f"{path} cannot be read (it holds no settings)")
+    except (UserError, FileNotFoundError) as error:
+        raise UserError(
+            f"{error}; it is written when a run starts: put back its copy, or train again"
+        ) from None
+    return parse_config(settings, source=str(path))
 
 
 def config_differences(old: Config, new: Config) -> list[str]:

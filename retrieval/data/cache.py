@@ -18,7 +18,7 @@ import pyarrow
 
 from retrieval.base.access import check_readable
 from retrieval.base.errors import UserError, one_line
-from retrieval.base.json_files import read_json
+from retrieval.base.files import read_json
 from retrieval.data.schema import (
     AUDIO,
     CAPTIONS,

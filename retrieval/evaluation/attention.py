@@ -4,8 +4,7 @@ import numpy as np
 import torch
 import torchaudio
 
-from retrieval.models.dual_encoder import DualEncoder
-from retrieval.models.inference import eval_mode
+from retrieval.models.dual_encoder import DualEncoder, eval_mode
 
 SHORTEST_DRAWN = 40  # ms
 MAX_POINTS = 240  # of a curve: more than its pixels on a phone

@@ -17,10 +17,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from retrieval.base.disk import disk_errors
 from retrieval.base.errors import UserError, one_line
-from retrieval.base.files import ANOTHER_FOLDER, allocate, atomic_path, write_json
-from retrieval.base.json_files import read_json
+from retrieval.base.files import (
+    ANOTHER_FOLDER,
+    allocate,
+    atomic_path,
+    disk_errors,
+    read_json,
+    write_json,
+)
 from retrieval.base.versions import git_commit
 from retrieval.evaluation.outputs import SCORES, SCORES_RECORD, ScoringRecord
 

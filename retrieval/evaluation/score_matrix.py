@@ -20,8 +20,7 @@ from retrieval.base.progress import bar
 from retrieval.config import Config, read_config
 from retrieval.data import Cache, ClipSplit, make_clip_loader, open_cache, usable_workers
 from retrieval.models.build import bound_memory
-from retrieval.models.dual_encoder import DualEncoder
-from retrieval.models.inference import Autocast, check_not_nan, eval_mode
+from retrieval.models.dual_encoder import Autocast, DualEncoder, check_not_nan, eval_mode
 from retrieval.models.pretrained import load_pretrained
 
 CLIPS_AT_ONCE = 256  # columns of a mean

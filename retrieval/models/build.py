@@ -13,8 +13,7 @@ from retrieval.config.text import flatten
 from retrieval.losses import LEARNABLE, arguments_of, check_loss
 from retrieval.models.audio import AUDIO_ENCODERS
 from retrieval.models.dual_encoder import POOLINGS, DualEncoder
-from retrieval.models.text import text_architecture, text_readout
-from retrieval.models.tokenizer import load_tokenizer
+from retrieval.models.text import load_tokenizer, text_architecture, text_readout
 
 __all__ = [
     "DualEncoder",

@@ -7,7 +7,8 @@ import inspect
 import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,7 +20,7 @@ from torch import nn
 
 from retrieval.base.access import check_readable
 from retrieval.base.errors import UserError, one_line
-from retrieval.base.json_files import read_json
+from retrieval.base.files import read_json
 from retrieval.models.audio import AUDIO_ENCODERS
 from retrieval.models.audio.encoder import AudioEncoder
 from retrieval.models.card import about_json, model_card
@@ -27,13 +28,13 @@ from retrieval.models.hub import OUT_OF_REACH, explained_upload, hub_answers, lo
 from retrieval.models.pooling import MeanPooling, Pooling, TextAwareAttentionPooling
 from retrieval.models.pretrained.tensor_files import MOST_SHARING
 from retrieval.models.record import ABOUT, TrainingRecord, read_record
-from retrieval.models.text import TextEncoder
-from retrieval.models.tokenizer import load_tokenizer
+from retrieval.models.text import TextEncoder, load_tokenizer
 from retrieval.models.transformer_pooling import TransformerPooling
 from retrieval.models.weights import own_memory, read_weights, write_weights
 from retrieval.models.windows import WindowGrid
 
 WEIGHTS = "model.safetensors"
+Autocast = Callable[[], AbstractContextManager]
 
 
 class CaptionFeatures(Protocol):
@@ -425,6 +426,29 @@ def _most_layers(value: Any, name: str = "") -> int:
         items = value.items() if isinstance(value, dict) else ((name, item) for item in value)
         return max((_most_layers(item, str(key)) for key, item in items), default=0)
     return value if type(value) is int and re.search("(layers?|depths?|blocks)$", name) else 0
+
+
+@contextmanager
+def eval_mode(model: torch.nn.Module) -> Iterator[None]:
+    """Keep all modules in eval mode within the block, then restore the training mode of each."""
+    was_training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in was_training:
+            module.training = True
+
+
+def check_not_nan(scores: torch.Tensor, place: str = "") -> None:
+    """Raise UserError if a score is NaN; `place`, with a leading blank, follows "scores"."""
+    num_nan = int(scores.isnan().sum())
+    if num_nan:
+        raise UserError(
+            f"{num_nan} of {scores.numel()} scores{place} are NaN: the weights or stored frames are"
+            " not finite, or overflow in this precision; take an earlier checkpoint, another mixed"
+            " precision or float32 frames"
+        )
 
 
 def check_finite(model: nn.Module, owner: str, remedy: str) -> None:

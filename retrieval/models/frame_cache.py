@@ -26,9 +26,8 @@ import torch
 from accelerate import Accelerator
 
 from retrieval.base.access import check_readable
-from retrieval.base.disk import disk_errors
 from retrieval.base.errors import UserError, one_line
-from retrieval.base.files import allocate, atomic_path, check_writable
+from retrieval.base.files import allocate, atomic_path, check_writable, disk_errors
 from retrieval.base.folders import swap_folder
 from retrieval.base.locks import locked
 from retrieval.base.progress import bar

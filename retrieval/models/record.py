@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from retrieval.base.errors import UserError
-from retrieval.base.json_files import read_json
+from retrieval.base.files import read_json
 
 if TYPE_CHECKING:  # loading a model needs no cache
     from retrieval.data import Cache, ClipSplit

@@ -11,8 +11,7 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from retrieval.base.errors import UserError
-from retrieval.models.dual_encoder import DualEncoder
-from retrieval.models.inference import Autocast, eval_mode
+from retrieval.models.dual_encoder import Autocast, DualEncoder, eval_mode
 from retrieval.search.sound import Excerpt
 
 

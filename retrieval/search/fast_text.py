@@ -18,8 +18,8 @@ import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from retrieval.base.errors import UserError, one_line
+from retrieval.base.files import read_json
 from retrieval.base.folders import whole_folder
-from retrieval.base.json_files import read_json
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.search.model_identity import ModelIdentity
 from retrieval.search.writer import FAST_TEXT, locked

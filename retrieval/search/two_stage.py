@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from retrieval.base.extras import needs_extra
-from retrieval.models.inference import check_not_nan
+from retrieval.models.dual_encoder import check_not_nan
 from retrieval.models.pooling import Pooling
 
 with needs_extra("search"):

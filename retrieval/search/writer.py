@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from retrieval.base.disk import disk_errors
 from retrieval.base.errors import UserError
-from retrieval.base.files import atomic_writer
+from retrieval.base.files import atomic_writer, disk_errors
 from retrieval.base.locks import LOCK, take_lock
 from retrieval.search.sound import Found
 from retrieval.search.storage import (

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from retrieval.base.errors import OneLineParser, UserError
-from retrieval.base.json_files import read_json
+from retrieval.base.files import read_json
 from retrieval.base.launch import check_environment
 
 UPLOADED = ("README.md", "about.json", "config.json", "model.safetensors", "tokenizer/*")

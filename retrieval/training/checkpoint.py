@@ -18,9 +18,8 @@ from accelerate import Accelerator
 from accelerate.state import PartialState
 from accelerate.utils import extract_model_from_parallel, load, set_seed
 
-from retrieval.base.disk import disk_errors
 from retrieval.base.errors import UserError, one_line
-from retrieval.base.files import atomic_writer, write_json
+from retrieval.base.files import atomic_writer, disk_errors, write_json
 from retrieval.base.folders import recover_folder, swap_folder, whole_folder
 from retrieval.base.locks import LOCK, take_lock
 from retrieval.base.versions import environment

@@ -22,8 +22,7 @@ from retrieval.data import JoinedSplit, PairDataset
 from retrieval.evaluation.score_files import open_scores
 from retrieval.losses import LEARNABLE, LOSSES, TARGETS, arguments_of
 from retrieval.models.dual_encoder import DualEncoder
-from retrieval.models.text import TextEncoder, text_architecture, text_readout
-from retrieval.models.tokenizer import load_tokenizer
+from retrieval.models.text import TextEncoder, load_tokenizer, text_architecture, text_readout
 
 SENTENCE_BATCH = 256
 MAX_SENTENCE_TOKENS = 64

@@ -27,17 +27,14 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
 
-from retrieval.base.disk import disk_remedy
 from retrieval.base.errors import OneLineParser, UserError, one_line
-from retrieval.base.files import sha256_of
+from retrieval.base.files import disk_remedy, read_json, sha256_of
 from retrieval.base.folders import whole_folder
-from retrieval.base.json_files import read_json
 from retrieval.base.launch import check_environment
 from retrieval.base.progress import bar, set_quiet, silence_transformers
 from retrieval.data import ClipSplit, open_cache
 from retrieval.models.audio.atst import PREFIXES, AtstFrame
-from retrieval.models.text import TextEncoder, normalise_caption, text_architecture
-from retrieval.models.tokenizer import load_tokenizer
+from retrieval.models.text import TextEncoder, load_tokenizer, normalise_caption, text_architecture
 
 VERSION = 1  # raise it with every change that changes the weights
 SECONDS = 10.0  # of each clip that the whitening is measured on

@@ -39,8 +39,7 @@ from retrieval.models.build import build_model
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.frame_cache import CaptionFeatures
 from retrieval.models.pretrained.lightning import read_lightning
-from retrieval.models.text import TextEncoder, text_architecture
-from retrieval.models.tokenizer import load_tokenizer
+from retrieval.models.text import TextEncoder, load_tokenizer, text_architecture
 from retrieval.models.weights import write_weights
 from retrieval.search import AudioIndex
 from retrieval.search.__main__ import main as search

@@ -7,7 +7,7 @@ import pytest
 
 from data_prep.corpora.wavcaps_files import _data
 from retrieval.base.errors import UserError
-from retrieval.base.json_files import parse_json, read_json
+from retrieval.base.files import parse_json, read_json
 from retrieval.data import open_cache
 from retrieval.models.dual_encoder import WEIGHTS, check_folder
 

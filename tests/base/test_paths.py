@@ -13,8 +13,7 @@ from pydantic import BaseModel
 import train
 from benchmarks.compare_runs import models_of_groups
 from data_prep import build_clotho
-from retrieval.base.errors import OneLineParser, UserError
-from retrieval.base.paths import expand_home
+from retrieval.base.errors import OneLineParser, UserError, expand_home
 from retrieval.config import Config, load_config
 from retrieval.evaluation.options import parse_arguments
 from retrieval.search import __main__ as search

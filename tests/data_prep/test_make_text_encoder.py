@@ -109,7 +109,7 @@ def test_the_longest_caption_fits_the_model(folder):
 
 def test_the_tokenizer_sees_captions_as_the_encoder_does(folder):
     assert (
-        make_text_encoder.normalised("A dog's bark, LOUD -- and a bell!")
+        make_text_encoder.normalise_caption("A dog's bark, LOUD -- and a bell!")
         == "a dogs bark loud  and a bell"
     )
     vocabulary = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"][

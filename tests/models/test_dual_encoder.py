@@ -24,8 +24,7 @@ from retrieval.models.audio import AtstFrame
 from retrieval.models.build import build_model, build_model_without_weights
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.record import ScoreRecord, TrainingRecord
-from retrieval.models.text import text_architecture
-from retrieval.models.tokenizer import load_tokenizer
+from retrieval.models.text import load_tokenizer, text_architecture
 from tests.conftest import write_text_encoder
 from tests.golden import formulas
 

@@ -21,8 +21,7 @@ from retrieval.base.errors import UserError
 from retrieval.data import open_cache
 from retrieval.models.audio.huggingface import HuggingFaceAudioEncoder, huggingface_arguments
 from retrieval.models.dual_encoder import DualEncoder
-from retrieval.models.text import TextEncoder, text_architecture, text_readout
-from retrieval.models.tokenizer import load_tokenizer
+from retrieval.models.text import TextEncoder, load_tokenizer, text_architecture, text_readout
 from retrieval.training.checkpoint import Progress, load_state, save_state
 from retrieval.training.objective import CaptionSimilarity
 from tests.conftest import mistake, write_cache, write_text_encoder

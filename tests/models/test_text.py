@@ -28,11 +28,11 @@ from retrieval.models import hub
 from retrieval.models.text import (
     KNOWN_ARCHITECTURES,
     TextEncoder,
+    load_tokenizer,
     normalise_caption,
     text_architecture,
     text_readout,
 )
-from retrieval.models.tokenizer import load_tokenizer
 from tests.conftest import write_text_encoder
 
 GOLDEN = json.loads(

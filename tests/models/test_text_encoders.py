@@ -26,11 +26,11 @@ from retrieval.models import text
 from retrieval.models.text import (
     DROPOUT_SETTINGS,
     TextEncoder,
+    load_tokenizer,
     normalise_caption,
     text_architecture,
     text_readout,
 )
-from retrieval.models.tokenizer import load_tokenizer
 
 # the last one has no word
 CAPTIONS = ["A dog barks, twice!", "rain", "someone plays a low tone", "..."]

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file, save_model
 from torch import nn
 from torch.nn.functional import pad
 
-from retrieval.base.disk import disk_remedy
 from retrieval.base.errors import UserError
+from retrieval.base.files import disk_remedy
 from retrieval.base.folders import recover_folder
 from retrieval.base.stopping import Interrupted
 from retrieval.config import load_config

@@ -105,7 +105,7 @@ NARROWER = {
     "models.audio": {"base", "models.hub", "models.blocks"},
     "models.pooling": {"base"},
     "models.windows": set(),
-    "models.text": {"base", "models.hub", "models.tokenizer", "models.blocks"},
+    "models.text": {"base", "models.hub", "models.blocks"},
     "models.pretrained.tensor_files": {"base"},
     "models.pretrained.lightning": {"base", "models.pretrained.tensor_files"},
     "search": {"base", "models", "evaluation.attention", "evaluation.submission", "sharing.export"},

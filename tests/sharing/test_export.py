@@ -27,8 +27,7 @@ from retrieval.models.audio import efficientat
 from retrieval.models.audio.huggingface import HuggingFaceAudioEncoder
 from retrieval.models.build import build_model
 from retrieval.models.dual_encoder import DualEncoder
-from retrieval.models.text import text_architecture
-from retrieval.models.tokenizer import load_tokenizer
+from retrieval.models.text import load_tokenizer, text_architecture
 from retrieval.search.two_stage import IndexedClips, TwoStage
 from retrieval.sharing.export import checks, onnx_files, parquet
 from retrieval.sharing.export.command import main

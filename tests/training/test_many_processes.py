@@ -14,8 +14,7 @@ from torch import multiprocessing
 from retrieval.data import PairDataset, collate_pairs, open_cache
 from retrieval.evaluation.score_files import write_scores
 from retrieval.losses import LOSSES, arguments_of
-from retrieval.models.text import TextEncoder, text_architecture
-from retrieval.models.tokenizer import load_tokenizer
+from retrieval.models.text import TextEncoder, load_tokenizer, text_architecture
 from retrieval.training.objective import CaptionSimilarity
 from retrieval.training.optim import learning_rate
 from retrieval.training.setup import Run

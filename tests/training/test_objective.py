@@ -17,8 +17,7 @@ from retrieval.evaluation.score_files import captions_fingerprint, write_scores
 from retrieval.losses import LOSSES
 from retrieval.losses.functions import listnet, nt_xent
 from retrieval.models.build import build_model
-from retrieval.models.text import TextEncoder, normalise_caption, text_architecture
-from retrieval.models.tokenizer import load_tokenizer
+from retrieval.models.text import TextEncoder, load_tokenizer, normalise_caption, text_architecture
 from retrieval.training import loop
 from retrieval.training.objective import CaptionSimilarity, Objective, TeacherScores
 from retrieval.training.optim import parameter_groups

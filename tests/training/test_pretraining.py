@@ -12,8 +12,7 @@ from retrieval.config import load_config
 from retrieval.data import open_cache
 from retrieval.models.audio.atst import AtstFrame
 from retrieval.models.build import build_model
-from retrieval.models.text import TextEncoder, text_architecture
-from retrieval.models.tokenizer import load_tokenizer
+from retrieval.models.text import TextEncoder, load_tokenizer, text_architecture
 from retrieval.training import pretraining
 from tests.conftest import digests, write_cache, write_rows, write_text_encoder
 

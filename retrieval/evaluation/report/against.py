@@ -13,7 +13,7 @@ import numpy as np
 
 from retrieval.base.access import check_readable
 from retrieval.base.errors import UserError, one_line
-from retrieval.base.json_files import read_json
+from retrieval.base.files import read_json
 from retrieval.data import ClipSplit
 from retrieval.evaluation.metrics.text_audio_retrieval.ranking import all_ranks, first_columns
 from retrieval.evaluation.outputs import METRICS, RANKS, RankTable, read_ranks

@@ -21,8 +21,7 @@ from retrieval.models.audio.passt import VARIANTS
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.pretrained.lightning import read_lightning
 from retrieval.models.pretrained.tensor_files import StoredTensor, read_tensors
-from retrieval.models.text import KNOWN_ARCHITECTURES, architecture_of
-from retrieval.models.tokenizer import load_tokenizer
+from retrieval.models.text import KNOWN_ARCHITECTURES, architecture_of, load_tokenizer
 
 logger = logging.getLogger(__name__)
 

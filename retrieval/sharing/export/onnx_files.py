@@ -25,8 +25,7 @@ from retrieval.base.errors import UserError, one_line
 from retrieval.base.extras import needs_extra
 from retrieval.base.folders import whole_folder
 from retrieval.base.progress import bar
-from retrieval.models.dual_encoder import DualEncoder, check_finite
-from retrieval.models.inference import eval_mode
+from retrieval.models.dual_encoder import DualEncoder, check_finite, eval_mode
 from retrieval.sharing.export.checks import ABOUT, check_folder, check_room
 from retrieval.sharing.export.graphs import AudioTower, Score, TextTower
 from retrieval.sharing.export.readme import AS_WRITTEN, NORMALISED, onnx_readme

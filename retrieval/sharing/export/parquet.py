@@ -30,8 +30,7 @@ from retrieval.base.errors import UserError
 from retrieval.base.files import atomic_writer
 from retrieval.base.progress import bar
 from retrieval.data import ClipSplit, make_clip_loader
-from retrieval.models.dual_encoder import DualEncoder, check_finite
-from retrieval.models.inference import eval_mode
+from retrieval.models.dual_encoder import DualEncoder, check_finite, eval_mode
 
 GROUP_ROWS = 1024  # rows of a row group without frames
 GROUP_NUMBERS = 2**24  # float32 numbers of a row group with frames: 64 MiB in memory

@@ -24,8 +24,7 @@ from retrieval.models.audio import AUDIO_ENCODERS
 from retrieval.models.audio.atst import AtstFrame
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.pretrained.salsa import _architecture, _Settings, load_salsa_checkpoint
-from retrieval.models.text import KNOWN_ARCHITECTURES, TextEncoder
-from retrieval.models.tokenizer import load_tokenizer
+from retrieval.models.text import KNOWN_ARCHITECTURES, TextEncoder, load_tokenizer
 from tests.conftest import write_text_encoder
 from tests.golden import formulas
 
