@@ -1,10 +1,14 @@
 #!/bin/bash
-# SLURM: one launcher a node, which starts one process a GPU. Set nodes, GPUs, CPUs and time below (or as options of sbatch), and submit:
+# SLURM: one launcher a node, which starts one process a GPU. Set nodes, GPUs, CPUs and time below
+# (or as options of sbatch), and submit:
 #   sbatch configs/accelerate/slurm.sh --config configs/tap.yaml [section.key=value ...] [--resume | --overwrite]
-# Submit it where train.py lies, with the Python environment active. The cache must be readable, and train.output the same shared folder, on all
-# nodes. Before its time is up the job gets SIGTERM, saves a state and ends: submit it again with --resume.
-# `srun python train.py` starts processes that do not know of each other, and is refused. For one process: srun --ntasks=1 python evaluate.py ...
-# Run with SLURM 22.05 on one node without GPUs, two processes (PROCESSES_PER_NODE=2); not run yet on several nodes, nor on GPUs.
+# Submit it where train.py lies, with the Python environment active. The cache must be readable,
+# and train.output the same shared folder, on all nodes. Before its time is up the job gets
+# SIGTERM, saves a state and ends: submit it again with --resume.
+# `srun python train.py` starts processes that do not know of each other, and is refused. For one
+# process: srun --ntasks=1 python evaluate.py ...
+# Run with SLURM 22.05 on one node without GPUs, two processes (PROCESSES_PER_NODE=2); not run yet
+# on several nodes, nor on GPUs.
 #SBATCH --job-name=retrieval
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1

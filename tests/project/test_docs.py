@@ -16,6 +16,7 @@ import io
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,9 +32,12 @@ from transformers import RobertaConfig, RobertaModel
 from retrieval.base.errors import UserError
 from retrieval.config import Config, load_config
 from retrieval.config.text import flatten
+from retrieval.data import open_cache
+from retrieval.data.schema import SPLITS
+from retrieval.losses import functions
 from retrieval.models import build_model
 from retrieval.models.audio.passt import Passt
-from tests.conftest import ROOT, run_here
+from tests.conftest import PATIENCE, ROOT, run_here
 from tests.corpora import AUDIOCAPS_COLUMNS, write_csv, write_sound, write_wavcaps
 from tests.models.pretrained.test_salsa import foreign_names, write_checkpoint
 
@@ -547,7 +551,7 @@ def wrong_with(text: str, page: Path, folder: Path) -> list[str]:
     ]
     wrong += wrong_prose(prose, page)
     names: dict = {"__name__": "docs"}
-    with inside(folder):
+    with inside(folder), pytest.MonkeyPatch.context() as patch:
         for block in blocks:
             if block.language not in LANGUAGES:
                 wrong.append(f"line {block.line}: a block in {block.language or 'no language'}")
@@ -555,6 +559,8 @@ def wrong_with(text: str, page: Path, folder: Path) -> list[str]:
                 wrong += wrong_script(block, folder)
             elif block.language == "python":
                 wrong += wrong_python(block, names)
+                if "max_margin" in names:  # extending.md tells where it goes
+                    patch.setattr(functions, "max_margin", names["max_margin"], raising=False)
     return wrong
 
 
@@ -576,6 +582,8 @@ def wrong_python(block: Block, names: dict) -> list[str]:
     with contextlib.redirect_stdout(io.StringIO()):
         try:
             exec(compile(block.text, f"line {block.line}", "exec"), names)
+            for name in re.findall(r"(?m)^def (test_\w+)\(\)", block.text):
+                names[name]()
         except Exception as error:
             return [f"line {block.line}: {type(error).__name__}: {error}"]
     return []
@@ -590,6 +598,29 @@ def folder(inputs, tmp_path) -> Path:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_a_page_does_what_it_says(page: Path, folder: Path):
     assert "\n".join(wrong_with(page.read_text(encoding="utf-8"), page, folder)) == ""
+
+
+def test_the_script_of_extending_builds_a_cache(tmp_path: Path):
+    blocks, _ = split_page((ROOT / "docs/extending.md").read_text(encoding="utf-8"))
+    (script,) = (block for block in blocks if "build_from_plans" in block.text)
+    data_prep = tmp_path / "data_prep"
+    shutil.copytree(ROOT / "data_prep", data_prep)
+    (tmp_path / "retrieval").symlink_to(ROOT / "retrieval")
+    (data_prep / "build_tabbed.py").write_text(script.text, encoding="utf-8")
+    root = tmp_path / "tabbed"
+    for split in SPLITS:
+        names = [f"{split}_{number}.wav" for number in range(2)]
+        for name in names:
+            write_sound(root / "audio" / name)
+        lines = [f"{name}\tA tone.\n" for name in names]
+        (root / f"{split}.tsv").write_text("".join(lines), encoding="utf-8")
+    command = [sys.executable, data_prep / "build_tabbed.py", "--root", root, "--num-proc", "1"]
+    subprocess.run(command, check=True, capture_output=True, timeout=PATIENCE)
+    split = open_cache(root / "cache").split("evaluation")
+    assert split.file_names == ["evaluation_0.wav", "evaluation_1.wav"]
+    (root / "audio" / "evaluation_0.wav").unlink()
+    lost = subprocess.run([*command, "--overwrite"], capture_output=True, text=True)
+    assert lost.returncode == 2 and "'evaluation_0.wav': no such file" in lost.stderr
 
 
 def test_training_on_own_recordings_runs_to_the_end(folder: Path, monkeypatch):
