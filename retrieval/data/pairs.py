@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ from retrieval.base.processes import usable_cores
 from retrieval.data.cache import ClipSplit, as_float
 from retrieval.data.joined import JoinedSplit
 
-GRACE_SECONDS = 60  # that a loader process outlives a SIGTERM
+GRACE_SECONDS = 60  # that a loader process outlives the SIGTERM of another process
 SHARED_MEMORY = "/dev/shm"
 SHARED_MEMORY_ERRORS = (
     "unable to allocate shared memory",
@@ -397,15 +398,22 @@ def make_clip_loader(
 
 
 def _leave_signals_to_main_process(_worker: int) -> None:
-    """Let a loader process ignore Ctrl-C, and outlive SIGTERM by GRACE_SECONDS.
+    """Let a loader process ignore Ctrl-C, and outlive a SIGTERM that its parent did not send.
 
-    Both often reach the whole process group. After a SIGTERM the main process needs its batches to
-    finish a step and to save.
+    Both often reach the whole process group. The main process needs its batches then, to finish a
+    step and to save. It ends its loader processes by a SIGTERM of its own.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "SIGALRM"):  # not on Windows
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_SECONDS))
+    if hasattr(signal, "sigtimedwait"):  # elsewhere torch's own handler stays
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_at_sigterm, daemon=True).start()
+
+
+def _end_at_sigterm() -> None:
+    """End this process when its parent says so, or GRACE_SECONDS after another's SIGTERM."""
+    if signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        signal.sigtimedwait({signal.SIGTERM}, GRACE_SECONDS)
+    os._exit(0)
 
 
 def usable_workers(num_workers: int) -> int:

@@ -5,14 +5,17 @@ Letters: B clips, S samples.
 
 import io
 import json
+import multiprocessing
 import os
 import pickle
 import shutil
 import signal
 import subprocess
 import sys
+import time
 import tracemalloc
 from collections import Counter
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import numpy as np
@@ -33,10 +36,11 @@ from retrieval.data import (
     make_loader,
     num_steps_per_epoch,
     open_cache,
+    pairs,
     shared_memory_warnings,
     usable_workers,
 )
-from tests.conftest import ROOT, SAMPLE_RATE, write_cache, write_rows
+from tests.conftest import PATIENCE, ROOT, SAMPLE_RATE, write_cache, write_rows
 
 RNG = np.random.default_rng(0)
 PCM = [RNG.integers(-32768, 32768, size, dtype=np.int16) for size in (5_000, 800, 1, 20_000)]
@@ -616,3 +620,34 @@ def test_too_little_shared_memory_for_full_batches_is_said_before(tmp_path, monk
     for batch_size, num_processes in ((5, 1), (4, 2)):
         (warning,) = shared_memory_warnings(pairs, batch_size, 1, num_processes)
         assert "--shm-size" in warning and "data.num_workers=0" in warning
+
+
+# --- signals ---
+
+
+def loader_process(ready: Event) -> None:
+    pairs._leave_signals_to_main_process(0)
+    ready.set()
+    time.sleep(2 * PATIENCE)
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigtimedwait"), reason="needs sigtimedwait")
+@pytest.mark.parametrize("of_group", [False, True], ids=["at its end", "after one to the group"])
+def test_a_loader_process_ends_when_its_parent_says_so(of_group: bool, monkeypatch):
+    monkeypatch.setattr(pairs, "GRACE_SECONDS", 10 * PATIENCE)
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    process = context.Process(target=loader_process, args=(ready,), daemon=True)
+    process.start()
+    try:
+        assert ready.wait(PATIENCE)
+        if of_group:
+            subprocess.run(["kill", "-TERM", str(process.pid)], check=True)
+            process.join(0.5)
+            assert process.is_alive()
+        os.kill(process.pid, signal.SIGINT)
+        process.terminate()
+        process.join(PATIENCE)
+        assert process.exitcode == 0
+    finally:
+        process.kill()
