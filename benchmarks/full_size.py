@@ -239,7 +239,7 @@ def work_folder(given: Path | None) -> Path:
     """
     work = (given or Path(tempfile.gettempdir())).resolve()
     if not work.is_dir():
-        raise UserError(f"--work {work} is no folder; make it, or leave --work out")
+        raise UserError(f"--work {work} is not a folder; make it, or leave --work out")
     return work
 
 

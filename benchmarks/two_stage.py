@@ -93,7 +93,7 @@ class Task:
 def sample_task(checkpoint: Path, cache: Path, split_name: str) -> Task:
     if not checkpoint.is_dir():
         raise UserError(
-            f"--checkpoint {checkpoint} is no folder; `make demo` trains runs/sample_tap/best"
+            f"--checkpoint {checkpoint} is not a folder; `make demo` trains runs/sample_tap/best"
         )
     model = DualEncoder.from_pretrained(checkpoint)
     if not model.pooling.keeps_frames:
@@ -136,7 +136,7 @@ def quality(candidates: Tensor, scores: Tensor, right: Tensor) -> tuple[float, f
     found = is_right.any(dim=1)
     right_scores = scores.masked_fill(~is_right, -torch.inf).amax(dim=1, keepdim=True)
     # As everywhere in the project, a clip with the right one's score stands before it; a right clip
-    # that is no candidate has no rank.
+    # that is not a candidate has no rank.
     ranks = (scores >= right_scores).sum(dim=1).double().masked_fill(~found, torch.inf).numpy()
     metrics = metrics_of_ranks([np.array([rank]) for rank in ranks])
     return metrics["mAP@10"], found.double().mean().item()

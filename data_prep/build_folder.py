@@ -204,7 +204,7 @@ def _assign_splits(captions: dict[str, _Captions], arguments: argparse.Namespace
         for split, share, start, end in zip(SPLITS, arguments.fractions, [0, *ends], ends):
             if share and start == end:
                 raise UserError(
-                    f"--fractions: {share:g} of {len(names)} clips is no clip for {split}; give"
+                    f"--fractions: {share:g} of {len(names)} clips gives no clip for {split}; give"
                     " more clips or a larger share"
                 )
             splits.update(dict.fromkeys(names[start:end], split))
@@ -245,7 +245,7 @@ def _why_not_found(name: str, audio: Path) -> str:
         return "named in the CSV, is not a file"
     if any(part.startswith(".") for part in PurePosixPath(name).parts):
         return "named in the CSV, is hidden: its name, or that of its folder, begins with a dot"
-    return "named in the CSV, exists, but is no sound by its ending or its first bytes"
+    return "named in the CSV, exists, but is not a sound file by its ending or its first bytes"
 
 
 def _name(text: str) -> str:

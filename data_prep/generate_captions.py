@@ -12,10 +12,11 @@ Reads a CSV as Clotho's (`file_name,caption_1..`), asks a server that speaks Ope
 completions, and writes the same CSV with `caption_6..caption_10`. The environment variable
 CAPTIONS_API_KEY holds the key, if the server wants one.
 
-A new caption has 5 to 25 words in Latin letters with the punctuation of a sentence, and is no copy.
-Digits and other numerals, brackets, HTML, markdown, addresses, emoji and talk of the task are
-refused (captions/paraphrases.py). Missing captions are asked for again with another seed, up to 5
-times per clip and run; so is an answer that takes longer than --timeout or has more than 1 MB.
+A new caption has 5 to 25 words in Latin letters with the punctuation of a sentence. Copies of
+others are refused, and so are digits and other numerals, brackets, HTML, markdown, addresses, emoji
+and talk of the task (captions/paraphrases.py). Missing captions are asked for again with another
+seed, up to 5 times per clip and run; so is an answer that takes longer than --timeout or has more
+than 1 MB.
 
 Every finished clip is one line of `OUTPUT.jsonl`, and the same command goes on from there however
 it ended. A clip whose captions have changed since is asked anew; a journal of another model,
@@ -164,7 +165,7 @@ def open_journal(
         The file, to append to, and its entries by file name.
 
     Raises:
-        UserError: The file is no journal, one of other settings, or in use.
+        UserError: The file is not a journal, one of other settings, or in use.
     """
     first = json.dumps(settings).encode() + b"\n"
     with path.open("a+b") as file:

@@ -41,7 +41,7 @@ class ServerFailure(Exception):
 
 
 class BadAnswer(Exception):
-    """The answer is no chat completion, or an unfinished or empty one."""
+    """The answer is not a chat completion, or an unfinished or empty one."""
 
 
 class ChatEndpoint:

@@ -94,7 +94,7 @@ def normalised(caption: str) -> str:
 
 
 def fault(text: str, captions: Sequence[str]) -> str | None:
-    """Return why `text` is no new caption of a clip that has `captions`; None if it is one."""
+    """Return why `text` is not a new caption of a clip that has `captions`; None if it is one."""
     num_words = len(text.split())
     if not text.isprintable():
         return "holds a line break or control character"

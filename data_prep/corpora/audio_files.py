@@ -28,18 +28,20 @@ def audio_of_corpus(folder: Path, option: str) -> SoundFiles:
         raise UserError(f"{option} {folder}: {closed} cannot be read: {reason}")
     if not found.paths:
         num_others = found.passed_over.total()
-        others = f"; its {num_others} files are no sound: {found}" if num_others else ""
+        others = f"; its {num_others} files are not sound files: {found}" if num_others else ""
         raise UserError(f"{option} {folder} holds no audio file{others}")
     return found
 
 
 def passed_over_note(found: SoundFiles) -> list[str]:
-    """Return notes on unreadable sub-folders, and on files that are no sound."""
+    """Return notes on unreadable sub-folders, and on files that are not sound files."""
     notes = [
         f"left out: {folder}/ cannot be read: {reason}"
         for folder, reason in found.closed_folders.items()
     ]
-    return notes + ([f"passed over, since they are no sound: {found}"] if found.passed_over else [])
+    return notes + (
+        [f"passed over, since they are not sound files: {found}"] if found.passed_over else []
+    )
 
 
 def best_of(paths: list[Path]) -> Path:

@@ -115,7 +115,7 @@ def _entries(folder: Path, source: str, plan: SplitPlan) -> dict[str, dict[str, 
             text = _text(str(found) if isinstance(found, (int, float)) else found)
             clip_id = _clip_id(text, source)
             if not clip_id:
-                fault = f": {text[:80]!r} is no id of {source}" if text else " has no id"
+                fault = f": {text[:80]!r} is not an id of {source}" if text else " has no id"
                 name = f"{source}/{path.name}"
                 plan.lost.append(Skipped(DEVELOPMENT, name, f"entry {number}{fault}"))
             elif clip_id in entries:

@@ -60,8 +60,8 @@ def expand_home(path: str) -> str:
     expanded = os.path.expanduser(path)
     if expanded.startswith("~") and not os.path.lexists(path):
         raise ValueError(
-            f"{path}: {expanded.split(os.sep)[0]} is no user's home folder here; a folder of that"
-            f" name is ./{path}"
+            f"{path}: {expanded.split(os.sep)[0]} is not a user's home folder here; a folder of"
+            f" that name is ./{path}"
         )
     return expanded
 

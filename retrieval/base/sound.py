@@ -107,7 +107,7 @@ class SoundReader:
         channels: 1 to MAX_CHANNELS.
 
     Raises:
-        UnreadableSound: The file is no sound, or cannot be decoded.
+        UnreadableSound: The file is not a sound file, or cannot be decoded.
         FileNotFoundError, PermissionError: As the system raises them.
     """
 

@@ -24,7 +24,7 @@ class SoundFiles:
     # links to folders that were not followed
     linked_folders: list[Path] = field(default_factory=list)
     closed_folders: dict[Path, str] = field(default_factory=dict)  # folder -> why it cannot be read
-    # ending -> number of files that are no sound
+    # ending -> number of files that are not sound files
     passed_over: Counter[str] = field(default_factory=Counter)
 
     def __str__(self) -> str:

@@ -140,7 +140,7 @@ NO_SOUND = (  # first bytes of other files that often have an audio ending
 
 
 def kind_of(path: Path | str | bytes) -> Kind | None:
-    """Return the kind of a file by its first bytes; None if it is no known sound file.
+    """Return the kind of a file by its first bytes; None if it is not a known sound file.
 
     Raises OSError.
     """
@@ -210,9 +210,9 @@ def why_no_sound(head: bytes) -> str:
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     found = next((name for signature, name in NO_SOUND if start.startswith(signature)), None)
     return (
-        f"is no sound, it is {found}"
+        f"is not a sound file, it is {found}"
         if found
-        else "is no sound: its first bytes belong to no kind of sound file that is known"
+        else "is not a sound file: its first bytes belong to no kind of sound file that is known"
     )
 
 
@@ -785,7 +785,7 @@ def ogg_links(file: BinaryIO) -> list[OggLink]:
     for page in ogg_pages(file):
         if page.is_first and was_first:
             links[-1] = OggLink(links[-1].start, page.end, links[-1].codecs)
-            if len(links[-1].codecs) < MOST_STREAMS:  # more are no recording
+            if len(links[-1].codecs) < MOST_STREAMS:  # with more it is not a recording
                 links[-1] = OggLink(links[-1].start, page.end, (*links[-1].codecs, page.codec))
         elif page.is_first or not links:
             links.append(OggLink(page.start, page.end, (page.codec,)))

@@ -238,7 +238,7 @@ def open_cache(path: str | Path, sample_rate: int | None = None) -> Cache:
         if not isinstance(rate, int) or rate < 1:
             raise ValueError(f"sample_rate is {rate!r}, not a number of Hz")
         if not isinstance(codec, str):
-            raise ValueError("codec is no name")
+            raise ValueError("codec is not a name")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path / 'cache.json'} cannot be understood ({one_line(error)}); {BUILD} and"

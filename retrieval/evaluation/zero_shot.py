@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 TEMPLATE = "This is a sound of {}."
 COLUMNS = ("file_name", "label")
-# First fields of tables that are no list of labels: usual names of these columns, and AudioSet's
+# First fields of tables that are not a list of labels: usual names of these columns, and AudioSet's
 # own index,mid,display_name.
 HEADER_WORDS = {
     *COLUMNS,

@@ -207,7 +207,7 @@ def _audio_arguments(settings: AudioEncoderConfig) -> dict[str, Any]:
             if name in AudioEncoderConfig.model_fields
         ]
         raise UserError(
-            f"audio_encoder.{min(unknown)} is no setting of {settings.name}, which has:"
+            f"audio_encoder.{min(unknown)} is not a setting of {settings.name}, which has:"
             f" {', '.join(takes) or 'none'}"
         )
     return encoder.constructor_arguments(settings.checkpoint, own)

@@ -358,7 +358,7 @@ class DualEncoder(nn.Module, PyTorchModelHubMixin):
                 raise UserError(f"checkpoint {name} does not load ({reason}): {advice}") from None
             reason = reason if hub_answers() else OUT_OF_REACH
             raise UserError(
-                f"checkpoint {name} is no folder here and the Hugging Face hub did not give it"
+                f"checkpoint {name} is not a folder here and the Hugging Face hub did not give it"
                 f" ({reason})"
             ) from None
 

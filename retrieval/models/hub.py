@@ -92,7 +92,7 @@ def unreachable(kind: str, name: str | Path, error: Exception) -> UserError:
     if not hub_answers():
         reason = OUT_OF_REACH
     return UserError(
-        f"{kind} {str(name)!r} is no folder here and the Hugging Face hub did not give it"
+        f"{kind} {str(name)!r} is not a folder here and the Hugging Face hub did not give it"
         f" ({reason}); download it where there is internet (hf download {name} --local-dir"
         f" weights/{Path(name).name}) and set {setting}=weights/{Path(name).name}"
     )
@@ -170,7 +170,7 @@ def explained_upload(repo: str, token: str | bool | None = None) -> Iterator[Non
         validate_repo_id(repo)
     except HFValidationError as error:
         raise UserError(
-            f"{repo!r} is no name of a repository, which is user/name ({one_line(error)})"
+            f"{repo!r} is not a name of a repository, which is user/name ({one_line(error)})"
         ) from None
     if not (token if isinstance(token, str) else get_token()):
         raise UserError(

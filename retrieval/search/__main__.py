@@ -65,7 +65,7 @@ def index(arguments: argparse.Namespace) -> int:
     if passed_over := built.changes.passed_over:
         common = passed_over.most_common(10)
         endings = ", ".join(f"{number:,} {ending or 'without ending'}" for ending, number in common)
-        print(f"passed over: {passed_over.total():,} files that are no sound: {endings}")
+        print(f"passed over: {passed_over.total():,} files that are not sound files: {endings}")
     if built.changes.one_channel:
         print(
             f"note: the channels of {built.changes.one_channel:,} of these files cancel each other;"

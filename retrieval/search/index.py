@@ -217,7 +217,7 @@ class AudioIndex:
     def search_audio(self, audio: Sound, k: int = 10, **filters: Any) -> list[Hit]:
         """Find recordings that sound like a sound, by the vectors of the first stage.
 
-        A file of the index is no answer to itself. An answer to any of the first QUERY_EXCERPTS
+        A file of the index is not an answer to itself. An answer to any of the first QUERY_EXCERPTS
         excerpts of a long sound counts.
 
         Args:

@@ -54,7 +54,7 @@ def files_to_index(
     Returns:
         Files in order of name.
         Reasons for left-out files and folders, by name; names of folders end in "/".
-        Number of files that are no sound, by ending.
+        Number of files that are not sound files, by ending.
 
     Raises:
         UserError: There is no audio file.
@@ -88,7 +88,7 @@ def files_to_index(
         )
     if not found:
         others = sounds.passed_over.total()
-        others = f"; its {others:,} files are no sound" if others else ""
+        others = f"; its {others:,} files are not sound files" if others else ""
         reason = f"; first {next(iter(left_out.items()))}" if left_out else ""
         raise UserError(f"folder {folder} holds no audio file{others}{reason}")
     return found, left_out, sounds.passed_over

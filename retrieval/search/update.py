@@ -55,7 +55,7 @@ class Changes:
         unreadable: (file, reason) of the files that were left out.
         one_channel: Added or changed files whose channels cancel each other: their first channel
             was used.
-        passed_over: Number of files that are no sound, by ending.
+        passed_over: Number of files that are not sound files, by ending.
     """
 
     added: int = 0

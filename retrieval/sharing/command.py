@@ -80,8 +80,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if arguments.license is not None and not LICENSE.fullmatch(arguments.license):
         parser.error(
-            f"--license {arguments.license!r} is no identifier of the hub, such as cc-by-4.0, mit"
-            " or other: lower case, no blanks"
+            f"--license {arguments.license!r} is not an identifier of the hub, such as cc-by-4.0,"
+            " mit or other: lower case, no blanks"
         )
     return arguments
 
@@ -183,11 +183,11 @@ def read_architecture(folder: Path) -> dict[str, Any]:
 
 
 def check_is_folder(checkpoint: Path) -> None:
-    """Raise UserError if the checkpoint is no folder."""
+    """Raise UserError if the checkpoint is not a folder."""
     if not checkpoint.is_dir():
         raise UserError(
-            f"checkpoint {checkpoint} does not exist, or is no folder; train.py writes RUN/best and"
-            " RUN/last"
+            f"checkpoint {checkpoint} does not exist, or is not a folder; train.py writes RUN/best"
+            " and RUN/last"
         )
 
 

@@ -46,7 +46,7 @@ def test_a_leading_tilde_is_the_home_folder_and_all_else_stays(home):
     assert expand_home("~root/x") == os.path.expanduser("~root/x") != "~root/x"
     for text in ("laion/clap-htsat-unfused", "roberta-large", "data/~/x", "./~x", "/a/~", "", "a~"):
         assert expand_home(text) == text
-    with pytest.raises(ValueError, match="~nobody_of_that_name is no user's home folder"):
+    with pytest.raises(ValueError, match="~nobody_of_that_name is not a user's home folder"):
         expand_home("~nobody_of_that_name/x")
     Path("~nobody_of_that_name").touch()
     assert expand_home("~nobody_of_that_name") == "~nobody_of_that_name"  # as a shell has it
@@ -70,7 +70,7 @@ def value_of(config: Config, name: str) -> Any:
 
 
 def settings_that_hold_a_path() -> list[str]:
-    """Every text that is no name of a part: a new setting is among them."""
+    """Every text that is not a name of a part: a new setting is among them."""
     return [name for name in texts_of(Config) if name not in NO_PATHS and "Literal" not in name]
 
 
@@ -100,7 +100,7 @@ def test_every_path_of_the_settings(home, name, place):
     assert value_of(load_config(home / "x.yaml", overrides), name) == expected
     wrong = f"{name}=[~nobody_of_that_name/a]" if many else f"{name}=~nobody_of_that_name/a"
     with pytest.raises(
-        UserError, match=rf"{name}.*~nobody_of_that_name is no user's home folder"
+        UserError, match=rf"{name}.*~nobody_of_that_name is not a user's home folder"
     ) as caught:
         load_config(home / "x.yaml", [wrong])
     assert "\n" not in str(caught.value)

@@ -530,7 +530,7 @@ BAD_WAVS = {
     "no such coding": (wav(PCM, tag=0x4242), "cannot be decoded"),
     "nothing": (b"", "0 bytes"),
     "a page": (b"<!DOCTYPE html><html><title>404</title></html>", "web page"),
-    "noise": (RNG.bytes(70_000), "is no sound"),
+    "noise": (RNG.bytes(70_000), "is not a sound file"),
     "a playlist": (
         b"#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:5,\nhttp://127.0.0.1:1/a.ts\n",
         "playlist",

@@ -31,7 +31,7 @@ def test_quick_run_prints_seconds_and_memory_and_cleans_up(tmp_path):
     ("arguments", "message"),
     [
         (["--batch-size", "1"], "--batch-size 1: must be 2 or more"),
-        (["--work", "absent"], "absent is no folder; make it"),
+        (["--work", "absent"], "absent is not a folder; make it"),
     ],
 )
 def test_mistakes_are_one_line(arguments, message):

@@ -28,4 +28,4 @@ def test_mistakes_are_one_line():
         mistake(memory.main, "--batch-sizes", "1") == "error: --batch-sizes 1: must be 2 or more\n"
     )
     said = mistake(memory.main, "--work", "absent")
-    assert "absent is no folder; make it" in said and said.count("\n") == 1
+    assert "absent is not a folder; make it" in said and said.count("\n") == 1

@@ -26,6 +26,6 @@ def test_a_mistake_is_one_line():
     said = mistake(onnx_export.main, "--work", "absent")
     assert (
         said.startswith("error: --work ")
-        and "absent is no folder; make it" in said
+        and "absent is not a folder; make it" in said
         and said.count("\n") == 1
     )

@@ -35,7 +35,7 @@ def test_a_small_one_runs(tmp_path):
     [
         (["--clips", "0"], "--clips 0"),
         (["--queries", "-1"], "--queries -1"),
-        (["--work", "absent"], "is no folder"),
+        (["--work", "absent"], "is not a folder"),
         (["--clips", "999999999"], "GB free"),
     ],
 )

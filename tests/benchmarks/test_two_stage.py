@@ -43,7 +43,7 @@ def test_a_right_clip_that_is_no_candidate_or_ties_counts_less():
 def test_mistakes_are_one_line(tmp_path):
     absent = tmp_path / "absent"
     expected = (
-        f"error: --checkpoint {absent} is no folder; `make demo` trains runs/sample_tap/best\n"
+        f"error: --checkpoint {absent} is not a folder; `make demo` trains runs/sample_tap/best\n"
     )
     assert mistake(two_stage.main, "--checkpoint", str(absent)) == expected
 

@@ -358,7 +358,7 @@ BAD_TABLES = {
         HEADER + b"1,bbbbbbbbbbb,30,x\n",
         "none of its 1 clips is usable; first 'bbbbbbbbbbb_30': no such audio file",
     ),
-    "no sound": (HEADER + b"1,ccccccccccc,30,x\n", "'ccccccccccc_30.m4a': is no sound"),
+    "no sound": (HEADER + b"1,ccccccccccc,30,x\n", "'ccccccccccc_30.m4a': is not a sound file"),
     "all excluded": (
         HEADER + b"1,aaaaaaaaaaa,90,x\n",
         "no clip is left; 1 are excluded, since other corpora test with them",

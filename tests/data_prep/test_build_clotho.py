@@ -380,7 +380,7 @@ def damaged_audio(folder):
         soundfile.write(folder / name, samples, 44_100, subtype="FLOAT")
     return {
         "empty.wav": "empty file (0 bytes)",
-        "text.wav": "is no sound",
+        "text.wav": "is not a sound file",
         "cut.wav": "truncated: the header announces 44100 bytes of audio, the file holds 22028",
         "header.wav": "truncated",
         "zero.wav": "no samples",

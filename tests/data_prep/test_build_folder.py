@@ -246,7 +246,7 @@ def test_a_file_that_is_there_is_never_called_absent(tmp_path, audio, capsys):
         "../outside.wav": "relative to --audio",
         str(outside): "relative to --audio",
         ".hidden.wav": "hidden",
-        "notes.pdf": "is no sound",
+        "notes.pdf": "is not a sound file",
         "sub.wav": "not a file",
         "gone.wav": "no such audio file",
     }
@@ -257,7 +257,7 @@ def test_a_file_that_is_there_is_never_called_absent(tmp_path, audio, capsys):
     found = reasons(read_info(audio / "cache")["skipped"])
     assert [name for name, reason in names.items() if reason and reason not in found[name]] == []
     assert list(captions_by_name(audio / "cache")) == ["c.dat"]
-    assert "passed over, since they are no sound: 1 .pdf" in capsys.readouterr().out
+    assert "passed over, since they are not sound files: 1 .pdf" in capsys.readouterr().out
 
 
 def test_channels_that_cancel_are_counted(tmp_path, capsys):
@@ -294,7 +294,9 @@ def test_without_captions_every_file_is_a_clip(tmp_path, capsys):
     assert list(splits_of(cache).values()) == ["development"] * 2 + ["evaluation"] * 3
     (tmp_path / "audio" / "other.m4a").write_text("<!DOCTYPE html><title>404</title>")
     code = build(tmp_path / "audio", "--without-captions", "--output", tmp_path / "x")
-    assert_refused(code, "first 'other.m4a': is no sound, it is a web page", tmp_path / "x", capsys)
+    assert_refused(
+        code, "first 'other.m4a': is not a sound file, it is a web page", tmp_path / "x", capsys
+    )
 
 
 # ---- who goes to which split
@@ -525,7 +527,7 @@ def test_bad_folders_are_one_line(tmp_path, capsys):
     (tmp_path / "audio" / "sub" / "a.txt").write_text("A sound.")
     assert_refused(
         build(tmp_path / "audio"),
-        "none of its 1 clips is usable; first 'sub/a.m4a': is no sound",
+        "none of its 1 clips is usable; first 'sub/a.m4a': is not a sound file",
         cache,
         capsys,
     )
@@ -550,7 +552,7 @@ BAD_OPTIONS = {
     "--fractions 1.5 -0.5 0": "expected three shares of 0 or more",
     "--fractions nan 0.5 0.5": "expected three shares of 0 or more",
     "--fractions 0.98 0.01 0.01": (
-        "--fractions: 0.01 of 2 clips is no clip for validation; give more clips or a larger share"
+        "--fractions: 0.01 of 2 clips gives no clip for validation; give more clips"
     ),
     "--split evaluation --fractions 1 0 0": "not allowed with argument",
     "--seed 3": "--seed has no effect without --fractions",

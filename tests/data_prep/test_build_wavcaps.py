@@ -273,7 +273,7 @@ def test_what_cannot_be_used_is_listed(tmp_path, capsys):
         + [f"entry {number} has no id" for number in range(27, 31)]
         + [
             "named in the JSON file, no such audio file",
-            "is no sound: its first bytes belong to no kind of sound file that is known",
+            "is not a sound file: its first bytes belong to no kind of sound file that is known",
         ]
     )
     assert read_info(other)["splits"]["development"]["num_lost"] == 11
@@ -395,7 +395,7 @@ def test_a_bad_folder_is_one_line(tmp_path, capsys):
     (tmp_path / "audio" / "SoundBible").mkdir(parents=True)
     assert_refused(build(tmp_path), "SoundBible holds no audio file", cache, capsys)
     (tmp_path / "audio" / "SoundBible" / "1.m4a").write_bytes(bytes(100))
-    assert_refused(build(tmp_path), "first 'SoundBible/1.m4a': is no sound", cache, capsys)
+    assert_refused(build(tmp_path), "first 'SoundBible/1.m4a': is not a sound file", cache, capsys)
 
 
 BAD_OPTIONS = {

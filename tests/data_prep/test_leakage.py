@@ -467,7 +467,7 @@ def test_an_entry_that_cannot_be_told_is_lost_not_trained_on(tmp_path, freesound
         [{"id": "bell", "caption": "A bell."}, {"id": "3", "caption": "Rain."}],
     )
     assert captions_of(freesound, "--sources", "FreeSound", "--allow-missing") == ["Rain."]
-    assert "'bell' is no id of FreeSound" in capsys.readouterr().out
+    assert "'bell' is not an id of FreeSound" in capsys.readouterr().out
 
 
 YOUTUBE_SPELLINGS = {

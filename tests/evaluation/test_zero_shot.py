@@ -29,7 +29,9 @@ def test_figures_by_hand():
     figures = accuracies(scores, [[0], [1], [1, 2], []])
     assert figures["top-1"] == pytest.approx(2 / 3) and figures["top-5"] == 1
     assert figures["top-1, class-balanced"] == pytest.approx(np.mean([1, 1 / 2, 1]))
-    assert figures["mAP over labels"] == pytest.approx(np.mean([1, 1, 1]))  # clip 3 is no candidate
+    assert figures["mAP over labels"] == pytest.approx(
+        np.mean([1, 1, 1])
+    )  # clip 3 is not a candidate
     assert accuracies(scores, [[1], [0], [0], []])["mAP over labels"] == pytest.approx(
         np.mean([(1 / 2 + 2 / 3) / 2, 1 / 3])
     )

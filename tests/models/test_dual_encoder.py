@@ -518,8 +518,8 @@ def test_neither_a_folder_nor_on_the_hub(no_hub, name: str, monkeypatch):
     message = error_of(DualEncoder.from_pretrained, name)
     assert pauses == []  # huggingface_hub alone pauses between its tries, 23 s a file
     assert message.startswith(
-        f"checkpoint {name} is no folder here and the Hugging Face hub did not give it (it is out"
-        " of reach"
+        f"checkpoint {name} is not a folder here and the Hugging Face hub did not give it (it is"
+        " out of reach"
     )
 
 

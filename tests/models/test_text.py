@@ -301,7 +301,7 @@ def test_without_the_hub_a_name_fails_at_once_and_says_how_to_get_it(
     assert pauses == []  # huggingface_hub alone pauses between its tries, 23 s a file
     for message in messages:
         assert message.startswith(
-            f"text encoder {name!r} is no folder here and the Hugging Face hub did not give it ("
+            f"text encoder {name!r} is not a folder here and the Hugging Face hub did not give it ("
         )
         short = name.split("/")[-1]
         assert message.endswith(
@@ -336,6 +336,6 @@ def test_known_shapes_stand_in_for_the_hub_where_asked(no_hub, caplog):
     assert sum(parameter.numel() for parameter in encoder.parameters()) == 355_359_744 - 1_049_600
     assert encoder.feature_dim == GOLDEN["text_model"]["dims"]["roberta-large"]
     assert set(KNOWN_ARCHITECTURES) == {"roberta-large"}
-    assert "is no folder here" in error_of(text_architecture, "roberta-large", 0.2)
+    assert "is not a folder here" in error_of(text_architecture, "roberta-large", 0.2)
     assert text_readout("roberta-large") == "first"
-    assert "is no folder here" in error_of(text_readout, "nobody/no-such-model")
+    assert "is not a folder here" in error_of(text_readout, "nobody/no-such-model")

@@ -442,7 +442,7 @@ def wrong_span(span: str) -> str | None:
     if SETTING.fullmatch(span) and not re.search(r"\.(md|parquet|csv)$", span):
         key, _, value = span.partition("=")
         if not any(f"{name}.".startswith(f"{key}.") for name in SETTINGS):
-            return f"{key} is no setting"
+            return f"{key} is not a setting"
         return wrong_value(span) if value else None
     if MODULE.fullmatch(span):
         return wrong_module(span)

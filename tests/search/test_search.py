@@ -274,7 +274,7 @@ def test_more_like_this(indexed, sounds, tmp_path):
         and best.score == pytest.approx(1.0, abs=1e-3)
         and others[0].score < 0.9999
     )
-    # A file of the index is no answer to itself, nor under another spelling of its path.
+    # A file of the index is not an answer to itself, nor under another spelling of its path.
     for own in (
         sounds / "below" / "low steady.wav",
         sounds / "below" / ".." / "below" / "low steady.wav",
@@ -454,10 +454,10 @@ def spoil(folder: Path) -> dict[str, str]:
     (folder / "damaged.flac").write_bytes(broken[: len(broken) // 2] + b"\0" * 2000)
     return {
         "nothing.wav": "0 bytes",
-        "text.mp3": "is no sound",
+        "text.mp3": "is not a sound file",
         "no samples.wav": "no samples",
         "nan.wav": "NaN",
-        "phone.m4a": "is no sound",
+        "phone.m4a": "is not a sound file",
         "outside.wav": "leads out",
         "linked": "link to a folder",
         "nowhere.wav": "leads nowhere",
@@ -514,7 +514,7 @@ def test_files_of_other_names_are_indexed_and_what_is_no_sound_is_counted(
     )
     printed = capsys.readouterr()
     assert (
-        "passed over: 1 files that are no sound: 1 .txt" in printed.out
+        "passed over: 1 files that are not sound files: 1 .txt" in printed.out
         and "the channels of 1 of these files cancel" in printed.out
     )
     index = AudioIndex.open(tmp_path / "index")
@@ -1184,7 +1184,8 @@ def test_the_commands_end_to_end(own, models, tmp_path, capsys):
     output = capsys.readouterr()
     assert "14 files" in output.out and "14 added" in output.out and output.out.count("\n") == 1
     assert (
-        output.err.startswith("left out: broken.wav: is no sound") and output.err.count("\n") == 1
+        output.err.startswith("left out: broken.wav: is not a sound file")
+        and output.err.count("\n") == 1
     )
 
     assert main(["query", QUERY, "--index", path, "-k", "3"]) == 0

@@ -487,7 +487,7 @@ def test_outputs_in_the_way(
             tiny / "cache",
         ),
     )
-    assert "is no earlier export" in error_of(
+    assert "is not an earlier export" in error_of(
         capsys, *onnx, "--output", tmp_path / "mine", "--overwrite"
     )
     (exported / "mine.txt").touch()

@@ -366,7 +366,7 @@ def test_refusals_are_one_line_each(stub: Hub, run: Path, tmp_path: Path):
     without, wrong, reader, blank, slashes = outcome.stdout.splitlines()
     assert "token" in without and "HF_TOKEN" in without
     assert "refused me/x (status 401)" in wrong and "refused me/x (status 403)" in reader
-    assert "'no such/name' is no name" in blank and "'a/b/c' is no name" in slashes
+    assert "'no such/name' is not a name" in blank and "'a/b/c' is not a name" in slashes
     assert stub.repos == before and READER == "hf_reader"
 
 
@@ -390,7 +390,7 @@ def test_a_model_that_does_not_load_or_is_not_finite_is_not_uploaded(
     tiny: Path, tmp_path: Path, monkeypatch
 ):
     monkeypatch.setattr(hub, "hub_answers", lambda: pytest.fail("nothing may be sent"))
-    with pytest.raises(UserError, match="does not exist, or is no folder"):
+    with pytest.raises(UserError, match="does not exist, or is not a folder"):
         sharing.push(tmp_path / "absent", "me/x")
     with pytest.raises(UserError, match="has no config.json"):
         sharing.push(tmp_path, "me/x")
@@ -406,5 +406,5 @@ def test_a_licence_that_the_hub_does_not_write_so(capsys):
         sharing.main(["card", "--checkpoint", "x", "--license", "CC BY 4.0"])
     assert (
         end.value.code == 2
-        and "is no identifier of the hub, such as cc-by-4.0" in capsys.readouterr().err
+        and "is not an identifier of the hub, such as cc-by-4.0" in capsys.readouterr().err
     )

@@ -35,7 +35,7 @@ def read_lightning(path: Path) -> tuple[dict[str, StoredTensor], dict[str, Any]]
     remedy = "expected a PyTorch Lightning .ckpt; copy or download it again"
     check_readable(path, "checkpoint")
     if not path.is_file():
-        raise UserError(f"checkpoint {path} is no file; {remedy}")
+        raise UserError(f"checkpoint {path} is not a file; {remedy}")
     try:
         content = read_content(path)
     except UserError as error:
@@ -53,7 +53,7 @@ def read_lightning(path: Path) -> tuple[dict[str, StoredTensor], dict[str, Any]]
     kept = {key: value for key, value in state.items() if not key.endswith("_extra_state")}
     if others := [key for key, value in kept.items() if not isinstance(value, StoredTensor)]:
         raise UserError(
-            f'checkpoint {path} has a "state_dict" in which {others[0]} is no tensor of numbers;'
+            f'checkpoint {path} has a "state_dict" in which {others[0]} is not a tensor of numbers;'
             f" {remedy}"
         )
     weights = {

@@ -81,7 +81,7 @@ SETTINGS = {
 }
 # Settings that change scores and have no counterpart here: supported value, meaning of others.
 REQUIRED: dict[str, tuple[Any, str]] = {
-    "normalize": (True, "its scores are no cosines"),
+    "normalize": (True, "its scores are not cosines"),
     "sentence_features.remove_punctuation": (True, "its captions keep their punctuation"),
 }
 RECIPE = {"window_seconds": 10.0, "clip_seconds": 30.0, "max_tokens": 32, "tau": 0.05}

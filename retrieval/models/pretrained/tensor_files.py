@@ -420,7 +420,7 @@ def _stored_tensor(
 
 
 def _numpy_number(dtype: Any, content: Any) -> Any:
-    """Return the number of a numpy scalar, whose dtype is a Built; a Built if it is no number."""
+    """Return the number of a numpy scalar, whose dtype is a Built; else a Built."""
     if isinstance(dtype, Built) and dtype.arguments and isinstance(content, bytes):
         kind = dtype.arguments[0]
         states = [state for state in dtype.states if isinstance(state, tuple)]

@@ -162,8 +162,8 @@ def listen(host: str, port: int) -> socket.socket:
         return socket.create_server(address[:2], family=family, backlog=128)
     except socket.gaierror as error:
         raise UserError(
-            f"--host {host} is no address of this machine ({error.strerror}): leave it out, or give"
-            " 0.0.0.0 for all addresses"
+            f"--host {host} is not an address of this machine ({error.strerror}): leave it out, or"
+            " give 0.0.0.0 for all addresses"
         ) from None
     except OSError as error:
         raise UserError(

@@ -31,7 +31,7 @@ def located(file: str, index: AudioIndex) -> Path:
         return index.path_of(file)
     except UserError:
         raise UserError(
-            f"{file!r} is no recording of this index, or no longer there: bring the index up to"
+            f"{file!r} is not a recording of this index, or no longer there: bring the index up to"
             " date and start the page again"
         ) from None
 

@@ -19,8 +19,8 @@ def check_folder(output: Path, overwrite: bool) -> None:
         return
     if not (output / ABOUT).is_file():
         raise UserError(
-            f"--output {output} exists and is no earlier export (it has no {ABOUT}): give another"
-            " folder"
+            f"--output {output} exists and is not an earlier export (it has no {ABOUT}): give"
+            " another folder"
         )
     own = ("audio.onnx", "text.onnx", "score.onnx", "tokenizer", "README.md", ABOUT)
     if foreign := [path.name for path in output.iterdir() if not path.name.startswith(own)]:

@@ -401,7 +401,7 @@ def test_a_setting_that_it_does_not_have_and_no_checkpoint(folders, tiny):
     with pytest.raises(UserError, match="audio_encoder.checkpoint must name a hub model or folder"):
         build_model(load_config(tiny / "tiny.yaml", settings))
     settings += [f"audio_encoder.checkpoint={folders['ast']}", "audio_encoder.depth=3"]
-    with pytest.raises(UserError, match="audio_encoder.depth is no setting of huggingface"):
+    with pytest.raises(UserError, match="audio_encoder.depth is not a setting of huggingface"):
         build_model(load_config(tiny / "tiny.yaml", settings))
 
 

@@ -412,7 +412,7 @@ def test_the_text_is_read_as_the_hyper_parameters_say(
 @pytest.mark.parametrize(
     ("settings", "found"),
     [
-        ({"normalize": False}, "normalize: False, so its scores are no cosines"),
+        ({"normalize": False}, "normalize: False, so its scores are not cosines"),
         ({"sentence_features": {"remove_punctuation": False}}, "keep their"),
         ({"audio_features": {"aggregate": "first"}}, "audio_features.aggregate: 'first'"),
     ],
@@ -544,9 +544,9 @@ def whole(tmp_path_factory, tokenizer: Path) -> Path:
 def test_files_that_are_no_checkpoint(tmp_path: Path, tokenizer: Path, whole: Path):
     path = tmp_path / "bad.ckpt"
     assert error_of(path).startswith(
-        f"checkpoint {path} is no file; expected a PyTorch Lightning .ckpt"
+        f"checkpoint {path} is not a file; expected a PyTorch Lightning .ckpt"
     )
-    assert "is no file" in error_of(tmp_path)
+    assert "is not a file" in error_of(tmp_path)
     for content in (
         b"",
         b"not a checkpoint\n",
@@ -566,7 +566,7 @@ def test_files_that_are_no_checkpoint(tmp_path: Path, tokenizer: Path, whole: Pa
             path, tokenizer
         )
     torch.save({"state_dict": {"tau": 0.05}}, path)
-    assert 'has a "state_dict" in which tau is no tensor' in error_of(path, tokenizer)
+    assert 'has a "state_dict" in which tau is not a tensor' in error_of(path, tokenizer)
     for state in ({}, {3: torch.zeros(2)}):
         torch.save({"state_dict": state}, path)
         assert (
@@ -671,7 +671,7 @@ def test_tokenizers_that_are_missing_or_of_another_encoder(
     found = error_of(whole)
     assert (
         "the file holds no tokenizer, and that of roberta-large does not load: text encoder"
-        " 'roberta-large' is no folder here" in found
+        " 'roberta-large' is not a folder here" in found
     )
     assert found.endswith(
         "(hf download roberta-large --local-dir weights/roberta-large) and give it: --text-encoder"

@@ -356,7 +356,8 @@ def test_a_recording_of_ones_own(page, indexed, sounds, tmp_path):
 
 @needs_chromium
 @pytest.mark.parametrize(
-    ("content", "reason"), [(b"", "is empty"), (b"RIFF no sound at all" * 50, "is no sound")]
+    ("content", "reason"),
+    [(b"", "is empty"), (b"RIFF no sound at all" * 50, "is not a sound file")],
 )
 def test_a_broken_upload_gets_one_line(page, tmp_path, content, reason):
     clip = tmp_path / "broken.wav"
@@ -455,7 +456,7 @@ def test_a_recording_that_broke_since_is_said_on_its_card(browser, models, tmp_p
         page.locator(".hit .timeline").click()
         page.locator(".hit [role=alert]").get_by_text("cannot be played").wait_for()
         page.locator(".hit .like").click()
-        assert status(page, "is no sound").startswith("low.wav")
+        assert status(page, "is not a sound file").startswith("low.wav")
 
 
 # --- without one ---
