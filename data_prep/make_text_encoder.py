@@ -28,8 +28,7 @@ from data_prep.corpora.csv_files import caption_columns, read_csv
 from retrieval.base.captions import normalise_caption
 from retrieval.base.command import run_main
 from retrieval.base.errors import OneLineParser, UserError
-from retrieval.base.files import read_json
-from retrieval.base.folders import whole_folder
+from retrieval.base.folders import MADE_FROM, read_made_from, whole_folder
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a few thousand captions need no threads
 
@@ -39,7 +38,7 @@ FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
-    "made_from.json",
+    MADE_FROM,
 )
 MIN_VOCAB_SIZE = 256 + len(SPECIAL_TOKENS)  # every byte must have a token
 
@@ -89,14 +88,15 @@ def make_text_encoder(captions_csv: Path, output: Path, sizes: dict[str, int]) -
     captions = [normalise_caption(caption) for caption in read_captions(captions_csv)]
     digest = hashlib.sha256("\n".join(captions).encode()).hexdigest()
     made_from = {"captions_sha256": digest, **sizes}
-    if _reusable(output, made_from):
+    found = read_made_from(output, ["captions_sha256"])
+    if found == made_from and all((output / name).is_file() for name in FILES):
         print(f"{output} was made from these captions and sizes: reused")
         return
     # replaces an empty folder, or one made by this script
     with whole_folder(output, "the text encoder") as folder:
         vocab_size = _write(folder, captions, sizes)
         text = json.dumps(made_from, indent=1) + "\n"
-        (folder / "made_from.json").write_text(text, encoding="utf-8")
+        (folder / MADE_FROM).write_text(text, encoding="utf-8")
     print(
         f"{output}: RoBERTa of {sizes['num_layers']} layers of {sizes['hidden_size']}, without"
         f" weights; {vocab_size} tokens from {len(captions)} captions"
@@ -117,27 +117,6 @@ def read_captions(path: Path) -> list[str]:
             " caption_2, ..."
         )
     return captions
-
-
-def _reusable(output: Path, made_from: dict[str, object]) -> bool:
-    """Return True if the wanted text encoder is there. Raises UserError if something else is."""
-    if not output.exists():
-        return False
-    if not output.is_dir():
-        raise UserError(f"{output} is not a folder; give another --output")
-    try:
-        found = read_json(output / "made_from.json")
-        ours = "captions_sha256" in found
-    except (OSError, ValueError, TypeError):
-        ours = False
-    if not ours:
-        if any(output.iterdir()):
-            raise UserError(
-                f"{output} is not empty and was not made by this script (no made_from.json of it);"
-                " give another --output"
-            )
-        return False
-    return found == made_from and all((output / name).is_file() for name in FILES)
 
 
 def _write(folder: Path, captions: list[str], sizes: dict[str, int]) -> int:

@@ -2,13 +2,16 @@
 
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from retrieval.base.access import follow_umask
 from retrieval.base.errors import UserError
-from retrieval.base.files import disk_errors
+from retrieval.base.files import disk_errors, read_json
+
+MADE_FROM = "made_from.json"  # in an output: its settings and sources
 
 
 def check_has_name(output: Path) -> None:
@@ -21,6 +24,35 @@ def check_has_name(output: Path) -> None:
             f"--output {output}: give the folder by its own name; it is written beside that name"
             " and renamed when it is complete"
         )
+
+
+def read_made_from(output: Path, keys: Sequence[str]) -> dict[str, Any] | None:
+    """Read the settings and sources of an output that a command may use again or replace.
+
+    Args:
+        output: Its folder.
+        keys: Entries of made_from.json that this command writes.
+
+    Returns:
+        The content of made_from.json; None if `output` is absent or empty.
+
+    Raises:
+        UserError: `output` is not a folder, or holds something else.
+    """
+    if not output.exists():
+        return None
+    if not output.is_dir():
+        raise UserError(f"{output} is not a folder; give another --output")
+    with suppress(OSError, ValueError):
+        found = read_json(output / MADE_FROM)
+        if isinstance(found, dict) and set(keys) <= found.keys():
+            return found
+    if any(output.iterdir()):
+        raise UserError(
+            f"{output} is not empty and was not made by this command (no {MADE_FROM} of it); give"
+            " another --output"
+        )
+    return None
 
 
 def _partial(target: Path) -> Path:

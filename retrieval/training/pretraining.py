@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from retrieval.base.errors import OneLineParser, UserError, one_line
-from retrieval.base.files import disk_remedy, read_json, sha256_of
-from retrieval.base.folders import whole_folder
+from retrieval.base.files import disk_remedy, sha256_of
+from retrieval.base.folders import MADE_FROM, read_made_from, whole_folder
 from retrieval.base.launch import check_environment
 from retrieval.base.progress import bar, set_quiet, silence_transformers
 from retrieval.data import ClipSplit, open_cache
@@ -118,7 +118,11 @@ def pretrain(
         "steps": steps,
         "seed": seed,
     }
-    if _reusable(output, settings):
+    found = read_made_from(output, ["settings", "files"])
+    if (found and found["settings"] == settings) and all(
+        (output / name).is_file() and sha256_of(output / name) == digest
+        for name, digest in dict(found["files"]).items()
+    ):
         print(f"{output} was made from this cache and these settings: reused")
         return
     # replaces an empty folder, or one made by this command
@@ -148,7 +152,7 @@ def pretrain(
             if path.is_file()
         }
         text_of_json = json.dumps({"settings": settings, "files": made}, indent=1) + "\n"
-        (folder / "made_from.json").write_text(text_of_json, encoding="utf-8")
+        (folder / MADE_FROM).write_text(text_of_json, encoding="utf-8")
     print(
         f"{output}: audio_encoder.ckpt and text_encoder/, from {len(clips)} clips and"
         f" {sum(map(len, clips.captions))} captions"
@@ -249,28 +253,3 @@ def token_shares(encoder: TextEncoder, captions: list[str]) -> Tensor:
         held[row, tokens["input_ids"]] = 1.0
     shares = held * torch.log(len(captions) / held.sum(dim=0).clamp_min(1.0))
     return shares / shares.sum(dim=1, keepdim=True).clamp_min(1e-12)
-
-
-def _reusable(output: Path, settings: dict) -> bool:
-    """Return True if `output` holds the weights of `settings`, undamaged.
-
-    Raises:
-        UserError: `output` holds anything else.
-    """
-    if not output.exists():
-        return False
-    if not output.is_dir():
-        raise UserError(f"{output} is not a folder; give another --output")
-    try:
-        found = read_json(output / "made_from.json")
-        same, files = found["settings"] == settings, found["files"].items()
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        if any(output.iterdir()):
-            raise UserError(
-                f"{output} is not empty and was not made by this command (no made_from.json of it);"
-                " give another --output"
-            ) from None
-        return False
-    return same and all(
-        (output / name).is_file() and sha256_of(output / name) == digest for name, digest in files
-    )

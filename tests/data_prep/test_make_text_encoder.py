@@ -208,6 +208,6 @@ def test_a_failed_replacement_keeps_the_old_folder(
 def test_the_folder_of_pretrained_weights_is_left_alone(table, tmp_path, capsys):
     (tmp_path / "made_from.json").write_text('{"settings": {}, "files": {}}')
     assert make(table, tmp_path) == 2
-    assert "was not made by this script" in error_line(capsys) and os.listdir(tmp_path) == [
+    assert "was not made by this command" in error_line(capsys) and os.listdir(tmp_path) == [
         "made_from.json"
     ]
