@@ -190,7 +190,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--min-seconds", type=float, default=0.0, help="only files of this length or longer")
     longest = "only files of this length or shorter"
     add("--max-seconds", type=float, default=float("inf"), help=longest)
-    fast = "text encoder in 8 bit, on a CPU; made at the first use"
+    fast = "use a text encoder in 8 bit, on a CPU; it is made at the first use"
     add("--fast-text", action="store_true", help=fast)
     add("--json", action="store_true", help="print JSON")
     add("--csv", type=path_argument, metavar="FILE", help="write the answers to a file too")

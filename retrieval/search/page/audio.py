@@ -21,7 +21,7 @@ from retrieval.base.sound import CANCELLED, UnreadableSound
 
 MAX_COLUMNS, NUM_MELS, DYNAMIC_RANGE = 600, 64, 70.0  # of pictures; dB
 RIFF_LIMIT = 2**32 - 1
-FRAMES_AT_ONCE = 2**18  # of an excerpt, before its channels become one
+FRAMES_AT_ONCE = 2**18  # read at once: an excerpt may have many channels
 
 
 class WaveFile:
@@ -29,7 +29,7 @@ class WaveFile:
 
     Args:
         path: The recording.
-        seconds: Its length in the index, used if the header leaves it open.
+        seconds: Its length in the index, used if the header does not tell it.
 
     Raises:
         UserError: The recording cannot be read.
@@ -122,7 +122,7 @@ def draw_spectrogram(samples: np.ndarray, rate: int) -> bytes:
     Time goes to the right; low tones are at the bottom.
     """
     waveform = torch.from_numpy(samples)
-    window = 2 ** round(np.log2(0.046 * rate))  # some 46 ms
+    window = 2 ** round(np.log2(0.046 * rate))  # about 46 ms
     # MelSpectrogram mirrors half a window at the edges, so shorter sounds get silence at their end.
     waveform = torch.nn.functional.pad(waveform, (0, max(0, window - len(waveform))))
     hop = max(window // 4, -(-len(waveform) // MAX_COLUMNS))

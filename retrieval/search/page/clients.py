@@ -1,4 +1,4 @@
-"""Clients of the page, with their sessions and uploads, and the limits of both.
+"""Track the clients of the page, their sessions and uploads, within limits.
 
 A cookie identifies a browser. A program without cookies is identified by its address and cannot
 upload.
@@ -20,13 +20,13 @@ from retrieval.base.errors import UserError
 
 MIB = 2**20
 MAX_UPLOAD_MIB = 200
-MAX_UPLOADS = 8  # of a client; its oldest makes room for the next
+MAX_UPLOADS = 8  # per client; a further one replaces the oldest
 MAX_CLIENT_BYTES = 400 * MIB
 MAX_TOTAL_BYTES = 2048 * MIB  # of all clients together
-MAX_SESSIONS = 32  # of a client: open tabs
+MAX_SESSIONS = 32  # per client: open tabs
 MAX_CLIENTS = 1000
-SECONDS_AWAY = 60.0  # without an open page and a request, the client has left
-SECONDS_UNUSED = 3600.0  # after its last use an upload is removed, even if the page stays open
+SECONDS_AWAY = 60.0  # a client without an open page or a request for so long has left
+SECONDS_UNUSED = 3600.0  # an upload unused for so long is removed, even if the page is open
 
 
 class Refused(Exception):
@@ -66,6 +66,8 @@ class Session:
 
 @dataclass
 class Client:
+    """A browser, known by the name in its cookie, or a program, known by its address."""
+
     key: str
     last_seen: float
     open_pages: int = 0
@@ -77,7 +79,7 @@ class Clients:
     """All clients of a page.
 
     Args:
-        folder: Holds the uploads, in a folder of its own for each.
+        folder: Holds the uploads, each in its own subfolder.
         forget_session: Called with the session_hash of a closed page.
     """
 
@@ -92,14 +94,14 @@ class Clients:
     def new_cookie(self, before: str = "") -> str:
         """Return a signed cookie for a new client.
 
-        It is always the same in place of a cookie `before` of an ended server: a page that outlives
-        its server sends several requests at once, and all of them must belong to one client.
+        A cookie `before` of an ended server is always replaced by the same new cookie: a page that
+        outlives its server sends several requests at once, and all must belong to one client.
         """
         name = self._signature(f"after {before}")[:32] if before else secrets.token_urlsafe(16)
         return f"{name}.{self._signature(name)}"
 
     def name_in(self, cookie: str) -> str | None:
-        """Return the client's name if this process signed the cookie."""
+        """Return the client's name; None if this process did not sign the cookie."""
         name, _, signature = cookie.partition(".")
         is_own = hmac.compare_digest(signature.encode(), self._signature(name).encode())
         return name if is_own else None

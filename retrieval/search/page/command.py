@@ -42,12 +42,12 @@ def main(argv: list[str] | None = None) -> int:
     add("--host", default="127.0.0.1", help=host)
     add("--port", type=int, default=7860, help="default: 7860; 0: any free port")
     add("--checkpoint", type=Path, help="model folder; default: the one that the index names")
-    fast = "text encoder in 8 bit, on a CPU; made at the first use"
+    fast = "use a text encoder in 8 bit, on a CPU; it is made at the first use"
     add("--fast-text", action="store_true", help=fast)
     password = (
         f"password of the page; without WORD the command asks for it. {PASSWORD_VARIABLE} sets it"
-        " too; other users of this machine can read WORD, but not the variable. Default for another"
-        " --host: a new token"
+        " too; other users of this machine can read WORD, but not the variable. Default for a"
+        " --host that other machines reach: a new token"
     )
     add("--password", nargs="?", const="", metavar="WORD", help=password)
     everyone = "open the page to everyone who reaches the port"
@@ -101,10 +101,13 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def chosen_password(given: str | None) -> str | None:
-    """Return the user's own password from option, terminal or environment; None without one.
+    """Return the password that the user chose, by option, at the terminal or in the environment.
 
     Args:
         given: Value of --password; empty: ask at the terminal.
+
+    Returns:
+        The password; None if none was chosen.
 
     Raises:
         UserError: The password is too short, or there is no terminal to ask at.
@@ -131,7 +134,7 @@ def network_address(family: socket.AddressFamily) -> str:
     outside = "2001:db8::1" if family == socket.AF_INET6 else "192.0.2.1"
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         try:
-            probe.connect((outside, 9))  # chooses the way; nothing is sent
+            probe.connect((outside, 9))  # chooses the route; sends nothing
             return probe.getsockname()[0]
         except OSError:  # no network
             return socket.gethostname()

@@ -1,7 +1,7 @@
 """Access control in front of the page: refuses every request that is not on its lists.
 
-It checks host name, route, origin, client (and password) and event, in this order, before Gradio or
-the disk are used. See docs/search.md.
+It checks host name, route, origin, client (and password) and event, in this order, before a request
+reaches Gradio or the disk. See docs/search.md.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ LOGIN_BYTES = 2**12
 MAX_WAITING_OF_CLIENT = 8  # events of one client in Gradio's queue
 SECONDS_BETWEEN_SWEEPS = 5.0
 UPLOAD, FILES = "/gradio_api/upload", "/gradio_api/file="
-# requested by a page that lost the connection, until it can load again
+# a page that lost the connection requests it until it can load again
 APP_ID = "/gradio_api/app_id"
 JOIN, ANSWERS = "/gradio_api/queue/join", "/gradio_api/queue/data"
 
@@ -107,7 +107,7 @@ class Gate:
         clients: Owners of uploads and sessions.
         names: Host names to answer to, in addition to IP addresses (which DNS rebinding cannot
             use); None: all names.
-        password: Needed for every route, if any.
+        password: Required on every route; None: no password.
         num_waiting: Function from a session_hash to its number of events in the queue.
     """
 
@@ -161,8 +161,8 @@ class Gate:
 
         try:
             asked = read_head(scope)
-            # Pages of a foreign name that resolves to this machine could read the answers (DNS
-            # rebinding).
+            # DNS rebinding: a page under a foreign name that resolves to this machine could read
+            # the answers.
             name = host_name(asked.headers.get("host", ""))
             if name is None:
                 raise Refused(400, "the Host header is not valid")
@@ -171,7 +171,7 @@ class Gate:
             check_route(asked)
             check_origin(asked)
             await self._admit(asked, receive, send_safely, cookies)
-        except asyncio.CancelledError:  # the server ends, and this page is still open
+        except asyncio.CancelledError:  # the server ends while this page is open
             if is_stream is None:
                 await JSONResponse({"detail": "the page has ended"}, 503)(scope, receive, send)
             elif is_stream:
@@ -212,7 +212,7 @@ class Gate:
             scope |= for_gradio(asked, urlencode({"session_hash": session_hash}))
             async with self.clients.session(client, session_hash).answers:
                 if not self.num_waiting(session_hash):
-                    raise Refused(404, "no question of this session waits for its answer")
+                    raise Refused(404, "this session has no query that waits for an answer")
                 await self._in_session(client, session_hash, scope, receive, send)
         elif asked.path in GRADIO_ROUTES or asked.path.startswith(("/assets/", "/static/")):
             await self.app(scope | for_gradio(asked), receive, send)
@@ -308,9 +308,9 @@ def check_route(asked: Asked) -> None:
 
 
 def check_origin(asked: Asked) -> None:
-    """Refuse requests of pages of another origin, also of other ports of this machine.
+    """Refuse requests from pages of other origins, which include other ports of this machine.
 
-    Links that open the page pass.
+    Links to the page are allowed.
     """
     origin, site = asked.headers.get("origin"), asked.headers.get("sec-fetch-site")
     own = f"{asked.scope['scheme']}://{asked.headers['host']}".lower()
@@ -366,7 +366,7 @@ def cookie_text(name: str, value: str, scheme: str) -> str:
 
 
 def for_gradio(asked: Asked, query: str = "") -> Scope:
-    """Return headers and query string for Gradio, without the ones that change its answer."""
+    """Return `query` and the headers that Gradio may see: others could change its answer."""
     headers = [pair for pair in asked.scope["headers"] if pair[0].lower() in GRADIO_HEADERS]
     return {"headers": headers, "query_string": query.encode()}
 
@@ -377,7 +377,7 @@ def for_gradio(asked: Asked, query: str = "") -> Scope:
 async def read_body(asked: Asked, receive: Receive, limit: int) -> bytes:
     """Read a body of at most `limit` bytes.
 
-    Raises Refused for more; before reading if Content-Length says so.
+    Raises Refused for a longer one, before reading it if Content-Length tells.
     """
     check_length(asked, limit)
     body = bytearray()

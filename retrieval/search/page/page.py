@@ -46,7 +46,7 @@ THEME = gr.themes.Base(
     font=FONT,
     font_mono=["ui-monospace", "monospace"],
 ).set(
-    # a contrast of at least 4.5
+    # contrast of at least 4.5, as WCAG AA asks
     body_text_color_subdued="*neutral_600",
     input_placeholder_color="*neutral_500",
     button_primary_background_fill="*primary_700",
@@ -275,6 +275,6 @@ def without_folders(text: str, *known: Path) -> str:
         known: Folders to remove even if their names contain spaces.
     """
     for folder in known:
-        # also that of an upload
+        # also the folder of an upload
         text = re.sub(re.escape(f"{folder.resolve()}/") + "([0-9a-f]{32}/)?", "", text)
     return re.sub(r"(?<![\w/.])/(?:[^/\s'\"]+/)+", "", text)

@@ -37,7 +37,7 @@ def located(file: str, index: AudioIndex) -> Path:
 
 
 def card(rank: int, hit: Hit, index: AudioIndex) -> str:
-    """Return a hit with its player and picture, or with the reason why there is none."""
+    """Return a hit with its player and picture, or with the reason why there are none."""
     folder, _, name = hit.file.rpartition("/")
     folder = f'<span class="folder">{escape(folder)}/</span>' if folder else ""
     heading = (

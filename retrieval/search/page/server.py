@@ -34,8 +34,8 @@ from retrieval.search.page.password import Password
 from retrieval.search.page.results import located
 from retrieval.search.page.turns import Turns
 
-# Of a recording, in one answer. The browser requests more while it plays: an unfinished long answer
-# would block one of its six connections.
+# Largest part of a recording in one answer. The browser requests more while it plays: an unfinished
+# long answer would block one of its six connections.
 BYTES_AT_ONCE = 2**19
 RANGES = {"Accept-Ranges": "bytes", "Cache-Control": "no-cache"}
 FORM_BYTES = 2**20  # of an upload's form, in addition to the file
@@ -56,7 +56,7 @@ def make_server(
         index: The index to search.
         uploads: Folder for the files that clients upload.
         names: Host names to answer to, see Gate.
-        password: Needed to open the page, if any.
+        password: Required to open the page; None: no password.
     """
     clients = Clients(uploads, lambda session_hash: forget(page, session_hash))
     page = make_page(index, clients)
@@ -204,7 +204,7 @@ def add_routes(app: FastAPI, index: AudioIndex, clients: Clients) -> None:
 
     @app.get("/gradio_api/file={reference:path}")
     def own_upload(request: Request, reference: str) -> Response:
-        """Return the client's own upload: the link next to its name."""
+        """Serve the link next to the name of an upload, to its client only."""
         own = clients.upload(clients.client(request.state.client_key), reference)
         return FileResponse(own.path, media_type="application/octet-stream", filename=own.name)
 
@@ -255,13 +255,13 @@ async def answer_range(
     Args:
         wave: The recording.
         header: The `Range` header, or "".
-        decode: Runs a function and its arguments in another thread, when it is the client's turn.
+        decode: Runs a function with its arguments in another thread, at the client's turn.
         has_gone: Tells whether the client has disconnected.
     """
     if not header.strip().lower().startswith("bytes="):
 
         async def piece(first: int, stop: int) -> bytes:
-            """Wait while the decoders are busy: the status was sent, it is too late to refuse."""
+            """Decode a part. Wait for busy decoders: after the status it is too late to refuse."""
             while not await has_gone():
                 try:
                     return await decode(wave.read, first, stop)
