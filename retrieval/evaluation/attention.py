@@ -7,7 +7,7 @@ import torchaudio
 from retrieval.models.dual_encoder import DualEncoder, eval_mode
 
 SHORTEST_DRAWN = 40  # ms
-MAX_POINTS = 240  # of a curve: more than its pixels on a phone
+MAX_POINTS = 240  # of a curve; on a phone it has fewer pixels
 
 
 @torch.no_grad()
@@ -30,7 +30,7 @@ def listen(
     device = next(model.parameters()).device
     waveform = waveform[None, : round(model.clip_seconds * model.sample_rate)].to(device)  # (1, S)
     encoder = model.audio_encoder
-    # a spectrogram needs a window's length
+    # a spectrogram needs one whole window
     missing = max(0, SHORTEST_DRAWN * model.sample_rate // 1000 - waveform.shape[1])
     padded = torch.nn.functional.pad(waveform, (0, missing))
     with eval_mode(model):
@@ -44,7 +44,7 @@ def listen(
 
 
 def attention_curve(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Thin out the attention to the frames of a clip for a drawing.
+    """Reduce the attention to the frames of a clip to few points, for a drawing.
 
     Args:
         weights: (T,), not negative; they sum to 1.

@@ -75,8 +75,8 @@ def paired_bootstrap(
         second: (Q, M).
         clips: Q clips, equal for queries that are drawn together.
         num_resamples: R.
-        confidence: Of the interval.
-        seed: Of the draws.
+        confidence: Coverage of the interval.
+        seed: Seed of the draws.
 
     Returns:
         M differences, second - first.
@@ -94,8 +94,8 @@ def paired_bootstrap(
     num_clips = int(clip_of_query.max()) + 1
     if num_clips < 2:
         raise UserError(
-            "the bootstrap draws among clips, and all queries belong to one: give results of two"
-            " clips at least, better of 20 or more"
+            "all queries belong to one clip, and the bootstrap draws clips: give results of at"
+            f" least two, better {FEW_CLIPS} or more"
         )
     # (C, M + 1), the last column counts queries
     sums = np.zeros((num_clips, differences.shape[1] + 1))
@@ -111,7 +111,7 @@ def paired_bootstrap(
         counts = np.bincount(offsets.ravel(), minlength=drawn.size).reshape(drawn.shape)
         totals = counts.astype(np.float64) @ sums  # (r, M + 1)
         means[start : start + len(drawn)] = totals[:, :-1] / totals[:, -1:]
-    means[np.abs(means) < 1e-12] = 0  # sums that cancel but for rounding
+    means[np.abs(means) < 1e-12] = 0  # rounding errors of sums that cancel
     tail = 100 * (1 - confidence) / 2
     low, high = np.percentile(means, [tail, 100 - tail], axis=0)
     one_side = np.minimum((means <= 0).sum(axis=0), (means >= 0).sum(axis=0))

@@ -24,7 +24,7 @@ def parse_arguments(argv: list[str] | None, description: str) -> argparse.Namesp
     """Parse the options and check their paths.
 
     Returns:
-        `output` is the folder of the results, also if it was not given; then `is_default_output`.
+        The options. `output` is filled in if it was not given; `is_default_output` then is True.
 
     Raises:
         UserError: Options contradict each other, or a file cannot be read or written.
@@ -137,7 +137,7 @@ def check_checkpoints(checkpoints: Sequence[Path]) -> None:
                 " --local-dir DIR"
             )
     if len({checkpoint.resolve() for checkpoint in checkpoints}) < len(checkpoints):
-        raise UserError("--checkpoint: one is given twice; a mean is taken over different models")
+        raise UserError("--checkpoint names one model twice: a mean needs different models")
 
 
 def _check_report(arguments: argparse.Namespace) -> None:
@@ -145,8 +145,8 @@ def _check_report(arguments: argparse.Namespace) -> None:
     report, against, num_queries = arguments.report, arguments.against, arguments.report_queries
     if report == Path():
         raise UserError(
-            "--report: give a folder by its name; the current one is too easily meant by an empty"
-            " variable"
+            "--report: give the folder by its name: an empty shell variable would mean the current"
+            " folder"
         )
     if report is None:
         if against is not None or num_queries is not None:
@@ -154,8 +154,8 @@ def _check_report(arguments: argparse.Namespace) -> None:
         return
     if arguments.queries:
         raise UserError(
-            "--report looks at ranks, and the right clips of --queries are not known: leave one of"
-            " them out"
+            "--report needs the right clips, which are not known for --queries: leave out one of"
+            " the two"
         )
     if num_queries is None:
         arguments.report_queries = REPORT_QUERIES
@@ -182,7 +182,7 @@ def _check_outputs(arguments: argparse.Namespace) -> None:
     if arguments.is_default_output:
         checkpoint = arguments.checkpoint[0]
         if len(arguments.checkpoint) > 1:
-            raise UserError("several checkpoints have no folder in common: add --output DIR")
+            raise UserError("the result of several checkpoints has no folder: add --output DIR")
         if checkpoint.is_file():
             raise UserError(
                 f"checkpoint {checkpoint} is a file and has no folder for its result: add"

@@ -1,4 +1,4 @@
-"""Results of evaluate.py, metrics.json and ranks.csv: written and read. Loads no torch."""
+"""Write and read the results of evaluate.py: metrics.json, ranks.csv. Loads no torch."""
 
 import csv
 import json
@@ -76,8 +76,8 @@ def write_ranks(path: Path, result: "EvaluationResult") -> None:
     """Write a CSV with a row for each query.
 
     Its columns are query, clip, rank, score, top_1 to top_10, and the ranks of all right clips.
-    clip, rank and score are those of the right clip that stands highest; with several right clips
-    another model may have another one there. As in the metrics, tied clips stand before it.
+    clip, rank and score describe the best-ranked right clip; of several right clips another model
+    may rank another one best. As in the metrics, tied clips rank before it.
     """
     with atomic_writer(path) as file:
         writer = csv.writer(file)

@@ -48,10 +48,10 @@ class EvaluationResult:
     split: str
     scores: torch.Tensor  # float32 (N, B), CPU; may be a memory map
     captions: list[str]  # N
-    clips: list[int]  # N, the column of each caption's own clip, or else of one that is right
+    clips: list[int]  # N, the column of each caption's clip; for other queries, of one right clip
     clip_ids: list[str]  # B
     file_names: list[str]  # B
-    # N, the columns that are right; None: those with the clip id of the caption's own clip
+    # N, the columns of right clips; None: all with the clip id of the caption's clip
     relevant: list[list[int]] = None
     map_at: Sequence[int] = (10,)
     # direction -> ranks of each query's relevant candidates
@@ -92,7 +92,7 @@ def evaluate_split(model: torch.nn.Module, split: ClipSplit, **settings: Any) ->
     Args:
         model: A DualEncoder, not wrapped.
         split: Clips with captions.
-        **settings: Those of `similarity_matrix`.
+        **settings: Keyword arguments of `similarity_matrix`.
 
     Raises:
         UserError: The split has no captions, or a score is NaN.

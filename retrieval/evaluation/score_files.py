@@ -1,11 +1,11 @@
-"""Score files: the scores of a teacher for distillation, or for comparison and averaging.
+"""Score files: score matrices on disk, for distillation, comparison and averaging.
 
     FOLDER/scores.npy    float32 (N, B): rows are the captions of a split clip by clip
                          (score_matrix.captions_of), columns its clips
     FOLDER/scores.json   origin of the scores, fingerprint of clips and captions, shape, git commit
 
-The array lies column by column on disk (Fortran order), in the order in which it is made, so each
-part is written once. scores.json is written last: a folder without it is incomplete.
+The array is stored column by column (Fortran order), as it is computed, so each part is written
+once. scores.json is written last: a folder without it is incomplete.
 """
 
 import hashlib

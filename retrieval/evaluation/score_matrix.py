@@ -23,7 +23,7 @@ from retrieval.models.build import bound_memory
 from retrieval.models.dual_encoder import Autocast, DualEncoder, check_not_nan, eval_mode
 from retrieval.models.pretrained import load_pretrained
 
-CLIPS_AT_ONCE = 256  # columns of a mean
+CLIPS_AT_ONCE = 256  # columns of a mean that are computed at once
 Columns = tuple[torch.Tensor, torch.Tensor]  # clips int64 (b,), scores float32 (N, b), on the CPU
 
 
@@ -39,7 +39,7 @@ def similarity_matrix(
 ) -> torch.Tensor:
     """Score all captions against all clips of a split.
 
-    Of a clip longer than model.clip_seconds the first clip_seconds are scored.
+    Only the first model.clip_seconds of a longer clip are scored.
 
     Args:
         model: A DualEncoder, not wrapped. Its training mode is restored afterwards.
@@ -91,7 +91,7 @@ def score_columns(
 ) -> Iterator[Columns]:
     """Yield the columns of `similarity_matrix` as they are made, on every process.
 
-    The columns of one batch of every process are held, and nothing larger.
+    Nothing larger than the columns of one batch of every process is held in memory.
     """
     device = next(model.parameters()).device
     shares = [
@@ -122,7 +122,7 @@ def score_columns(
                 stored = stored.to(device, non_blocking=True)
                 with autocast():
                     frames, mask = encode(stored, lengths)  # (b, T, D), (b, T)
-                # All texts in one call: a pooling prepares the frames once a call.
+                # All texts in one call: a pooling prepares the frames once per call.
                 block = model.score(texts, frames.float(), mask)  # (N, b)
             scores = gather_columns(block).cpu()
             check_not_nan(scores, f" on split {split.name!r}")
@@ -163,8 +163,8 @@ def check_sample_rate(cache: Cache, checkpoint: Path, rate: int) -> None:
 class Scorer:
     """Score the clips of a cache by one checkpoint, or by the mean of several.
 
-    Every checkpoint is loaded once to see that it fits, before anything is scored. One model is in
-    memory at a time.
+    All checkpoints are loaded once before anything is scored, to check that they fit the cache. One
+    model is in memory at a time.
 
     Args:
         checkpoints: Model folders or .ckpt files of salsa.
@@ -239,7 +239,7 @@ class Scorer:
     ) -> Iterator[Columns]:
         is_loaded = checkpoint == self.checkpoints[0] and self._first is not None
         model = self._first if is_loaded else load_pretrained(checkpoint, self.text_encoder)
-        self._first = None  # so that it leaves the memory before the next one is loaded
+        self._first = None  # frees it before the next one is loaded
         bound_memory(model, self.config)
         model.to(self.accelerator.device)
         yield from score_columns(model, captions, split, **self.settings)

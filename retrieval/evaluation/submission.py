@@ -2,9 +2,9 @@
 
 dcase2024  (2022 to 2024) CSV `caption,file_name_1,...,file_name_10`: the ten best clips of each
            query, best first.
-dcase2025  CSV of the whole matrix, a row per query: the first column is called `index` and holds
-           the query, the others are called by the clips' file names and hold their scores. Larger
-           is better; only the order counts. d25_t6/predict.py of that year's baseline
+dcase2025  CSV of the whole matrix, a row per query: the column `index` holds the query, and one
+           column per clip, named by the clip's file name, holds its scores. Larger is better; only
+           the order counts. d25_t6/predict.py of that year's baseline
            (CPJKU/dcase2025_task6_baseline, of which we read copies) writes the same, but it
            writes a repeated query once. No file has been handed in.
 """
@@ -53,7 +53,7 @@ def check_file_names(file_names: Sequence[str]) -> None:
         twice = next(name for name, number in Counter(file_names).items() if number > 1)
         raise UserError(
             f"--submission: two clips are called {twice!r}, and a submission tells clips apart by"
-            " their names; rename one, build again"
+            " their names; rename one and build the cache again"
         )
 
 

@@ -275,7 +275,7 @@ def test_the_mean_of_several(checkpoint, mean_checkpoint, tiny, tmp_path, monkey
     both = ["--checkpoint", checkpoint, "--checkpoint", mean_checkpoint]
     with pytest.raises(UserError, match="add --output DIR"):
         evaluate(*both)
-    with pytest.raises(UserError, match="one is given twice"):
+    with pytest.raises(UserError, match="names one model twice"):
         evaluate(*both, "--checkpoint", mean_checkpoint, "--output", tmp_path)
     loaded, most = [], []
     load = DualEncoder.from_pretrained

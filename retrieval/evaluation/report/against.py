@@ -1,4 +1,4 @@
-"""The other run of a report: a checkpoint that is scored as well, or the results of one.
+"""The run that a report compares with: a checkpoint to score, or stored results.
 
 Results (metrics.json and ranks.csv in one folder) take no time, and may come from several
 checkpoints or from a cache of another sample rate. They must be of the same queries and clips.
@@ -33,7 +33,7 @@ class OtherRun:
 
 @dataclass(frozen=True)
 class StoredResults:
-    """Contents of metrics.json and ranks.csv; None was not written by an older version."""
+    """Contents of metrics.json and ranks.csv; None: an older version did not write it."""
 
     split: str | None
     num_clips: int
@@ -48,7 +48,7 @@ class Against:
     Args:
         path: Folder of results, model folder or .ckpt, tried in this order.
         text_encoder: Folder with the tokenizer of a .ckpt.
-        batch_sizes: `audio_batch_size` and `text_batch_size` of a checkpoint; None: its run's.
+        batch_sizes: `audio_batch_size` and `text_batch_size` of a checkpoint; None: as in its run.
 
     Raises:
         UserError: The checkpoint does not load, or the results cannot be read.
@@ -130,7 +130,7 @@ class Against:
             )
 
     def score(self, scorer: Scorer, captions: list[str], split: ClipSplit) -> None:
-        """Score a checkpoint with the cache and precision of `scorer`; results stay as they are."""
+        """Score a checkpoint with the cache and precision of `scorer`; skip stored results."""
         if self.results is None:
             other = Scorer(
                 [self.path],

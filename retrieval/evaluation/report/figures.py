@@ -34,8 +34,8 @@ Figures = dict[str, Any]
 def drawn_units(result: EvaluationResult, by_query: bool) -> tuple[str, dict[str, list[Any]]]:
     """Name the unit that the bootstrap draws, and list each query's unit by direction.
 
-    It draws clips with their captions. `by_query`: queries were not written for one clip, and each
-    is drawn by itself.
+    It draws clips with their captions; with `by_query`, single queries, because they were not
+    written for one clip.
     """
     if by_query:
         return "queries", {
@@ -68,7 +68,7 @@ def metric_figures(result: EvaluationResult, by_query: bool) -> Figures:
 
 
 def difference_figures(result: EvaluationResult, other: OtherRun, by_query: bool) -> Figures:
-    """Collect this run minus the other, text to audio, by a paired bootstrap.
+    """Collect the differences this run minus the other, text to audio, by a paired bootstrap.
 
     Also counts the queries whose right clip stands higher in one of the two.
     """
@@ -108,7 +108,7 @@ def _intervals(first: np.ndarray, second: np.ndarray, units: list[Any]) -> list[
 
 def _bootstrap_settings(units: list[Any], unit: str) -> Figures:
     num_units = len(set(units))
-    warning = "no intervals: they need two at least"
+    warning = f"no intervals: they need at least two {unit}"
     if num_units > 1:
         warning = narrow_intervals_warning(num_units)
     return {
@@ -131,7 +131,7 @@ def breakdowns(
     Args:
         result: N queries, B clips.
         seconds: Length of each clip.
-        keywords: Of each clip, as the cache has them; None if it has none.
+        keywords: Keywords of each clip, as stored in the cache; None without that column.
     """
     values = query_metrics(result.ranks["text_to_audio"], BIN_METRICS)  # (N, 2)
     lengths = np.array([len(words(caption)) for caption in result.captions])
@@ -179,9 +179,9 @@ def _quantile_groups(values: np.ndarray, form: str) -> list[tuple[str, np.ndarra
 
 
 def split_keywords(text: Any) -> list[str]:
-    """Split the keywords of a clip: a list, or as in Clotho a string with semicolons.
+    """Return the keywords of a clip in lower case, without repeats.
 
-    They come in lower case, without repeats.
+    `text` is a list or, as in Clotho, a string with semicolons.
     """
     parts = text.split(";") if isinstance(text, str) else text or []
     keywords = [" ".join(str(part).split()).lower() for part in parts]
@@ -256,8 +256,8 @@ def hardest_queries(
 ) -> list[Figures]:
     """Collect the queries whose best right clip stands lowest, and the clips returned instead.
 
-    Queries that found their clip first are left out. Of equal ranks, first the query whose right
-    clip scores further below the first one. Clips are columns of the matrix.
+    Queries with a right clip at rank 1 are left out. Of equal ranks, the query whose right clip
+    scores furthest below the first clip comes first. Clips are columns of the matrix.
     """
     scores = result.scores.numpy()
     ranks = [int(query[0]) for query in result.ranks["text_to_audio"]]

@@ -47,7 +47,7 @@ class Curve:
 
 @dataclass
 class ClipMedia:
-    """Media of a clip; None was left out."""
+    """Media of a clip; None: left out."""
 
     seconds: float  # that the model hears
     picture: str | None = None
@@ -81,7 +81,7 @@ def gather_media(
         return Media({}, None, 0)
     attention_of = None
     for checkpoint in scorer.checkpoints:
-        model = None  # leaves the memory before the next one is loaded
+        model = None  # frees it before the next one is loaded
         model = load_pretrained(checkpoint, scorer.text_encoder)
         if model.pooling.keeps_frames:
             attention_of = str(checkpoint)

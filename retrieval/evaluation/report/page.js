@@ -1,10 +1,10 @@
 "use strict";
-// Without this script the page shows the same figures, the first rows of the long table, and one player a clip.
+// Without this script the page shows the same figures, the first rows of the long table, and one player per clip.
 (() => {
   const ROWS_A_PAGE = 50;
   const byId = (id) => document.getElementById(id);
 
-  // --- players: one sound a clip, played wherever the clip is shown; the picture follows ---
+  // --- players: one sound per clip, played wherever the clip is shown; the picture follows ---
   for (const link of document.querySelectorAll("a[data-sound]")) {
     const source = byId(link.dataset.sound);
     const audio = document.createElement("audio");

@@ -1,8 +1,8 @@
-"""Fill in page.html with Jinja, which escapes all text; style and script go inside.
+"""Fill in page.html with Jinja, which escapes all text; style and script are embedded.
 
 A policy in the page forbids the network and every script but the page's own, so that no caption can
-run or load anything. Long captions are cut and long lists shortened here; report.json has them
-whole.
+run or load anything. Long captions are cut and long lists shortened here, but not in
+report.json.
 """
 
 import base64
@@ -30,12 +30,12 @@ MAX_PAIRS, MAX_KEYWORDS = 100, 200
 def render(figures: dict[str, Any], media: Media) -> str:
     """Return the HTML of the figures of `writing.collect`; it depends on no other file."""
     has_other = figures["against"] is not None
-    # By the ranks won against the other run, most first, or else the lowest rank first.
+    # most ranks won against the other run first; without one, the worst rank first
     if has_other:
         rows = sorted(figures["queries"], key=lambda row: (-row["won"], row["rank"]))
     else:
         rows = sorted(figures["queries"], key=lambda row: -row["rank"])
-    # Shown where no script runs: of two runs both ends.
+    # shown without JavaScript; with two runs, both ends of the list
     first_rows = rows[:ROWS_WITHOUT_SCRIPT]
     if has_other and len(rows) > ROWS_WITHOUT_SCRIPT:
         first_rows = rows[: ROWS_WITHOUT_SCRIPT // 2] + rows[-ROWS_WITHOUT_SCRIPT // 2 :]

@@ -35,12 +35,12 @@ def write_report(
     num_queries: int,
     other: OtherRun | None = None,
 ) -> None:
-    """Write page and figures; both files appear when both are whole.
+    """Write page and figures; both files appear together, when they are complete.
 
     Args:
         result: Scores and ranks.
         split: The clips that were scored.
-        scorer: The checkpoints, which draw attention.
+        scorer: Names the checkpoints whose attention is drawn.
         folder: Made if absent.
         record: Origin of the scores.
         num_queries: Hardest queries that are shown with sound and pictures.
@@ -73,7 +73,7 @@ def collect(
     num_queries: int,
     other: OtherRun | None,
 ) -> Figures:
-    """Collect all figures, as JSON; arguments as of `write_report`."""
+    """Collect all figures, as JSON; arguments as in `write_report`."""
     by_query = record.relevance is not None
     found = find_near_duplicates(result.captions, result.relevant)
     bars, counts, medians = rank_histogram(result.ranks)

@@ -163,7 +163,7 @@ def test_few_clips_are_warned_of_and_one_has_no_interval():
         in metric_figures(result_of(FEW_CLIPS - 1), by_query=False)["bootstrap"]["warning"]
     )
     figures = metric_figures(result_of(1), by_query=False)
-    assert figures["bootstrap"]["warning"] == "no intervals: they need two at least"
+    assert figures["bootstrap"]["warning"] == "no intervals: they need at least two clips"
     assert figures["metrics"]["text_to_audio"]["R@1"] == {
         "value": 1.0,
         "low": None,
@@ -730,7 +730,7 @@ def test_a_cache_of_one_clip_with_keywords(runs, tmp_path):
     evaluate(*arguments, "--report", tmp_path / "page", "--against", runs.mean)
     page = Page((tmp_path / "page" / "report.html").read_text(encoding="utf-8"))
     assert (
-        "no intervals: they need two at least" in page.text()
+        "no intervals: they need at least two clips" in page.text()
         and "every query found a right clip first" in page.text()
     )
     assert "<i>low" in page.text()
@@ -769,7 +769,7 @@ def test_results_of_the_other_run_say_what_scoring_it_says(report, runs, tmp_pat
         (["--report", "{tmp}/page", "--report-queries", "-1"], "must be 0 to 200, found -1"),
         (
             ["--report", "{tmp}/page", "--queries", "q.csv", "--submission", "dcase2024", "s.csv"],
-            "--queries are not known",
+            "not known for --queries",
         ),
         (
             ["--report", "{tmp}/page", "--against", "{tmp}/absent"],

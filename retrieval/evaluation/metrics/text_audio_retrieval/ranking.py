@@ -1,6 +1,6 @@
 """Ranks, mAP@k and R@k from a score matrix. Needs numpy only, not the evaluate package.
 
-Letters: N queries, B candidates, R relevant candidates of a query, which may have several.
+Letters: N queries, B candidates, R relevant candidates of a query, at least one.
 
 Ties count against the query: a relevant candidate stands behind every other candidate of the same
 score. A collapsed model, which scores everything alike, gets zero and not a perfect score.
@@ -53,8 +53,8 @@ def all_ranks(scores: np.ndarray, relevant: Sequence[Sequence[int]]) -> list[np.
     scores = np.asarray(scores)
     if scores.ndim != 2 or len(scores) != len(relevant) or not len(scores):
         raise ValueError(
-            f"scores must be (N, B) with a list of relevant candidates a row, found {scores.shape}"
-            f" and {len(relevant)} lists"
+            "scores must be (N, B) with a list of relevant candidates per row, found"
+            f" {scores.shape} and {len(relevant)} lists"
         )
     unique = [sorted(set(indices)) for indices in relevant]
     for query, indices in enumerate(unique):
@@ -89,7 +89,7 @@ def first_columns(scores: np.ndarray, right: Sequence[int], number: int) -> list
     As in the metrics, tied columns stand before those in `right`.
     """
     last = max(0, len(scores) - number)
-    # Includes all that tie with the last one.
+    # all that score as much as the last one, or more
     candidates = np.flatnonzero(scores >= np.partition(scores, last)[last])
     order = np.lexsort((np.isin(candidates, right), -scores[candidates]))
     return candidates[order[:number]].tolist()
@@ -165,7 +165,7 @@ def ranks_of_both_directions(
 
     Returns:
         Ranks of `all_ranks` by "text_to_audio" and "audio_to_text". An audio without a text is a
-        candidate, but no query.
+        candidate but not a query.
     """
     scores = np.asarray(scores)
     text_to_audio = all_ranks(scores, relevant)
@@ -196,7 +196,7 @@ def chance_metrics(
         recall_at: Depths of R.
 
     Returns:
-        Fractions by name, as of `metrics_of_ranks`.
+        Fractions by name, as in `metrics_of_ranks`.
     """
     others = max(num_candidates - 1, 1)
     chance = {}
@@ -223,7 +223,7 @@ def rank_histogram(
     """Count queries by the rank of their best relevant candidate.
 
     Args:
-        ranks: Direction -> ranks of each query, as of `ranks_of_both_directions`.
+        ranks: Direction -> ranks of each query, as in `ranks_of_both_directions`.
 
     Returns:
         Names of the bars; number of queries in each bar and median rank, by direction.
