@@ -50,7 +50,7 @@ def check_readable(path: str | Path, kind: str) -> None:
             continue
         raise UserError(
             f"{kind} {path}: no permission to read {described}; ask its owner for it (chmod a+rX),"
-            " or take a copy"
+            " or use a copy of your own"
         )
 
 
@@ -67,7 +67,7 @@ def follow_umask(path: Path) -> None:
         OSError: The folder cannot be written.
     """
     folder = path if path.is_dir() else path.parent
-    # the umask itself can only be read by changing it, under all threads
+    # reading the umask itself would change it for all threads
     probe = folder / f".mode.{os.getpid()}"
     with open(probe, "wb") as file:
         file_mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def begin() -> None:
     """Prepare a process of one of the project's commands, before anything heavy is imported.
 
-    Nothing is done if `retrieval` is a library of another program, which handles signals itself.
+    Does nothing if another program uses `retrieval` as a library: it handles signals itself.
     """
     words, is_command = sys.orig_argv, False
     if sys.argv[:1] == ["-m"]:  # the package of `python -m` is imported before __main__ is known

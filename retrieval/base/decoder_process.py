@@ -1,4 +1,4 @@
-"""Decode sound files in a process of their own: a native library that crashes costs one file.
+"""Decode sound files in a child process: a crash of a native library costs one file.
 
 libsndfile, mpg123, soxr and FFmpeg are C code, and the files come from anywhere. A child process
 runs retrieval.base.sound for one file after another and sends back blocks of samples, identical to
@@ -14,7 +14,7 @@ Messages of the libraries are discarded.
                                                <-  END, or ERROR {"kind": ..., "text": ...}
 
 The child sends numbers and JSON only, so nothing from it is executed. Between blocks it reads from
-its parent, so it ends when the parent ends, in any way. PR_SET_PDEATHSIG would end it with the
+its parent, so it ends with the parent, however that ends. PR_SET_PDEATHSIG would end it with the
 *thread* that started it.
 """
 
@@ -54,8 +54,8 @@ MOST_IDLE = 8  # children kept for later
 MOST_OPEN = 16  # files that a child keeps open for read_frames: a page shows ten
 PIPE_BYTES = 2**20  # a larger buffer saves switches between the processes
 
-# A child uses one thread. glibc keeps memory for the next block: returning it to the system each
-# time made 1 s of sound three times as slow.
+# A child uses one thread. glibc keeps memory for the next block: with memory returned to the
+# system each time, 1 s of sound took three times as long.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 ENVIRONMENT |= {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**26)}
 
@@ -63,7 +63,7 @@ REQUEST, CREDIT, ABANDON = b"R", b"C", b"A"
 READY, BLOCK, FACTS, END, ERROR = b"Y", b"B", b"F", b"E", b"X"
 HEADER = struct.Struct("<cI")  # kind, bytes that follow
 KINDS_OF_ERROR = {kind.__name__: kind for kind in (UnreadableSound, TruncatedSound)}
-# The child sees the parent's modules, before those of a folder that it happens to run in.
+# The child imports the parent's modules, before those of the folder that it happens to run in.
 START = (
     "import sys; sys.path[:] = sys.argv[2:]; from retrieval.base.decoder_process import serve;"
     " serve(sys.argv[1])"
@@ -157,13 +157,13 @@ def _stream(
         try:
             for block in decoder.read(request, path, facts):
                 num_blocks += 1
-                if num_blocks > num_given:  # the first try gave the others
+                if num_blocks > num_given:  # the first try yielded the others
                     num_given += 1
                     yield block
             return
         except _Death as death:
-            # A file that was read before may have spoilt the child's memory, and the system may
-            # have killed it for a reason of its own.
+            # This file may not be the cause: an earlier one may have corrupted the child's memory,
+            # or the system may have killed the child.
             if death.was_hanging:
                 raise UnreadableSound(str(death)) from None
             if is_new:
@@ -193,7 +193,7 @@ class _Decoder:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 bufsize=0,
-                start_new_session=True,  # Ctrl-C is the parent's business
+                start_new_session=True,  # the parent handles Ctrl-C
                 env=os.environ | ENVIRONMENT,
             )
         except OSError as error:
@@ -234,7 +234,7 @@ class _Decoder:
                     return
                 error = json.loads(payload.tobytes())
                 if error["kind"] == "OSError":
-                    # FileNotFoundError and PermissionError by their number
+                    # OSError makes FileNotFoundError and PermissionError by the number
                     raise OSError(error["errno"], error["text"], path)
                 raise KINDS_OF_ERROR.get(error["kind"], UnreadableSound)(error["text"])
 
@@ -414,10 +414,10 @@ def serve(reader: str) -> NoReturn:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
     if resource is not None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
-        with suppress(ValueError, OSError):  # a lower limit is there
+        with suppress(ValueError, OSError):  # a lower limit is set already
             resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_LIMIT, MEMORY_LIMIT))
     with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
-        file.write("500")  # where memory is short, this process goes before its parent
+        file.write("500")  # if memory runs out, this process is killed before its parent
     try:
         module = importlib.import_module(reader)
     except Exception as error:
@@ -440,7 +440,7 @@ def serve(reader: str) -> NoReturn:
 
 
 def _set_alarm(seconds: float) -> None:
-    """Let SIGALRM end this process after `seconds`, where there is one; 0 cancels it."""
+    """Let SIGALRM end this process after `seconds`, if the system has it; 0 cancels it."""
     if hasattr(signal, "setitimer"):
         signal.setitimer(signal.ITIMER_REAL, seconds)
 
@@ -458,7 +458,7 @@ def _serve_request(module: Any, request: dict[str, Any], requests: int, answers:
                 _send_all(answers, waiting)
             while credit == 0:
                 if _read_exactly(requests, 1) != CREDIT:
-                    blocks.close()  # so that there is no next one
+                    blocks.close()  # next() then ends the stream
                     break
                 credit += 1
             _set_alarm(HANG_SECONDS)

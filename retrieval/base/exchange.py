@@ -46,7 +46,7 @@ def gather_rows(values: torch.Tensor) -> torch.Tensor:
 
 
 def replicated(parameter: torch.Tensor) -> torch.Tensor:
-    """Divide the gradient of a loss parameter, which every process holds, by their number."""
+    """Divide the gradient of a loss parameter by world_size(): every process holds a copy."""
     share = parameter / world_size()
     return share + (parameter - share).detach()
 
@@ -77,7 +77,7 @@ def release_tensors() -> None:
     """Give gloo's threads time to release the tensors of the last exchange.
 
     Call it before the process or its group ends. The threads need Python's lock for this, and
-    sleeping hands it over. Without it PyTorch 2.11 can abort the process, or wait for ever
+    sleeping hands it over. Without this wait PyTorch 2.11 can abort the process, or wait for ever
     (https://github.com/pytorch/pytorch/pull/179291).
     """
     if world_size() > 1:

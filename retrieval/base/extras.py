@@ -1,4 +1,4 @@
-"""Packages that not every user has installed: the extras of pyproject.toml."""
+"""Optional packages: the extras of pyproject.toml."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

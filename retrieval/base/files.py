@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 from retrieval.base.errors import UserError, one_line
 
-# Not on every platform: EDQUOT.
+# EDQUOT is not defined on every platform.
 QUOTA = getattr(errno, "EDQUOT", errno.ENOSPC)
 # Full disk, full quota, and the file size limit of the shell (`ulimit -f`).
 DISK_FULL = (errno.ENOSPC, QUOTA, errno.EFBIG)
@@ -54,7 +54,7 @@ def disk_remedy(error: Exception) -> str | None:
     (safetensors, tokenizers), RuntimeError in torch.save, and OperationalError in SQLite.
     """
     if isinstance(error, OSError):
-        # none in the OSErrors that transformers raises for files it cannot use
+        # None: transformers raises OSErrors without a number for files that it cannot use
         number = error.errno
     elif found := re.search(r"\(os error (\d+)\)", str(error)):
         number = int(found[1])
@@ -70,7 +70,7 @@ def disk_errors(target: str | Path, advice: str) -> Iterator[None]:
     """Turn an error of the disk within the block into a UserError; raise all others unchanged.
 
     Args:
-        target: The file or folder that is written, in the words of the message.
+        target: The file or folder that is written, as the message names it.
         advice: Follows the remedy, such as "or choose another folder".
     """
     try:
@@ -83,7 +83,7 @@ def disk_errors(target: str | Path, advice: str) -> Iterator[None]:
             raise
         reason = getattr(error, "strerror", None) or one_line(error)
         file = getattr(error, "filename", None)
-        # A file elsewhere: the block also reads.
+        # The error may be about another file, which the block reads.
         if isinstance(file, str) and str(Path(file).parent) not in str(target):
             reason += f": {file}"
         raise UserError(f"{target} cannot be written ({reason}); {remedy}, {advice}") from None
@@ -125,7 +125,7 @@ def atomic_writer(path: Path) -> Iterator[TextIO]:
 def allocate(path: Path) -> None:
     """Reserve the disk space of a sparse file. Raises OSError for a full disk.
 
-    A full disk would kill a process that writes to a memory map. Not every platform can reserve.
+    A full disk would kill a process that writes to a memory map. Some platforms cannot reserve.
     """
     if hasattr(os, "posix_fallocate"):
         with open(path, "rb+") as file:
@@ -171,7 +171,7 @@ def check_not_among(option: str, file: Path, others: Sequence[Path]) -> None:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Parse `text`. Raises ValueError for text that is no JSON or nested too deep for Python."""
+    """Parse `text`. Raises ValueError if it is not JSON, or nested too deep for Python."""
     try:
         return json.loads(text)
     except RecursionError:

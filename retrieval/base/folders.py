@@ -17,12 +17,12 @@ MADE_FROM = "made_from.json"  # in an output: its settings and sources
 def check_has_name(output: Path) -> None:
     """Raise UserError for an output without a name, such as the current folder.
 
-    An output is written beside its name, and renamed when it is complete.
+    An output is written under a temporary name beside its own, and renamed when it is complete.
     """
     if output.name in ("", ".."):
         raise UserError(
-            f"--output {output}: give the folder by its own name; it is written beside that name"
-            " and renamed when it is complete"
+            f"--output {output}: give the folder by its own name; it is written beside it under a"
+            " temporary name, and renamed when it is complete"
         )
 
 
@@ -67,8 +67,8 @@ def swap_folder(new: Path, target: Path) -> None:
     """Rename the complete folder `new` to `target`, which may exist.
 
     All files of `new` are flushed first: a power cut does not leave empty files under the final
-    name. For a moment there is no `target`; see recover_folder. Raises OSError, and `target` is as
-    before.
+    name. For a moment there is no `target`; see recover_folder. Raises OSError; `target` is then
+    as it was.
     """
     for path in new.rglob("*"):
         if path.is_file() and not path.is_symlink():

@@ -282,7 +282,7 @@ def read_launch(
     if not on_cpu and num_gpus == 0:
         raise UserError(
             f"{num_processes} processes were started ({size_name}={environment[size_name]}) and no"
-            f" GPU is visible: Accelerate would take each for the only one; {ON_CPU}"
+            f" GPU is visible: Accelerate would treat each as the only one; {ON_CPU}"
         )
     rank, local_rank = (_first_number(environment, names) for names in (RANKS, LOCAL_RANKS))
     local_size = _first_number(environment, LOCAL_SIZES) or 1
@@ -298,10 +298,10 @@ def read_launch(
             " correct it"
         )
     if not on_cpu and "GROUP_WORLD_SIZE" in environment and local_size > num_gpus:
-        # Only of a launcher: its processes see the same GPUs, others may each see one of their own.
+        # Processes of a launcher see the same GPUs; others may each see a GPU of their own.
         raise UserError(
             f"{local_size} processes on this machine, but {num_gpus} GPU(s) visible; start one"
-            " process a GPU: --num_processes of accelerate launch, --nproc_per_node of torchrun"
+            " process per GPU: --num_processes of accelerate launch, --nproc_per_node of torchrun"
         )
     address = environment.get("MASTER_ADDR", "127.0.0.1" if local_size == num_processes else "")
     if not address:
@@ -354,9 +354,9 @@ def count_processes(environment: Mapping[str, str]) -> int:
     launcher, address = _environment_of_launcher(environment), environment.get("MASTER_ADDR")
     if num_processes == 1 and launcher and address and launcher.get("MASTER_ADDR") != address:
         raise UserError(
-            "accelerate launch was asked for several processes and has started one; add"
-            " --multi_gpu, on the CPU ACCELERATE_USE_CPU=true accelerate launch --multi_gpu, or ask"
-            " for --num_processes 1"
+            "accelerate launch was asked for several processes and has started one; add --multi_gpu"
+            " (on the CPU: ACCELERATE_USE_CPU=true accelerate launch --multi_gpu), or set"
+            " --num_processes 1"
         )
     return num_processes
 
@@ -391,8 +391,8 @@ def check_one_process(environment: Mapping[str, str]) -> int:
     for name, count in counts:
         if count > 1:
             raise UserError(
-                f"{name}={count}: several processes were started, but this command is one; start it"
-                " once"
+                f"{name}={count}: several processes were started, but this command runs as one;"
+                " start it once"
             )
     return 1
 

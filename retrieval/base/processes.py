@@ -1,4 +1,4 @@
-"""Cores, memory and, from /proc (Linux), command lines of processes; workers that end in time."""
+"""Cores and memory; command lines of processes (Linux); workers that end with their parent."""
 
 import multiprocessing
 import os

@@ -31,7 +31,7 @@ def set_quiet(quiet: bool) -> None:
 
 
 def silence_transformers() -> None:
-    """Hide remarks and bars of transformers beside the commands' own."""
+    """Hide messages and bars of transformers: the commands show their own."""
     import transformers  # here, because it takes seconds to import
 
     transformers.logging.set_verbosity_error()
@@ -69,8 +69,8 @@ def bar(
         "delay": SECONDS_UNSEEN,
     }
     if hidden:
-        options["disable"] = True  # without it the user's TQDM_DISABLE holds
-    # a container's may have none: tqdm would draw nothing
+        options["disable"] = True  # if absent, the user's TQDM_DISABLE decides
+    # a container's terminal may have 0 columns: tqdm would draw nothing
     if sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns:
         return tqdm(**options, leave=leave, dynamic_ncols=True, bar_format=BAR if total else None)
     return _Lines(**options, leave=False, mininterval=SECONDS_BETWEEN_LINES, miniters=1)

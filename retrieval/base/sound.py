@@ -112,7 +112,7 @@ class SoundReader:
     """
 
     def __init__(self, path: Path | str | bytes):
-        # libsndfile would encode a name that is not UTF-8 anew, and fail
+        # libsndfile would re-encode a name that is not UTF-8, and fail
         self.path = os.fsencode(path)
         with _one_kind_of_error(), open(self.path, "rb", opener=_without_waiting) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -152,7 +152,7 @@ class SoundReader:
 
     @property
     def announced_frames(self) -> int | None:
-        """Number of frames by the header; None if the header leaves it open."""
+        """Number of frames according to the header; None if the header leaves it open."""
         return self._source.announced_frames
 
     @property
@@ -383,7 +383,7 @@ def _open_source(path: bytes, file: Any, kind: Kind) -> "_Libsndfile | _Chain | 
     if by_libsndfile:
         try:
             source = _Chain(path, links) if len(links) > 1 else _Libsndfile(path, part)
-            # of MPEG in a WAV libsndfile estimates the length
+            # libsndfile estimates the length of MPEG in a WAV
             if kind is not sound_kinds.WAV or not source.is_mpeg:
                 return source
             source.close()
@@ -502,7 +502,7 @@ class _Part(io.RawIOBase):
 
     def __init__(self, path: bytes, start: int, end: int, zeroed: int | None = None):
         self._file = open(path, "rb")
-        # zeroed: place of 4 bytes, a length that is wrong
+        # zeroed: place of a wrong length of 4 bytes, which is read as zeros
         self._start, self._end, self._zeroed = start, end, zeroed
         self._file.seek(start)
 
@@ -655,7 +655,7 @@ class _Ffmpeg(_Stream):
         self._path, self._kind, self._part = path, kind, part or (0, os.path.getsize(path))
         with open(path, "rb") as file:
             self._zeroed = sound_kinds.wrapped_wav_length(file) if kind is sound_kinds.WAV else None
-        # one a decoded second: frame, time in FFmpeg's units
+        # one per decoded second: frame, time in FFmpeg's units
         self._seek_points: list[tuple[int, int]] = []
         super().__init__()
         if kind.name in sound_kinds.WITH_EXACT_LENGTH and self._announced_seconds:
@@ -707,7 +707,7 @@ class _Ffmpeg(_Stream):
                     if stream.duration:
                         self._announced_seconds = float(stream.duration * stream.time_base)
                     for other in container.streams:
-                        # newer PyAV: pictures are not even read
+                        # newer PyAV can skip reading pictures
                         if other is not stream and hasattr(other, "discard"):
                             other.discard = type(other.discard).all
                     if seek_to is not None:

@@ -19,7 +19,7 @@ MARKS = {"cache.json", "index.sqlite"}
 class SoundFiles:
     """Result of `find_audio`."""
 
-    # by name; also broken links, pipes and devices with an audio ending
+    # sorted by name; also broken links, pipes and devices with an audio ending
     paths: list[Path] = field(default_factory=list)
     # links to folders that were not followed
     linked_folders: list[Path] = field(default_factory=list)
@@ -43,7 +43,7 @@ def find_audio(folder: Path, follow_links: bool) -> SoundFiles:
     Args:
         folder: The folder to search.
         follow_links: Follow links to folders, but not in circles: corpora are often put together
-            of them. A link to a file with an audio ending is found either way.
+            from links. A link to a file with an audio ending is found either way.
 
     Returns:
         The files, and the folders and files that were left out.

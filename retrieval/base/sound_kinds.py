@@ -163,7 +163,7 @@ def kind_of_open(file: BinaryIO) -> Kind | None:
     file.seek(start)
     head = file.read(MP3_SEARCHED)
     kind = _kind_at(head) if start else None
-    # the others count bytes from the start of the file
+    # other kinds in WALKS count bytes from the start of the file, which are tags here
     if kind and (kind is FLAC or kind.name not in WALKS):
         return kind
     aac, mpeg = adts_start(head), mpeg_start(head)
@@ -206,13 +206,13 @@ def _is_text(head: bytes) -> bool:
 
 
 def why_no_sound(head: bytes) -> str:
-    """Describe a file without a kind by its first bytes, for an error message."""
+    """Say why a file with these first bytes is not a sound file, for an error message."""
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     found = next((name for signature, name in NO_SOUND if start.startswith(signature)), None)
     return (
         f"is not a sound file, it is {found}"
         if found
-        else "is not a sound file: its first bytes belong to no kind of sound file that is known"
+        else "is not a sound file: its first bytes match no known kind of sound file"
     )
 
 
@@ -376,7 +376,7 @@ def mpeg_layout(file: BinaryIO) -> MpegLayout | None:
         num_bytes, num_frames = struct.unpack_from(">II", data, offset + 46)
     start = tags + offset
     if num_bytes and start + num_bytes < end:
-        # zeros or noise; otherwise another file is joined to this one
+        # the rest is zeros or noise, not another file that is joined to this one
         if not _has_mpeg(file, start + num_bytes):
             end = start + num_bytes
     return MpegLayout(start, end, num_frames or None, num_bytes or None, frame.num_samples)
@@ -432,7 +432,7 @@ def adts_start(data: bytes) -> int | None:
 # programs that write to a pipe leave 0xFFFFFFFF or, as sox, 0x7FFFF000 or more
 UNKNOWN_LENGTH = 0x7FFFF000
 UNKNOWN_LENGTH_64 = 1 << 62
-WRAPPED = 1 << 32  # bytes that a length of 32 bits misses
+WRAPPED = 1 << 32  # bytes by which a 32-bit length is too small after an overflow
 # Bytes that may be missing, since headers are often wrong by a few: 1/16 of the announced ones, at
 # most 1024, at least 64 (some programs also count the 44 bytes of the header).
 ALLOWED_OF_SMALL, ALLOWED_SHARE, ALLOWED_BYTES = 64, 1 / 16, 1024
@@ -506,9 +506,9 @@ def wav_was_not_closed(file: BinaryIO) -> bool:
 
 
 def wrapped_wav_length(file: BinaryIO) -> int | None:
-    """Return the place of a wrong length in the header of a WAV of more than 4 GB, else None.
+    """Return the place of the length in the header of a WAV of more than 4 GB, else None.
 
-    32 bits do not hold that length.
+    The length is wrong, because it has only 32 bits.
     """
     found = _riff_data_chunk(file)
     if not found or _at(file, 0, 4) not in (b"RIFF", b"RIFX"):
@@ -746,7 +746,7 @@ def ogg_pages(file: BinaryIO) -> Iterator[OggPage]:
         head = file.read(27 + 255 + 8)
         if not head:
             return
-        # the header of the last page is cut off
+        # the file is cut within the header of its last page
         if len(head) < 27 and head[:4] == b"OggS"[: len(head)]:
             yield OggPage(place, place + 27, False, 0, b"")
             return
@@ -775,7 +775,7 @@ class OggLink:
     codecs: tuple[bytes, ...]
 
 
-MOST_STREAMS = 64  # of a link, that are noted
+MOST_STREAMS = 64  # recorded per link
 
 
 def ogg_links(file: BinaryIO) -> list[OggLink]:

@@ -42,7 +42,7 @@ def resume_command() -> str:
 
 
 class Interrupted(BaseException):
-    """SIGINT or SIGTERM arrived; the newest state on disk holds the training until then.
+    """SIGINT or SIGTERM arrived; the newest state on disk is where the training continues.
 
     Like KeyboardInterrupt it is not an Exception: code that catches Exception while it loads a file
     would call the file damaged.
@@ -82,7 +82,7 @@ class StopRequest:
 def stop_on_signals() -> Iterator[StopRequest]:
     """A request that Ctrl-C, SIGTERM and the death of the launcher set within the block.
 
-    Within another such block it is the same request.
+    A block within another such block gets the same request.
     """
     if isinstance(outer := signal.getsignal(signal.SIGTERM), StopRequest):
         yield outer

@@ -273,7 +273,7 @@ def test_what_cannot_be_used_is_listed(tmp_path, capsys):
         + [f"entry {number} has no id" for number in range(27, 31)]
         + [
             "named in the JSON file, no such audio file",
-            "is not a sound file: its first bytes belong to no kind of sound file that is known",
+            "is not a sound file: its first bytes match no known kind of sound file",
         ]
     )
     assert read_info(other)["splits"]["development"]["num_lost"] == 11
