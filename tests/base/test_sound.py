@@ -1,7 +1,7 @@
 """Files of other programs are read to their end, cut ones are refused, no header costs memory.
 
-`tests/sounds` holds files of other programs; its README says which. The others are written here by
-FFmpeg's encoders (PyAV) and libsndfile.
+`tests/base/sounds` holds files of other programs; its README says which. The others are written
+here by FFmpeg's encoders (PyAV) and libsndfile.
 """
 
 import os

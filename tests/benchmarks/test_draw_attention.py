@@ -12,7 +12,7 @@ from tests.benchmarks.test_compare_runs import write_scenes
 
 
 def paths(tiny, folder) -> list[str]:
-    """Options of the model folder/model, the tiny cache and the picture folder/a.png."""
+    """Options for the model in `folder`, the tiny cache and the picture folder/a.png."""
     model, picture, cache = folder / "model", folder / "a.png", tiny / "cache"
     return ["--checkpoint", str(model), "--cache", str(cache), "--output", str(picture)]
 

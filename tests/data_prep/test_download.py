@@ -26,9 +26,9 @@ CONTENT = bytes(range(256)) * 400
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves `files`, with a fault of `faults[name]` at each request.
+    """Serves `files`; each request for a file uses up the next of its `faults`.
 
-    An int breaks off after so many bytes; a str is a status or `no range`.
+    An int breaks off after that many bytes; a str is a status or `no range`.
     """
 
     def __init__(self):

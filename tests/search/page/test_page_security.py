@@ -1,7 +1,6 @@
 """The page under attack: paths and URLs in events, origins, others' uploads, passwords, floods.
 
-Requests are those that a program sends; that a browser's own still work is shown by test_app.py, in
-Chromium.
+The requests are those of a program. test_page.py shows, in Chromium, that a browser's still work.
 """
 
 import asyncio
