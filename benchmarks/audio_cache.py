@@ -5,13 +5,13 @@
     # small numbers, any ratio: shows that it runs and that all methods give the same samples
     python -m benchmarks.audio_cache --quick
 
-Clips of noise, 15-30 s long, 16 at random a batch, all in the page cache. The ways take turns, so
+Batches of 16 random clips of noise, 15-30 s long, all in the page cache. The ways take turns, so
 that a busy machine slows all of them. A batch has the type that the model gets: int16 from the
 cache (`collate_clips` of ClipSplit.read_stored), float32 from HDF5 (`pad_sequence`).
 
 - `hdf5 vlen`: one variable-length float32 dataset, as the ancestor has it; to read a window it
   reads the whole clip.
-- `hdf5 contiguous`: one dataset a clip, the fastest that HDF5 can be.
+- `hdf5 contiguous`: one dataset per clip, the fastest way in HDF5.
 - `cache, float32`: every clip is converted first (ClipSplit.read).
 
 The model's conversion of int16 is part of its step and is timed separately. `cache` is judged
@@ -70,7 +70,7 @@ def watched(command: list[str]) -> Cost:
         time.sleep(0.02)
     if process.returncode:
         raise UserError(
-            f"{command[1]} ended with exit code {process.returncode}; its own message stands above"
+            f"{command[1]} ended with exit code {process.returncode}; its message is above"
         )
     return Cost(
         time.perf_counter() - start,

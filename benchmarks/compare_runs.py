@@ -3,15 +3,15 @@
     python -m benchmarks.compare_runs mean=runs/sample_mean/best TAP=runs/sample_tap/best
     python -m benchmarks.compare_runs mean=runs/mean_1/best,runs/mean_2/best,runs/mean_3/best
 
-Reads the results of evaluate.py, metrics.json in MODEL/results/SPLIT. In the place of MODEL stands
-its --output folder for an ensemble or a .ckpt. Figures are in percent, text to audio.
+Reads the results of evaluate.py, metrics.json in MODEL/results/SPLIT. For an ensemble or a .ckpt
+give its --output folder as MODEL. Figures are in percent, text to audio.
 
 --scenes data/sample/scenes.json
     Counts only the captions that name one event of a scene with three or more (from ranks.csv).
 --bootstrap
     Says whether each group differs from the first: confidence interval and p-value of a paired
-    bootstrap over clips (retrieval/evaluation/bootstrap.py). Each query has its mean over the runs
-    of a group.
+    bootstrap over clips (retrieval/evaluation/bootstrap.py). Each query counts with its mean over
+    the runs of a group.
 --split evaluation_relevance
     Reads the results of evaluate.py --relevance.
 """
@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     models = models_of_groups(arguments.groups, arguments.split)
     if arguments.bootstrap and len(models) < 2:
-        raise UserError("--bootstrap compares groups with the first one: give two at least")
+        raise UserError("--bootstrap compares groups with the first one: give at least two")
     wanted = None
     if arguments.scenes:
         wanted = set(single_event_captions(arguments.scenes, arguments.split))

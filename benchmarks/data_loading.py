@@ -6,7 +6,7 @@
     python -m benchmarks.data_loading --quick
 
 A cache of noise at 32 kHz, clips of 15-30 s, is read through `make_loader`, as train.py does; its
-files are in the page cache. First batches are taken as fast as they come, for the loader's own
+files are in the page cache. First, batches are taken as fast as they come: the loader's own
 time. Then a step follows each batch: it sleeps, as the host does while a GPU computes. (A step on
 the CPU takes cores from the loader processes, but is far longer than 0.3 s. On a GPU the loader's
 pinning thread adds a copy.)
@@ -70,7 +70,7 @@ class Epochs:
             batch = next(stream)
             waits.append(time.perf_counter() - start)
             time.sleep(step_seconds)
-            # Its shared memory is given back here: milliseconds that are no waiting for data.
+            # Its shared memory is given back here. That takes milliseconds, but is not waiting.
             del batch
         return waits[self.sizes.num_warm :]
 

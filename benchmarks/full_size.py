@@ -12,9 +12,9 @@ layout, which the real builder turns into a cache. Then it runs the real command
 train.py --config configs/tap.yaml`, with its validation, states and models on disk; paths, batch
 size and number of steps differ. The temporary folder (in DIR) is deleted at the end.
 
-The seconds of a step are those between two points in the run's TensorBoard file, the first with the
-start of the loader processes. Peak memory is the largest resident set of one process, which is the
-training process: its loader processes share its pages and the mapped cache.
+The seconds of a step are those between two points in the run's TensorBoard file; the first step
+includes the start of the loader processes. Peak memory is the largest resident set of one process,
+which is the training process: its loader processes share its pages and the mapped cache.
 """
 
 import argparse
@@ -161,9 +161,7 @@ def run_script(name: str, *arguments: Any) -> None:
         stdout=subprocess.DEVNULL,
     )
     if ended.returncode:
-        raise UserError(
-            f"{name} ended with exit code {ended.returncode}; its own message stands above"
-        )
+        raise UserError(f"{name} ended with exit code {ended.returncode}; its message is above")
 
 
 def train(
@@ -194,13 +192,10 @@ def train(
         try:
             code = process.wait()
         except BaseException:
-            os.killpg(process.pid, signal.SIGKILL)  # it need not save a state: it is deleted
+            os.killpg(process.pid, signal.SIGKILL)  # its state would be deleted anyway
             raise
     if code:
-        raise UserError(
-            "the training failed: its own message stands above; without one, the memory may have"
-            " run out"
-        )
+        raise UserError("the training failed: its message is above, or else the memory ran out")
     return run
 
 

@@ -6,10 +6,10 @@
     python -m benchmarks.growth --quick
 
 A step is retrieval.training.train_step with TAP, by batch size, by frames of a clip, and with one
-process or two (gloo) of the same batch and the same threads in all. Scoring is similarity_matrix of
-C clips with 5 C captions, with TAP and with mean pooling; encoder outputs are cached as in a run
-with data.frame_cache, because encoding takes C times as long as one clip. Every point has a process
-of its own (or two), so that its largest resident set counts for this point only. Bars in the plot
+process or two (gloo) that share a batch and a number of threads. Scoring is similarity_matrix of C
+clips with 5 C captions, with TAP and with mean pooling; encoder outputs are cached as in a run with
+data.frame_cache, because encoding takes C times as long as one clip. Every point has a process of
+its own (or two), so that its largest resident set counts for this point only. Bars in the plot
 reach from the fastest to the slowest.
 
 Bytes are counted in a real step of two processes, whose calls of collectives are replaced by
@@ -53,7 +53,7 @@ class Sizes:
     """Sizes that --quick changes."""
 
     window_seconds: float
-    batch_sizes: tuple[int, ...]  # of one process and of two, with one window a clip
+    batch_sizes: tuple[int, ...]  # of one process and of two, with one window per clip
     windows: tuple[int, ...]  # of a clip, in batches of `batch_sizes[0]`
     copies: tuple[int, ...]  # of the corpus, when it is scored
     # of all points, so that a busy minute of the machine does not slow one point only
@@ -105,7 +105,7 @@ class Point:
     # bytes of a step by purpose; with several processes
     counted: dict[str, int] | None = None
     expected: dict[str, int] | None = None  # the same by the formula
-    num_buffer_bytes: int = 0  # that each forward pass would broadcast if buffers were
+    num_buffer_bytes: int = 0  # per forward pass, if DDP broadcast buffers
 
 
 Curves = dict[str, dict[int, Point]]  # curve -> x -> point
@@ -136,11 +136,11 @@ def train_point(overrides: tuple[str, ...], repeats: int) -> Point:
             world_size(), config.train.batch_size, config.dim, num_trained(run.model)
         )
         point |= {"counted": count_bytes(run, batch), "expected": expected}
-        run.wrapped.broadcast_buffers = True  # shows that the count would see it
+        run.wrapped.broadcast_buffers = True  # shows that the count would include buffers
         point["num_buffer_bytes"] = count_bytes(run, batch).get("buffers", 0)
     run.tracker.close()
-    # The group of processes ends with the process: to destroy it while gloo's thread holds a tensor
-    # of the last exchange can wait for ever.
+    # The process group ends with the process: destroying it while gloo's thread holds a tensor of
+    # the last exchange can hang.
     return Point(**point)
 
 
@@ -191,7 +191,7 @@ def in_processes(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    # Imports once; the memory of the imported modules still counts for each process.
+    # The fork server imports once; the memory of the modules still counts for each process.
     context = get_context("forkserver")
     context.set_forkserver_preload(["retrieval.training.loop"])
     try:
@@ -202,7 +202,7 @@ def in_processes(
             points = list(processes.map(place, range(num_processes)))
     except BrokenProcessPool:
         raise UserError(
-            f"{name}: a process ended; its own message stands above, or else the memory ran out"
+            f"{name}: a process ended; its message is above, or else the memory ran out"
         ) from None
     if any(point.counted != points[0].counted for point in points):
         raise UserError(
@@ -294,7 +294,7 @@ def measure(folder: Path, sizes: Sizes, threads: int) -> Curves:
 
     # for all processes; tqdm reads it once, when it is imported
     os.environ |= {"ACCELERATE_USE_CPU": "true", "TQDM_DISABLE": "1"}
-    scoring(1, "tap", "encoding")  # its memory is not that of the others
+    scoring(1, "tap", "encoding")  # fills the cache; its memory is not counted
     return merged([one_round() for _ in range(sizes.rounds)])
 
 

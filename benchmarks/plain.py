@@ -2,8 +2,8 @@
 
 The recipe's ancestor computes in this way: it pads every clip to full length and resamples it with
 its padding, encodes all windows, also those with padding only, and forms attention's softmax
-matrices and TAP's (N, B, D) vectors. Numbers agree with retrieval.models up to rounding. For this,
-windows are cut before they are resampled, as there, which is the same work.
+matrices and TAP's (N, B, D) vectors. Numbers agree with retrieval.models up to rounding, because
+windows are cut before they are resampled, as there; this is the same work.
 
 Letters: B clips, S samples, W windows of a clip, N texts, T frames, D = dim, D_p = attention_dim.
 """

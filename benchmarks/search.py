@@ -4,8 +4,9 @@
     python -m benchmarks.search --accuracy    # after `make demo`
     python -m benchmarks.search --quick       # tiny sizes: shows that it runs
 
-The first takes 16 GB of disk and 4 minutes; its exit code is 1 if the median of the 8 bit encoder
-is above 100 ms. `--accuracy` gives mAP@10 of the demo's captions with both text encoders.
+The first takes 16 GB of disk and 4 minutes; its exit code is 1 if the median query with the 8 bit
+encoder takes more than 100 ms. `--accuracy` gives mAP@10 of the demo's captions with both text
+encoders.
 
 The model is that of configs/tap.yaml with random weights (roberta-large, D 1024). The project's own
 IndexWriter writes clips of 15 to 30 s with random frames: the time does not depend on the values.

@@ -149,7 +149,7 @@ def report_memory(own_arguments: list[str]) -> None:
         if result.returncode:
             raise UserError(
                 f"the process that measures memory ended with exit code {result.returncode}; is"
-                " there enough of it?"
+                " enough memory free?"
             )
         in_block = 4 * block_elements / 1e6
         print(

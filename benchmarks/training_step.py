@@ -2,7 +2,7 @@
 
     # CPU, batch 4, some minutes; exits with 1 below 1.3x
     python -m benchmarks.training_step
-    # exits with 1 below 2x or 45 % of its dense bf16 peak
+    # exits with 1 below 2x, or below 45 % of the GPU's dense bf16 peak
     python -m benchmarks.training_step --device cuda --precision bf16 --batch-size 16
     # tiny sizes, figures are not judged
     python -m benchmarks.training_step --quick
@@ -57,7 +57,7 @@ LEAST_RATIO = {"cpu": 1.3, "cuda": 2.0}
 LEAST_SHARE = 0.45  # of the GPU's peak
 TOLERANCE = 1e-4
 # Dense bf16 with float32 sums, TFLOP/s, from the data sheets; some of them print the double, with
-# sparsity. The first name that is part of the GPU's counts.
+# sparsity. The first name that the GPU's name contains counts.
 PEAKS = {
     "H100 PCIe": 756.0,
     "H100 NVL": 835.0,

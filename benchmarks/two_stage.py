@@ -13,9 +13,8 @@ Seconds are processor seconds of one thread, which other programs do not lengthe
 include the product of TAP's matrices; no time includes the encoders. The scores of all candidates
 must be those of the full matrix to 1e-6, else the exit code is 1.
 
-Clotho's sizes: 5,225 texts, D 1024, D_p 2048, clips of 375 to 750 random frames, but 64 of them in
-place of 1,045. Time is then given against the share of clips that are candidates: 2 % for 20 of
-1,045.
+Clotho's sizes: 5,225 texts, D 1024, D_p 2048, 64 clips of 375 to 750 random frames in place of
+1,045. Time is then given against the share of clips that are candidates: 2 % for 20 of 1,045.
 """
 
 import argparse
@@ -98,8 +97,8 @@ def sample_task(checkpoint: Path, cache: Path, split_name: str) -> Task:
     model = DualEncoder.from_pretrained(checkpoint)
     if not model.pooling.keeps_frames:
         raise UserError(
-            f"--checkpoint {checkpoint} does not pool by TAP, so that its first stage is the score;"
-            " give a TAP model"
+            f"--checkpoint {checkpoint} does not pool by TAP, and needs no second stage; give a TAP"
+            " model"
         )
     split = open_cache(cache, model.sample_rate).split(split_name)
     captions, right = captions_of(split)

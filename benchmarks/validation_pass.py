@@ -8,7 +8,7 @@
 The model of configs/tap.yaml with random weights; clips of noise with lengths spread evenly over 15
 to 30 s, as in Clotho, five captions each. Ours is retrieval.evaluation.similarity_matrix, with its
 batch sizes: each clip is encoded once and scored at once. Plain goes through the (clip, caption)
-pairs as a training epoch does, 16 a batch, so that it encodes each clip five times, with all its
+pairs as a training epoch does, 16 per batch, so that it encodes each clip five times, with all its
 windows (benchmarks/plain.py). Then it scores all captions clip by clip with TAP's formula. Both
 alternate in one process, after a pass of ours to warm up; scores must agree to 1e-5. On all 1,045
 clips scoring takes a larger share of the time: each caption meets each clip.

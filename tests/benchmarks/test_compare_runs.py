@@ -210,7 +210,7 @@ def test_bootstrap_against_the_first_group(tmp_path, capsys):
     write_ranks(runs[2], [(query, "0.wav", 20) for query, _ in queries])
     with pytest.raises(UserError, match="all queries belong to one"):
         compare_runs.main([f"mean={runs[2]}", f"TAP={runs[2]}", "--bootstrap"])
-    with pytest.raises(UserError, match="give two at least"):
+    with pytest.raises(UserError, match="give at least two"):
         compare_runs.main([f"mean={runs[0]}", "--bootstrap"])
     write_ranks(runs[1], [(*query, 1) for query in queries[1:]])
     with pytest.raises(UserError, match="TAP have other queries"):
