@@ -19,6 +19,11 @@ LAUNCHERS = {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"}
 # Set by users who start each process by hand.
 RENDEZVOUS = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 
+WAITING = (
+    b"\nsaving after this step; a second Ctrl-C ends at once, and loses the steps since the last"
+    b" saved state\n"
+)
+
 
 def resume_command() -> str:
     """Return the command that started this process, with --resume and the variables that it needs.
@@ -76,6 +81,9 @@ class StopRequest:
         would_be_lost = any(one.f_code.co_name in DROPS_EXCEPTIONS for one in callers(frame))
         if (self.at_once or is_second) and not would_be_lost:
             interrupt(frame, Interrupted(signum))
+        elif signum == signal.SIGINT and not (self.at_once or is_second):
+            if os.environ.get("LOCAL_RANK", "0") == "0":
+                os.write(2, WAITING)  # a handler must not print: it may interrupt a print
 
 
 @contextmanager

@@ -297,9 +297,10 @@ def test_an_interrupted_launch_saves_and_resume_goes_on(tiny, tmp_path, how):
     assert max(losses_of(run)) == steps + 3
 
 
-def test_a_second_signal_counts_only_if_it_is_a_second_ctrl_c():
+def test_a_second_signal_counts_only_if_it_is_a_second_ctrl_c(capfd):
     stop = stopping.StopRequest(at_once=False)
     stop(signal.SIGINT, None)
+    assert "a second Ctrl-C ends at once" in capfd.readouterr().err
     stop(signal.SIGTERM, None)
     with pytest.raises(stopping.Interrupted):
         stop(signal.SIGINT, None)
