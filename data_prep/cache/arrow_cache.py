@@ -96,7 +96,7 @@ def build_cache(
     jobs, sources = _plan_jobs(output, settings, plans)
     existing = _existing_cache(output)
     if existing is not None and not overwrite:
-        differences = _differences(existing, settings, sources)
+        differences = _differences(existing, settings, sources, plans)
         if differences:
             raise UserError(
                 f"{output} exists, but {'; '.join(differences)}: add --overwrite, or choose another"
@@ -167,7 +167,10 @@ def _existing_cache(output: Path) -> dict[str, Any] | None:
 
 
 def _differences(
-    existing: dict[str, Any], settings: CacheSettings, sources: dict[str, str]
+    existing: dict[str, Any],
+    settings: CacheSettings,
+    sources: dict[str, str],
+    plans: list[SplitPlan],
 ) -> list[str]:
     """Describe how an existing cache differs from the wanted one."""
     if not existing:
@@ -184,6 +187,14 @@ def _differences(
         # the digest depends on the settings too
         elif not differences and built.get("source") != source:
             differences.append(f"the files or captions of {split} have changed since it was built")
+    skipped = existing.get("skipped", [])
+    known = {(item["split"], item["file_name"]) for item in skipped}
+    new = [item for plan in plans for item in plan.lost if (plan.name, item.file_name) not in known]
+    if new and not differences:
+        differences.append(
+            f"{len(new)} clips are lost that were not when it was built, first"
+            f" {new[0].file_name!r} ({new[0].reason})"
+        )
     return differences
 
 

@@ -399,6 +399,18 @@ def test_text_behind_a_closed_quote_is_kept(tmp_path):
 # ---- a cache that is there
 
 
+def test_a_lost_clip_that_is_new_in_the_csv_is_a_change(tmp_path, capsys):
+    header, rows = ["file_name", "caption"], write_numbered(tmp_path, 8)
+    table = write_csv(tmp_path / "captions.csv", header, [*rows, ["absent.wav", "A caption."]])
+    arguments = [tmp_path / "audio", "--csv", table, "--split", "evaluation"]
+    assert build(*arguments, "--allow-missing") == 0 and build(*arguments) == 0
+    capsys.readouterr()
+    write_csv(table, header, [*rows, *([name, "A caption."] for name in ("absent.wav", "new.wav"))])
+    assert build(*arguments) == 2
+    expected = "1 clips are lost that were not when it was built, first 'new.wav'"
+    assert expected in capsys.readouterr().err
+
+
 def test_a_second_run_has_nothing_to_do_until_something_changes(tmp_path, capsys):
     table = write_csv(
         tmp_path / "captions.csv", ["file_name", "caption"], rows := write_numbered(tmp_path, 8)
