@@ -39,11 +39,16 @@ class Pooling(nn.Module):
 
     Without `keeps_frames` the pooling is `forward(frames (B, T, feature_dim), mask (B, T))` to
     (B, feature_dim), applied before the audio projection. With `keeps_frames` it compares each text
-    with all projected frames, and has `norm` and `folded_maps` for search and ONNX graphs.
+    with all projected frames. Search and ONNX graphs then compute scores from `norm` and
+    `folded_maps`.
     """
 
     keeps_frames = False  # whether a score needs all frames of a clip, and not one vector
     runtime_settings: tuple[str, ...] = ()  # settings that change no weight and no score
+    # Numbers held for the (text, audio) pairs of one block of scores: 16 MiB in float32. Larger
+    # blocks leave the cache: a clip of 550 frames and 5,225 texts took 0.131 s in blocks of 1,300
+    # texts, 0.142 s in blocks of 2,600, on one core.
+    block_elements = 2**22
 
     def score(self, text: Tensor, frames: Tensor, mask: Tensor) -> Tensor:
         """Return cosines (N, B) of text (N, D) with frames (B, T, D), of which mask is valid.
@@ -64,6 +69,24 @@ class Pooling(nn.Module):
     def attention(self, text: Tensor, frames: Tensor, mask: Tensor) -> Tensor | None:
         """Return the weights (N, B, T) of each text on the frames; None if it gives none."""
         return None
+
+    def folded_maps(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the linear maps from which search and ONNX graphs compute scores.
+
+        With W_q, b_q, W_v, b_v, and `norm` for a text, the frames and the pooled vector:
+        weights = softmax(norm(frames) (W_q norm(text) + b_q)), over the valid frames,
+        score = cos(text, norm(W_v (sum of weights norm(frames)) + b_v)).
+
+        Returns:
+            W_q (D, D), b_q (D,), W_v (D, D), b_v (D,).
+
+        Raises:
+            UserError: This pooling computes its scores in another way.
+        """
+        raise UserError(
+            f"a model with {type(self).__name__} can be trained and evaluated, but neither searched"
+            " nor exported: it has no folded_maps"
+        )
 
 
 class MeanPooling(Pooling):
@@ -115,10 +138,6 @@ class TextAwareAttentionPooling(Pooling):
 
     keeps_frames = True
     runtime_settings = ("block_elements",)
-    # Numbers held for the (text, audio) pairs of one block of `score`: 16 MiB in float32. Larger
-    # blocks leave the cache: a clip of 550 frames and 5,225 texts took 0.131 s in blocks of 1,300
-    # texts, 0.142 s in blocks of 2,600, on one core.
-    block_elements = 2**22
 
     def __init__(
         self,
@@ -241,12 +260,9 @@ class TextAwareAttentionPooling(Pooling):
         return queries + 0.0 * self.key.bias.sum()
 
     def folded_maps(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return the linear maps before and after the softmax, for a trained model.
+        """Return the maps of Pooling.folded_maps, for a trained model.
 
-        Returns:
-            Query matrix (D, D) and bias (D,): folded_queries(text) is that map of norm(text). Value
-            matrix (D, D) and bias (D,), the bias of value and output together, since weights sum
-            to 1.
+        b_v is the bias of value and output together, since weights sum to 1.
         """
         query_map, query_bias = _product(self.query, self.key.weight.T)
         value_map, value_bias = _product(self.value, self.output.weight)

@@ -592,7 +592,7 @@ def test_build_model_unpacks_the_configuration(tiny: Path):
     ("override", "named"),
     [
         ("audio_encoder.name=atst", "audio_encoder.name='atst' is unknown; there is: atst_frame"),
-        ("pooling.name=max", "pooling.name='max' is unknown; there is: mean, tap"),
+        ("pooling.name=nope", "pooling.name='nope' is unknown; there is: mean, tap"),
         (
             "pooling.attention_dim=16",
             "pooling.init=identity needs pooling.attention_dim >= dim, found 16 < 32",

@@ -25,6 +25,7 @@ from retrieval.base.errors import UserError
 from retrieval.config import load_config
 from retrieval.models.build import build_model
 from retrieval.models.dual_encoder import DualEncoder
+from retrieval.models.pooling import TextAwareAttentionPooling
 from retrieval.search import AudioIndex, sound, storage, update, writer
 from retrieval.search.__main__ import main
 from retrieval.search.hits import shortest_stretch
@@ -1042,6 +1043,13 @@ def test_an_index_of_another_version(indexed, tmp_path):
         database.execute("UPDATE meta SET value = '99' WHERE key = 'schema'")
     with pytest.raises(UserError, match="version 99.*--overwrite"):
         AudioIndex.open(path)
+
+
+def test_a_pooling_of_another_form_is_refused(models, sounds, tmp_path, monkeypatch):
+    monkeypatch.delattr(TextAwareAttentionPooling, "folded_maps")
+    with pytest.raises(UserError, match="TextAwareAttentionPooling .* neither searched nor expor"):
+        AudioIndex.build(sounds, models / "tap", tmp_path / "index")
+    assert not (tmp_path / "index").exists()
 
 
 def test_folders_that_cannot_be_indexed(models, sounds, indexed, tmp_path):

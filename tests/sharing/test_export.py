@@ -27,6 +27,7 @@ from retrieval.models.audio import efficientat
 from retrieval.models.audio.huggingface import HuggingFaceAudioEncoder
 from retrieval.models.build import build_model
 from retrieval.models.dual_encoder import DualEncoder
+from retrieval.models.pooling import TextAwareAttentionPooling
 from retrieval.models.text import load_tokenizer, text_architecture
 from retrieval.search.two_stage import IndexedClips, TwoStage
 from retrieval.sharing.export import checks, onnx_files, parquet
@@ -523,6 +524,15 @@ def test_mistakes_about_cache_and_pooling(
     assert not (tmp_path / "vectors.parquet").exists()
 
 
+def test_a_pooling_of_another_form_is_refused(
+    capsys, saved: dict[str, Path], tmp_path, monkeypatch
+):
+    monkeypatch.delattr(TextAwareAttentionPooling, "folded_maps")
+    out = ("--onnx", "--output", tmp_path / "onnx")
+    assert "neither searched nor exported" in error_of(capsys, "--checkpoint", saved["tap"], *out)
+    assert not (tmp_path / "onnx").exists()
+
+
 def test_weights_that_are_not_finite_and_a_pooling_that_is_unknown(
     capsys, saved: dict[str, Path], tiny: Path, tmp_path: Path
 ):
@@ -538,9 +548,9 @@ def test_weights_that_are_not_finite_and_a_pooling_that_is_unknown(
     shutil.copytree(saved["tap"], tmp_path / "unknown")
     config = json.loads((tmp_path / "unknown" / "config.json").read_text())
     (tmp_path / "unknown" / "config.json").write_text(
-        json.dumps(config | {"pooling": {"name": "max"}})
+        json.dumps(config | {"pooling": {"name": "nope"}})
     )
-    message = "pooling 'max' of the model's config.json is unknown; there is: mean, tap"
+    message = "pooling 'nope' of the model's config.json is unknown; there is: mean, tap"
     assert message in error_of(
         capsys, "--checkpoint", tmp_path / "unknown", "--onnx", "--output", tmp_path / "onnx"
     )

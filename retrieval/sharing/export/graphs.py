@@ -103,9 +103,9 @@ class Score(nn.Module):
         super().__init__()
         self.keeps_frames = pooling.keeps_frames
         if self.keeps_frames:
-            self.norm = pooling.norm
             names = "query_weight", "query_bias", "value_weight", "value_bias"
             maps = copy.deepcopy(pooling).double().folded_maps()
+            self.norm = pooling.norm
             for name, folded in zip(names, maps, strict=True):
                 self.register_buffer(name, folded.float().contiguous())
 
