@@ -6,7 +6,7 @@ about models: builders unpack a Config.
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -121,6 +121,9 @@ class AugmentationConfig(Section):
 class AudioEncoderConfig(Section):
     """Settings of the audio encoder; those that the named encoder does not have must stay none."""
 
+    # Read by name; all others are arguments of the encoder's constructor.
+    of_all: ClassVar = frozenset({"name", "checkpoint", "frozen", "window_seconds", "hop_seconds"})
+
     name: str = Field("atst_frame", description="a key of retrieval.models.audio.AUDIO_ENCODERS")
     checkpoint: UserPath | None = Field(
         None,
@@ -226,6 +229,9 @@ class PoolingConfig(Section):
 
 class LossConfig(Section):
     """The function of the scores that training minimises, and its settings."""
+
+    # Read by name; all others are arguments of a loss, or give one of its targets.
+    of_all: ClassVar = frozenset({"name", "temperature", "learnable_temperature"})
 
     name: str = Field("nt_xent", description="a key of retrieval.losses.LOSSES")
     temperature: float = Field(0.05, gt=0, le=10, description="cosines are divided by it")

@@ -22,7 +22,11 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
     "distillation": functions.distillation,
 }
 LEARNABLE = ("scale", "bias")  # arguments that are parameters of the model, beside the temperature
-TARGETS = ("caption_similarity", "teacher_scores")  # arguments that are looked up for each batch
+# Arguments that are looked up for each batch, and the settings that they need.
+TARGETS = {
+    "caption_similarity": ("sentence_encoder",),
+    "teacher_scores": ("teachers", "supervised", "distill_weight", "loss_weight"),
+}
 
 
 def check_loss(name: str, setting: str = "loss.name") -> None:
@@ -34,3 +38,10 @@ def check_loss(name: str, setting: str = "loss.name") -> None:
 def arguments_of(name: str) -> list[str]:
     """Return the names of the arguments of loss `name` after scores and positives."""
     return list(inspect.signature(LOSSES[name]).parameters)[2:]
+
+
+def settings_of(name: str) -> set[str]:
+    """Return the names of the settings that loss `name` takes, or needs for its targets."""
+    arguments = arguments_of(name)
+    needed = {setting for target in TARGETS if target in arguments for setting in TARGETS[target]}
+    return set(arguments) - set(TARGETS) | needed

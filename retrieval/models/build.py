@@ -10,7 +10,7 @@ import torch
 from retrieval.base.errors import UserError
 from retrieval.config import AudioEncoderConfig, Config, LossConfig
 from retrieval.config.text import flatten
-from retrieval.losses import LEARNABLE, arguments_of, check_loss
+from retrieval.losses import LEARNABLE, arguments_of, check_loss, settings_of
 from retrieval.models.audio import AUDIO_ENCODERS
 from retrieval.models.dual_encoder import POOLINGS, DualEncoder
 from retrieval.models.text import load_tokenizer, text_architecture, text_readout
@@ -122,12 +122,7 @@ def _start_from(model: DualEncoder, folder: str) -> None:
 def warnings_of(config: Config) -> list[str]:
     """Return a line for each setting without effect and each frozen part with random weights."""
     pooling, loss = config.pooling, config.loss
-    used = {"name", "temperature", "learnable_temperature"}
-    if loss.name == "distillation":
-        used |= {"teachers", "supervised", "distill_weight", "loss_weight"}
-    for name in _used_losses(loss):
-        used |= set(arguments_of(name))
-        used |= {"sentence_encoder"} if "caption_similarity" in arguments_of(name) else set()
+    used = LossConfig.of_all.union(*map(settings_of, _used_losses(loss)))
     found = [
         f"loss.{key} has no effect with loss.name={loss.name}"
         for key in sorted(loss.model_fields_set - used)
@@ -194,10 +189,9 @@ def _architecture(config: Config, allow_known: bool) -> dict[str, Any]:
 def _audio_arguments(settings: AudioEncoderConfig) -> dict[str, Any]:
     """Return the arguments of the encoder. Raises UserError for a setting that it does not have."""
     encoder = AUDIO_ENCODERS[settings.name]
-    general = {"name", "checkpoint", "frozen", "window_seconds", "hop_seconds"}
     own = {
         key: value
-        for key, value in settings.model_dump(exclude=general).items()
+        for key, value in settings.model_dump(exclude=set(settings.of_all)).items()
         if value is not None
     }
     if unknown := own.keys() - _accepted(encoder, own).keys():

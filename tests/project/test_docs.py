@@ -27,6 +27,7 @@ import yaml
 from accelerate.commands.launch import launch_command_parser
 from accelerate.state import AcceleratorState
 from torch.distributed.run import get_args_parser as torchrun_parser
+from torch.nn import functional
 from transformers import RobertaConfig, RobertaModel
 
 from retrieval.base.errors import UserError
@@ -550,7 +551,7 @@ def wrong_with(text: str, page: Path, folder: Path) -> list[str]:
         if len(line) > MAX_COLUMNS
     ]
     wrong += wrong_prose(prose, page)
-    names: dict = {"__name__": "docs"}
+    names: dict = {"__name__": "docs", "Tensor": torch.Tensor, "functional": functional}
     with inside(folder), pytest.MonkeyPatch.context() as patch:
         for block in blocks:
             if block.language not in LANGUAGES:

@@ -19,7 +19,7 @@ from retrieval.config import (
 )
 from retrieval.config.text import flatten
 from retrieval.data.augmentation import waveform_augmentation
-from retrieval.losses import LOSSES, TARGETS, arguments_of
+from retrieval.losses import LOSSES, TARGETS, settings_of
 from retrieval.models.audio import AUDIO_ENCODERS
 from retrieval.models.audio.huggingface import HuggingFaceAudioEncoder
 from retrieval.models.dual_encoder import POOLINGS
@@ -410,25 +410,15 @@ def test_sections_that_are_handed_on_fit_what_takes_them():
 
 
 def test_settings_of_encoders_and_losses_are_taken_by_one():
-    """Settings that are read by name are listed here: a new one must be used, or named."""
     encoders = [
         encoder for encoder in AUDIO_ENCODERS.values() if encoder is not HuggingFaceAudioEncoder
     ]
-    read = {"name", "checkpoint", "frozen", "window_seconds", "hop_seconds"}
-    assert set(AudioEncoderConfig.model_fields) == read | set().union(
+    assert set(AudioEncoderConfig.model_fields) == AudioEncoderConfig.of_all.union(
         *map(keyword_arguments, encoders)
     )
-    taken = {argument for name in LOSSES for argument in arguments_of(name)} - set(TARGETS)
-    read = {
-        "name",
-        "learnable_temperature",
-        "sentence_encoder",
-        "teachers",
-        "supervised",
-        "loss_weight",
-        "distill_weight",
-    }
-    assert set(LossConfig.model_fields) == read | taken and read <= attributes_read()
+    assert set(LossConfig.model_fields) == LossConfig.of_all.union(*map(settings_of, LOSSES))
+    read = {*AudioEncoderConfig.of_all, *LossConfig.of_all, *set().union(*TARGETS.values())}
+    assert read <= attributes_read()
 
 
 def test_every_setting_is_described_or_named_like_its_use():
