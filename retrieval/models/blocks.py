@@ -34,7 +34,10 @@ def checkpoint_pretrained(model: PreTrainedModel) -> None:
             f"train.activation_checkpointing: {model.config.model_type} has no such switch; set it"
             " to false"
         )
-    model.activation_checkpointing_enable({"use_reentrant": False})
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    else:  # transformers 5.20, the last version for Python 3.10
+        model.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 def compile_module_lists(model: nn.Module) -> None:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address
 from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
@@ -339,6 +339,8 @@ def host_name(host: str) -> str | None:
         return host
     try:
         parts = urlsplit(f"//{host}")
+        if host.startswith("["):
+            IPv6Address(parts.hostname)  # Python 3.10's urlsplit takes any text in brackets
         return parts.hostname if parts.port != 0 else None  # a port beyond 65535 is a ValueError
     except ValueError:
         return None
