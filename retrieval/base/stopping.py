@@ -6,7 +6,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -83,7 +83,8 @@ class StopRequest:
             interrupt(frame, Interrupted(signum))
         elif signum == signal.SIGINT and not (self.at_once or is_second):
             if os.environ.get("LOCAL_RANK", "0") == "0":
-                os.write(2, WAITING)  # a handler must not print: it may interrupt a print
+                with suppress(OSError):  # the reader of a pipe may have ended
+                    os.write(2, WAITING)  # a handler must not print: it may interrupt a print
 
 
 @contextmanager

@@ -7,11 +7,13 @@ Letters: B clips of a batch, S samples, T frames of F numbers from a frame cache
 """
 
 import math
+import multiprocessing
 import os
 import shutil
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -411,9 +413,16 @@ def _leave_signals_to_main_process(_worker: int) -> None:
 
 def _end_at_sigterm() -> None:
     """End this process when its parent says so, or GRACE_SECONDS after another's SIGTERM."""
-    if signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        signal.sigtimedwait({signal.SIGTERM}, GRACE_SECONDS)
-    os._exit(0)
+    parent = multiprocessing.parent_process().pid  # os.getppid() may be a fork server
+    if signal.sigwaitinfo({signal.SIGTERM}).si_pid == parent:
+        os._exit(0)
+    # A launcher may send more: none but the parent's ends it before its time.
+    end = time.monotonic() + GRACE_SECONDS
+    while (left := end - time.monotonic()) > 0:
+        received = signal.sigtimedwait({signal.SIGTERM}, left)
+        if received is not None and received.si_pid == parent:
+            os._exit(0)
+    os._exit(1)
 
 
 def usable_workers(num_workers: int) -> int:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -297,10 +298,12 @@ def test_an_interrupted_launch_saves_and_resume_goes_on(tiny, tmp_path, how):
     assert max(losses_of(run)) == steps + 3
 
 
-def test_a_second_signal_counts_only_if_it_is_a_second_ctrl_c(capfd):
+def test_a_second_signal_counts_only_if_it_is_a_second_ctrl_c(capfd, monkeypatch):
     stop = stopping.StopRequest(at_once=False)
     stop(signal.SIGINT, None)
     assert "a second Ctrl-C ends at once" in capfd.readouterr().err
+    monkeypatch.setattr(os, "write", Mock(side_effect=BrokenPipeError))  # 2>&1 | tee, which ended
+    stopping.StopRequest(at_once=False)(signal.SIGINT, None)
     stop(signal.SIGTERM, None)
     with pytest.raises(stopping.Interrupted):
         stop(signal.SIGINT, None)
@@ -416,6 +419,7 @@ def test_ctrl_c_saves_after_the_step_and_exits_with_130(tiny, tmp_path, monkeypa
 SWAP_KILLED_BETWEEN_ITS_RENAMES = """
 import os, sys
 from pathlib import Path
+from unittest.mock import Mock
 from retrieval.base.folders import swap_folder
 
 rename = Path.rename
