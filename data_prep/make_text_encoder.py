@@ -88,7 +88,7 @@ def make_text_encoder(captions_csv: Path, output: Path, sizes: dict[str, int]) -
     captions = [normalise_caption(caption) for caption in read_captions(captions_csv)]
     digest = hashlib.sha256("\n".join(captions).encode()).hexdigest()
     made_from = {"captions_sha256": digest, **sizes}
-    found = read_made_from(output, ["captions_sha256"])
+    found = read_made_from(output, {"captions_sha256": str})
     if found == made_from and all((output / name).is_file() for name in FILES):
         print(f"{output} was made from these captions and sizes: reused")
         return

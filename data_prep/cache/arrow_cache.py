@@ -16,6 +16,7 @@ import math
 import shlex
 import shutil
 import sys
+from collections import Counter
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from hashlib import sha256
@@ -163,7 +164,14 @@ def _existing_cache(output: Path) -> dict[str, Any] | None:
         info = read_json(output / "cache.json")
     except ValueError:
         return {}
-    return info if isinstance(info, dict) and isinstance(info.get("splits"), dict) else {}
+    try:
+        is_whole = isinstance(info["splits"], dict) and all(
+            isinstance(item["split"], str) and isinstance(item["file_name"], str)
+            for item in info["skipped"]
+        )
+    except (KeyError, TypeError):
+        is_whole = False
+    return info if is_whole else {}
 
 
 def _differences(
@@ -187,14 +195,13 @@ def _differences(
         # the digest depends on the settings too
         elif not differences and built.get("source") != source:
             differences.append(f"the files or captions of {split} have changed since it was built")
-    skipped = existing.get("skipped", [])
-    known = {(item["split"], item["file_name"]) for item in skipped}
-    new = [item for plan in plans for item in plan.lost if (plan.name, item.file_name) not in known]
-    if new and not differences:
-        differences.append(
-            f"{len(new)} clips are lost that were not when it was built, first"
-            f" {new[0].file_name!r} ({new[0].reason})"
-        )
+    if not differences:
+        known = Counter((item["split"], item["file_name"]) for item in existing["skipped"])
+        lost = Counter((plan.name, item.file_name) for plan in plans for item in plan.lost)
+        if new := list((lost - known).elements()):
+            differences.append(
+                f"{len(new)} clips are lost that were not when it was built, first {new[0][1]!r}"
+            )
     return differences
 
 

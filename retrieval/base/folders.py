@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,12 @@ def check_has_name(output: Path) -> None:
         )
 
 
-def read_made_from(output: Path, keys: Sequence[str]) -> dict[str, Any] | None:
+def read_made_from(output: Path, entries: dict[str, type]) -> dict[str, Any] | None:
     """Read the settings and sources of an output that a command may use again or replace.
 
     Args:
         output: Its folder.
-        keys: Entries of made_from.json that this command writes.
+        entries: Names and types of entries that this command writes.
 
     Returns:
         The content of made_from.json; None if `output` is absent or empty.
@@ -45,7 +45,9 @@ def read_made_from(output: Path, keys: Sequence[str]) -> dict[str, Any] | None:
         raise UserError(f"{output} is not a folder; give another --output")
     with suppress(OSError, ValueError):
         found = read_json(output / MADE_FROM)
-        if isinstance(found, dict) and set(keys) <= found.keys():
+        if isinstance(found, dict) and all(
+            isinstance(found.get(name), kind) for name, kind in entries.items()
+        ):
             return found
     if any(output.iterdir()):
         raise UserError(

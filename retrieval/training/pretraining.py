@@ -118,10 +118,10 @@ def pretrain(
         "steps": steps,
         "seed": seed,
     }
-    found = read_made_from(output, ["settings", "files"])
+    found = read_made_from(output, {"settings": dict, "files": dict})
     if (found and found["settings"] == settings) and all(
         (output / name).is_file() and sha256_of(output / name) == digest
-        for name, digest in dict(found["files"]).items()
+        for name, digest in found["files"].items()
     ):
         print(f"{output} was made from this cache and these settings: reused")
         return

@@ -487,7 +487,7 @@ def test_a_folder_that_is_no_cache_is_never_replaced(tmp_path, capsys):
     assert (root / "cache" / "notes.txt").exists()
 
 
-@pytest.mark.parametrize("damage", ['{"schema": 1', "[]", "{}"])
+@pytest.mark.parametrize("damage", ['{"schema": 1', "[]", "{}", '{"splits": {}, "skipped": [{}]}'])
 def test_a_damaged_cache_can_be_overwritten(tmp_path, capsys, damage):
     root = write_split(tmp_path)
     assert build(root) == 0

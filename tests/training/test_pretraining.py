@@ -248,6 +248,9 @@ def test_a_folder_of_something_else_is_left_alone(tiny, tmp_path):
     with pytest.raises(UserError, match="is not empty and was not made by this command"):
         pretrain(tiny, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+    (tmp_path / "made_from.json").write_text('{"settings": {}, "files": []}')
+    with pytest.raises(UserError, match="was not made by this command"):
+        pretrain(tiny, tmp_path)
     with pytest.raises(UserError, match="is not a folder"):
         pretrain(tiny, tmp_path / "thesis.txt")
 
