@@ -414,15 +414,12 @@ def _leave_signals_to_main_process(_worker: int) -> None:
 def _end_at_sigterm() -> None:
     """End this process when its parent says so, or GRACE_SECONDS after another's SIGTERM."""
     parent = multiprocessing.parent_process().pid  # os.getppid() may be a fork server
-    if signal.sigwaitinfo({signal.SIGTERM}).si_pid == parent:
-        os._exit(0)
-    # A launcher may send more: none but the parent's ends it before its time.
+    received = signal.sigwaitinfo({signal.SIGTERM})
     end = time.monotonic() + GRACE_SECONDS
-    while (left := end - time.monotonic()) > 0:
-        received = signal.sigtimedwait({signal.SIGTERM}, left)
-        if received is not None and received.si_pid == parent:
-            os._exit(0)
-    os._exit(1)
+    # A launcher may send more of them: only the parent's ends this process before its time.
+    while received is not None and received.si_pid != parent:
+        received = signal.sigtimedwait({signal.SIGTERM}, max(0.0, end - time.monotonic()))
+    os._exit(1 if received is None else 0)
 
 
 def usable_workers(num_workers: int) -> int:

@@ -28,7 +28,7 @@ from accelerate import Accelerator
 from retrieval.base.access import check_readable
 from retrieval.base.errors import UserError, one_line
 from retrieval.base.files import allocate, atomic_path, check_writable, disk_errors
-from retrieval.base.folders import swap_folder
+from retrieval.base.folders import MADE_FROM, swap_folder
 from retrieval.base.locks import locked
 from retrieval.base.progress import bar
 from retrieval.data import ClipSplit, make_clip_loader
@@ -243,7 +243,7 @@ def _provide(
                 _encode(model, array, num_rows, num_done, encode, accelerator)
                 (partial / "num_done").unlink(missing_ok=True)
                 text = json.dumps(origin, indent=2) + "\n"
-                (partial / "made_from.json").write_text(text, encoding="utf-8")
+                (partial / MADE_FROM).write_text(text, encoding="utf-8")
                 swap_folder(partial, final)
             with suppress(PermissionError):  # Windows keeps open files
                 lock.unlink()

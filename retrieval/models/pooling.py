@@ -88,6 +88,11 @@ class Pooling(nn.Module):
             " nor exported: it has no folded_maps"
         )
 
+    def check_searchable(self) -> None:
+        """Raise UserError if search and ONNX graphs cannot compute the scores of this pooling."""
+        if self.keeps_frames:
+            self.folded_maps()
+
 
 class MeanPooling(Pooling):
     """Average of the valid frames."""

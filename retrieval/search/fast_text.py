@@ -19,13 +19,13 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from retrieval.base.errors import UserError, one_line
 from retrieval.base.files import read_json
-from retrieval.base.folders import whole_folder
+from retrieval.base.folders import MADE_FROM, whole_folder
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.search.model_identity import ModelIdentity
 from retrieval.search.writer import FAST_TEXT, locked
 from retrieval.sharing.export.onnx_files import open_session, text_part, write_graph
 
-GRAPH, MADE_FROM = "text.onnx", "made_from.json"
+GRAPH = "text.onnx"
 
 
 def fast_text_encoder(

@@ -104,8 +104,7 @@ def build_index(
     checkpoint = Path(checkpoint or before.model.path)
     model = load_model_folder(checkpoint)
     check_finite(model, str(checkpoint), "index with")
-    if model.pooling.keeps_frames:
-        model.pooling.folded_maps()  # raises where a query would
+    model.pooling.check_searchable()
     if hop_seconds is None:
         hop_seconds = before.hop_seconds if before else model.clip_seconds / 2
     if not SHORTEST_HOP <= hop_seconds <= model.clip_seconds:

@@ -60,8 +60,7 @@ def export_onnx(
     """
     check_folder(output, overwrite)
     check_finite(model, "the model", "export")
-    if model.pooling.keeps_frames:
-        model.pooling.folded_maps()  # raises where the last graph would
+    model.pooling.check_searchable()
     num_bytes = sum(weight.numel() * weight.element_size() for weight in model.parameters())
     check_room(output, 1.1 * num_bytes)
     model = model.cpu()
