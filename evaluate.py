@@ -8,13 +8,15 @@ Writes the metrics of both directions (metrics.json) and the ranks of all querie
     python evaluate.py --checkpoint runs/a/best --checkpoint runs/b/best --output DIR
     # several right clips for a query (DCASE 2025)
     python evaluate.py --checkpoint runs/tap/best --relevance FILE
+    # the same clips asked in other words: tags, questions, ... (CSV file_name,caption,style)
+    python evaluate.py --checkpoint runs/tap/best --captions FILE
     # scores.npy as well, for distillation
     python evaluate.py --checkpoint runs/tap/best --split development --save-scores
     python evaluate.py --checkpoint runs/tap/best --submission dcase2025 FILE [--queries FILE]
     # a page to look inside the run
     python evaluate.py --checkpoint runs/tap/best --report DIR [--against runs/mean/best]
 
---relevance and --queries bring their own texts: then the clips need no captions.
+--relevance, --queries and --captions bring their own texts: then the clips need no captions.
 Cache, batch sizes and precision default to those of the run (RUN/config.yaml); with several
 checkpoints, of the first. `import evaluate` is the Hugging Face package and never this script: see
 retrieval/__init__.py.
@@ -31,6 +33,7 @@ from retrieval.evaluation.options import parse_arguments
 from retrieval.evaluation.outputs import SCORES, SCORES_RECORD, ScoringRecord, write_results
 from retrieval.evaluation.relevance import MAP_AT, read_relevance, relevant_columns
 from retrieval.evaluation.score_files import write_scores
+from retrieval.evaluation.styles import StyledQueries, read_styles, take_last_rows
 from retrieval.evaluation.submission import check_file_names, read_queries, write_submission
 
 
@@ -39,12 +42,18 @@ def main(argv: list[str] | None = None) -> int:
     set_quiet(arguments.quiet)
     relevance = read_relevance(arguments.relevance) if arguments.relevance else None
     queries = read_queries(arguments.queries) if arguments.queries else None
+    styles = read_styles(arguments.captions) if arguments.captions else {}
     check_environment()
     # Below the checks, because these take seconds to import.
     import torch
 
-    from retrieval.evaluation.result import EvaluationResult, few_clips_warning, format_table
-    from retrieval.evaluation.score_matrix import Scorer, captions_of
+    from retrieval.evaluation.result import (
+        EvaluationResult,
+        few_clips_warning,
+        format_styles,
+        format_table,
+    )
+    from retrieval.evaluation.score_matrix import Scorer, captions_of, join_columns
 
     silence_transformers()
     if arguments.report:
@@ -62,7 +71,13 @@ def main(argv: list[str] | None = None) -> int:
         **sizes,
     )
     cache, accelerator = scorer.cache.path, scorer.accelerator
-    split = scorer.cache.split(arguments.split, need_captions=not (relevance or queries))
+    brings_texts = relevance or queries or styles
+    split = scorer.cache.split(arguments.split, need_captions=not brings_texts)
+    if arguments.save_scores and not any(split.captions):
+        raise UserError(
+            f"--save-scores keeps the scores of the split's own captions, and split {split.name!r}"
+            " has none: leave it out"
+        )
     if arguments.submission:
         check_file_names(split.file_names)
     if arguments.is_default_output and scorer.is_other_cache:
@@ -78,14 +93,19 @@ def main(argv: list[str] | None = None) -> int:
         sample_rate=split.sample_rate,
         mixed_precision=accelerator.mixed_precision,
         relevance=str(arguments.relevance) if relevance else None,
+        captions=str(arguments.captions) if styles else None,
     )
 
+    styled = StyledQueries(styles, split)
     relevant, map_at = None, (10,)
     if relevance:
         relevant, map_at = relevant_columns(relevance, split), MAP_AT
         captions, clips = list(relevance), [columns[0] for columns in relevant]
     elif queries:
         captions, clips = queries, None
+    elif styles and not any(split.captions):
+        captions, relevant = styled.captions, styled.relevant
+        clips = [columns[0] for columns in relevant]
     else:
         captions, clips = captions_of(split)
     if against:
@@ -94,12 +114,14 @@ def main(argv: list[str] | None = None) -> int:
         f"scoring {', '.join(names)} on {split.name} of {cache}, {accelerator.device},"
         f" mixed precision {accelerator.mixed_precision}"
     )
+    more = [] if captions is styled.captions else styled.captions
+    styled_scores = torch.empty(len(more), len(split))
+    columns = take_last_rows(scorer.columns([*captions, *more], split), styled_scores)
     if arguments.save_scores and accelerator.is_main_process:
         # Column by column into a memory map: the matrix need not fit into memory.
-        columns = scorer.columns(captions, split)
         scores = torch.from_numpy(write_scores(arguments.output, columns, split, record).scores)
     else:
-        scores = scorer.matrix(captions, split)
+        scores = join_columns(columns, captions, split)
     if against:
         against.score(scorer, captions, split)
     if not accelerator.is_main_process:
@@ -120,16 +142,20 @@ def main(argv: list[str] | None = None) -> int:
         relevant,
         map_at,
     )
+    style_results = styled.results(styled_scores if more else scores)
     print(format_table(result))
+    if styles:
+        print(format_styles(result, style_results))
     if warning := few_clips_warning(len(split)):
         print(f"warning: {warning}", file=sys.stderr)
-    write_results(arguments.output, result, record)
+    write_results(arguments.output, result, record, style_results)
     if arguments.save_scores:
         print(f"written: {arguments.output / SCORES}, {arguments.output / SCORES_RECORD}")
     if arguments.report:
         other = against.other_run(result) if against else None
+        num_shown = arguments.report_queries
         write_report(
-            result, split, scorer, arguments.report, record, arguments.report_queries, other
+            result, split, scorer, arguments.report, record, num_shown, other, style_results
         )
     return 0
 

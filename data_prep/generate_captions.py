@@ -1,4 +1,4 @@
-"""Let a language model write five more captions for every clip, from its captions.
+"""Let a language model write five more captions for every clip, or ask for it in other words.
 
     cd data/clotho_v2
     mv clotho_captions_development.csv original_captions_development.csv
@@ -17,6 +17,14 @@ others are refused, and so are digits and other numerals, brackets, HTML, markdo
 and talk of the task (captions/paraphrases.py). Missing captions are asked for again with another
 seed, up to 5 times per clip and run; so is an answer that takes longer than --timeout or has more
 than 1 MB.
+
+With --styles it asks for the same clips in other words, one text for each clip and style, and
+writes a CSV `file_name,caption,style` for evaluate.py --captions (captions/styles.py):
+
+    python data_prep/generate_captions.py --endpoint http://localhost:11434/v1 --model phi4 \\
+        --styles tags questions paraphrases negated \\
+        --input data/clotho_v2/clotho_captions_evaluation.csv --output styles.csv
+    python evaluate.py --checkpoint runs/tap/best --captions styles.csv
 
 Every finished clip is one line of `OUTPUT.jsonl`, and the same command goes on from there however
 it ended. A clip whose captions have changed since is asked anew; a journal of another model,
@@ -48,7 +56,8 @@ from multiprocessing.pool import ThreadPool
 from typing import Any, BinaryIO
 
 from data_prep.captions.chat_endpoint import BadAnswer, ChatEndpoint, ServerFailure
-from data_prep.captions.paraphrases import PROMPT, listed_texts, new_captions, question
+from data_prep.captions.paraphrases import PROMPT, fault, listed_texts, new_captions, question
+from data_prep.captions.styles import STYLES, Style
 from data_prep.corpora.clotho_files import rows_by_name
 from data_prep.corpora.csv_files import caption_columns, one_spaced
 from retrieval.base.command import run_main
@@ -58,10 +67,12 @@ from retrieval.base.folders import check_has_name
 from retrieval.base.locks import try_lock
 from retrieval.base.progress import bar, set_quiet
 
-NUM_CAPTIONS = 5  # new ones a clip
+NUM_CAPTIONS = 5  # new ones a clip, without --styles
 MAX_TRIES = 5  # answers a clip and run
 MAX_MISSING = 0.01  # of the clips
 MAX_FAILED_IN_A_ROW = 10  # clips: no use in going on
+MORE = ""  # style of the new captions without --styles; the journal leaves it out
+STYLE_OF = {MORE: Style(PROMPT, NUM_CAPTIONS, fault), **STYLES}
 
 
 @dataclass
@@ -72,6 +83,11 @@ class Clip:
     captions: list[str]
     new: list[str]
     num_asked: int = 0  # answers so far, in all runs; seed of the last one
+    style: str = MORE  # of `new`
+
+    @property
+    def num_missing(self) -> int:
+        return STYLE_OF[self.style].num_captions - len(self.new)
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -108,6 +124,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         action="store_true",
         help="write the CSV also when more than 1 %% of the clips lack captions",
     )
+    parser.add_argument(
+        "--styles",
+        nargs="+",
+        choices=STYLES,
+        default=[],
+        help="write file_name,caption,style instead, one text for each clip and style",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace the output that is there")
     parser.add_argument("--quiet", action="store_true", help="show no progress")
     return parser.parse_args(argv)
@@ -120,20 +143,28 @@ def generate(arguments: argparse.Namespace) -> None:
     endpoint = ChatEndpoint(
         arguments.endpoint, model, temperature, arguments.timeout, arguments.num_parallel
     )
-    settings = {"model": model, "temperature": temperature, "prompt": PROMPT}
+    # of all styles, so that a later run may add one
+    prompt = "\n\n".join(style.prompt for style in STYLES.values()) if arguments.styles else PROMPT
+    settings = {"model": model, "temperature": temperature, "prompt": prompt}
     output = arguments.output.resolve()
     with disk_errors(output.parent, FINISHED_PARTS_ARE_KEPT):
         output.parent.mkdir(parents=True, exist_ok=True)
         with open_journal(output.with_name(f"{output.name}.jsonl"), settings) as (journal, entries):
-            clips = [restored_clip(row, entries) for row in rows]
+            styles = arguments.styles or [MORE]
+            clips = [restored_clip(row, style, entries) for row in rows for style in styles]
             reasons = ask_all(endpoint, clips, journal, arguments.num_parallel)
             report_missing(clips, reasons, arguments.allow_missing)
-            write_csv(output, rows, clips)
+            if arguments.styles:
+                write_styles(output, clips)
+            else:
+                write_csv(output, rows, clips)
     print(f"captions: {arguments.output}")
 
 
 def check_arguments(arguments: argparse.Namespace) -> None:
     check_has_name(arguments.output)
+    if len(set(arguments.styles)) < len(arguments.styles):
+        raise UserError(f"--styles names one twice: {' '.join(arguments.styles)}")
     if arguments.num_parallel < 1:
         raise UserError(f"--num-parallel {arguments.num_parallel}: expected 1 or more")
     if not 0 < arguments.timeout <= 86_400:
@@ -158,11 +189,11 @@ def check_arguments(arguments: argparse.Namespace) -> None:
 @contextmanager
 def open_journal(
     path: Path, settings: dict[str, Any]
-) -> Iterator[tuple[BinaryIO, dict[str, dict[str, Any]]]]:
+) -> Iterator[tuple[BinaryIO, dict[tuple[str, str], dict[str, Any]]]]:
     """Open the journal, and make or check its first line, which holds `settings`.
 
     Yields:
-        The file, to append to, and its entries by file name.
+        The file, to append to, and its entries by file name and style.
 
     Raises:
         UserError: The file is not a journal, one of other settings, or in use.
@@ -196,7 +227,7 @@ def open_journal(
             file.truncate(0)
             file.write(first)
         entries = [entry for line in lines[1:] if has_clip_shape(entry := read_line(line))]
-        yield file, {entry["file_name"]: entry for entry in entries}
+        yield file, {(entry["file_name"], entry.get("style", MORE)): entry for entry in entries}
 
 
 def read_line(line: bytes) -> dict[str, Any]:
@@ -211,40 +242,56 @@ def read_line(line: bytes) -> dict[str, Any]:
 def has_clip_shape(entry: dict[str, Any]) -> bool:
     """Return False for a damaged entry; its clip is asked again."""
     types = {"file_name": str, "captions": list, "new": list, "num_asked": int}
+    types |= {"style": str} if "style" in entry else {}
     if {name: type(value) for name, value in entry.items()} != types:
         return False
     return all(isinstance(text, str) for text in entry["new"])
 
 
-def restored_clip(row: dict[str, str], entries: dict[str, dict[str, Any]]) -> Clip:
+def restored_clip(
+    row: dict[str, str], style: str, entries: dict[tuple[str, str], dict[str, Any]]
+) -> Clip:
     """Return the clip of `row`, with the journal's new captions if they are of these captions."""
     captions = [text for column in caption_columns(row) if (text := one_spaced(row[column]))]
-    entry = entries.get(row["file_name"])
-    if entry is None or entry["captions"] != captions:
-        return Clip(row["file_name"], captions, [])
-    new, _ = new_captions(entry["new"], captions, NUM_CAPTIONS)
-    return Clip(row["file_name"], captions, new, entry["num_asked"])
+    clip = Clip(row["file_name"], captions, [], style=style)
+    entry = entries.get((clip.file_name, style))
+    if entry is not None and entry["captions"] == captions:
+        kind = STYLE_OF[style]
+        clip.new, _ = new_captions(entry["new"], captions, kind.num_captions, kind.fault)
+        clip.num_asked = entry["num_asked"]
+    return clip
+
+
+def journal_line(clip: Clip) -> bytes:
+    entry = asdict(clip)
+    if clip.style == MORE:
+        del entry["style"]
+    return json.dumps(entry).encode() + b"\n"
 
 
 def ask_all(
     endpoint: ChatEndpoint, clips: list[Clip], journal: BinaryIO, num_parallel: int
-) -> dict[str, str]:
+) -> dict[tuple[str, str], str]:
     """Complete the clips, and write them to the journal.
 
     Returns:
-        Reason for each incomplete clip, by file name.
+        Reason for each incomplete clip, by file name and style.
     """
-    todo = [clip for clip in clips if len(clip.new) < NUM_CAPTIONS and clip.captions]
-    num_ready = sum(len(clip.new) == NUM_CAPTIONS for clip in clips)
+    todo = [clip for clip in clips if clip.num_missing and clip.captions]
+    num_ready = sum(not clip.num_missing for clip in clips)
     if num_ready:
         print(f"going on with an earlier run: {num_ready} of {len(clips)} clips are ready")
-    reasons = {clip.file_name: "no captions to begin with" for clip in clips if not clip.captions}
+    reasons = {
+        (clip.file_name, clip.style): "no captions to begin with"
+        for clip in clips
+        if not clip.captions
+    }
     num_failed = 0
     # its threads are daemons: Ctrl-C does not wait for answers
     progress = bar(total=len(clips), desc="captions", unit="clip", initial=num_ready)
     with ThreadPool(min(num_parallel, max(1, len(todo)))) as threads, progress:
         for clip, reason in threads.imap_unordered(lambda clip: ask_clip(endpoint, clip), todo):
-            journal.write(json.dumps(asdict(clip)).encode() + b"\n")
+            journal.write(journal_line(clip))
             journal.flush()
             progress.update()
             num_failed = num_failed + 1 if reason else 0
@@ -254,7 +301,7 @@ def ask_all(
                     f" one because {reason}"
                 )
             if reason:
-                reasons[clip.file_name] = reason
+                reasons[clip.file_name, clip.style] = reason
     return reasons
 
 
@@ -264,37 +311,43 @@ def ask_clip(endpoint: ChatEndpoint, clip: Clip) -> tuple[Clip, str]:
     Returns:
         The clip, and why it is incomplete (empty: it is complete).
     """
-    reason = ""
+    reason, style = "", STYLE_OF[clip.style]
     for _ in range(MAX_TRIES):
-        known, num_missing = clip.captions + clip.new, NUM_CAPTIONS - len(clip.new)
+        known, num_missing = clip.captions + clip.new, clip.num_missing
         clip.num_asked += 1
         try:
-            answer = endpoint.ask(question(known, num_missing), seed=clip.num_asked)
+            answer = endpoint.ask(question(known, num_missing, style.prompt), seed=clip.num_asked)
         except BadAnswer as error:
             reason = str(error)
             continue
         except ServerFailure as error:
             return clip, str(error)
-        new, reason = new_captions(listed_texts(answer), known, num_missing)
+        new, reason = new_captions(listed_texts(answer), known, num_missing, style.fault)
         clip.new += new
-        if len(clip.new) == NUM_CAPTIONS:
+        if not clip.num_missing:
             return clip, ""
     return clip, reason
 
 
-def report_missing(clips: list[Clip], reasons: dict[str, str], allow_missing: bool) -> None:
+def report_missing(
+    clips: list[Clip], reasons: dict[tuple[str, str], str], allow_missing: bool
+) -> None:
     """List the clips that are short of captions. Raises UserError for too many."""
-    for clip in (clip for clip in clips if clip.file_name in reasons):
-        found = f"{len(clip.new)} of {NUM_CAPTIONS} new captions"
-        print(f"{clip.file_name}: {found}: {reasons[clip.file_name]}")
+    for clip in clips:
+        if reason := reasons.get((clip.file_name, clip.style)):
+            found = f"{len(clip.new)} of {STYLE_OF[clip.style].num_captions} new captions"
+            style = f", {clip.style}" if clip.style else ""
+            print(f"{clip.file_name}{style}: {found}: {reason}")
     num_new = sum(len(clip.new) for clip in clips)
-    print(
-        f"{num_new} new captions for {len(clips)} clips; {len(reasons)} clips are short of captions"
-    )
+    # with --styles a clip counts once for each style
+    num_files = len({clip.file_name for clip in clips})
+    unit = "clips" if num_files == len(clips) else f"styles of {num_files} clips"
+    short = f"{len(reasons)} clips are short of captions"
+    print(f"{num_new} new captions for {len(clips)} {unit}; {short}")
     if len(reasons) > MAX_MISSING * len(clips) and not allow_missing:
         remedy = "run the same command again to ask for the missing ones, or add --allow-missing"
         raise UserError(
-            f"{len(reasons)} of {len(clips)} clips are short of captions, more than"
+            f"{len(reasons)} of {len(clips)} {unit} are short of captions, more than"
             f" {MAX_MISSING:.0%}: {remedy}"
         )
 
@@ -310,6 +363,16 @@ def write_csv(output: Path, rows: list[dict[str, str]], clips: list[Clip]) -> No
         row | dict(zip(columns, clip.new, strict=False))
         for row, clip in zip(rows, clips, strict=True)
     )
+    with atomic_path(output) as temporary:
+        temporary.write_bytes(text.getvalue().encode())
+
+
+def write_styles(output: Path, clips: list[Clip]) -> None:
+    """Write file_name,caption,style, clip by clip."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["file_name", "caption", "style"])
+    writer.writerows([clip.file_name, new, clip.style] for clip in clips for new in clip.new)
     with atomic_path(output) as temporary:
         temporary.write_bytes(text.getvalue().encode())
 

@@ -13,7 +13,7 @@ caption with another fault is refused and asked for again: that costs less than 
 import json
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from retrieval.base.captions import normalise_caption
 
@@ -43,10 +43,10 @@ _META = re.compile(
 )
 
 
-def question(captions: Sequence[str], num_captions: int) -> str:
+def question(captions: Sequence[str], num_captions: int, prompt: str = PROMPT) -> str:
     """Return the prompt for `num_captions` more captions of a clip."""
     listed = "\n".join(f"{number}. {caption}" for number, caption in enumerate(captions, 1))
-    return PROMPT.format(captions=listed, num_captions=num_captions)
+    return prompt.format(captions=listed, num_captions=num_captions)
 
 
 def listed_texts(answer: str) -> list[str]:
@@ -95,7 +95,13 @@ def normalised(caption: str) -> str:
 
 def fault(text: str, captions: Sequence[str]) -> str | None:
     """Return why `text` is not a new caption of a clip that has `captions`; None if it is one."""
-    num_words = len(text.split())
+    return (
+        form_fault(text) or length_fault(text, MIN_WORDS, MAX_WORDS) or copy_fault(text, captions)
+    )
+
+
+def form_fault(text: str) -> str | None:
+    """Return why `text` is no plain text, or speaks of the task; None if it is fine."""
     if not text.isprintable():
         return "holds a line break or control character"
     letters = [character for character in text if character.isalpha()]
@@ -112,15 +118,27 @@ def fault(text: str, captions: Sequence[str]) -> str | None:
         return "holds a quote without its other end"
     if _META.search(text.lower().replace("’", "'")):
         return "speaks of the task"
-    if not MIN_WORDS <= num_words <= MAX_WORDS:
-        return f"has {num_words} words, expected {MIN_WORDS} to {MAX_WORDS}"
-    if normalised(text) in map(normalised, captions):
-        return "is a copy"
     return None
 
 
+def length_fault(text: str, fewest: int, most: int) -> str | None:
+    """Return why `text` has too few or too many words; None if it has not."""
+    num_words = len(text.split())
+    if fewest <= num_words <= most:
+        return None
+    return f"has {num_words} words, expected {fewest} to {most}"
+
+
+def copy_fault(text: str, captions: Sequence[str]) -> str | None:
+    """Return why `text` is a copy of one of the captions; None if it is not."""
+    return "is a copy" if normalised(text) in map(normalised, captions) else None
+
+
 def new_captions(
-    texts: Sequence[str], captions: Sequence[str], num_captions: int
+    texts: Sequence[str],
+    captions: Sequence[str],
+    num_captions: int,
+    fault_of: Callable[[str, Sequence[str]], str | None] = fault,
 ) -> tuple[list[str], str]:
     """Choose captions among the texts of an answer.
 
@@ -128,6 +146,7 @@ def new_captions(
         texts: From `listed_texts`.
         captions: Captions of the clip so far.
         num_captions: How many to choose.
+        fault_of: Returns why a text is no caption; None if it is one.
 
     Returns:
         The new captions, and the fault of the last refused text (empty: none).
@@ -137,7 +156,7 @@ def new_captions(
     for text in texts:
         if len(new) == num_captions:
             break
-        if found := fault(text, [*captions, *new]):
+        if found := fault_of(text, [*captions, *new]):
             shown = " ".join(text[:60].split())
             reason = f"{shown!r} {found}"
         else:

@@ -196,8 +196,8 @@ class Cache:
         if need_captions and not any(clips.captions):
             raise UserError(
                 f"split {name!r} of cache {self.path} has no captions, so there is nothing to train"
-                " on or to score; bring texts of your own: evaluate.py --relevance FILE or"
-                " --submission FORMAT FILE --queries FILE, or labels: python -m"
+                " on or to score; bring texts of your own: evaluate.py --captions FILE, --relevance"
+                " FILE or --submission FORMAT FILE --queries FILE, or labels: python -m"
                 " retrieval.zero_shot"
             )
         if clips.num_samples.min() < 1:

@@ -14,6 +14,7 @@ from retrieval.evaluation.outputs import (
     REPORT_PAGE,
     SCORES,
     SCORES_RECORD,
+    STYLE_RANKS,
 )
 from retrieval.evaluation.submission import FORMATS
 
@@ -56,13 +57,19 @@ def parse_arguments(argv: list[str] | None, description: str) -> argparse.Namesp
         "--output",
         type=Path,
         help="folder of the results; default: CHECKPOINT/results/SPLIT, SPLIT_relevance with"
-        " --relevance",
+        " --relevance, SPLIT_captions with --captions",
     )
     add(
         "--relevance",
         type=Path,
         metavar="FILE",
         help="CSV query,audio_filenames: the queries and all their right clips",
+    )
+    add(
+        "--captions",
+        type=Path,
+        metavar="FILE",
+        help="CSV file_name,caption[,style]: also ask for the clips in these words, style by style",
     )
     add("--save-scores", action="store_true", help="also write scores.npy and scores.json")
     add(
@@ -115,6 +122,11 @@ def parse_arguments(argv: list[str] | None, description: str) -> argparse.Namesp
         raise UserError(
             "--queries replaces the captions for --submission only: add --submission, and leave out"
             " --relevance and --save-scores"
+        )
+    if arguments.queries and arguments.captions:
+        raise UserError(
+            "--captions is for metrics by style, which --queries has none of: leave out one of the"
+            " two"
         )
     if arguments.relevance and arguments.save_scores:
         raise UserError(
@@ -177,6 +189,7 @@ def _check_report(arguments: argparse.Namespace) -> None:
 def _check_outputs(arguments: argparse.Namespace) -> None:
     """Fill in --output, and check that all files can be written. Raises UserError."""
     names = [] if arguments.queries else [METRICS, RANKS]
+    names += [STYLE_RANKS] if arguments.captions else []
     names += [SCORES, SCORES_RECORD] if arguments.save_scores else []
     arguments.is_default_output = bool(names) and arguments.output is None
     if arguments.is_default_output:
@@ -189,6 +202,7 @@ def _check_outputs(arguments: argparse.Namespace) -> None:
                 " --output DIR"
             )
         name = arguments.split + ("_relevance" if arguments.relevance else "")
+        name += "_captions" if arguments.captions else ""
         arguments.output = checkpoint / "results" / name
     outputs = [arguments.output / name for name in names]
     if arguments.report:
@@ -201,9 +215,10 @@ def _check_outputs(arguments: argparse.Namespace) -> None:
                 " write"
             )
         arguments.submission = kind, file
-        taken = [*outputs, *filter(None, (arguments.queries, arguments.relevance))]
+        inputs = (arguments.queries, arguments.relevance, arguments.captions)
+        taken = [*outputs, *filter(None, inputs)]
         if arguments.output:
-            results = (METRICS, RANKS, SCORES, SCORES_RECORD)
+            results = (METRICS, RANKS, STYLE_RANKS, SCORES, SCORES_RECORD)
             taken += [arguments.output / name for name in results]
         check_not_among("--submission", file, taken)
         outputs.append(file)

@@ -1,8 +1,12 @@
-"""Write and read the results of evaluate.py: metrics.json, ranks.csv. Loads no torch."""
+"""Write and read the results of evaluate.py: metrics.json, ranks.csv, style_ranks.csv.
+
+Loads no torch.
+"""
 
 import csv
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -23,9 +27,12 @@ if TYPE_CHECKING:
     from retrieval.evaluation.result import EvaluationResult
 
 METRICS, RANKS = "metrics.json", "ranks.csv"
+STYLE_RANKS = "style_ranks.csv"  # ranks.csv of the captions of --captions
 SCORES, SCORES_RECORD = "scores.npy", "scores.json"  # score_files.py
 REPORT_PAGE, REPORT_FIGURES = "report.html", "report.json"  # report/
 NUM_TOP = 10  # file names listed for each query in ranks.csv
+TOP_COLUMNS = [f"top_{place}" for place in range(1, NUM_TOP + 1)]
+RANKS_HEADER = ["query", "clip", "rank", "score", *TOP_COLUMNS, "ranks"]
 
 
 @dataclass(frozen=True)
@@ -38,21 +45,52 @@ class ScoringRecord:
     sample_rate: int  # Hz
     mixed_precision: str  # "no", "bf16" or "fp16"
     relevance: str | None = None  # file with the queries; None: the captions of the split
+    captions: str | None = None  # file with the captions by style
 
     def to_json(self) -> dict[str, Any]:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
-def write_results(folder: Path, result: "EvaluationResult", record: ScoringRecord) -> None:
-    """Write metrics.json and ranks.csv. Raises UserError if the disk is full or read-only."""
-    write_metrics(folder / METRICS, result, record)
+def write_results(
+    folder: Path,
+    result: "EvaluationResult",
+    record: ScoringRecord,
+    styles: "dict[str, EvaluationResult] | None" = None,
+) -> None:
+    """Write metrics.json and ranks.csv, with results by style also style_ranks.csv.
+
+    Raises UserError if the disk is full or read-only.
+    """
+    write_metrics(folder / METRICS, result, record, styles)
     write_ranks(folder / RANKS, result)
-    print(f"written: {folder / METRICS}, {folder / RANKS}")
+    if styles:
+        write_style_ranks(folder / STYLE_RANKS, styles)
+    names = (METRICS, RANKS, STYLE_RANKS) if styles else (METRICS, RANKS)
+    print("written: " + ", ".join(str(folder / name) for name in names))
 
 
-def write_metrics(path: Path, result: "EvaluationResult", record: ScoringRecord) -> None:
+def style_metrics(result: "EvaluationResult") -> dict[str, Any]:
+    """Return the metrics and sizes of the captions of one style, as JSON."""
+    return {
+        **result.metrics,
+        "num_captions": len(result.captions),
+        "num_clips": len({clip for columns in result.relevant for clip in columns}),
+        "num_candidates": len(result.clip_ids),
+        "chance": result.chance,
+    }
+
+
+def write_metrics(
+    path: Path,
+    result: "EvaluationResult",
+    record: ScoringRecord,
+    styles: "dict[str, EvaluationResult] | None" = None,
+) -> None:
     """Write metrics and origin of a result, with the keys that evaluate.save would add."""
     versions = environment()
+    by_style = {}
+    if styles:
+        by_style = {"styles": {style: style_metrics(one) for style, one in styles.items()}}
     content = {
         **result.metrics,
         **record.to_json(),
@@ -60,6 +98,7 @@ def write_metrics(path: Path, result: "EvaluationResult", record: ScoringRecord)
         "num_clips": len(result.clip_ids),
         "num_captions": len(result.captions),
         "chance": result.chance,
+        **by_style,
         "environment": versions,
         "_timestamp": datetime.now().isoformat(),
         "_git_commit_hash": versions["git_commit"],
@@ -81,17 +120,28 @@ def write_ranks(path: Path, result: "EvaluationResult") -> None:
     """
     with atomic_writer(path) as file:
         writer = csv.writer(file)
-        places = [f"top_{place}" for place in range(1, NUM_TOP + 1)]
-        writer.writerow(["query", "clip", "rank", "score", *places, "ranks"])
-        for first, rows in row_blocks(result.scores.numpy()):
-            for row, scores in enumerate(rows, first):
-                right, ranks = result.relevant[row], result.ranks["text_to_audio"][row]
-                clip = best_right(scores, right)
-                best = first_columns(scores, right, NUM_TOP)
-                names = [result.file_names[index] for index in best] + [""] * (NUM_TOP - len(best))
-                head = [result.captions[row], result.file_names[clip], ranks[0]]
-                score, all_ranks = f"{scores[clip]:.6f}", " ".join(map(str, ranks))
-                writer.writerow([*head, score, *names, all_ranks])
+        writer.writerow(RANKS_HEADER)
+        writer.writerows(_rank_rows(result))
+
+
+def write_style_ranks(path: Path, styles: "dict[str, EvaluationResult]") -> None:
+    """Write the rows of `write_ranks` for each style, with the style in front."""
+    with atomic_writer(path) as file:
+        writer = csv.writer(file)
+        writer.writerow(["style", *RANKS_HEADER])
+        for style, result in styles.items():
+            writer.writerows([style, *row] for row in _rank_rows(result))
+
+
+def _rank_rows(result: "EvaluationResult") -> Iterator[list[Any]]:
+    for first, rows in row_blocks(result.scores.numpy()):
+        for row, scores in enumerate(rows, first):
+            right, ranks = result.relevant[row], result.ranks["text_to_audio"][row]
+            clip = best_right(scores, right)
+            best = first_columns(scores, right, NUM_TOP)
+            names = [result.file_names[index] for index in best] + [""] * (NUM_TOP - len(best))
+            head = [result.captions[row], result.file_names[clip], ranks[0]]
+            yield [*head, f"{scores[clip]:.6f}", *names, " ".join(map(str, ranks))]
 
 
 @dataclass(frozen=True)

@@ -66,8 +66,15 @@ def _file_names(text: str, place: str) -> list[str]:
     return names
 
 
-def relevant_columns(relevance: dict[str, list[str]], split: "ClipSplit") -> list[list[int]]:
+def relevant_columns(
+    relevance: dict[str, list[str]], split: "ClipSplit", option: str = "--relevance"
+) -> list[list[int]]:
     """Return for each query the columns of its right clips in a split, in the order of its list.
+
+    Args:
+        relevance: File names of the right clips, by query.
+        split: The clips.
+        option: Named in errors, as the origin of the queries.
 
     Raises:
         UserError: The split lacks some of the clips.
@@ -80,8 +87,8 @@ def relevant_columns(relevance: dict[str, list[str]], split: "ClipSplit") -> lis
     if unknown:
         raise UserError(
             f"split {split.name!r} of the cache lacks {len(unknown)} of the {len(asked)} clips that"
-            f" --relevance names: {quoted(unknown)}; give the split that the file was made for, in"
-            " a cache without lost clips"
+            f" {option} names: {quoted(unknown)}; give the split that the file was made for, in a"
+            " cache without lost clips"
         )
     return [
         list(dict.fromkeys(column for name in names for column in columns[normalise_name(name)]))

@@ -125,6 +125,19 @@ def format_table(result: EvaluationResult) -> str:
     return "\n".join(lines)
 
 
+def format_styles(result: EvaluationResult, styles: dict[str, EvaluationResult]) -> str:
+    """Format text to audio of the styles in percent, with the main result as first row."""
+    rows = {"captions above": result} | {f"style {name}": one for name, one in styles.items()}
+    names = list(next(iter(styles.values())).metrics["text_to_audio"])
+    header = f"text to audio, all {len(result.clip_ids)} clips, %"
+    width = max(len(title) for title in [header, *rows])
+    lines = [f"{header:<{width}}" + "".join(f"{name:>8}" for name in [*names, "queries"])]
+    for title, one in rows.items():
+        values = "".join(f"{100 * one.metrics['text_to_audio'][name]:8.2f}" for name in names)
+        lines.append(f"{title:<{width}}{values}{len(one.captions):8}")
+    return "\n".join(lines)
+
+
 def _to_numpy(scores: torch.Tensor | np.ndarray) -> np.ndarray:
     """Convert without a copy if numpy has the type; half precision becomes float32."""
     if not isinstance(scores, torch.Tensor):

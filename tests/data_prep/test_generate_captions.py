@@ -21,6 +21,7 @@ import soundfile
 from data_prep import build_clotho, generate_captions
 from data_prep.captions import chat_endpoint, paraphrases
 from data_prep.captions.paraphrases import fault, listed_texts, new_captions, normalised
+from data_prep.captions.styles import STYLES
 from data_prep.corpora.clotho_files import METADATA_COLUMNS
 from retrieval.base.locks import try_lock
 from tests.conftest import PATIENCE, ROOT, wait_for
@@ -388,6 +389,96 @@ def test_what_is_good_is_kept_and_only_the_rest_asked_again(server, paths):
     assert all("Write 4 more" in prompt and "A bell rings" in prompt for prompt in prompts)
     for row in read_rows(paths[1]):
         assert row["caption_6"].startswith("A bell rings for clip") and row["caption_10"]
+
+
+# ---- the same clips in other words
+
+
+def styled_answer(question, number):
+    """One good text in the style of the question."""
+    prompt, clip = question["messages"][0]["content"], clip_of(question)
+    if "search engine" in prompt:
+        return json.dumps([f"{clip}"])
+    if "asks a question" in prompt:
+        return json.dumps([f"Where can I hear {clip} again?"])
+    if "rules out" in prompt:
+        return json.dumps([f"The sound of {clip}, but no trumpet"])
+    return json.dumps([f"Somebody listens to the sound of {clip} here."])
+
+
+def test_styles_are_written_as_evaluate_reads_them(server, paths, capsys):
+    from retrieval.evaluation.styles import read_styles
+
+    server.play = styled_answer
+    assert generate(server, paths, "--styles", "tags", "negated") == 0
+    assert "6 new captions for 6 styles of 3 clips" in capsys.readouterr().out
+    assert len(server.questions) == 6
+    assert "paraphrases" not in read_styles(paths[1])
+    # a style more: the others are kept
+    assert generate(server, paths, "--styles", *STYLES, "--overwrite") == 0
+    assert len(server.questions) == 12
+    styles = read_styles(paths[1])
+    assert list(styles) == list(STYLES)
+    for style, queries in styles.items():
+        assert [names for [names] in queries.values()] == [f"{name}.wav" for name in clip_names(3)]
+        originals = [row[column] for row in read_rows(paths[0]) for column in list(row)[1:]]
+        assert [STYLES[style].fault(text, originals) for text in queries] == [None] * 3
+
+
+def test_an_answer_in_another_style_is_asked_for_again(server, paths, capsys):
+    def play(question, number):
+        return styled_answer(question, number) if question["seed"] > 1 else json.dumps(GOOD)
+
+    server.play = play
+    assert generate(server, paths, "--styles", "tags", "questions", "negated") == 0
+    assert len(server.questions) == 18
+    server.play = lambda question, number: json.dumps(GOOD)
+    assert generate(server, (paths[0], paths[1].with_name("b.csv")), "--styles", "tags") == 2
+    assert "clipbravo.wav, tags: 0 of 1 new captions: " in capsys.readouterr().out
+    assert not paths[1].with_name("b.csv").exists()
+
+
+def test_a_journal_of_more_captions_is_none_of_styles(server, paths, capsys):
+    assert generate(server, paths) == 0
+    assert generate(server, paths, "--overwrite", "--styles", "tags") == 2
+    assert "another prompt" in error_line(capsys)
+    with pytest.raises(SystemExit):
+        generate(server, paths, "--styles", "haiku")
+    capsys.readouterr()
+    assert generate(server, paths, "--overwrite", "--styles", "tags", "tags") == 2
+    assert "--styles" in error_line(capsys)
+
+
+HEARD = ["Thunder rolls while rain falls on a roof.", "A storm."]
+
+
+@pytest.mark.parametrize(
+    ("style", "text", "reason"),
+    [
+        ("tags", "rain", None),
+        ("tags", "tin-roof rain", None),
+        ("tags", "rain on roof", "has 3 words, expected 1 to 2"),
+        ("tags", "rain, roof", "','"),
+        ("tags", "", "0 words"),
+        ("tags", "48kHz", "digits"),
+        ("questions", "Where does it rain?", None),
+        ("questions", "Where does it rain", "question mark"),
+        ("questions", "Rain?", "has 1 words"),
+        ("negated", "rain but no wind", None),
+        ("negated", "a storm that isn\u2019t near any cars", None),
+        ("negated", "rain without thunder", "rules out what the captions name"),
+        ("negated", "rain without thundering", "rules out what the captions name"),
+        ("negated", "rain falls on a roof", "rules nothing out"),
+        ("negated", "no wind at all", "names no sound before"),
+        ("negated", "rain, but no", "or nothing"),
+        ("paraphrases", "Rain pours and thunder rolls on.", None),
+        ("paraphrases", "Rain.", "has 1 words"),
+        *((style, "a storm", "is a copy") for style in ("tags",)),
+    ],
+)
+def test_each_style_has_its_own_faults(style, text, reason):
+    found = STYLES[style].fault(text, HEARD)
+    assert found is None if reason is None else reason in found
 
 
 # ---- clips that are given up

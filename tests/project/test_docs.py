@@ -194,6 +194,8 @@ def write_inputs(root: Path) -> None:
     write_csv(root / "queries.csv", ["caption"], [["A tone."], ["A dog barks."]])
     relevance = [["A tone.", str(clips[:2])], ["A dog barks.", str(clips[2:])]]
     write_csv(root / "relevance.csv", ["query", "audio_filenames"], relevance)
+    styles = [["evaluation_0.wav", "tone", "tags"], ["evaluation_1.wav", "A hum?", "questions"]]
+    write_csv(root / "styles.csv", ["file_name", "caption", "style"], styles)
     labels = list(zip(clips, ["dog", "rain", "dog"], strict=True))
     write_csv(root / "labels.csv", ["file_name", "label"], labels)
     for split, name in (("train", "abcdefghij0"), ("val", "abcdefghij1"), ("test", "abcdefghij2")):

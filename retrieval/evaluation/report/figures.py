@@ -67,6 +67,29 @@ def metric_figures(result: EvaluationResult, by_query: bool) -> Figures:
     return {"metrics": table, "bootstrap": _bootstrap_settings(units["text_to_audio"], unit)}
 
 
+def has_common_queries(result: EvaluationResult) -> bool:
+    """Return True if a query has several right clips, so that no query belongs to one clip.
+
+    Columns of one clip id are one clip.
+    """
+    return any(
+        len({result.clip_ids[column] for column in columns}) > 1 for columns in result.relevant
+    )
+
+
+def style_figures(styles: dict[str, EvaluationResult]) -> list[Figures]:
+    """Collect sizes and metrics with intervals of each style; see retrieval.evaluation.styles."""
+    return [
+        {
+            "style": style,
+            "num_queries": len(result.captions),
+            "num_clips": len({column for columns in result.relevant for column in columns}),
+            **metric_figures(result, has_common_queries(result)),
+        }
+        for style, result in styles.items()
+    ]
+
+
 def difference_figures(result: EvaluationResult, other: OtherRun, by_query: bool) -> Figures:
     """Collect the differences this run minus the other, text to audio, by a paired bootstrap.
 

@@ -16,8 +16,10 @@ from retrieval.evaluation.report.figures import (
     difference_figures,
     duplicate_figures,
     hardest_queries,
+    has_common_queries,
     metric_figures,
     query_figures,
+    style_figures,
 )
 from retrieval.evaluation.report.media import gather_media
 from retrieval.evaluation.report.near_duplicates import find_near_duplicates
@@ -34,6 +36,7 @@ def write_report(
     record: ScoringRecord,
     num_queries: int,
     other: OtherRun | None = None,
+    styles: dict[str, EvaluationResult] | None = None,
 ) -> None:
     """Write page and figures; both files appear together, when they are complete.
 
@@ -45,11 +48,12 @@ def write_report(
         record: Origin of the scores.
         num_queries: Hardest queries that are shown with sound and pictures.
         other: Run to compare with.
+        styles: Results of the same clips asked in other words, by style.
 
     Raises:
         UserError: The disk is full or read-only.
     """
-    figures = collect(result, split, record, num_queries, other)
+    figures = collect(result, split, record, num_queries, other, styles)
     shown: dict[int, list[int]] = {}  # clip -> queries, in the order of the page
     for hard in figures["hardest"]:
         for answer in (hard["right"], *hard["returned"]):
@@ -72,9 +76,10 @@ def collect(
     record: ScoringRecord,
     num_queries: int,
     other: OtherRun | None,
+    styles: dict[str, EvaluationResult] | None = None,
 ) -> Figures:
     """Collect all figures, as JSON; arguments as in `write_report`."""
-    by_query = record.relevance is not None
+    by_query = record.relevance is not None or has_common_queries(result)
     found = find_near_duplicates(result.captions, result.relevant)
     bars, counts, medians = rank_histogram(result.ranks)
     seconds = (split.num_samples / split.sample_rate).tolist()
@@ -94,6 +99,7 @@ def collect(
     return {
         "about": about,
         **metric_figures(result, by_query),
+        "styles": style_figures(styles) if styles else [],
         "against": difference_figures(result, other, by_query) if other else None,
         "rank_histogram": {"ranks": bars, **histogram},
         "hardest": hardest_queries(result, num_queries, found.also_right),
