@@ -242,6 +242,10 @@ def collect(inputs: Inputs, output: Path) -> dict[str, Any]:
     run = start(inputs.tiny, output, [*inputs.settings("tap", "nt_xent"), *SCHEDULE], torch.float64)
     results["drawn"] = torch.rand(3)  # as dropout would
     results["epoch"] = epoch(run)
+    settings = [*inputs.settings("tap", "nt_xent"), "train.ema_decay=0.5"]
+    run = start(inputs.tiny, output, settings, torch.float64)
+    epoch(run)
+    results["averages"] = run.average.averages
     for pooling in ("mean", "tap"):
         results["scores"][pooling] = evaluations(
             start(inputs.tiny, output, [*inputs.settings(pooling, "nt_xent"), "seed=2"])

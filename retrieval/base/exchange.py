@@ -51,6 +51,12 @@ def replicated(parameter: torch.Tensor) -> torch.Tensor:
     return share + (parameter - share).detach()
 
 
+def copy_from_first(values: torch.Tensor) -> None:
+    """Overwrite `values` of every process with those of the first one."""
+    if world_size() > 1:
+        dist.broadcast(values, src=0)
+
+
 def any_process(flag: bool, device: torch.device) -> bool:
     """Return True on every process if `flag` is True on one."""
     if world_size() == 1:

@@ -401,6 +401,15 @@ class TrainConfig(Section):
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = Field(
         "auto", description="auto: bf16 where the GPU has it, fp16 on older GPUs, no on CPU"
     )
+    ema_decay: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description=(
+            "validate and save an exponential moving average of the trained weights, such as"
+            " 0.999; none: the weights themselves"
+        ),
+    )
     save_every_steps: int = Field(
         500, ge=1, description="steps between two resumable states within an epoch"
     )

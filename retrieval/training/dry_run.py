@@ -82,12 +82,14 @@ def missing_files(config: Config) -> list[str]:
 def _memory(config: Config, model: DualEncoder, num_parameters: int, num_trained: int) -> str:
     """Estimate the memory of one process.
 
-    Weights, gradients and Adam's two moments are exact. Activations: a block keeps 34 bytes per
-    token and channel at 16 bits with fused attention (Korthikanti et al., 2022, arXiv 2205.05198),
-    twice that at 32 bits. With train.activation_checkpointing it keeps its input (2 and 4 bytes),
-    and one block at a time keeps all.
+    Weights, their average, gradients and Adam's two moments are exact. Activations: a block keeps
+    34 bytes per token and channel at 16 bits with fused attention (Korthikanti et al., 2022, arXiv
+    2205.05198), twice that at 32 bits. With train.activation_checkpointing it keeps its input (2
+    and 4 bytes), and one block at a time keeps all.
     """
-    fixed = num_parameters * 4 + num_trained * 4 * 3
+    has_average = config.train.ema_decay is not None
+    fixed = num_parameters * 4 + num_trained * 4 * (3 + has_average)
+    held = "weights, their average, gradients" if has_average else "weights, gradients"
     is_auto = config.train.mixed_precision == "auto"
     # fp16 may be planned where there is no GPU
     precision = choose_precision("auto") if is_auto else config.train.mixed_precision
@@ -114,7 +116,7 @@ def _memory(config: Config, model: DualEncoder, num_parameters: int, num_trained
         unknown = f", those of {config.audio_encoder.name} not counted,"
     bits = f"{'32' if per_channel == 68 else '16'} bit{' on this machine' if is_auto else ''}"
     return (
-        f"memory, estimated, one process: {fixed / GIB:.1f} GiB weights, gradients and AdamW "
+        f"memory, estimated, one process: {fixed / GIB:.1f} GiB {held} and AdamW "
         f"+ about {activations / GIB:.1f} GiB activations{unknown} "
         f"at batch {batch} ({bits}); the measured peak is train/memory_gib in TensorBoard"
     )

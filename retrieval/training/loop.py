@@ -159,6 +159,10 @@ def train_step(run: Run, batch: dict[str, Any]) -> tuple[float, dict[str, float]
     if settings.max_grad_norm is not None:
         torch.nn.utils.clip_grad_norm_(run.model.parameters(), settings.max_grad_norm)
     run.optimizer.step()
+    # A step that fp16 skipped changes neither the weights nor their average. Fused AdamW leaves
+    # Accelerate's step_was_skipped False.
+    if run.average is not None and all(map(math.isfinite, grad_norms.values())):
+        run.average.update()
     return loss_value, grad_norms
 
 
@@ -246,8 +250,15 @@ def evaluate_model(run: Run, model: DualEncoder, split: ClipSplit) -> Evaluation
 def validate(run: Run) -> None:
     """Score the validation split; write RUN/last, and RUN/best after the best epoch so far.
 
-    The best epoch has the highest text-to-audio mAP@10; of equal ones the first.
+    The best epoch has the highest text-to-audio mAP@10; of equal ones the first. With
+    train.ema_decay the averaged weights are scored and written.
     """
+    with run.scored_weights():
+        _validate(run)
+    run.accelerator.wait_for_everyone()
+
+
+def _validate(run: Run) -> None:
     result = evaluate_model(run, run.model, run.validation)
     metrics = result.metrics["text_to_audio"]
     epoch, progress = run.progress.epoch, run.progress
@@ -264,7 +275,6 @@ def validate(run: Run) -> None:
         record = run.record.updated(validation=scores)
         for name in ("best", "last") if is_best else ("last",):
             checkpoint.save_model(run.model, run.folder / name, record)
-    run.accelerator.wait_for_everyone()
 
 
 def score_test_split(run: Run) -> None:

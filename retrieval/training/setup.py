@@ -5,6 +5,7 @@ Mistakes of the user are found here, before the run folder is touched.
 
 import os
 import shutil
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
@@ -39,6 +40,7 @@ from retrieval.models.frame_cache import FrameSplit, cached_captions, cached_fra
 from retrieval.models.mel_augmentation import mel_augmentation
 from retrieval.models.record import TrainingRecord, without_folders
 from retrieval.training import checkpoint
+from retrieval.training.averaging import WeightAverage
 from retrieval.training.checkpoint import Progress
 from retrieval.training.objective import Objective
 from retrieval.training.optim import parameter_groups
@@ -67,6 +69,7 @@ class Run:
     tracker: Tracker
     record: TrainingRecord = TrainingRecord()  # for the model card; main process only
     progress: Progress = field(default_factory=Progress)
+    average: WeightAverage | None = None  # of the weights, with train.ema_decay
     lock: TextIO | None = None  # of the run folder, on the main process
     # Pairs of this process that are encoded at once, None for all: the same on every process, also
     # for a smaller last batch.
@@ -77,6 +80,10 @@ class Run:
         """True once train.max_steps steps are done."""
         limit = self.config.train.max_steps
         return limit is not None and self.progress.global_step >= limit
+
+    def scored_weights(self) -> AbstractContextManager[None]:
+        """Within this context the model has the weights that are validated and saved."""
+        return nullcontext() if self.average is None else self.average.applied()
 
 
 def prepare(config: Config, folder: Path, resume: bool, overwrite: bool) -> Run:
@@ -167,6 +174,10 @@ def prepare(config: Config, folder: Path, resume: bool, overwrite: bool) -> Run:
     teachers = objective.teachers.fingerprint if objective.teachers else ""
     progress = Progress(corpus=pairs.split.fingerprint(), teachers=teachers)
     accelerator.register_for_checkpointing(progress)
+    average, decay = None, config.train.ema_decay
+    if decay is not None:
+        average = WeightAverage(accelerator.unwrap_model(wrapped), decay)
+        accelerator.register_for_checkpointing(average)
     resumed = ""
     if resume:
         try:
@@ -201,6 +212,7 @@ def prepare(config: Config, folder: Path, resume: bool, overwrite: bool) -> Run:
         tracker=Tracker(folder, first_step, enabled=accelerator.is_main_process),
         record=record,
         progress=progress,
+        average=average,
         lock=lock,
         micro_batch_size=micro if micro is not None and micro < share else None,
     )

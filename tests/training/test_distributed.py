@@ -78,9 +78,17 @@ def one_of_two_processes(rank: int, port: int, folder: Path) -> None:
     device = torch.device("cpu")
     votes = [exchange.any_process(flag, device) for flag in (False, rank == 1, True)]
     rows = exchange.gather_rows(torch.full((rank + 1, 2), rank)).tolist()
+    exchange.copy_from_first(copied := torch.full((2,), rank + 5))
     place = (exchange.rank(), exchange.world_size())
     torch.save(
-        {"results": results, "votes": votes, "rows": rows, "place": place}, folder / f"{rank}.pt"
+        {
+            "results": results,
+            "votes": votes,
+            "rows": rows,
+            "place": place,
+            "copied": copied.tolist(),
+        },
+        folder / f"{rank}.pt",
     )
     many_processes.leave()
 
@@ -168,6 +176,10 @@ def test_rows_come_in_order_of_rank_from_uneven_shares(two_processes: list[dict]
     for rank, process in enumerate(two_processes):
         assert process["place"] == (rank, 2)
         assert process["rows"] == [[0, 0], [1, 1], [1, 1]]
+
+
+def test_values_of_the_first_process_are_everyone_s(two_processes: list[dict]):
+    assert [process["copied"] for process in two_processes] == [[5, 5]] * 2
 
 
 def test_one_vote_is_heard_by_all(two_processes: list[dict]):

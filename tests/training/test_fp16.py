@@ -180,6 +180,24 @@ def test_steps_that_overflow_are_skipped_and_counted(tiny, tmp_path, monkeypatch
     assert json.loads((run / "metrics.json").read_text())["best_epoch"] > 0
 
 
+def test_a_skipped_step_does_not_change_the_average(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(setup, "make_accelerator", scaled_by(2.0**20))
+    run = start(tiny, tmp_path / "run", "train.ema_decay=0.9", "optimizer.max_grad_norm=1")
+    scale, num_skipped, num_taken = run.accelerator.scaler.get_scale(), 0, 0
+    for epoch in range(5):
+        run.batches.start(epoch)
+        for batch in run.loader:
+            before = {name: average.clone() for name, average in run.average.averages.items()}
+            loop.train_step(run, batch)
+            is_skipped = run.accelerator.scaler.get_scale() < scale
+            scale = run.accelerator.scaler.get_scale()
+            num_skipped, num_taken = num_skipped + is_skipped, num_taken + (not is_skipped)
+            same = all(torch.equal(before[name], run.average.averages[name]) for name in before)
+            assert same == is_skipped
+            assert run.average.num_updates == num_taken
+    assert num_skipped and num_taken, (num_skipped, num_taken)
+
+
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 def test_a_run_that_diverges_stops(tiny, tmp_path, monkeypatch, where):
     """A loss at once, gradients when no scale helps: three steps are skipped before."""

@@ -259,6 +259,17 @@ def test_learning_rates_are_those_of_the_schedule(results):
     )
 
 
+@pytest.mark.parametrize("num_processes", NUM_PROCESSES)
+def test_every_process_holds_the_average_of_one_process_s_weights(results, num_processes):
+    alone = results[1][0]["averages"]
+    first = results[num_processes][0]["averages"]
+    for process in results[num_processes]:
+        assert process["averages"].keys() == alone.keys()
+        for name, average in process["averages"].items():
+            assert torch.equal(average, first[name])
+            assert torch.allclose(average, alone[name], rtol=0, atol=1e-9)
+
+
 # --- what travels ---
 
 
