@@ -6,6 +6,9 @@ Writes the metrics of both directions (metrics.json) and the ranks of all querie
 
     # the mean of the score matrices of two models
     python evaluate.py --checkpoint runs/a/best --checkpoint runs/b/best --output DIR
+    # a weighted mean, with weights given or found on the validation split
+    python evaluate.py --checkpoint A --weight 0.7 --checkpoint B --weight 0.3 --output DIR
+    python evaluate.py --checkpoint A --checkpoint B --fit-weights validation --output DIR
     # several right clips for a query (DCASE 2025)
     python evaluate.py --checkpoint runs/tap/best --relevance FILE
     # the same clips asked in other words: tags, questions, ... (CSV file_name,caption,style)
@@ -30,7 +33,13 @@ from retrieval.base.extras import needs_extra
 from retrieval.base.launch import check_environment
 from retrieval.base.progress import set_quiet, silence_transformers
 from retrieval.evaluation.options import parse_arguments
-from retrieval.evaluation.outputs import SCORES, SCORES_RECORD, ScoringRecord, write_results
+from retrieval.evaluation.outputs import (
+    SCORES,
+    SCORES_RECORD,
+    ScoringRecord,
+    name_mean,
+    write_results,
+)
 from retrieval.evaluation.relevance import MAP_AT, read_relevance, relevant_columns
 from retrieval.evaluation.score_files import write_scores
 from retrieval.evaluation.styles import StyledQueries, read_styles, take_last_rows
@@ -47,6 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     # Below the checks, because these take seconds to import.
     import torch
 
+    from retrieval.evaluation.ensemble import fitted_weights
     from retrieval.evaluation.result import (
         EvaluationResult,
         few_clips_warning,
@@ -85,17 +95,6 @@ def main(argv: list[str] | None = None) -> int:
             f"{arguments.output} is for results on the cache of the run, and {cache} is another"
             " one: add --output DIR for this result"
         )
-    names = [str(path) for path in arguments.checkpoint]
-    record = ScoringRecord(
-        checkpoint=names[0] if len(names) == 1 else names,
-        cache=str(cache),
-        fingerprint=split.fingerprint(),
-        sample_rate=split.sample_rate,
-        mixed_precision=accelerator.mixed_precision,
-        relevance=str(arguments.relevance) if relevance else None,
-        captions=str(arguments.captions) if styles else None,
-    )
-
     styled = StyledQueries(styles, split)
     relevant, map_at = None, (10,)
     if relevance:
@@ -110,9 +109,28 @@ def main(argv: list[str] | None = None) -> int:
         captions, clips = captions_of(split)
     if against:
         against.check(scorer, split, captions, relevant)
+    fitted_on = None
+    if arguments.weight:
+        scorer.weights = [weight / sum(arguments.weight) for weight in arguments.weight]
+    elif arguments.fit_weights:
+        scorer.weights, fitted_on = fitted_weights(scorer, arguments.fit_weights, split)
+    is_weighted = bool(arguments.weight or arguments.fit_weights)
+    names = [str(path) for path in arguments.checkpoint]
+    record = ScoringRecord(
+        checkpoint=names[0] if len(names) == 1 else names,
+        cache=str(cache),
+        fingerprint=split.fingerprint(),
+        sample_rate=split.sample_rate,
+        mixed_precision=accelerator.mixed_precision,
+        relevance=str(arguments.relevance) if relevance else None,
+        captions=str(arguments.captions) if styles else None,
+        weights=scorer.weights if is_weighted else None,
+        fitted_on=fitted_on,
+    )
+
     accelerator.print(
-        f"scoring {', '.join(names)} on {split.name} of {cache}, {accelerator.device},"
-        f" mixed precision {accelerator.mixed_precision}"
+        f"scoring {name_mean(names, record.weights)} on {split.name} of {cache},"
+        f" {accelerator.device}, mixed precision {accelerator.mixed_precision}"
     )
     more = [] if captions is styled.captions else styled.captions
     styled_scores = torch.empty(len(more), len(split))

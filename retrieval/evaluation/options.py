@@ -1,6 +1,7 @@
 """Options of evaluate.py, and all checks that need no model. Loads no torch."""
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -40,6 +41,19 @@ def parse_arguments(argv: list[str] | None, description: str) -> argparse.Namesp
         required=True,
         action="append",
         help="model folder, such as runs/tap/best, or a .ckpt of salsa; several: their mean",
+    )
+    add(
+        "--weight",
+        type=float,
+        action="extend",
+        nargs="+",
+        metavar="W",
+        help="of each checkpoint in the mean, in the order of --checkpoint; default: equal",
+    )
+    add(
+        "--fit-weights",
+        metavar="SPLIT",
+        help="find the weights on another split, such as validation: those of its highest mAP@10",
     )
     add(
         "--text-encoder",
@@ -133,6 +147,7 @@ def parse_arguments(argv: list[str] | None, description: str) -> argparse.Namesp
             "--save-scores keeps the scores of the split's own captions: leave out --relevance"
         )
     check_checkpoints(arguments.checkpoint)
+    _check_weights(arguments)
     _check_report(arguments)
     _check_outputs(arguments)
     return arguments
@@ -150,6 +165,36 @@ def check_checkpoints(checkpoints: Sequence[Path]) -> None:
             )
     if len({checkpoint.resolve() for checkpoint in checkpoints}) < len(checkpoints):
         raise UserError("--checkpoint names one model twice: a mean needs different models")
+
+
+def _check_weights(arguments: argparse.Namespace) -> None:
+    """Check --weight and --fit-weights. Raises UserError."""
+    weights, number = arguments.weight, len(arguments.checkpoint)
+    if weights is None and arguments.fit_weights is None:
+        return
+    option = "--weight" if weights else "--fit-weights"
+    if weights and arguments.fit_weights is not None:
+        raise UserError("--fit-weights finds what --weight gives: leave out one of the two")
+    if number == 1:
+        raise UserError(f"{option} is for several checkpoints: give --checkpoint more than once")
+    if weights is None:
+        if arguments.fit_weights == arguments.split:
+            raise UserError(
+                f"--fit-weights {arguments.fit_weights} is the split that is scored, so the score"
+                " would be too good: fit on another one, such as validation"
+            )
+        return
+    if len(weights) != number:
+        raise UserError(
+            f"--weight gives {len(weights)} numbers for {number} checkpoints: give one for each, in"
+            " their order"
+        )
+    for weight in weights:
+        if not 0 < weight < math.inf:
+            raise UserError(
+                f"--weight {weight:g}: must be above 0 and finite; leave out a checkpoint that does"
+                " not count"
+            )
 
 
 def _check_report(arguments: argparse.Namespace) -> None:

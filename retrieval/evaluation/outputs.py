@@ -46,9 +46,21 @@ class ScoringRecord:
     mixed_precision: str  # "no", "bf16" or "fp16"
     relevance: str | None = None  # file with the queries; None: the captions of the split
     captions: str | None = None  # file with the captions by style
+    weights: list[float] | None = None  # of several checkpoints, in their order; None: equal ones
+    fitted_on: dict[str, Any] | None = None  # the split that gave the weights, its mAP@10
 
     def to_json(self) -> dict[str, Any]:
         return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+def name_mean(checkpoints: list[str], weights: list[float] | None) -> str:
+    """List checkpoints, with their weights if they have some."""
+    if weights is None:
+        return ", ".join(checkpoints)
+    return ", ".join(
+        f"{weight:.3g} x {checkpoint}"
+        for checkpoint, weight in zip(checkpoints, weights, strict=True)
+    )
 
 
 def write_results(

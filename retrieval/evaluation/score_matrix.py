@@ -6,6 +6,7 @@ the number of clips. With several processes each encodes its share of the clips.
 Letters: N captions, B clips, b clips of a batch, T frames, D dimensions.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from itertools import islice
@@ -161,7 +162,7 @@ def check_sample_rate(cache: Cache, checkpoint: Path, rate: int) -> None:
 
 
 class Scorer:
-    """Score the clips of a cache by one checkpoint, or by the mean of several.
+    """Score the clips of a cache by one checkpoint, or by the weighted mean of several.
 
     All checkpoints are loaded once before anything is scored, to check that they fit the cache. One
     model is in memory at a time.
@@ -174,6 +175,10 @@ class Scorer:
         mixed_precision: "no", "bf16", "fp16" or "auto".
         audio_batch_size: Clips encoded at once.
         text_batch_size: Captions encoded at once.
+
+    Attributes:
+        weights: Of the checkpoints in the mean of several, which is divided by their sum. Equal
+            unless they are set.
 
     Raises:
         UserError: A checkpoint does not load, or needs another sample rate; or there is no cache.
@@ -189,6 +194,7 @@ class Scorer:
         text_batch_size: int | None = None,
     ):
         self.checkpoints, self.text_encoder = list(checkpoints), text_encoder
+        self.weights: Sequence[float] = [1.0] * len(self.checkpoints)
         run = self.checkpoints[0].resolve().parent
         has_config = self.checkpoints[0].is_dir() and (run / "config.yaml").is_file()
         self.config = config = read_config(run) if has_config else Config()
@@ -218,6 +224,15 @@ class Scorer:
         """Score all captions against all clips: float32 (N, B) on every process."""
         return join_columns(self.columns(captions, split), captions, split)
 
+    def matrices(self, captions: list[str], split: ClipSplit) -> list[torch.Tensor]:
+        """Score by each checkpoint: float32 (N, B) on every process."""
+        found = []
+        for checkpoint in self.checkpoints:
+            self.accelerator.print(f"{checkpoint} on {split.name} ...")
+            columns = self._columns(checkpoint, captions, split)
+            found.append(join_columns(columns, captions, split))
+        return found
+
     def columns(self, captions: list[str], split: ClipSplit) -> Iterator[Columns]:
         """Yield the columns of `matrix`, every clip once, on every process.
 
@@ -227,12 +242,12 @@ class Scorer:
             yield from self._columns(self.checkpoints[0], captions, split)
             return
         total = torch.zeros(len(captions), len(split), dtype=torch.float64)  # (N, B)
-        for checkpoint in self.checkpoints:
+        for checkpoint, weight in zip(self.checkpoints, self.weights, strict=True):
             self.accelerator.print(f"{checkpoint} ...")
             for clips, scores in self._columns(checkpoint, captions, split):
-                total[:, clips] += scores
+                total[:, clips] += weight * scores.double()
         for clips in torch.arange(len(split)).split(CLIPS_AT_ONCE):
-            yield clips, (total[:, clips] / len(self.checkpoints)).float()
+            yield clips, (total[:, clips] / math.fsum(self.weights)).float()
 
     def _columns(
         self, checkpoint: Path, captions: list[str], split: ClipSplit
