@@ -141,6 +141,10 @@ class AudioEncoderConfig(Section):
     hop_seconds: float = Field(
         10.0, ge=0.01, description="s between the starts of two windows, at most window_seconds"
     )
+    readout: Literal["frames", "pooled"] | None = Field(
+        None,
+        description="huggingface: frames, or the vector that CLAP or PE-Audio give a whole window",
+    )
     embed_dim: int | None = Field(None, ge=1, description="ATST, PaSST: size of a frame feature")
     depth: int | None = Field(None, ge=1, description="ATST, PaSST: number of transformer blocks")
     num_heads: int | None = Field(
@@ -190,18 +194,34 @@ class TextEncoderConfig(Section):
     )
     dropout: float = Field(0.2, ge=0, lt=1, description="hidden and attention dropout")
     max_tokens: int = Field(32, ge=3, description="longer captions are cut")
-    readout: Literal["first", "mean", "last"] | None = Field(
-        None, description="token 0, mean, or last token; none: as the model was trained"
+    readout: Literal["first", "mean", "last", "pooled"] | None = Field(
+        None,
+        description=(
+            "token 0, mean, last token, or the model's own pooler; none: as the model was trained"
+        ),
+    )
+    as_written: bool = Field(
+        False, description="keep the captions' capitals and punctuation, as CLAP and PE-Audio do"
     )
     frozen: bool = Field(
         False, description="keep the weights: eval mode, no gradient, no optimizer state"
     )
 
 
+class ProjectionConfig(Section):
+    """Projections of both encoders' outputs into the shared space."""
+
+    name: str = Field("linear", description="a key of retrieval.models.projection.PROJECTIONS")
+    activation: str = Field("relu", description="mlp: between its two linear maps")
+
+
 class PoolingConfig(Section):
     """Pooling of the frames of a clip to one vector for each text."""
 
     name: str = Field("mean", description="a key of retrieval.models.dual_encoder.POOLINGS")
+    similarity: Literal["cosine", "dot"] = Field(
+        "cosine", description="average: scores are cosines, or dot products as in PE-Audio"
+    )
     attention_dim: int = Field(2048, ge=1, description="TAP: size of query, key and value")
     attention_dropout: float = Field(
         0.1, ge=0, lt=1, description="TAP: dropout on the attention weights"
@@ -363,7 +383,11 @@ class TrainConfig(Section):
 
     output: UserPath = Field("", description="run folder; default: runs/<name of the YAML file>")
     init_from: UserPath | None = Field(
-        None, description="model folder whose weights a run starts from, in place of checkpoints"
+        None,
+        description=(
+            "checkpoint of any kind whose weights a run starts from: a model folder, a CLAP or"
+            " PE-Audio of the hub, a .ckpt of salsa"
+        ),
     )
     caches: list[UserPath] = Field(
         [],
@@ -462,6 +486,7 @@ class Config(Section):
     augmentation: AugmentationConfig = AugmentationConfig()
     audio_encoder: AudioEncoderConfig = AudioEncoderConfig()
     text_encoder: TextEncoderConfig = TextEncoderConfig()
+    projection: ProjectionConfig = ProjectionConfig()
     pooling: PoolingConfig = PoolingConfig()
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()

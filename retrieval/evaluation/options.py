@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from retrieval.base.access import check_readable
+from retrieval.base.checkpoints import check_checkpoint
 from retrieval.base.errors import OneLineParser, UserError
 from retrieval.base.files import check_not_among, check_outputs
 from retrieval.evaluation.outputs import (
@@ -40,7 +40,8 @@ def parse_arguments(argv: list[str] | None, description: str) -> argparse.Namesp
         type=Path,
         required=True,
         action="append",
-        help="model folder, such as runs/tap/best, or a .ckpt of salsa; several: their mean",
+        help="model folder, such as runs/tap/best; CLAP or PE-Audio, as a folder or by hub name,"
+        " such as laion/clap-htsat-unfused; or a .ckpt of salsa; several: their mean",
     )
     add(
         "--weight",
@@ -156,13 +157,7 @@ def parse_arguments(argv: list[str] | None, description: str) -> argparse.Namesp
 def check_checkpoints(checkpoints: Sequence[Path]) -> None:
     """Raise UserError for a checkpoint that is absent, unreadable or given twice."""
     for checkpoint in checkpoints:
-        check_readable(checkpoint, "checkpoint")
-        if not checkpoint.exists():
-            raise UserError(
-                f"checkpoint {checkpoint} does not exist; train.py writes RUN/best and RUN/last,"
-                " and a model of the Hugging Face hub is fetched by: hf download NAME"
-                " --local-dir DIR"
-            )
+        check_checkpoint(checkpoint)
     if len({checkpoint.resolve() for checkpoint in checkpoints}) < len(checkpoints):
         raise UserError("--checkpoint names one model twice: a mean needs different models")
 

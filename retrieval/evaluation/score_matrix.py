@@ -152,9 +152,14 @@ def captions_of(split: ClipSplit) -> tuple[list[str], list[int]]:
     return [caption for caption, _ in pairs], [clip for _, clip in pairs]
 
 
-def check_sample_rate(cache: Cache, checkpoint: Path, rate: int) -> None:
+def cache_rate(model: DualEncoder) -> int | None:
+    """Return the sample rate in Hz that a cache for `model` must have; None if it takes any."""
+    return None if model.takes_any_rate else model.sample_rate
+
+
+def check_sample_rate(cache: Cache, checkpoint: Path, rate: int | None) -> None:
     """Raise UserError if the model of `checkpoint` needs another sample rate (Hz) than `cache`."""
-    if rate != cache.sample_rate:
+    if rate not in (None, cache.sample_rate):
         raise UserError(
             f"cache {cache.path} is sampled at {cache.sample_rate} Hz, checkpoint {checkpoint}"
             f" needs {rate} Hz; give another --cache, or build one with --sample-rate {rate}"
@@ -168,7 +173,7 @@ class Scorer:
     model is in memory at a time.
 
     Args:
-        checkpoints: Model folders or .ckpt files of salsa.
+        checkpoints: Of any kind; see retrieval.models.pretrained.load_pretrained.
         cache: Folder of the Arrow cache. This and the following arguments default to the settings
             of the first checkpoint's run (RUN/config.yaml).
         text_encoder: Folder with the tokenizer of a .ckpt; None takes that of roberta-large.
@@ -199,10 +204,8 @@ class Scorer:
         has_config = self.checkpoints[0].is_dir() and (run / "config.yaml").is_file()
         self.config = config = read_config(run) if has_config else Config()
         self.accelerator = make_accelerator(mixed_precision or config.train.mixed_precision)
-        rates = {
-            checkpoint: load_pretrained(checkpoint, text_encoder).sample_rate
-            for checkpoint in self.checkpoints[1:]
-        }
+        others = self.checkpoints[1:]
+        rates = {own: cache_rate(load_pretrained(own, text_encoder)) for own in others}
         self._first: DualEncoder | None = load_pretrained(self.checkpoints[0], text_encoder)
         if cache is None and not has_config:
             raise UserError(
@@ -211,14 +214,24 @@ class Scorer:
         self.cache: Cache = open_cache(cache or config.data.cache)
         run_cache = Path(config.data.cache).resolve()
         self.is_other_cache = has_config and self.cache.path.resolve() != run_cache
-        for checkpoint, rate in ({self.checkpoints[0]: self._first.sample_rate} | rates).items():
+        rates = {self.checkpoints[0]: cache_rate(self._first)} | rates
+        for checkpoint, rate in rates.items():
             check_sample_rate(self.cache, checkpoint, rate)
+        if self._first.takes_any_rate:
+            self._first.hear_at(self.cache.sample_rate)
         self.settings = {
             "audio_batch_size": audio_batch_size or config.evaluation.audio_batch_size,
             "text_batch_size": text_batch_size or config.evaluation.text_batch_size,
             "num_workers": usable_workers(config.data.num_workers),
             "autocast": self.accelerator.autocast,
         }
+
+    def load(self, checkpoint: Path) -> DualEncoder:
+        """Load a checkpoint, for the sounds of the cache."""
+        model = load_pretrained(checkpoint, self.text_encoder)
+        if model.takes_any_rate:
+            model.hear_at(self.cache.sample_rate)
+        return model
 
     def matrix(self, captions: list[str], split: ClipSplit) -> torch.Tensor:
         """Score all captions against all clips: float32 (N, B) on every process."""
@@ -253,7 +266,7 @@ class Scorer:
         self, checkpoint: Path, captions: list[str], split: ClipSplit
     ) -> Iterator[Columns]:
         is_loaded = checkpoint == self.checkpoints[0] and self._first is not None
-        model = self._first if is_loaded else load_pretrained(checkpoint, self.text_encoder)
+        model = self._first if is_loaded else self.load(checkpoint)
         self._first = None  # frees it before the next one is loaded
         bound_memory(model, self.config)
         model.to(self.accelerator.device)

@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +12,8 @@ from retrieval.config.text import flatten
 from retrieval.losses import LEARNABLE, arguments_of, check_loss, settings_of
 from retrieval.models.audio import AUDIO_ENCODERS
 from retrieval.models.dual_encoder import POOLINGS, DualEncoder
+from retrieval.models.pretrained.load import load_pretrained
+from retrieval.models.projection import PROJECTIONS
 from retrieval.models.text import load_tokenizer, text_architecture, text_readout
 
 __all__ = [
@@ -26,7 +27,8 @@ __all__ = [
 # Settings that change outputs but no weight shapes.
 SETTINGS_WITHOUT_SHAPES = (
     *("audio_encoder.name", "audio_encoder.num_heads", "text_encoder.num_attention_heads"),
-    *("text_readout", "pooling.num_heads", "pooling.readout"),
+    *("text_readout", "text_as_written", "projection.activation"),
+    *("pooling.num_heads", "pooling.readout", "pooling.similarity"),
 )
 
 
@@ -48,7 +50,7 @@ def build_model(config: Config) -> DualEncoder:
         text.name, model.text_encoder.model.config.vocab_size
     )
     if config.train.init_from is not None:
-        _start_from(model, config.train.init_from)
+        _start_from(model, config)
     else:
         if config.audio_encoder.checkpoint is not None:
             model.audio_encoder.load_official(config.audio_encoder.checkpoint)
@@ -83,24 +85,23 @@ def _frozen_parts(config: Config) -> list[str]:
     return [part for part in ("audio_encoder", "text_encoder") if getattr(config, part).frozen]
 
 
-def _start_from(model: DualEncoder, folder: str) -> None:
-    """Load the weights of another model; learnable parameters of the loss may be missing there.
+def _start_from(model: DualEncoder, config: Config) -> None:
+    """Load the weights of train.init_from; learnable parameters of the loss may be missing there.
+
+    A pooling without weights, such as that of pretrained models, may be replaced by any other.
 
     Raises UserError if its architecture differs.
     """
-    if Path(folder).is_file():
-        raise UserError(
-            f"train.init_from={folder} is a file, not a model folder; one of salsa becomes a folder"
-            " by retrieval.models.pretrained.load_salsa_checkpoint(FILE).save_pretrained(FOLDER)"
-        )
-    other = DualEncoder.from_pretrained(folder)
+    name = config.train.init_from
+    other = load_pretrained(name, config.text_encoder.name)
     state, own = other.state_dict(), model.state_dict()
+    is_new_pooling = not other.pooling.state_dict()
+    new = ("loss_parameters.", "pooling.") if is_new_pooling else ("loss_parameters.",)
     shapes = {key: value.shape for key, value in state.items()}
     wrong = [
         key
         for key in own | state
-        if (key not in own or own[key].shape != shapes.get(key))
-        and not key.startswith("loss_parameters.")
+        if (key not in own or own[key].shape != shapes.get(key)) and not key.startswith(new)
     ]
     found = [f"{len(wrong)} weights do not fit, first {wrong[0]}"] if wrong else []
     theirs, ours = flatten(other.architecture), flatten(model.architecture)
@@ -111,12 +112,26 @@ def _start_from(model: DualEncoder, folder: str) -> None:
     ]
     if found:
         raise UserError(
-            f"train.init_from={folder} is of another architecture than this configuration:"
-            f" {found[0]}; take audio_encoder, text_encoder, pooling and dim from its config.yaml"
+            f"train.init_from={name} is of another architecture than this configuration:"
+            f" {found[0]}; {_settings_of(other)}"
         )
     if not model.temperature.requires_grad:
         del state["temperature"]  # a setting, not learnt
     model.load_state_dict(own | {key: value for key, value in state.items() if key in own})
+
+
+def _settings_of(model: DualEncoder) -> str:
+    """Return advice for a configuration that does not fit `model`."""
+    if not model.takes_any_rate:
+        return "take audio_encoder, text_encoder, projection, pooling and dim from its config.yaml"
+    built = model.architecture
+    return (
+        "name it as audio_encoder.checkpoint and text_encoder.name too, and set"
+        " audio_encoder.name=huggingface"
+        f" audio_encoder.readout={built['audio_encoder']['readout']}"
+        f" text_encoder.readout={built['text_readout']} text_encoder.as_written=true"
+        f" projection.name={built['projection']['name']} dim={built['dim']}"
+    )
 
 
 def warnings_of(config: Config) -> list[str]:
@@ -132,6 +147,12 @@ def warnings_of(config: Config) -> list[str]:
     found += [
         f"pooling.{key} has no effect with pooling.name={pooling.name}"
         for key in sorted(pooling.model_fields_set - used)
+    ]
+    kind, projection = PROJECTIONS[config.projection.name], config.projection
+    found += [
+        f"projection.{key} has no effect with projection.name={projection.name}"
+        for key in sorted(projection.model_fields_set - {"name"})
+        if key not in _accepted(kind, projection.model_dump())
     ]
     if config.train.init_from is None:
         is_random = {
@@ -160,6 +181,7 @@ def _architecture(config: Config, allow_known: bool) -> dict[str, Any]:
     for setting, name, known in (
         ("audio_encoder.name", audio.name, AUDIO_ENCODERS),
         ("pooling.name", pooling.name, POOLINGS),
+        ("projection.name", config.projection.name, PROJECTIONS),
     ):
         if name not in known:
             raise UserError(f"{setting}={name!r} is unknown; there is: {', '.join(known)}")
@@ -172,8 +194,11 @@ def _architecture(config: Config, allow_known: bool) -> dict[str, Any]:
         "audio_encoder": {"name": audio.name} | _audio_arguments(audio),
         "text_encoder": text_architecture(text.name, text.dropout, allow_known),
         # No shape depends on the readout, and finding it out runs a layer of the model.
+        "text_as_written": text.as_written,
         "text_readout": text.readout or ("first" if allow_known else text_readout(text.name)),
         "pooling": {"name": pooling.name} | _accepted(POOLINGS[pooling.name], pooling.model_dump()),
+        "projection": {"name": config.projection.name}
+        | _accepted(PROJECTIONS[config.projection.name], config.projection.model_dump()),
         "dim": config.dim,
         "sample_rate": config.data.sample_rate,
         "clip_seconds": config.data.max_seconds,

@@ -25,8 +25,14 @@ from retrieval.models.audio import AUDIO_ENCODERS
 from retrieval.models.audio.encoder import AudioEncoder
 from retrieval.models.card import about_json, model_card
 from retrieval.models.hub import OUT_OF_REACH, explained_upload, hub_answers, local_files_only
-from retrieval.models.pooling import MeanPooling, Pooling, TextAwareAttentionPooling
+from retrieval.models.pooling import (
+    AveragePooling,
+    MeanPooling,
+    Pooling,
+    TextAwareAttentionPooling,
+)
 from retrieval.models.pretrained.tensor_files import MOST_SHARING
+from retrieval.models.projection import make_projection
 from retrieval.models.record import ABOUT, TrainingRecord, read_record
 from retrieval.models.text import TextEncoder, load_tokenizer
 from retrieval.models.transformer_pooling import TransformerPooling
@@ -49,6 +55,7 @@ POOLINGS: dict[str, type[Pooling]] = {
     "mean": MeanPooling,
     "tap": TextAwareAttentionPooling,
     "transformer": TransformerPooling,
+    "average": AveragePooling,
 }
 
 
@@ -67,11 +74,14 @@ class DualEncoder(nn.Module, PyTorchModelHubMixin):
         clip_seconds: Longest clip.
         window_seconds: Length of a window, which the audio encoder takes at once.
         hop_seconds: Time between the starts of windows.
-        max_tokens: Longer captions are cut.
+        max_tokens: Longer captions are cut; None: as many as the text encoder has positions.
         temperature: Start value; scores are divided by it in losses.
         learnable_temperature: True lets training change it.
-        text_readout: "first", "mean" or "last" token.
+        text_readout: "first", "mean" or "last" token, or "pooled".
         loss_parameters: Start values of other learnable parameters of the loss, by name.
+        projection: "name", a key of PROJECTIONS, and the arguments of its constructor, for both
+            sides; None: linear.
+        text_as_written: Keep the captions' capitals and punctuation.
 
     Raises:
         UserError: Arguments do not fit together.
@@ -87,11 +97,13 @@ class DualEncoder(nn.Module, PyTorchModelHubMixin):
         clip_seconds: float,
         window_seconds: float,
         hop_seconds: float,
-        max_tokens: int,
+        max_tokens: int | None,
         temperature: float,
         learnable_temperature: bool = False,
         text_readout: str = "first",
         loss_parameters: dict[str, float] | None = None,
+        projection: dict[str, Any] | None = None,
+        text_as_written: bool = False,
     ):
         super().__init__()
         self.record = TrainingRecord()  # how the model was made, for its card
@@ -99,13 +111,15 @@ class DualEncoder(nn.Module, PyTorchModelHubMixin):
         # retrieval.models.mel_augmentation, in training only
         self.augment_mel: Callable[[torch.Tensor], torch.Tensor] | None = None
         self.caption_features: CaptionFeatures | None = None  # of a frozen text encoder
-        self.sample_rate = sample_rate
+        self.takes_any_rate = False  # True lets evaluation call hear_at with the rate of a cache
         self.clip_seconds = clip_seconds
         arguments = dict(audio_encoder)
         self.audio_encoder: AudioEncoder = AUDIO_ENCODERS[arguments.pop("name")](**arguments)
-        self.text_encoder = TextEncoder(text_encoder, max_tokens, text_readout)
-        self.audio_projection = nn.Linear(self.audio_encoder.feature_dim, dim)
-        self.text_projection = nn.Linear(self.text_encoder.feature_dim, dim)
+        self.text_encoder = TextEncoder(text_encoder, max_tokens, text_readout, text_as_written)
+        self.dim = dim
+        kind = projection or {"name": "linear"}
+        self.audio_projection = make_projection(self.audio_encoder.feature_dim, dim, **kind)
+        self.text_projection = make_projection(self.text_encoder.feature_dim, dim, **kind)
         self.temperature = nn.Parameter(
             torch.tensor(temperature), requires_grad=learnable_temperature
         )
@@ -113,13 +127,8 @@ class DualEncoder(nn.Module, PyTorchModelHubMixin):
         self.loss_parameters = nn.ParameterDict(
             {name: nn.Parameter(torch.tensor(start)) for name, start in starts}
         )
-        window_samples = round(min(window_seconds, clip_seconds) * sample_rate)
-        self.windows = WindowGrid(
-            clip_samples=round(clip_seconds * sample_rate),
-            window_samples=window_samples,
-            hop_samples=round(hop_seconds * sample_rate),
-            frames_per_window=self.audio_encoder.num_frames(self._resampled(window_samples)),
-        )
+        self._window_seconds = min(window_seconds, clip_seconds), hop_seconds
+        self.hear_at(sample_rate)
         settings = dict(pooling)
         name = settings.pop("name")
         if name not in POOLINGS:
@@ -146,6 +155,20 @@ class DualEncoder(nn.Module, PyTorchModelHubMixin):
         """Number of vectors of a full-length clip that the audio blocks compute on in training."""
         window_samples = self._resampled(self.windows.window_samples)
         return self.windows.num_windows * self.audio_encoder.num_tokens(window_samples)
+
+    def hear_at(self, sample_rate: int) -> None:
+        """Take waveforms at `sample_rate` Hz from now on; they are resampled for the encoder."""
+        window_seconds, hop_seconds = self._window_seconds
+        self.sample_rate = sample_rate
+        self._hub_mixin_config["sample_rate"] = sample_rate
+        window_samples = round(window_seconds * sample_rate)
+        self.windows = WindowGrid(
+            clip_samples=round(self.clip_seconds * sample_rate),
+            window_samples=window_samples,
+            hop_samples=round(hop_seconds * sample_rate),
+            frames_per_window=self.audio_encoder.num_frames(self._resampled(window_samples)),
+            nearest=self.audio_encoder.rounds_frames,
+        )
 
     def freeze(self, part: str) -> None:
         """Freeze "audio_encoder" or "text_encoder": no gradient, and eval mode also in training."""
@@ -176,7 +199,8 @@ class DualEncoder(nn.Module, PyTorchModelHubMixin):
             getattr(self, part).eval()
         return self
 
-    def _resampled(self, num_samples: int) -> int:
+    def _resampled(self, num_samples: Any) -> Any:
+        """Return the samples at the audio encoder's rate, of a number or a tensor of numbers."""
         return -(-num_samples * self.audio_encoder.sample_rate // self.sample_rate)
 
     def encode_audio(
@@ -213,10 +237,12 @@ class DualEncoder(nn.Module, PyTorchModelHubMixin):
     def _pool_and_project(
         self, features: torch.Tensor, mask: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        if not self.pooling.keeps_frames:
-            # (B, 1, feature_dim), (B, 1)
-            features, mask = self.pooling(features, mask).unsqueeze(1), mask[:, :1]
-        return self.audio_projection(features), mask
+        pooling = self.pooling
+        if pooling.keeps_frames:
+            return self.audio_projection(features), mask
+        if pooling.pools_projected:
+            return pooling(self.audio_projection(features), mask).unsqueeze(1), mask[:, :1]
+        return self.audio_projection(pooling(features, mask).unsqueeze(1)), mask[:, :1]
 
     def audio_features(
         self, waveform: torch.Tensor, lengths: torch.Tensor
@@ -240,7 +266,7 @@ class DualEncoder(nn.Module, PyTorchModelHubMixin):
         index = used.flatten().nonzero().squeeze(1).to(waveform.device)  # (M,)
         windows = grid.split(waveform, most).flatten(0, 1)[index]  # (M, window_samples)
         if windows.dtype == torch.int16:
-            windows = windows.to(self.audio_projection.weight.dtype).div_(32768)
+            windows = windows.to(self.temperature.dtype).div_(32768)
         if self.sample_rate != self.audio_encoder.sample_rate:
             # Window by window, so that no window contains its neighbours through the filter. In
             # float32: in half precision noise at -50 dB would drown the quiet bins of the log-mel.
@@ -248,8 +274,12 @@ class DualEncoder(nn.Module, PyTorchModelHubMixin):
                 windows = torchaudio.functional.resample(
                     windows, self.sample_rate, self.audio_encoder.sample_rate
                 )
-        # (M, frames_per_window, feature_dim)
-        encoded = self.audio_encoder(windows, self.augment_mel if self.training else None)
+        augment = self.augment_mel if self.training else None
+        if self.audio_encoder.takes_lengths:
+            valid = self._resampled(grid.window_lengths(lengths, most).flatten()[index.cpu()])
+            encoded = self.audio_encoder(windows[:, : int(valid.max())], augment, valid)
+        else:
+            encoded = self.audio_encoder(windows, augment)  # (M, frames_per_window, feature_dim)
         features = encoded.new_zeros(used.numel(), *encoded.shape[1:]).index_copy(0, index, encoded)
         features = features.view(len(lengths), -1, encoded.shape[-1])  # (B, T, feature_dim)
         mask = (torch.arange(features.shape[1]) < num_valid[:, None]).to(waveform.device)  # (B, T)
@@ -260,7 +290,7 @@ class DualEncoder(nn.Module, PyTorchModelHubMixin):
         known = self.caption_features
         if known is None or not all(caption in known for caption in captions):
             return self.text_projection(self.text_encoder(captions))
-        return self.text_projection(known(captions).to(self.text_projection.weight.device))
+        return self.text_projection(known(captions).to(self.temperature.device))
 
     def score(self, text: torch.Tensor, frames: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Compare each text with each clip.

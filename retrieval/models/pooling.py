@@ -37,13 +37,16 @@ class Pooling(nn.Module):
     and any of `dim` (size of the shared space), `feature_dim` (size of an audio encoder's frame)
     and `max_frames` (frames of a clip of full length).
 
-    Without `keeps_frames` the pooling is `forward(frames (B, T, feature_dim), mask (B, T))` to
-    (B, feature_dim), applied before the audio projection. With `keeps_frames` it compares each text
-    with all projected frames. Search and ONNX graphs then compute scores from `norm` and
-    `folded_maps`.
+    Without `keeps_frames` the pooling is `forward(frames (B, T, F), mask (B, T))` to (B, F):
+    applied before the audio projection (F = feature_dim), or after it with `pools_projected`
+    (F = dim). With `keeps_frames` it compares each text with all projected frames. Search and ONNX
+    graphs then compute scores from `norm` and `folded_maps`.
     """
 
     keeps_frames = False  # whether a score needs all frames of a clip, and not one vector
+    pools_projected = False  # whether frames are pooled after the audio projection
+    # s; search cuts long recordings into excerpts of at most this, where longer ones would blur
+    longest_excerpt = float("inf")
     runtime_settings: tuple[str, ...] = ()  # settings that change no weight and no score
     # Numbers held for the (text, audio) pairs of one block of scores: 16 MiB in float32. Larger
     # blocks leave the cache: a clip of 550 frames and 5,225 texts took 0.131 s in blocks of 1,300
@@ -61,6 +64,10 @@ class Pooling(nn.Module):
                 " and project them first"
             )
         return cosine(text, frames[:, 0])
+
+    def directions(self, vectors: Tensor) -> Tensor:
+        """Return texts or clip vectors (..., D) whose dot products are cosines or scores."""
+        return functional.normalize(vectors, dim=-1, eps=1e-12)
 
     def clip_vectors(self, frames: Tensor, mask: Tensor) -> Tensor:
         """Return one vector per clip, (B, D), that stands for it without a text."""
@@ -106,10 +113,45 @@ class MeanPooling(Pooling):
         A clip without a valid frame gives zeros.
         """
         with torch.autocast(frames.device.type, enabled=False):
-            frames = _at_least_float32(frames)
-            valid = mask.to(frames.dtype)  # (B, T)
-            weights = valid / valid.sum(dim=1, keepdim=True).clamp_min(1.0)
-            return torch.einsum("bt,btf->bf", weights, frames)
+            return _average(_at_least_float32(frames), mask)
+
+
+class AveragePooling(Pooling):
+    """Average of the projected vectors of a clip's windows or frames, as pretrained models need it.
+
+    Their projections are not linear, so it matters that the average comes after them.
+
+    Args:
+        similarity: "cosine" averages vectors of length 1, and scores are cosines (CLAP). "dot"
+            averages them as they are, and scores are dot products (PE-Audio).
+
+    Raises:
+        UserError: The similarity is unknown.
+    """
+
+    pools_projected = True
+    longest_excerpt = 10.0
+
+    def __init__(self, similarity: str = "cosine"):
+        super().__init__()
+        if similarity not in ("cosine", "dot"):
+            raise UserError(f"pooling.similarity must be cosine or dot, found {similarity!r}")
+        self.similarity = similarity
+
+    def forward(self, frames: Tensor, mask: Tensor) -> Tensor:
+        """Average projected frames (B, T, D) under mask bool (B, T) to (B, D), in float32."""
+        with torch.autocast(frames.device.type, enabled=False):
+            frames = self.directions(_at_least_float32(frames))
+            return _average(frames, mask)
+
+    def score(self, text: Tensor, frames: Tensor, mask: Tensor) -> Tensor:
+        if self.similarity == "cosine":
+            return super().score(text, frames, mask)
+        with torch.autocast(text.device.type, enabled=False):
+            return _at_least_float32(text) @ _at_least_float32(frames[:, 0]).T
+
+    def directions(self, vectors: Tensor) -> Tensor:
+        return vectors if self.similarity == "dot" else super().directions(vectors)
 
 
 class TextAwareAttentionPooling(Pooling):
@@ -323,6 +365,13 @@ def _apply(maps: list[tuple[Tensor, Tensor | None]], x: Tensor) -> Tensor:
     for weight, bias in maps:
         x = functional.linear(x, weight, bias)
     return x
+
+
+def _average(frames: Tensor, mask: Tensor) -> Tensor:
+    """Average frames (B, T, F) under mask bool (B, T) to (B, F); zeros where none is valid."""
+    valid = mask.to(frames.dtype)  # (B, T)
+    weights = valid / valid.sum(dim=1, keepdim=True).clamp_min(1.0)
+    return torch.einsum("bt,btf->bf", weights, frames)
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ from retrieval.models.hub import (
 
 logger = logging.getLogger(__name__)
 
-READOUTS = ("first", "mean", "last")
+READOUTS = ("first", "mean", "last", "pooled")
 
 # Dropout settings in Hugging Face configs, without those of heads, which are not used here.
 DROPOUT_SETTINGS = (
@@ -86,7 +86,8 @@ class TextEncoder(nn.Module):
         architecture: The Hugging Face config as a dict.
         max_tokens: Longer captions are cut; None: as many as the model has positions.
         readout: Of the last layer: "first" token, "mean" of the valid tokens, or "last" valid
-            token, the end of the text.
+            token, the end of the text. "pooled" is the output of the model's own pooler, such as
+            the layer above the first token in CLAP.
         as_written: Keep the captions' capitals and punctuation.
 
     Raises:
@@ -112,7 +113,13 @@ class TextEncoder(nn.Module):
         config = config_of(architecture, "text encoder")
         config.use_cache = False  # a decoder would keep keys and values for tokens to come
         self.model = _build(config)
-        self.model.pooler = None  # its parameters would never receive a gradient
+        if readout != "pooled":
+            self.model.pooler = None  # its parameters would never receive a gradient
+        elif getattr(self.model, "pooler", None) is None:
+            raise UserError(
+                f"the text encoder {config.model_type} has no pooler: set text_encoder.readout to"
+                " first, mean or last"
+            )
         self.feature_dim: int = config.hidden_size
         longest = _num_positions(self.model)
         self.max_tokens = longest if max_tokens is None else max_tokens
@@ -140,16 +147,15 @@ class TextEncoder(nn.Module):
         except Exception as error:
             raise unreachable("text encoder", name, error) from None
         # transformers fills missing weights with random numbers.
-        missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
+        unused = "pooler." if self.readout != "pooled" else ()
+        missing = sorted(key for key in report["missing_keys"] if not key.startswith(unused))
         if missing:
             raise UserError(
                 f"text encoder {name!r} lacks {len(missing)} weights, first: {missing[0]}; download"
                 " it again"
             )
         state = source.state_dict()
-        self.model.load_state_dict(
-            {key: state[key] for key in state if not key.startswith("pooler.")}
-        )
+        self.model.load_state_dict({key: state[key] for key in state if not key.startswith(unused)})
 
     def checkpoint_activations(self) -> None:
         """Keep only the inputs of its layers for the backward pass; see retrieval.models.blocks."""
@@ -178,8 +184,10 @@ class TextEncoder(nn.Module):
 
     def encode_tokens(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Encode input_ids and attention_mask int64 (N, L), padded on the right."""
-        # (N, L, feature_dim)
-        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        output = self.model(input_ids=input_ids, attention_mask=attention_mask)
+        if self.readout == "pooled":
+            return output.pooler_output
+        hidden = output.last_hidden_state  # (N, L, feature_dim)
         num_tokens = attention_mask.sum(dim=1)  # (N,)
         if self.readout == "first":
             return hidden[:, 0]

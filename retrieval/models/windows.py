@@ -4,7 +4,7 @@ The grid of windows is that of a clip of full length (`clip_samples`, 30 s for C
 clip's frames do not depend on its batch. Letters: B clips, S samples, W windows, T frames.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -16,6 +16,13 @@ MOST_WINDOWS = 100_000  # of a clip; a config.json could ask for any number
 class WindowGrid:
     """Windows of a clip of full length, in samples at the waveform's rate.
 
+    Args:
+        clip_samples: Of a clip of full length.
+        window_samples: Of a window.
+        hop_samples: From the start of one window to the next.
+        frames_per_window: T of the audio encoder.
+        nearest: Count valid frames to the nearest, at least one, and not up.
+
     Raises:
         ValueError: The hop is below 1, a window is longer than a clip, or there are too many.
     """
@@ -24,6 +31,8 @@ class WindowGrid:
     window_samples: int
     hop_samples: int
     frames_per_window: int
+    # not in the text that names frame caches: settings of the encoder decide it
+    nearest: bool = field(default=False, repr=False)
 
     def __post_init__(self):
         fits = self.hop_samples >= 1 and 1 <= self.window_samples <= self.clip_samples
@@ -56,7 +65,15 @@ class WindowGrid:
         They are the first ceil(length / span * T), where all windows together span `span` samples.
         """
         span = (self.num_windows - 1) * self.hop_samples + self.window_samples
-        return (lengths.clamp(max=self.clip_samples) * self.num_frames + span - 1) // span
+        num_parts = lengths.clamp(max=self.clip_samples) * self.num_frames  # in units of 1 / span
+        if self.nearest:
+            return ((2 * num_parts + span) // (2 * span)).clamp(min=1)
+        return (num_parts + span - 1) // span
+
+    def window_lengths(self, lengths: torch.Tensor, num_windows: int) -> torch.Tensor:
+        """Return the valid samples int64 (B, num_windows) of windows, for clip lengths (B,)."""
+        starts = torch.arange(num_windows) * self.hop_samples
+        return (lengths[:, None] - starts).clamp(min=0, max=self.window_samples)
 
     def split(self, waveform: torch.Tensor, num_windows: int) -> torch.Tensor:
         """Cut waveform (B, S), zero-padded if short, to (B, num_windows, window_samples)."""

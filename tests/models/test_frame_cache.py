@@ -451,11 +451,9 @@ def test_a_learnt_temperature_is_started_from_and_a_set_one_is_not(tiny, tmp_pat
         assert model.temperature.item() == pytest.approx(expected)
 
 
-def test_a_file_to_start_from_says_how_it_becomes_a_folder(tiny, tmp_path):
+def test_a_damaged_file_to_start_from_is_refused(tiny, tmp_path):
     (tmp_path / "salsa.ckpt").write_bytes(b"x")
-    with pytest.raises(
-        UserError, match="is a file, not a model folder; one of salsa becomes a folder by"
-    ):
+    with pytest.raises(UserError, match="salsa.ckpt is truncated or no file of torch.save"):
         build_model(load_config(tiny / "tiny.yaml", [f"train.init_from={tmp_path}/salsa.ckpt"]))
 
 

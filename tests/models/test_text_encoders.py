@@ -535,7 +535,7 @@ def test_another_pooling_is_refused(tmp_path: Path, settings: dict, named: str):
     write_sentence_files(tmp_path, settings)
     message = (
         f"text encoder {tmp_path} was made for the pooling {named}; set text_encoder.readout to"
-        " first, mean, last"
+        " first, mean, last, pooled"
     )
     assert error_of(text_readout, str(tmp_path)) == message
 
@@ -579,7 +579,7 @@ def test_what_has_no_readout(tmp_path: Path):
         text_readout, str(tmp_path)
     )
     architecture = minilm(40).config.to_dict()
-    assert "must be one of first, mean, last, found 'max'" in error_of(
+    assert "must be one of first, mean, last, pooled, found 'max'" in error_of(
         TextEncoder, architecture, 32, "max"
     )
 

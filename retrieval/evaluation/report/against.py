@@ -18,7 +18,7 @@ from retrieval.data import ClipSplit
 from retrieval.evaluation.metrics.text_audio_retrieval.ranking import all_ranks, first_columns
 from retrieval.evaluation.outputs import METRICS, RANKS, RankTable, read_ranks
 from retrieval.evaluation.result import EvaluationResult
-from retrieval.evaluation.score_matrix import Scorer
+from retrieval.evaluation.score_matrix import Scorer, cache_rate
 from retrieval.models.pretrained import load_pretrained
 
 
@@ -64,7 +64,7 @@ class Against:
         check_readable(path, "--against")
         has_results = all((path / name).is_file() for name in (METRICS, RANKS))
         self.results = _read_results(path) if has_results else None
-        self.sample_rate = None if has_results else load_pretrained(path, text_encoder).sample_rate
+        self.sample_rate = None if has_results else cache_rate(load_pretrained(path, text_encoder))
         self.scores = None  # float32 (N, B), after `score`
 
     def check(
@@ -83,7 +83,7 @@ class Against:
             relevant: For each query the columns of its right clips; None: the captions' own clips.
         """
         if self.results is None:
-            if self.sample_rate != scorer.cache.sample_rate:
+            if self.sample_rate not in (None, scorer.cache.sample_rate):
                 raise UserError(
                     f"--against {self.path} needs {self.sample_rate} Hz, and the cache is sampled"
                     f" at {scorer.cache.sample_rate} Hz: score it on a cache of its own, with"

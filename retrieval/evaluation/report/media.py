@@ -23,7 +23,6 @@ from retrieval.base.progress import bar
 from retrieval.data import ClipSplit
 from retrieval.evaluation.attention import attention_curve, listen
 from retrieval.evaluation.score_matrix import Scorer
-from retrieval.models.pretrained import load_pretrained
 
 MAX_BYTES = 24 * 2**20  # of all data URIs of a page
 # Hz; higher sample rates are reduced to the last
@@ -82,13 +81,13 @@ def gather_media(
     attention_of = None
     for checkpoint in scorer.checkpoints:
         model = None  # frees it before the next one is loaded
-        model = load_pretrained(checkpoint, scorer.text_encoder)
+        model = scorer.load(checkpoint)
         if model.pooling.keeps_frames:
             attention_of = str(checkpoint)
             break
     if attention_of is None and len(scorer.checkpoints) > 1:
         model = None
-        model = load_pretrained(scorer.checkpoints[0], scorer.text_encoder)
+        model = scorer.load(scorer.checkpoints[0])
     model.to(scorer.accelerator.device)
     clips, num_bytes, num_left_out = {}, 0, 0
     with bar(total=len(shown), desc="sounds and pictures", unit="clip", leave=False) as progress:

@@ -24,12 +24,17 @@ class AudioEncoder(nn.Module):
         feature_dim: Size of a frame.
         num_mel_bins: Bands of its spectrogram; 0 if it takes the waveform itself.
         is_exportable: True if PyTorch computes all of it: it can then become an ONNX graph.
+        takes_lengths: True if it fills short windows itself: `forward` then takes their lengths,
+            and T may be that of the longest.
+        rounds_frames: True if valid frames are counted to the nearest, at least one, and not up.
     """
 
     sample_rate: int
     feature_dim: int
     num_mel_bins: int
     is_exportable = True
+    takes_lengths = False
+    rounds_frames = False
 
     @classmethod
     def constructor_arguments(

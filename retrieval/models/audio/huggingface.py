@@ -1,4 +1,4 @@
-"""Audio encoders of the Hugging Face hub: AST, CLAP, Whisper's encoder, WavLM and its relatives.
+"""Audio encoders of the Hugging Face hub: AST, CLAP, PE-Audio, Whisper's encoder, WavLM and others.
 
 Input features come from the model's own feature extractor (preprocessor_config.json) in
 transformers: correct by construction, but computed window by window on the CPU (Whisper's on the
@@ -16,6 +16,7 @@ import torch
 import torchaudio.functional
 import transformers
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AutoConfig,
     AutoFeatureExtractor,
@@ -24,6 +25,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.models.pe_audio.modeling_pe_audio import PeAudioEncoder, PeAudioEncoderEmbedder
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from retrieval.base.errors import UserError, one_line
@@ -49,6 +51,8 @@ NOT_USED = {
     "encoder_layerdrop": 0.0,
     "add_adapter": False,
 }
+READOUTS = ("frames", "pooled")
+POOLED_PARTS = 10  # frames of a pooled window: the last window of a clip counts by its length
 PICTURE_MELS = 64  # bands of the spectrogram that log_mel makes for models of waveforms
 
 
@@ -62,9 +66,28 @@ class _Family:
 
     extractor_type: type
     part = ""  # attribute of a larger model that holds the encoder
+    readouts = READOUTS[:1]
 
-    def __init__(self, config: PreTrainedConfig, extractor: Any):
-        self.config, self.extractor = config, extractor
+    def __init__(self, config: PreTrainedConfig, extractor: Any, readout: str):
+        self.config, self.extractor, self.readout = config, extractor, readout
+
+    @property
+    def takes_lengths(self) -> bool:
+        """See AudioEncoder; the extractor then gets windows without the zeros after their sound."""
+        return False
+
+    @property
+    def rounds_frames(self) -> bool:
+        """See AudioEncoder."""
+        return False
+
+    def step(self) -> int:
+        """Return the number of samples that must divide a full window."""
+        return 1
+
+    def unused(self, parameter: str) -> bool:
+        """Return True for the name of a parameter that never receives a gradient."""
+        return False
 
     def build(self) -> PreTrainedModel:
         return AutoModel.from_config(self.config, dtype=torch.float32, **NO_CODE)
@@ -79,8 +102,8 @@ class _Family:
         )
         return features[self.extractor.model_input_names[0]]
 
-    def encode(self, model: PreTrainedModel, features: Tensor) -> Tensor:
-        """Encode (W, M, C) to (W, T or more, F)."""
+    def encode(self, model: PreTrainedModel, features: Tensor, lengths: Tensor) -> Tensor:
+        """Encode (W, M, C), of windows with lengths (W,) in samples, to (W, T or more, F)."""
         return model(features).last_hidden_state
 
 
@@ -114,23 +137,37 @@ class _SpectrogramTransformer(_Family):
     def features(self, windows: list, device: torch.device) -> Tensor:
         return super().features(windows, device).transpose(1, 2)
 
-    def encode(self, model: PreTrainedModel, features: Tensor) -> Tensor:
+    def encode(self, model: PreTrainedModel, features: Tensor, lengths: Tensor) -> Tensor:
         config = self.config
         num_rows = (config.num_mel_bins - config.patch_size) // config.frequency_stride + 1
         # without class and distillation token
-        hidden = super().encode(model, features.transpose(1, 2))[:, 2:]
+        hidden = super().encode(model, features.transpose(1, 2), lengths)[:, 2:]
         return hidden.unflatten(1, (num_rows, -1)).mean(dim=1)
 
 
 class _Clap(_Family):
     """CLAP's audio tower (HTSAT), which folds time into a square picture.
 
-    Its output is unfolded again, frequency by time. The extractor pads shorter windows to 10 s,
-    mostly by repetition; the frames of the first repetition are kept.
+    "frames": its output is unfolded again, frequency by time. The extractor pads shorter windows to
+    10 s, mostly by repetition; the frames of the first repetition are kept.
+
+    "pooled": the average of its output, CLAP's own vector of a window, POOLED_PARTS times. A window
+    reaches the extractor without zeros after its sound, as a clip does in CLAP.
     """
 
     extractor_type = transformers.ClapFeatureExtractor
     part = "audio_model"
+    readouts = READOUTS
+
+    @property
+    def takes_lengths(self) -> bool:
+        return self.readout == "pooled"
+
+    rounds_frames = takes_lengths
+
+    def unused(self, parameter: str) -> bool:
+        # layers for more than 10 s, which no window has
+        return ".fusion_model." in parameter or ".mel_conv2d." in parameter
 
     def build(self) -> PreTrainedModel:
         # AutoModel knows only the whole CLAP
@@ -145,12 +182,15 @@ class _Clap(_Family):
         }
 
     def samples(self) -> tuple[int, int]:
-        return self.extractor.fft_window_size // 2 + 1, self.extractor.nb_max_samples
+        least = 1 if self.takes_lengths else self.extractor.fft_window_size // 2 + 1
+        return least, self.extractor.nb_max_samples
 
     def num_columns(self, num_samples: int) -> int:
         return num_samples // self.extractor.hop_length + 1
 
     def num_frames(self, num_samples: int) -> int:
+        if self.takes_lengths:
+            return max(1, round(POOLED_PARTS * num_samples / self.extractor.nb_max_samples))
         size = self.config.spec_size
         stride = self.config.patch_stride[1] * 2 ** (len(self.config.depths) - 1)
         total = size // self.config.num_mel_bins * (size // stride)
@@ -160,14 +200,91 @@ class _Clap(_Family):
         # with fusion there are four equal channels
         return super().features(windows, device)[:, 0].transpose(1, 2)
 
-    def encode(self, model: PreTrainedModel, features: Tensor) -> Tensor:
+    def encode(self, model: PreTrainedModel, features: Tensor, lengths: Tensor) -> Tensor:
         columns = features.transpose(1, 2).unsqueeze(1)  # (W, 1, C, M)
         # No window exceeds the model's 10 s, but the extractor marks a random one of a batch as
         # longer.
         is_longer = torch.zeros(len(columns), 1, dtype=torch.bool, device=columns.device)
         fused = columns.expand(-1, 4 if self.config.enable_fusion else 1, -1, -1)
-        hidden = model(input_features=fused, is_longer=is_longer).last_hidden_state
-        return hidden.mean(dim=2).transpose(1, 2)  # of (W, F, rows, T)
+        output = model(input_features=fused, is_longer=is_longer)
+        if self.takes_lengths:
+            return output.pooler_output[:, None].expand(-1, POOLED_PARTS, -1)
+        return output.last_hidden_state.mean(dim=2).transpose(1, 2)  # of (W, F, rows, T)
+
+
+class _ClipwiseEmbedder(PeAudioEncoderEmbedder):
+    """PE-Audio's codec, one window at a time, and the linear map above it.
+
+    Zeros after a window's end change the codec's last frames, whose convolutions know no mask. One
+    window at a time, its frames do not depend on the others.
+    """
+
+    def forward(
+        self, input_values: Tensor, padding_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return embeddings (W, T, F) and mask (W, T) of (W, 1, S), (W, S)."""
+        codes, device = [], input_values.device
+        # as transformers does, and in float32: the codec is a front end
+        no_cudnn = torch.backends.cudnn.flags(enabled=False)
+        with torch.no_grad(), no_cudnn, torch.autocast(device.type, enabled=False):
+            for window, length in zip(input_values, padding_mask.sum(dim=1).tolist(), strict=True):
+                hidden = self.dac_encoder(window[None, :, :length])
+                codes.append(self.bottleneck(hidden)[0].T)  # (T, codebook_dim)
+        num_frames = torch.tensor([len(own) for own in codes], device=device)
+        codes = pad_sequence(codes, batch_first=True)
+        mask = torch.arange(codes.shape[1], device=device) < num_frames[:, None]
+        return self.data_proj(codes), mask
+
+
+class _PeAudio(_Family):
+    """PE-Audio: a frozen codec, 40 ms a frame, and a transformer over the frames of a whole clip.
+
+    "frames": its output for each frame. "pooled": its output for the class token.
+    """
+
+    extractor_type = transformers.PeAudioFeatureExtractor
+    part = "audio_encoder"
+    readouts = READOUTS
+    takes_lengths = True
+
+    def build(self) -> PreTrainedModel:
+        model = PeAudioEncoder._from_config(self.config, dtype=torch.float32)
+        embedder = _ClipwiseEmbedder(self.config)
+        embedder.load_state_dict(model.embedder.state_dict())
+        model.embedder = embedder
+        return model
+
+    def unused(self, parameter: str) -> bool:
+        return parameter.startswith(("embedder.dac_encoder.", "embedder.bottleneck."))
+
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        return {
+            "feature_size": (self.extractor.feature_size, 1),
+            "hop_length": (self.extractor.hop_length, self.config.dac_config.hop_length),
+        }
+
+    def samples(self) -> tuple[int, int]:
+        return 1, self.config.max_position_embeddings * self.extractor.hop_length
+
+    def step(self) -> int:
+        return 1 if self.readout == "pooled" else self.extractor.hop_length
+
+    def num_frames(self, num_samples: int) -> int:
+        return 1 if self.readout == "pooled" else -(-num_samples // self.extractor.hop_length)
+
+    def features(self, windows: list, device: torch.device) -> Tensor:
+        """Fill windows up to whole frames by reflection, then with zeros: (W, 1, S)."""
+        rate = self.extractor.sampling_rate
+        return self.extractor(windows, sampling_rate=rate, return_tensors="pt")["input_values"]
+
+    def encode(self, model: PreTrainedModel, features: Tensor, lengths: Tensor) -> Tensor:
+        hop = self.extractor.hop_length
+        filled = -(-lengths // hop) * hop  # (W,)
+        mask = torch.arange(features.shape[2]) < filled[:, None]
+        output = model(features, padding_mask=mask.to(features.device))
+        if self.readout == "pooled":
+            return output.pooler_output[:, None]
+        return output.last_hidden_state
 
 
 class _Whisper(_Family):
@@ -229,11 +346,16 @@ class _Waveform(_Family):
 FAMILIES: dict[str, type[_Family]] = {
     "audio-spectrogram-transformer": _SpectrogramTransformer,
     "clap_audio_model": _Clap,
+    "pe_audio_encoder": _PeAudio,
     "whisper": _Whisper,
     "wavlm": _Waveform,
     "wav2vec2": _Waveform,
     "hubert": _Waveform,
 }
+# Models of audio and text: how many audio_config deep the encoder is.
+HOLDERS = {"clap": 1, "pe_audio": 1, "pe_audio_video": 2}
+# Reads PeAudioModel from a file of PeAudioVideoModel, which has one text model for all its parts.
+PE_AUDIO_OF_VIDEO = {"key_mapping": {r"^audio_model\.": ""}}
 
 
 class HuggingFaceAudioEncoder(AudioEncoder):
@@ -245,12 +367,18 @@ class HuggingFaceAudioEncoder(AudioEncoder):
     Args:
         architecture: The model's config.json.
         feature_extractor: Its preprocessor_config.json; `huggingface_arguments` reads both.
+        readout: "frames", or "pooled", the vector that CLAP and PE-Audio themselves give a window.
 
     Raises:
-        UserError: The two do not fit together, or describe no model.
+        UserError: They do not fit together, or describe no model.
     """
 
-    def __init__(self, architecture: dict[str, Any], feature_extractor: dict[str, Any]):
+    def __init__(
+        self,
+        architecture: dict[str, Any],
+        feature_extractor: dict[str, Any],
+        readout: str = "frames",
+    ):
         super().__init__()
         family = FAMILIES[architecture["model_type"]]
         _check_agreement(
@@ -259,7 +387,13 @@ class HuggingFaceAudioEncoder(AudioEncoder):
             family.extractor_type.__name__,
         )
         self.config = _without_unused(config_of(architecture, "audio encoder"))
-        self.family = family(self.config, family.extractor_type.from_dict(feature_extractor))
+        if readout not in family.readouts:
+            raise UserError(
+                f"audio_encoder.readout={readout!r} is not one of {architecture['model_type']},"
+                f" which has: {', '.join(family.readouts)}"
+            )
+        extractor = family.extractor_type.from_dict(feature_extractor)
+        self.family = family(self.config, extractor, readout)
         for name, (found, expected) in self.family.sizes().items():
             _check_agreement(name, found, expected)
         try:
@@ -270,13 +404,17 @@ class HuggingFaceAudioEncoder(AudioEncoder):
                 " again"
             ) from None
         for name, parameter in self.model.named_parameters():
-            # CLAP's layers for more than 10 s, which no window has
-            if ".fusion_model." in name or ".mel_conv2d." in name:
+            if self.family.unused(name):
                 parameter.requires_grad_(False)
+        self.takes_lengths = self.family.takes_lengths
+        self.rounds_frames = self.family.rounds_frames
         self.sample_rate: int = self.family.extractor.sampling_rate  # Hz
         self.num_mel_bins: int = getattr(self.config, "num_mel_bins", 0)
         self.feature_dim: int = self.config.hidden_size
-        self.is_exportable = not self.num_mel_bins  # transformers computes spectrograms in numpy
+        # transformers computes spectrograms in numpy
+        self.is_exportable = not (
+            self.num_mel_bins or self.takes_lengths
+        )  # transformers computes spectrograms in numpy
 
     @classmethod
     def constructor_arguments(
@@ -287,7 +425,7 @@ class HuggingFaceAudioEncoder(AudioEncoder):
                 "audio_encoder.checkpoint must name a hub model or folder with"
                 " audio_encoder.name=huggingface"
             )
-        return huggingface_arguments(checkpoint)
+        return huggingface_arguments(checkpoint) | settings
 
     def checkpoint_activations(self) -> None:
         checkpoint_pretrained(self.model)
@@ -311,6 +449,12 @@ class HuggingFaceAudioEncoder(AudioEncoder):
                 f" {self.sample_rate} Hz) does not fit {self.config.model_type}, which takes"
                 f" {least} to {most} samples; set audio_encoder.window_seconds (and"
                 f" data.max_seconds, which bounds it) to at most {most / self.sample_rate:g}"
+            )
+        if num_samples % (step := self.family.step()):
+            raise UserError(
+                f"a window of {num_samples / self.sample_rate:g} s is no multiple of"
+                f" {step / self.sample_rate:g} s, a frame of {self.config.model_type}; set"
+                " audio_encoder.window_seconds (and data.max_seconds, which bounds it) to one"
             )
         return self.family.num_frames(num_samples)
 
@@ -338,26 +482,37 @@ class HuggingFaceAudioEncoder(AudioEncoder):
             return (power.transpose(1, 2) @ bank).transpose(1, 2).clamp_min(1e-10).log10()
 
     @torch.no_grad()
-    def _features(self, waveform: Tensor) -> Tensor:
+    def _features(self, waveform: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Return the extractor's features of (W, S): (W, M, C) with padding, or (W, S)."""
         windows = list(waveform.detach().float().cpu().numpy())
+        if lengths is not None and self.takes_lengths:
+            windows = [own[:length] for own, length in zip(windows, lengths.tolist(), strict=True)]
         with torch.autocast(waveform.device.type, enabled=False):
             features = self.family.features(windows, waveform.device)
         return features.to(waveform.device, torch.float32)
 
     def forward(
-        self, waveform: Tensor, augment: Callable[[Tensor], Tensor] | None = None
+        self,
+        waveform: Tensor,
+        augment: Callable[[Tensor], Tensor] | None = None,
+        lengths: Tensor | None = None,
     ) -> Tensor:
-        num_frames = self.num_frames(waveform.shape[-1])
+        num_samples = waveform.shape[-1]
+        if lengths is None:
+            self.num_frames(num_samples)
+            lengths = torch.full(waveform.shape[:1], num_samples)
         if torch.compiler.is_exporting():
             features = self.family.graph_features(waveform)
         else:
-            features = self._features(waveform)
+            features = self._features(waveform, lengths)
         if augment is not None and self.num_mel_bins:
-            num_columns = self.family.num_columns(waveform.shape[-1])
+            num_columns = self.family.num_columns(num_samples)
+            # CLAP repeats a short window: all columns are sound
+            num_columns = features.shape[2] if self.takes_lengths else num_columns
             sound, padding = features.tensor_split([num_columns], dim=2)
             features = torch.cat([augment(sound), padding], dim=2)
-        return self.family.encode(self.model, features)[:, :num_frames]
+        encoded = self.family.encode(self.model, features, lengths)
+        return encoded[:, : self.family.num_frames(num_samples)]
 
     def load_official(self, name: str | Path) -> None:
         """Load the weights of a hub model or folder with this architecture.
@@ -368,6 +523,8 @@ class HuggingFaceAudioEncoder(AudioEncoder):
         try:
             config = _without_unused(AutoConfig.from_pretrained(str(name), **settings))
             auto = AutoModel
+            if config.model_type == "pe_audio_video":
+                config, settings = config.audio_config, settings | PE_AUDIO_OF_VIDEO
             if config.model_type == "clap_audio_model":  # not in AutoModel: the class it names
                 auto = getattr(transformers, config.architectures[0])
             arguments = settings | {"dtype": torch.float32, "output_loading_info": True}
@@ -397,7 +554,8 @@ def huggingface_arguments(name: str) -> dict[str, dict[str, Any]]:
         warn_of_code("audio encoder", name, config)
     except Exception as error:
         raise unreachable("audio encoder", name, error) from None
-    config = config.audio_config if config.model_type == "clap" else config
+    for _ in range(HOLDERS.get(config.model_type, 0)):
+        config = config.audio_config
     if config.model_type not in FAMILIES:
         raise UserError(
             f"audio encoder {name} is a {config.model_type}; audio_encoder.name=huggingface knows:"

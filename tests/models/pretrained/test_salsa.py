@@ -19,9 +19,11 @@ import torch
 from transformers import RobertaConfig
 
 from retrieval.base.errors import UserError
+from retrieval.config import parse_config
 from retrieval.models import hub
 from retrieval.models.audio import AUDIO_ENCODERS
 from retrieval.models.audio.atst import AtstFrame
+from retrieval.models.build import build_model
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.pretrained.salsa import _architecture, _Settings, load_salsa_checkpoint
 from retrieval.models.text import KNOWN_ARCHITECTURES, TextEncoder, load_tokenizer
@@ -680,3 +682,22 @@ def test_tokenizers_that_are_missing_or_of_another_encoder(
     assert f"{tmp_path / 'absent'} does not exist; fetch one" in error_of(
         whole, tmp_path / "absent"
     )
+
+
+def test_a_run_starts_from_a_checkpoint_of_salsa(tokenizer, tmp_path):
+    model = small_model(ATST, TAP, tokenizer)
+    RobertaConfig.from_dict(model.architecture["text_encoder"]).save_pretrained(tokenizer)
+    path = write_checkpoint(tmp_path / "salsa.ckpt", foreign_names(model))
+    config = parse_config(
+        {
+            "dim": 64,
+            "data": {"max_seconds": 2.0},
+            "audio_encoder": {"window_seconds": 1.0, "hop_seconds": 1.0, **ATST}
+            | {"name": "atst_frame"},
+            "text_encoder": {"name": str(tokenizer), "max_tokens": 20},
+            "pooling": TAP,
+            "train": {"init_from": str(path)},
+        },
+        "test",
+    )
+    assert torch.equal(scores_of(build_model(config).eval()), scores_of(model))

@@ -1,0 +1,35 @@
+"""Names of checkpoints: paths, and names on the Hugging Face hub. Loads no torch."""
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from retrieval.base.access import check_readable
+from retrieval.base.errors import UserError
+
+NAME = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]+))?")
+
+
+class HubName(NamedTuple):
+    """user/name on the hub, and a branch, tag or commit; None: the main branch."""
+
+    name: str
+    revision: str | None
+
+
+def hub_name(checkpoint: str | Path) -> HubName | None:
+    """Return the hub name that `checkpoint` may be; None if it exists here or is no such name."""
+    found = NAME.fullmatch(str(checkpoint))
+    if found is None or Path(checkpoint).exists():
+        return None
+    return HubName(found["name"], found["revision"])
+
+
+def check_checkpoint(checkpoint: str | Path) -> None:
+    """Raise UserError for a checkpoint that is unreadable, or absent and no hub name."""
+    check_readable(checkpoint, "checkpoint")
+    if not Path(checkpoint).exists() and hub_name(checkpoint) is None:
+        raise UserError(
+            f"checkpoint {checkpoint} does not exist; train.py writes RUN/best and RUN/last, and a"
+            " model of the Hugging Face hub is called user/name or user/name@revision"
+        )
