@@ -141,7 +141,8 @@ def make_run(model: DualEncoder, config: Config, accelerator: Accelerator) -> Ru
     """Make a Run with the parts that train_step reads."""
     optimizer = make_optimizer(model.to(accelerator.device), config.optimizer)
     wrapped, optimizer = accelerator.prepare(model.train(), optimizer)
-    absent = dict.fromkeys(("batches", "loader", "validation", "pictured", "test", "tracker"))
+    names = ("batches", "loader", "validation", "pictured", "test", "tracker", "history")
+    absent = dict.fromkeys(names)
     objective = Objective(config.loss, SimpleNamespace(mix_probability=0.0), accelerator.device)
     parts = {
         "accelerator": accelerator,

@@ -1,13 +1,14 @@
 """Kill a tiny training run with SIGKILL at many places, resume it, and report whether anything
 differs from an undisturbed run.
 
-    python tests/killed_runs.py CONFIG FOLDER
+    python tests/killed_runs.py CONFIG FOLDER [section.key=value ...]
 
 Every run is a forked child of this process, so that a place costs a second and not the import of
 torch. One thread: a fork after threads have worked would hang. Prints one JSON line a place:
-{"place", "killed", "same_losses", "same_weights"}.
+{"place", "killed", "same_losses", "same_weights", "same_results"}. With overrides, a few places.
 """
 
+import csv
 import json
 import os
 import shutil
@@ -23,49 +24,40 @@ from retrieval.config import load_config
 from retrieval.training import checkpoint, loop
 from retrieval.training.states import latest_state
 
+PLACES = [
+    *("step 1", "step 2", "step 3", "step 7", "step 12"),
+    *("state 8", "model 1", "model 4", "validation 1", "test split"),
+]
+FEW_PLACES = ["step 9", "validation 3"]  # with train.validate_first: that of epoch 2
 
-def main(config_path: str, folder: Path) -> None:
+
+def main(config_path: str, folder: Path, overrides: tuple[str, ...]) -> None:
     torch.set_num_threads(1)
     reference = folder / "reference"
-    assert run(config_path, reference) == 0
-    losses, weights = read_losses(reference), read_weights(reference)
+    assert run(config_path, reference, overrides=overrides) == 0
+    losses, weights, results = (
+        read(reference) for read in (read_losses, read_weights, read_results)
+    )
     assert sorted(losses) == list(range(1, 13))
-    places = [f"step {step}" for step in (1, 2, 3, 7, 12)] + [
-        "state 8",
-        "model 1",
-        "model 4",
-        "validation 1",
-        "test split",
-    ]
-    for place in places:
+    for place in FEW_PLACES if overrides else PLACES:
         disturbed = folder / place.replace(" ", "-")
-        killed = run(config_path, disturbed, place) == signal.SIGKILL
+        killed = run(config_path, disturbed, place, overrides=overrides) == signal.SIGKILL
         if killed and latest_state(disturbed) is None:
-            resumed = run(config_path, disturbed, overwrite=True)  # died before the first state
+            # died before the first state
+            resumed = run(config_path, disturbed, overwrite=True, overrides=overrides)
         else:
             # Other workers than before: neither order, crops nor dropout may depend on them.
-            resumed = run(
-                config_path,
-                disturbed,
-                resume=True,
-                overrides=("data.num_workers=1",) if place == "step 3" else (),
-            )
+            workers = ("data.num_workers=1",) if place == "step 3" else ()
+            resumed = run(config_path, disturbed, resume=True, overrides=(*overrides, *workers))
         assert resumed == 0, place
-        same_losses, same_weights = (
-            read_losses(disturbed) == losses,
-            read_weights(disturbed) == weights,
-        )
-        print(
-            json.dumps(
-                {
-                    "place": place,
-                    "killed": killed,
-                    "same_losses": same_losses,
-                    "same_weights": same_weights,
-                }
-            ),
-            flush=True,
-        )
+        report = {
+            "place": place,
+            "killed": killed,
+            "same_losses": read_losses(disturbed) == losses,
+            "same_weights": read_weights(disturbed) == weights,
+            "same_results": read_results(disturbed) == results,
+        }
+        print(json.dumps(report), flush=True)
         shutil.rmtree(disturbed)
 
 
@@ -158,5 +150,16 @@ def read_weights(run_folder: Path) -> bytes:
     ).read_bytes()
 
 
+def read_results(run_folder: Path) -> tuple[str, list[dict], list[dict]]:
+    """metrics.json and both histories, whose seconds differ from run to run."""
+    with open(run_folder / "history.csv", newline="") as file:
+        table = list(csv.DictReader(file))
+    lines = (run_folder / "history.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    for row in [*rows, *table]:
+        del row["seconds"]
+    return (run_folder / "metrics.json").read_text(), rows, table
+
+
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(sys.argv[1], Path(sys.argv[2]), tuple(sys.argv[3:]))

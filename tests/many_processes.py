@@ -353,17 +353,19 @@ def run_script(arguments: list[str], stop: str = "") -> str:
     import train as script
 
     AcceleratorState._reset_state(reset_partial_state=False)
-    train_step = loop.train_step
+    train_step, validate = loop.train_step, loop.validate
 
-    def interrupted_validation(_run: Run) -> None:
-        raise Interrupted(signal.SIGTERM)
+    def interrupted_validation(run: Run) -> None:
+        if run.progress.global_step > 0:  # 0: train.validate_first
+            raise Interrupted(signal.SIGTERM)
+        validate(run)
 
     def interrupted_step(run: Run, batch: dict[str, Any]) -> tuple[float, dict[str, float]]:
         if run.progress.global_step == 2:
             os.kill(os.getpid(), signal.SIGTERM)
         return train_step(run, batch)
 
-    patches = {"validate": interrupted_validation if stop == "after an epoch" else loop.validate}
+    patches = {"validate": interrupted_validation if stop == "after an epoch" else validate}
     patches["train_step"] = interrupted_step if stop == "within an epoch" else train_step
     try:
         with mock.patch.multiple(loop, **patches):

@@ -425,6 +425,17 @@ class TrainConfig(Section):
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = Field(
         "auto", description="auto: bf16 where the GPU has it, fp16 on older GPUs, no on CPU"
     )
+    patience: int | None = Field(
+        None,
+        ge=1,
+        description=(
+            "stop after so many epochs without a better validation mAP@10; none: train all epochs"
+        ),
+    )
+    validate_first: bool = Field(
+        False,
+        description="validate before the first step too, as epoch 0, which may become the best",
+    )
     ema_decay: float | None = Field(
         None,
         gt=0,

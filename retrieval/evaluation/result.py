@@ -74,6 +74,15 @@ class EvaluationResult:
         object.__setattr__(self, "ranks", ranks)
         object.__setattr__(self, "metrics", metrics)
 
+    @property
+    def curves(self) -> dict[str, float]:
+        """Metrics by SPLIT/DIRECTION/METRIC, as curves and columns are named."""
+        return {
+            f"{self.split}/{direction}/{name}": value
+            for direction, metrics in self.metrics.items()
+            for name, value in metrics.items()
+        }
+
     @cached_property
     def chance(self) -> dict[str, dict[str, float]]:
         """Expected metrics of a random order, by direction."""

@@ -192,7 +192,8 @@ def _results(record: TrainingRecord) -> str:
         values = [f"{100 * metrics[name]:.2f}" if name in metrics else "" for name in names]
         lines.append(f"| {split} | {direction} | {' | '.join(values)} |")
     epoch = record.validation.epoch if record.validation else None
-    return "\n".join(["In percent" + (f", after epoch {epoch}:" if epoch else ":"), "", *lines])
+    when = {None: "", 0: ", before training"}.get(epoch, f", after epoch {epoch}")
+    return "\n".join([f"In percent{when}:", "", *lines])
 
 
 def _data(record: TrainingRecord) -> str:

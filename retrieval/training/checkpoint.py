@@ -4,11 +4,12 @@ RUN/config.yaml        resolved settings
 RUN/environment.json   command, git commit, library versions, hardware
 RUN/states/step-N/     newest resumable state: weights, optimizer, RNG, progress
 RUN/best/, RUN/last/   models in Hugging Face form
+RUN/history.jsonl      metrics and losses of each epoch; history.csv is the same as a table
 RUN/.lock              held by the process that trains here
 """
 
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -39,6 +40,7 @@ HARMLESS = (
     "loss.teachers",
     "train.output",
     "train.max_steps",
+    "train.patience",
     "train.save_every_steps",
     "train.log_every_steps",
     "evaluation.",
@@ -53,10 +55,32 @@ class Progress:
     epoch: int = 0  # counted from 0
     step: int = 0  # optimizer steps done in `epoch`
     global_step: int = 0  # in all epochs
-    best_map: float = -1.0  # validation mAP@10 of `best_epoch`
-    best_epoch: int = -1
+    best_map: float = -1.0  # validation mAP@10 of `best_epoch`; -1 before the first validation
+    best_epoch: int = -1  # -1: the weights before training, with train.validate_first
+    loss_sum: float = 0.0  # over the first `num_losses` steps of `epoch`
+    num_losses: int = 0
+    before_training: dict[str, dict[str, float]] = field(default_factory=dict)  # metrics
     corpus: str = ""  # ClipSplit.fingerprint() of the development split
     teachers: str = ""  # TeacherScores.fingerprint
+
+    @property
+    def has_best(self) -> bool:
+        """True once a model was validated."""
+        return self.best_map >= 0
+
+    @property
+    def epochs_without_gain(self) -> int:
+        """Validated epochs since the best one, between two epochs."""
+        return self.epoch - 1 - self.best_epoch
+
+    def add_loss(self, loss: float) -> None:
+        """Count an optimizer step and its loss."""
+        self.step, self.global_step = self.step + 1, self.global_step + 1
+        self.loss_sum, self.num_losses = self.loss_sum + loss, self.num_losses + 1
+
+    def next_epoch(self) -> None:
+        """Go to the start of the next epoch."""
+        self.epoch, self.step, self.loss_sum, self.num_losses = self.epoch + 1, 0, 0.0, 0
 
     def state_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -248,7 +272,7 @@ def load_state(
             f"saved state {folder} does not load ({one_line(error)}); start again with --overwrite"
         ) from None
     best = run / "best" / WEIGHTS
-    if progress.best_epoch >= 0 and not best.is_file():
+    if progress.has_best and not best.is_file():
         # If no later epoch is better, the end of the run has no best model to score.
         epoch = progress.best_epoch + 1
         raise UserError(

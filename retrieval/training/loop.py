@@ -70,6 +70,10 @@ def train(config: Config, resume: bool = False, overwrite: bool = False) -> None
         try:
             if stop.signum:
                 raise Interrupted(stop.signum)
+            if config.train.validate_first and run.progress.global_step == 0:
+                # evaluation draws the seed of its loader: training shall not depend on that
+                with torch.random.fork_rng(devices=[]):
+                    validate(run)
             while run.progress.epoch < config.train.epochs:
                 stop.at_once = False
                 train_epoch(run, stop)
@@ -78,8 +82,8 @@ def train(config: Config, resume: bool = False, overwrite: bool = False) -> None
                 if stop.signum:
                     raise Interrupted(stop.signum)
                 validate(run)
-                run.progress.epoch, run.progress.step = run.progress.epoch + 1, 0
-                if run.out_of_steps:
+                run.progress.next_epoch()
+                if run.out_of_steps or run.out_of_patience:
                     break
             score_test_split(run)
         finally:
@@ -102,8 +106,7 @@ def train_epoch(run: Run, stop: StopRequest) -> None:
     with bar(total=last_step, initial=progress.step, desc=epoch, unit="step") as shown:
         for batch in run.loader if not run.out_of_steps else ():
             loss, grad_norms = train_step(run, batch)
-            progress.step += 1
-            progress.global_step += 1
+            progress.add_loss(loss)
             num_clips += len(batch["captions"]) * run.accelerator.num_processes
             shown.set_postfix(loss=f"{loss:.3f}", refresh=False)
             shown.update()
@@ -203,7 +206,7 @@ def _check_finite(run: Run, loss: float, grad_norms: dict[str, float]) -> None:
             return
         found = f"gradient norm of {infinite[0]} is {grad_norms[infinite[0]]}"
     kept = "no best model yet"
-    if progress.best_epoch >= 0:
+    if progress.has_best:
         kept = f"{run.folder / 'best'} of epoch {progress.best_epoch + 1}"
     remedies = ["a lower learning rate"]
     remedies += ["optimizer.max_grad_norm=1"] * (run.config.optimizer.max_grad_norm is None)
@@ -251,7 +254,8 @@ def validate(run: Run) -> None:
     """Score the validation split; write RUN/last, and RUN/best after the best epoch so far.
 
     The best epoch has the highest text-to-audio mAP@10; of equal ones the first. With
-    train.ema_decay the averaged weights are scored and written.
+    train.ema_decay the averaged weights are scored and written. Before the first step the epoch is
+    called 0.
     """
     with run.scored_weights():
         _validate(run)
@@ -260,21 +264,35 @@ def validate(run: Run) -> None:
 
 def _validate(run: Run) -> None:
     result = evaluate_model(run, run.model, run.validation)
-    metrics = result.metrics["text_to_audio"]
-    epoch, progress = run.progress.epoch, run.progress
-    percent = ", ".join(f"{name} {100 * value:.2f} %" for name, value in metrics.items())
-    run.accelerator.print(f"epoch {epoch + 1}: validation {percent}")
+    metrics, progress = result.metrics["text_to_audio"], run.progress
     step, num_pictures = progress.global_step, run.config.evaluation.num_pictures
+    epoch, title = progress.epoch + 1, f"epoch {progress.epoch + 1}"
+    if step == 0:
+        epoch, title = 0, "epoch 0 (before training)"
+        progress.before_training = result.metrics
+    percent = ", ".join(f"{name} {100 * value:.2f} %" for name, value in metrics.items())
+    run.accelerator.print(f"{title}: validation {percent}")
     run.tracker.validation(step, result)
     run.tracker.attention_examples(step, run.model, run.pictured, num_pictures)
     is_best = metrics["mAP@10"] > progress.best_map
     if is_best:
-        progress.best_map, progress.best_epoch = metrics["mAP@10"], epoch
+        progress.best_map, progress.best_epoch = metrics["mAP@10"], epoch - 1
     if run.accelerator.is_main_process:
-        scores = ScoreRecord(epoch=epoch + 1, metrics=result.metrics)
+        scores = ScoreRecord(epoch=epoch, metrics=result.metrics)
         record = run.record.updated(validation=scores)
         for name in ("best", "last") if is_best else ("last",):
             checkpoint.save_model(run.model, run.folder / name, record)
+        run.history.add(epoch, step, _history_of(run, result))
+
+
+def _history_of(run: Run, result: EvaluationResult) -> dict[str, float | None]:
+    """Return a line's losses, learning rates and metrics; before training it has metrics only."""
+    progress, groups = run.progress, run.optimizer.param_groups
+    values = {"train/mean_loss": progress.loss_sum / max(1, progress.num_losses)}
+    values |= {f"lr/{group['name']}": group["lr"] for group in groups}
+    if progress.global_step == 0:
+        values = dict.fromkeys(values)
+    return values | result.curves
 
 
 def score_test_split(run: Run) -> None:
@@ -286,6 +304,8 @@ def score_test_split(run: Run) -> None:
         validate(run)
     best_epoch, best_map = run.progress.best_epoch + 1, run.progress.best_map
     final: dict[str, Any] = {"best_epoch": best_epoch, "validation_mAP@10": best_map}
+    if run.progress.before_training:
+        final["validation_before_training"] = run.progress.before_training
     for name in ("best", "last") if run.test is not None else ():
         model = DualEncoder.from_pretrained(run.folder / name).to(run.accelerator.device)
         model.caption_features = run.model.caption_features
@@ -297,11 +317,16 @@ def score_test_split(run: Run) -> None:
             record = model.record.updated(evaluation=ScoreRecord(metrics=result.metrics))
             write_card(run.folder / name, model.architecture, record)
     run.tracker.hparams(flatten(run.config.model_dump()), final)
+    stopped = ""
+    if run.out_of_patience and run.progress.epoch < run.config.train.epochs:
+        reason = f"no better validation mAP@10 in {run.progress.epochs_without_gain} epoch(s)"
+        final["stopped"] = {"epoch": run.progress.epoch, "reason": f"train.patience: {reason}"}
+        stopped = f" of epoch {run.progress.epoch}, {reason}"
     if run.accelerator.is_main_process:
         write_json(run.folder / "metrics.json", final)
         shutil.rmtree(run.folder / "states", ignore_errors=True)
         print(
-            f"{run.folder}: finished at step {run.progress.global_step}; best of epoch"
+            f"{run.folder}: finished at step {run.progress.global_step}{stopped}; best of epoch"
             f" {best_epoch}, validation mAP@10 {100 * best_map:.2f} %; metrics.json, best and last"
         )
     run.accelerator.wait_for_everyone()

@@ -42,6 +42,7 @@ from retrieval.models.record import TrainingRecord, without_folders
 from retrieval.training import checkpoint
 from retrieval.training.averaging import WeightAverage
 from retrieval.training.checkpoint import Progress
+from retrieval.training.history import History
 from retrieval.training.objective import Objective
 from retrieval.training.optim import parameter_groups
 from retrieval.training.splits import Splits, open_splits
@@ -67,6 +68,7 @@ class Run:
     test: ClipSplit | FrameSplit | None
     steps_per_epoch: int
     tracker: Tracker
+    history: History
     record: TrainingRecord = TrainingRecord()  # for the model card; main process only
     progress: Progress = field(default_factory=Progress)
     average: WeightAverage | None = None  # of the weights, with train.ema_decay
@@ -80,6 +82,12 @@ class Run:
         """True once train.max_steps steps are done."""
         limit = self.config.train.max_steps
         return limit is not None and self.progress.global_step >= limit
+
+    @property
+    def out_of_patience(self) -> bool:
+        """True after train.patience epochs without a better model; asked between two epochs."""
+        patience = self.config.train.patience
+        return patience is not None and self.progress.epochs_without_gain >= patience
 
     def scored_weights(self) -> AbstractContextManager[None]:
         """Within this context the model has the weights that are validated and saved."""
@@ -178,10 +186,11 @@ def prepare(config: Config, folder: Path, resume: bool, overwrite: bool) -> Run:
     if decay is not None:
         average = WeightAverage(accelerator.unwrap_model(wrapped), decay)
         accelerator.register_for_checkpointing(average)
-    resumed = ""
+    history, resumed = History(folder, enabled=accelerator.is_main_process), ""
     if resume:
         try:
             checkpoint.load_state(accelerator, folder, progress, steps_per_epoch, config.seed)
+            history.read()
         except BaseException:
             if lock is not None:
                 lock.close()  # a notebook keeps the frames of an exception, and may try again
@@ -210,6 +219,7 @@ def prepare(config: Config, folder: Path, resume: bool, overwrite: bool) -> Run:
         test=splits.test,
         steps_per_epoch=steps_per_epoch,
         tracker=Tracker(folder, first_step, enabled=accelerator.is_main_process),
+        history=history,
         record=record,
         progress=progress,
         average=average,

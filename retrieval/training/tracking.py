@@ -58,9 +58,7 @@ class Tracker:
         if self.writer is None:
             return
         split = result.split
-        for direction, metrics in result.metrics.items():
-            curves = {f"{split}/{direction}/{name}": value for name, value in metrics.items()}
-            self.scalars(step, curves)
+        self.scalars(step, result.curves)
         self._figure(f"{split}/scores", score_figure(result.scores.numpy(), result.clips), step)
         self._figure(f"{split}/ranks", rank_figure(result.ranks), step)
         self.writer.flush()

@@ -29,6 +29,10 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 NO_DROPOUT = ["text_encoder.dropout=0", "pooling.attention_dropout=0", "evaluation.num_pictures=0"]
+NO_STEPS = [
+    f"optimizer.lr.{group}=0"
+    for group in "audio_encoder text_encoder audio_projection text_projection pooling".split()
+]
 MARK = "LAUNCHED_BY_TEST"  # in the environment of every process that a test here starts
 
 
@@ -304,6 +308,7 @@ def resumed(tiny, tmp_path_factory) -> dict[str, Any]:
             "--config",
             str(tiny / "tiny.yaml"),
             *NO_DROPOUT,
+            *("train.ema_decay=0.3", "train.validate_first=true"),
             "train.save_every_steps=100000",
             f"train.output={folder / name}",
             *more,
@@ -328,6 +333,10 @@ def resumed(tiny, tmp_path_factory) -> dict[str, Any]:
         of_two |= {
             "1 to 2": (arguments("1 to 2", "--resume"), ""),
             "1 within, then 2": (arguments("1 within", "--resume"), ""),
+            "patience": (
+                arguments("patience", "train.patience=1", "train.epochs=9", *NO_STEPS),
+                "",
+            ),
         }
         states = {name: latest_state(folder / name).name for name in ("1 to 2", "1 within")}
         multiprocessing.spawn(run_scripts, (free_port(), of_two, folder), nprocs=2)
@@ -365,6 +374,24 @@ def test_after_an_epoch_a_run_goes_on_with_another_number_of_processes(resumed, 
     assert (folder / name / "metrics.json").read_text() == (
         folder / "undisturbed" / "metrics.json"
     ).read_text()
+    found, expected = (
+        [json.loads(line) for line in (folder / run / "history.jsonl").read_text().splitlines()]
+        for run in (name, "undisturbed")
+    )
+    assert [row["epoch"] for row in found] == [0, 1, 2]
+    for row, other in zip(found, expected, strict=True):
+        del row["seconds"], other["seconds"]
+        absent = {name for name, value in other.items() if value is None}
+        assert absent == {name for name, value in row.items() if value is None}
+        for name in other.keys() - absent:
+            assert row[name] == pytest.approx(other[name], rel=1e-4)
+
+
+def test_processes_run_out_of_patience_together(resumed):
+    """Steps of no length: the second validation is as good as the first, and not better."""
+    assert [said["patience"] for said in resumed["ranks"]] == ["0", "0"]
+    final = json.loads((resumed["folder"] / "patience" / "metrics.json").read_text())
+    assert (final["best_epoch"], final["stopped"]["epoch"]) == (0, 1)
 
 
 @pytest.mark.parametrize(("before", "now"), [(1, 2), (2, 1)])
