@@ -118,11 +118,38 @@ class AugmentationConfig(Section):
         return self.model_dump(include={"mask_mels", "mask_columns", "warp_mels"})
 
 
+class LoraConfig(Section):
+    """Low-rank adapters beside the layers of an encoder, whose own weights stay (package peft)."""
+
+    rank: int = Field(16, ge=1, description="rank of the change of a layer's weights")
+    alpha: int = Field(32, ge=1, description="the change is multiplied by alpha / rank")
+    dropout: float = Field(0.05, ge=0, lt=1, description="on the input of an adapter")
+    targets: list[str] | None = Field(
+        None,
+        min_length=1,
+        description=(
+            "last parts of the names of the layers, or all-linear; none: the attention's query and"
+            " value"
+        ),
+    )
+    save: Literal["merged", "adapter"] = Field(
+        "merged",
+        description=(
+            "best and last: ordinary models, or adapters that need the encoder's own weights again"
+        ),
+    )
+
+
+LORA = "no LoRA by default; {}, or settings of it: the encoder's own weights stay, adapters learn"
+
+
 class AudioEncoderConfig(Section):
     """Settings of the audio encoder; those that the named encoder does not have must stay none."""
 
     # Read by name; all others are arguments of the encoder's constructor.
-    of_all: ClassVar = frozenset({"name", "checkpoint", "frozen", "window_seconds", "hop_seconds"})
+    of_all: ClassVar = frozenset(
+        {"name", "checkpoint", "frozen", "lora", "window_seconds", "hop_seconds"}
+    )
 
     name: str = Field("atst_frame", description="a key of retrieval.models.audio.AUDIO_ENCODERS")
     checkpoint: UserPath | None = Field(
@@ -135,6 +162,7 @@ class AudioEncoderConfig(Section):
     frozen: bool = Field(
         False, description="keep the weights: eval mode, no gradient, no optimizer state"
     )
+    lora: LoraConfig | None = Field(None, description=LORA)
     window_seconds: float = Field(
         10.0, gt=0, description="s; the encoder sees one window at a time"
     )
@@ -163,6 +191,11 @@ class AudioEncoderConfig(Section):
     mel_jitter: bool | None = Field(
         None, description="PaSST, EfficientAT: draw the mel bank's borders anew in training"
     )
+
+    @model_validator(mode="after")
+    def _frozen_or_lora(self) -> "AudioEncoderConfig":
+        _check_frozen_or_lora(self)
+        return self
 
     @model_validator(mode="after")
     def _heads_divide_embed_dim(self) -> "AudioEncoderConfig":
@@ -206,6 +239,20 @@ class TextEncoderConfig(Section):
     frozen: bool = Field(
         False, description="keep the weights: eval mode, no gradient, no optimizer state"
     )
+    lora: LoraConfig | None = Field(None, description=LORA)
+
+    @model_validator(mode="after")
+    def _frozen_or_lora(self) -> "TextEncoderConfig":
+        _check_frozen_or_lora(self)
+        return self
+
+
+def _check_frozen_or_lora(encoder: AudioEncoderConfig | TextEncoderConfig) -> None:
+    if encoder.frozen and encoder.lora is not None:
+        raise ValueError(
+            "frozen=true and lora exclude each other: LoRA keeps the encoder's own weights, too;"
+            " leave frozen out, or lora"
+        )
 
 
 class ProjectionConfig(Section):
@@ -508,6 +555,11 @@ class Config(Section):
     def _cached_frames_do_not_change(self) -> "Config":
         if self.data.frame_cache is None:
             return self
+        if self.audio_encoder.lora is not None:
+            raise ValueError(
+                "data.frame_cache holds the frames of an encoder that does not learn, and"
+                " audio_encoder.lora lets it learn; leave one of them out"
+            )
         if not self.audio_encoder.frozen:
             raise ValueError(
                 "data.frame_cache holds the frames of an encoder that does not learn; set"
@@ -585,4 +637,8 @@ def read_config(run: Path) -> Config:
 def config_differences(old: Config, new: Config) -> list[str]:
     """Return a line `section.key: old -> new` for every setting that differs."""
     before, after = flatten(old.model_dump()), flatten(new.model_dump())
-    return [f"{key}: {before[key]} -> {after[key]}" for key in before if before[key] != after[key]]
+    return [
+        f"{key}: {before.get(key)} -> {after.get(key)}"
+        for key in before | after  # an optional section has its settings only where it is set
+        if before.get(key) != after.get(key)
+    ]

@@ -9,7 +9,8 @@ import difflib
 import re
 import reprlib
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel
@@ -214,6 +215,11 @@ def explain(errors: list[Any], config: type[BaseModel]) -> str:
     return "; ".join(_explain_one(error, config) for error in errors[:MAX_ERRORS]) + more
 
 
+def _section_of(annotation: Any) -> type[BaseModel]:
+    """Return the section that a field holds, also an optional one (`LoraConfig | None`)."""
+    return next(kind for kind in get_args(annotation) or [annotation] if kind is not NoneType)
+
+
 def _explain_one(error: Any, config: type[BaseModel]) -> str:
     location = [shortened(str(part)) for part in error["loc"]]
     name = ".".join(location) or "config"
@@ -221,7 +227,7 @@ def _explain_one(error: Any, config: type[BaseModel]) -> str:
         *sections, key = location
         section = config
         for part in sections:
-            section = section.model_fields[part].annotation
+            section = _section_of(section.model_fields[part].annotation)
         if near := difflib.get_close_matches(key, section.model_fields, n=1, cutoff=0.5):
             return f"{name} is not a setting; did you mean {'.'.join([*sections, near[0]])}?"
         names = list(flatten(config().model_dump()))

@@ -12,6 +12,7 @@ from retrieval.config.text import flatten
 from retrieval.losses import LEARNABLE, arguments_of, check_loss, settings_of
 from retrieval.models.audio import AUDIO_ENCODERS
 from retrieval.models.dual_encoder import POOLINGS, DualEncoder
+from retrieval.models.lora import add_lora
 from retrieval.models.pretrained.load import load_pretrained
 from retrieval.models.projection import PROJECTIONS
 from retrieval.models.text import load_tokenizer, text_architecture, text_readout
@@ -56,8 +57,7 @@ def build_model(config: Config) -> DualEncoder:
             model.audio_encoder.load_official(config.audio_encoder.checkpoint)
         if text.pretrained:
             model.text_encoder.load_pretrained(text.name)
-    for part in _frozen_parts(config):
-        model.freeze(part)
+    _choose_trained(model, config)
     bound_memory(model, config)
     return model
 
@@ -76,13 +76,46 @@ def build_model_without_weights(config: Config) -> DualEncoder:
     architecture = _architecture(config, allow_known=True)
     with torch.device("meta"):
         model = DualEncoder(**architecture)
-    for part in _frozen_parts(config):
-        model.freeze(part)
+        _choose_trained(model, config, has_weights=False)
     return model
 
 
-def _frozen_parts(config: Config) -> list[str]:
-    return [part for part in ("audio_encoder", "text_encoder") if getattr(config, part).frozen]
+ENCODERS = ("audio_encoder", "text_encoder")
+
+
+def _choose_trained(model: DualEncoder, config: Config, has_weights: bool = True) -> None:
+    """Freeze the frozen encoders, and add the adapters of those with LoRA.
+
+    has_weights: False for a model on the meta device.
+    """
+    for part in ENCODERS:
+        if getattr(config, part).frozen:
+            model.freeze(part)
+        lora = getattr(config, part).lora
+        if lora is not None:
+            settings = lora.model_dump(exclude={"save"})
+            base = _base_of(config, part) if lora.save == "adapter" else None
+            settings["base"] = base if has_weights else None
+            model.adapters[part] = add_lora(getattr(model, part), part, **settings)
+
+
+def _base_of(config: Config, part: str) -> tuple[str, str]:
+    """Return name and kind of retrieval.models.lora.Base, which a saved adapter is loaded beside.
+
+    Raises:
+        UserError: The encoder starts from random weights, which cannot be loaded again.
+    """
+    if config.train.init_from is not None:
+        return config.train.init_from, "model"
+    name = config.audio_encoder.checkpoint
+    if part == "text_encoder":
+        name = config.text_encoder.name if config.text_encoder.pretrained else None
+    if name is None:
+        raise UserError(
+            f"{part}.lora.save=adapter: the encoder starts from random weights, which are not saved"
+            " with an adapter; set its pretrained weights, or save=merged"
+        )
+    return name, "encoder"
 
 
 def _start_from(model: DualEncoder, config: Config) -> None:
@@ -161,8 +194,13 @@ def warnings_of(config: Config) -> list[str]:
         }
         found += [
             f"{part} is frozen with random weights, so it tells nothing of its input"
-            for part in _frozen_parts(config)
-            if is_random[part]
+            for part in ENCODERS
+            if getattr(config, part).frozen and is_random[part]
+        ]
+        found += [
+            f"{part}.lora adapts random weights, which stay as they are"
+            for part in ENCODERS
+            if getattr(config, part).lora is not None and is_random[part]
         ]
     return found
 

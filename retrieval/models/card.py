@@ -24,7 +24,7 @@ TEMPLATE = """
 Finds the recording that a sentence describes:
 audio encoder `{audio_encoder}`, text encoder `{text_encoder}`, pooling `{pooling}`.
 Hears mono audio at {sample_rate} Hz, of a clip the first {clip_seconds:g} s.
-
+{lora}
 ## Results
 
 {results}
@@ -135,6 +135,7 @@ def model_card(architecture: dict[str, Any], record: TrainingRecord) -> ModelCar
         **names,
         sample_rate=architecture["sample_rate"],
         clip_seconds=architecture["clip_seconds"],
+        lora=_lora(record),
         results=_results(record),
         commit=f" (commit `{record.git_commit}`)" if record.git_commit else "",
         data=_data(record),
@@ -143,6 +144,26 @@ def model_card(architecture: dict[str, Any], record: TrainingRecord) -> ModelCar
         settings=SETTINGS.format(settings=settings) if settings else "",
     )
     return ModelCard(f"---\n{data}\n---\n{text}", ignore_metadata_errors=False)
+
+
+def _lora(record: TrainingRecord) -> str:
+    """A line for each encoder that was trained with LoRA."""
+    lines = []
+    for part in ("audio_encoder", "text_encoder"):
+        lora = record.settings.get(part, {}).get("lora")
+        if not lora:
+            continue
+        targets = ", ".join(lora["targets"] or ["the default layers"])
+        line = (
+            f"The {part.replace('_', ' ')} was trained with LoRA (rank {lora['rank']}, alpha"
+            f" {lora['alpha']}, dropout {lora['dropout']:g}, on {targets})"
+        )
+        lines.append(
+            f"{line}, and its adapters are merged into its weights.\n"
+            if lora["save"] == "merged"
+            else f"{line}. Its adapters are here, and need their base and the package peft.\n"
+        )
+    return "\n" + "\n".join(lines) if lines else ""
 
 
 def _digest(card: str) -> str:

@@ -7,7 +7,7 @@ import inspect
 import math
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,6 +25,7 @@ from retrieval.models.audio import AUDIO_ENCODERS
 from retrieval.models.audio.encoder import AudioEncoder
 from retrieval.models.card import about_json, model_card
 from retrieval.models.hub import OUT_OF_REACH, explained_upload, hub_answers, local_files_only
+from retrieval.models.lora import Lora, load_adapters, saved_apart, saved_state
 from retrieval.models.pooling import (
     AveragePooling,
     MeanPooling,
@@ -36,7 +37,7 @@ from retrieval.models.projection import make_projection
 from retrieval.models.record import ABOUT, TrainingRecord, read_record
 from retrieval.models.text import TextEncoder, load_tokenizer
 from retrieval.models.transformer_pooling import TransformerPooling
-from retrieval.models.weights import own_memory, read_weights, write_weights
+from retrieval.models.weights import own_memory, read_weights, write_state
 from retrieval.models.windows import WindowGrid
 
 WEIGHTS = "model.safetensors"
@@ -108,6 +109,7 @@ class DualEncoder(nn.Module, PyTorchModelHubMixin):
         super().__init__()
         self.record = TrainingRecord()  # how the model was made, for its card
         self.frozen: list[str] = []
+        self.adapters: dict[str, Lora] = {}  # by encoder, while it is trained with LoRA
         # retrieval.models.mel_augmentation, in training only
         self.augment_mel: Callable[[torch.Tensor], torch.Tensor] | None = None
         self.caption_features: CaptionFeatures | None = None  # of a frozen text encoder
@@ -335,7 +337,7 @@ class DualEncoder(nn.Module, PyTorchModelHubMixin):
         return self.encode_text(batch["captions"]), frames, mask
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        write_weights(self, save_directory / WEIGHTS)
+        write_state(saved_state(self, self.adapters, save_directory), save_directory / WEIGHTS)
         self.text_encoder.tokenizer.save_pretrained(str(save_directory / "tokenizer"))
         if self.record != TrainingRecord():
             text = about_json(self.architecture, self.record)
@@ -413,16 +415,20 @@ class DualEncoder(nn.Module, PyTorchModelHubMixin):
                 local_files_only=local_files_only,
                 token=token,
             )
-        _check_size(architecture, Path(model_id) / WEIGHTS)
+        apart = saved_apart(Path(model_id))
+        _check_size(architecture, Path(model_id) / WEIGHTS, apart)
         model = cls(**architecture)
         model.text_encoder.tokenizer = load_tokenizer(Path(model_id) / "tokenizer")
         model.record = read_record(Path(model_id))
-        read_weights(model, Path(model_id) / WEIGHTS)
+        read_weights(model, Path(model_id) / WEIGHTS, apart)
+        load_adapters(model, Path(model_id))
         return model.eval()
 
 
-def _check_size(architecture: dict[str, Any], weights: Path) -> None:
+def _check_size(architecture: dict[str, Any], weights: Path, apart: Collection[str] = ()) -> None:
     """Refuse a config.json that needs far more memory than its weights, before building the model.
+
+    apart: encoders whose weights are elsewhere (retrieval.models.lora).
 
     Raises:
         ValueError: It has more layers than there are tensors, or more than MOST_SHARING times their
@@ -442,7 +448,8 @@ def _check_size(architecture: dict[str, Any], weights: Path) -> None:
     # Encoders that compute while they are built; other errors come again with the model itself.
     except Exception:
         return
-    needed = sum(tensor.numel() for tensor in planned.state_dict().values())
+    state = planned.state_dict()
+    needed = sum(state[name].numel() for name in state if name.split(".")[0] not in apart)
     stored = sum(map(math.prod, shapes))
     if needed > MOST_SHARING * stored:
         raise ValueError(

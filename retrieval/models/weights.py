@@ -7,6 +7,7 @@ torchaudio's spectrograms, where save_model fails.
 """
 
 from collections import defaultdict
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,16 @@ from retrieval.base.errors import UserError
 
 
 def write_weights(model: nn.Module, path: Path) -> None:
-    """Write the parameters and persistent buffers of `model` to `path`.
+    """Write the parameters and persistent buffers of `model` to `path`; see write_state."""
+    write_state(model.state_dict(), path)
+
+
+def write_state(state: dict[str, Any], path: Path) -> None:
+    """Write a state dict to `path`.
 
     Raises:
         UserError: A tensor cannot be saved.
     """
-    state = model.state_dict()
     for name, tensor in state.items():
         found = None
         if not isinstance(tensor, torch.Tensor):
@@ -55,8 +60,13 @@ def write_weights(model: nn.Module, path: Path) -> None:
     follow_umask(path)
 
 
-def read_weights(model: nn.Module, path: Path) -> None:
+def read_weights(model: nn.Module, path: Path, apart: Collection[str] = ()) -> None:
     """Load weights that `write_weights`, safetensors' save_model or Accelerate wrote into `model`.
+
+    Args:
+        model: Its weights change.
+        path: Of the file.
+        apart: Parts of the model that the file does not hold; they stay as they are.
 
     Raises:
         RuntimeError: Weights are missing or additional, or have other shapes.
@@ -79,7 +89,9 @@ def read_weights(model: nn.Module, path: Path) -> None:
                 source := next((other for other in kept if other in state), None)
             ):
                 state[name] = state[source]
-    model.load_state_dict(state)
+    model.load_state_dict(
+        state | {name: tensor for name, tensor in own.items() if name.split(".")[0] in apart}
+    )
 
 
 def own_memory(model: nn.Module) -> None:

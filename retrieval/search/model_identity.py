@@ -10,7 +10,7 @@ from retrieval.base.errors import UserError
 from retrieval.base.files import sha256_of
 from retrieval.models.dual_encoder import DualEncoder
 
-PARTS = ("config.json", "model.safetensors", "tokenizer")
+PARTS = ("config.json", "model.safetensors", "tokenizer", "adapters")
 
 
 class ModelIdentity(BaseModel):

@@ -21,7 +21,10 @@ from retrieval.base.errors import OneLineParser, UserError
 from retrieval.base.files import read_json
 from retrieval.base.launch import check_environment
 
-UPLOADED = ("README.md", "about.json", "config.json", "model.safetensors", "tokenizer/*")
+UPLOADED = (
+    *("README.md", "about.json", "config.json", "model.safetensors", "tokenizer/*"),
+    "adapters/*/*",
+)
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.\-]*")  # as the hub writes them: cc-by-4.0, mit, other
 
 

@@ -335,7 +335,13 @@ def test_known_shapes_stand_in_for_the_hub_where_asked(no_hub, caplog):
     # roberta-large has 355,359,744 parameters, of which 1,049,600 are the pooler's.
     assert sum(parameter.numel() for parameter in encoder.parameters()) == 355_359_744 - 1_049_600
     assert encoder.feature_dim == GOLDEN["text_model"]["dims"]["roberta-large"]
-    assert set(KNOWN_ARCHITECTURES) == {"roberta-large"}
+    # published: 0.6B and 395M parameters
+    sizes = {"Qwen/Qwen3-Embedding-0.6B": 595_776_512, "answerdotai/ModernBERT-large": 394_781_696}
+    assert set(KNOWN_ARCHITECTURES) == {"roberta-large", *sizes}
+    for name, size in sizes.items():
+        with torch.device("meta"):
+            encoder = TextEncoder(text_architecture(name, 0.0, allow_known=True), 32)
+        assert sum(parameter.numel() for parameter in encoder.parameters()) == size
     assert "is not a folder here" in error_of(text_architecture, "roberta-large", 0.2)
     assert text_readout("roberta-large") == "first"
     assert "is not a folder here" in error_of(text_readout, "nobody/no-such-model")

@@ -40,6 +40,7 @@ from retrieval.models import build_model
 from retrieval.models.audio.passt import Passt
 from tests.conftest import PATIENCE, ROOT, run_here
 from tests.corpora import AUDIOCAPS_COLUMNS, write_csv, write_sound, write_wavcaps
+from tests.models.lora_models import save_text_encoder
 from tests.models.pretrained.test_salsa import foreign_names, write_checkpoint
 
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")])
@@ -171,6 +172,7 @@ def write_inputs(root: Path) -> None:
     succeed(make_text_encoder, ["--captions", captions, "--output", "roberta-large"])
     torch.manual_seed(0)
     RobertaModel(RobertaConfig.from_pretrained("roberta-large")).save_pretrained("roberta-large")
+    save_text_encoder(root / "Qwen/Qwen3-Embedding-0.6B", "qwen3")
     for path in ("weights", "data/sample/weights", "data/sample"):
         name = "roberta-large" if path == "weights" else "text_encoder"
         shutil.copytree("roberta-large", root / path / name)
@@ -421,7 +423,10 @@ def known_options() -> set[str]:
 
 CODE_FOLDERS = ("retrieval", "data_prep", "benchmarks")
 FOLDERS = (*CODE_FOLDERS, "configs", "docs", "tests")
-SETTINGS = flatten(Config().model_dump())
+# with the settings of the sections that are absent by default
+SETTINGS = flatten(
+    load_config(ROOT / "configs/clotho_lora_text.yaml", ["audio_encoder.lora={}"]).model_dump()
+)
 OPTIONS = known_options()
 FILE_NAMES = {path.name for folder in FOLDERS for path in (ROOT / folder).rglob("*.*")}
 COMMAND = re.compile(r"(python|accelerate|torchrun|sbatch|srun|make|pip) \S")

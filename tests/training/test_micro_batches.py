@@ -15,10 +15,15 @@ from retrieval.training import micro_batches
 from retrieval.training.loop import batch_loss, train_step
 from retrieval.training.setup import Run
 from tests import many_processes
+from tests.models.lora_models import change_adapters
 
 DROPOUT = ["text_encoder.dropout=0.2", "pooling.attention_dropout=0.2"]
 NO_DROPOUT = ["text_encoder.dropout=0", "pooling.attention_dropout=0"]
 MEAN, TAP = ["pooling.name=mean"], ["pooling.name=tap"]
+LORA = [
+    *("audio_encoder.lora.dropout=0", "text_encoder.lora.dropout=0"),
+    *("text_encoder.lora.targets=[query, value, dense]",),
+]
 BATCH = 8
 
 
@@ -237,6 +242,7 @@ CASES = {
     "tap": [*NO_DROPOUT, *TAP],
     "sigmoid": [*NO_DROPOUT, *TAP, "loss.name=sigmoid", "loss.learnable_temperature=true"],
     "checkpointing": [*NO_DROPOUT, *TAP, "train.activation_checkpointing=true"],
+    "lora": [*NO_DROPOUT, *LORA, "train.activation_checkpointing=true"],
 }
 # of the global batch: five parts for one process, fewer for the other
 SIZES = {"full": 8, "uneven": 7}
@@ -261,6 +267,7 @@ def one_of_two(rank: int, port: int, tiny: Path, folder: Path) -> None:
                 f"train.batch_size={size}",
                 "train.micro_batch_size=1",
             )
+            change_adapters(run.model)
             assert exchange.world_size() == 2 and run.micro_batch_size == 1
             # DistributedDataParallel regroups after the first
             results[name, kind] = [step(run, first) for first in (0, 1)]
@@ -278,5 +285,6 @@ def test_two_processes_in_parts_equal_one_process_with_the_whole(tiny, tmp_path,
             run = start(
                 tiny, tmp_path / f"one_{name}_{kind}", *settings, f"train.batch_size={size}"
             )
+            change_adapters(run.model)
             for first, found in enumerate(results[name, kind]):
                 assert_equal(found, step(run, first))
