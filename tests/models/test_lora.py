@@ -35,8 +35,10 @@ from tests.models.lora_models import (
     scores_of,
     sounds,
 )
+from tests.pretrained_models import make
 
-BOTH = ["audio_encoder.lora.rank=4", "text_encoder.lora.rank=4"]
+PARTS = ("audio_encoder", "text_encoder")
+BOTH = [f"{part}.lora.rank=4" for part in PARTS]
 PLAIN = {"rank": 2, "alpha": 4, "dropout": 0.0}
 
 
@@ -474,3 +476,42 @@ def test_the_card_names_the_settings(tiny, bases):
     assert "merged" in lines[0] and "peft" in lines[1]
     plain = str(model_card(model.architecture, TrainingRecord()))
     assert "LoRA" not in plain
+
+
+# --- pretrained models of audio and text ---
+
+
+def fine_tuning(folder: Path, family: str) -> list[str]:
+    """Settings of a run that starts from a CLAP or PE-Audio, with its own projections."""
+    is_clap = family == "clap"
+    return [
+        *("audio_encoder.name=huggingface", f"audio_encoder.checkpoint={folder}"),
+        *(f"audio_encoder.{name}=null" for name in ("embed_dim", "depth", "num_heads")),
+        *(f"text_encoder.name={folder}", "text_encoder.as_written=true"),
+        *("text_encoder.pretrained=true", f"train.init_from={folder}"),
+        f"audio_encoder.readout={'pooled' if is_clap else 'frames'}",
+        f"text_encoder.readout={'pooled' if is_clap else 'first'}",
+        f"projection.name={'mlp' if is_clap else 'norm_linear'}",
+        *("pooling.name=average", f"pooling.similarity={'cosine' if is_clap else 'dot'}"),
+        f"dim={8 if is_clap else 16}",
+    ]
+
+
+@pytest.mark.parametrize("family", ["clap", "pe_a_frame"])
+def test_pretrained_models_are_adapted_and_saved_in_both_ways(tiny, tmp_path, family):
+    make(family, tmp_path / "base")
+    settings = fine_tuning(tmp_path / "base", family)
+    plain = built(tiny, *settings)
+    for save in ("merged", "adapter"):
+        model = built(tiny, *settings, *BOTH, *(f"{part}.lora.save={save}" for part in PARTS))
+        assert (scores_of(model) - scores_of(plain)).abs().max() < 1e-6
+        change_adapters(model)
+        assert (scores_of(model) - scores_of(plain)).abs().max() > 1e-3
+        model.save_pretrained(tmp_path / save)
+        assert len(list((tmp_path / save).glob("adapters/*"))) == (2 if save == "adapter" else 0)
+        loaded = DualEncoder.from_pretrained(tmp_path / save)
+        assert (scores_of(loaded) - scores_of(model)).abs().max() < 1e-6
+    frames, mask = model.encode_audio(*sounds())
+    model.score(model.encode_text(["A dog", "rain"]), frames, mask).sum().backward()
+    adapters = [weight for name, weight in model.named_parameters() if ".lora_" in name]
+    assert all(weight.grad is not None for weight in adapters)
