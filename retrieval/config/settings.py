@@ -8,7 +8,15 @@ about models: builders unpack a Config.
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from retrieval.base.errors import UserError, expand_home
 from retrieval.config.text import apply_override, explain, flatten, read_yaml_file
@@ -16,6 +24,16 @@ from retrieval.config.text import apply_override, explain, flatten, read_yaml_fi
 # A path or a hub name. A leading `~` is expanded at once, so that config.yaml means the same for
 # every user.
 UserPath = Annotated[str, AfterValidator(expand_home)]
+
+TrackerName = Literal["tensorboard", "wandb", "trackio", "mlflow"]
+
+
+def _tracker_names(value: Any) -> Any:
+    """Accept one name, several, or none; each counts once."""
+    if value is None or value == "none":
+        return []
+    names = value if isinstance(value, list) else [value]
+    return [name for place, name in enumerate(names) if name not in names[:place]]
 
 
 class Section(BaseModel):
@@ -495,7 +513,11 @@ class TrainConfig(Section):
     save_every_steps: int = Field(
         500, ge=1, description="steps between two resumable states within an epoch"
     )
-    log_every_steps: int = Field(10, ge=1, description="steps between two points in TensorBoard")
+    log_every_steps: int = Field(10, ge=1, description="steps between two points of a curve")
+    tracker: Annotated[list[TrackerName], BeforeValidator(_tracker_names)] = Field(
+        ["tensorboard"],
+        description="where curves and metrics go: one of these names, a list of them, or none",
+    )
 
     @model_validator(mode="after")
     def _one_way_to_compute_again(self) -> "TrainConfig":

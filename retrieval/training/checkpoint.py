@@ -4,6 +4,7 @@ RUN/config.yaml        resolved settings
 RUN/environment.json   command, git commit, library versions, hardware
 RUN/states/step-N/     newest resumable state: weights, optimizer, RNG, progress
 RUN/best/, RUN/last/   models in Hugging Face form
+RUN/trackers.json      ids of the run in wandb, trackio and mlflow
 RUN/history.jsonl      metrics and losses of each epoch; history.csv is the same as a table
 RUN/.lock              held by the process that trains here
 """
@@ -43,6 +44,7 @@ HARMLESS = (
     "train.patience",
     "train.save_every_steps",
     "train.log_every_steps",
+    "train.tracker",
     "evaluation.",
 )
 RESUME = "and continue with --resume: the newest state and model are kept"
@@ -172,6 +174,12 @@ def open_run(run: Path, config: Config, resume: bool, overwrite: bool) -> TextIO
     with atomic_writer(run / "config.yaml") as file:
         yaml.safe_dump(config.model_dump(), file, sort_keys=False)
     return lock
+
+
+def forget_run(run: Path) -> None:
+    """Undo `open_run` of a new run that does not begin: the next one is not refused."""
+    for name in ("config.yaml", "environment.json"):
+        (run / name).unlink(missing_ok=True)
 
 
 def save_state(accelerator: Accelerator, run: Path, progress: Progress) -> None:

@@ -11,6 +11,7 @@ from retrieval.data import EpochBatches, check_batch_size, num_steps_per_epoch
 from retrieval.models.build import build_model_without_weights, warnings_of
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.training.optim import parameter_groups
+from retrieval.training.services import check_packages
 from retrieval.training.splits import open_splits
 
 CLOTHO_PAIRS = 19_195  # 3,839 development clips, five captions each
@@ -23,6 +24,7 @@ def describe(config: Config) -> str:
     Raises:
         UserError: The run itself would end in this error, as far as no weights are needed for it.
     """
+    check_packages(config.train.tracker)
     model = build_model_without_weights(config)
     lines = [
         yaml.safe_dump(config.model_dump(), sort_keys=False),

@@ -27,7 +27,6 @@ from retrieval.base.processes import peak_memory
 from retrieval.base.progress import bar
 from retrieval.base.stopping import Interrupted, StopRequest, stop_on_signals
 from retrieval.config import Config
-from retrieval.config.text import flatten
 from retrieval.data import ClipSplit, usable_workers
 from retrieval.data.schema import EVALUATION
 from retrieval.evaluation.result import EvaluationResult, evaluate_split, format_table
@@ -218,7 +217,7 @@ def _check_finite(run: Run, loss: float, grad_norms: dict[str, float]) -> None:
 
 
 def log_step(run: Run, loss: float, grad_norms: dict[str, float], clips_per_second: float) -> None:
-    """Write the curves of one step to TensorBoard."""
+    """Write the curves of one step to the trackers."""
     if run.accelerator.device.type == "cuda":
         peak = torch.cuda.max_memory_allocated()
     else:
@@ -316,7 +315,7 @@ def score_test_split(run: Run) -> None:
         if run.accelerator.is_main_process:
             record = model.record.updated(evaluation=ScoreRecord(metrics=result.metrics))
             write_card(run.folder / name, model.architecture, record)
-    run.tracker.hparams(flatten(run.config.model_dump()), final)
+    run.tracker.final(final)
     stopped = ""
     if run.out_of_patience and run.progress.epoch < run.config.train.epochs:
         reason = f"no better validation mAP@10 in {run.progress.epochs_without_gain} epoch(s)"

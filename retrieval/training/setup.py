@@ -21,6 +21,7 @@ from retrieval.base.launch import make_accelerator
 from retrieval.base.locks import LOCK, check_unlocked
 from retrieval.base.versions import git_commit
 from retrieval.config import Config, OptimizerConfig, TrainConfig
+from retrieval.config.text import flatten
 from retrieval.data import (
     ClipSplit,
     EpochBatches,
@@ -45,6 +46,7 @@ from retrieval.training.checkpoint import Progress
 from retrieval.training.history import History
 from retrieval.training.objective import Objective
 from retrieval.training.optim import parameter_groups
+from retrieval.training.services import check_services
 from retrieval.training.splits import Splits, open_splits
 from retrieval.training.tracking import Tracker
 
@@ -111,6 +113,8 @@ def prepare(config: Config, folder: Path, resume: bool, overwrite: bool) -> Run:
     if accelerator.is_main_process:  # the one that will hold the lock
         check_unlocked(folder / LOCK)
     checkpoint.check_run(folder, config, resume, overwrite)
+    if accelerator.is_main_process:
+        check_services(config.train.tracker)
     set_seed(config.seed)
 
     # splits and model
@@ -187,14 +191,24 @@ def prepare(config: Config, folder: Path, resume: bool, overwrite: bool) -> Run:
         average = WeightAverage(accelerator.unwrap_model(wrapped), decay)
         accelerator.register_for_checkpointing(average)
     history, resumed = History(folder, enabled=accelerator.is_main_process), ""
-    if resume:
-        try:
+    try:
+        if resume:
             checkpoint.load_state(accelerator, folder, progress, steps_per_epoch, config.seed)
             history.read()
-        except BaseException:
-            if lock is not None:
-                lock.close()  # a notebook keeps the frames of an exception, and may try again
-            raise
+        tracker = Tracker(
+            folder,
+            resume_step=progress.global_step + 1 if resume else None,
+            enabled=accelerator.is_main_process,
+            names=config.train.tracker,
+            settings=flatten(config.model_dump()),
+        )
+    except BaseException:
+        if lock is not None:
+            if not resume:
+                checkpoint.forget_run(folder)
+            lock.close()  # a notebook keeps the frames of an exception, and may try again
+        raise
+    if resume:
         epoch = f"{progress.epoch + 1} of {config.train.epochs}"
         resumed = f", resumed in epoch {epoch} after step {progress.step}"
     accelerator.print(
@@ -202,7 +216,6 @@ def prepare(config: Config, folder: Path, resume: bool, overwrite: bool) -> Run:
         f" {accelerator.num_processes} process(es) of {torch.get_num_threads()} thread(s) on"
         f" {accelerator.device}, mixed precision {accelerator.mixed_precision}{resumed}"
     )
-    first_step = progress.global_step + 1 if resume else None
     micro = config.train.micro_batch_size
     return Run(
         config=config,
@@ -218,7 +231,7 @@ def prepare(config: Config, folder: Path, resume: bool, overwrite: bool) -> Run:
         pictured=pictured,
         test=splits.test,
         steps_per_epoch=steps_per_epoch,
-        tracker=Tracker(folder, first_step, enabled=accelerator.is_main_process),
+        tracker=tracker,
         history=history,
         record=record,
         progress=progress,

@@ -1,16 +1,21 @@
-"""Curves, metrics, pictures and hyperparameters in TensorBoard.
+"""Curves, metrics, pictures and hyperparameters of a run, in TensorBoard and other trackers.
 
     tensorboard --logdir runs
+
+TensorBoard gets all of it. The others (services.py) get curves, settings and final metrics, and
+pictures where Accelerate's tracker takes them.
 
 Figures use matplotlib's object API and Agg: no display, no state that outlives a picture.
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from accelerate.tracking import TensorBoardTracker
 
 from retrieval.base.extras import MissingExtraError, needs_extra
 from retrieval.config.text import flatten
@@ -19,6 +24,7 @@ from retrieval.evaluation.metrics.text_audio_retrieval.ranking import (
     DIRECTIONS,
     rank_histogram,
 )
+from retrieval.training.services import SERVICES, open_services
 
 if TYPE_CHECKING:  # imported where a picture is drawn: it takes most of a second of every command
     from matplotlib.figure import Figure
@@ -29,24 +35,49 @@ MAX_CLIPS_DRAWN = 200
 
 
 class Tracker:
-    """Writer of a run's TensorBoard files.
+    """Writer of a run's curves, metrics and pictures.
 
     Args:
         run_dir: Folder of the run.
         resume_step: First step that is written again; points from there on, which an interrupted
-            run wrote, are hidden. None for a new run.
+            run wrote, are hidden in TensorBoard. None for a new run.
         enabled: False makes every call do nothing: on all processes but the first.
+        names: Of the trackers, as in train.tracker.
+        settings: Of the run, by flat name, such as train.epochs.
+
+    Raises:
+        UserError: A tracker does not start.
     """
 
-    def __init__(self, run_dir: str | Path, resume_step: int | None, enabled: bool):
-        self.writer = _open_writer(run_dir, resume_step) if enabled else None
+    def __init__(
+        self,
+        run_dir: str | Path,
+        resume_step: int | None,
+        enabled: bool,
+        names: Sequence[str] = ("tensorboard",),
+        settings: dict[str, Any] | None = None,
+    ):
+        self.settings = {
+            name: value if isinstance(value, bool | int | float | str) else str(value)
+            for name, value in (settings or {}).items()
+        }
+        self.writer, self.services = None, []
+        if enabled and "tensorboard" in names:
+            self.writer = _open_writer(run_dir, resume_step)
+        if enabled and set(names) & SERVICES.keys():
+            is_resumed = resume_step is not None
+            self.services = open_services(list(names), Path(run_dir), is_resumed, self.settings)
         self.clips_written: set[int] = set()
+        self.last_step = 0
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Write one point in the curve of each name, such as train/loss."""
+        self.last_step = step
         if self.writer is not None:
             for name, value in values.items():
                 self.writer.add_scalar(name, value, step)
+        for service in self.services:
+            service.scalars(step, values)
 
     def validation(self, step: int, result: Any) -> None:
         """Write metrics of both directions, score matrix and rank histogram.
@@ -55,18 +86,22 @@ class Tracker:
             step: Steps done.
             result: evaluation.EvaluationResult of the validation split.
         """
-        if self.writer is None:
+        if self.writer is None and not self.services:
             return
         split = result.split
         self.scalars(step, result.curves)
-        self._figure(f"{split}/scores", score_figure(result.scores.numpy(), result.clips), step)
-        self._figure(f"{split}/ranks", rank_figure(result.ranks), step)
-        self.writer.flush()
+        if self._takes_pictures:
+            self._figure(f"{split}/scores", score_figure(result.scores.numpy(), result.clips), step)
+            self._figure(f"{split}/ranks", rank_figure(result.ranks), step)
+        if self.writer is not None:
+            self.writer.flush()
 
     def attention_examples(
         self, step: int, model: torch.nn.Module, split: Any, num_pictures: int
     ) -> None:
         """Write attention pictures, and once the sounds, of clips with their first captions.
+
+        Sounds go to TensorBoard.
 
         Args:
             step: Steps done.
@@ -74,7 +109,7 @@ class Tracker:
             split: A ClipSplit.
             num_pictures: Clips, spread evenly over the split.
         """
-        if self.writer is None:
+        if not self._takes_pictures:
             return
         captioned = [clip for clip, captions in enumerate(split.captions) if captions]
         num_pictures = min(num_pictures, len(captioned))
@@ -85,37 +120,43 @@ class Tracker:
             name = f"{split.name}_examples/{split.file_names[clip]}"
             self._figure(name, attention_figure(model, waveform, split.captions[clip][0]), step)
             # add_audio fails on a single sample
-            if clip not in self.clips_written and len(waveform) > 1:
+            is_new = clip not in self.clips_written and len(waveform) > 1
+            if is_new and self.writer is not None:
                 self.writer.add_audio(name, waveform[None], step, sample_rate=model.sample_rate)
                 self.clips_written.add(clip)
-        self.writer.flush()
+        if self.writer is not None:
+            self.writer.flush()
 
-    def hparams(self, settings: dict[str, Any], metrics: dict[str, Any]) -> None:
-        """Write settings and final metrics for the HPARAMS page.
+    def final(self, metrics: dict[str, Any]) -> None:
+        """Write the final metrics, and the settings for TensorBoard's HPARAMS page.
 
         Args:
-            settings: By flat name, such as train.epochs.
             metrics: Nested; the names of the levels are joined.
         """
-        if self.writer is None:
-            return
-        from torch.utils.tensorboard.summary import hparams
+        flat = flatten(metrics)
+        curves = {f"final/{name.replace('.', '/')}": value for name, value in flat.items()}
+        if self.writer is not None:
+            from torch.utils.tensorboard.summary import hparams
 
-        plain = {
-            name: value if isinstance(value, bool | int | float | str) else str(value)
-            for name, value in settings.items()
-        }
-        final = {
-            f"final/{name.replace('.', '/')}": value for name, value in flatten(metrics).items()
-        }
-        # Not SummaryWriter.add_hparams, which would open a second run folder inside this one.
-        for summary in hparams(plain, final):
-            self.writer.file_writer.add_summary(summary)
-        self.scalars(0, final)
+            # Not SummaryWriter.add_hparams, nor Accelerate's store_init_configuration, which would
+            # open a second run folder inside this one.
+            for summary in hparams(self.settings, curves):
+                self.writer.file_writer.add_summary(summary)
+            for name, value in curves.items():
+                self.writer.add_scalar(name, value, 0)
+        for service in self.services:
+            service.scalars(self.last_step, curves)  # wandb takes no earlier step
+            service.table(self.last_step, "final", flat)
 
     def close(self) -> None:
         if self.writer is not None:
             self.writer.close()
+        for service in self.services:
+            service.close()
+
+    @property
+    def _takes_pictures(self) -> bool:
+        return self.writer is not None or any(service.takes_pictures for service in self.services)
 
     def _figure(self, name: str, figure: "Figure", step: int) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -123,7 +164,10 @@ class Tracker:
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
         pixels = np.asarray(canvas.buffer_rgba())[..., :3]
-        self.writer.add_image(name, pixels, step, dataformats="HWC")
+        if self.writer is not None:
+            self.writer.add_image(name, pixels, step, dataformats="HWC")
+        for service in self.services:
+            service.picture(step, name, pixels)
 
 
 def _open_writer(run_dir: str | Path, resume_step: int | None) -> "SummaryWriter | None":
@@ -131,11 +175,14 @@ def _open_writer(run_dir: str | Path, resume_step: int | None) -> "SummaryWriter
     try:
         with needs_extra("tracking"):
             import matplotlib  # noqa: F401 (draws the pictures)
-            from torch.utils.tensorboard import SummaryWriter
+            import torch.utils.tensorboard  # noqa: F401 (without it Accelerate tries tensorboardX)
     except MissingExtraError as error:
         print(f"note: nothing is written for TensorBoard: {error}", file=sys.stderr)
         return None
-    return SummaryWriter(str(run_dir), purge_step=resume_step)
+    # no name of its own: files lie in the run folder, not in a folder below it
+    tracker = TensorBoardTracker("", str(run_dir), purge_step=resume_step)
+    tracker.start()
+    return tracker.writer
 
 
 def attention_figure(model: torch.nn.Module, waveform: torch.Tensor, *captions: str) -> "Figure":

@@ -40,15 +40,14 @@ def parts(tiny):
 
 def test_a_run_is_readable(parts, tmp_path):
     config, model, split = parts
-    tracker = Tracker(tmp_path, resume_step=None, enabled=True)
+    settings = flatten(config.model_dump())
+    tracker = Tracker(tmp_path, resume_step=None, enabled=True, settings=settings)
     tracker.scalars(3, {"train/loss": 1.5, "lr/text_encoder": 2e-5})
     for step in (3, 6):
         tracker.validation(step, evaluate_split(model, split))
         tracker.attention_examples(step, model, split, num_pictures=2)
     assert model.training
-    tracker.hparams(
-        flatten(config.model_dump()), {"best_epoch": 2, "best": {"text_to_audio": {"mAP@10": 0.5}}}
-    )
+    tracker.final({"best_epoch": 2, "best": {"text_to_audio": {"mAP@10": 0.5}}})
     tracker.close()
 
     assert [path.is_file() for path in tmp_path.iterdir()] == [True]  # no second run folder
@@ -101,7 +100,7 @@ def test_other_processes_write_nothing(parts, tmp_path):
     tracker.scalars(1, {"train/loss": 1.0})
     tracker.validation(1, None)
     tracker.attention_examples(1, model, split, 2)
-    tracker.hparams({}, {})
+    tracker.final({})
     tracker.close()
     assert not list(tmp_path.iterdir())
 
