@@ -163,7 +163,7 @@ def main(argv: list[str] | None = None) -> int:
     style_results = styled.results(styled_scores if more else scores)
     print(format_table(result))
     if styles:
-        print(format_styles(result, style_results))
+        print(f"\n{format_styles(result, style_results)}")
     if warning := few_clips_warning(len(split)):
         print(f"warning: {warning}", file=sys.stderr)
     write_results(arguments.output, result, record, style_results)
