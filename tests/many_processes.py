@@ -78,12 +78,18 @@ class Inputs:
         )
 
 
-def start(tiny: Path, output: Path, settings: list[str], dtype: torch.dtype = torch.float32) -> Run:
+def start(
+    tiny: Path,
+    output: Path,
+    settings: list[str],
+    dtype: torch.dtype = torch.float32,
+    config: Path | None = None,
+) -> Run:
     """What training starts from. In float64 a difference is a mistake and not rounding."""
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(reset_partial_state=False)
-    config = load_config(tiny / "tiny.yaml", [*settings, f"train.output={output}"])
+    config = load_config(config or tiny / "tiny.yaml", [*settings, f"train.output={output}"])
     with mock.patch.object(setup, "build_model", lambda config: build_model(config).to(dtype)):
         run = prepare(config, output, resume=False, overwrite=True)
     if run.lock is not None:

@@ -148,8 +148,9 @@ def _start_from(model: DualEncoder, config: Config) -> None:
             f"train.init_from={name} is of another architecture than this configuration:"
             f" {found[0]}; {_settings_of(other)}"
         )
-    if not model.temperature.requires_grad:
-        del state["temperature"]  # a setting, not learnt
+    # A setting, unless it is learnt. One for dot products is of no use for cosines.
+    if not model.temperature.requires_grad or type(model.pooling) is not type(other.pooling):
+        del state["temperature"]
     model.load_state_dict(own | {key: value for key, value in state.items() if key in own})
 
 

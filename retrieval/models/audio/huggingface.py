@@ -489,7 +489,7 @@ class HuggingFaceAudioEncoder(AudioEncoder):
             windows = [own[:length] for own, length in zip(windows, lengths.tolist(), strict=True)]
         with torch.autocast(waveform.device.type, enabled=False):
             features = self.family.features(windows, waveform.device)
-        return features.to(waveform.device, torch.float32)
+        return features.to(waveform.device, self.model.dtype)
 
     def forward(
         self,
