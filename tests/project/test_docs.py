@@ -42,6 +42,7 @@ from tests.conftest import PATIENCE, ROOT, run_here
 from tests.corpora import AUDIOCAPS_COLUMNS, write_csv, write_sound, write_wavcaps
 from tests.models.lora_models import save_text_encoder
 from tests.models.pretrained.test_salsa import foreign_names, write_checkpoint
+from tests.pretrained_models import make
 
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")])
 PAGES += [ROOT / "benchmarks/README.md"]
@@ -126,8 +127,13 @@ def tiny(settings: dict) -> dict:
     name = settings.get("audio_encoder", {}).get("name", "atst_frame")
     shape = {"width": 0.1} if name == "mn40_as_ext" else {"embed_dim": 64, "depth": 1}
     shape |= {} if name == "mn40_as_ext" else {"num_heads": 1}
+    dim = 32
+    if name == "huggingface":  # a model of tests/pretrained_models.py, written by write_inputs
+        is_clap = "clap" in settings["audio_encoder"]["checkpoint"]
+        dim, seconds = (8, 1.0) if is_clap else (16, 30.0)
+        shape = {"window_seconds": seconds, "hop_seconds": seconds}
     changes = {
-        "dim": 32,
+        "dim": dim,
         "data": {"num_workers": 0},
         "audio_encoder": shape,
         "text_encoder": {"max_tokens": 16},
@@ -139,8 +145,8 @@ def tiny(settings: dict) -> dict:
         settings[section] = (
             settings.get(section, {}) | values if isinstance(values, dict) else values
         )
-    if settings["pooling"].get("name", "mean") == "mean":
-        del settings["pooling"]
+    if settings["pooling"].get("name", "mean") in ("mean", "average"):
+        del settings["pooling"]["attention_dim"]
     return settings
 
 
@@ -173,6 +179,8 @@ def write_inputs(root: Path) -> None:
     torch.manual_seed(0)
     RobertaModel(RobertaConfig.from_pretrained("roberta-large")).save_pretrained("roberta-large")
     save_text_encoder(root / "Qwen/Qwen3-Embedding-0.6B", "qwen3")
+    make("clap", root / "laion/clap-htsat-unfused")
+    make("pe_a_frame", root / "facebook/pe-a-frame-base")
     for path in ("weights", "data/sample/weights", "data/sample"):
         name = "roberta-large" if path == "weights" else "text_encoder"
         shutil.copytree("roberta-large", root / path / name)
