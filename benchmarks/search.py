@@ -66,7 +66,7 @@ def write_index(path: Path, checkpoint: Path, num_clips: int) -> None:
     ]
     meta = IndexMeta(
         folder=str(path),
-        model=ModelIdentity.of_folder(checkpoint),
+        model=ModelIdentity.of(checkpoint.resolve()),
         hop_seconds=1.0,
         clip_seconds=clip_seconds,
         dim=dim,

@@ -1,11 +1,12 @@
-"""Names of checkpoints: paths, and names on the Hugging Face hub. Loads no torch."""
+"""Kinds of checkpoints, and their names on the Hugging Face hub. Loads no torch."""
 
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from retrieval.base.access import check_readable
 from retrieval.base.errors import UserError
+from retrieval.base.files import read_json
 
 NAME = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]+))?")
 
@@ -19,7 +20,7 @@ class HubName(NamedTuple):
 
 def hub_name(checkpoint: str | Path) -> HubName | None:
     """Return the hub name that `checkpoint` may be; None if it exists here or is no such name."""
-    found = NAME.fullmatch(str(checkpoint))
+    found = NAME.fullmatch(Path(checkpoint).as_posix())
     if found is None or Path(checkpoint).exists():
         return None
     return HubName(found["name"], found["revision"])
@@ -33,3 +34,18 @@ def check_checkpoint(checkpoint: str | Path) -> None:
             f"checkpoint {checkpoint} does not exist; train.py writes RUN/best and RUN/last, and a"
             " model of the Hugging Face hub is called user/name or user/name@revision"
         )
+
+
+def foreign_config(folder: Path) -> dict[str, Any] | None:
+    """Return config.json of a model folder that this project did not write; None for any other."""
+    try:
+        content = read_json(folder / "config.json")
+    except (OSError, ValueError):
+        return None
+    is_own = not isinstance(content, dict) or "pooling" in content
+    return None if is_own or not {"model_type", "auto_map"} & content.keys() else content
+
+
+def is_own_folder(checkpoint: str | Path) -> bool:
+    """Return True for a folder that train.py or save_pretrained may have written."""
+    return Path(checkpoint).is_dir() and foreign_config(Path(checkpoint)) is None

@@ -45,6 +45,7 @@ class Pooling(nn.Module):
 
     keeps_frames = False  # whether a score needs all frames of a clip, and not one vector
     pools_projected = False  # whether frames are pooled after the audio projection
+    similarity = "cosine"  # of texts and clips in `score`: "cosine", or "dot" product
     # s; search cuts long recordings into excerpts of at most this, where longer ones would blur
     longest_excerpt = float("inf")
     runtime_settings: tuple[str, ...] = ()  # settings that change no weight and no score

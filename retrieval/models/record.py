@@ -72,6 +72,7 @@ class TrainingRecord(_Record):
     data: list[SplitRecord] = []
     settings: dict[str, Any] = {}
     git_commit: str | None = None
+    converted_from: str | None = None  # checkpoint of another kind; it was not trained further
     validation: ScoreRecord | None = None
     evaluation: ScoreRecord | None = None
     license: str | None = None  # of the model

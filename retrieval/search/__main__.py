@@ -1,6 +1,7 @@
 """Search recordings by a sentence or by a sound; index them first.
 
     python -m retrieval.search index FOLDER --checkpoint runs/tap/best --index DIR
+    python -m retrieval.search index FOLDER --checkpoint laion/clap-htsat-unfused --index DIR
     python -m retrieval.search query "a dog barks twice" --index DIR [-k 10] [--json] [--csv FILE]
     python -m retrieval.search query --audio dog.wav --index DIR    # more like this
     python -m retrieval.search query --queries FILE --index DIR     # one per line, or a CSV
@@ -49,6 +50,8 @@ def index(arguments: argparse.Namespace) -> int:
         arguments.folder,
         arguments.checkpoint,
         arguments.index,
+        text_encoder=arguments.text_encoder,
+        excerpt_seconds=arguments.excerpt_seconds,
         hop_seconds=arguments.hop_seconds,
         batch_size=arguments.batch_size,
         mixed_precision=arguments.mixed_precision,
@@ -79,7 +82,12 @@ def query(arguments: argparse.Namespace) -> int:
     from retrieval.search.queries import read_query_file
 
     queries = read_query_file(arguments.queries) if arguments.queries else [arguments.text]
-    opened = AudioIndex.open(arguments.index, arguments.checkpoint, fast_text=arguments.fast_text)
+    opened = AudioIndex.open(
+        arguments.index,
+        arguments.checkpoint,
+        text_encoder=arguments.text_encoder,
+        fast_text=arguments.fast_text,
+    )
     if not opened.is_complete:
         print(
             f"note: the last update of {arguments.index} was interrupted, files are missing; run"
@@ -168,9 +176,14 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add = making.add_argument
     folder = "recordings, in any sub-folders; after a move, the new folder"
     add("folder", type=path_argument, metavar="FOLDER", help=folder)
-    checkpoint = "model folder; default: that of the existing index"
-    add("--checkpoint", type=path_argument, metavar="DIR", help=checkpoint)
-    hop = "from one excerpt of a long file to the next; default: half of the model's clip_seconds"
+    checkpoint = (
+        "model folder; CLAP or PE-Audio, as a folder or by hub name, such as"
+        " laion/clap-htsat-unfused; or a .ckpt of salsa; default: that of the existing index"
+    )
+    add("--checkpoint", type=path_argument, metavar="MODEL", help=checkpoint)
+    excerpt = "longest excerpt; default: the model's clip_seconds, for CLAP and PE-Audio 10"
+    add("--excerpt-seconds", type=float, help=excerpt)
+    hop = "from one excerpt of a long file to the next; default: half of an excerpt"
     add("--hop-seconds", type=float, help=hop)
     add("--batch-size", type=int, default=16, help="excerpts encoded at once")
     precisions = ["auto", "no", "bf16", "fp16"]
@@ -183,7 +196,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     queries = "several sentences: a line each, or a CSV with a column caption"
     add("--queries", type=path_argument, metavar="FILE", help=queries)
     checkpoint = "where the index's model is now; default: where it was"
-    add("--checkpoint", type=path_argument, metavar="DIR", help=checkpoint)
+    add("--checkpoint", type=path_argument, metavar="MODEL", help=checkpoint)
     add("-k", type=int, default=10, help="answers to a query")
     within = "only files below this one, relative to the indexed folder"
     add("--within", default="", metavar="SUBFOLDER", help=within)
@@ -197,6 +210,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     for command in (making, asking):
         place = {"type": path_argument, "metavar": "DIR", "help": "folder of the index"}
         command.add_argument("--index", required=True, **place)
+        tokenizer = "tokenizer of a .ckpt, which holds none; default: that of roberta-large"
+        command.add_argument("--text-encoder", type=path_argument, metavar="DIR", help=tokenizer)
         command.add_argument("--quiet", action="store_true", help="no progress bars")
     arguments = parser.parse_args(argv)
     if arguments.command == "index" and arguments.batch_size < 1:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from retrieval.base.errors import UserError
@@ -28,7 +27,7 @@ class ExcerptEncoder:
         """Encode excerpts into the numbers that an index holds.
 
         Returns:
-            Vectors float32 (B, D) of length 1, for the first stage.
+            Vectors float32 (B, D) for the first stage: pooling.directions of the excerpts.
             For TAP the valid frames float16 (T, D) of each excerpt, after TAP's norm; else None.
 
         Raises:
@@ -43,7 +42,7 @@ class ExcerptEncoder:
                     frames, mask = self.model.encode_audio(waveform, lengths)
                 frames = frames.float()  # (b, T, D)
                 pooled = pooling.clip_vectors(frames, mask)  # (b, D)
-                vectors.append(functional.normalize(pooled, eps=1e-12).cpu())
+                vectors.append(pooling.directions(pooled).cpu())
                 if pooling.keeps_frames:
                     keys.append(pooling.norm(frames)[mask].half().cpu())  # (valid frames, D)
                     num_frames += mask.sum(dim=1).tolist()

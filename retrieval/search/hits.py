@@ -26,7 +26,8 @@ class Hit:
 
     Attributes:
         rank: 1 is the best.
-        score: Cosine similarity.
+        score: Of the model, by `model.score`: a cosine or a dot product. For a sound as query the
+            cosine of two clip vectors.
         file: Path below the indexed folder, with "/" between folders.
         start, end: The excerpt; a short file is one excerpt.
         attended_from, attended_to: The shortest stretch that holds half of TAP's attention; the

@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from retrieval.base.checkpoints import hub_name
 from retrieval.base.errors import UserError
 from retrieval.base.extras import needs_extra
 from retrieval.base.sound import UnreadableSound
 from retrieval.models.dual_encoder import DualEncoder
+from retrieval.models.pretrained import exact_name
 from retrieval.search.encoder import ExcerptEncoder, collate
 from retrieval.search.hits import Hit, IndexedFile, make_hit
-from retrieval.search.model_identity import ModelIdentity, load_model_folder
+from retrieval.search.model_identity import ModelIdentity, load_model
 from retrieval.search.queries import check_query, query_notes
 from retrieval.search.sound import Excerpt, cut, read_excerpts
 from retrieval.search.storage import Contents, folder_gone, read_index
@@ -51,6 +53,7 @@ class AudioIndex:
         files: Its files, IndexedFile, in order of name.
         folders: Folders with files, for the filter `within`.
         unreadable: (file, reason) of the files that were left out.
+        excerpt_seconds: Length of its longest excerpts.
         is_complete: False if the last update was interrupted.
         changes: Counts of the last `build` or `add`.
     """
@@ -71,6 +74,7 @@ class AudioIndex:
     def _load(self, contents: Contents) -> None:
         self._contents = contents
         self.folder, self.is_complete = Path(contents.meta.folder), contents.meta.complete
+        self.excerpt_seconds = contents.meta.clip_seconds
         self.unreadable = contents.unreadable
         self.files = [IndexedFile(*file) for file in contents.files]
         parents = {str(parent) for file in self.files for parent in Path(file.file).parents}
@@ -85,6 +89,8 @@ class AudioIndex:
         checkpoint: str | Path | None,
         index: str | Path,
         *,
+        text_encoder: str | Path | None = None,
+        excerpt_seconds: float | None = None,
         hop_seconds: float | None = None,
         batch_size: int = 16,
         mixed_precision: str = "auto",
@@ -95,10 +101,14 @@ class AudioIndex:
         Args:
             folder: Holds the recordings, also in sub-folders. It may be a new place of the indexed
                 ones (at least half of them), which are then not encoded again.
-            checkpoint: Model folder; None: that of the existing index.
+            checkpoint: Model of any kind that load_pretrained takes; None: that of the existing
+                index.
             index: Folder of the index.
-            hop_seconds: From the start of one excerpt of a long file to the next; None: half of
-                the model's clip_seconds.
+            text_encoder: Tokenizer of a .ckpt; None: roberta-large, or that of the existing index.
+            excerpt_seconds: Longest excerpt of a file; None: the model's clip_seconds, or at most
+                its pooling.longest_excerpt.
+            hop_seconds: From the start of one excerpt of a long file to the next; None: half of an
+                excerpt.
             batch_size: Excerpts encoded at once.
             mixed_precision: Of the encoder: auto, no, bf16 or fp16.
             overwrite: Forget the content of the index.
@@ -115,6 +125,8 @@ class AudioIndex:
             Path(folder),
             checkpoint,
             Path(index),
+            text_encoder=text_encoder,
+            excerpt_seconds=excerpt_seconds,
             hop_seconds=hop_seconds,
             batch_size=batch_size,
             mixed_precision=mixed_precision,
@@ -126,13 +138,19 @@ class AudioIndex:
 
     @classmethod
     def open(
-        cls, index: str | Path, checkpoint: str | Path | None = None, *, fast_text: bool = False
+        cls,
+        index: str | Path,
+        checkpoint: str | Path | None = None,
+        *,
+        text_encoder: str | Path | None = None,
+        fast_text: bool = False,
     ) -> "AudioIndex":
         """Open an index and load its model, on the GPU if there is one.
 
         Args:
             index: Folder of the index.
             checkpoint: Where its model is now; None: where it was.
+            text_encoder: Tokenizer of a .ckpt; None: as when the index was made.
             fast_text: On a CPU, encode sentences in 8 bit (retrieval.search.fast_text); the encoder
                 is made at the first time and kept in the index.
 
@@ -142,14 +160,16 @@ class AudioIndex:
         path = Path(index)
         contents = read_index(path)
         identity = contents.meta.model
-        folder = Path(checkpoint or identity.path)
-        if not folder.exists():
+        text_encoder = text_encoder or identity.text_encoder
+        place = checkpoint or identity.path
+        if not Path(place).exists() and hub_name(place) is None:
             raise UserError(
-                f"the model of index {path} is gone from {folder}; say where it is now:"
+                f"the model of index {path} is gone from {place}; say where it is now:"
                 " --checkpoint DIR"
             )
-        identity.check_same(ModelIdentity.of_folder(folder, identity), path)
-        model = load_model_folder(folder)
+        place = exact_name(place)
+        identity.check_same(ModelIdentity.of(place, text_encoder, identity), path)
+        model = load_model(place, text_encoder)
         if not fast_text or model.temperature.device.type != "cpu":
             return cls(path, model, contents)
         with needs_extra("export"):  # here, because it takes seconds to import
@@ -215,7 +235,7 @@ class AudioIndex:
         return answers
 
     def search_audio(self, audio: Sound, k: int = 10, **filters: Any) -> list[Hit]:
-        """Find recordings that sound like a sound, by the vectors of the first stage.
+        """Find recordings that sound like a sound, by the cosines of the first stage's vectors.
 
         A file of the index is not an answer to itself. An answer to any of the first QUERY_EXCERPTS
         excerpts of a long sound counts.
@@ -242,7 +262,7 @@ class AudioIndex:
             vectors, _ = encoder.encode(excerpts)  # (n, D)
             allowed = self._allowed(own, **filters)
             while True:
-                clips, scores = self._two_stage.shortlist(vectors, num_candidates, allowed)
+                clips, scores = self._two_stage.alike(vectors, num_candidates, allowed)
                 best: dict[int, float] = {}
                 for clip, score in zip(clips.flat, scores.flat, strict=True):
                     best[int(clip)] = max(float(score), best.get(int(clip), -math.inf))
@@ -261,7 +281,7 @@ class AudioIndex:
             sentences: At least one.
 
         Returns:
-            Cosine similarity with each sentence; of a long sound that of its best excerpt.
+            Score of each sentence; of a long sound that of its best excerpt.
 
         Raises:
             UserError: The sound cannot be read, or the model knows no word of a sentence.
@@ -306,7 +326,7 @@ class AudioIndex:
 
     def _excerpts(self, audio: Sound) -> list[Excerpt]:
         """Read the first excerpts of a sound, side by side. Raises UserError."""
-        clip_samples = self.model.windows.clip_samples
+        clip_samples = round(self.excerpt_seconds * self.model.sample_rate)
         lengths = self.model.sample_rate, clip_samples, clip_samples
         name = "the sound" if isinstance(audio, tuple) else audio
         try:

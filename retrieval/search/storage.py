@@ -2,7 +2,7 @@
 
     INDEX/index.sqlite      model, files (size, time, sha256) and excerpts; it decides which rows
                             of the other files are valid
-    INDEX/vectors-G.f32     float32 (rows, D), of length 1: FAISS searches them
+    INDEX/vectors-G.f32     float32 (rows, D), by pooling.directions: FAISS searches them
     INDEX/frames-G.f16      float16 (frames of all rows, D), after TAP's norm; only if the pooling
                             looks at the text
     INDEX/unreadable.csv    files that were left out, with reasons
@@ -56,7 +56,7 @@ class IndexMeta(BaseModel):
     folder: str
     model: ModelIdentity
     hop_seconds: float
-    clip_seconds: float
+    clip_seconds: float  # longest excerpt
     dim: NonNegativeInt
     has_frames: bool
     complete: bool = False  # False: the last update was interrupted
@@ -68,6 +68,11 @@ class IndexMeta(BaseModel):
     def check_as_before(self, before: "IndexMeta", index: Path) -> None:
         """Raise UserError if an index made as `before` cannot be continued as this says."""
         before.model.check_same(self.model, index)
+        if before.clip_seconds != self.clip_seconds:
+            raise UserError(
+                f"index {index} was made with --excerpt-seconds {before.clip_seconds:g}, not"
+                f" {self.clip_seconds:g}; add --overwrite"
+            )
         if before.hop_seconds != self.hop_seconds:
             raise UserError(
                 f"index {index} was made with --hop-seconds {before.hop_seconds:g}, not"

@@ -31,7 +31,7 @@ class IndexedClips:
     """Encoded clips to search in.
 
     Args:
-        vectors: float32 (B, D), of length 1: the first stage's vector of each clip.
+        vectors: float32 (B, D), the first stage's vector of each clip, by pooling.directions.
         frames: (frames of all clips, D), any float type, after TAP's norm; may be a memory map.
             None if the pooling does not look at the text.
         first_frames: int64 (B,), the place of a clip's first frame in `frames`.
@@ -72,8 +72,8 @@ class TwoStage:
                 "TAP needs clips with frames, the other poolings clips without; encode the clips"
                 " with this model"
             )
-        self._faiss = faiss.IndexFlatIP(clips.vectors.shape[1])
-        self._faiss.add(clips.vectors.numpy())
+        self._faiss = _make_faiss(clips.vectors.numpy())
+        self._faiss_of_cosines: faiss.Index | None = None
         if pooling.keeps_frames:
             *self._query_map, value_map, value_bias = pooling.folded_maps()
             self._value_map = value_map, value_bias  # (D, D), (D,), as _query_map
@@ -86,7 +86,7 @@ class TwoStage:
         """Score texts against their best clips by the first stage.
 
         Args:
-            text: float32 (N, D), of any length.
+            text: float32 (N, D), of encode_text.
             num_candidates: K, 1 or more; all clips if there are not as many.
             allowed: bool (B,), True for clips that may be found; None: all.
 
@@ -97,7 +97,7 @@ class TwoStage:
         Raises:
             UserError: A score is NaN.
         """
-        vectors = functional.normalize(text, eps=1e-12).cpu().numpy()
+        vectors = self.pooling.directions(text).cpu().numpy()
         clips, scores = map(torch.from_numpy, self.shortlist(vectors, num_candidates, allowed))
         if self.pooling.keeps_frames and clips.numel():
             scores = self.rescore(text, clips.to(text.device)).cpu()
@@ -109,10 +109,34 @@ class TwoStage:
     def shortlist(
         self, vectors: np.ndarray, num_candidates: int, allowed: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Find the clips with the highest cosines to vectors float32 (N, D) of length 1.
+        """Find the clips with the highest dot products with vectors float32 (N, D).
 
         Arguments, results and errors are those of `scores`; of equal scores any may come first.
         """
+        return self._nearest(self._faiss, vectors, num_candidates, allowed)
+
+    def alike(
+        self, vectors: np.ndarray, num_candidates: int, allowed: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Find the clips with the highest cosines to clip vectors float32 (N, D), as `shortlist`.
+
+        Models whose scores are dot products are not trained to compare two clips: a loud or long
+        one would be like all others.
+        """
+        vectors = _unit(vectors)
+        if self.pooling.similarity == "cosine":
+            return self.shortlist(vectors, num_candidates, allowed)
+        if self._faiss_of_cosines is None:  # another copy of the vectors, for sounds as queries
+            self._faiss_of_cosines = _make_faiss(_unit(self.clips.vectors.numpy()))
+        return self._nearest(self._faiss_of_cosines, vectors, num_candidates, allowed)
+
+    def _nearest(
+        self,
+        index: faiss.Index,
+        vectors: np.ndarray,
+        num_candidates: int,
+        allowed: np.ndarray | None,
+    ) -> tuple[np.ndarray, np.ndarray]:
         num_allowed = len(self.clips) if allowed is None else int(allowed.sum())
         num_candidates = min(num_candidates, num_allowed)
         if not num_candidates:
@@ -121,7 +145,7 @@ class TwoStage:
         if num_allowed < len(self.clips):
             bitmap = np.packbits(allowed, bitorder="little")
             selector = faiss.SearchParameters(sel=faiss.IDSelectorBitmap(bitmap))
-        scores, clips = self._faiss.search(vectors, num_candidates, params=selector)
+        scores, clips = index.search(vectors, num_candidates, params=selector)
         scores[clips < 0] = np.nan  # FAISS finds no clip where it compares NaN
         check_not_nan(torch.from_numpy(scores))
         return clips, scores
@@ -132,8 +156,7 @@ class TwoStage:
 
         Clip by clip: a clip's frames are read once, and none is padded. Raises UserError for NaN.
         """
-        # (N, D); a score is the product with a pooled clip of length 1
-        directions = functional.normalize(text, eps=1e-12)
+        directions = self.pooling.directions(text)  # (N, D)
         # (N K,), those of one clip side by side
         clips, pairs = candidates.flatten().sort(stable=True)
         clips, counts = clips.unique_consecutive(return_counts=True)
@@ -148,7 +171,7 @@ class TwoStage:
         ):
             last = first + len(averages)
             mapped = averages if map_frames else functional.linear(averages, *self._value_map)
-            pooled = functional.normalize(self.pooling.norm(mapped), eps=1e-12)  # (n, D)
+            pooled = self.pooling.directions(self.pooling.norm(mapped))  # (n, D)
             scores[pairs[first:last]] = torch.linalg.vecdot(directions[rows[first:last]], pooled)
             first = last
         check_not_nan(scores)
@@ -190,3 +213,13 @@ class TwoStage:
         if len(self._buffer) < len(frames):
             self._buffer = self._buffer.new_empty(frames.shape)
         return self._buffer[: len(frames)].copy_(frames)
+
+
+def _make_faiss(vectors: np.ndarray) -> faiss.Index:
+    index = faiss.IndexFlatIP(vectors.shape[1])
+    index.add(vectors)
+    return index
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)

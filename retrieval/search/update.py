@@ -22,8 +22,9 @@ from retrieval.base.launch import make_accelerator
 from retrieval.base.progress import bar
 from retrieval.base.sound import READER_VERSION, SoundFacts, UnreadableSound
 from retrieval.models.dual_encoder import DualEncoder, check_finite
+from retrieval.models.pretrained import exact_name
 from retrieval.search.encoder import ExcerptEncoder
-from retrieval.search.model_identity import ModelIdentity, load_model_folder
+from retrieval.search.model_identity import ModelIdentity, load_model
 from retrieval.search.sound import Excerpt, Found, files_to_index, read_excerpts
 from retrieval.search.storage import (
     DATABASE,
@@ -36,7 +37,7 @@ from retrieval.search.storage import (
 from retrieval.search.writer import IndexWriter, check_target, locked
 
 Result = TypeVar("Result")
-SHORTEST_HOP = 0.1  # s
+SHORTEST_HOP, SHORTEST_EXCERPT = 0.1, 0.2  # s
 # share of the index's files that a folder must hold to replace the indexed one
 LEAST_IN_COMMON = 0.5
 # work that an interruption loses at most, beside the file that it falls into
@@ -78,6 +79,8 @@ def build_index(
     checkpoint: str | Path | None,
     path: Path,
     *,
+    text_encoder: str | Path | None,
+    excerpt_seconds: float | None,
     hop_seconds: float | None,
     batch_size: int,
     mixed_precision: str,
@@ -97,29 +100,41 @@ def build_index(
     before = None if overwrite or not (path / DATABASE).exists() else read_index_meta(path)
     if before is None and checkpoint is None:
         raise UserError(
-            f"index {path} does not exist yet: add --checkpoint MODEL, a folder such as"
-            " runs/tap/best"
+            f"index {path} does not exist yet: add --checkpoint MODEL, such as runs/tap/best or"
+            " laion/clap-htsat-unfused"
         )
     files_to_index(folder)
-    checkpoint = Path(checkpoint or before.model.path)
-    model = load_model_folder(checkpoint)
-    check_finite(model, str(checkpoint), "index with")
+    checkpoint = exact_name(checkpoint or before.model.path)
+    text_encoder = text_encoder or (before and before.model.text_encoder)
+    identity = ModelIdentity.of(checkpoint, text_encoder, before and before.model)
+    if before:
+        before.model.check_same(identity, path)
+    model = load_model(checkpoint, text_encoder)
+    check_finite(model, checkpoint, "index with")
     model.pooling.check_searchable()
-    if hop_seconds is None:
-        hop_seconds = before.hop_seconds if before else model.clip_seconds / 2
-    if not SHORTEST_HOP <= hop_seconds <= model.clip_seconds:
+    if excerpt_seconds is None:
+        longest = min(model.clip_seconds, model.pooling.longest_excerpt)
+        excerpt_seconds = before.clip_seconds if before else longest
+    if not SHORTEST_EXCERPT <= excerpt_seconds <= model.clip_seconds:
         raise UserError(
-            f"--hop-seconds must be {SHORTEST_HOP} to {model.clip_seconds:g}, the clip_seconds"
-            f" of the model, found {hop_seconds:g}"
+            f"--excerpt-seconds must be {SHORTEST_EXCERPT} to {model.clip_seconds:g}, the"
+            f" clip_seconds of the model, found {excerpt_seconds:g}"
+        )
+    if hop_seconds is None:
+        hop_seconds = before.hop_seconds if before else excerpt_seconds / 2
+    if not SHORTEST_HOP <= hop_seconds <= excerpt_seconds:
+        raise UserError(
+            f"--hop-seconds must be {SHORTEST_HOP} to {excerpt_seconds:g}, the length of an"
+            f" excerpt, found {hop_seconds:g}"
         )
     if batch_size < 1:
         raise UserError(f"batch_size must be 1 or more, found {batch_size}")
     meta = IndexMeta(
         folder=str(folder.resolve()),
-        model=ModelIdentity.of_folder(checkpoint, before and before.model),
+        model=identity,
         hop_seconds=hop_seconds,
-        clip_seconds=model.clip_seconds,
-        dim=model.audio_projection.out_features,
+        clip_seconds=excerpt_seconds,
+        dim=model.dim,
         has_frames=model.pooling.keeps_frames,
     )
     autocast = make_accelerator(mixed_precision, several=False).autocast
@@ -313,7 +328,7 @@ class _Update:
         return file
 
     def _open(self, file: _File) -> None:
-        clip_samples = self.encoder.model.windows.clip_samples
+        clip_samples = round(self.writer.meta.clip_seconds * self.rate)
         hop_samples = round(self.writer.meta.hop_seconds * self.rate)
         path = self.folder / file.found.file
         excerpts = read_excerpts(path, self.rate, clip_samples, hop_samples, file.facts)

@@ -43,7 +43,7 @@ from retrieval.models.text import TextEncoder, load_tokenizer, text_architecture
 from retrieval.models.weights import write_weights
 from retrieval.search import AudioIndex
 from retrieval.search.__main__ import main as search
-from retrieval.search.model_identity import load_model_folder
+from retrieval.search.model_identity import load_model
 from retrieval.sharing.export.command import main as export
 from retrieval.training.checkpoint import Progress, load_state, save_state
 from retrieval.training.states import latest_state
@@ -388,7 +388,7 @@ READERS: dict[
     ),
     "model of the search": (
         lambda place, tiny: MODEL(tiny).save_pretrained(place),
-        load_model_folder,
+        load_model,
         ("model.safetensors",),
     ),
     "model to score": (

@@ -6,7 +6,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "lightning": ["read_lightning"],
-        "load": ["load_pretrained"],
+        "load": ["exact_name", "load_pretrained", "local_checkpoint"],
         "salsa": ["load_salsa_checkpoint"],
     },
 )

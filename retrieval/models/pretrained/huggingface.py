@@ -18,8 +18,8 @@ import torch
 import transformers
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
+from retrieval.base.checkpoints import foreign_config
 from retrieval.base.errors import UserError, one_line
-from retrieval.base.files import read_json
 from retrieval.models.audio.huggingface import PE_AUDIO_OF_VIDEO, huggingface_arguments
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.hub import OWN_CODE, loading, without_code
@@ -112,15 +112,10 @@ def transformers_config(folder: Path) -> PreTrainedConfig | None:
     Raises:
         UserError: It is a model that does not score text against audio, or its config is damaged.
     """
-    try:
-        content = read_json(folder / "config.json")
-    except (OSError, ValueError):
+    content = foreign_config(folder)
+    if content is None:
         return None  # DualEncoder.from_pretrained says what is missing
-    if not isinstance(content, dict) or "pooling" in content:
-        return None
     kind = content.get("model_type")
-    if kind is None and "auto_map" not in content:
-        return None
     if kind not in (*FAMILIES, "pe_audio_video"):
         found = f"is a {kind}, which does not score text against audio"
         if kind in HALVES:

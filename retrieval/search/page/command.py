@@ -41,7 +41,9 @@ def main(argv: list[str] | None = None) -> int:
     host = "address to listen at; default: 127.0.0.1, this machine only"
     add("--host", default="127.0.0.1", help=host)
     add("--port", type=int, default=7860, help="default: 7860; 0: any free port")
-    add("--checkpoint", type=Path, help="model folder; default: the one that the index names")
+    add("--checkpoint", type=Path, help="where the index's model is now; default: where it was")
+    text_encoder = "tokenizer of a .ckpt; default: as when the index was made"
+    add("--text-encoder", type=Path, metavar="DIR", help=text_encoder)
     fast = "use a text encoder in 8 bit, on a CPU; it is made at the first use"
     add("--fast-text", action="store_true", help=fast)
     password = (
@@ -78,7 +80,10 @@ def main(argv: list[str] | None = None) -> int:
 
         silence_transformers()
         index = AudioIndex.open(
-            arguments.index, arguments.checkpoint, fast_text=arguments.fast_text
+            arguments.index,
+            arguments.checkpoint,
+            text_encoder=arguments.text_encoder,
+            fast_text=arguments.fast_text,
         )
         logging.getLogger("httpx").setLevel(logging.WARNING)
         address, port = listener.getsockname()[:2]

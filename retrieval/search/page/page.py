@@ -126,8 +126,8 @@ def make_page(index: AudioIndex, clients: Clients) -> gr.Blocks:
 
 
 def longest_excerpt(index: AudioIndex) -> float:
-    """Return the length of the model's clips in seconds, plus one for rounding."""
-    return index.model.windows.clip_samples / index.model.sample_rate + 1
+    """Return the length of the index's excerpts in seconds, plus one for rounding."""
+    return index.excerpt_seconds + 1
 
 
 def heading(index: AudioIndex) -> str:

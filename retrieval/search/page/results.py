@@ -43,7 +43,7 @@ def card(rank: int, hit: Hit, index: AudioIndex) -> str:
     heading = (
         f'<header><span class="rank" aria-hidden="true">{rank}</span>'
         f'<h2 title="{escape(hit.file)}">{folder}{escape(name)}</h2>'
-        f'<span class="score" title="cosine similarity">{hit.score:.3f}</span></header>'
+        f'<span class="score" title="similarity">{hit.score:.3f}</span></header>'
     )
     try:
         located(hit.file, index)
