@@ -1,5 +1,5 @@
 """A stand-in for the Hugging Face hub: what huggingface_hub asks when it makes a repository,
-uploads a folder and downloads it again.
+uploads a folder and downloads it again, from any revision.
 """
 
 import base64
@@ -10,9 +10,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import yaml
+from huggingface_hub import constants
+
+from retrieval.models.hub import hub_answers
 
 WRITER, READER = "hf_writer", "hf_reader"  # tokens; any other is not valid
 LFS_BYTES = 10_000  # larger files go to the large-file storage, as *.safetensors do
@@ -20,7 +24,9 @@ LFS_BYTES = 10_000  # larger files go to the large-file storage, as *.safetensor
 
 class Hub:
     """`repos`: name -> path -> content, of what was committed. `visibility`: name -> what
-    create_repo asked for. `requests`: what was called.
+    create_repo asked for. `requests`: what was called. `revisions`: name -> branch, tag or commit
+    -> path -> content, beside the main branch. `gated`: names whose files are refused. `broken`:
+    paths whose download ends half-way.
     """
 
     def __init__(self):
@@ -28,10 +34,32 @@ class Hub:
         self.visibility: dict[str, str | None] = {}
         self.large: dict[str, bytes] = {}
         self.requests: list[str] = []
+        self.revisions: dict[str, dict[str, dict[str, bytes]]] = {}
+        self.gated: set[str] = set()
+        self.broken: set[str] = set()
         self.address = ""
 
-    def sha(self, repo: str) -> str:
-        return hashlib.sha1(repr(sorted(self.repos[repo].items())).encode()).hexdigest()
+    def sha(self, repo: str, revision: str = "main") -> str:
+        files = self.files(repo, revision)
+        return hashlib.sha1(repr(sorted(files.items())).encode()).hexdigest()
+
+    def files(self, repo: str, revision: str) -> dict[str, bytes] | None:
+        """The files of a branch, tag or commit; None if there is none."""
+        if repo not in self.repos:
+            return None
+        named = {**self.revisions.get(repo, {}), "main": self.repos[repo]}
+        for files in named.values():
+            if hashlib.sha1(repr(sorted(files.items())).encode()).hexdigest() == revision:
+                return files
+        return named.get(revision)
+
+    def add(self, repo: str, folder: Path, revision: str = "main") -> None:
+        """The content of a folder as a repository, or as one of its revisions."""
+        paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+        files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+        self.revisions.setdefault(repo, {})[revision] = files
+        if revision == "main":
+            self.repos[repo] = files
 
 
 @contextmanager
@@ -46,6 +74,25 @@ def running_hub() -> Iterator[Hub]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+def use_hub(hub: Hub, home: Path, monkeypatch) -> None:
+    """Make this process ask `hub`, with its cache in `home`. Without xet, whose protocol the
+    stand-in does not speak.
+    """
+    monkeypatch.setattr(constants, "ENDPOINT", hub.address)
+    template = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    hub_answers.cache_clear()
+
+
+def go_offline(monkeypatch) -> None:
+    """As HF_HUB_OFFLINE=1, which is read at import."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    hub_answers.cache_clear()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -91,6 +138,9 @@ class _Handler(BaseHTTPRequestHandler):
         return self.refuse(404)
 
     do_GET = do_HEAD = do_POST = do_PUT = handle_request
+
+    def absent(self, repo: str) -> str:
+        return "RevisionNotFound" if repo in self.hub.repos else "RepoNotFound"
 
     def root(self, _body: bytes) -> None:
         self.answer(b"")
@@ -164,25 +214,29 @@ class _Handler(BaseHTTPRequestHandler):
             }
         )
 
-    def info(self, _body: bytes, repo: str) -> None:
-        if repo not in self.hub.repos:
-            return self.refuse(404, X_Error_Code="RepoNotFound")
-        files = [{"rfilename": path} for path in self.hub.repos[repo]]
+    def info(self, _body: bytes, repo: str, revision: str | None) -> None:
+        revision = revision or "main"
+        content = self.hub.files(repo, revision)
+        if content is None:
+            return self.refuse(404, X_Error_Code=self.absent(repo))
+        files = [{"rfilename": path} for path in content]
         return self.answer(
             {
                 "_id": "1",
                 "id": repo,
                 "modelId": repo,
-                "sha": self.hub.sha(repo),
+                "sha": self.hub.sha(repo, revision),
                 "private": False,
                 "tags": [],
                 "siblings": files,
             }
         )
 
-    def tree(self, _body: bytes, repo: str) -> None:
-        files = self.hub.repos[repo].items()
-        self.answer(
+    def tree(self, _body: bytes, repo: str, revision: str) -> None:
+        files = self.hub.files(repo, revision)
+        if files is None:
+            return self.refuse(404, X_Error_Code=self.absent(repo))
+        return self.answer(
             [
                 {
                     "type": "file",
@@ -190,18 +244,26 @@ class _Handler(BaseHTTPRequestHandler):
                     "size": len(content),
                     "oid": hashlib.sha1(content).hexdigest(),
                 }
-                for path, content in files
+                for path, content in files.items()
             ]
         )
 
-    def file(self, _body: bytes, repo: str, path: str) -> None:
-        content = self.hub.repos.get(repo, {}).get(path)
+    def file(self, _body: bytes, repo: str, revision: str, path: str) -> None:
+        if repo in self.hub.gated:
+            return self.refuse(403, X_Error_Code="GatedRepo")
+        content = (self.hub.files(repo, revision) or {}).get(path)
+        if content is not None and path in self.hub.broken and self.command == "GET":
+            self.close_connection = True
+            headers = {"Content-Length": str(len(content))}
+            return self.answer(content[: len(content) // 2], **headers)
         if content is None:
             return self.refuse(
                 404, X_Error_Code="EntryNotFound" if repo in self.hub.repos else "RepoNotFound"
             )
         return self.answer(
-            content, ETag=f'"{hashlib.sha1(content).hexdigest()}"', X_Repo_Commit=self.hub.sha(repo)
+            content,
+            ETag=f'"{hashlib.sha1(content).hexdigest()}"',
+            X_Repo_Commit=self.hub.sha(repo, revision),
         )
 
 
@@ -214,7 +276,7 @@ ROUTES = (
     ("POST", rf"/{REPO}\.git/info/lfs/objects/batch", _Handler.batch),
     ("PUT", r"/lfs/(\w+)", _Handler.store),
     ("POST", rf"/api/models/{REPO}/commit/main", _Handler.commit),
-    ("GET", rf"/api/models/{REPO}(?:/revision/\w+)?", _Handler.info),
-    ("GET", rf"/api/models/{REPO}/tree/\w+", _Handler.tree),
-    ("GET", rf"/{REPO}/resolve/\w+/(.+)", _Handler.file),
+    ("GET", rf"/api/models/{REPO}(?:/revision/(\w+))?", _Handler.info),
+    ("GET", rf"/api/models/{REPO}/tree/(\w+)", _Handler.tree),
+    ("GET", rf"/{REPO}/resolve/(\w+)/(.+)", _Handler.file),
 )
