@@ -338,10 +338,10 @@ def test_adapters_are_saved_with_the_same_bytes_each_time(apart, tmp_path):
 def test_an_index_knows_adapters_apart(apart, tmp_path):
     _, folder = apart
     shutil.copytree(folder, tmp_path / "copy")
-    first = ModelIdentity.of_folder(tmp_path / "copy")
+    first = ModelIdentity.of(tmp_path / "copy")
     path = tmp_path / "copy" / "adapters" / "text_encoder" / "adapter_model.safetensors"
     save_file({name: 2 * value for name, value in load_file(path).items()}, path)
-    assert ModelIdentity.of_folder(tmp_path / "copy").digests != first.digests
+    assert ModelIdentity.of(tmp_path / "copy").digests != first.digests
 
 
 def test_the_base_of_an_adapter_may_be_another_model(tiny, bases, tmp_path):
