@@ -72,7 +72,12 @@ def read_styles(path: Path) -> Styles:
             f"--captions {path} is not UTF-8 ({error.reason} at byte {error.start}); save it as"
             " UTF-8"
         ) from None
-    except (OSError, csv.Error) as error:
+    except csv.Error as error:
+        raise UserError(
+            f"--captions {path}, line {reader.line_num}: cannot be read ({one_line(error)}); is a"
+            " quote missing or doubled?"
+        ) from None
+    except OSError as error:
         raise UserError(f"--captions {path} cannot be read ({one_line(error)})") from None
     if not styles:
         raise UserError(f"--captions {path} has no captions")

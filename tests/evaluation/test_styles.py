@@ -219,7 +219,8 @@ def test_styles_keep_their_order_and_spelling(tmp_path):
         (b"file_name,caption\na.wav,Rain.\nA.wav,x\na.wav,Rain. \n", "'Rain.' .*in line 2"),
         (b"file_name,caption\na.wav,caf\xe9\n", "not UTF-8 .*byte"),
         ("file_name,caption\n".encode("utf-16"), "not UTF-8"),
-        (b'file_name,caption\na.wav,"Rain.\n', "cannot be read"),
+        (b'file_name,caption\na.wav,"Rain.\n', "line 2: cannot be read"),
+        (b'file_name,caption\na.wav,"Rain" falls\n', "line 2: cannot be read"),
     ],
 )
 def test_bad_files_are_one_line_before_anything_is_loaded(
