@@ -88,36 +88,62 @@ def build_cache(
     Raises:
         UserError: `output` is something else, too many clips are lost, or the disk fails.
     """
+    check_rate_of_codec(settings)
+    jobs, sources = _plan_jobs(output, settings, plans)
+    existing = finished_cache(output, settings, sources, plans, overwrite)
+    if existing is not None:
+        return existing
+    check_losses(plans, [], max_lost)
+    partial = partial_folder(output)
+    with disk_errors(partial, FINISHED_PARTS_ARE_KEPT), locked(partial / LOCK):
+        reports = _write_shards(partial, jobs, num_proc)
+        skipped = [item for report in reports for item in report["skipped"]]
+        check_losses(plans, skipped, max_lost)
+        shards = [
+            (job.split, job.arrow_path, report) for job, report in zip(jobs, reports, strict=True)
+        ]
+        columns = list(jobs[0].clips[0].metadata)
+        info = lay_out(partial, settings, plans, shards, columns, sources)
+        swap_folder(partial / "cache", output)
+        shutil.rmtree(partial)
+    return info
+
+
+def check_rate_of_codec(settings: CacheSettings) -> None:
+    """Raise UserError if the codec does not know the sample rate."""
     rates = RATES_OF_CODEC.get(settings.codec)
     if rates and settings.sample_rate not in rates:
         raise UserError(
             f"codec {settings.codec} knows no {settings.sample_rate} Hz: use --sample-rate"
             f" {', '.join(map(str, rates))}, or --codec flac"
         )
-    jobs, sources = _plan_jobs(output, settings, plans)
+
+
+def finished_cache(
+    output: Path,
+    settings: CacheSettings,
+    sources: dict[str, str],
+    plans: list[SplitPlan],
+    overwrite: bool,
+) -> dict[str, Any] | None:
+    """Return cache.json of a cache that is built already; None if it must be built.
+
+    Raises UserError if `output` is something else, or another cache and not to be overwritten.
+    """
     existing = _existing_cache(output)
-    if existing is not None and not overwrite:
-        differences = _differences(existing, settings, sources, plans)
-        if differences:
-            raise UserError(
-                f"{output} exists, but {'; '.join(differences)}: add --overwrite, or choose another"
-                " --output"
-            )
-        print(f"{output} is already built with these settings; nothing to do")
-        return existing
-    check_losses(plans, [], max_lost)
-    partial = _partial(output)
-    with disk_errors(partial, FINISHED_PARTS_ARE_KEPT), locked(partial / LOCK):
-        reports = _write_shards(partial, jobs, num_proc)
-        skipped = [item for report in reports for item in report["skipped"]]
-        check_losses(plans, skipped, max_lost)
-        info = _lay_out(partial, settings, plans, jobs, reports, sources)
-        swap_folder(partial / "cache", output)
-        shutil.rmtree(partial)
-    return info
+    if existing is None or overwrite:
+        return None
+    if differences := _differences(existing, settings, sources, plans):
+        raise UserError(
+            f"{output} exists, but {'; '.join(differences)}: add --overwrite, or choose another"
+            " --output"
+        )
+    print(f"{output} is already built with these settings; nothing to do")
+    return existing
 
 
-def _partial(output: Path) -> Path:
+def partial_folder(output: Path) -> Path:
+    """Return the folder in which a cache is built."""
     return output.with_name(f"{output.name}.partial")
 
 
@@ -144,8 +170,8 @@ def _plan_jobs(
             digest = shard_digest(clips, settings.content())
             source.update(digest.encode())
             name = f"{index:05d}-of-{num_shards:05d}"
-            arrow_path = _partial(output) / "cache" / plan.name / f"data-{name}.arrow"
-            report_path = _partial(output) / "reports" / f"{plan.name}-{name}.json"
+            arrow_path = partial_folder(output) / "cache" / plan.name / f"data-{name}.arrow"
+            report_path = partial_folder(output) / "reports" / f"{plan.name}-{name}.json"
             how = settings.codec, settings.sample_rate, settings.max_seconds
             jobs.append(ShardJob(plan.name, clips, *how, arrow_path, report_path, digest))
         sources[plan.name] = source.hexdigest()[:16]
@@ -222,34 +248,44 @@ def _write_shards(partial: Path, jobs: list[ShardJob], num_proc: int) -> list[di
     return [reports[job.report_path] for job in jobs]
 
 
-def _lay_out(
+def lay_out(
     partial: Path,
     settings: CacheSettings,
     plans: list[SplitPlan],
-    jobs: list[ShardJob],
-    reports: list[dict[str, Any]],
+    shards: list[tuple[str, Path, dict[str, Any]]],
+    metadata_columns: list[str],
     sources: dict[str, str],
 ) -> dict[str, Any]:
     """Check the shards, and write the JSON files around them, cache.json last.
 
     dataset_info.json and state.json are those of `Dataset.save_to_disk`, which would pass the audio
     through memory again.
+
+    Args:
+        partial: The folder that holds `cache`.
+        settings: How it was built.
+        plans: Clips that are left out of each split.
+        shards: Split, Arrow file and report of each shard, in the order of the rows.
+        metadata_columns: The corpus's own columns.
+        sources: Digest of each split's sources.
+
+    Returns:
+        The content of cache.json.
     """
     import datasets  # here: it takes a second, and an error message should not wait for that
 
-    features = datasets.Features.from_arrow_schema(cache_schema(list(jobs[0].clips[0].metadata)))
+    features = datasets.Features.from_arrow_schema(cache_schema(metadata_columns))
     splits, skipped = {}, [asdict(item) for plan in plans for item in plan.lost + plan.unused]
     for plan in plans:
-        pairs = zip(jobs, reports, strict=True)
-        done = [(job, report) for job, report in pairs if job.split == plan.name]
-        for job, report in done:
+        done = [(path, report) for split, path, report in shards if split == plan.name]
+        for path, report in done:
             # one shard at a time: a map of the whole cache costs 64 kB of page cache a clip
-            with pa.memory_map(str(job.arrow_path)) as file, pa.ipc.open_stream(file) as stream:
+            with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as stream:
                 num_rows = sum(batch.num_rows for batch in stream)
-            assert num_rows == report["num_clips"], f"{job.arrow_path} holds {num_rows} rows"
+            assert num_rows == report["num_clips"], f"{path} holds {num_rows} rows"
         folder = partial / "cache" / plan.name
         datasets.DatasetInfo(features=features).write_to_directory(str(folder))
-        names = [job.arrow_path.name for job, report in done if report["num_clips"]]
+        names = [path.name for path, report in done if report["num_clips"]]
         state = {
             "_data_files": [{"filename": name} for name in names],
             "_fingerprint": sources[plan.name],

@@ -12,8 +12,8 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +64,7 @@ class ShardJob:
     arrow_path: Path
     report_path: Path
     digest: str
+    journal: dict[str, Any] | None = None  # of a streamed corpus, kept in the report (stream.py)
 
 
 def shard_digest(clips: tuple[Clip, ...], settings: dict[str, Any]) -> str:
@@ -137,36 +138,78 @@ def write_shard(job: ShardJob, on_clip: Callable[[], None]) -> dict[str, Any]:
                 report["num_one_channel_clips"] += encoded.took_one_channel
             on_clip()
     report["num_bytes"] = job.arrow_path.stat().st_size
+    if job.journal is not None:
+        report["journal"] = job.journal
     with atomic_path(job.report_path) as temporary:
         temporary.write_text(json.dumps(report), encoding="utf-8")
     return report
 
 
 def run_jobs(jobs: list[ShardJob], num_proc: int) -> list[dict[str, Any]]:
-    """Write all shards in `num_proc` processes; return the reports in the order of `jobs`.
-
-    If a worker is killed, the unfinished shards are repeated with half as many processes.
-    """
+    """Write all shards in `num_proc` processes; return the reports in the order of `jobs`."""
     reports: dict[Path, dict[str, Any]] = {}
-    with bar(total=sum(len(job.clips) for job in jobs), desc="building", unit="clip") as progress:
-        if min(num_proc, len(jobs)) <= 1:
-            return [write_shard(job, progress.update) for job in jobs]
-        while todo := [job for job in jobs if job.report_path not in reports]:
-            num_proc = min(num_proc, len(todo))
-            num_ready = sum(len(job.clips) for job in jobs if job.report_path in reports)
+    num_clips = sum(len(job.clips) for job in jobs)
+    num_proc = max(1, min(num_proc, len(jobs)))
+    for job, report in run_stream(iter(jobs), num_proc, num_clips):
+        reports[job.report_path] = report
+    return [reports[job.report_path] for job in jobs]
+
+
+def run_stream(
+    jobs: Iterator[ShardJob], num_proc: int, num_clips: int | None = None
+) -> Iterator[tuple[ShardJob, dict[str, Any]]]:
+    """Write shards that are still being made: at most `num_proc` + 1 are taken from `jobs` ahead.
+
+    If a worker is killed, the unfinished shards are repeated with half as many processes. If `jobs`
+    raises an error, the shards that were taken are finished first.
+
+    Args:
+        jobs: The shards.
+        num_proc: Number of worker processes; 1 works in this process.
+        num_clips: Number of clips, for the progress; None if unknown.
+
+    Yields:
+        Each shard with its report, in the order in which they are finished.
+    """
+    taken: dict[Path, ShardJob] = {}  # not finished yet
+
+    def remaining() -> Iterator[ShardJob]:
+        yield from list(taken.values())
+        for job in jobs:
+            taken[job.report_path] = job
+            yield job
+
+    with bar(total=num_clips, desc="building", unit="clip") as progress:
+        if num_proc == 1:
+            for job in jobs:
+                yield job, write_shard(job, progress.update)
+            return
+        num_ready = 0
+        while True:
             try:
-                written = _run_pool(todo, num_proc, num_ready, progress)
+                for job, report in _run_pool(remaining(), num_proc, num_ready, progress):
+                    del taken[job.report_path]
+                    num_ready += len(job.clips)
+                    yield job, report
+                return
             except BrokenProcessPool:
-                written = [finished_report(job) for job in todo]
+                for job in list(taken.values()):
+                    if report := finished_report(job):
+                        del taken[job.report_path]
+                        num_ready += len(job.clips)
+                        yield job, report
                 if num_proc == 1:
-                    clips = todo[written.index(None)].clips
+                    clips = next(remaining()).clips
                     raise UserError(
                         "the worker process was killed, perhaps for lack of memory, at the clips"
                         f" {clips[0].file_name} to {clips[-1].file_name}: run the same command"
                         " again; finished parts are kept"
                     ) from None
                 num_proc = max(1, num_proc // 2)
-                for path in (path for job in todo for path in (job.arrow_path, job.report_path)):
+                paths = [
+                    path for job in taken.values() for path in (job.arrow_path, job.report_path)
+                ]
+                for path in paths:
                     for leftover in path.parent.glob(f".{path.name}.*.tmp"):
                         leftover.unlink()
                 progress.write(
@@ -174,39 +217,50 @@ def run_jobs(jobs: list[ShardJob], num_proc: int) -> list[dict[str, Any]]:
                     f" with {num_proc} process(es), finished parts are kept",
                     file=sys.stderr,
                 )
-            for job, report in zip(todo, written, strict=True):
-                if report:
-                    reports[job.report_path] = report
-    return [reports[job.report_path] for job in jobs]
 
 
 def _run_pool(
-    jobs: list[ShardJob], num_proc: int, num_ready: int, progress: tqdm
-) -> list[dict[str, Any]]:
-    """Return the reports of `jobs`; `num_ready` clips were done before.
+    jobs: Iterator[ShardJob], num_proc: int, num_ready: int, progress: tqdm
+) -> Iterator[tuple[ShardJob, dict[str, Any]]]:
+    """Yield each shard with its report; `num_ready` clips were done before.
 
-    The first failure ends all. Raises BrokenProcessPool if a worker dies.
+    The first failure of a shard ends all. Raises BrokenProcessPool if a worker dies.
     """
     context = multiprocessing.get_context("spawn")  # a forked copy of a process with threads hangs
     counter, stop = context.Value("q", num_ready), context.Event()
     executor = ProcessPoolExecutor(num_proc, context, _start_worker, (counter, stop))
-    # workers inherit it: this process handles Ctrl-C for all
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    pending: dict[Future, ShardJob] = {}
+    failure: Exception | None = None  # of `jobs`
+    is_end = False
     try:
-        try:
-            futures = [executor.submit(_work, job) for job in jobs]
-        finally:
-            signal.signal(signal.SIGINT, previous)
-        pending = set(futures)
-        while pending:
-            done, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
+        while pending or not is_end:
+            while not is_end and len(pending) <= num_proc:
+                try:
+                    job = next(jobs, None)
+                except Exception as error:
+                    job, failure = None, error
+                if job is None:
+                    is_end = True
+                else:
+                    pending[_submit(executor, job)] = job
+            done, _ = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
             progress.update(counter.value - progress.n)
             for future in done:
-                future.result()
-        return [future.result() for future in futures]
+                yield pending.pop(future), future.result()
+        if failure is not None:
+            raise failure
     finally:
         stop.set()
         executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _submit(executor: ProcessPoolExecutor, job: ShardJob) -> Future:
+    """Submit a shard; a worker that starts for it ignores Ctrl-C, which the parent handles."""
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        return executor.submit(_work, job)
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 class _Stopped(Exception):

@@ -29,6 +29,7 @@ class SplitPlan:
     unused: list[Skipped] = field(default_factory=list)  # audio files without captions
     excluded: list[Skipped] = field(default_factory=list)  # test clips of other corpora
     notes: list[str] = field(default_factory=list)  # printed after the build
+    num_streamed: int = 0  # clips of a streamed corpus (stream.py), which `clips` does not hold
 
 
 def check_losses(plans: list[SplitPlan], skipped: list[dict[str, str]], max_lost: float) -> None:
@@ -39,7 +40,7 @@ def check_losses(plans: list[SplitPlan], skipped: list[dict[str, str]], max_lost
     for plan in plans:
         lost = [asdict(item) for item in plan.lost]
         lost += [item for item in skipped if item["split"] == plan.name]
-        num_expected = len(plan.clips) + len(plan.lost)
+        num_expected = len(plan.clips) + plan.num_streamed + len(plan.lost)
         if len(lost) == num_expected:
             raise UserError(none_usable(plan, lost))
         if len(lost) > max_lost * num_expected:
