@@ -10,9 +10,11 @@ blanks, case and ending. Another clip of the same name is left out too, which co
 """
 
 import html
+import json
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 
 from data_prep.corpora.clip_ids import freesound_id, is_unknown, youtube_id
@@ -115,6 +117,12 @@ class Exclusions:
     def why_youtube(self, video: str) -> str | None:
         """Return the reason to leave out the clips of a video, None if there is none."""
         return _why(self._youtube, video)
+
+    def digest(self) -> str:
+        """Return a digest of all ids and names."""
+        lists = self._freesound + self._names + self._youtube
+        content = [[entries.kind, sorted(entries.reasons.items())] for entries in lists]
+        return sha256(json.dumps(content).encode()).hexdigest()
 
     def unmatched(self) -> list[str]:
         """Return a warning for each given list that matched no clip.

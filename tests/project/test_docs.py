@@ -50,7 +50,13 @@ LANGUAGES = ("sh", "python", "text", "yaml")
 MAX_COLUMNS, MAX_README_LINES = 120, 200
 
 # Parsed, not run: they need a server, the hub or a browser's user, or take minutes.
-PARSED_ONLY = ("generate_captions", "retrieval.app", "retrieval.sharing push", "benchmarks.")
+PARSED_ONLY = (
+    "generate_captions",
+    "build_hub",
+    "retrieval.app",
+    "retrieval.sharing push",
+    "benchmarks.",
+)
 RUN_ALL_THE_SAME = ("benchmarks.compare_runs",)
 PARSED_OPTIONS = ("--download", "--scenes", "--onnx")  # network; the real sample corpus; minutes
 # Programs of others that the docs start; nothing of them runs here.
