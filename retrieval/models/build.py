@@ -12,7 +12,7 @@ from retrieval.config.text import flatten
 from retrieval.losses import LEARNABLE, arguments_of, check_loss, settings_of
 from retrieval.models.audio import AUDIO_ENCODERS
 from retrieval.models.dual_encoder import POOLINGS, DualEncoder
-from retrieval.models.lora import add_lora
+from retrieval.models.lora import PARTS, add_lora
 from retrieval.models.pretrained.load import load_pretrained
 from retrieval.models.projection import PROJECTIONS
 from retrieval.models.text import load_tokenizer, text_architecture, text_readout
@@ -80,15 +80,12 @@ def build_model_without_weights(config: Config) -> DualEncoder:
     return model
 
 
-ENCODERS = ("audio_encoder", "text_encoder")
-
-
 def _choose_trained(model: DualEncoder, config: Config, has_weights: bool = True) -> None:
     """Freeze the frozen encoders, and add the adapters of those with LoRA.
 
     has_weights: False for a model on the meta device.
     """
-    for part in ENCODERS:
+    for part in PARTS:
         if getattr(config, part).frozen:
             model.freeze(part)
         lora = getattr(config, part).lora
@@ -195,12 +192,12 @@ def warnings_of(config: Config) -> list[str]:
         }
         found += [
             f"{part} is frozen with random weights, so it tells nothing of its input"
-            for part in ENCODERS
+            for part in PARTS
             if getattr(config, part).frozen and is_random[part]
         ]
         found += [
             f"{part}.lora adapts random weights, which stay as they are"
-            for part in ENCODERS
+            for part in PARTS
             if getattr(config, part).lora is not None and is_random[part]
         ]
     return found

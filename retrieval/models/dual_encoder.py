@@ -25,7 +25,7 @@ from retrieval.models.audio import AUDIO_ENCODERS
 from retrieval.models.audio.encoder import AudioEncoder
 from retrieval.models.card import about_json, model_card
 from retrieval.models.hub import OUT_OF_REACH, explained_upload, hub_answers, local_files_only
-from retrieval.models.lora import Lora, load_adapters, saved_apart, saved_state
+from retrieval.models.lora import Lora, check_bases, load_adapters, saved_apart, saved_state
 from retrieval.models.pooling import (
     AveragePooling,
     MeanPooling,
@@ -415,6 +415,7 @@ class DualEncoder(nn.Module, PyTorchModelHubMixin):
                 local_files_only=local_files_only,
                 token=token,
             )
+        check_bases(Path(model_id), architecture)
         apart = saved_apart(Path(model_id))
         _check_size(architecture, Path(model_id) / WEIGHTS, apart)
         model = cls(**architecture)

@@ -15,6 +15,8 @@ FOLDER/adapters/PART/base.json                   where the encoder's own weights
 import hashlib
 import json
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,11 @@ from retrieval.base.access import follow_umask
 from retrieval.base.errors import UserError, one_line
 from retrieval.base.extras import needs_extra
 from retrieval.base.files import read_json
+from retrieval.models.audio import AUDIO_ENCODERS
+from retrieval.models.audio.huggingface import huggingface_arguments
+from retrieval.models.text import text_architecture
 
+PARTS = ("audio_encoder", "text_encoder")
 ADAPTERS = "adapters"  # folder of a saved model
 CONFIG, WEIGHTS, BASE = "adapter_config.json", "adapter_model.safetensors", "base.json"
 PREFIX = "base_model.model."  # of names in peft's files
@@ -322,7 +328,98 @@ def weights_digest(encoder: nn.Module) -> str:
 
 def saved_apart(folder: Path) -> list[str]:
     """Return the encoders of a model folder that are adapters beside a base."""
-    return sorted(path.parent.name for path in (folder / ADAPTERS).glob(f"*/{BASE}"))
+    return [part for part in PARTS if (folder / ADAPTERS / part / BASE).is_file()]
+
+
+def check_bases(folder: Path, architecture: dict[str, Any]) -> None:
+    """Compare the encoders that config.json describes with their bases, before they are built.
+
+    The sizes in a config.json could ask for any memory; those of a base have weights.
+
+    Args:
+        folder: Of a saved model.
+        architecture: Content of its config.json.
+
+    Raises:
+        UserError: A base is absent, or of another size.
+    """
+    for part in saved_apart(folder):
+        place, described = folder / ADAPTERS / part, dict(architecture[part])
+        base = _read_base(place)
+        with _needed_by(place, base):
+            found = _size_mistake(base, part, described, folder)
+        if found:
+            raise UserError(
+                f"{place} is an adapter of {base.name}, which is of another size than config.json"
+                f" says ({found}); copy the folder again"
+            )
+
+
+def _size_mistake(base: Base, part: str, described: dict[str, Any], folder: Path) -> str | None:
+    """Return the first difference of an encoder that config.json describes and its base."""
+    other = _whole_model(base, folder) if base.kind == "model" else None
+    kind = described.pop("name", None)  # of an audio encoder
+    if kind in (None, "huggingface"):
+        if other is not None:
+            own = other.architecture[part]
+        elif kind is None:
+            own = text_architecture(base.name, dropout=0.0)
+        else:
+            own = huggingface_arguments(base.name)
+        return _first_difference(described, own)
+    with torch.device("meta"):  # shapes cost nothing there
+        planned = _num_numbers(AUDIO_ENCODERS[kind](**described))
+    # a number takes a byte or more
+    most = Path(base.name).stat().st_size if other is None else _num_numbers(other.audio_encoder)
+    return f"{planned:.3g} numbers" if planned > most else None
+
+
+def _num_numbers(module: nn.Module) -> int:
+    return sum(tensor.numel() for tensor in module.state_dict().values())
+
+
+def _first_difference(described: Any, own: Any, name: str = "") -> str | None:
+    """Return the first whole number that differs, as `name=value`; settings of one are left out."""
+    if isinstance(described, dict) and isinstance(own, dict):
+        pairs = [(described[key], own[key], key) for key in described if key in own]
+    elif isinstance(described, list | tuple) and isinstance(own, list | tuple):
+        if len(described) != len(own):
+            return f"{len(described)} {name}"
+        pairs = [(one, other, name) for one, other in zip(described, own, strict=True)]
+    else:
+        is_size = int in (type(described), type(own)) or name == "model_type"
+        return f"{name}={described}" if is_size and described != own else None
+    return next(filter(None, (_first_difference(*pair) for pair in pairs)), None)
+
+
+def _whole_model(base: Base, folder: Path) -> Any:
+    from retrieval.models.pretrained.load import load_pretrained  # which imports DualEncoder
+
+    return load_pretrained(base.name, folder / "tokenizer")
+
+
+def _read_base(place: Path) -> Base:
+    try:
+        base = Base(**read_json(place / BASE))
+        if not all(isinstance(value, str) for value in asdict(base).values()):
+            raise TypeError("a value is not text")
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(
+            f"{place / BASE} cannot be read ({one_line(error)}); copy it again"
+        ) from None
+    return base
+
+
+@contextmanager
+def _needed_by(place: Path, base: Base) -> Iterator[None]:
+    """Name the adapter and its base in the error of a base that does not load."""
+    try:
+        yield
+    except Exception as error:  # of the hub, of transformers and of settings that do not fit
+        raise UserError(
+            f"{place} is an adapter of {base.name}, which does not load here: put it there"
+            f" ({one_line(error, longest=200)})"
+        ) from None
 
 
 def load_adapters(model: nn.Module, folder: Path) -> None:
@@ -335,25 +432,18 @@ def load_adapters(model: nn.Module, folder: Path) -> None:
     Raises:
         UserError: A base is absent or has changed, or files are damaged.
     """
-    from retrieval.models.pretrained.load import load_pretrained  # which imports DualEncoder
-
     for part in saved_apart(folder):
         place = folder / ADAPTERS / part
-        encoder = getattr(model, part)
-        base, lora, state = _read_adapter(place, encoder)
-        try:
+        encoder, base = getattr(model, part), _read_base(place)
+        lora, state = _read_adapter(place, encoder)
+        with _needed_by(place, base):
             if base.kind == "model":
-                other = load_pretrained(base.name, folder / "tokenizer")
+                other = _whole_model(base, folder)
                 encoder.load_state_dict(getattr(other, part).state_dict())
             elif part == "text_encoder":
                 encoder.load_pretrained(base.name)
             else:
                 encoder.load_official(base.name)
-        except (UserError, RuntimeError, AttributeError) as error:
-            raise UserError(
-                f"{place} is an adapter of {base.name}, which does not load here: put it there"
-                f" ({one_line(error, longest=200)})"
-            ) from None
         if weights_digest(encoder) != base.sha256:
             raise UserError(
                 f"{place} is an adapter of {base.name}, whose weights have changed since: put the"
@@ -362,10 +452,9 @@ def load_adapters(model: nn.Module, folder: Path) -> None:
         _merge(adapted_module(encoder), lora, state, place)
 
 
-def _read_adapter(place: Path, encoder: nn.Module) -> tuple[Base, Lora, dict[str, torch.Tensor]]:
+def _read_adapter(place: Path, encoder: nn.Module) -> tuple[Lora, dict[str, torch.Tensor]]:
     """Read the files of an adapter. Of peft's many settings only those that are written here."""
     try:
-        base = Base(**read_json(place / BASE))
         settings = read_json(place / CONFIG)
         lora = Lora(
             int(settings["r"]), int(settings["lora_alpha"]), 0.0, (*settings["target_modules"],)
@@ -376,12 +465,15 @@ def _read_adapter(place: Path, encoder: nn.Module) -> tuple[Base, Lora, dict[str
             f"adapter {place} cannot be read ({one_line(error)}); copy it again"
         ) from None
     layers = adaptable_layers(adapted_module(encoder))
+    ranks = {value.shape[:1] for key, value in state.items() if ".lora_A." in key}
+    found = ""
     if not lora.layers or not layers.keys() >= set(lora.layers):
-        raise UserError(
-            f"adapter {place} does not fit the encoder in config.json beside it: its"
-            f" {CONFIG} names other layers; copy the folder again"
-        )
-    return base, lora, state
+        found = "names layers that the encoder does not have"
+    elif ranks != {(lora.rank,)}:  # before memory is taken for it
+        found = f"says r={lora.rank}, its weights are of another rank"
+    if found:
+        raise UserError(f"adapter {place}: {CONFIG} {found}; copy the folder again")
+    return lora, state
 
 
 def _merge(host: nn.Module, lora: Lora, state: dict[str, torch.Tensor], place: Path) -> None:

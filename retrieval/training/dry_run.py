@@ -87,7 +87,8 @@ def _memory(config: Config, model: DualEncoder, num_parameters: int, num_trained
     Weights, their average, gradients and Adam's two moments are exact. Activations: a block keeps
     34 bytes per token and channel at 16 bits with fused attention (Korthikanti et al., 2022, arXiv
     2205.05198), twice that at 32 bits. With train.activation_checkpointing it keeps its input (2
-    and 4 bytes), and one block at a time keeps all.
+    and 4 bytes), and one block at a time keeps all. With LoRA it is an upper bound: a frozen layer
+    needs no input of its own for a gradient.
     """
     has_average = config.train.ema_decay is not None
     fixed = num_parameters * 4 + num_trained * 4 * (3 + has_average)

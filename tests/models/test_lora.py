@@ -398,9 +398,29 @@ def other_layers(folder: Path, bases: Path) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"target_modules": ["lm_head"]}))
 
 
+def sizes_without_weights(folder: Path, bases: Path) -> None:
+    """A config.json that asks for 1e12 numbers, which would be taken before any weight is read."""
+    path = folder / "config.json"
+    content = json.loads(path.read_text())
+    content["text_encoder"]["vocab_size"] = 10**11
+    path.write_text(json.dumps(content))
+
+
+def a_rank_without_weights(folder: Path, bases: Path) -> None:
+    path = folder / "adapters" / "text_encoder" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"r": 10**11}))
+
+
+def no_text(folder: Path, bases: Path) -> None:
+    (folder / "adapters" / "text_encoder" / "base.json").write_text('{"name": 1}')
+
+
 @pytest.mark.parametrize(
     "damage",
     [
+        sizes_without_weights,
+        a_rank_without_weights,
+        no_text,
         changed_base,
         no_base,
         damaged_weights,
@@ -420,6 +440,16 @@ def test_what_does_not_belong_together_is_refused(apart, bases, tmp_path, damage
     assert str(Path("adapters", "text_encoder")) in error_of(
         DualEncoder.from_pretrained, tmp_path / "copy"
     )
+
+
+def test_an_encoder_larger_than_the_file_of_its_base_is_refused(apart, tmp_path):
+    shutil.copytree(apart[1], tmp_path / "copy")
+    path = tmp_path / "copy" / "config.json"
+    content = json.loads(path.read_text())
+    content["audio_encoder"]["embed_dim"] = 10**6
+    path.write_text(json.dumps(content))
+    message = error_of(DualEncoder.from_pretrained, tmp_path / "copy")
+    assert str(Path("adapters", "audio_encoder")) in message and "numbers" in message
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from retrieval.models.dual_encoder import DualEncoder
 from retrieval.training import loop
 from retrieval.training.setup import Run
 from retrieval.training.states import latest_state
+from tests import many_processes
 from tests.models.lora_models import change_adapters, config_of, save_atst, save_text_encoder
 from tests.training.test_micro_batches import (
     assert_equal,
@@ -38,6 +39,9 @@ ROOT = Path(__file__).resolve().parents[2]
 CONFIG = str(ROOT / "configs" / "clotho_lora_text.yaml")
 BOTH = ["audio_encoder.lora.rank=4", "text_encoder.lora.rank=4"]
 DROPOUT = ["audio_encoder.lora.dropout=0.3", "text_encoder.lora.dropout=0.3"]
+LARGE_BATCH = [
+    *("train.batch_size=12", "optimizer.schedule.warmup_epochs=0", "evaluation.num_pictures=0"),
+]
 NO_DROPOUT = [
     *("text_encoder.dropout=0", "pooling.attention_dropout=0"),
     *("audio_encoder.lora.dropout=0", "text_encoder.lora.dropout=0"),
@@ -88,6 +92,23 @@ def test_three_steps_change_the_adapted_layers_and_nothing_else_of_the_encoders(
     assert {name.split(".")[-2] for name in encoders} == {"qkv", *layers}
     parts = {name.split(".")[0] for name in changed - encoders}
     assert parts == {"audio_projection", "text_projection", "pooling"}
+
+
+def test_adapters_learn_more_than_frozen_encoders(tiny, tmp_path):
+    settings = ["pooling.name=mean", "loss.temperature=0.2", "text_encoder.dropout=0"]
+    settings += ["optimizer.lr.audio_encoder=2e-2", "optimizer.lr.text_encoder=2e-2"]
+    last_losses = {}
+    for name, chosen in (
+        ("frozen", ["audio_encoder.frozen=true", "text_encoder.frozen=true"]),
+        ("adapted", BOTH),
+    ):
+        run = many_processes.start(tiny, tmp_path / name, [*settings, *chosen, *LARGE_BATCH])
+        losses = []
+        for epoch in range(12):
+            run.batches.start(epoch, 0)
+            losses += [loop.train_step(run, batch)[0] for batch in run.loader]
+        last_losses[name] = sum(losses[-4:]) / 4
+    assert last_losses["adapted"] < 0.8 * last_losses["frozen"]
 
 
 def test_the_optimizer_holds_adapters_only_in_the_encoders_groups(tiny, tmp_path):
