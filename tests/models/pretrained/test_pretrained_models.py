@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, PeAudioVideoConfig
 
 from retrieval.base.errors import UserError
 from retrieval.models.dual_encoder import DualEncoder
@@ -164,6 +164,55 @@ class TestSameNumbers:
         found = ours(model, [0.5 * torch.sin(2 * torch.pi * 440 * time)])
         assert functional.cosine_similarity(found, expected).item() > 0.99
         assert model.architecture["sample_rate"] == 2 * RATE
+
+
+def test_the_audio_and_text_parts_of_an_audio_visual_model(folders, tmp_path):
+    """The file has one text model for all parts, and video; checked against PeAudioVideoModel."""
+    folder, original, processor = folders["pe_audio"]
+    config = original.config
+    video = {"audio_config": config.audio_config.to_dict()}
+    PeAudioVideoConfig(
+        text_config=config.text_config.to_dict(), audio_video_config=video
+    ).save_pretrained(tmp_path)
+    state = {
+        key if key.startswith("text_model.") else f"audio_model.{key}": value
+        for key, value in original.state_dict().items()
+    }
+    state["video_model.video_head.proj.weight"] = torch.zeros(2, 2)
+    state["audio_video_logit_scale"] = torch.zeros(1)
+    save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
+    processor.save_pretrained(tmp_path)
+    clips = [sound(9_001), sound(3_111)]
+    model, expected = load_pretrained(tmp_path), load_pretrained(folder)
+    assert torch.equal(ours(model, clips), ours(expected, clips))
+    with torch.no_grad():
+        assert torch.equal(model.encode_text(CAPTIONS), expected.encode_text(CAPTIONS))
+
+
+def test_files_of_older_transformers(folders, tmp_path):
+    """As laion/larger_clap_general: weights as a pickle of tensors, with buffers of then."""
+    folder, original, processor = folders["clap"]
+    original.config.save_pretrained(tmp_path)
+    processor.feature_extractor.save_pretrained(tmp_path)
+    assert (tmp_path / "preprocessor_config.json").exists()
+    processor.tokenizer.save_pretrained(tmp_path)
+    old = {"text_model.embeddings.position_ids": torch.arange(514)[None]}
+    torch.save(original.state_dict() | old, tmp_path / "pytorch_model.bin")
+    model, expected = load_pretrained(tmp_path), load_pretrained(folder)
+    assert torch.equal(ours(model, [sound(9_001)]), ours(expected, [sound(9_001)]))
+
+
+def test_a_pickle_with_code_is_not_run(folders, tmp_path):
+    folder = copy_of(folders, tmp_path)
+    (folder / "model.safetensors").unlink()
+
+    class Harmful:
+        def __reduce__(self):
+            return Path(tmp_path / "ran").touch, ()
+
+    torch.save({"weight": Harmful()}, folder / "pytorch_model.bin")
+    refusal(folder)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_short_rest_of_a_long_clip_hardly_counts(folders):
