@@ -204,9 +204,18 @@ class Scorer:
         has_config = self.checkpoints[0].is_dir() and (run / "config.yaml").is_file()
         self.config = config = read_config(run) if has_config else Config()
         self.accelerator = make_accelerator(mixed_precision or config.train.mixed_precision)
-        others = self.checkpoints[1:]
-        rates = {own: cache_rate(load_pretrained(own, text_encoder)) for own in others}
-        self._first: DualEncoder | None = load_pretrained(self.checkpoints[0], text_encoder)
+        rates, similarities = {}, set()
+        for checkpoint in reversed(self.checkpoints):  # the first one stays in memory
+            model = None  # frees it before the next one is loaded
+            model = load_pretrained(checkpoint, text_encoder)
+            rates[checkpoint] = cache_rate(model)
+            similarities.add(model.pooling.similarity)
+        self._first: DualEncoder | None = model
+        if len(similarities) > 1:
+            raise UserError(
+                "--checkpoint: some of the models score by dot products and others by cosines,"
+                " whose mean means nothing; score them one by one"
+            )
         if cache is None and not has_config:
             raise UserError(
                 f"{run} has no config.yaml that says which cache to score: add --cache DIR"
@@ -214,8 +223,7 @@ class Scorer:
         self.cache: Cache = open_cache(cache or config.data.cache)
         run_cache = Path(config.data.cache).resolve()
         self.is_other_cache = has_config and self.cache.path.resolve() != run_cache
-        rates = {self.checkpoints[0]: cache_rate(self._first)} | rates
-        for checkpoint, rate in rates.items():
+        for checkpoint, rate in reversed(rates.items()):
             check_sample_rate(self.cache, checkpoint, rate)
         if self._first.takes_any_rate:
             self._first.hear_at(self.cache.sample_rate)
