@@ -162,6 +162,8 @@ def _settings_of(model: DualEncoder) -> str:
         f" audio_encoder.readout={built['audio_encoder']['readout']}"
         f" text_encoder.readout={built['text_readout']} text_encoder.as_written=true"
         f" projection.name={built['projection']['name']} dim={built['dim']}"
+        f" pooling.name=average pooling.similarity={built['pooling']['similarity']} (or another"
+        " pooling, to be trained)"
     )
 
 
