@@ -516,6 +516,42 @@ def test_an_interrupted_build_goes_on(corpus, whole, tmp_path, monkeypatch, num_
     assert "are ready" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("kind", ["tar", "folder", "saved"])
+def test_other_formats_go_on_too(tmp_path, kind, monkeypatch):
+    """Interrupted after each shard, within one split of the dataset and between two."""
+    monkeypatch.setattr(stream, "SHARD_CLIPS", 2)
+    numbers = {"train": range(5), "extra": range(5, 8)}
+    if kind == "saved":
+        made = {split: dataset_of(rows_of(found)) for split, found in numbers.items()}
+        datasets.DatasetDict(made).save_to_disk(tmp_path / "corpus")
+    else:
+        card = "---\nconfigs:\n- config_name: default\n  data_files:\n"
+        for split, found in numbers.items():
+            if kind == "tar":
+                write_tar(tmp_path / "corpus" / split / "0.tar", tar_members(found))
+            else:
+                write_folder(tmp_path / "corpus" / split, found)
+            card += f"  - {{split: {split}, path: {split}/*}}\n"
+        (tmp_path / "corpus" / "README.md").write_text(f"{card}---\n")
+    options = ("--split", "development=train", "development=extra")
+    real, decoded = stream.run_stream, []
+
+    def interrupted(jobs, num_proc):
+        for number, item in enumerate(real(jobs, num_proc)):
+            if number:
+                raise KeyboardInterrupt
+            decoded.extend(clip.clip_id for clip in item[0].clips)
+            yield item
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stream, "run_stream", interrupted)
+        codes = [build(tmp_path / "corpus", tmp_path / "cache", *options) for _ in range(3)]
+    assert codes == [130, 130, 0] and len(decoded) == len(set(decoded))
+    assert_holds(tmp_path / "cache", range(8))
+    assert build(tmp_path / "corpus", tmp_path / "whole", *options) == 0
+    assert arrow_files(tmp_path / "cache") == arrow_files(tmp_path / "whole")
+
+
 def test_a_changed_corpus_is_built_anew(tmp_path, monkeypatch):
     monkeypatch.setattr(stream, "SHARD_CLIPS", 2)
     path = write_parquet(tmp_path / "corpus" / "train.parquet", rows_of(range(6)))
