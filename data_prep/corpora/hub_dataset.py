@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import datasets
+import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets.utils.file_utils import xopen  # open() for URLs and parts of archives, with retries
 from huggingface_hub import HfApi, snapshot_download
@@ -667,11 +668,16 @@ def _columns(dataset: HubDataset) -> dict[str, str]:
         path = dataset.files[split][0]
         try:
             with _open_parquet(path) as file:
-                features = datasets.Features.from_arrow_schema(file.schema_arrow)
+                schema = file.schema_arrow
         except Exception as error:  # of pyarrow, fsspec, aiohttp, ...
             raise UserError(f"{path} cannot be read ({one_line(error, longest=300)})") from None
-        for name, feature in features.items():
-            _add_fields(columns, name, feature, _kind_of_feature)
+        for arrow_field in schema:
+            try:
+                feature = datasets.Features.from_arrow_schema(pa.schema([arrow_field]))
+            except ValueError:  # `datasets` has no name for maps and the like
+                columns[arrow_field.name] = str(arrow_field.type)
+            else:
+                _add_fields(columns, arrow_field.name, *feature.values(), _kind_of_feature)
         return columns
     if rows.features is not None:
         for name, feature in rows.features.items():

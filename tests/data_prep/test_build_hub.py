@@ -219,7 +219,9 @@ def test_saved_to_disk(tmp_path):
 
 def test_raw_bytes_and_paths_below_the_folder(tmp_path):
     """Neither has the feature Audio: a column of bytes, and JSON lines that name files."""
-    table = pa.table({"sound": [wav(0), wav(1)], "text": ["Caption of 0.", "Caption of 1."]})
+    tags = pa.array([[("a", "b")], []], pa.map_(pa.string(), pa.string()))  # not in `datasets`
+    texts = ["Caption of 0.", "Caption of 1."]
+    table = pa.table({"sound": [wav(0), wav(1)], "text": texts, "tags": tags})
     (tmp_path / "bytes").mkdir()
     pq.write_table(table, tmp_path / "bytes" / "train.parquet")
     assert build(tmp_path / "bytes", tmp_path / "cache") == 0
