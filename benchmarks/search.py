@@ -53,7 +53,7 @@ def write_index(path: Path, checkpoint: Path, num_clips: int) -> None:
     from retrieval.search.writer import IndexWriter, locked
 
     model = DualEncoder.from_pretrained(checkpoint)
-    dim, clip_seconds = model.audio_projection.out_features, model.clip_seconds
+    dim, clip_seconds = model.dim, model.clip_seconds
     rng = np.random.default_rng(0)
     lengths = rng.uniform(clip_seconds / 2, clip_seconds, num_clips)  # s
     num_frames = model.windows.num_valid_frames(

@@ -89,23 +89,7 @@ def make_model(quick: bool) -> tuple[DualEncoder, Config]:
     """Make the model of configs/tap.yaml with random weights, or a tiny one; it knows WORDS."""
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
-        names = ["<s>", "<pad>", "</s>", "<unk>", *WORDS]
-        tokenizer = Tokenizer(
-            models.WordLevel({name: number for number, name in enumerate(names)}, unk_token="<unk>")
-        )
-        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
-        )
-        special = {
-            "bos_token": "<s>",
-            "eos_token": "</s>",
-            "pad_token": "<pad>",
-            "unk_token": "<unk>",
-        }
-        transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(
-            folder
-        )
+        make_tokenizer().save_pretrained(folder)
         sizes = QUICK_TEXT if quick else {}
         transformers.AutoConfig.for_model(
             **KNOWN_ARCHITECTURES["roberta-large"] | sizes
@@ -119,6 +103,20 @@ def make_model(quick: bool) -> tuple[DualEncoder, Config]:
             ROOT / "configs" / "tap.yaml", settings + (QUICK_AUDIO if quick else [])
         )
         return build_model(config), config
+
+
+def make_tokenizer() -> transformers.PreTrainedTokenizerFast:
+    """Make a tokenizer of WORDS with the special tokens of RoBERTa."""
+    names = ["<s>", "<pad>", "</s>", "<unk>", *WORDS]
+    tokenizer = Tokenizer(
+        models.WordLevel({name: number for number, name in enumerate(names)}, unk_token="<unk>")
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
 
 
 def make_captions(num_captions: int) -> list[str]:

@@ -49,3 +49,9 @@ def foreign_config(folder: Path) -> dict[str, Any] | None:
 def is_own_folder(checkpoint: str | Path) -> bool:
     """Return True for a folder that train.py or save_pretrained may have written."""
     return Path(checkpoint).is_dir() and foreign_config(Path(checkpoint)) is None
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files with the weights of a model folder; pickles only without safetensors."""
+    whole = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    return whole + sorted((folder / "adapters").rglob("*.safetensors"))

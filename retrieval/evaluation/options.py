@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from retrieval.base.checkpoints import check_checkpoint
+from retrieval.base.checkpoints import check_checkpoint, hub_name, is_own_folder
 from retrieval.base.errors import OneLineParser, UserError
 from retrieval.base.files import check_not_among, check_outputs
 from retrieval.evaluation.outputs import (
@@ -19,6 +19,10 @@ from retrieval.evaluation.outputs import (
 )
 from retrieval.evaluation.submission import FORMATS
 
+CHECKPOINT_HELP = (
+    "model folder, such as runs/tap/best; CLAP or PE-Audio, as a folder or by hub name, such as"
+    " laion/clap-htsat-unfused; or a .ckpt of salsa"
+)
 REPORT_QUERIES, MAX_REPORT_QUERIES = 10, 200  # hardest queries: default, most
 
 
@@ -40,8 +44,7 @@ def parse_arguments(argv: list[str] | None, description: str) -> argparse.Namesp
         type=Path,
         required=True,
         action="append",
-        help="model folder, such as runs/tap/best; CLAP or PE-Audio, as a folder or by hub name,"
-        " such as laion/clap-htsat-unfused; or a .ckpt of salsa; several: their mean",
+        help=f"{CHECKPOINT_HELP}; several: their mean",
     )
     add(
         "--weight",
@@ -214,10 +217,10 @@ def _check_report(arguments: argparse.Namespace) -> None:
     elif not 0 <= num_queries <= MAX_REPORT_QUERIES:
         raise UserError(f"--report-queries must be 0 to {MAX_REPORT_QUERIES}, found {num_queries}")
     if against is not None:
-        if not against.exists():
+        if not against.exists() and hub_name(against) is None:
             raise UserError(
-                f"--against {against} does not exist: give a model folder, or a folder of results"
-                " that evaluate.py wrote"
+                f"--against {against} does not exist: give a model folder or a hub name, or a"
+                " folder of results that evaluate.py wrote"
             )
         if [path.resolve() for path in arguments.checkpoint] == [against.resolve()]:
             raise UserError(
@@ -240,6 +243,11 @@ def _check_outputs(arguments: argparse.Namespace) -> None:
             raise UserError(
                 f"checkpoint {checkpoint} is a file and has no folder for its result: add"
                 " --output DIR"
+            )
+        if not is_own_folder(checkpoint):
+            raise UserError(
+                f"checkpoint {checkpoint} is no folder of a run, and results do not belong there:"
+                " add --output DIR"
             )
         name = arguments.split + ("_relevance" if arguments.relevance else "")
         name += "_captions" if arguments.captions else ""

@@ -218,7 +218,8 @@ class Scorer:
             )
         if cache is None and not has_config:
             raise UserError(
-                f"{run} has no config.yaml that says which cache to score: add --cache DIR"
+                f"checkpoint {self.checkpoints[0]} has no run with a config.yaml beside it that"
+                " says which cache to score: add --cache DIR"
             )
         self.cache: Cache = open_cache(cache or config.data.cache)
         run_cache = Path(config.data.cache).resolve()

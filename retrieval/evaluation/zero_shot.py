@@ -30,7 +30,7 @@ from retrieval.evaluation.metrics.text_audio_retrieval.ranking import (
     ranks_of_both_directions,
     recall,
 )
-from retrieval.evaluation.options import check_checkpoints
+from retrieval.evaluation.options import CHECKPOINT_HELP, check_checkpoints
 from retrieval.evaluation.relevance import quoted
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--checkpoint", type=Path, required=True, help="model folder, or a .ckpt of salsa")
+    add("--checkpoint", type=Path, required=True, help=CHECKPOINT_HELP)
     add(
         "--text-encoder",
         type=Path,

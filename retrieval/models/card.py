@@ -131,8 +131,10 @@ def model_card(architecture: dict[str, Any], record: TrainingRecord) -> ModelCar
         eval_results=results or None,
     )
     settings = yaml.safe_dump(record.settings, sort_keys=False) if record.settings else None
+    kind = architecture["audio_encoder"].get("architecture", {}).get("model_type")
+    shown = {"audio_encoder": f"{names['audio_encoder']} ({kind})"} if kind else {}
     text = TEMPLATE.format(
-        **names,
+        **names | shown,
         sample_rate=architecture["sample_rate"],
         clip_seconds=architecture["clip_seconds"],
         lora=_lora(record),
@@ -257,4 +259,9 @@ def _licences(record: TrainingRecord) -> str:
     if any(started):
         named = ", ".join(f"`{name}`" for name in started if name)
         text += f"\n\nThe training started from {named}: their licences hold as well."
+    if record.converted_from:
+        text += (
+            f"\n\nConverted from `{record.converted_from}`, without any further training: its"
+            " licence holds."
+        )
     return text

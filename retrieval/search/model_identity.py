@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from pydantic import BaseModel
 
+from retrieval.base.checkpoints import weight_files
 from retrieval.base.errors import UserError
 from retrieval.base.files import sha256_of
 from retrieval.models.dual_encoder import DualEncoder
@@ -12,9 +13,8 @@ from retrieval.models.pretrained import load_pretrained, local_checkpoint
 
 TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt")
 TOKENIZER += ("*.model",)
-# of a folder of this project the first three and tokenizer/; of transformers also the others
-PARTS = ("config.json", "model*.safetensors*", "adapters", "*processor_config.json", *TOKENIZER)
-WEIGHTS_WITHOUT_SAFETENSORS = "pytorch_model*.bin*"
+# beside the weights; of a folder of this project the first two and tokenizer/
+PARTS = ("config.json", "adapters", "*processor_config.json", *TOKENIZER)
 
 
 class ModelIdentity(BaseModel):
@@ -49,9 +49,8 @@ class ModelIdentity(BaseModel):
         """
         place = local_checkpoint(checkpoint)
         if not place.is_file():
-            paths = _named(place, PARTS)
-            if not any(name.endswith(".safetensors") for name in paths):
-                paths |= _named(place, (WEIGHTS_WITHOUT_SAFETENSORS,))
+            weights = {path.name: path for path in weight_files(place) if path.parent == place}
+            paths = weights | _named(place, PARTS)
             return cls(path=str(checkpoint), files=_digested(paths, known))
         paths = {"checkpoint": place}
         if text_encoder and Path(text_encoder).is_dir():

@@ -1,14 +1,16 @@
 """Renew the card of a trained model, and upload the model to the Hugging Face hub.
 
     python -m retrieval.sharing card --checkpoint runs/tap/best [--license cc-by-4.0]
+    python -m retrieval.sharing convert --checkpoint laion/clap-htsat-unfused --output DIR
     python -m retrieval.sharing push --checkpoint runs/tap/best --repo user/name \\
         [--private] [--license cc-by-4.0]
 
 train.py writes the card, README.md in the model folder: results, training data, settings. `card`
 writes it anew, with a licence, with the scores of RUN/metrics.json, and for models of earlier
-versions. `push` uploads weights, configuration, tokenizer and card as they are in the folder.
-Everybody then loads the model by `DualEncoder.from_pretrained("user/name")`. From Python:
-`model.push_to_hub("user/name")`. The token comes from `hf auth login` or HF_TOKEN.
+versions. `convert` makes a model folder of a checkpoint of others: CLAP or PE-Audio, in a folder or
+on the hub, or a .ckpt of salsa. `push` uploads weights, configuration, tokenizer and card as they
+are in the folder. Everybody then loads the model by `DualEncoder.from_pretrained("user/name")`.
+From Python: `model.push_to_hub("user/name")`. The token comes from `hf auth login` or HF_TOKEN.
 """
 
 import argparse
@@ -17,9 +19,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from retrieval.base.checkpoints import hub_name, is_own_folder
 from retrieval.base.errors import OneLineParser, UserError
-from retrieval.base.files import read_json
+from retrieval.base.files import check_writable, read_json
+from retrieval.base.folders import check_has_name, whole_folder
 from retrieval.base.launch import check_environment
+from retrieval.evaluation.options import CHECKPOINT_HELP
 
 UPLOADED = (
     *("README.md", "about.json", "config.json", "model.safetensors", "tokenizer/*"),
@@ -38,6 +43,9 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.command == "card":
         renew_card(arguments.checkpoint, arguments.license, arguments.overwrite)
         print(f"written: {arguments.checkpoint / 'README.md'}")
+    elif arguments.command == "convert":
+        convert(arguments.checkpoint, arguments.output, arguments.text_encoder, arguments.license)
+        print(f"written: {arguments.output}")
     else:
         from huggingface_hub.utils import disable_progress_bars
 
@@ -72,10 +80,20 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--private", action="store_true", help="only the owner sees a new repository"
     )
     upload.add_argument("--quiet", action="store_true", help="no progress")
+    convert = commands.add_parser("convert", help="make a model folder of a checkpoint of others")
+    convert.add_argument("--checkpoint", type=Path, required=True, help=CHECKPOINT_HELP)
+    convert.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder")
+    convert.add_argument(
+        "--text-encoder",
+        type=Path,
+        metavar="DIR",
+        help="tokenizer of a .ckpt, which holds none; default: that of roberta-large",
+    )
     for command in (card, upload):
         command.add_argument(
             "--checkpoint", type=Path, required=True, help="model folder, such as runs/tap/best"
         )
+    for command in (card, upload, convert):
         command.add_argument(
             "--license",
             help="licence of the model, as the hub writes it: cc-by-4.0, mit, apache-2.0, other",
@@ -176,6 +194,36 @@ def push(folder: Path, repo: str, private: bool = False, license: str | None = N
         return str(commit.repo_url)
 
 
+def convert(
+    checkpoint: Path,
+    output: Path,
+    text_encoder: Path | None = None,
+    license: str | None = None,
+) -> None:
+    """Make a model folder of any checkpoint; it is there whole or not at all.
+
+    Args:
+        checkpoint: As load_pretrained takes it.
+        output: The new folder.
+        text_encoder: Tokenizer of a .ckpt.
+        license: Of the model, as the hub writes it, for its card.
+
+    Raises:
+        UserError: The checkpoint does not load, or `output` exists or cannot be written.
+    """
+    from retrieval.models.pretrained import load_pretrained
+
+    check_has_name(output)
+    check_writable(output.parent)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"--output {output} exists: give a new folder")
+    model = load_pretrained(checkpoint, text_encoder)
+    if license:
+        model.record = model.record.updated(license=license)
+    with whole_folder(output, "the model") as folder:
+        model.save_pretrained(folder)
+
+
 def read_architecture(folder: Path) -> dict[str, Any]:
     """Read config.json of a model folder; raises UserError if it holds no model."""
     from retrieval.models.dual_encoder import check_folder
@@ -186,7 +234,12 @@ def read_architecture(folder: Path) -> dict[str, Any]:
 
 
 def check_is_folder(checkpoint: Path) -> None:
-    """Raise UserError if the checkpoint is not a folder."""
+    """Raise UserError if the checkpoint is not a folder that this project may have written."""
+    if hub_name(checkpoint) or (checkpoint.exists() and not is_own_folder(checkpoint)):
+        raise UserError(
+            f"checkpoint {checkpoint} is not a model folder of yours: make one by `python -m"
+            f" retrieval.sharing convert --checkpoint {checkpoint} --output DIR`, and give that"
+        )
     if not checkpoint.is_dir():
         raise UserError(
             f"checkpoint {checkpoint} does not exist, or is not a folder; train.py writes RUN/best"

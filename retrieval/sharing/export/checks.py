@@ -1,8 +1,10 @@
 """Checks before an export, so that it does not fail after minutes of work."""
 
+import hashlib
 import shutil
 from pathlib import Path
 
+from retrieval.base.checkpoints import weight_files
 from retrieval.base.errors import UserError
 from retrieval.base.files import check_writable, sha256_of
 
@@ -58,5 +60,12 @@ def check_room(output: Path, num_bytes: float) -> None:
 
 
 def weights_sha256(checkpoint: Path) -> str:
-    """Return the SHA-256 of model.safetensors in a model folder, or of a checkpoint file."""
-    return sha256_of(checkpoint / "model.safetensors" if checkpoint.is_dir() else checkpoint)
+    """Return the SHA-256 of the weights in a model folder, or of a checkpoint file.
+
+    Of several files that of the list of their SHA-256, a line each, in order of name.
+    """
+    files = weight_files(checkpoint) if checkpoint.is_dir() else [checkpoint]
+    digests = [sha256_of(file) for file in files]
+    return (
+        digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
+    )

@@ -8,11 +8,12 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from retrieval.base.checkpoints import hub_name
 from retrieval.base.errors import OneLineParser
 from retrieval.base.extras import needs_extra
 from retrieval.base.launch import check_environment
 from retrieval.base.progress import set_quiet, silence_transformers
-from retrieval.evaluation.options import check_checkpoints
+from retrieval.evaluation.options import CHECKPOINT_HELP, check_checkpoints
 
 if TYPE_CHECKING:
     from retrieval.models.dual_encoder import DualEncoder
@@ -40,7 +41,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--checkpoint",
         type=Path,
         required=True,
-        help="model folder, such as runs/tap/best, or a .ckpt of salsa",
+        help=CHECKPOINT_HELP,
     )
     parser.add_argument(
         "--text-encoder",
@@ -136,10 +137,14 @@ def load(arguments: argparse.Namespace) -> "DualEncoder":
 
 
 def source_of(checkpoint: Path) -> dict[str, str]:
-    """Name the exported model: the last two parts of its path, and a digest of its weights."""
+    """Name the exported model: its hub name and commit, or the last two parts of its path, and a
+    digest of its weights.
+    """
+    from retrieval.models.pretrained import exact_name, local_checkpoint
     from retrieval.sharing.export.checks import weights_sha256
 
+    name = exact_name(checkpoint)
     return {
-        "checkpoint": "/".join(checkpoint.resolve().parts[-2:]),
-        "weights_sha256": weights_sha256(checkpoint),
+        "checkpoint": name if hub_name(checkpoint) else "/".join(Path(name).parts[-2:]),
+        "weights_sha256": weights_sha256(local_checkpoint(name)),
     }

@@ -9,7 +9,8 @@ One row per clip, then one row per caption:
     vector      float32 (D,)
     frames      with `frames`: a clip's frames, a list of (D,); null for a caption
 
-Vectors are compared by cosine. With mean or transformer pooling that is the model's score. With TAP
+Vectors are compared as the file's metadata `compare_by` says: by cosine, or for PE-Audio by dot
+product. With mean, average or transformer pooling that is the model's score. With TAP
 the vector of a clip is TAP's output for equal attention to all frames, as in the first stage of
 retrieval.search.two_stage: it finds candidates, and model.score(text, frames, mask) ranks them.
 
@@ -71,7 +72,7 @@ def export_parquet(
             " the file anyway"
         )
     check_finite(model, "the model", "export")
-    dim = model.audio_projection.out_features
+    dim = model.dim
     facts = {
         "split": split.name,
         "split_fingerprint": split.fingerprint(),
@@ -79,7 +80,7 @@ def export_parquet(
         "pooling": model.architecture["pooling"]["name"],
         "sample_rate": model.sample_rate,
         "clip_seconds": model.clip_seconds,
-        "compare_by": "cosine",
+        "compare_by": model.pooling.similarity,
         "torch": version("torch"),
         "transformers": version("transformers"),
     }
@@ -112,7 +113,7 @@ def num_bytes(model: DualEncoder, split: ClipSplit, frames: bool) -> int:
     if frames:
         num_samples = torch.from_numpy(split.num_samples)
         num_vectors += int(model.windows.num_valid_frames(num_samples).sum())
-    return 4 * model.audio_projection.out_features * num_vectors
+    return 4 * model.dim * num_vectors
 
 
 def _audio_rows(
