@@ -4,6 +4,7 @@ from pathlib import Path
 
 import yaml
 
+from retrieval.base.checkpoints import hub_name
 from retrieval.base.errors import UserError
 from retrieval.base.launch import choose_precision
 from retrieval.config import Config
@@ -74,7 +75,8 @@ def missing_files(config: Config) -> list[str]:
         "loss.teachers": config.loss.teachers,
     }
     if config.train.init_from is not None:
-        paths["train.init_from"] = [config.train.init_from]
+        if not hub_name(config.train.init_from):
+            paths["train.init_from"] = [config.train.init_from]
     elif config.audio_encoder.name != "huggingface" and config.audio_encoder.checkpoint is not None:
         paths["audio_encoder.checkpoint"] = [config.audio_encoder.checkpoint]
     pairs = [(setting, path) for setting, values in paths.items() for path in values]

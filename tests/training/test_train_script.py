@@ -14,6 +14,7 @@ from retrieval.base.command import run_main
 from retrieval.base.errors import UserError
 from retrieval.config import load_config, parse_config
 from retrieval.models import hub
+from retrieval.training.dry_run import missing_files
 from retrieval.training.loop import train as run_training
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -364,3 +365,11 @@ def test_ctrl_c_is_one_line_and_130(capsys):
     with pytest.raises(SystemExit, match="130"):
         run_main(interrupted)
     assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_names_on_the_hub_are_not_missing_files(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    config = load_config(ROOT / "configs" / "clotho_clap.yaml")
+    assert missing_files(config) == ["data.cache: data/clotho_v2/cache"]
+    config = load_config(ROOT / "configs" / "clotho_clap.yaml", ["train.init_from=a/b/c"])
+    assert "train.init_from: a/b/c" in missing_files(config)
