@@ -9,7 +9,7 @@ import signal
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from unittest import mock
 
 import pytest
@@ -18,6 +18,7 @@ import train as script
 from retrieval.base.errors import UserError
 from retrieval.base.stopping import Interrupted
 from retrieval.config import load_config
+from retrieval.config.settings import TrackerName
 from retrieval.config.text import flatten
 from retrieval.training import loop, services
 from retrieval.training.services import PROJECT, Service, check_services, open_services
@@ -282,6 +283,11 @@ def test_a_service_that_fails_during_training_is_given_up(capsys):
     assert failing.calls == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "mlflow" in line and "gone for good" in line
+
+
+def test_every_name_of_a_service_is_known_everywhere():
+    names = set(get_args(TrackerName)) - {"tensorboard"}
+    assert names == services.SERVICES.keys() == services.PACKAGES.keys() == set(NAMES)
 
 
 def test_settings_are_plain_values(tiny, tmp_path):
