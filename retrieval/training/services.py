@@ -115,8 +115,7 @@ class Service:
         except Exception as error:
             self.tracker = None
             print(
-                f"note: {self.name} takes nothing any more ({one_line(error)}); training goes on"
-                " without it",
+                f"note: {self.name} has failed ({one_line(error)}); training goes on without it",
                 file=sys.stderr,
             )
 
@@ -150,7 +149,7 @@ def open_services(
         if name not in SERVICES:
             continue
         try:
-            tracker, run_id = SERVICES[name](folder, ids.get(name), resume)
+            tracker, run_id = SERVICES[name](folder, ids.get(name))
         except Exception as error:
             for service in services:
                 service.close()
@@ -170,10 +169,10 @@ def open_services(
     return services
 
 
-# --- the services: folder, id of the run to go on with, resume -> started tracker and its id ---
+# --- the services: run folder, id of the run to go on with -> started tracker and its id ---
 
 
-def _wandb(folder: Path, run_id: str | None, resume: bool) -> tuple[GeneralTracker, str]:
+def _wandb(folder: Path, run_id: str | None) -> tuple[GeneralTracker, str]:
     import wandb
 
     tracker = WandBTracker(
@@ -188,14 +187,14 @@ def _wandb(folder: Path, run_id: str | None, resume: bool) -> tuple[GeneralTrack
     return tracker, tracker.tracker.id
 
 
-def _trackio(folder: Path, run_id: str | None, resume: bool) -> tuple[GeneralTracker, str]:
+def _trackio(folder: Path, run_id: str | None) -> tuple[GeneralTracker, str]:
     name = run_id or folder.resolve().name
     tracker = TrackioTracker(PROJECT, name=name, resume="allow" if run_id else "never", embed=False)
     tracker.start()
     return tracker, tracker.tracker.name
 
 
-def _mlflow(folder: Path, run_id: str | None, resume: bool) -> tuple[GeneralTracker, str]:
+def _mlflow(folder: Path, run_id: str | None) -> tuple[GeneralTracker, str]:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     import mlflow
 
@@ -206,7 +205,7 @@ def _mlflow(folder: Path, run_id: str | None, resume: bool) -> tuple[GeneralTrac
     return tracker, tracker.tracker.info.run_id
 
 
-SERVICES: dict[str, Callable[[Path, str | None, bool], tuple[GeneralTracker, str]]] = {
+SERVICES: dict[str, Callable[[Path, str | None], tuple[GeneralTracker, str]]] = {
     "wandb": _wandb,
     "trackio": _trackio,
     "mlflow": _mlflow,
