@@ -111,7 +111,10 @@ def benchmark(folder: Path, arguments: argparse.Namespace) -> int:
         return model
 
     update.load_model = timed_load
-    AudioIndex.build(recordings, checkpoint, folder / "index")
+    try:
+        AudioIndex.build(recordings, checkpoint, folder / "index")
+    finally:
+        update.load_model = load
     seconds, busy = time.perf_counter() - loaded[0], time.process_time() - loaded[1]
     hours = arguments.minutes / 60
     print(

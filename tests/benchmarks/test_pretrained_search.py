@@ -3,11 +3,11 @@
 import re
 
 from benchmarks import pretrained_search
-from tests.conftest import mistake, run_module
+from tests.conftest import mistake, run_here
 
 
 def test_quick_run_prints_seconds_per_hour_and_milliseconds(tmp_path):
-    result = run_module("benchmarks.pretrained_search", "--quick", "--work", str(tmp_path))
+    result = run_here(pretrained_search.main, "--quick", "--work", str(tmp_path))
     assert result.returncode == 0, result.stderr[-2000:]
     assert re.search(
         r"^index: [\d.]+ s for 1 min, \d+ s per hour; \d+ s of processor time per hour$",

@@ -4,6 +4,7 @@ import json
 import shutil
 import sqlite3
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from retrieval.base.errors import UserError
 from retrieval.models.pretrained import load_pretrained
 from retrieval.search import AudioIndex
 from retrieval.search.__main__ import main
-from retrieval.search.page.page import longest_excerpt
+from retrieval.search.page.page import Answers, longest_excerpt
 from retrieval.search.page.results import score_table
 from tests.conftest import mistake, run_here, write_text_encoder
 from tests.hub_stub import go_offline, running_hub, use_hub
@@ -124,7 +125,18 @@ def test_sounds_are_compared_by_cosine(indexes, folders, sounds, tmp_path, famil
 
 
 def test_the_page_takes_excerpts_and_scores_of_the_index(indexes):
-    assert longest_excerpt(AudioIndex.open(indexes["pe_audio"])) == 11.0
+    index = AudioIndex.open(indexes["pe_audio"])
+    assert longest_excerpt(index) == 11.0
+    page = Answers(index, SimpleNamespace(folder=indexes["pe_audio"]))
+    best = index.search(QUERY)[0]
+    status, cards = page.words(QUERY, "", 0.0, None, 5)
+    assert "in 4 of 4" in status and f'title="similarity">{best.score:.3f}<' in cards
+    assert "<svg" not in cards  # no attention
+    long = SimpleNamespace(file="below/long.wav", start=5.0, end=15.0)
+    status, cards = page.like("", 0.0, None, 5, long)
+    assert "like below/long.wav" in status and "two.wav" in cards
+    too_long = SimpleNamespace(file="below/long.wav", start=0.0, end=20.0)
+    assert "must have a start and an end" in page.like("", 0.0, None, 5, too_long)[0]
     table = score_table(["a", "b", "c"], [37.5, -12.25, 3.75])
     assert "width:100.0%" in table and "width:10.0%" in table and "width:0.0%" in table
     assert "37.500" in table and "-12.250" in table
