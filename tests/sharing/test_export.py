@@ -28,10 +28,13 @@ from retrieval.models.audio.huggingface import HuggingFaceAudioEncoder
 from retrieval.models.build import build_model
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.pooling import TextAwareAttentionPooling
+from retrieval.models.pretrained import load_pretrained
 from retrieval.models.text import load_tokenizer, text_architecture
 from retrieval.search.two_stage import IndexedClips, TwoStage
 from retrieval.sharing.export import checks, onnx_files, parquet
 from retrieval.sharing.export.command import main
+from retrieval.sharing.export.graphs import AudioTower, Score
+from tests import pretrained_models
 from tests.conftest import PATIENCE, SAMPLE_RATE, write_cache, write_text_encoder
 
 # torch.export tells pytest's log of every symbol that it makes
@@ -177,17 +180,20 @@ def test_export_json_says_how_to_call_the_graphs(saved: dict[str, Path], exporte
     assert set(about["versions"]) == {"torch", "transformers", "onnx", "onnxscript", "onnxruntime"}
 
 
-def test_the_python_of_the_readme_runs(exported: Path):
-    code = (
-        (exported / "README.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
-    )
+def python_of_readme(folder: Path) -> np.ndarray:
+    """Run the Python of README.md in its folder, and return the scores that it prints."""
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    code = text.split("```python\n")[1].split("```")[0]
     outcome = subprocess.run(
-        [sys.executable, "-c", code], cwd=exported, capture_output=True, text=True, timeout=PATIENCE
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=PATIENCE
     )
     assert outcome.returncode == 0, outcome.stderr
-    assert np.array(
-        json.loads(" ".join(outcome.stdout.split()).replace("[ ", "[").replace(" ", ","))
-    ).shape == (2, 2)
+    rows = outcome.stdout.replace("[", "").split("]")
+    return np.array([row.split() for row in rows if row.strip()], float)
+
+
+def test_the_python_of_the_readme_runs(exported: Path):
+    assert python_of_readme(exported).shape == (2, 2)
 
 
 @pytest.mark.parametrize(
@@ -285,27 +291,126 @@ def test_an_encoder_that_hears_the_waveform_itself(do_normalize: bool):
         * torch.tensor([[0.01], [0.5], [0.0]])
         + 0.1
     )
-    found = encoder.family.encode(encoder.model, encoder.family.graph_features(windows))
+    lengths = torch.full((3,), 8000)
+    features = encoder.family.graph_features(windows, lengths)
+    found = encoder.family.encode(encoder.model, features, lengths)
     torch.testing.assert_close(found, encoder(windows), atol=1e-5, rtol=0)
 
 
-def test_an_encoder_of_a_spectrogram_made_elsewhere_is_refused(text_folder: Path, tmp_path: Path):
-    architecture = transformers.ASTConfig(
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_length=128,
-    ).to_dict()
-    extractor = transformers.ASTFeatureExtractor(max_length=128).to_dict()
-    model = make_model(
-        text_folder,
-        {"name": "huggingface", "architecture": architecture, "feature_extractor": extractor},
-        TAP,
-    )
-    with pytest.raises(UserError, match="the audio encoder .*huggingface.* ONNX; take atst_frame"):
-        onnx_files.export_onnx(model, tmp_path / "onnx", {})
-    assert list(tmp_path.iterdir()) == []
+SPECTROGRAMS = {
+    "ast": (
+        transformers.ASTConfig(
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=32,
+            max_length=128,
+        ),
+        transformers.ASTFeatureExtractor(max_length=128),
+    ),
+    "clap": (
+        transformers.ClapAudioConfig(**pretrained_models.CLAP_AUDIO),
+        pretrained_models.clap()[1].feature_extractor,
+    ),
+    "whisper": (
+        transformers.WhisperConfig(
+            d_model=16,
+            encoder_layers=1,
+            encoder_attention_heads=2,
+            encoder_ffn_dim=32,
+            max_source_positions=100,
+            num_mel_bins=20,
+        ),
+        transformers.WhisperFeatureExtractor(feature_size=20, chunk_length=2),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SPECTROGRAMS)
+@torch.no_grad()
+def test_encoders_of_spectrograms(text_folder: Path, monkeypatch, kind: str):
+    """The module of the graph, without the graph: it takes the path of an export."""
+    config, extractor = SPECTROGRAMS[kind]
+    audio = {"architecture": config.to_dict(), "feature_extractor": extractor.to_dict()}
+    model = make_model(text_folder, {"name": "huggingface", **audio}, TAP)
+    waveform, lengths = batch_of_sounds([30_000, 16_001, 400])
+    expected, mask = model.encode_audio(waveform, lengths)
+    tower = AudioTower(model)
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    found, found_mask = tower(waveform, lengths)
+    assert torch.equal(found_mask, mask)
+    torch.testing.assert_close(found[mask], expected[mask], atol=1e-5, rtol=0)
+
+
+# --- pretrained models as ONNX ---
+
+
+def batch_of_sounds(lengths: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Noise (B, S), the last one silent, and lengths (B,)."""
+    generator = torch.Generator().manual_seed(len(lengths))
+    waveform = 0.2 * torch.randn(len(lengths), max(lengths), generator=generator)
+    for row, length in enumerate(lengths):
+        waveform[row, length:] = 0
+    waveform[1:][-1:] = 0
+    return waveform, torch.tensor(lengths)
+
+
+@pytest.mark.parametrize("family", pretrained_models.FAMILIES)
+@torch.no_grad()
+def test_the_modules_of_the_graphs_of_pretrained_models(tmp_path: Path, monkeypatch, family: str):
+    """As they take the path of an export: from one sample to several windows of CLAP (1 s)."""
+    pretrained_models.make(family, tmp_path)
+    model = load_pretrained(tmp_path)
+    tower, score = AudioTower(model), Score(model.pooling)
+    text = model.encode_text(["A dog barks", "rain"])
+    for sizes in ([1], [640], [48_000, 1, 17, 639, 641, 20_000], [100, 40_007]):
+        waveform, lengths = batch_of_sounds(sizes)
+        with monkeypatch.context() as patch:
+            expected, mask = model.encode_audio(waveform, lengths)
+            patch.setattr(torch.compiler, "is_exporting", lambda: True)
+            found, found_mask = tower(waveform, lengths)
+        assert torch.equal(found_mask, mask)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+        scores = model.score(text, expected, mask)
+        torch.testing.assert_close(score(text, found, mask), scores, atol=1e-5, rtol=1e-5)
+
+
+@pytest.fixture(scope="module", params=["clap", "pe_a_frame"])
+def exported_pretrained(request, tmp_path_factory) -> tuple[str, DualEncoder, Path]:
+    folder = tmp_path_factory.mktemp(request.param)
+    with pytest.MonkeyPatch.context() as patch:  # fewer layers to trace
+        codec = pretrained_models.PE_AUDIO["dac_config"] | {"downsampling_ratios": [4, 160]}
+        smaller = {"dac_config": codec, "num_hidden_layers": 1}
+        patch.setattr(pretrained_models, "PE_AUDIO", pretrained_models.PE_AUDIO | smaller)
+        pretrained_models.make(request.param, folder / "model")
+    arguments = ["--checkpoint", folder / "model", "--onnx", "--output", folder / "onnx", "--quiet"]
+    main(list(map(str, arguments)))
+    return request.param, load_pretrained(folder / "model"), folder / "onnx"
+
+
+@torch.no_grad()
+def test_graphs_of_pretrained_models_score_like_them(exported_pretrained):
+    _, model, folder = exported_pretrained
+    captions = ["A dog barks loudly, and then Rain falls.", "rain", "the wind blows and a cat"]
+    for sizes in ([1], [30_011, 9_000, 640, 16_000], [16_000] * 3):
+        waveform, lengths = batch_of_sounds(sizes)
+        expected = model.score(model.encode_text(captions), *model.encode_audio(waveform, lengths))
+        found = onnx_scores(folder, model, waveform.numpy(), lengths.numpy(), captions)
+        np.testing.assert_allclose(found, expected.numpy(), atol=1e-4)
+        # negative control: capitals and clips matter
+        assert np.abs(found[::-1] - expected.numpy()).max() > 1e-3
+
+
+def test_the_readme_of_pretrained_models(exported_pretrained):
+    family, model, folder = exported_pretrained
+    about = json.loads((folder / "export.json").read_text(encoding="utf-8"))
+    similarity = {"clap": "cosine", "pe_a_frame": "dot"}[family]
+    assert about["similarity"] == model.pooling.similarity == similarity
+    assert about["captions"] == "as written" and about["pooling"] == "average"
+    assert all(found <= 1e-4 for found in about["differences_to_pytorch"].values())
+    readme = (folder / "README.md").read_text(encoding="utf-8")
+    assert {"cosine": "cosines: divide", "dot": "dot products: multiply"}[similarity] in readme
+    assert python_of_readme(folder).shape == (2, 2)
 
 
 # --- Parquet ---
@@ -428,6 +533,27 @@ def test_with_mean_pooling_the_cosine_is_the_score(
     torch.testing.assert_close(
         unit[0] @ unit[1].T, evaluate_split(model, split).scores, atol=1e-5, rtol=0
     )
+
+
+@pytest.mark.parametrize("family", ["clap", "pe_a_frame"])
+def test_the_dot_products_of_pretrained_models_are_their_scores(
+    tiny: Path, tmp_path: Path, family: str
+):
+    pretrained_models.make(family, tmp_path / "model")
+    path, cache = tmp_path / "vectors.parquet", tiny / "cache"
+    arguments = ["--checkpoint", tmp_path / "model", "--parquet", path, "--cache", cache, "--quiet"]
+    main(list(map(str, arguments)))
+    rows = pandas.read_parquet(path)
+    captions, clips = (
+        np.stack(rows[rows.kind == kind].vector.tolist()) for kind in ("caption", "audio")
+    )
+    model, cache = load_pretrained(tmp_path / "model"), open_cache(cache)
+    model.hear_at(cache.sample_rate)
+    expected = evaluate_split(model, cache.split("evaluation")).scores
+    np.testing.assert_allclose(captions @ clips.T, expected.numpy(), atol=1e-5)
+    metadata = pyarrow.parquet.read_schema(path).metadata
+    assert metadata[b"compare_by"].decode() == model.pooling.similarity
+    assert metadata[b"dim"].decode() == str(model.dim)
 
 
 def test_an_interrupted_export_leaves_no_file(

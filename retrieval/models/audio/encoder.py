@@ -23,7 +23,6 @@ class AudioEncoder(nn.Module):
         sample_rate: Of the waveform that it takes, in Hz.
         feature_dim: Size of a frame.
         num_mel_bins: Bands of its spectrogram; 0 if it takes the waveform itself.
-        is_exportable: True if PyTorch computes all of it: it can then become an ONNX graph.
         takes_lengths: True if it fills short windows itself: `forward` then takes their lengths,
             and T may be that of the longest.
         rounds_frames: True if valid frames are counted to the nearest, at least one, and not up.
@@ -32,7 +31,6 @@ class AudioEncoder(nn.Module):
     sample_rate: int
     feature_dim: int
     num_mel_bins: int
-    is_exportable = True
     takes_lengths = False
     rounds_frames = False
 

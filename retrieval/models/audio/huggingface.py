@@ -30,6 +30,12 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from retrieval.base.errors import UserError, one_line
 from retrieval.models.audio.encoder import AudioEncoder
+from retrieval.models.audio.graph_features import (
+    ast_features,
+    clap_features,
+    pe_audio_features,
+    whisper_features,
+)
 from retrieval.models.audio.official import load_strictly
 from retrieval.models.blocks import checkpoint_pretrained, compile_module_lists
 from retrieval.models.hub import (
@@ -102,6 +108,10 @@ class _Family:
         )
         return features[self.extractor.model_input_names[0]]
 
+    def graph_features(self, windows: Tensor, lengths: Tensor) -> Tensor:
+        """Compute features of windows (W, S) in PyTorch, for ONNX graphs."""
+        raise NotImplementedError
+
     def encode(self, model: PreTrainedModel, features: Tensor, lengths: Tensor) -> Tensor:
         """Encode (W, M, C), of windows with lengths (W,) in samples, to (W, T or more, F)."""
         return model(features).last_hidden_state
@@ -137,6 +147,9 @@ class _SpectrogramTransformer(_Family):
     def features(self, windows: list, device: torch.device) -> Tensor:
         return super().features(windows, device).transpose(1, 2)
 
+    def graph_features(self, windows: Tensor, lengths: Tensor) -> Tensor:
+        return ast_features(windows, self.extractor)
+
     def encode(self, model: PreTrainedModel, features: Tensor, lengths: Tensor) -> Tensor:
         config = self.config
         num_rows = (config.num_mel_bins - config.patch_size) // config.frequency_stride + 1
@@ -171,7 +184,11 @@ class _Clap(_Family):
 
     def build(self) -> PreTrainedModel:
         # AutoModel knows only the whole CLAP
-        return ClapAudioModel._from_config(self.config, dtype=torch.float32)
+        model = ClapAudioModel._from_config(self.config, dtype=torch.float32)
+        # No window exceeds the model's 10 s: nothing to fuse, and one spectrogram in place of four.
+        model.audio_encoder.enable_fusion = False
+        model.audio_encoder.patch_embed.enable_fusion = False
+        return model
 
     def sizes(self) -> dict[str, tuple[int, int]]:
         columns = self.num_columns(self.extractor.nb_max_samples)
@@ -190,7 +207,9 @@ class _Clap(_Family):
 
     def num_frames(self, num_samples: int) -> int:
         if self.takes_lengths:
-            return max(1, round(POOLED_PARTS * num_samples / self.extractor.nb_max_samples))
+            total = self.extractor.nb_max_samples
+            parts = (2 * POOLED_PARTS * num_samples + total) // (2 * total)  # the nearest
+            return torch.sym_max(parts, 1)
         size = self.config.spec_size
         stride = self.config.patch_stride[1] * 2 ** (len(self.config.depths) - 1)
         total = size // self.config.num_mel_bins * (size // stride)
@@ -200,13 +219,12 @@ class _Clap(_Family):
         # with fusion there are four equal channels
         return super().features(windows, device)[:, 0].transpose(1, 2)
 
+    def graph_features(self, windows: Tensor, lengths: Tensor) -> Tensor:
+        return clap_features(windows, lengths, self.extractor)
+
     def encode(self, model: PreTrainedModel, features: Tensor, lengths: Tensor) -> Tensor:
         columns = features.transpose(1, 2).unsqueeze(1)  # (W, 1, C, M)
-        # No window exceeds the model's 10 s, but the extractor marks a random one of a batch as
-        # longer.
-        is_longer = torch.zeros(len(columns), 1, dtype=torch.bool, device=columns.device)
-        fused = columns.expand(-1, 4 if self.config.enable_fusion else 1, -1, -1)
-        output = model(input_features=fused, is_longer=is_longer)
+        output = model(input_features=columns)
         if self.takes_lengths:
             return output.pooler_output[:, None].expand(-1, POOLED_PARTS, -1)
         return output.last_hidden_state.mean(dim=2).transpose(1, 2)  # of (W, F, rows, T)
@@ -223,6 +241,10 @@ class _ClipwiseEmbedder(PeAudioEncoderEmbedder):
         self, input_values: Tensor, padding_mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return embeddings (W, T, F) and mask (W, T) of (W, 1, S), (W, S)."""
+        if torch.compiler.is_exporting():
+            num_frames = padding_mask.sum(dim=1) // self.config.dac_config.hop_length
+            codes = self._masked_codes(input_values, num_frames)
+            return self.data_proj(codes), torch.arange(codes.shape[1]) < num_frames[:, None]
         codes, device = [], input_values.device
         # as transformers does, and in float32: the codec is a front end
         no_cudnn = torch.backends.cudnn.flags(enabled=False)
@@ -234,6 +256,45 @@ class _ClipwiseEmbedder(PeAudioEncoderEmbedder):
         codes = pad_sequence(codes, batch_first=True)
         mask = torch.arange(codes.shape[1], device=device) < num_frames[:, None]
         return self.data_proj(codes), mask
+
+    def _masked_codes(self, input_values: Tensor, num_frames: Tensor) -> Tensor:
+        """Return the codes (W, T, codebook_dim) of all windows (W, 1, S) at once, for graphs.
+
+        What lies beyond a window's end is zero before each convolution wider than 1, as if the
+        window ended there.
+        """
+        codec, step = self.dac_encoder, self.config.dac_config.hop_length  # samples of a frame
+        most = input_values.shape[2] // step
+
+        def inside(step: int) -> Tensor:
+            valid = torch.arange(step * most) < step * num_frames[:, None]  # (W, step T)
+            return valid[:, None].to(input_values.dtype)
+
+        kept = inside(step)
+        hidden = codec.conv1(input_values * kept)
+        for block in codec.block:
+            for unit in (block.res_unit1, block.res_unit2, block.res_unit3):
+                wide = unit.conv1(unit.snake1(hidden) * kept)
+                hidden = hidden + unit.conv2(unit.snake2(wide))
+            hidden = block.conv1(block.snake1(hidden) * kept)
+            step //= block.conv1.stride[0]
+            kept = inside(step)
+        hidden = codec.conv2(codec.snake1(hidden) * kept)
+        return self.bottleneck(hidden).transpose(1, 2)
+
+
+class _MaskedGroupNorm(nn.GroupNorm):
+    """PE-Audio's norm over all valid frames and channels, in operations that ONNX has."""
+
+    def forward(self, hidden: Tensor, padding_mask: Tensor) -> Tensor:
+        """Normalise hidden (W, F, T) under padding_mask (W, F, T), zeros elsewhere."""
+        valid = padding_mask.to(hidden.dtype)
+        count = valid.sum(dim=(1, 2), keepdim=True)
+        mean = (hidden * valid).sum(dim=(1, 2), keepdim=True) / count
+        centred = (hidden - mean) * valid
+        variance = centred.square().sum(dim=(1, 2), keepdim=True) / count
+        scaled = centred / (variance + self.eps).sqrt()
+        return (scaled * self.weight[:, None] + self.bias[:, None]) * valid
 
 
 class _PeAudio(_Family):
@@ -252,6 +313,9 @@ class _PeAudio(_Family):
         embedder = _ClipwiseEmbedder(self.config)
         embedder.load_state_dict(model.embedder.state_dict())
         model.embedder = embedder
+        blocks = model.patch_embedder.resnet_block
+        for block in (blocks.block1, blocks.block2):
+            block.groupnorm = _MaskedGroupNorm(1, self.config.hidden_size, block.groupnorm.eps)
         return model
 
     def unused(self, parameter: str) -> bool:
@@ -270,12 +334,17 @@ class _PeAudio(_Family):
         return 1 if self.readout == "pooled" else self.extractor.hop_length
 
     def num_frames(self, num_samples: int) -> int:
-        return 1 if self.readout == "pooled" else -(-num_samples // self.extractor.hop_length)
+        hop = self.extractor.hop_length
+        # not -(-a // b): ONNX divides sizes towards zero
+        return 1 if self.readout == "pooled" else (num_samples + hop - 1) // hop
 
     def features(self, windows: list, device: torch.device) -> Tensor:
         """Fill windows up to whole frames by reflection, then with zeros: (W, 1, S)."""
         rate = self.extractor.sampling_rate
         return self.extractor(windows, sampling_rate=rate, return_tensors="pt")["input_values"]
+
+    def graph_features(self, windows: Tensor, lengths: Tensor) -> Tensor:
+        return pe_audio_features(windows, lengths, self.extractor.hop_length)
 
     def encode(self, model: PreTrainedModel, features: Tensor, lengths: Tensor) -> Tensor:
         hop = self.extractor.hop_length
@@ -311,6 +380,9 @@ class _Whisper(_Family):
     def num_columns(self, num_samples: int) -> int:
         return -(-num_samples // self.extractor.hop_length)
 
+    def graph_features(self, windows: Tensor, lengths: Tensor) -> Tensor:
+        return whisper_features(windows, self.extractor)
+
     def num_frames(self, num_samples: int) -> int:
         return -(-self.num_columns(num_samples) // 2)
 
@@ -330,7 +402,7 @@ class _Waveform(_Family):
             least = (least - 1) * stride + kernel
         return least, 600 * self.extractor.sampling_rate  # above 10 min memory is the limit
 
-    def graph_features(self, windows: Tensor) -> Tensor:
+    def graph_features(self, windows: Tensor, lengths: Tensor) -> Tensor:
         """Normalise windows (W, S) as Wav2Vec2FeatureExtractor does in numpy."""
         if not self.extractor.do_normalize:
             return windows
@@ -411,10 +483,6 @@ class HuggingFaceAudioEncoder(AudioEncoder):
         self.sample_rate: int = self.family.extractor.sampling_rate  # Hz
         self.num_mel_bins: int = getattr(self.config, "num_mel_bins", 0)
         self.feature_dim: int = self.config.hidden_size
-        # transformers computes spectrograms in numpy
-        self.is_exportable = not (
-            self.num_mel_bins or self.takes_lengths
-        )  # transformers computes spectrograms in numpy
 
     @classmethod
     def constructor_arguments(
@@ -502,7 +570,7 @@ class HuggingFaceAudioEncoder(AudioEncoder):
             self.num_frames(num_samples)
             lengths = torch.full(waveform.shape[:1], num_samples)
         if torch.compiler.is_exporting():
-            features = self.family.graph_features(waveform)
+            features = self.family.graph_features(waveform, lengths)
         else:
             features = self._features(waveform, lengths)
         if augment is not None and self.num_mel_bins:

@@ -28,7 +28,7 @@ from retrieval.base.progress import bar
 from retrieval.models.dual_encoder import DualEncoder, check_finite, eval_mode
 from retrieval.sharing.export.checks import ABOUT, check_folder, check_room
 from retrieval.sharing.export.graphs import AudioTower, Score, TextTower
-from retrieval.sharing.export.readme import AS_WRITTEN, NORMALISED, onnx_readme
+from retrieval.sharing.export.readme import AS_WRITTEN, NORMALISED, SIMILARITIES, onnx_readme
 
 TOLERANCE = 1e-4  # of a difference to PyTorch: absolute, or over the largest number if above 1
 OPSET = 18
@@ -36,6 +36,7 @@ OPSET = 18
 EXTERNAL_BYTES = 2**30
 LIBRARIES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime")
 SEED = 0
+MOST_TOKENS = 256  # of a caption of the check, for text encoders with thousands of positions
 # name, module, example inputs, their free axes, names of the outputs
 Part = tuple[str, nn.Module, dict[str, Tensor], dict[str, dict[int, Any]], tuple[str, ...]]
 
@@ -107,7 +108,8 @@ def export_onnx(
             "captions": AS_WRITTEN if encoder.as_written else NORMALISED,
             "padding_side": "right",
             "max_tokens": encoder.max_tokens,
-            "score": "cosine, rows are captions and columns clips",
+            "similarity": model.pooling.similarity,
+            "score": f"{SIMILARITIES[model.pooling.similarity]}, rows are captions, columns clips",
             "opset": OPSET,
             "graphs": graphs,
             "differences_to_pytorch": differences,
@@ -330,7 +332,7 @@ def _clips(lengths: list[int], sample_rate: int, rng: np.random.Generator) -> tu
 def _captions(model: DualEncoder, rng: np.random.Generator) -> list[str]:
     """Return English captions, and random tokens: fewer and more than max_tokens."""
     tokenizer = model.text_encoder.tokenizer
-    longest = model.text_encoder.max_tokens or 64
+    longest = min(model.text_encoder.max_tokens or 64, MOST_TOKENS)
     captions = list(CAPTIONS)
     for size in (longest // 2 + 1, 2 * longest):
         tokens = rng.integers(len(tokenizer), size=size).tolist()

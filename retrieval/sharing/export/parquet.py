@@ -13,6 +13,7 @@ Vectors are compared as the file's metadata `compare_by` says: by cosine, or for
 product. With mean, average or transformer pooling that is the model's score. With TAP
 the vector of a clip is TAP's output for equal attention to all frames, as in the first stage of
 retrieval.search.two_stage: it finds candidates, and model.score(text, frames, mask) ranks them.
+Pretrained models (pooling average): dot products are their scores; CLAP's vectors have length 1.
 
 Letters: B clips, T frames, N captions, D = dim.
 """
@@ -129,7 +130,7 @@ def _audio_rows(
     for waveform, lengths in loader:
         # (b, T, D), (b, T)
         encoded, mask = model.encode_audio(waveform.to(device, non_blocking=True), lengths)
-        vectors.append(_finite(model.pooling.clip_vectors(encoded, mask), "clips"))
+        vectors.append(_vectors_of(model, model.pooling.clip_vectors(encoded, mask), "clips"))
         if frames:
             sequences += [clip[valid].cpu() for clip, valid in zip(encoded, mask, strict=True)]
         num_clips = sum(map(len, vectors))
@@ -155,7 +156,7 @@ def _caption_rows(
             model.encode_text(list(captions[start : start + batch_size]))
             for start in range(0, len(captions), batch_size)
         ]
-        vectors = _finite(torch.cat(parts), "captions")
+        vectors = _vectors_of(model, torch.cat(parts), "captions")
         sequences = [None] * len(captions) if frames else None
         yield _columns("caption", split, clips, captions, vectors, sequences)
 
@@ -193,7 +194,10 @@ def _vectors(vectors: Tensor) -> pyarrow.Array:
     return pyarrow.FixedSizeListArray.from_arrays(numbers, vectors.shape[1])
 
 
-def _finite(vectors: Tensor, what: str) -> Tensor:
+def _vectors_of(model: DualEncoder, vectors: Tensor, what: str) -> Tensor:
+    """Return finite vectors (n, D) of `what` on the CPU, as they are compared."""
+    if model.pooling.pools_projected:
+        vectors = model.pooling.directions(vectors)
     vectors = vectors.float().cpu()
     if not bool(vectors.isfinite().all()):
         raise UserError(

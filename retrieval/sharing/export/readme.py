@@ -17,6 +17,7 @@ dimensions.
 Audio is mono at {sample_rate} Hz, float32 in [-1, 1]. The model hears the first {clip_seconds:g} s
 of a clip.
 Captions go through the tokenizer: {captions}.
+Scores are {similarity}: {score}.
 Batches, clips, captions and frame sequences may be of any size. {advice}
 
 ```python
@@ -66,6 +67,12 @@ PREPARED = {
         "words = [caption.lower().translate(no_punctuation) for caption in captions]"
     ),
 }
+SIMILARITIES = {"cosine": "cosine", "dot": "dot product"}
+VECTOR_SCORE = {
+    "cosine": "divide each vector of `frames[:, 0]` and `text` by its length, then multiply them",
+    "dot": "multiply the vectors of `frames[:, 0]` and `text` as they are",
+}
+FRAMES_SCORE = "each caption weighs the frames of each clip, which only `score.onnx` computes"
 FRAMES_ADVICE = (
     "The score of TAP holds as many numbers as captions x clips x dimensions: keep `frames` and"
     " `mask` of each clip, and score large collections in blocks."
@@ -80,11 +87,14 @@ def onnx_readme(record: dict[str, Any]) -> str:
         f" {graph['bytes'] / 1e6:.1f} |"
         for graph in graphs
     ]
+    keeps_frames = POOLINGS[record["pooling"]].keeps_frames
     names = "audio_encoder text_encoder pooling dim sample_rate clip_seconds captions tolerance"
     return README.format(
         **{name: record[name] for name in names.split()},
         rows="\n".join(rows),
-        advice=FRAMES_ADVICE if POOLINGS[record["pooling"]].keeps_frames else "",
+        similarity=f"{SIMILARITIES[record['similarity']]}s",
+        score=FRAMES_SCORE if keeps_frames else VECTOR_SCORE[record["similarity"]],
+        advice=FRAMES_ADVICE if keeps_frames else "",
         prepared=PREPARED[record["captions"]],
         onnxruntime=record["versions"]["onnxruntime"],
         differences="\n".join(
