@@ -1,10 +1,12 @@
 """The ONNX export at full size: seconds, megabytes, differences to PyTorch and speed of both.
 
     python -m benchmarks.onnx_export [--work DIR]    # 2 GB of disk, 8 GiB of memory, some minutes
+    python -m benchmarks.onnx_export --clap          # CLAP of transformers in its default shapes
     python -m benchmarks.onnx_export --quick         # tiny sizes: shows that it runs
 
-The model of configs/tap.yaml with random weights: ATST-Frame base, roberta-large, TAP. Then clips
-of 30 s and captions go through both, alternating, with OMP_NUM_THREADS threads.
+The model of configs/tap.yaml with random weights: ATST-Frame base, roberta-large, TAP; or CLAP, as
+laion/clap-htsat-unfused. Then clips of 30 s and captions go through both, alternating, with
+OMP_NUM_THREADS threads.
 """
 
 import argparse
@@ -14,6 +16,7 @@ from pathlib import Path
 
 import onnxruntime
 import torch
+import transformers
 
 from benchmarks.full_size import hardware, work_folder
 from benchmarks.timing import alternate
@@ -22,9 +25,21 @@ from retrieval.base.command import run_main
 from retrieval.base.errors import OneLineParser
 from retrieval.base.processes import peak_memory
 from retrieval.models.dual_encoder import DualEncoder
+from retrieval.models.pretrained import load_pretrained
 from retrieval.sharing.export.onnx_files import export_onnx
 
-NUM_CLIPS, NUM_CAPTIONS, ROUNDS = 2, 16, 3
+NUM_CLIPS, CLIP_SECONDS, NUM_CAPTIONS, ROUNDS = 2, 30.0, 16, 3
+
+
+def make_clap() -> DualEncoder:
+    """Make CLAP in the default shapes of transformers, with random weights; it knows WORDS."""
+    tokenizer = make_model(quick=True)[0].text_encoder.tokenizer
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        transformers.ClapModel(transformers.ClapConfig()).save_pretrained(folder)
+        transformers.ClapFeatureExtractor(truncation="rand_trunc").save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return load_pretrained(folder)
 
 
 def compare(model: DualEncoder, folder: Path) -> None:
@@ -35,10 +50,10 @@ def compare(model: DualEncoder, folder: Path) -> None:
         name: onnxruntime.InferenceSession(str(folder / f"{name}.onnx"), options)
         for name in ("audio", "text", "score")
     }
-    waveform = 0.1 * torch.randn(
-        NUM_CLIPS, model.windows.clip_samples, generator=torch.Generator().manual_seed(0)
-    )
-    lengths = torch.full((NUM_CLIPS,), model.windows.clip_samples)
+    seconds_of_clip = min(CLIP_SECONDS, model.clip_seconds)
+    num_samples = round(seconds_of_clip * model.sample_rate)
+    waveform = 0.1 * torch.randn(NUM_CLIPS, num_samples, generator=torch.Generator().manual_seed(0))
+    lengths = torch.full((NUM_CLIPS,), num_samples)
     captions = make_captions(NUM_CAPTIONS)
     tokens = model.text_encoder.tokens(captions)
     frames, mask = model.encode_audio(waveform, lengths)
@@ -54,7 +69,7 @@ def compare(model: DualEncoder, folder: Path) -> None:
         "score": lambda: model.score(text, frames, mask),
     }
     print(
-        f"seconds for {NUM_CLIPS} clips of {model.clip_seconds:g} s and {NUM_CAPTIONS} captions,"
+        f"seconds for {NUM_CLIPS} clips of {seconds_of_clip:g} s and {NUM_CAPTIONS} captions,"
         f" fastest of {ROUNDS} rounds"
     )
     for name, torch_way in ways.items():
@@ -77,13 +92,16 @@ def main() -> int:
     parser.add_argument(
         "--work", type=Path, help="folder for the temporary folder (default: the system's)"
     )
-    parser.add_argument("--quick", action="store_true", help="a tiny model")
+    parser.add_argument("--clap", action="store_true", help="CLAP in place of configs/tap.yaml")
+    parser.add_argument("--quick", action="store_true", help="a tiny model of configs/tap.yaml")
     arguments = parser.parse_args()
+    if arguments.clap and arguments.quick:
+        parser.error("--clap has its default shapes: leave out --quick")
     work = work_folder(arguments.work)
-    model = make_model(arguments.quick)[0].eval()
+    model = make_clap() if arguments.clap else make_model(arguments.quick)[0].eval()
+    name = f"configs/tap.yaml{' in miniature' if arguments.quick else ''}"
     print(
-        f"configs/tap.yaml{' in miniature' if arguments.quick else ''}, {torch.get_num_threads()}"
-        f" thread(s); {hardware()}",
+        f"{'CLAP' if arguments.clap else name}, {torch.get_num_threads()} thread(s); {hardware()}",
         flush=True,
     )
     with tempfile.TemporaryDirectory(prefix="onnx_export_", dir=work) as name:
