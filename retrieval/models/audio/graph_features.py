@@ -61,7 +61,9 @@ def ast_features(windows: Tensor, extractor: ASTFeatureExtractor) -> Tensor:
     frames = windows.unfold(1, size, hop)  # (W, C, size)
     frames = frames - frames.mean(dim=2, keepdim=True)
     before = torch.cat([frames[..., :1], frames[..., :-1]], dim=2)
-    shaped = (frames - 0.97 * before) * torch.hann_window(size, periodic=False)
+    # periodic=False, which ONNX does not have
+    window = functional.pad(torch.hann_window(size - 1), (0, 1))
+    shaped = (frames - 0.97 * before) * window
     spectrum = torch.view_as_real(torch.fft.rfft(shaped, num_fft))  # (W, C, num_fft // 2 + 1, 2)
     power = spectrum.square().sum(dim=-1)
     bank, _ = torchaudio.compliance.kaldi.get_mel_banks(
