@@ -13,7 +13,7 @@ first samples have different members. Other files are read by `datasets`.
 import os
 import re
 import tarfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -341,7 +341,7 @@ def _streamed(
     root: str,
     is_remote: bool,
 ) -> HubDataset:
-    """Open the chosen splits of a builder. Nothing but schemas is read."""
+    """Open the chosen splits of a builder. Reads schemas only."""
     kind = type(builder).__module__.rpartition(".")[2]
     config = builder.config
     config.data_files = files
@@ -617,13 +617,19 @@ def _parsed(text: str) -> Any:
 
 
 def kind_of_value(value: Any) -> str:
-    """Return sound, text, texts, nested, number, struct, or none for None."""
+    """Return the kind of a value.
+
+    Returns:
+        "sound" (bytes, or a struct of bytes and path), "samples" (a struct with `array`), "struct",
+        "text", "texts" (a list of texts), "nested" (another list), "number", "none" for None, or
+        the name of another type.
+    """
     if value is None:
         return "none"
     if isinstance(value, (bytes, bytearray)):
         return "sound"
     if isinstance(value, dict):
-        if value.keys() & {"bytes", "path"} and value.keys() <= {"bytes", "path", "sampling_rate"}:
+        if _is_sound_struct(value.keys()):
             return "sound"
         return "samples" if "array" in value else "struct"
     if isinstance(value, str):
@@ -633,15 +639,16 @@ def kind_of_value(value: Any) -> str:
     return "number" if isinstance(value, (bool, int, float)) else type(value).__name__
 
 
+def _is_sound_struct(names: Set[str]) -> bool:
+    """Return True for the fields of an encoded sound, as `datasets` keeps it undecoded."""
+    return bool(names & {"bytes", "path"}) and names <= {"bytes", "path", "sampling_rate"}
+
+
 def _kind_of_feature(feature: Any) -> str:
     if isinstance(feature, datasets.Audio):
         return "sound"
     if isinstance(feature, dict):
-        if feature.keys() & {"bytes", "path"} and feature.keys() <= {
-            "bytes",
-            "path",
-            "sampling_rate",
-        }:
+        if _is_sound_struct(feature.keys()):
             return "sound"
         return "samples" if "array" in feature else "struct"
     if isinstance(feature, (list, datasets.List, datasets.LargeList)):

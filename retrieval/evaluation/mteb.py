@@ -46,6 +46,7 @@ from retrieval.config import Config
 from retrieval.models.build import bound_memory
 from retrieval.models.dual_encoder import DualEncoder, check_not_nan
 from retrieval.models.pretrained import load_pretrained
+from retrieval.models.weights import weights_digest
 
 with needs_extra("mteb"):
     from mteb._create_dataloaders import create_dataloader  # as all of mteb's own search models
@@ -66,10 +67,10 @@ def mteb_model(
     """Wrap a model for `mteb.evaluate`.
 
     Args:
-        checkpoint: What `evaluate.py --checkpoint` takes, or a loaded model.
+        checkpoint: A checkpoint, as for `evaluate.py --checkpoint`, or a loaded model.
         name: organisation/name for mteb's results; default: from the checkpoint's path.
         device: Where to compute, in float32; default: the GPU if there is one.
-        text_encoder: Folder with the tokenizer of a .ckpt; None takes that of roberta-large.
+        text_encoder: Tokenizer of a .ckpt, a folder or hub name; None: roberta-large.
 
     Raises:
         UserError: The checkpoint does not load, or the name is not organisation/name.
@@ -90,7 +91,7 @@ def mteb_model(
 
 
 class _Wrapped:
-    """What both kinds of models share."""
+    """Common parts of EncoderModel and SearchModel."""
 
     scoring: ScoringFunction
     model_type: str
@@ -145,7 +146,7 @@ class EncoderModel(_Wrapped):
 
     @property
     def scoring(self) -> ScoringFunction:
-        return ScoringFunction(getattr(self.model.pooling, "similarity", "cosine"))
+        return ScoringFunction(self.model.pooling.similarity)
 
     def encode(
         self,
@@ -450,8 +451,5 @@ def reading_sounds_here() -> Iterator[None]:
 
 def _digest(model: DualEncoder) -> str:
     """Return a digest of architecture and weights, as long as a git commit."""
-    digest = hashlib.sha256(json.dumps(model.architecture, sort_keys=True, default=str).encode())
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()[:40]
+    content = json.dumps(model.architecture, sort_keys=True, default=str) + weights_digest(model)
+    return hashlib.sha256(content.encode()).hexdigest()[:40]

@@ -169,6 +169,7 @@ def _digest(text: str) -> str:
 
 def _origin(model: DualEncoder, part: str, accelerator: Accelerator) -> dict[str, Any]:
     """Return settings, digest of weights, and precision of an encoder."""
+    # not weights_digest: other bytes would make all caches on disk invalid
     weights = hashlib.sha256()
     for name, value in getattr(model, part).state_dict().items():
         weights.update(name.encode() + value.detach().float().cpu().contiguous().numpy().tobytes())

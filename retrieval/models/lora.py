@@ -12,8 +12,6 @@ FOLDER/adapters/PART/adapter_model.safetensors   text_encoder
 FOLDER/adapters/PART/base.json                   where the encoder's own weights come from
 """
 
-import hashlib
-import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,10 +28,11 @@ from transformers.pytorch_utils import Conv1D
 from retrieval.base.access import follow_umask
 from retrieval.base.errors import UserError, one_line
 from retrieval.base.extras import needs_extra
-from retrieval.base.files import read_json
+from retrieval.base.files import read_json, write_json
 from retrieval.models.audio import AUDIO_ENCODERS
 from retrieval.models.audio.huggingface import huggingface_arguments
 from retrieval.models.text import text_architecture
+from retrieval.models.weights import weights_digest
 
 PARTS = ("audio_encoder", "text_encoder")
 ADAPTERS = "adapters"  # folder of a saved model
@@ -44,7 +43,7 @@ ALL_LINEAR = "all-linear"  # a target: every layer, as in peft
 MOST_NAMED = 12  # layers in one message
 
 # Attention projections by the names that models give them, for models that peft does not know.
-# Of a fused layer (query, key and value in one, as in ATST and PaSST) all three are adapted.
+# A fused layer holds query, key and value (ATST, PaSST): all three are adapted.
 ATTENTION = (
     ("query", "value"),
     ("q_proj", "v_proj"),
@@ -202,22 +201,19 @@ def _matching(host: nn.Module, targets: list[str] | None, setting: str) -> tuple
                 f"{setting} must name layers, since this encoder has no attention projections that"
                 f" are known by name; it has: {_named(layers)}"
             )
-    if ALL_LINEAR in targets:
-        linear = {name for name in layers if isinstance(layers[name], (nn.Linear, Conv1D))}
     for target in targets:
         if target != ALL_LINEAR and not any(_is_meant(name, target) for name in layers):
             raise UserError(
                 f"{setting}: {target!r} matches no layer of the encoder that can have adapters; it"
                 f" has: {_named(layers)}"
             )
-    return tuple(
-        name
-        for name in layers
-        if any(
-            name in linear if target == ALL_LINEAR else _is_meant(name, target)
-            for target in targets
-        )
-    )
+
+    def is_chosen(name: str) -> bool:
+        if ALL_LINEAR in targets and isinstance(layers[name], (nn.Linear, Conv1D)):
+            return True
+        return any(_is_meant(name, target) for target in targets)
+
+    return tuple(filter(is_chosen, layers))
 
 
 def _is_meant(name: str, target: str) -> bool:
@@ -314,16 +310,7 @@ def _save_adapter(encoder: nn.Module, lora: Lora, folder: Path) -> None:
     config.inference_mode = True
     config.target_modules = list(lora.layers)  # a set of peft's has another order in each process
     config.save_pretrained(folder)
-    (folder / BASE).write_text(json.dumps(asdict(lora.base), indent=2) + "\n", encoding="utf-8")
-
-
-def weights_digest(encoder: nn.Module) -> str:
-    """Return the SHA-256 of an encoder's weights and their names."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(encoder.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
+    write_json(folder / BASE, asdict(lora.base))
 
 
 def saved_apart(folder: Path) -> list[str]:
@@ -334,7 +321,8 @@ def saved_apart(folder: Path) -> list[str]:
 def check_bases(folder: Path, architecture: dict[str, Any]) -> None:
     """Compare the encoders that config.json describes with their bases, before they are built.
 
-    The sizes in a config.json could ask for any memory; those of a base have weights.
+    A damaged config.json could ask for any amount of memory, so its sizes are compared with the
+    base, whose weights exist.
 
     Args:
         folder: Of a saved model.
@@ -453,7 +441,7 @@ def load_adapters(model: nn.Module, folder: Path) -> None:
 
 
 def _read_adapter(place: Path, encoder: nn.Module) -> tuple[Lora, dict[str, torch.Tensor]]:
-    """Read the files of an adapter. Of peft's many settings only those that are written here."""
+    """Read the files of an adapter: only the settings that `_save_adapter` writes."""
     try:
         settings = read_json(place / CONFIG)
         lora = Lora(

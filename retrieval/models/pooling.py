@@ -46,9 +46,8 @@ class Pooling(nn.Module):
     keeps_frames = False  # whether a score needs all frames of a clip, and not one vector
     pools_projected = False  # whether frames are pooled after the audio projection
     similarity = "cosine"  # of texts and clips in `score`: "cosine", or "dot" product
-    # s; search cuts long recordings into excerpts of at most this, where longer ones would blur
+    # s, of an index's excerpts: one vector for a longer excerpt would hide short sounds
     longest_excerpt = float("inf")
-    similarity = "cosine"  # of a text and a clip, "dot" for the dot product
     runtime_settings: tuple[str, ...] = ()  # settings that change no weight and no score
     # Numbers held for the (text, audio) pairs of one block of scores: 16 MiB in float32. Larger
     # blocks leave the cache: a clip of 550 frames and 5,225 texts took 0.131 s in blocks of 1,300

@@ -6,6 +6,7 @@ Every other tensor is written whole, even a part of a larger storage, such as th
 torchaudio's spectrograms, where save_model fails.
 """
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Collection
 from pathlib import Path
@@ -92,6 +93,15 @@ def read_weights(model: nn.Module, path: Path, apart: Collection[str] = ()) -> N
     model.load_state_dict(
         state | {name: tensor for name, tensor in own.items() if name.split(".")[0] in apart}
     )
+
+
+def weights_digest(module: nn.Module) -> str:
+    """Return the SHA-256 of a module's weights with their names, types and shapes."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def own_memory(model: nn.Module) -> None:

@@ -39,7 +39,8 @@ class History:
             return
         try:
             self.rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-            [row["epoch"] + 0 for row in self.rows]
+            if not all(isinstance(row["epoch"], int) for row in self.rows):
+                raise TypeError("an epoch is not a whole number")
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise UserError(
                 f"{path} cannot be read ({type(error).__name__}: {error}); put it back from a copy,"

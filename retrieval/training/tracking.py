@@ -54,12 +54,12 @@ class Tracker:
         run_dir: str | Path,
         resume_step: int | None,
         enabled: bool,
-        names: Sequence[str] = ("tensorboard",),
-        settings: dict[str, Any] | None = None,
+        names: Sequence[str],
+        settings: dict[str, Any],
     ):
         self.settings = {
             name: value if isinstance(value, bool | int | float | str) else str(value)
-            for name, value in (settings or {}).items()
+            for name, value in settings.items()
         }
         self.writer, self.services = None, []
         if enabled and "tensorboard" in names:

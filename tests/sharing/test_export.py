@@ -552,7 +552,7 @@ def test_the_dot_products_of_pretrained_models_are_their_scores(
     expected = evaluate_split(model, cache.split("evaluation")).scores
     np.testing.assert_allclose(captions @ clips.T, expected.numpy(), atol=1e-5)
     metadata = pyarrow.parquet.read_schema(path).metadata
-    assert metadata[b"compare_by"].decode() == model.pooling.similarity
+    assert metadata[b"similarity"].decode() == model.pooling.similarity
     assert metadata[b"dim"].decode() == str(model.dim)
 
 

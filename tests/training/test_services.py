@@ -181,7 +181,7 @@ def test_trackers_change_no_number(tiny, tracked, tmp_path):
 
 
 def test_other_processes_open_no_service(tmp_path):
-    tracker = Tracker(tmp_path, resume_step=None, enabled=False, names=NAMES)
+    tracker = Tracker(tmp_path, resume_step=None, enabled=False, names=NAMES, settings={})
     tracker.scalars(1, {"train/loss": 1.0})
     tracker.close()
     assert not list(tmp_path.iterdir())
@@ -292,5 +292,5 @@ def test_every_name_of_a_service_is_known_everywhere():
 
 def test_settings_are_plain_values(tiny, tmp_path):
     settings = flatten(load_config(tiny / "tiny.yaml").model_dump())
-    tracker = Tracker(tmp_path, resume_step=None, enabled=False, settings=settings)
+    tracker = Tracker(tmp_path, resume_step=None, enabled=False, names=NAMES, settings=settings)
     assert {type(value) for value in tracker.settings.values()} == {bool, int, float, str}

@@ -22,6 +22,7 @@ from retrieval.training.tracking import (
     score_figure,
 )
 
+TENSORBOARD = ("tensorboard",)
 CAPTION = "costs $5 and not $6"  # dollars would be mathematics to matplotlib
 
 
@@ -41,7 +42,9 @@ def parts(tiny):
 def test_a_run_is_readable(parts, tmp_path):
     config, model, split = parts
     settings = flatten(config.model_dump())
-    tracker = Tracker(tmp_path, resume_step=None, enabled=True, settings=settings)
+    tracker = Tracker(
+        tmp_path, resume_step=None, enabled=True, names=TENSORBOARD, settings=settings
+    )
     tracker.scalars(3, {"train/loss": 1.5, "lr/text_encoder": 2e-5})
     for step in (3, 6):
         tracker.validation(step, evaluate_split(model, split))
@@ -86,7 +89,9 @@ def test_a_run_is_readable(parts, tmp_path):
 
 def test_resume_hides_what_was_written_from_there_on(tmp_path):
     for resume_step, steps, value in ((None, range(1, 8), 0.0), (5, range(5, 9), 1.0)):
-        tracker = Tracker(tmp_path, resume_step=resume_step, enabled=True)
+        tracker = Tracker(
+            tmp_path, resume_step=resume_step, enabled=True, names=TENSORBOARD, settings={}
+        )
         for step in steps:
             tracker.scalars(step, {"train/loss": value})
         tracker.close()
@@ -96,7 +101,7 @@ def test_resume_hides_what_was_written_from_there_on(tmp_path):
 
 def test_other_processes_write_nothing(parts, tmp_path):
     _, model, split = parts
-    tracker = Tracker(tmp_path, resume_step=None, enabled=False)
+    tracker = Tracker(tmp_path, resume_step=None, enabled=False, names=TENSORBOARD, settings={})
     tracker.scalars(1, {"train/loss": 1.0})
     tracker.validation(1, None)
     tracker.attention_examples(1, model, split, 2)
@@ -107,7 +112,7 @@ def test_other_processes_write_nothing(parts, tmp_path):
 
 def test_no_pictures_asked_for(parts, tmp_path):
     _, model, split = parts
-    tracker = Tracker(tmp_path, resume_step=None, enabled=True)
+    tracker = Tracker(tmp_path, resume_step=None, enabled=True, names=TENSORBOARD, settings={})
     tracker.attention_examples(1, model, split, num_pictures=0)
     tracker.close()
     assert not events(tmp_path).Tags()["images"]
@@ -173,7 +178,7 @@ def test_a_clip_shorter_than_a_spectrogram_is_drawn(parts, tmp_path, monkeypatch
     monkeypatch.setattr(
         split, "read", lambda clip, start=0, stop=None: np.full(num_samples, 0.1, dtype=np.float32)
     )
-    tracker = Tracker(tmp_path, resume_step=None, enabled=True)
+    tracker = Tracker(tmp_path, resume_step=None, enabled=True, names=TENSORBOARD, settings={})
     tracker.attention_examples(1, model, split, 1)
     tracker.close()
     assert len(events(tmp_path).Tags()["images"]) == 1

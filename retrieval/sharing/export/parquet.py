@@ -9,7 +9,7 @@ One row per clip, then one row per caption:
     vector      float32 (D,)
     frames      with `frames`: a clip's frames, a list of (D,); null for a caption
 
-Vectors are compared as the file's metadata `compare_by` says: by cosine, or for PE-Audio by dot
+Vectors are compared as the file's metadata `similarity` says: by cosine, or for PE-Audio by dot
 product. With mean, average or transformer pooling that is the model's score. With TAP
 the vector of a clip is TAP's output for equal attention to all frames, as in the first stage of
 retrieval.search.two_stage: it finds candidates, and model.score(text, frames, mask) ranks them.
@@ -81,7 +81,7 @@ def export_parquet(
         "pooling": model.architecture["pooling"]["name"],
         "sample_rate": model.sample_rate,
         "clip_seconds": model.clip_seconds,
-        "compare_by": model.pooling.similarity,
+        "similarity": model.pooling.similarity,
         "torch": version("torch"),
         "transformers": version("transformers"),
     }
