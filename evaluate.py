@@ -11,7 +11,7 @@ Writes the metrics of both directions (metrics.json) and the ranks of all querie
     python evaluate.py --checkpoint A --checkpoint B --fit-weights validation --output DIR
     # several right clips for a query (DCASE 2025)
     python evaluate.py --checkpoint runs/tap/best --relevance FILE
-    # the same clips asked in other words: tags, questions, ... (CSV file_name,caption,style)
+    # queries in other styles: tags, questions, ... (CSV file_name,caption,style)
     python evaluate.py --checkpoint runs/tap/best --captions FILE
     # scores.npy as well, for distillation
     python evaluate.py --checkpoint runs/tap/best --split development --save-scores

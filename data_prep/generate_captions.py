@@ -1,4 +1,4 @@
-"""Let a language model write five more captions for every clip, or ask for it in other words.
+"""Let a language model write five more captions for every clip, or queries in other styles.
 
     cd data/clotho_v2
     mv clotho_captions_development.csv original_captions_development.csv
@@ -18,8 +18,8 @@ and talk of the task (captions/paraphrases.py). Missing captions are asked for a
 seed, up to 5 times per clip and run; so is an answer that takes longer than --timeout or has more
 than 1 MB.
 
-With --styles it asks for the same clips in other words, one text for each clip and style, and
-writes a CSV `file_name,caption,style` for evaluate.py --captions (captions/styles.py):
+With --styles it asks for queries in other styles, one for each clip and style, and writes a CSV
+`file_name,caption,style` for evaluate.py --captions (captions/styles.py):
 
     python data_prep/generate_captions.py --endpoint http://localhost:11434/v1 --model phi4 \\
         --styles tags questions paraphrases negated \\
@@ -342,7 +342,7 @@ def report_missing(
     # with --styles a clip counts once for each style
     num_files = len({clip.file_name for clip in clips})
     unit = "clips" if num_files == len(clips) else f"styles of {num_files} clips"
-    short = f"{len(reasons)} clips are short of captions"
+    short = f"{len(reasons)} of them are short of captions"
     print(f"{num_new} new captions for {len(clips)} {unit}; {short}")
     if len(reasons) > MAX_MISSING * len(clips) and not allow_missing:
         remedy = "run the same command again to ask for the missing ones, or add --allow-missing"

@@ -19,7 +19,7 @@ from data_prep.captions.paraphrases import (
 )
 
 MAX_TAG_WORDS = 2
-MIN_WORDS = 3  # of questions and of captions with a distractor
+MIN_WORDS = 3  # of questions and of captions that exclude a sound
 SAME_BEGINNING = 5  # letters: `thunder` and `thundering` count as one word
 _NEGATION = re.compile(r"\b(?:no|not|without|never|nor|neither|lacking|minus|\w+n['’]t)\b", re.I)
 _ENDING = """
@@ -47,16 +47,16 @@ def question_fault(text: str, captions: Sequence[str]) -> str | None:
 
 
 def negated_fault(text: str, captions: Sequence[str]) -> str | None:
-    """Return why `text` does not rule out a sound that the captions lack; None if it does."""
+    """Return why `text` does not exclude a sound that the captions lack; None if it does."""
     negation = _NEGATION.search(text)
     if not negation:
-        return "rules nothing out: it holds no word such as no or without"
+        return "excludes no sound: it holds no word such as no or without"
     if not normalised(text[: negation.start()]):
-        return "names no sound before the one that it rules out"
+        return "names no sound before the excluded one"
     heard = {word[:SAME_BEGINNING] for caption in captions for word in normalised(caption).split()}
-    ruled_out = [word for word in normalised(text[negation.end() :]).split() if len(word) > 2]
-    if all(word[:SAME_BEGINNING] in heard for word in ruled_out):
-        return "rules out what the captions name, or nothing"
+    excluded = [word for word in normalised(text[negation.end() :]).split() if len(word) > 2]
+    if all(word[:SAME_BEGINNING] in heard for word in excluded):
+        return "excludes what the captions name, or nothing"
     return (
         form_fault(text) or length_fault(text, MIN_WORDS, MAX_WORDS) or copy_fault(text, captions)
     )

@@ -1,9 +1,9 @@
-"""The same clips asked in other words: captions by style, from a file (evaluate.py --captions).
+"""Queries in other styles: captions by style, from a file (evaluate.py --captions).
 
-A CSV `file_name,caption[,style]`: tags, questions, paraphrases, captions with a negated distractor,
-or whatever else its author calls a style. Each style is scored by itself, against all clips of the
-split. A clip may have any number of captions in a style, and a style may leave clips out. Within a
-style, a caption of several clips is one query with several right clips.
+A CSV `file_name,caption[,style]`: tags, questions, paraphrases, captions that exclude a sound
+("rain but no thunder"), or any style that its author names. Each style is scored by itself, against
+all clips of the split. A clip may have any number of captions in a style, and a style may leave
+clips out. Within a style, a caption of several clips is one query with several right clips.
 """
 
 import csv

@@ -184,7 +184,7 @@ def test_five_captions_are_added_and_nothing_else_changes(server, paths, capsys)
     question = server.questions[0]
     del question["messages"]
     assert question == {"model": "phi4", "seed": 1, "temperature": 0.8, "stream": False}
-    assert "15 new captions for 3 clips; 0 clips are short of captions" in capsys.readouterr().out
+    assert "15 new captions for 3 clips; 0 of them are short of captions" in capsys.readouterr().out
     assert not list(paths[1].parent.glob("*.tmp"))
 
 
@@ -391,7 +391,7 @@ def test_what_is_good_is_kept_and_only_the_rest_asked_again(server, paths):
         assert row["caption_6"].startswith("A bell rings for clip") and row["caption_10"]
 
 
-# ---- the same clips in other words
+# ---- queries in other styles
 
 
 def styled_answer(question, number):
@@ -466,9 +466,9 @@ HEARD = ["Thunder rolls while rain falls on a roof.", "A storm."]
         ("questions", "Rain?", "has 1 words"),
         ("negated", "rain but no wind", None),
         ("negated", "a storm that isn\u2019t near any cars", None),
-        ("negated", "rain without thunder", "rules out what the captions name"),
-        ("negated", "rain without thundering", "rules out what the captions name"),
-        ("negated", "rain falls on a roof", "rules nothing out"),
+        ("negated", "rain without thunder", "excludes what the captions name"),
+        ("negated", "rain without thundering", "excludes what the captions name"),
+        ("negated", "rain falls on a roof", "excludes no sound"),
         ("negated", "no wind at all", "names no sound before"),
         ("negated", "rain, but no", "or nothing"),
         ("paraphrases", "Rain pours and thunder rolls on.", None),
@@ -493,7 +493,7 @@ def test_a_clip_in_a_hundred_may_stay_short(server, tmp_path, capsys):
     assert generate(server, paths) == 0
     output = capsys.readouterr().out
     assert f"{stubborn}.wav: 0 of 5 new captions: the answer holds neither JSON" in output
-    assert "1 clips are short" in output
+    assert "1 of them are short" in output
     short = [row["file_name"] for row in read_rows(paths[1]) if not row["caption_6"]]
     assert short == [f"{stubborn}.wav"]
     asked = [question["seed"] for question in server.questions if clip_of(question) == stubborn]

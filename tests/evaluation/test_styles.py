@@ -1,4 +1,4 @@
-"""`evaluate.py --captions`: the same clips asked in other words, style by style."""
+"""`evaluate.py --captions`: queries in other styles, each scored by itself."""
 
 import csv
 import json

@@ -48,7 +48,7 @@ def write_report(
         record: Origin of the scores.
         num_queries: Hardest queries that are shown with sound and pictures.
         other: Run to compare with.
-        styles: Results of the same clips asked in other words, by style.
+        styles: Results of queries in other styles, by style.
 
     Raises:
         UserError: The disk is full or read-only.
