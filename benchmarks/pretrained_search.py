@@ -5,10 +5,12 @@
 
 The model has the shapes of laion/clap-htsat-unfused (the defaults of transformers' ClapConfig) and
 random weights; it takes 1.5 GB of disk. The recordings are noise of 1 minute each in stereo at
-44.1 kHz, so excerpts of 10 s begin every 5 s. Printed: seconds per hour of recordings for the whole
-command's work after the model is loaded, and of processor time, which other programs on the machine
-change less; the part of the encoder and of its log-mel spectrograms in
-a batch of excerpts; milliseconds of a query, with PyTorch's text encoder and in 8 bit.
+44.1 kHz, so excerpts of 10 s begin every 5 s. It prints:
+
+- the seconds that an hour of recordings takes, from the loaded model to the finished index, and the
+  processor time, which other programs on the machine change less;
+- the parts of the encoder and of its log-mel spectrograms in a batch of excerpts;
+- milliseconds of a query, with PyTorch's text encoder and in 8 bit.
 """
 
 import argparse

@@ -8,10 +8,10 @@
         --output data/mine
 
 The dataset is a name on the Hugging Face hub, a folder (Parquet, audiofolder, WebDataset tars,
-JSON, CSV, or written by `save_to_disk`), or a kind of files with `--data-files`. Columns and splits
-with usual names are found, and said. Sounds are decoded by this project's own readers; no code of a
-dataset runs. Writes `--output`. Exit code 0, 2 (error, one line), 130 (interrupted: the same
-command goes on). More: docs/corpora.md.
+JSON, CSV, or written by `save_to_disk`), or a kind of files with `--data-files`. The command finds
+columns and splits by their usual names and prints them. Sounds are decoded by this project's own
+readers; no code of a dataset runs. Writes `--output`. Exit code 0, 2 (error, one line), 130
+(interrupted: the same command goes on). More: docs/corpora.md.
 """
 
 import sys
@@ -57,8 +57,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--split",
         nargs="+",
         metavar="OURS=THEIRS",
-        help="development, validation or evaluation, and a split of the dataset; one may be given"
-        " several (default: train, validation and test are mapped to these three)",
+        help="OURS is development, validation or evaluation; THEIRS is a split of the dataset."
+        " Several THEIRS may be joined into one OURS (default: train, validation and test become"
+        " the three)",
     )
     parser.add_argument("--audio-column", metavar="COLUMN", help="sounds (default: found)")
     parser.add_argument(

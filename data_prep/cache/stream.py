@@ -1,8 +1,9 @@
 """Build the Arrow cache of a corpus that is read in order, row by row, and known only at its end.
 
 The reader of the corpus gives events: a new clip with its sound, further captions of a clip, a row
-that is left out. New clips fill shards of equal size, whatever --num-proc is. The sounds of the
-shards at work lie in a spool folder, so that memory holds one sound, and the disk a few shards:
+that is left out. New clips fill shards of SHARD_CLIPS clips or SHARD_BYTES bytes, whichever comes
+first, for any --num-proc. The sounds of the shards at work lie in a spool folder, so that memory
+holds one sound, and the disk a few shards:
 
     <output>.partial/cache/<split>/data-00000.arrow      becomes <output>/<split>/data-00000.arrow
     <output>.partial/reports/<split>-00000.json          report of a shard, with its journal
@@ -88,7 +89,7 @@ Event = NewClip | MoreCaptions | LostRow | ExcludedRow
 
 @dataclass
 class SplitMemory:
-    """Everything that is known of a split from the rows so far."""
+    """State of a split after the rows read so far."""
 
     split: str
     num_clips: int = 0

@@ -1,9 +1,9 @@
 """Clips of a dataset of the library `datasets`: choose its columns, and turn rows into clips.
 
 A row is a clip with one or several captions. With id columns, rows of one id are one clip; their
-sounds must be the same. Splits that are tested with are read first: a clip of development is left
-out if its Freesound or YouTube id is also in validation or evaluation, or in the lists of the
---exclude options.
+sounds must be the same. Validation and evaluation are read before development: a clip of
+development is left out if its Freesound or YouTube id is also in validation or evaluation, or in
+the lists of the --exclude options.
 """
 
 import json

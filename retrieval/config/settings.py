@@ -553,7 +553,9 @@ class EvaluationConfig(Section):
     audio_batch_size: int = Field(16, ge=1, description="clips encoded at once")
     text_batch_size: int = Field(256, ge=1, description="captions encoded at once")
     num_pictures: int = Field(
-        4, ge=0, description="caption-clip pairs drawn in TensorBoard after each validation"
+        4,
+        ge=0,
+        description="caption-clip pairs drawn for TensorBoard and wandb after each validation",
     )
 
 

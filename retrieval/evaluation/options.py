@@ -23,6 +23,9 @@ CHECKPOINT_HELP = (
     "model folder, such as runs/tap/best; CLAP or PE-Audio, as a folder or by hub name, such as"
     " laion/clap-htsat-unfused; or a .ckpt of salsa"
 )
+TEXT_ENCODER_HELP = (
+    "tokenizer of a .ckpt, which has none: a folder or hub name; default: roberta-large"
+)
 REPORT_QUERIES, MAX_REPORT_QUERIES = 10, 200  # hardest queries: default, most
 
 
@@ -62,8 +65,8 @@ def parse_arguments(argv: list[str] | None, description: str) -> argparse.Namesp
     add(
         "--text-encoder",
         type=Path,
-        metavar="DIR",
-        help="tokenizer of a .ckpt, which holds none; default: that of roberta-large",
+        metavar="NAME",
+        help=TEXT_ENCODER_HELP,
     )
     add("--split", default="evaluation", help="default: evaluation")
     add(
@@ -246,8 +249,8 @@ def _check_outputs(arguments: argparse.Namespace) -> None:
             )
         if not is_own_folder(checkpoint):
             raise UserError(
-                f"checkpoint {checkpoint} is no folder of a run, and results do not belong there:"
-                " add --output DIR"
+                f"checkpoint {checkpoint} is not a model folder of this project, where results"
+                " belong: add --output DIR"
             )
         name = arguments.split + ("_relevance" if arguments.relevance else "")
         name += "_captions" if arguments.captions else ""

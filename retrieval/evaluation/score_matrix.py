@@ -176,7 +176,7 @@ class Scorer:
         checkpoints: Of any kind; see retrieval.models.pretrained.load_pretrained.
         cache: Folder of the Arrow cache. This and the following arguments default to the settings
             of the first checkpoint's run (RUN/config.yaml).
-        text_encoder: Folder with the tokenizer of a .ckpt; None takes that of roberta-large.
+        text_encoder: Tokenizer of a .ckpt, a folder or hub name; None: roberta-large.
         mixed_precision: "no", "bf16", "fp16" or "auto".
         audio_batch_size: Clips encoded at once.
         text_batch_size: Captions encoded at once.
@@ -260,6 +260,7 @@ class Scorer:
 
         The mean of several checkpoints is taken in float64. Raises UserError for NaN.
         """
+        # the mean of ensemble.weighted_mean, with one score matrix in memory and not one per model
         if len(self.checkpoints) == 1:
             yield from self._columns(self.checkpoints[0], captions, split)
             return

@@ -30,7 +30,11 @@ from retrieval.evaluation.metrics.text_audio_retrieval.ranking import (
     ranks_of_both_directions,
     recall,
 )
-from retrieval.evaluation.options import CHECKPOINT_HELP, check_checkpoints
+from retrieval.evaluation.options import (
+    CHECKPOINT_HELP,
+    TEXT_ENCODER_HELP,
+    check_checkpoints,
+)
 from retrieval.evaluation.relevance import quoted
 
 if TYPE_CHECKING:
@@ -92,12 +96,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--checkpoint", type=Path, required=True, help=CHECKPOINT_HELP)
-    add(
-        "--text-encoder",
-        type=Path,
-        metavar="DIR",
-        help="tokenizer of a .ckpt, which holds none; default: that of roberta-large",
-    )
+    add("--text-encoder", type=Path, metavar="NAME", help=TEXT_ENCODER_HELP)
     add(
         "--cache",
         type=Path,

@@ -116,11 +116,10 @@ def _base_of(config: Config, part: str) -> tuple[str, str]:
 
 
 def _start_from(model: DualEncoder, config: Config) -> None:
-    """Load the weights of train.init_from; learnable parameters of the loss may be missing there.
+    """Load the weights of train.init_from.
 
-    A pooling without weights, such as that of pretrained models, may be replaced by any other.
-
-    Raises UserError if its architecture differs.
+    Parameters of the loss may be missing there, and a pooling without weights (average, mean) may
+    be replaced by another. Raises UserError if the architecture differs otherwise.
     """
     name = config.train.init_from
     other = load_pretrained(name, config.text_encoder.name)
@@ -145,7 +144,8 @@ def _start_from(model: DualEncoder, config: Config) -> None:
             f"train.init_from={name} is of another architecture than this configuration:"
             f" {found[0]}; {_settings_of(other)}"
         )
-    # A setting, unless it is learnt. One for dot products is of no use for cosines.
+    # Keep this run's own temperature unless it is learnt; one learnt for another pooling does not
+    # fit its scores.
     if not model.temperature.requires_grad or type(model.pooling) is not type(other.pooling):
         del state["temperature"]
     model.load_state_dict(own | {key: value for key, value in state.items() if key in own})
@@ -154,7 +154,10 @@ def _start_from(model: DualEncoder, config: Config) -> None:
 def _settings_of(model: DualEncoder) -> str:
     """Return advice for a configuration that does not fit `model`."""
     if not model.takes_any_rate:
-        return "take audio_encoder, text_encoder, projection, pooling and dim from its config.yaml"
+        return (
+            "take audio_encoder, text_encoder, projection, pooling and dim from the config.yaml of"
+            " its run, or the config.json of its folder"
+        )
     built = model.architecture
     return (
         "name it as audio_encoder.checkpoint and text_encoder.name too, and set"
@@ -193,7 +196,7 @@ def warnings_of(config: Config) -> list[str]:
             "text_encoder": not config.text_encoder.pretrained,
         }
         found += [
-            f"{part} is frozen with random weights, so it tells nothing of its input"
+            f"{part} is frozen with random weights, so its output is useless"
             for part in PARTS
             if getattr(config, part).frozen and is_random[part]
         ]

@@ -21,7 +21,7 @@ class WindowGrid:
         window_samples: Of a window.
         hop_samples: From the start of one window to the next.
         frames_per_window: T of the audio encoder.
-        nearest: Count valid frames to the nearest, at least one, and not up.
+        nearest: Round the number of valid frames to the nearest (at least 1), not up.
 
     Raises:
         ValueError: The hop is below 1, a window is longer than a clip, or there are too many.

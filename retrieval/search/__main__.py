@@ -210,8 +210,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     for command in (making, asking):
         place = {"type": path_argument, "metavar": "DIR", "help": "folder of the index"}
         command.add_argument("--index", required=True, **place)
-        tokenizer = "tokenizer of a .ckpt, which holds none; default: that of roberta-large"
-        command.add_argument("--text-encoder", type=path_argument, metavar="DIR", help=tokenizer)
+        default = "roberta-large" if command is making else "as when the index was made"
+        tokenizer = (
+            f"tokenizer of a .ckpt, which has none: a folder or hub name; default: {default}"
+        )
+        command.add_argument("--text-encoder", type=path_argument, metavar="NAME", help=tokenizer)
         command.add_argument("--quiet", action="store_true", help="no progress bars")
     arguments = parser.parse_args(argv)
     if arguments.command == "index" and arguments.batch_size < 1:

@@ -104,7 +104,8 @@ class AudioIndex:
             checkpoint: Model of any kind that load_pretrained takes; None: that of the existing
                 index.
             index: Folder of the index.
-            text_encoder: Tokenizer of a .ckpt; None: roberta-large, or that of the existing index.
+            text_encoder: Tokenizer of a .ckpt, a folder or hub name; None: that of the existing
+                index, or roberta-large.
             excerpt_seconds: Longest excerpt of a file; None: the model's clip_seconds, or at most
                 its pooling.longest_excerpt.
             hop_seconds: From the start of one excerpt of a long file to the next; None: half of an
@@ -150,7 +151,8 @@ class AudioIndex:
         Args:
             index: Folder of the index.
             checkpoint: Where its model is now; None: where it was.
-            text_encoder: Tokenizer of a .ckpt; None: as when the index was made.
+            text_encoder: Tokenizer of a .ckpt, a folder or hub name; None: as when the index was
+                made.
             fast_text: On a CPU, encode sentences in 8 bit (retrieval.search.fast_text); the encoder
                 is made at the first time and kept in the index.
 

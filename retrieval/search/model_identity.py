@@ -41,7 +41,7 @@ class ModelIdentity(BaseModel):
 
         Args:
             checkpoint: As exact_name returns it.
-            text_encoder: Tokenizer of a .ckpt.
+            text_encoder: Tokenizer of a .ckpt, a folder or hub name; None: roberta-large.
             known: An earlier identity.
 
         Raises:

@@ -120,8 +120,8 @@ class TwoStage:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Find the clips with the highest cosines to clip vectors float32 (N, D), as `shortlist`.
 
-        Models whose scores are dot products are not trained to compare two clips: a loud or long
-        one would be like all others.
+        Dot products of two clips favour vectors of great length, which would be similar to
+        everything; cosines do not.
         """
         vectors = _unit(vectors)
         if self.pooling.similarity == "cosine":

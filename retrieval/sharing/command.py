@@ -7,10 +7,11 @@
 
 train.py writes the card, README.md in the model folder: results, training data, settings. `card`
 writes it anew, with a licence, with the scores of RUN/metrics.json, and for models of earlier
-versions. `convert` makes a model folder of a checkpoint of others: CLAP or PE-Audio, in a folder or
-on the hub, or a .ckpt of salsa. `push` uploads weights, configuration, tokenizer and card as they
-are in the folder. Everybody then loads the model by `DualEncoder.from_pretrained("user/name")`.
-From Python: `model.push_to_hub("user/name")`. The token comes from `hf auth login` or HF_TOKEN.
+versions. `convert` makes a model folder of this project from a pretrained model: CLAP or PE-Audio,
+in a folder or on the hub, or a .ckpt of salsa. `push` uploads weights, configuration, tokenizer and
+card as they are in the folder. Everybody then loads the model by
+`DualEncoder.from_pretrained("user/name")`. From Python: `model.push_to_hub("user/name")`. The token
+comes from `hf auth login` or HF_TOKEN.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from retrieval.base.errors import OneLineParser, UserError
 from retrieval.base.files import check_writable, read_json
 from retrieval.base.folders import check_has_name, whole_folder
 from retrieval.base.launch import check_environment
-from retrieval.evaluation.options import CHECKPOINT_HELP
+from retrieval.evaluation.options import CHECKPOINT_HELP, TEXT_ENCODER_HELP
 
 UPLOADED = (
     *("README.md", "about.json", "config.json", "model.safetensors", "tokenizer/*"),
@@ -80,15 +81,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--private", action="store_true", help="only the owner sees a new repository"
     )
     upload.add_argument("--quiet", action="store_true", help="no progress")
-    convert = commands.add_parser("convert", help="make a model folder of a checkpoint of others")
+    convert = commands.add_parser(
+        "convert", help="make a model folder of this project from a pretrained model"
+    )
     convert.add_argument("--checkpoint", type=Path, required=True, help=CHECKPOINT_HELP)
     convert.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder")
-    convert.add_argument(
-        "--text-encoder",
-        type=Path,
-        metavar="DIR",
-        help="tokenizer of a .ckpt, which holds none; default: that of roberta-large",
-    )
+    convert.add_argument("--text-encoder", type=Path, metavar="NAME", help=TEXT_ENCODER_HELP)
     for command in (card, upload):
         command.add_argument(
             "--checkpoint", type=Path, required=True, help="model folder, such as runs/tap/best"
@@ -205,7 +203,7 @@ def convert(
     Args:
         checkpoint: As load_pretrained takes it.
         output: The new folder.
-        text_encoder: Tokenizer of a .ckpt.
+        text_encoder: Tokenizer of a .ckpt, a folder or hub name; None: roberta-large.
         license: Of the model, as the hub writes it, for its card.
 
     Raises:
@@ -237,8 +235,9 @@ def check_is_folder(checkpoint: Path) -> None:
     """Raise UserError if the checkpoint is not a folder that this project may have written."""
     if hub_name(checkpoint) or (checkpoint.exists() and not is_own_folder(checkpoint)):
         raise UserError(
-            f"checkpoint {checkpoint} is not a model folder of yours: make one by `python -m"
-            f" retrieval.sharing convert --checkpoint {checkpoint} --output DIR`, and give that"
+            f"checkpoint {checkpoint} is not a model folder of this project: make one by"
+            f" `python -m retrieval.sharing convert --checkpoint {checkpoint} --output DIR`, and"
+            " give that"
         )
     if not checkpoint.is_dir():
         raise UserError(

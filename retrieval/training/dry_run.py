@@ -123,5 +123,5 @@ def _memory(config: Config, model: DualEncoder, num_parameters: int, num_trained
     return (
         f"memory, estimated, one process: {fixed / GIB:.1f} GiB {held} and AdamW "
         f"+ about {activations / GIB:.1f} GiB activations{unknown} "
-        f"at batch {batch} ({bits}); the measured peak is train/memory_gib in TensorBoard"
+        f"at batch {batch} ({bits}); the measured peak is the curve train/memory_gib"
     )

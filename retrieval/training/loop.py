@@ -70,7 +70,8 @@ def train(config: Config, resume: bool = False, overwrite: bool = False) -> None
             if stop.signum:
                 raise Interrupted(stop.signum)
             if config.train.validate_first and run.progress.global_step == 0:
-                # evaluation draws the seed of its loader: training shall not depend on that
+                # the evaluation loader draws from the global generator; keep training's random
+                # numbers unchanged
                 with torch.random.fork_rng(devices=[]):
                     validate(run)
             while run.progress.epoch < config.train.epochs:

@@ -92,7 +92,7 @@ class Run:
         return patience is not None and self.progress.epochs_without_gain >= patience
 
     def scored_weights(self) -> AbstractContextManager[None]:
-        """Within this context the model has the weights that are validated and saved."""
+        """Return a context in which the model has the weights that are validated and saved."""
         return nullcontext() if self.average is None else self.average.applied()
 
 

@@ -1,4 +1,4 @@
-"""evaluate.py, its report and zero-shot classification by models of others, or by hub name."""
+"""evaluate.py, its report and zero-shot classification by pretrained models, or by hub name."""
 
 import json
 from pathlib import Path

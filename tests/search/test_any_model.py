@@ -1,4 +1,4 @@
-"""Search by models of others: CLAP and PE-Audio in folders and by hub name, and salsa's .ckpt."""
+"""Search by pretrained models: CLAP and PE-Audio in folders and by hub name, and salsa's .ckpt."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Export, convert, card and push with models of others, in a folder or by hub name."""
+"""Export, convert, card and push with pretrained models, in a folder or by hub name."""
 
 import hashlib
 import json
@@ -55,7 +55,7 @@ def test_vectors_of_a_hub_model_compare_as_the_file_says(hub, tiny, tmp_path):
     arguments = ["--checkpoint", "some/pe_audio", "--parquet", str(path), "--quiet"]
     assert export.main([*arguments, "--cache", str(tiny / "cache")]) == 0
     metadata = pyarrow.parquet.read_schema(path).metadata
-    assert metadata[b"compare_by"] == b"dot"
+    assert metadata[b"similarity"] == b"dot"
     assert metadata[b"checkpoint"].decode() == f"some/pe_audio@{hub.sha('some/pe_audio')}"
     weights = hub.repos["some/pe_audio"]["model.safetensors"]
     assert metadata[b"weights_sha256"].decode() == hashlib.sha256(weights).hexdigest()

@@ -213,7 +213,7 @@ def test_dry_run_does_not_count_the_pairs_of_caches_that_are_not_there(
         ),
         (
             ["audio_encoder.frozen=true"],
-            {"audio_encoder is frozen with random weights, so it tells nothing of its input"},
+            {"audio_encoder is frozen with random weights, so its output is useless"},
         ),
     ],
 )

@@ -47,7 +47,7 @@ class Against:
 
     Args:
         path: Folder of results, model folder or .ckpt, tried in this order.
-        text_encoder: Folder with the tokenizer of a .ckpt.
+        text_encoder: Tokenizer of a .ckpt, a folder or hub name; None: roberta-large.
         batch_sizes: `audio_batch_size` and `text_batch_size` of a checkpoint; None: as in its run.
 
     Raises:

@@ -23,9 +23,10 @@ class AudioEncoder(nn.Module):
         sample_rate: Of the waveform that it takes, in Hz.
         feature_dim: Size of a frame.
         num_mel_bins: Bands of its spectrogram; 0 if it takes the waveform itself.
-        takes_lengths: True if it fills short windows itself: `forward` then takes their lengths,
-            and T may be that of the longest.
-        rounds_frames: True if valid frames are counted to the nearest, at least one, and not up.
+        takes_lengths: True if `forward` has a third argument, the valid samples (W,) of each
+            window; T may then be that of the longest window.
+        rounds_frames: True if the number of valid frames is rounded to the nearest (at least 1),
+            False if up.
     """
 
     sample_rate: int

@@ -176,7 +176,7 @@ class _Clap(_Family):
     def takes_lengths(self) -> bool:
         return self.readout == "pooled"
 
-    rounds_frames = takes_lengths
+    rounds_frames = takes_lengths  # both: only for the readout pooled
 
     def unused(self, parameter: str) -> bool:
         # layers for more than 10 s, which no window has
@@ -424,7 +424,7 @@ FAMILIES: dict[str, type[_Family]] = {
     "wav2vec2": _Waveform,
     "hubert": _Waveform,
 }
-# Models of audio and text: how many audio_config deep the encoder is.
+# Models of audio and text: number of nested audio_config sections above the encoder's config.
 HOLDERS = {"clap": 1, "pe_audio": 1, "pe_audio_video": 2}
 # Reads PeAudioModel from a file of PeAudioVideoModel, which has one text model for all its parts.
 PE_AUDIO_OF_VIDEO = {"key_mapping": {r"^audio_model\.": ""}}
@@ -567,7 +567,7 @@ class HuggingFaceAudioEncoder(AudioEncoder):
     ) -> Tensor:
         num_samples = waveform.shape[-1]
         if lengths is None:
-            self.num_frames(num_samples)
+            self.num_frames(num_samples)  # UserError for a window that is too short or too long
             lengths = torch.full(waveform.shape[:1], num_samples)
         if torch.compiler.is_exporting():
             features = self.family.graph_features(waveform, lengths)

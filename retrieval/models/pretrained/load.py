@@ -30,7 +30,7 @@ def load_pretrained(checkpoint: str | Path, text_encoder: str | Path | None = No
     Args:
         checkpoint: Model folder of train.py; folder of a CLAP or PE-Audio of transformers; name of
             either on the Hugging Face hub, user/name or user/name@revision; or a .ckpt of salsa.
-        text_encoder: For a .ckpt: hub model or folder with its tokenizer; None: roberta-large.
+        text_encoder: Tokenizer of a .ckpt, a folder or hub name; None: roberta-large.
 
     Returns:
         The model in eval mode, on the CPU.
@@ -89,8 +89,7 @@ def local_checkpoint(checkpoint: str | Path) -> Path:
 
 
 def exact_name(checkpoint: str | Path) -> str:
-    """Return the name by which a later command finds this checkpoint: an absolute path, or of a
-    model of the hub user/name@commit.
+    """Return a checkpoint's absolute path, or user/name@commit for a hub model.
 
     Raises:
         UserError: As local_checkpoint.

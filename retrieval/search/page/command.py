@@ -42,8 +42,8 @@ def main(argv: list[str] | None = None) -> int:
     add("--host", default="127.0.0.1", help=host)
     add("--port", type=int, default=7860, help="default: 7860; 0: any free port")
     add("--checkpoint", type=Path, help="where the index's model is now; default: where it was")
-    text_encoder = "tokenizer of a .ckpt; default: as when the index was made"
-    add("--text-encoder", type=Path, metavar="DIR", help=text_encoder)
+    text_encoder = "tokenizer of a .ckpt: a folder or hub name; default: as when the index was made"
+    add("--text-encoder", type=Path, metavar="NAME", help=text_encoder)
     fast = "use a text encoder in 8 bit, on a CPU; it is made at the first use"
     add("--fast-text", action="store_true", help=fast)
     password = (

@@ -62,7 +62,7 @@ def check_room(output: Path, num_bytes: float) -> None:
 def weights_sha256(checkpoint: Path) -> str:
     """Return the SHA-256 of the weights in a model folder, or of a checkpoint file.
 
-    Of several files that of the list of their SHA-256, a line each, in order of name.
+    For several files: the SHA-256 of their digests, one a line, sorted by name.
     """
     files = weight_files(checkpoint) if checkpoint.is_dir() else [checkpoint]
     digests = [sha256_of(file) for file in files]

@@ -13,7 +13,11 @@ from retrieval.base.errors import OneLineParser
 from retrieval.base.extras import needs_extra
 from retrieval.base.launch import check_environment
 from retrieval.base.progress import set_quiet, silence_transformers
-from retrieval.evaluation.options import CHECKPOINT_HELP, check_checkpoints
+from retrieval.evaluation.options import (
+    CHECKPOINT_HELP,
+    TEXT_ENCODER_HELP,
+    check_checkpoints,
+)
 
 if TYPE_CHECKING:
     from retrieval.models.dual_encoder import DualEncoder
@@ -46,8 +50,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--text-encoder",
         type=Path,
-        metavar="DIR",
-        help="tokenizer of a .ckpt, which holds none; default: that of roberta-large",
+        metavar="NAME",
+        help=TEXT_ENCODER_HELP,
     )
     parser.add_argument(
         "--onnx",
@@ -137,8 +141,9 @@ def load(arguments: argparse.Namespace) -> "DualEncoder":
 
 
 def source_of(checkpoint: Path) -> dict[str, str]:
-    """Name the exported model: its hub name and commit, or the last two parts of its path, and a
-    digest of its weights.
+    """Return name and weights digest of the exported model.
+
+    The name is user/name@commit for a hub model, else the last two parts of its path.
     """
     from retrieval.models.pretrained import exact_name, local_checkpoint
     from retrieval.sharing.export.checks import weights_sha256
