@@ -28,6 +28,8 @@ def hub_name(checkpoint: str | Path) -> HubName | None:
 
 def check_checkpoint(checkpoint: str | Path) -> None:
     """Raise UserError for a checkpoint that is unreadable, or absent and no hub name."""
+    if not str(checkpoint).strip():
+        raise UserError("the checkpoint has no name: give a model folder, or user/name on the hub")
     check_readable(checkpoint, "checkpoint")
     if not Path(checkpoint).exists() and hub_name(checkpoint) is None:
         raise UserError(

@@ -176,7 +176,9 @@ class Cache:
         """
         if name not in self.info["splits"]:
             raise UserError(
-                f"cache {self.path} has no split {name!r}, only: {', '.join(self.split_names)}"
+                f"cache {self.path} has no split {name!r}, only: {', '.join(self.split_names)};"
+                " build it again with one (build_folder.py --fractions, build_hub.py --split"
+                f" {name}=NAME)"
             )
         # before loading: datasets cannot load a table without rows
         if not self.info["splits"][name]["num_clips"]:

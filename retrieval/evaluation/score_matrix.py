@@ -106,26 +106,29 @@ def score_columns(
         split, share, max_samples, audio_batch_size, num_workers, pin_memory=device.type == "cuda"
     )
     progress = bar(total=len(split), desc=f"scoring {split.name}", unit="clip", leave=False)
+    # Equal captions are scored once, so that their scores are tied to the last bit. Captions of
+    # similar length side by side need less padding.
+    different = sorted(dict.fromkeys(captions), key=len)  # n of N
+    row_of = {caption: row for row, caption in enumerate(different)}
+    rows = torch.tensor([row_of[caption] for caption in captions])  # (N,)
     with eval_mode(model), progress:
-        # Captions of similar length side by side need less padding.
-        order = sorted(range(len(captions)), key=lambda row: len(captions[row]))
         texts = []
-        for first in range(0, len(captions), text_batch_size):
-            batch = [captions[row] for row in order[first : first + text_batch_size]]
+        for first in range(0, len(different), text_batch_size):
             with autocast():
-                texts.append(model.encode_text(batch).float())  # (n, D)
-        texts = torch.cat(texts)[torch.tensor(order, device=device).argsort()]  # (N, D)
+                text = model.encode_text(different[first : first + text_batch_size])
+            texts.append(text.float())
+        texts = torch.cat(texts)  # (n, D)
         batches = iter(loader if len(share) else ())
         for first in range(0, max(map(len, shares)), audio_batch_size):
             # Stays empty on a process whose share is finished: all take part in the exchange.
-            block = torch.empty(len(captions), 0, device=device)
+            block = torch.empty(len(different), 0, device=device)
             for stored, lengths in islice(batches, 1):
                 stored = stored.to(device, non_blocking=True)
                 with autocast():
                     frames, mask = encode(stored, lengths)  # (b, T, D), (b, T)
                 # All texts in one call: a pooling prepares the frames once per call.
-                block = model.score(texts, frames.float(), mask)  # (N, b)
-            scores = gather_columns(block).cpu()
+                block = model.score(texts, frames.float(), mask)  # (n, b)
+            scores = gather_columns(block).cpu()[rows]  # (N, b of all processes)
             check_not_nan(scores, f" on split {split.name!r}")
             columns = [clip for clips in shares for clip in clips[first : first + audio_batch_size]]
             progress.update(len(columns))
@@ -154,7 +157,7 @@ def captions_of(split: ClipSplit) -> tuple[list[str], list[int]]:
 
 def cache_rate(model: DualEncoder) -> int | None:
     """Return the sample rate in Hz that a cache for `model` must have; None if it takes any."""
-    return None if model.takes_any_rate else model.sample_rate
+    return None if model.audio_encoder.takes_any_rate else model.sample_rate
 
 
 def check_sample_rate(cache: Cache, checkpoint: Path, rate: int | None) -> None:
@@ -226,7 +229,7 @@ class Scorer:
         self.is_other_cache = has_config and self.cache.path.resolve() != run_cache
         for checkpoint, rate in reversed(rates.items()):
             check_sample_rate(self.cache, checkpoint, rate)
-        if self._first.takes_any_rate:
+        if self._first.audio_encoder.takes_any_rate:
             self._first.hear_at(self.cache.sample_rate)
         self.settings = {
             "audio_batch_size": audio_batch_size or config.evaluation.audio_batch_size,
@@ -238,7 +241,7 @@ class Scorer:
     def load(self, checkpoint: Path) -> DualEncoder:
         """Load a checkpoint, for the sounds of the cache."""
         model = load_pretrained(checkpoint, self.text_encoder)
-        if model.takes_any_rate:
+        if model.audio_encoder.takes_any_rate:
             model.hear_at(self.cache.sample_rate)
         return model
 

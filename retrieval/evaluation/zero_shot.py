@@ -234,7 +234,8 @@ def labels_of_clips(labels_of_file: dict[str, list[str]], split: "ClipSplit") ->
     if unknown:
         raise UserError(
             f"--labels names {len(unknown)} of {len(labels_of_file)} files that split"
-            f" {split.name!r} of the cache lacks: {quoted(unknown)}"
+            f" {split.name!r} of the cache lacks: {quoted(unknown)}; leave out their rows, or build"
+            " a cache of all files (data_prep/build_folder.py --without-captions)"
         )
     return [known.get(name, []) for name in names]
 

@@ -2,10 +2,12 @@
 
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from retrieval.base.checkpoints import hub_name, is_own_folder
 from retrieval.base.errors import UserError
 from retrieval.config import AudioEncoderConfig, Config, LossConfig
 from retrieval.config.text import flatten
@@ -13,7 +15,7 @@ from retrieval.losses import LEARNABLE, arguments_of, check_loss, settings_of
 from retrieval.models.audio import AUDIO_ENCODERS
 from retrieval.models.dual_encoder import POOLINGS, DualEncoder
 from retrieval.models.lora import PARTS, add_lora
-from retrieval.models.pretrained.load import load_pretrained
+from retrieval.models.pretrained.load import load_pretrained, local_checkpoint
 from retrieval.models.projection import PROJECTIONS
 from retrieval.models.text import load_tokenizer, text_architecture, text_readout
 
@@ -45,6 +47,7 @@ def build_model(config: Config) -> DualEncoder:
     Raises:
         UserError: Weights are absent or do not fit, or settings do not fit together.
     """
+    config = _with_revisions(config)
     text = config.text_encoder
     model = DualEncoder(**_architecture(config, allow_known=False))
     model.text_encoder.tokenizer = load_tokenizer(
@@ -62,6 +65,22 @@ def build_model(config: Config) -> DualEncoder:
     return model
 
 
+def _with_revisions(config: Config) -> Config:
+    """Replace encoder names of the form user/name@revision by the folders of their downloads."""
+
+    def place(name: str | None) -> str | None:
+        found = hub_name(name) if name else None
+        return str(local_checkpoint(name)) if found and found.revision else name
+
+    audio, text = config.audio_encoder, config.text_encoder
+    return config.model_copy(
+        update={
+            "audio_encoder": audio.model_copy(update={"checkpoint": place(audio.checkpoint)}),
+            "text_encoder": text.model_copy(update={"name": place(text.name)}),
+        }
+    )
+
+
 def bound_memory(model: DualEncoder, config: Config) -> None:
     """Set the pooling's settings that a saved model does not hold, since they change no score."""
     for name in model.pooling.runtime_settings:
@@ -71,11 +90,15 @@ def bound_memory(model: DualEncoder, config: Config) -> None:
 def build_model_without_weights(config: Config) -> DualEncoder:
     """Build names and shapes only, on the meta device: for --dry-run.
 
-    It works without weights and tokenizer and, for known names, without the hub.
+    It works without weights and tokenizer and, for known names, without the hub. A train.init_from
+    on this machine is compared with the configuration.
     """
     architecture = _architecture(config, allow_known=True)
     with torch.device("meta"):
         model = DualEncoder(**architecture)
+    if config.train.init_from is not None and Path(config.train.init_from).exists():
+        _model_to_start_from(model, config)
+    with torch.device("meta"):
         _choose_trained(model, config, has_weights=False)
     return model
 
@@ -116,13 +139,23 @@ def _base_of(config: Config, part: str) -> tuple[str, str]:
 
 
 def _start_from(model: DualEncoder, config: Config) -> None:
-    """Load the weights of train.init_from.
+    """Load the weights of train.init_from. Raises UserError if they do not fit."""
+    other = _model_to_start_from(model, config)
+    state, own = other.state_dict(), model.state_dict()
+    # Keep this run's own temperature unless it is learnt; one learnt for another pooling does not
+    # fit its scores.
+    if not model.temperature.requires_grad or type(model.pooling) is not type(other.pooling):
+        del state["temperature"]
+    model.load_state_dict(own | {key: value for key, value in state.items() if key in own})
+
+
+def _model_to_start_from(model: DualEncoder, config: Config) -> DualEncoder:
+    """Return the model of train.init_from.
 
     Parameters of the loss may be missing there, and a pooling without weights (average, mean) may
     be replaced by another. Raises UserError if the architecture differs otherwise.
     """
-    name = config.train.init_from
-    other = load_pretrained(name, config.text_encoder.name)
+    other = load_pretrained(config.train.init_from, config.text_encoder.name)
     state, own = other.state_dict(), model.state_dict()
     is_new_pooling = not other.pooling.state_dict()
     new = ("loss_parameters.", "pooling.") if is_new_pooling else ("loss_parameters.",)
@@ -139,35 +172,42 @@ def _start_from(model: DualEncoder, config: Config) -> None:
         for name in SETTINGS_WITHOUT_SHAPES
         if None not in (theirs.get(name), ours.get(name)) and theirs[name] != ours[name]
     ]
+    readouts = [flat.get("audio_encoder.readout") or "frames" for flat in (theirs, ours)]
+    if readouts[0] != readouts[1] and type(model.pooling) is type(other.pooling):
+        found.append(f"its audio_encoder.readout is {readouts[0]}, not {readouts[1]}")
     if found:
         raise UserError(
-            f"train.init_from={name} is of another architecture than this configuration:"
-            f" {found[0]}; {_settings_of(other)}"
+            f"train.init_from={config.train.init_from} is of another architecture than this"
+            f" configuration: {found[0]}; {_settings_of(other, config)}"
         )
-    # Keep this run's own temperature unless it is learnt; one learnt for another pooling does not
-    # fit its scores.
-    if not model.temperature.requires_grad or type(model.pooling) is not type(other.pooling):
-        del state["temperature"]
-    model.load_state_dict(own | {key: value for key, value in state.items() if key in own})
+    return other
 
 
-def _settings_of(model: DualEncoder) -> str:
+def _settings_of(model: DualEncoder, config: Config) -> str:
     """Return advice for a configuration that does not fit `model`."""
-    if not model.takes_any_rate:
+    place = Path(config.train.init_from)
+    is_pretrained = "readout" in model.architecture["audio_encoder"]
+    if not is_pretrained or place.is_file() or is_own_folder(place):
         return (
             "take audio_encoder, text_encoder, projection, pooling and dim from the config.yaml of"
             " its run, or the config.json of its folder"
         )
-    built = model.architecture
-    return (
-        "name it as audio_encoder.checkpoint and text_encoder.name too, and set"
-        " audio_encoder.name=huggingface"
-        f" audio_encoder.readout={built['audio_encoder']['readout']}"
-        f" text_encoder.readout={built['text_readout']} text_encoder.as_written=true"
-        f" projection.name={built['projection']['name']} dim={built['dim']}"
-        f" pooling.name=average pooling.similarity={built['pooling']['similarity']} (or another"
-        " pooling, to be trained)"
-    )
+    built, start = model.architecture, config.train.init_from
+    needed = {
+        "audio_encoder.name": "huggingface",
+        "audio_encoder.checkpoint": start,
+        "audio_encoder.readout": built["audio_encoder"]["readout"],
+        "text_encoder.name": start,
+        "text_encoder.readout": built["text_readout"],
+        "text_encoder.as_written": True,
+        "projection.name": built["projection"]["name"],
+        "dim": built["dim"],
+    }
+    if config.pooling.name == built["pooling"]["name"]:
+        needed["pooling.similarity"] = built["pooling"]["similarity"]
+    given = flatten(config.model_dump())
+    wrong = [f"{name}={value}" for name, value in needed.items() if given[name] != value]
+    return f"set {' '.join(wrong)}" if wrong else "name one model in all three settings"
 
 
 def warnings_of(config: Config) -> list[str]:
@@ -184,12 +224,18 @@ def warnings_of(config: Config) -> list[str]:
         f"pooling.{key} has no effect with pooling.name={pooling.name}"
         for key in sorted(pooling.model_fields_set - used)
     ]
-    kind, projection = PROJECTIONS[config.projection.name], config.projection
+    projection = config.projection
+    taken = _accepted(PROJECTIONS[projection.name], projection.model_dump())
     found += [
         f"projection.{key} has no effect with projection.name={projection.name}"
         for key in sorted(projection.model_fields_set - {"name"})
-        if key not in _accepted(kind, projection.model_dump())
+        if key not in taken
     ]
+    if kind.keeps_frames and config.audio_encoder.readout == "pooled":
+        found.append(
+            f"pooling.name={pooling.name} sees equal copies of one vector per window with"
+            " audio_encoder.readout=pooled; set it to frames"
+        )
     if config.train.init_from is None:
         is_random = {
             "audio_encoder": config.audio_encoder.checkpoint is None,

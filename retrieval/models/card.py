@@ -31,7 +31,7 @@ Hears mono audio at {sample_rate} Hz, of a clip the first {clip_seconds:g} s.
 
 ## Use
 
-With the code that trained it{commit}:
+With {code}:
 
 ```python
 import torch
@@ -131,6 +131,9 @@ def model_card(architecture: dict[str, Any], record: TrainingRecord) -> ModelCar
         eval_results=results or None,
     )
     settings = yaml.safe_dump(record.settings, sort_keys=False) if record.settings else None
+    code = "the code that trained it"
+    if record.git_commit:
+        code += f" (commit `{record.git_commit}`)"
     kind = architecture["audio_encoder"].get("architecture", {}).get("model_type")
     shown = {"audio_encoder": f"{names['audio_encoder']} ({kind})"} if kind else {}
     text = TEMPLATE.format(
@@ -139,7 +142,7 @@ def model_card(architecture: dict[str, Any], record: TrainingRecord) -> ModelCar
         clip_seconds=architecture["clip_seconds"],
         lora=_lora(record),
         results=_results(record),
-        commit=f" (commit `{record.git_commit}`)" if record.git_commit else "",
+        code="the code that converted it" if record.converted_from else code,
         data=_data(record),
         license=f"`{record.license}`." if record.license else UNKNOWN_LICENCE,
         data_licences=_licences(record),
@@ -257,7 +260,7 @@ def _licences(record: TrainingRecord) -> str:
         started.append(settings["text_encoder"].get("name"))
     started.append(settings.get("train", {}).get("init_from"))
     if any(started):
-        named = ", ".join(f"`{name}`" for name in started if name)
+        named = ", ".join(f"`{name}`" for name in dict.fromkeys(filter(None, started)))
         text += f"\n\nThe training started from {named}: their licences hold as well."
     if record.converted_from:
         text += (

@@ -7,7 +7,7 @@ import inspect
 import math
 import os
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -113,7 +113,6 @@ class DualEncoder(nn.Module, PyTorchModelHubMixin):
         # retrieval.models.mel_augmentation, in training only
         self.augment_mel: Callable[[torch.Tensor], torch.Tensor] | None = None
         self.caption_features: CaptionFeatures | None = None  # of a frozen text encoder
-        self.takes_any_rate = False  # True lets evaluation call hear_at with the rate of a cache
         self.clip_seconds = clip_seconds
         arguments = dict(audio_encoder)
         self.audio_encoder: AudioEncoder = AUDIO_ENCODERS[arguments.pop("name")](**arguments)
@@ -417,7 +416,7 @@ class DualEncoder(nn.Module, PyTorchModelHubMixin):
             )
         check_bases(Path(model_id), architecture)
         apart = saved_apart(Path(model_id))
-        _check_size(architecture, Path(model_id) / WEIGHTS, apart)
+        check_size(architecture, [Path(model_id) / WEIGHTS], apart)
         model = cls(**architecture)
         model.text_encoder.tokenizer = load_tokenizer(Path(model_id) / "tokenizer")
         model.record = read_record(Path(model_id))
@@ -426,22 +425,29 @@ class DualEncoder(nn.Module, PyTorchModelHubMixin):
         return model.eval()
 
 
-def _check_size(architecture: dict[str, Any], weights: Path, apart: Collection[str] = ()) -> None:
+def check_size(
+    architecture: dict[str, Any], weights: Sequence[Path], apart: Collection[str] = ()
+) -> None:
     """Refuse a config.json that needs far more memory than its weights, before building the model.
 
-    apart: encoders whose weights are elsewhere (retrieval.models.lora).
+    Args:
+        architecture: Arguments of DualEncoder.
+        weights: Its safetensors files.
+        apart: Encoders whose weights are elsewhere (retrieval.models.lora).
 
     Raises:
         ValueError: It has more layers than there are tensors, or more than MOST_SHARING times their
             numbers.
         Exception: Of any kind, for damaged weights.
     """
-    with safe_open(weights, "pt") as file:
-        shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118 (no dict)
+    shapes, holder = [], weights[0].name
+    for path in weights:
+        with safe_open(path, "pt") as file:
+            names = file.keys()
+            shapes += [file.get_slice(name).get_shape() for name in names]
     if (layers := _most_layers(architecture)) > max(len(shapes), 100):
         raise ValueError(
-            f"its config.json describes {layers:.3g} layers, {weights.name} holds {len(shapes)}"
-            " tensors"
+            f"its config.json describes {layers:.3g} layers, {holder} holds {len(shapes)} tensors"
         )
     try:
         with torch.device("meta"):  # shapes cost nothing there
@@ -454,7 +460,7 @@ def _check_size(architecture: dict[str, Any], weights: Path, apart: Collection[s
     stored = sum(map(math.prod, shapes))
     if needed > MOST_SHARING * stored:
         raise ValueError(
-            f"its config.json describes {needed:.3g} numbers, {weights.name} holds {stored:.3g}"
+            f"its config.json describes {needed:.3g} numbers, {holder} holds {stored:.3g}"
         )
 
 
@@ -505,6 +511,8 @@ def check_finite(model: nn.Module, owner: str, remedy: str) -> None:
 def check_folder(directory: Path) -> None:
     """Raise UserError if `directory` holds no saved model."""
     for file in ("config.json", WEIGHTS, "tokenizer"):
+        if file == WEIGHTS:
+            _check_config(directory)
         if not (directory / file).exists():
             inside = [
                 f"{directory}/{name}"
@@ -518,6 +526,9 @@ def check_folder(directory: Path) -> None:
                 " transformers is loaded by retrieval.models.pretrained.load_pretrained"
             )
             raise UserError(f"checkpoint {directory} has no {file}; {hint}")
+
+
+def _check_config(directory: Path) -> None:
     try:
         missing = {"audio_encoder", "text_encoder", "pooling"} - set(
             read_json(directory / "config.json")

@@ -54,7 +54,7 @@ def _steps(config: Config) -> str:
     except UserError as error:
         if len(caches) > 1:
             return f"steps per epoch: not known before the caches are there: {error}"
-        num_pairs, source = CLOTHO_PAIRS, f"Clotho, since here: {error}"
+        num_pairs, source = CLOTHO_PAIRS, f"Clotho; your cache cannot be used: {error}"
     else:
         weights = settings.cache_weights
         num_pairs = EpochBatches(sizes, settings.batch_size, config.seed, weights=weights).num_pairs

@@ -9,6 +9,7 @@ import torchaudio
 
 from retrieval.base.errors import UserError
 from retrieval.data import open_cache
+from retrieval.evaluation import similarity_matrix
 from retrieval.evaluation.result import retrieval_metrics
 from retrieval.evaluation.score_matrix import captions_of
 from retrieval.models.pretrained import load_pretrained
@@ -52,6 +53,19 @@ def test_a_cache_of_another_rate_is_scored_by_the_resampled_sounds(inputs, tmp_p
         "tokenizer.json",
         "tokenizer_config.json",
     }
+
+
+def test_equal_captions_are_tied_whatever_is_asked_beside_them(inputs):
+    """In batches of other captions an encoder rounds otherwise."""
+    split = open_cache(inputs / "cache").split("evaluation")
+    model = load_pretrained(inputs / "clap")
+    model.hear_at(split.sample_rate)
+    captions = ["a dog barks", "rain falls", "a dog barks", "then the wind blows and a cat", "a"]
+    sizes = {"audio_batch_size": 4, "text_batch_size": 2}
+    scores = similarity_matrix(model, captions, split, **sizes)
+    assert torch.equal(scores[0], scores[2]) and not torch.equal(scores[0], scores[1])
+    alone = torch.cat([similarity_matrix(model, [own], split, **sizes) for own in captions])
+    torch.testing.assert_close(scores, alone, atol=1e-6, rtol=0)
 
 
 def test_cosines_and_dot_products_have_no_mean(inputs, tmp_path):

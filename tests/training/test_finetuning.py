@@ -12,11 +12,12 @@ from accelerate import Accelerator
 from torch import multiprocessing
 
 import train as train_script
+from retrieval.base.errors import UserError
 from retrieval.config import load_config
 from retrieval.data import open_cache
 from retrieval.evaluation import similarity_matrix
 from retrieval.evaluation.result import evaluate_split
-from retrieval.models.build import build_model
+from retrieval.models.build import build_model, build_model_without_weights, warnings_of
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.frame_cache import cached_frames
 from retrieval.models.pretrained import load_pretrained
@@ -96,6 +97,36 @@ def test_a_config_starts_at_the_published_score_and_learns(tiny, pretrained, tmp
     expected |= {"pooling"} if "tap" in name else set()
     expected |= {"audio_encoder", "text_encoder"} if name == "clotho_clap" else set()
     assert moved - {"temperature"} == expected
+
+
+# --- settings that do not fit ---
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        (["audio_encoder.readout=frames"], "audio_encoder.readout=pooled"),
+        (["text_encoder.as_written=false", "dim=9"], "text_encoder.as_written=True dim=8"),
+        (["projection.name=linear"], "set projection.name=mlp"),
+        (["pooling.similarity=dot"], "set pooling.similarity=cosine"),
+    ],
+)
+@pytest.mark.parametrize("build", [build_model, build_model_without_weights])
+def test_the_error_names_the_settings_that_do_not_fit(
+    tiny, pretrained, tmp_path, changes, named, build
+):
+    settings = overrides(tiny, pretrained, "clotho_clap", tmp_path / "run") + changes
+    with pytest.raises(UserError) as caught:
+        build(load_config(CONFIGS / "clotho_clap.yaml", settings))
+    assert str(caught.value).endswith(named)
+
+
+def test_tap_on_pooled_vectors_is_warned_of(tiny, pretrained, tmp_path):
+    settings = overrides(tiny, pretrained, "clotho_clap", tmp_path / "run")
+    config = load_config(CONFIGS / "clotho_clap.yaml", [*settings, "pooling.name=tap"])
+    assert any("equal copies" in warning for warning in warnings_of(config))
+    config = load_config(CONFIGS / "clotho_clap.yaml", settings)
+    assert not any("equal copies" in warning for warning in warnings_of(config))
 
 
 # --- the whole batch, in parts and on many processes ---

@@ -68,8 +68,8 @@ def test_dry_run_of_the_published_tap_experiment(capsys):
         == {name: [f"{count:,}", rates[name]] for name, count in counts.items()} | sums
     )
     assert (
-        "steps per epoch: 1,200, in all 24,000 (19,195 pairs of Clotho, since here: cache"
-        " data/clotho_v2/cache does not exist" in text
+        "steps per epoch: 1,200, in all 24,000 (19,195 pairs of Clotho; your cache cannot be used:"
+        " cache data/clotho_v2/cache does not exist" in text
     )
     assert f"{sum(counts.values()) * 16 / 2**30:.1f} GiB weights, gradients and AdamW" in text
     assert f"at batch 16 ({16 if torch.cuda.is_available() else 32} bit on this machine);" in text

@@ -445,6 +445,8 @@ class HuggingFaceAudioEncoder(AudioEncoder):
         UserError: They do not fit together, or describe no model.
     """
 
+    takes_any_rate = True
+
     def __init__(
         self,
         architecture: dict[str, Any],
@@ -515,14 +517,14 @@ class HuggingFaceAudioEncoder(AudioEncoder):
             raise UserError(
                 f"a window of {num_samples} samples ({num_samples / self.sample_rate:.3f} s at"
                 f" {self.sample_rate} Hz) does not fit {self.config.model_type}, which takes"
-                f" {least} to {most} samples; set audio_encoder.window_seconds (and"
-                f" data.max_seconds, which bounds it) to at most {most / self.sample_rate:g}"
+                f" {least} to {most} samples; set audio_encoder.window_seconds and"
+                f" audio_encoder.hop_seconds to at most {most / self.sample_rate:g}"
             )
         if num_samples % (step := self.family.step()):
             raise UserError(
                 f"a window of {num_samples / self.sample_rate:g} s is no multiple of"
                 f" {step / self.sample_rate:g} s, a frame of {self.config.model_type}; set"
-                " audio_encoder.window_seconds (and data.max_seconds, which bounds it) to one"
+                " audio_encoder.window_seconds and data.max_seconds to one"
             )
         return self.family.num_frames(num_samples)
 

@@ -21,7 +21,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from retrieval.base.checkpoints import foreign_config
 from retrieval.base.errors import UserError, one_line
 from retrieval.models.audio.huggingface import PE_AUDIO_OF_VIDEO, huggingface_arguments
-from retrieval.models.dual_encoder import DualEncoder
+from retrieval.models.dual_encoder import DualEncoder, check_size
 from retrieval.models.hub import OWN_CODE, loading, without_code
 from retrieval.models.text import load_tokenizer
 
@@ -153,37 +153,66 @@ def load_huggingface(folder: Path, config: PreTrainedConfig) -> DualEncoder:
     own = family.architecture(config)
     audio = huggingface_arguments(str(folder)) | own.pop("audio_encoder")
     tokenizer = load_tokenizer(folder, config.text_config.vocab_size)
+    extractor = audio["feature_extractor"]
+    rate = extractor["sampling_rate"]
+    seconds = clip_seconds = CLIP_SECONDS
+    if config.model_type == "clap":
+        seconds = extractor.get("max_length_s", 10)
+    elif hop := extractor.get("hop_length"):  # PE-Audio hears the whole clip, of whole frames
+        most = min(int(CLIP_SECONDS * rate) // hop, config.audio_config.max_position_embeddings)
+        seconds = clip_seconds = most * hop / max(rate, 1)
+    architecture = {
+        "audio_encoder": {"name": "huggingface", **audio},
+        "text_encoder": without_code(config.text_config.to_dict()),
+        "sample_rate": rate,
+        "clip_seconds": clip_seconds,
+        "window_seconds": seconds,
+        "hop_seconds": seconds,
+        "max_tokens": None,
+        "temperature": 1.0,
+        "text_as_written": True,
+        **own,
+    }
+    try:
+        if files := sorted(folder.glob("*.safetensors")):
+            check_size(architecture, files)
+        model = DualEncoder(**architecture)
+    except UserError:
+        raise
+    except Exception as error:  # damaged files, sizes of 0 and others that no model can have
+        raise UserError(f"it does not load ({one_line(error, longest=200)}); {AGAIN}") from None
     try:
         source, report = family.model.from_pretrained(
-            str(folder), config=config, dtype=torch.float32, output_loading_info=True, **settings
+            str(folder),
+            config=config,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are listed in the report
+            **settings,
         )
     except Exception as error:
-        raise UserError(f"it does not load ({one_line(error, longest=200)}); {AGAIN}") from None
+        reason = one_line(error, longest=200)
+        if "weights_only" in reason:
+            reason = "a pickle with other objects than tensors, of which nothing was run"
+        raise UserError(f"it does not load ({reason}); {AGAIN}") from None
+    if report["mismatched_keys"]:
+        key, found, expected = sorted(report["mismatched_keys"])[0]
+        raise UserError(
+            f"its weight {key} has the shape {list(found)} and not {list(expected)}, as its"
+            f" config.json says; {AGAIN}"
+        )
     # transformers fills missing weights with random numbers
-    if missing := [*sorted(report["missing_keys"]), *map(str, report["mismatched_keys"])]:
-        found = f"it lacks {len(missing)} weights of a {config.model_type}, first {missing[0]}"
-        raise UserError(f"{found}; {AGAIN}, or take a model with an audio and a text side")
-    extractor = audio["feature_extractor"]
-    seconds = extractor.get("max_length_s", CLIP_SECONDS)
-    model = DualEncoder(
-        audio_encoder={"name": "huggingface", **audio},
-        text_encoder=without_code(config.text_config.to_dict()),
-        sample_rate=extractor["sampling_rate"],
-        clip_seconds=CLIP_SECONDS,
-        window_seconds=seconds,
-        hop_seconds=seconds,
-        max_tokens=None,
-        temperature=1.0,
-        text_as_written=True,
-        **own,
-    )
+    if missing := sorted(report["missing_keys"]):
+        lacks = f"it lacks {len(missing)} weights of a {config.model_type}, first {missing[0]}"
+        raise UserError(f"{lacks}; {AGAIN}, or take a model with an audio and a text side")
     state, theirs = model.state_dict(), source.state_dict()
     for key in state:
         for ours, other in family.names.items():
             if key.startswith(ours):
                 state[key] = theirs[other + key.removeprefix(ours)]
     state |= {key: torch.tensor(value) for key, value in family.learnt(source).items()}
+    if bad := [key for key, value in state.items() if not value.isfinite().all()]:
+        raise UserError(f"its weight {bad[0]} is not finite (NaN or infinite); {AGAIN}")
     model.load_state_dict(state)
     model.text_encoder.tokenizer = tokenizer
-    model.takes_any_rate = True
     return model.eval()

@@ -38,10 +38,13 @@ def load_pretrained(checkpoint: str | Path, text_encoder: str | Path | None = No
     Raises:
         UserError: It is absent, damaged or of another kind.
     """
-    path = local_checkpoint(checkpoint)
+    path, is_download = local_checkpoint(checkpoint), hub_name(checkpoint) is not None
     try:
         model = _load(path, text_encoder)
-    except UserError as error:  # names the place of a download
+    except UserError as error:
+        if not is_download:
+            raise
+        # the name that the user gave in place of the folder of the download
         raise UserError(str(error).replace(str(path), str(checkpoint))) from None
     if model.record == TrainingRecord() and not is_own_folder(path):
         model.record = TrainingRecord(converted_from=without_folders(str(checkpoint)))
@@ -49,6 +52,10 @@ def load_pretrained(checkpoint: str | Path, text_encoder: str | Path | None = No
 
 
 def _load(path: Path, text_encoder: str | Path | None) -> DualEncoder:
+    if path.suffix in (".safetensors", ".json", ".bin"):
+        raise UserError(
+            f"checkpoint {path} is a file of a model folder: give the folder {path.parent}"
+        )
     if path.is_file():
         return load_salsa_checkpoint(path, text_encoder)
     config = transformers_config(path)

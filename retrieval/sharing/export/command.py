@@ -119,7 +119,7 @@ def write_parquet(arguments: argparse.Namespace) -> None:
     split = cache.split(arguments.split, need_captions=False)
     model = load(arguments)
     check_sample_rate(cache, arguments.checkpoint, cache_rate(model))
-    if model.takes_any_rate:
+    if model.audio_encoder.takes_any_rate:
         model.hear_at(cache.sample_rate)
     check_room(arguments.parquet, num_bytes(model, split, arguments.frames))
     source = source_of(arguments.checkpoint) | {"corpus": str(cache.info.get("corpus"))}

@@ -315,6 +315,59 @@ def test_preprocessor_of_another_model(folders, tmp_path):
     assert "preprocessor" in refusal(folder)
 
 
+def edited(folder: Path, file: str, change) -> None:
+    content = json.loads((folder / file).read_text())
+    change(content)
+    (folder / file).write_text(json.dumps(content))
+
+
+def test_sizes_that_no_weights_have_are_refused_before_they_take_memory(folders, tmp_path):
+    folder = copy_of(folders, tmp_path)
+    edited(folder, "config.json", lambda c: c["text_config"].update(num_hidden_layers=10**7))
+    assert "1e+07 layers" in refusal(folder)
+
+
+@pytest.mark.parametrize("name", ["sampling_rate", "hop_length"])
+@pytest.mark.parametrize("family", ["clap", "pe_audio"])
+def test_zeros_in_the_preprocessor(folders, tmp_path, family, name):
+    folder = copy_of(folders, tmp_path, family)
+    edited(folder, "processor_config.json", lambda c: c["feature_extractor"].update({name: 0}))
+    refusal(folder)
+
+
+def test_a_weight_of_another_shape_is_named(folders, tmp_path):
+    folder = copy_of(folders, tmp_path)
+    state = load_file(folder / "model.safetensors")
+    state["audio_projection.linear2.bias"] = torch.zeros(9)
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    message = refusal(folder)
+    assert "audio_projection.linear2.bias" in message and "[9]" in message and "[8]" in message
+
+
+@pytest.mark.parametrize("weight", ["audio_projection.linear2.bias", "logit_scale_t"])
+def test_weights_that_are_not_finite(folders, tmp_path, weight):
+    folder = copy_of(folders, tmp_path)
+    state = load_file(folder / "model.safetensors")
+    state[weight] = torch.full_like(state[weight], torch.nan)
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    assert "not finite" in refusal(folder)
+
+
+def test_a_file_of_a_model_folder_is_answered_by_the_folder(folders):
+    assert "give the folder" in refusal(folders["clap"][0] / "model.safetensors")
+
+
+def test_no_name_at_all():
+    with pytest.raises(UserError, match="no name"):
+        load_pretrained("")
+
+
+def test_a_short_pe_audio_hears_shorter_clips(folders, tmp_path):
+    folder = copy_of(folders, tmp_path, "pe_a_frame")
+    edited(folder, "config.json", lambda c: c["audio_config"].update(max_position_embeddings=100))
+    assert load_pretrained(folder).clip_seconds == 4.0  # 100 frames of 40 ms
+
+
 def test_paths_and_hub_names_that_are_absent(monkeypatch, tmp_path):
     monkeypatch.setattr("retrieval.models.pretrained.load.hub_answers", lambda: False)
     assert "out of reach" in refusal("someone/nothing")
