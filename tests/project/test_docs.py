@@ -254,6 +254,8 @@ def make_run(root: Path, name: str) -> None:
     if not (root / "runs" / name).exists():
         source = "tap" if "tap" in name or "mine" in name or "small" in name else "mean"
         shutil.copytree(root / "runs" / source, root / "runs" / name)
+        if name in ("passt_stage1", "passt_tap"):  # other runs start from them
+            build_model(load_config(f"configs/{name}.yaml")).save_pretrained(f"runs/{name}/best")
 
 
 # --- commands ---
@@ -648,19 +650,24 @@ def test_the_script_of_extending_builds_a_cache(tmp_path: Path):
 
 
 def test_training_on_own_recordings_runs_to_the_end(folder: Path, monkeypatch):
-    """The README's four commands, with the training itself in place of the dry run."""
+    """The README's commands, with the trainings themselves in place of the dry runs."""
     monkeypatch.chdir(folder)
     _, _, section = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Train on your")
-    commands = commands_of(split_page(section.partition("\n## ")[0])[0][0].text, folder)
-    assert [argv[0] for argv in commands] == ["curl", "python", "accelerate", "python"]
+    blocks = [block.text for block in split_page(section.partition("\n## ")[0])[0][:2]]
+    first, second = (commands_of(text, folder) for text in blocks)
+    assert [argv[0] for argv in first] == ["python", "accelerate", "python"]
+    assert [argv[0] for argv in second] == ["curl", "accelerate", "python"]
     assert (
-        commands[0][commands[0].index("-o") + 1]
+        second[0][second[0].index("-o") + 1]
         == load_config(ROOT / "configs/passt_tap.yaml").audio_encoder.checkpoint
     )
-    run(commands[1])
-    succeed(main_of_script("train.py"), commands[2][3:])
-    run(commands[3])
-    assert Path("runs/mine/metrics.json").exists() and Path("mine.index").is_dir()
+    shutil.rmtree("runs/finetune_clap")
+    run(first[0])
+    for commands, name in ((first, "finetune_clap"), (second, "mine")):
+        succeed(main_of_script("train.py"), commands[1][3:])
+        run(commands[2])
+        assert Path(f"runs/{name}/metrics.json").exists()
+    assert Path("finetuned.index").is_dir() and Path("mine.index").is_dir()
 
 
 def test_the_readme_is_short():
