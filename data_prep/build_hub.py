@@ -35,7 +35,7 @@ from data_prep.corpora.exclusions import Exclusions
 from retrieval.base.command import run_main
 from retrieval.base.errors import UserError
 from retrieval.base.progress import set_quiet
-from retrieval.data.schema import DEVELOPMENT
+from retrieval.data.schema import DEVELOPMENT, VALIDATION
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -182,6 +182,12 @@ def build(arguments: argparse.Namespace) -> None:
         f" {'clips by ' + ', '.join(columns.ids) if columns.ids else 'every row is a clip'}",
         flush=True,
     )
+    if DEVELOPMENT in splits and VALIDATION not in splits:
+        print(
+            "note: train.py needs a validation split, and the dataset has none: give one of its"
+            " splits that name, such as --split development=train validation=test",
+            flush=True,
+        )
     for kind, column in columns.external.items():
         given = exclusions.has_freesound if kind == FREESOUND else exclusions.has_youtube
         if DEVELOPMENT in splits and not given:

@@ -157,6 +157,7 @@ def test_parquet_with_several_files_and_row_groups(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "development = train; evaluation = test" in out
     assert "sounds audio; captions caption; every row is a clip" in out
+    assert "train.py needs a validation split" in out
     opened = open_cache(tmp_path / "cache", RATE).split("evaluation")
     assert opened.file_names == ["20.wav", "21.wav", "22.wav"]
     info = read_info(tmp_path / "cache")
