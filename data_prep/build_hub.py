@@ -50,7 +50,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--data-files",
         nargs="+",
-        metavar="FILE",
+        metavar="SOURCE",
         help="files or URLs, each perhaps with SPLIT= before it (default: the split train)",
     )
     parser.add_argument(

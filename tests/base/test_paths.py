@@ -20,6 +20,7 @@ from retrieval.search import __main__ as search
 from tests.conftest import ROOT, mistake
 
 NO_PATHS = {"audio_encoder.name", "pooling.name", "loss.name", "loss.supervised"}
+NO_PATHS |= {"projection.name", "projection.activation"}
 FOLDERS = ("retrieval", "data_prep", "benchmarks")
 COMMANDS = [
     ROOT / "train.py",
