@@ -169,6 +169,12 @@ def check_sample_rate(cache: Cache, checkpoint: Path, rate: int | None) -> None:
         )
 
 
+def hear_cache(model: DualEncoder, cache: Cache) -> None:
+    """Let a model that takes sounds of any sample rate take those of `cache`."""
+    if model.audio_encoder.takes_any_rate:
+        model.hear_at(cache.sample_rate)
+
+
 class Scorer:
     """Score the clips of a cache by one checkpoint, or by the weighted mean of several.
 
@@ -229,8 +235,7 @@ class Scorer:
         self.is_other_cache = has_config and self.cache.path.resolve() != run_cache
         for checkpoint, rate in reversed(rates.items()):
             check_sample_rate(self.cache, checkpoint, rate)
-        if self._first.audio_encoder.takes_any_rate:
-            self._first.hear_at(self.cache.sample_rate)
+        hear_cache(self._first, self.cache)
         self.settings = {
             "audio_batch_size": audio_batch_size or config.evaluation.audio_batch_size,
             "text_batch_size": text_batch_size or config.evaluation.text_batch_size,
@@ -241,8 +246,7 @@ class Scorer:
     def load(self, checkpoint: Path) -> DualEncoder:
         """Load a checkpoint, for the sounds of the cache."""
         model = load_pretrained(checkpoint, self.text_encoder)
-        if model.audio_encoder.takes_any_rate:
-            model.hear_at(self.cache.sample_rate)
+        hear_cache(model, self.cache)
         return model
 
     def matrix(self, captions: list[str], split: ClipSplit) -> torch.Tensor:

@@ -110,7 +110,7 @@ def write_onnx(arguments: argparse.Namespace) -> None:
 
 def write_parquet(arguments: argparse.Namespace) -> None:
     from retrieval.data import open_cache
-    from retrieval.evaluation.score_matrix import cache_rate, check_sample_rate
+    from retrieval.evaluation.score_matrix import cache_rate, check_sample_rate, hear_cache
     from retrieval.sharing.export.checks import check_file, check_room
     from retrieval.sharing.export.parquet import export_parquet, num_bytes
 
@@ -119,8 +119,7 @@ def write_parquet(arguments: argparse.Namespace) -> None:
     split = cache.split(arguments.split, need_captions=False)
     model = load(arguments)
     check_sample_rate(cache, arguments.checkpoint, cache_rate(model))
-    if model.audio_encoder.takes_any_rate:
-        model.hear_at(cache.sample_rate)
+    hear_cache(model, cache)
     check_room(arguments.parquet, num_bytes(model, split, arguments.frames))
     source = source_of(arguments.checkpoint) | {"corpus": str(cache.info.get("corpus"))}
     num_rows = export_parquet(model, split, arguments.parquet, source, frames=arguments.frames)
