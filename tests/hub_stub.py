@@ -89,6 +89,17 @@ def use_hub(hub: Hub, home: Path, monkeypatch) -> None:
     hub_answers.cache_clear()
 
 
+@contextmanager
+def hub_of(folders: dict[str, Path], home: Path, monkeypatch) -> Iterator[Hub]:
+    """A hub that this process asks, with model folders as some/NAME."""
+    with running_hub() as running:
+        for name, folder in folders.items():
+            running.add(f"some/{name}", folder)
+        use_hub(running, home, monkeypatch)
+        yield running
+    monkeypatch.undo()
+
+
 def go_offline(monkeypatch) -> None:
     """As HF_HUB_OFFLINE=1, which is read at import."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)

@@ -9,7 +9,7 @@ from retrieval.base.errors import UserError
 from retrieval.evaluation import zero_shot
 from tests.conftest import digests
 from tests.evaluation.evaluate_command import evaluate
-from tests.hub_stub import Hub, running_hub, use_hub
+from tests.hub_stub import Hub, hub_of
 from tests.pretrained_models import make
 
 
@@ -23,13 +23,9 @@ def folders(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture
 def hub(folders, tmp_path, monkeypatch) -> Hub:
-    with running_hub() as running:
-        for name, folder in folders.items():
-            running.add(f"some/{name}", folder)
-        use_hub(running, tmp_path / "hub", monkeypatch)
+    with hub_of(folders, tmp_path / "hub", monkeypatch) as running:
         monkeypatch.chdir(tmp_path)
         yield running
-    monkeypatch.undo()
 
 
 def test_a_name_has_the_metrics_of_its_folder(hub, folders, tiny, tmp_path):

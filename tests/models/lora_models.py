@@ -80,6 +80,14 @@ def save_atst(path: Path) -> Path:
     return path
 
 
+def save_bases(root: Path) -> Path:
+    """Write qwen3/, modernbert/ and atst.ckpt into `root`, and return it."""
+    for kind in ("qwen3", "modernbert"):
+        save_text_encoder(root / kind, kind)
+    save_atst(root / "atst.ckpt")
+    return root
+
+
 def config_of(tiny: Path, *overrides: str) -> Config:
     """tiny.yaml without dropout."""
     no_dropout = ["text_encoder.dropout=0", "pooling.attention_dropout=0"]

@@ -30,8 +30,7 @@ from tests.models.audio import test_huggingface_audio as huggingface
 from tests.models.lora_models import (
     change_adapters,
     config_of,
-    save_atst,
-    save_text_encoder,
+    save_bases,
     scores_of,
     sounds,
 )
@@ -45,11 +44,7 @@ PLAIN = {"rank": 2, "alpha": 4, "dropout": 0.0}
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory) -> Path:
     """Folder with qwen3/, modernbert/ and atst.ckpt."""
-    root = tmp_path_factory.mktemp("bases")
-    for kind in ("qwen3", "modernbert"):
-        save_text_encoder(root / kind, kind)
-    save_atst(root / "atst.ckpt")
-    return root
+    return save_bases(tmp_path_factory.mktemp("bases"))
 
 
 def pretrained(bases: Path, kind: str = "qwen3") -> list[str]:

@@ -20,7 +20,7 @@ from retrieval.sharing import command as sharing
 from retrieval.sharing.export import command as export
 from retrieval.sharing.export.checks import weights_sha256
 from tests.conftest import digests, mistake, write_text_encoder
-from tests.hub_stub import Hub, running_hub, use_hub
+from tests.hub_stub import Hub, hub_of
 from tests.models.pretrained.test_salsa import (
     ATST,
     TAP,
@@ -42,12 +42,8 @@ def folders(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture
 def hub(folders, tmp_path, monkeypatch) -> Hub:
-    with running_hub() as running:
-        for name, folder in folders.items():
-            running.add(f"some/{name}", folder)
-        use_hub(running, tmp_path / "hub", monkeypatch)
+    with hub_of(folders, tmp_path / "hub", monkeypatch) as running:
         yield running
-    monkeypatch.undo()
 
 
 def test_vectors_of_a_hub_model_compare_as_the_file_says(hub, tiny, tmp_path):

@@ -22,7 +22,7 @@ from retrieval.training import loop
 from retrieval.training.setup import Run
 from retrieval.training.states import latest_state
 from tests import many_processes
-from tests.models.lora_models import change_adapters, config_of, save_atst, save_text_encoder
+from tests.models.lora_models import change_adapters, config_of, save_bases
 from tests.training.test_micro_batches import (
     assert_equal,
     first_batch,
@@ -50,11 +50,7 @@ NO_DROPOUT = [
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("bases")
-    for kind in ("qwen3", "modernbert"):
-        save_text_encoder(root / kind, kind)
-    save_atst(root / "atst.ckpt")
-    return root
+    return save_bases(tmp_path_factory.mktemp("bases"))
 
 
 def pretrained(bases: Path, kind: str) -> list[str]:

@@ -18,24 +18,10 @@ from retrieval.config import load_config
 from retrieval.models.audio.huggingface import HuggingFaceAudioEncoder, huggingface_arguments
 from retrieval.models.build import build_model
 from retrieval.models.dual_encoder import DualEncoder
+from tests.pretrained_models import CLAP_AUDIO as CLAP
+from tests.pretrained_models import SMALL
 
-SMALL = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 AST = transformers.ASTConfig(hidden_size=16, max_length=128, num_mel_bins=32, **SMALL)
-CLAP = {
-    "spec_size": 64,
-    "num_mel_bins": 16,
-    "patch_size": 4,
-    "patch_stride": [4, 4],
-    "window_size": 4,
-}
-CLAP |= {
-    "depths": [1, 1],
-    "num_attention_heads": [2, 2],
-    "patch_embeds_hidden_size": 8,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "aff_block_r": 1,
-}
 WHISPER = {
     "d_model": 16,
     "encoder_layers": 2,

@@ -11,7 +11,7 @@ from transformers import BertConfig, BertModel
 from retrieval.base.errors import UserError
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.pretrained import exact_name, load_pretrained, local_checkpoint
-from tests.hub_stub import Hub, go_offline, running_hub, use_hub
+from tests.hub_stub import Hub, go_offline, hub_of, running_hub
 from tests.pretrained_models import RATE, make
 
 CAPTIONS = ["A dog barks loudly", "rain falls"]
@@ -34,12 +34,8 @@ def folders(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture
 def hub(folders, tmp_path, monkeypatch) -> Hub:
-    with running_hub() as running:
-        for name, folder in folders.items():
-            running.add(f"some/{name}", folder)
-        use_hub(running, tmp_path / "hub", monkeypatch)
+    with hub_of(folders, tmp_path / "hub", monkeypatch) as running:
         yield running
-    monkeypatch.undo()
 
 
 @torch.no_grad()
