@@ -38,7 +38,7 @@ from retrieval.models.record import ABOUT, TrainingRecord, read_record
 from retrieval.models.text import TextEncoder, load_tokenizer
 from retrieval.models.transformer_pooling import TransformerPooling
 from retrieval.models.weights import own_memory, read_weights, write_state
-from retrieval.models.windows import WindowGrid
+from retrieval.models.windows import WindowGrid, resampled
 
 WEIGHTS = "model.safetensors"
 Autocast = Callable[[], AbstractContextManager]
@@ -202,7 +202,7 @@ class DualEncoder(nn.Module, PyTorchModelHubMixin):
 
     def _resampled(self, num_samples: Any) -> Any:
         """Return the samples at the audio encoder's rate, of a number or a tensor of numbers."""
-        return -(-num_samples * self.audio_encoder.sample_rate // self.sample_rate)
+        return resampled(num_samples, self.sample_rate, self.audio_encoder.sample_rate)
 
     def encode_audio(
         self, waveform: torch.Tensor, lengths: torch.Tensor

@@ -5,11 +5,18 @@ clip's frames do not depend on its batch. Letters: B clips, S samples, W windows
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
 
 MOST_WINDOWS = 100_000  # of a clip; a config.json could ask for any number
+
+
+def resampled(num_samples: Any, rate: int, new_rate: int) -> Any:
+    """Return a number of samples, or a tensor of numbers, at another rate in Hz, rounded up."""
+    # not -(-a // b): ONNX divides sizes towards zero
+    return (num_samples * new_rate + rate - 1) // rate
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.pooling import Pooling
+from retrieval.models.windows import resampled
 
 
 class AudioTower(nn.Module):
@@ -80,8 +81,7 @@ class AudioTower(nn.Module):
 
     def _resampled(self, num_samples: Any) -> Any:
         """Return the samples at the encoder's rate, of a number or a tensor of numbers."""
-        # not -(-a // b): ONNX divides sizes towards zero
-        return (num_samples * self.encoder.sample_rate + self.sample_rate - 1) // self.sample_rate
+        return resampled(num_samples, self.sample_rate, self.encoder.sample_rate)
 
     def _num_windows(self, num_samples: int) -> int:
         """Count the windows with valid frames, as in DualEncoder.audio_features."""
