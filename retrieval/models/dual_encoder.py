@@ -245,6 +245,19 @@ class DualEncoder(nn.Module, PyTorchModelHubMixin):
             return pooling(self.audio_projection(features), mask).unsqueeze(1), mask[:, :1]
         return self.audio_projection(pooling(features, mask).unsqueeze(1)), mask[:, :1]
 
+    def frame_vectors(
+        self, waveform: torch.Tensor, lengths: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Encode every frame into the shared space, whatever the pooling.
+
+        With TAP they are those of `encode_audio`. Arguments and errors are those of `encode_audio`.
+
+        Returns:
+            Frames (B, T, D), not normalised, and mask bool (B, T), True = valid.
+        """
+        features, mask = self.audio_features(waveform, lengths)
+        return self.audio_projection(features), mask
+
     def audio_features(
         self, waveform: torch.Tensor, lengths: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -48,6 +48,8 @@ class Pooling(nn.Module):
     similarity = "cosine"  # of texts and clips in `score`: "cosine", or "dot" product
     # s, of an index's excerpts: one vector for a longer excerpt would hide short sounds
     longest_excerpt = float("inf")
+    num_evidence = 1  # numbers that `evidence` gives for a text and a frame
+    compares_frames = True  # whether `contributions` says where in a clip a text is heard
     runtime_settings: tuple[str, ...] = ()  # settings that change no weight and no score
     # Numbers held for the (text, audio) pairs of one block of scores: 16 MiB in float32. Larger
     # blocks leave the cache: a clip of 550 frames and 5,225 texts took 0.131 s in blocks of 1,300
@@ -77,6 +79,31 @@ class Pooling(nn.Module):
     def attention(self, text: Tensor, frames: Tensor, mask: Tensor) -> Tensor | None:
         """Return the weights (N, B, T) of each text on the frames; None if it gives none."""
         return None
+
+    def contributions(self, text: Tensor, frames: Tensor, mask: Tensor) -> Tensor:
+        """Return the part of each frame in the scores, float32 (N, B, T); 0 for padding.
+
+        Here they are the similarities of text (N, D) and frames (B, T, D), by `directions`: a clip
+        of which a frame is one.
+
+        Args:
+            text: (N, D), of encode_text.
+            frames: (B, T, D), all frames in the shared space, of DualEncoder.frame_vectors.
+            mask: bool (B, T), True = valid.
+        """
+        return self.evidence(text, frames, mask)[..., 0]
+
+    def evidence(self, text: Tensor, frames: Tensor, mask: Tensor) -> Tensor:
+        """Return num_evidence numbers for each text and frame, float32 (N, B, T, num_evidence).
+
+        A moment head reads them. Here it is one, the similarity. Arguments as in `contributions`;
+        padding gives zeros.
+        """
+        with torch.autocast(text.device.type, enabled=False):
+            text = self.directions(_at_least_float32(text))
+            frames = self.directions(_at_least_float32(frames))
+            similarity = torch.einsum("nd,btd->nbt", text, frames)
+            return similarity.masked_fill(~mask, 0.0).unsqueeze(-1)
 
     def folded_maps(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return the linear maps from which search and ONNX graphs compute scores.
@@ -185,6 +212,7 @@ class TextAwareAttentionPooling(Pooling):
     """
 
     keeps_frames = True
+    num_evidence = 5
     runtime_settings = ("block_elements",)
 
     def __init__(
@@ -288,6 +316,37 @@ class TextAwareAttentionPooling(Pooling):
         """
         queries, keys = self.folded_queries(text), self.norm(frames)
         return self._attention_weights(queries, keys, mask).transpose(0, 1)
+
+    def contributions(self, text: Tensor, frames: Tensor, mask: Tensor) -> Tensor:
+        """Return attention times the cosine of the text and the frame's own output, (N, B, T).
+
+        A frame's own output is z with all weight on that frame. So this is the part of each frame
+        in the numerator of the score, up to the lengths of the outputs.
+        """
+        return self.evidence(text, frames, mask)[..., 4] / mask.sum(dim=1)[:, None]
+
+    def evidence(self, text: Tensor, frames: Tensor, mask: Tensor) -> Tensor:
+        """Return, for each text and frame, float32 (N, B, T, 5), zeros for padding.
+
+        Cosine of text and frame; cosine of text and the frame's own output; logit; log of the
+        weight times T; and the product of weight, T and the second. T counts valid frames.
+        """
+        similarity = super().evidence(text, frames, mask)  # (N, B, T, 1)
+        queries, keys = self.folded_queries(text), self.norm(frames)
+        values = _apply(self._value_maps(frames), keys) + self.output.bias
+        own = super().evidence(text, self.norm(values), mask)[..., 0]  # (N, B, T)
+        with torch.autocast(text.device.type, enabled=False):
+            logits = torch.einsum(
+                "nd,btd->nbt", _at_least_float32(queries), _at_least_float32(keys)
+            )
+            lowest = torch.finfo(logits.dtype).min
+            log_weights = logits.masked_fill(~mask, lowest).log_softmax(dim=-1)
+            log_weights = log_weights + mask.sum(dim=1)[:, None].log()
+            log_weights = log_weights.masked_fill(~mask, 0.0)
+            numbers = torch.stack(
+                [own, logits, log_weights, log_weights.exp() * own], dim=-1
+            ).masked_fill(~mask[..., None], 0.0)
+        return torch.cat([similarity, numbers], dim=-1)
 
     def clip_vectors(self, frames: Tensor, mask: Tensor) -> Tensor:
         """Return the output (B, D) of equal weights for the valid frames: the first search stage.

@@ -33,6 +33,8 @@ class TransformerPooling(Pooling):
         UserError: num_heads or readout is impossible.
     """
 
+    compares_frames = False  # the projection has learnt from clips, not from frames
+
     def __init__(
         self,
         feature_dim: int,

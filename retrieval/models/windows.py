@@ -7,6 +7,7 @@ clip's frames do not depend on its batch. Letters: B clips, S samples, W windows
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -65,6 +66,16 @@ class WindowGrid:
     def num_frames(self) -> int:
         """Frames of a clip of full length."""
         return self.num_windows * self.frames_per_window
+
+    @property
+    def frame_samples(self) -> float:
+        """Length of a frame, in samples."""
+        return self.window_samples / self.frames_per_window
+
+    def frame_centres(self, num_frames: int) -> np.ndarray:
+        """Return the centres of the first frames of a clip, float64 (num_frames,), in samples."""
+        windows, places = np.divmod(np.arange(num_frames), self.frames_per_window)
+        return windows * self.hop_samples + (places + 0.5) * self.frame_samples
 
     def num_valid_frames(self, lengths: torch.Tensor) -> torch.Tensor:
         """Return the valid frames int64 (B,) of clips with `lengths` int64 (B,) valid samples.

@@ -94,6 +94,7 @@ ROOMS = (
     "losses",
     "models",
     "evaluation",
+    "moments",
     "training",
     "sharing",
     "search",
