@@ -1,0 +1,1 @@
+"""R1, mIoU and mAP of moments within recordings."""
