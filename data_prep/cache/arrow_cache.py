@@ -39,7 +39,7 @@ from retrieval.base.errors import UserError
 from retrieval.base.files import FINISHED_PARTS_ARE_KEPT, atomic_path, disk_errors, read_json
 from retrieval.base.folders import swap_folder
 from retrieval.base.locks import LOCK, locked
-from retrieval.data.schema import SCHEMA
+from retrieval.data.schema import MOMENTS, SCHEMA
 
 # Up to 16 shards a split load without a progress bar of their own; at most 256 clips (360 MB of
 # Clotho) are lost by an interruption.
@@ -102,8 +102,8 @@ def build_cache(
         shards = [
             (job.split, job.arrow_path, report) for job, report in zip(jobs, reports, strict=True)
         ]
-        columns = list(jobs[0].clips[0].metadata)
-        info = lay_out(partial, settings, plans, shards, columns, sources)
+        columns, has_moments = list(jobs[0].clips[0].metadata), jobs[0].has_moments
+        info = lay_out(partial, settings, plans, shards, columns, sources, has_moments)
         swap_folder(partial / "cache", output)
         shutil.rmtree(partial)
     return info
@@ -158,22 +158,26 @@ def _plan_jobs(
     all_clips = [clip for plan in plans for clip in plan.clips]
     assert len({clip.clip_id for clip in all_clips}) == len(all_clips), "a clip_id occurs twice"
     assert len({tuple(clip.metadata) for clip in all_clips}) <= 1, "metadata columns differ"
+    has_moments = any(clip.moments for clip in all_clips)  # in one split: the column is in all
     for plan in plans:
         if not plan.clips:
             raise UserError(none_usable(plan, [asdict(item) for item in plan.lost]))
+        qids = [query.qid for clip in plan.clips for query in clip.moments]
+        assert len(set(qids)) == len(qids), "a qid occurs twice"
         size = math.ceil(len(plan.clips) / TARGET_SHARDS)
         size = min(MAX_SHARD_CLIPS, max(MIN_SHARD_CLIPS, size))
         num_shards = math.ceil(len(plan.clips) / size)
         source = sha256()
         for index in range(num_shards):
             clips = tuple(plan.clips[index * size : (index + 1) * size])
-            digest = shard_digest(clips, settings.content())
+            digest = shard_digest(clips, settings.content(), has_moments)
             source.update(digest.encode())
             name = f"{index:05d}-of-{num_shards:05d}"
             arrow_path = partial_folder(output) / "cache" / plan.name / f"data-{name}.arrow"
             report_path = partial_folder(output) / "reports" / f"{plan.name}-{name}.json"
             how = settings.codec, settings.sample_rate, settings.max_seconds
-            jobs.append(ShardJob(plan.name, clips, *how, arrow_path, report_path, digest))
+            files = arrow_path, report_path
+            jobs.append(ShardJob(plan.name, clips, *how, *files, digest, has_moments=has_moments))
         sources[plan.name] = source.hexdigest()[:16]
     return jobs, sources
 
@@ -255,6 +259,7 @@ def lay_out(
     shards: list[tuple[str, Path, dict[str, Any]]],
     metadata_columns: list[str],
     sources: dict[str, str],
+    has_moments: bool = False,
 ) -> dict[str, Any]:
     """Check the shards, and write the JSON files around them, cache.json last.
 
@@ -268,13 +273,14 @@ def lay_out(
         shards: Split, Arrow file and report of each shard, in the order of the rows.
         metadata_columns: The corpus's own columns.
         sources: Digest of each split's sources.
+        has_moments: Whether the shards have the column `moments`.
 
     Returns:
         The content of cache.json.
     """
     import datasets  # here: it takes a second, and an error message should not wait for that
 
-    features = datasets.Features.from_arrow_schema(cache_schema(metadata_columns))
+    features = datasets.Features.from_arrow_schema(cache_schema(metadata_columns, has_moments))
     splits, skipped = {}, [asdict(item) for plan in plans for item in plan.lost + plan.unused]
     for plan in plans:
         done = [(path, report) for split, path, report in shards if split == plan.name]
@@ -307,6 +313,9 @@ def lay_out(
             "num_excluded": count_reasons(plan.excluded),
             "source": sources[plan.name],
         }
+        if has_moments:
+            counts = sum((Counter(report[MOMENTS]) for _, report in done), Counter())
+            splits[plan.name][MOMENTS] = dict(counts)
     _write_json(partial / "cache" / "dataset_dict.json", {"splits": list(splits)})
     libraries = ("datasets", "pyarrow", "numpy", "soundfile", "av", "soxr")
     info = {

@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -23,12 +24,14 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from data_prep.cache.audio_codec import encode_clip
+from data_prep.cache.moments import MOMENTS_TYPE, as_row, clean
 from retrieval.base.errors import UserError
 from retrieval.base.files import atomic_path, read_json
 from retrieval.base.processes import end_with_parent
 from retrieval.base.progress import bar
 from retrieval.base.sound import UnreadableSound
-from retrieval.data.schema import AUDIO, CAPTIONS, CLIP_ID, FILE_NAME, NUM_SAMPLES
+from retrieval.data.moments import MomentQuery
+from retrieval.data.schema import AUDIO, CAPTIONS, CLIP_ID, FILE_NAME, MOMENTS, NUM_SAMPLES
 
 # numbers in the report of a shard; cache.json holds their sums
 COUNTS = (
@@ -50,6 +53,7 @@ class Clip:
     path: str
     captions: tuple[str, ...]
     metadata: dict[str, str]  # column -> value, the same columns for every clip of a cache
+    moments: tuple[MomentQuery, ...] = ()  # windows in any order; cleaned when the sound is read
 
 
 @dataclass(frozen=True)
@@ -65,15 +69,22 @@ class ShardJob:
     report_path: Path
     digest: str
     journal: dict[str, Any] | None = None  # of a streamed corpus, kept in the report (stream.py)
+    has_moments: bool = False  # write the column `moments`
 
 
-def shard_digest(clips: tuple[Clip, ...], settings: dict[str, Any]) -> str:
-    """Return a digest of settings, captions, metadata, and size and time of the source files."""
+def shard_digest(
+    clips: tuple[Clip, ...], settings: dict[str, Any], has_moments: bool = False
+) -> str:
+    """Return a digest of settings, captions, metadata, and size and time of the source files.
+
+    It covers moments if the shard has their column.
+    """
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for clip in clips:
         status = os.stat(clip.path)
         row = [clip.clip_id, clip.file_name, clip.captions, clip.metadata]
         row += [status.st_size, status.st_mtime_ns]
+        row += [as_row(clip.moments)] if has_moments else []
         digest.update(json.dumps(row, sort_keys=True).encode())
     return digest.hexdigest()
 
@@ -89,7 +100,7 @@ def finished_report(job: ShardJob) -> dict[str, Any] | None:
     return report if is_whole and is_same else None
 
 
-def cache_schema(metadata_columns: list[str]) -> pa.Schema:
+def cache_schema(metadata_columns: list[str], has_moments: bool = False) -> pa.Schema:
     return pa.schema(
         [
             (CLIP_ID, pa.string()),
@@ -98,6 +109,7 @@ def cache_schema(metadata_columns: list[str]) -> pa.Schema:
             (NUM_SAMPLES, pa.int64()),
             (CAPTIONS, pa.list_(pa.string())),
             *((column, pa.string()) for column in metadata_columns),
+            *([(MOMENTS, MOMENTS_TYPE)] if has_moments else []),
         ]
     )
 
@@ -108,7 +120,8 @@ def write_shard(job: ShardJob, on_clip: Callable[[], None]) -> dict[str, Any]:
     The report lists unusable clips.
     """
     report = {"digest": job.digest, **dict.fromkeys(COUNTS, 0), "skipped": []}
-    schema = cache_schema(list(job.clips[0].metadata))
+    schema = cache_schema(list(job.clips[0].metadata), job.has_moments)
+    counts: Counter[str] = Counter()  # of moments
     with (
         atomic_path(job.arrow_path) as temporary,
         open(temporary, "wb") as sink,
@@ -129,6 +142,11 @@ def write_shard(job: ShardJob, on_clip: Callable[[], None]) -> dict[str, Any]:
                     CAPTIONS: list(clip.captions),
                     **clip.metadata,
                 }
+                if job.has_moments:
+                    seconds = encoded.num_samples / job.sample_rate
+                    moments, repairs = clean(clip.moments, seconds)
+                    row[MOMENTS] = as_row(moments)
+                    counts.update(repairs)
                 stream.write_batch(pa.RecordBatch.from_pylist([row], schema=schema))
                 report["num_clips"] += 1
                 report["num_captions"] += len(clip.captions)
@@ -137,6 +155,8 @@ def write_shard(job: ShardJob, on_clip: Callable[[], None]) -> dict[str, Any]:
                 report["num_cut_clips"] += encoded.is_cut
                 report["num_one_channel_clips"] += encoded.took_one_channel
             on_clip()
+    if job.has_moments:
+        report[MOMENTS] = dict(counts)
     report["num_bytes"] = job.arrow_path.stat().st_size
     if job.journal is not None:
         report["journal"] = job.journal

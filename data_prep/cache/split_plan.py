@@ -4,8 +4,10 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from data_prep.cache.moments import repair_notes
 from data_prep.cache.shards import Clip
 from retrieval.base.errors import UserError
+from retrieval.data.schema import MOMENTS
 
 MAX_LISTED = 20  # skipped files printed; all of them are in cache.json
 
@@ -80,6 +82,12 @@ def print_report(info: dict[str, Any], plans: list[SplitPlan]) -> None:
         split = info["splits"][plan.name]
         numbers = [split["num_clips"], f"{split['hours']:.2f}", *(split[name] for name in columns)]
         print(row.format(plan.name, *numbers))
+    for plan in plans:
+        if counts := info["splits"][plan.name].get(MOMENTS):
+            print(
+                f"moments of {plan.name}: {counts.get('num_queries', 0)} queries,"
+                f" {counts.get('num_windows', 0)} windows"
+            )
     names = [plan.name for plan in plans]
     _print_skipped([item for item in info["skipped"] if item["split"] in names])
     for plan in plans:
@@ -96,6 +104,8 @@ def print_report(info: dict[str, Any], plans: list[SplitPlan]) -> None:
                 f"note: {plan.name}: the channels of {split['num_one_channel_clips']} clips cancel"
                 " each other; their first channel is kept"
             )
+        for note in repair_notes(split.get(MOMENTS, {})):
+            print(f"note: {plan.name}: {note}")
         for note in plan.notes:
             print(f"note: {note}")
 

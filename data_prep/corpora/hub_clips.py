@@ -35,7 +35,7 @@ from data_prep.corpora.exclusions import FREESOUND_COLUMNS, YOUTUBE_COLUMNS, Exc
 from data_prep.corpora.hub_dataset import HubDataset, kind_of_value, value_of
 from retrieval.base.errors import UserError, one_line
 from retrieval.data.schema import COLUMNS as CACHE_COLUMNS
-from retrieval.data.schema import DEVELOPMENT, SPLITS
+from retrieval.data.schema import DEVELOPMENT, MOMENTS, SPLITS
 
 # Names of caption columns, the likeliest first: all columns of the first pattern that fits any.
 CAPTION_NAMES = (
@@ -117,7 +117,7 @@ def choose_columns(
         if column or found:
             external[kind] = column or found[0]
     metadata = dict.fromkeys([*ids, *external.values(), *kept])
-    taken = [column for column in metadata if column in CACHE_COLUMNS]
+    taken = [column for column in metadata if column in (*CACHE_COLUMNS, MOMENTS)]
     if set(taken) & set(kept):
         raise UserError(
             f"--keep-columns {taken[0]}: the cache has a column of that name of its own"

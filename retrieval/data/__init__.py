@@ -10,6 +10,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "cache": ["Cache", "ClipSplit", "as_float", "open_cache"],
         "joined": ["JoinedSplit"],
+        "moments": ["MomentQuery"],
         "pairs": [
             "EpochBatches",
             "PairDataset",

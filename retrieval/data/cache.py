@@ -19,12 +19,14 @@ import pyarrow
 from retrieval.base.access import check_readable
 from retrieval.base.errors import UserError, one_line
 from retrieval.base.files import read_json
+from retrieval.data.moments import MomentQuery, check_moments, read_moments
 from retrieval.data.schema import (
     AUDIO,
     CAPTIONS,
     CLIP_ID,
     FILE_NAME,
     FLAC,
+    MOMENTS,
     MP3,
     NUM_SAMPLES,
     PCM,
@@ -43,6 +45,7 @@ class ClipSplit:
         captions: List of captions for each clip.
         clip_ids, file_names: Of each clip.
         num_samples: Length of each clip, int64 (len,).
+        moments: Queries with their times for each clip, empty lists where the cache has none.
         sample_rate: In Hz.
     """
 
@@ -56,6 +59,7 @@ class ClipSplit:
         self.file_names: list[str] = list(table[FILE_NAME])
         self.captions: list[list[str]] = list(table[CAPTIONS])
         self.num_samples = np.asarray(table[NUM_SAMPLES], dtype=np.int64)  # (len,)
+        self.moments = self._read_moments(table)
         self._table = table
         self._audio = _clip_buffers(table.data.column(AUDIO))
 
@@ -67,10 +71,29 @@ class ClipSplit:
     def __len__(self) -> int:
         return len(self.clip_ids)
 
-    def fingerprint(self) -> str:
-        """Return a digest of clip ids, lengths and captions in order, not of the cache's place."""
-        content = repr([self.clip_ids, self.num_samples.tolist(), self.captions])
-        return hashlib.sha256(content.encode()).hexdigest()
+    def _read_moments(self, table: datasets.Dataset) -> list[list[MomentQuery]]:
+        column = table.data.column(MOMENTS) if MOMENTS in table.column_names else None
+        # text is metadata that build_hub.py --keep-columns has written in an earlier version
+        if column is None or pyarrow.types.is_string(column.type):
+            return [[] for _ in self.clip_ids]
+        moments = read_moments(column.to_pylist())
+        check_moments(moments, (self.num_samples / self.sample_rate).tolist())
+        return moments
+
+    @property
+    def has_moments(self) -> bool:
+        """True if any clip has queries with times."""
+        return any(self.moments)
+
+    def fingerprint(self, with_moments: bool = True) -> str:
+        """Return a digest of clip ids, lengths and captions in order, not of the cache's place.
+
+        It covers queries with times where there are any, unless `with_moments` is False.
+        """
+        content = [self.clip_ids, self.num_samples.tolist(), self.captions]
+        if with_moments and self.has_moments:
+            content.append([[vars(query) for query in queries] for queries in self.moments])
+        return hashlib.sha256(repr(content).encode()).hexdigest()
 
     def column(self, name: str) -> list[Any] | None:
         """Return metadata of the corpus for each clip, such as `keywords`; None if absent."""

@@ -21,11 +21,18 @@ class JoinedSplit:
         self.captions: list[list[str]] = [
             captions for split in splits for captions in split.captions
         ]
+        # qids are unique within each split only
+        self.moments = [queries for split in splits for queries in split.moments]
         self.num_samples = np.concatenate([split.num_samples for split in splits])  # (len,)
         self._ends = list(accumulate(len(split) for split in splits))
 
     def __len__(self) -> int:
         return self._ends[-1]
+
+    @property
+    def has_moments(self) -> bool:
+        """True if any clip has queries with times."""
+        return any(self.moments)
 
     def fingerprint(self) -> str:
         """Return a digest of the fingerprints of the splits, in order."""

@@ -17,5 +17,10 @@ CLIP_ID, FILE_NAME, AUDIO, NUM_SAMPLES, CAPTIONS = COLUMNS = (
     "captions",
 )
 
+# Optional: queries of a clip with the windows in which they are heard, as a
+# list<struct<qid: string, query: string, windows: list<struct<start: float64, end: float64>>>>
+# (retrieval/data/moments.py). An older reader ignores it.
+MOMENTS = "moments"
+
 # How the bytes of `audio` are coded; PCM is 16 bit, little-endian.
 PCM, FLAC, MP3 = CODECS = ("pcm_s16le", "flac", "mp3")

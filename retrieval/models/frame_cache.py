@@ -47,6 +47,7 @@ class FrameSplit:
         self.split, self.path = split, path
         self.name, self.captions = split.name, split.captions
         self.clip_ids, self.file_names = split.clip_ids, split.file_names
+        self.moments, self.has_moments = split.moments, split.has_moments
         self.num_samples = num_frames  # (len,)
         self._ends = np.cumsum(num_frames)
         self._frames = _opened(path, int(num_frames.sum()))
