@@ -80,9 +80,6 @@ def make_page(index: AudioIndex, clients: Clients) -> gr.Blocks:
                     label = f"Your recording (at most {MAX_UPLOAD_MIB} MiB)"
                     clip = gr.File(label=label, height=190, elem_id="clip")
                     upload = gr.Textbox(visible="hidden", elem_id=UPLOAD_FIELD)
-                    # in the browser, so that no event carries a file
-                    path = "(file) => file ? file.path : ''"
-                    clip.change(None, clip, upload, js=path, **in_browser)
                     with gr.Column(elem_id="about-clip"):
                         label = "Sentences to compare it with, one per line"
                         shown = "\n".join(EXAMPLES[:3])
@@ -116,8 +113,13 @@ def make_page(index: AudioIndex, clients: Clients) -> gr.Blocks:
         for button in examples:
             asked = button.click(None, button, query, js="(text) => text", **in_browser)
             asked.then(answers.words, [query, *filters], outputs, **one_at_a_time)
-        by_sound.click(answers.sound, [upload, *filters], outputs, **one_at_a_time)
-        score.click(answers.scores, [upload, sentences], outputs, **one_at_a_time)
+        # In the browser, so that no event carries a file. At the click: an event of the file field
+        # comes later than its row, and a click at once would find no recording.
+        reference = "(file) => file ? file.path : ''"
+        asked = by_sound.click(None, clip, upload, js=reference, **in_browser)
+        asked.then(answers.sound, [upload, *filters], outputs, **one_at_a_time)
+        asked = score.click(None, clip, upload, js=reference, **in_browser)
+        asked.then(answers.scores, [upload, sentences], outputs, **one_at_a_time)
         results.click(answers.like, filters, outputs, **one_at_a_time)
     page.state_session_capacity = MAX_SESSIONS
     page.queue(max_size=MAX_WAITING)

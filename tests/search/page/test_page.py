@@ -354,6 +354,32 @@ def test_a_recording_of_ones_own(page, indexed, sounds, tmp_path):
     ]
 
 
+CLICK_AT_ONCE = """() => {
+    const clip = document.querySelector("#clip");
+    const seen = new MutationObserver(() => {
+        if (!clip.querySelector("a[href*='file=']")) return;
+        seen.disconnect();
+        document.querySelector("#by-sound").click();
+    });
+    seen.observe(clip, { childList: true, subtree: true });
+}"""
+
+
+@needs_chromium
+def test_a_click_in_the_moment_that_an_upload_is_shown_finds_it(page, tmp_path):
+    clip = tmp_path / "quick.wav"
+    soundfile.write(clip, tone(3, 1, 1.0, np.random.default_rng(9)), SAMPLE_RATE)
+    page.get_by_role("tab", name="With a sound").click()
+    page.get_by_label("Sentences to compare it with").wait_for()
+    page.evaluate(CLICK_AT_ONCE)
+    page.locator("#clip input[type=file]").set_input_files(clip)
+    page.locator("#status .message", has_text=re.compile("quick|no recording yet")).wait_for()
+    assert "like quick.wav" in page.locator("#status").inner_text()
+    page.locator("#clip").get_by_label("Clear").click()
+    page.get_by_role("button", name="Score the sentences").click()
+    assert status(page, "upload") == "there is no recording yet: upload one first"
+
+
 @needs_chromium
 @pytest.mark.parametrize(
     ("content", "reason"),
