@@ -26,6 +26,7 @@ from retrieval.models.audio.encoder import AudioEncoder
 from retrieval.models.card import about_json, model_card
 from retrieval.models.hub import OUT_OF_REACH, explained_upload, hub_answers, local_files_only
 from retrieval.models.lora import Lora, check_bases, load_adapters, saved_apart, saved_state
+from retrieval.models.moment_head import MomentHead
 from retrieval.models.pooling import (
     AveragePooling,
     MeanPooling,
@@ -83,6 +84,7 @@ class DualEncoder(nn.Module, PyTorchModelHubMixin):
         projection: "name", a key of PROJECTIONS, and the arguments of its constructor, for both
             sides; None: linear.
         text_as_written: Keep the captions' capitals and punctuation.
+        moment_head: Arguments of MomentHead but its sizes; None: the model has none.
 
     Raises:
         UserError: Arguments do not fit together.
@@ -105,6 +107,7 @@ class DualEncoder(nn.Module, PyTorchModelHubMixin):
         loss_parameters: dict[str, float] | None = None,
         projection: dict[str, Any] | None = None,
         text_as_written: bool = False,
+        moment_head: dict[str, Any] | None = None,
     ):
         super().__init__()
         self.record = TrainingRecord()  # how the model was made, for its card
@@ -144,6 +147,11 @@ class DualEncoder(nn.Module, PyTorchModelHubMixin):
         }
         taken = sizes.keys() & inspect.signature(POOLINGS[name]).parameters.keys()
         self.pooling: Pooling = POOLINGS[name](**{key: sizes[key] for key in taken}, **settings)
+        self.moment_head: MomentHead | None = None
+        if moment_head is not None:
+            self.moment_head = MomentHead(
+                dim, self.pooling.num_evidence, self.frame_seconds, **moment_head
+            )
         own_memory(self)
 
     @property
@@ -156,6 +164,11 @@ class DualEncoder(nn.Module, PyTorchModelHubMixin):
         """Number of vectors of a full-length clip that the audio blocks compute on in training."""
         window_samples = self._resampled(self.windows.window_samples)
         return self.windows.num_windows * self.audio_encoder.num_tokens(window_samples)
+
+    @property
+    def frame_seconds(self) -> float:
+        """Length of a frame in seconds."""
+        return self.windows.frame_samples / self.sample_rate
 
     def hear_at(self, sample_rate: int) -> None:
         """Take waveforms at `sample_rate` Hz from now on; they are resampled for the encoder."""
@@ -327,6 +340,24 @@ class DualEncoder(nn.Module, PyTorchModelHubMixin):
         Arguments as in `score`. None if the pooling does not look at the text.
         """
         return self.pooling.attention(text, frames, mask)
+
+    def moment_logits(
+        self, text: torch.Tensor, frames: torch.Tensor, mask: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the moment head's logits float32 (P, T) of pairs: whether a text is heard.
+
+        Args:
+            text: (P, D), of encode_text.
+            frames: (P, T, D), of frame_vectors; or (1, T, D) for one clip with all texts.
+            mask: bool (P, T) or (1, T), True = valid.
+        """
+        evidence = self.pooling.evidence(text, frames, mask)  # (P, B, T, E)
+        if len(frames) == 1:
+            evidence = evidence[:, 0]
+        else:
+            evidence = evidence.diagonal(dim1=0, dim2=1).movedim(-1, 0)  # (P, T, E)
+        frames, mask = frames.expand(len(text), -1, -1), mask.expand(len(text), -1)
+        return self.moment_head(text, frames, mask, evidence)
 
     def forward(self, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Encode the share that one process has of a batch, before texts are exchanged.
