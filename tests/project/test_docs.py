@@ -13,6 +13,7 @@ import glob
 import importlib
 import importlib.util
 import io
+import json
 import re
 import shutil
 import subprocess
@@ -212,6 +213,16 @@ def write_inputs(root: Path) -> None:
     write_csv(root / "relevance.csv", ["query", "audio_filenames"], relevance)
     styles = [["evaluation_0.wav", "tone", "tags"], ["evaluation_1.wav", "A hum?", "questions"]]
     write_csv(root / "styles.csv", ["file_name", "caption", "style"], styles)
+    found = {"qid": "a_1", "query": "A tone", "vid": "a", "pred_relevant_windows": [[3, 5, 0.9]]}
+    (root / "predictions.jsonl").write_text(json.dumps(found))
+    true = {
+        "qid": "a_1",
+        "query": "A tone",
+        "duration": 9,
+        "vid": "a",
+        "relevant_windows": [[3, 6]],
+    }
+    (root / "truth.jsonl").write_text(json.dumps(true))
     labels = list(zip(clips, ["dog", "rain", "dog"], strict=True))
     write_csv(root / "labels.csv", ["file_name", "label"], labels)
     for split, name in (("train", "abcdefghij0"), ("val", "abcdefghij1"), ("test", "abcdefghij2")):
