@@ -28,7 +28,8 @@ demo: install
 	@echo "--- sample corpus"
 	@$(BIN)/python data_prep/make_sample_corpus.py --output $(SAMPLE)
 	@echo "--- Arrow cache and text encoder"
-	@$(BIN)/python data_prep/build_clotho.py --root $(SAMPLE) --sample-rate 16000
+	@$(BIN)/python data_prep/build_clotho.py --root $(SAMPLE) --sample-rate 16000 \
+	    $$(test $(SAMPLE)/cache/cache.json -nt $(SAMPLE)/clotho_moments_evaluation.csv || echo --overwrite)
 	@$(BIN)/python data_prep/make_text_encoder.py --captions $(SAMPLE)/clotho_captions_development.csv --output $(SAMPLE)/text_encoder
 	@echo "--- encoders' weights"
 	@$(BIN)/python -m retrieval.pretraining --cache $(SAMPLE)/cache --text-encoder $(SAMPLE)/text_encoder --output $(SAMPLE)/weights

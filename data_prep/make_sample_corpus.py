@@ -6,6 +6,7 @@
     data/sample/clotho_captions_development.csv      UTF-8, five captions per clip
     data/sample/clotho_metadata_development.csv      ISO-8859-1
     ... the same for validation and evaluation ...
+    data/sample/clotho_moments_development.csv       UTF-8, when each caption's events are heard
     data/sample/scenes.json                          events of every clip and of every caption
 
 Same seed and sizes, same bytes, for any number of processes: a clip's random numbers depend only on
@@ -33,11 +34,13 @@ import wave
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
+from data_prep.cache.moments import clean
 from data_prep.corpora.clotho_files import CAPTION_COLUMNS, METADATA_COLUMNS
+from data_prep.corpora.moments_csv import COLUMNS as MOMENT_COLUMNS
 from data_prep.sample_corpus.captions import write_captions
 from data_prep.sample_corpus.events import EVENTS
 from data_prep.sample_corpus.file_names import file_name
@@ -45,10 +48,11 @@ from data_prep.sample_corpus.scenes import Scene, plan_scene, render_scene
 from data_prep.sample_corpus.signals import SAMPLE_RATE
 from retrieval.base.command import run_main
 from retrieval.base.errors import OneLineParser, UserError
-from retrieval.base.files import read_json
+from retrieval.base.files import atomic_writer, read_json
 from retrieval.base.folders import whole_folder
 from retrieval.base.processes import end_with_parent, usable_cores
 from retrieval.base.progress import bar, set_quiet
+from retrieval.data.moments import MomentQuery
 from retrieval.data.schema import SPLITS
 
 VERSION = 1  # raise it with every change of the bytes: an older corpus is then replaced
@@ -94,7 +98,8 @@ def make_corpus(
     if num_proc < 1:
         raise UserError(f"--num-proc {num_proc}: must be 1 or more")
     settings = {"version": VERSION, "seed": seed, "sizes": dict(zip(SPLITS, sizes))}
-    if _reusable(output, settings, overwrite):
+    if found := _reusable(output, settings, overwrite):
+        _add_moments(output, found["clips"])
         print(f"{output} holds this sample corpus already ({sum(sizes)} clips): reused")
         return
     try:
@@ -109,14 +114,14 @@ def make_corpus(
     print(f"{output}: {len(clips)} clips, {minutes:.0f} minutes, {len(EVENTS)} kinds of event")
 
 
-def _reusable(output: Path, settings: dict[str, Any], overwrite: bool) -> bool:
-    """Return True if the wanted corpus is there. Raises UserError if something else is."""
+def _reusable(output: Path, settings: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
+    """Return scenes.json if the wanted corpus is there. Raises UserError if something else is."""
     if not output.exists() and not output.is_symlink():
-        return False
+        return None
     if not output.is_dir():
         raise UserError(f"{output} is not a folder; give another --output")
     if not any(output.iterdir()):
-        return False
+        return None
     try:
         found = read_json(output / "scenes.json")
         files = [output / clip["split"] / clip["file_name"] for clip in found["clips"]]
@@ -136,7 +141,16 @@ def _reusable(output: Path, settings: dict[str, Any], overwrite: bool) -> bool:
             f"{output} holds another sample corpus ({', '.join(different)}); add --overwrite to"
             " replace it, or give another --output"
         )
-    return not different
+    return None if different else found
+
+
+def _add_moments(output: Path, clips: list[dict[str, Any]]) -> None:
+    """Write missing tables of moments: corpora of earlier versions have none."""
+    for split in SPLITS:
+        path = output / f"clotho_moments_{split}.csv"
+        if not path.exists():
+            with atomic_writer(path) as file:
+                _write_moments(file, [clip for clip in clips if clip["split"] == split])
 
 
 def _write(folder: Path, settings: dict[str, Any], num_proc: int) -> list[dict[str, Any]]:
@@ -215,6 +229,8 @@ def _write_tables(folder: Path, split: str, clips: list[dict[str, Any]]) -> None
         for clip in clips:
             texts = [caption["text"] for caption in clip["captions"]]
             table.writerow([clip["file_name"], *texts])
+    with open(folder / f"clotho_moments_{split}.csv", "w", encoding="utf-8", newline="") as file:
+        _write_moments(file, clips)
     metadata_csv = folder / f"clotho_metadata_{split}.csv"
     with open(metadata_csv, "w", encoding="iso-8859-1", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
@@ -223,6 +239,25 @@ def _write_tables(folder: Path, split: str, clips: list[dict[str, Any]]) -> None
             keywords = ";".join(EVENTS[event["kind"]].keyword for event in clip["events"])
             place = "Not found", "Not found", f"[0, {clip['num_samples']}]"
             table.writerow([clip["file_name"], keywords, *place, "synthesised", CC0])
+
+
+def _write_moments(file: TextIO, clips: list[dict[str, Any]]) -> None:
+    """Write a query for each caption of a split, with a window for each event that it names.
+
+    A qid is <split>_<clip>_<caption>_<events named>of<events of the scene>, such as
+    evaluation_017_4_1of3. Clips and captions count from 1, in the order of the captions' table.
+    """
+    table = csv.writer(file, lineterminator="\n")
+    table.writerow([*MOMENT_COLUMNS, "qid"])
+    for number, clip in enumerate(clips, start=1):
+        seconds = clip["num_samples"] / SAMPLE_RATE
+        for index, caption in enumerate(clip["captions"], start=1):
+            named = [clip["events"][event] for event in caption["events"]]
+            windows = tuple((event["onset"], event["onset"] + event["duration"]) for event in named)
+            qid = f"{clip['split']}_{number:03d}_{index}_{len(named)}of{len(clip['events'])}"
+            (query,), _ = clean([MomentQuery(qid, caption["text"], windows)], seconds)
+            for start, end in query.windows:
+                table.writerow([clip["file_name"], query.query, f"{start:.3f}", f"{end:.3f}", qid])
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from typing import Any
 import pyarrow as pa
 
 from data_prep.cache.audio_codec import RATES_OF_CODEC
+from data_prep.cache.moments import Tally
 from data_prep.cache.shards import (
     COUNTS,
     ShardJob,
@@ -314,8 +315,10 @@ def lay_out(
             "source": sources[plan.name],
         }
         if has_moments:
-            counts = sum((Counter(report[MOMENTS]) for _, report in done), Counter())
-            splits[plan.name][MOMENTS] = dict(counts)
+            tally = Tally()
+            for _, report in done:
+                tally.merge(report[MOMENTS])
+            splits[plan.name][MOMENTS] = tally.content()
     _write_json(partial / "cache" / "dataset_dict.json", {"splits": list(splits)})
     libraries = ("datasets", "pyarrow", "numpy", "soundfile", "av", "soxr")
     info = {

@@ -2,6 +2,8 @@
 
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
 
 import pyarrow as pa
 
@@ -17,7 +19,7 @@ MOMENTS_TYPE = pa.list_(
     )
 )
 
-# Numbers of `clean`, with what a report says of them; cache.json holds their sums.
+# Repairs by `clean`, with what a report says of them.
 REPAIRS = {
     "num_empty_windows": "windows without length are left out",
     "num_late_windows": "windows that begin after the end of their clip are left out",
@@ -27,9 +29,49 @@ REPAIRS = {
 }
 
 
+@dataclass
+class Tally:
+    """Numbers of queries, windows and repairs; cache.json holds them for each split."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    first: dict[str, str] = field(default_factory=dict)  # repair -> where it was made first
+
+    def add(
+        self, file_name: str, kept: Iterable[MomentQuery], repairs: list[tuple[str, str]]
+    ) -> None:
+        """Add the result of `clean` for a clip."""
+        for query in kept:
+            self.counts["num_queries"] += 1
+            self.counts["num_windows"] += len(query.windows)
+        for repair, qid in repairs:
+            self.counts[repair] += 1
+            self.first.setdefault(repair, f"query {qid!r} of {file_name!r}")
+
+    def content(self) -> dict[str, Any]:
+        """Return it as JSON."""
+        return {**self.counts, "first": self.first}
+
+    def merge(self, content: dict[str, Any]) -> None:
+        """Add the `content` of another tally."""
+        self.counts.update({name: n for name, n in content.items() if name != "first"})
+        self.first = content["first"] | self.first
+
+    def summary(self) -> str:
+        """Return the numbers of queries and windows in one line."""
+        return f"{self.counts['num_queries']} queries, {self.counts['num_windows']} windows"
+
+    def notes(self) -> list[str]:
+        """Return a line for each kind of repair that was made."""
+        return [
+            f"{self.counts[name]} {text}, first of {self.first[name]}"
+            for name, text in REPAIRS.items()
+            if self.counts[name]
+        ]
+
+
 def clean(
     queries: Iterable[MomentQuery], seconds: float
-) -> tuple[tuple[MomentQuery, ...], Counter[str]]:
+) -> tuple[tuple[MomentQuery, ...], list[tuple[str, str]]]:
     """Return the queries with sorted windows that lie within the clip and do not overlap.
 
     Windows that only touch stay apart.
@@ -39,33 +81,31 @@ def clean(
         seconds: Length of the clip.
 
     Returns:
-        The queries that have a window left; and `num_queries` and `num_windows` of these, and the
-        number of each repair of REPAIRS.
+        The queries that have a window left; and the repairs, each a key of REPAIRS with the qid.
     """
-    counts: Counter[str] = Counter()
+    repairs: list[tuple[str, str]] = []
     kept = []
     for query in queries:
         windows: list[Window] = []
         for start, end in sorted(query.windows):
             if start >= end:
-                counts["num_empty_windows"] += 1
+                repairs.append(("num_empty_windows", query.qid))
             elif start >= seconds:
-                counts["num_late_windows"] += 1
+                repairs.append(("num_late_windows", query.qid))
             else:
-                counts["num_cut_windows"] += end > seconds
-                end = min(end, seconds)
+                if end > seconds:
+                    repairs.append(("num_cut_windows", query.qid))
+                    end = seconds
                 if windows and start < windows[-1][1]:
-                    counts["num_joined_windows"] += 1
+                    repairs.append(("num_joined_windows", query.qid))
                     windows[-1] = windows[-1][0], max(end, windows[-1][1])
                 else:
                     windows.append((start, end))
         if windows:
             kept.append(MomentQuery(query.qid, query.query, tuple(windows)))
-            counts["num_windows"] += len(windows)
         else:
-            counts["num_lost_queries"] += 1
-    counts["num_queries"] += len(kept)
-    return tuple(kept), counts
+            repairs.append(("num_lost_queries", query.qid))
+    return tuple(kept), repairs
 
 
 def as_row(queries: Iterable[MomentQuery]) -> list[dict]:
@@ -78,8 +118,3 @@ def as_row(queries: Iterable[MomentQuery]) -> list[dict]:
         }
         for query in queries
     ]
-
-
-def repair_notes(counts: dict[str, int]) -> list[str]:
-    """Return a line for each kind of repair that occurs."""
-    return [f"{counts[name]} {text}" for name, text in REPAIRS.items() if counts.get(name)]

@@ -12,7 +12,6 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -24,7 +23,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from data_prep.cache.audio_codec import encode_clip
-from data_prep.cache.moments import MOMENTS_TYPE, as_row, clean
+from data_prep.cache.moments import MOMENTS_TYPE, Tally, as_row, clean
 from retrieval.base.errors import UserError
 from retrieval.base.files import atomic_path, read_json
 from retrieval.base.processes import end_with_parent
@@ -121,7 +120,7 @@ def write_shard(job: ShardJob, on_clip: Callable[[], None]) -> dict[str, Any]:
     """
     report = {"digest": job.digest, **dict.fromkeys(COUNTS, 0), "skipped": []}
     schema = cache_schema(list(job.clips[0].metadata), job.has_moments)
-    counts: Counter[str] = Counter()  # of moments
+    tally = Tally()
     with (
         atomic_path(job.arrow_path) as temporary,
         open(temporary, "wb") as sink,
@@ -146,7 +145,7 @@ def write_shard(job: ShardJob, on_clip: Callable[[], None]) -> dict[str, Any]:
                     seconds = encoded.num_samples / job.sample_rate
                     moments, repairs = clean(clip.moments, seconds)
                     row[MOMENTS] = as_row(moments)
-                    counts.update(repairs)
+                    tally.add(clip.file_name, moments, repairs)
                 stream.write_batch(pa.RecordBatch.from_pylist([row], schema=schema))
                 report["num_clips"] += 1
                 report["num_captions"] += len(clip.captions)
@@ -156,7 +155,7 @@ def write_shard(job: ShardJob, on_clip: Callable[[], None]) -> dict[str, Any]:
                 report["num_one_channel_clips"] += encoded.took_one_channel
             on_clip()
     if job.has_moments:
-        report[MOMENTS] = dict(counts)
+        report[MOMENTS] = tally.content()
     report["num_bytes"] = job.arrow_path.stat().st_size
     if job.journal is not None:
         report["journal"] = job.journal

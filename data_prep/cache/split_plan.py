@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from data_prep.cache.moments import repair_notes
+from data_prep.cache.moments import Tally
 from data_prep.cache.shards import Clip
 from retrieval.base.errors import UserError
 from retrieval.data.schema import MOMENTS
@@ -82,12 +82,11 @@ def print_report(info: dict[str, Any], plans: list[SplitPlan]) -> None:
         split = info["splits"][plan.name]
         numbers = [split["num_clips"], f"{split['hours']:.2f}", *(split[name] for name in columns)]
         print(row.format(plan.name, *numbers))
-    for plan in plans:
-        if counts := info["splits"][plan.name].get(MOMENTS):
-            print(
-                f"moments of {plan.name}: {counts.get('num_queries', 0)} queries,"
-                f" {counts.get('num_windows', 0)} windows"
-            )
+    tallies = {plan.name: Tally() for plan in plans}
+    for name, tally in tallies.items():
+        if moments := info["splits"][name].get(MOMENTS):
+            tally.merge(moments)
+            print(f"moments of {name}: {tally.summary()}")
     names = [plan.name for plan in plans]
     _print_skipped([item for item in info["skipped"] if item["split"] in names])
     for plan in plans:
@@ -104,7 +103,7 @@ def print_report(info: dict[str, Any], plans: list[SplitPlan]) -> None:
                 f"note: {plan.name}: the channels of {split['num_one_channel_clips']} clips cancel"
                 " each other; their first channel is kept"
             )
-        for note in repair_notes(split.get(MOMENTS, {})):
+        for note in tallies[plan.name].notes():
             print(f"note: {plan.name}: {note}")
         for note in plan.notes:
             print(f"note: {note}")

@@ -4,6 +4,8 @@
     ROOT/clotho_captions_<split>.csv    UTF-8: file_name, caption_1 .. caption_5, more caption_N
     ROOT/clotho_metadata_<split>.csv    file_name and METADATA_COLUMNS; UTF-8 or, as in Clotho v2.1,
                                         ISO-8859-1
+    ROOT/clotho_moments_<split>.csv     times (moments_csv.py), optional: of the sample corpus;
+                                        Clotho has none
 
 The captions CSV lists the clips. The three sources are joined on a normalised name
 (`normalise_name`): the real corpus has trailing and doubled blanks, HTML entities and accents that
@@ -23,6 +25,7 @@ from data_prep.cache.shards import Clip
 from data_prep.cache.split_plan import Skipped, SplitPlan
 from data_prep.corpora.audio_files import readable_name
 from data_prep.corpora.csv_files import caption_columns, one_spaced, read_csv
+from data_prep.corpora.moments_csv import FileMoments, read_moments_csv
 from retrieval.base.errors import UserError
 from retrieval.base.sound_files import normalise_name
 from retrieval.data.schema import SPLITS
@@ -72,6 +75,7 @@ def _read_split(root: Path, split: str) -> SplitPlan:
             plan.notes.append(
                 f"{metadata_csv.name}: a second row for {row['file_name']!r} is not used"
             )
+    moments = _read_moments(root / f"clotho_moments_{split}.csv", captions_csv, set(captions))
     for name, row in captions.items():
         texts = tuple(text for column in caption_columns(row) if (text := one_spaced(row[column])))
         if name not in files:
@@ -83,7 +87,8 @@ def _read_split(root: Path, split: str) -> SplitPlan:
             path, found = files[name], metadata.get(name, {})
             fields = {column: found.get(column, "").strip() for column in METADATA_COLUMNS}
             file_name = readable_name(path.name)
-            plan.clips.append(Clip(f"{split}/{name}", file_name, str(path), texts, fields))
+            queries = tuple(moments[name].queries) if name in moments else ()
+            plan.clips.append(Clip(f"{split}/{name}", file_name, str(path), texts, fields, queries))
     unused = [readable_name(path.name) for name, path in files.items() if name not in captions]
     plan.unused += [Skipped(split, name, "no row in the captions CSV") for name in unused]
     if num_bare := sum(name not in metadata for name in captions):
@@ -92,6 +97,17 @@ def _read_split(root: Path, split: str) -> SplitPlan:
             " their metadata is empty"
         )
     return plan
+
+
+def _read_moments(path: Path, captions_csv: Path, names: set[str]) -> dict[str, FileMoments]:
+    """Return the times of each file, as the sample corpus has them; Clotho itself has none."""
+    if not path.exists():
+        return {}
+    moments = read_moments_csv(path, normalise_name)
+    for name, file in moments.items():
+        if name not in names:
+            raise UserError(f"{path}, line {file.line}: {name!r} is not in {captions_csv.name}")
+    return moments
 
 
 def _audio_files(folder: Path) -> dict[str, Path]:

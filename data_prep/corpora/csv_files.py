@@ -35,19 +35,44 @@ def read_numbered_csv(
         UserError: A column is missing or there twice, a row has another number of fields than the
             header, or the file cannot be read.
     """
+    return _rows(path, _decoded(path, encodings), columns, ",")
+
+
+def read_spreadsheet_csv(
+    path: Path, columns: tuple[str, ...]
+) -> tuple[list[tuple[int, dict[str, str]]], str]:
+    """Read a CSV as spreadsheets write it: UTF-8, a header in any capitals, `,`, `;` or a tab.
+
+    Returns:
+        Rows as of read_numbered_csv, with column names in small letters; and the separator.
+
+    Raises:
+        UserError: As read_numbered_csv.
+    """
+    text = _decoded(path, ["utf-8-sig"])
+    header = text.partition("\n")[0]
+    separator = max(",;\t", key=header.count)
+    text = header.lower() + text[len(header) :]
+    return _rows(path, text, columns, separator), separator
+
+
+def _decoded(path: Path, encodings: list[str]) -> str:
     try:
         raw = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     for encoding in encodings:
         try:
-            text = raw.decode(encoding)
-            break
+            return raw.decode(encoding)
         except UnicodeDecodeError as error:
             reason = f"{error.reason} at byte {error.start}"
-    else:
-        raise UserError(f"{path} is not UTF-8: {reason}; save it as UTF-8")
-    lines = _lines(path, text)
+    raise UserError(f"{path} is not UTF-8: {reason}; save it as UTF-8")
+
+
+def _rows(
+    path: Path, text: str, columns: tuple[str, ...], separator: str
+) -> list[tuple[int, dict[str, str]]]:
+    lines = _lines(path, text, separator)
     header = [column.strip() for column in lines[0][1]] if lines else []
     for column in [*columns, *filter(None, header)]:
         if header.count(column) != 1:
@@ -66,20 +91,22 @@ def read_numbered_csv(
     return rows
 
 
-def _lines(path: Path, text: str) -> list[tuple[int, list[str]]]:
+def _lines(path: Path, text: str, separator: str) -> list[tuple[int, list[str]]]:
     """Return each row with the number of its last line.
 
     A quote that is not closed is an error: its field would swallow the rows after it.
     """
     try:
         try:
-            return list(_numbered(reader := csv.reader(io.StringIO(text, newline=""), strict=True)))
+            reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+            return list(_numbered(reader))
         except csv.Error as error:
             if str(error) == UNCLOSED:
                 raise
             # Accept text behind a closed quote, as in `"Bark" of a dog`, if no field has a line
             # break.
-            lines = list(_numbered(csv.reader(io.StringIO(text, newline=""))))
+            lenient = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+            lines = list(_numbered(lenient))
             if any({"\n", "\r"} & set(field) for _, row in lines for field in row):
                 raise
             return lines

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,11 +14,13 @@ import wave
 import numpy as np
 import pytest
 
-from data_prep import make_sample_corpus
+from data_prep import build_clotho, make_sample_corpus
 from data_prep.sample_corpus import captions, scenes
 from data_prep.sample_corpus.events import EVENTS
 from data_prep.sample_corpus.signals import SAMPLE_RATE, band, filtered
+from retrieval.data import open_cache
 from tests.conftest import PATIENCE, ROOT, digests, wait_for
+from tests.corpora import load, run_build
 
 SIZES = {"development": 16, "validation": 4, "evaluation": 4}
 SIZE_ARGUMENTS = ["--sizes", *map(str, SIZES.values())]
@@ -410,6 +413,76 @@ def test_attributes_are_in_the_sound(attribute, low, high):
     assert (centroids[1] > 1.3 * centroids[0]) == (attribute == "pitch")
     assert (lengths[0] > 1.3 * lengths[1]) == (attribute == "rate")
     assert (levels[1] > 3 * levels[0]) == (attribute == "loudness")
+
+
+# ---------------------------------------------------------------- times
+
+
+def test_moments_are_the_events_that_a_caption_names(corpus, clips):
+    """Against milliseconds marked one by one."""
+    for split in SIZES:
+        of_split = [clip for clip in clips if clip["split"] == split]
+        expected, found = {}, {}
+        for number, clip in enumerate(of_split, start=1):
+            for index, caption in enumerate(clip["captions"], start=1):
+                events = [clip["events"][event] for event in caption["events"]]
+                qid = f"{split}_{number:03d}_{index}_{len(events)}of{len(clip['events'])}"
+                expected[clip["file_name"], caption["text"], qid] = {
+                    step
+                    for event in events
+                    for step in range(
+                        round(1000 * event["onset"]),
+                        round(1000 * (event["onset"] + event["duration"])),
+                    )
+                }
+        for row in read_table(corpus / f"clotho_moments_{split}.csv"):
+            window = range(round(1000 * float(row["start"])), round(1000 * float(row["end"])))
+            marked = found.setdefault((row["file_name"], row["query"], row["qid"]), set())
+            assert window and not marked & set(window)  # windows of a query do not overlap
+            marked |= set(window)
+        assert found == expected
+
+
+def test_times_reach_the_cache(corpus, clips, tmp_path, capsys):
+    code = run_build(build_clotho, {"--root": corpus}, "--output", tmp_path / "cache")
+    assert code == 0 and "note: development: " not in capsys.readouterr().out  # nothing to repair
+    for split in SIZES:
+        table = open_cache(tmp_path / "cache").split(split)
+        captions_of = dict(zip(table.file_names, table.captions, strict=True))
+        for name, queries in zip(table.file_names, table.moments, strict=True):
+            assert [query.query for query in queries] == captions_of[name]
+            (clip,) = (c for c in clips if c["split"] == split and c["file_name"].strip() == name)
+            for query, caption in zip(queries, clip["captions"], strict=True):
+                events = [clip["events"][event] for event in caption["events"]]
+                assert query.windows[0][0] == min(event["onset"] for event in events)
+
+
+def test_a_corpus_of_an_earlier_version_gets_its_times(corpus, tmp_path, capsys):
+    shutil.copytree(corpus, tmp_path / "old")
+    for split in SIZES:
+        (tmp_path / "old" / f"clotho_moments_{split}.csv").unlink()
+    build = ["--num-proc", 1, "--splits", "evaluation"]
+    assert run_build(build_clotho, {"--root": tmp_path / "old"}, *build) == 0
+    assert "moments" not in load(tmp_path / "old" / "cache").column_names
+    assert make(tmp_path / "old", *SIZE_ARGUMENTS) == 0
+    assert "reused" in capsys.readouterr().out
+    shutil.move(tmp_path / "old" / "cache", tmp_path / "cache")
+    assert digests(tmp_path / "old") == digests(corpus)
+    # the cache of before is named as another one: the Makefile's --overwrite
+    shutil.move(tmp_path / "cache", tmp_path / "old" / "cache")
+    assert run_build(build_clotho, {"--root": tmp_path / "old"}, *build) == 2
+    assert "--overwrite" in error_line(capsys)
+    assert run_build(build_clotho, {"--root": tmp_path / "old"}, *build, "--overwrite") == 0
+    assert open_cache(tmp_path / "old" / "cache").split("evaluation").has_moments
+
+
+def test_times_of_an_unknown_file_are_refused(corpus, tmp_path, capsys):
+    shutil.copytree(corpus, tmp_path / "other")
+    table = tmp_path / "other" / "clotho_moments_evaluation.csv"
+    table.write_text("file_name,query,start,end\ngone.wav,a dog,1,2\n", encoding="utf-8")
+    assert run_build(build_clotho, {"--root": tmp_path / "other"}) == 2
+    line = error_line(capsys)
+    assert "line 2" in line and "'gone.wav'" in line
 
 
 # ---------------------------------------------------------------- command line
