@@ -28,12 +28,7 @@ from data_prep.command import run  # first: from here on Ctrl-C prints one line
 
 import csv
 import json
-import multiprocessing
-import signal
 import wave
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TextIO
 
 import numpy as np
@@ -41,16 +36,18 @@ import numpy as np
 from data_prep.cache.moments import clean
 from data_prep.corpora.clotho_files import CAPTION_COLUMNS, METADATA_COLUMNS
 from data_prep.corpora.moments_csv import COLUMNS as MOMENT_COLUMNS
+from data_prep.parallel import ordered_map
 from data_prep.sample_corpus.captions import write_captions
 from data_prep.sample_corpus.events import EVENTS
 from data_prep.sample_corpus.file_names import file_name
 from data_prep.sample_corpus.scenes import Scene, plan_scene, render_scene
 from data_prep.sample_corpus.signals import SAMPLE_RATE
+from data_prep.seeds import generator
 from retrieval.base.command import run_main
 from retrieval.base.errors import OneLineParser, UserError
 from retrieval.base.files import atomic_writer, read_json
 from retrieval.base.folders import whole_folder
-from retrieval.base.processes import end_with_parent, usable_cores
+from retrieval.base.processes import usable_cores
 from retrieval.base.progress import bar, set_quiet
 from retrieval.data.moments import MomentQuery
 from retrieval.data.schema import SPLITS
@@ -102,14 +99,9 @@ def make_corpus(
         _add_moments(output, found["clips"])
         print(f"{output} holds this sample corpus already ({sum(sizes)} clips): reused")
         return
-    try:
-        # replaces an empty folder, or a sample corpus that --overwrite gives up
-        with whole_folder(output, "the corpus") as folder:
-            clips = _write(folder, settings, num_proc)
-    except BrokenProcessPool:
-        raise UserError(
-            "a process was killed, perhaps for lack of memory; try a smaller --num-proc"
-        ) from None
+    # replaces an empty folder, or a sample corpus that --overwrite gives up
+    with whole_folder(output, "the corpus") as folder:
+        clips = _write(folder, settings, num_proc)
     minutes = sum(clip["num_samples"] for clip in clips) / SAMPLE_RATE / 60
     print(f"{output}: {len(clips)} clips, {minutes:.0f} minutes, {len(EVENTS)} kinds of event")
 
@@ -160,12 +152,12 @@ def _write(folder: Path, settings: dict[str, Any], num_proc: int) -> list[dict[s
         (folder / split).mkdir(parents=True)
         for index in range(size):
             key = settings["seed"], split_number, index
-            rng = _generator(*key, 0)
+            rng = generator(*key, 0)
             scene = plan_scene(rng)
             tasks.append((folder / split / file_name(rng, scene, taken), scene, (*key, 1)))
     with bar(total=len(tasks), desc="sound scenes", unit="clip") as progress:
         clips = []
-        for clip in _rendered(tasks, num_proc):
+        for clip in ordered_map(_render, tasks, num_proc, chunksize=4):
             clips.append(clip)
             progress.update()
     for split in SPLITS:
@@ -175,32 +167,10 @@ def _write(folder: Path, settings: dict[str, Any], num_proc: int) -> list[dict[s
     return clips
 
 
-def _generator(*key: int) -> np.random.Generator:
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(key)))
-
-
-def _rendered(tasks: list[Task], num_proc: int) -> Iterator[dict[str, Any]]:
-    if num_proc == 1:
-        yield from map(_render, tasks)
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(num_proc, len(tasks)), context, _start_worker) as pool:
-        try:
-            yield from pool.map(_render, tasks, chunksize=4)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
-    end_with_parent()
-
-
 def _render(task: Task) -> dict[str, Any]:
     """Write one WAV; return its entry of scenes.json."""
     path, scene, key = task
-    rng = _generator(*key)
+    rng = generator(*key)
     mix, _, _ = render_scene(rng, scene)
     samples = np.round(mix * 32767).astype("<i2")
     with wave.open(str(path), "wb") as file:
