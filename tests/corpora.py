@@ -125,3 +125,15 @@ def assert_refused(code: int, expected: str, cache: Path, capsys) -> None:
     line = error_line(capsys)
     assert expected in line, line
     assert not cache.exists()
+
+
+def running_processes() -> dict[int, tuple[str, int]]:
+    """Process id -> state letter, parent's id."""
+    processes = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent = path.read_text().rpartition(")")[2].split()[:2]
+        except OSError:  # ended meanwhile
+            continue
+        processes[int(path.parent.name)] = (state, int(parent))
+    return processes

@@ -60,11 +60,10 @@ def encode_clip(
     facts, blocks, num_samples, num_clipped = SoundFacts(), [], 0, 0
     try:
         for block in mono_blocks(path, sample_rate, max_seconds, facts, quality="VHQ"):
-            scaled = np.rint(block * np.float32(32768))
-            # +1.0 itself is full scale and one step above int16: not worth counting
-            num_clipped += int(np.count_nonzero(np.abs(scaled) > 32768))
-            blocks.append(np.clip(scaled, -32768, 32767).astype(np.int16))
-            num_samples += len(scaled)
+            samples, num_beyond = _as_int16(block)
+            blocks.append(samples)
+            num_clipped += num_beyond
+            num_samples += len(samples)
             if num_samples > MAX_SAMPLES:
                 raise UnreadableSound(
                     f"is longer than {MAX_SAMPLES / sample_rate / 3600:.1f} h, too long for a clip:"
@@ -74,6 +73,21 @@ def encode_clip(
         raise UnreadableSound(f"cannot be read: {error.strerror}") from None
     audio = encode(np.concatenate(blocks), sample_rate, codec)
     return EncodedClip(audio, num_samples, num_clipped, facts.is_cut, facts.took_one_channel)
+
+
+def encode_samples(samples: np.ndarray, sample_rate: int, codec: str) -> EncodedClip:
+    """Encode float32 samples (S,) at the cache's rate with one of retrieval.data.schema.CODECS."""
+    samples, num_clipped = _as_int16(samples)
+    audio = encode(samples, sample_rate, codec)
+    return EncodedClip(audio, len(samples), num_clipped, is_cut=False, took_one_channel=False)
+
+
+def _as_int16(samples: np.ndarray) -> tuple[np.ndarray, int]:
+    """Return float samples (S,) as int16, and the number of those beyond [-1, 1]."""
+    scaled = np.rint(samples * np.float32(32768))
+    # +1.0 itself is full scale and one step above int16: not worth counting
+    num_clipped = int(np.count_nonzero(np.abs(scaled) > 32768))
+    return np.clip(scaled, -32768, 32767).astype(np.int16), num_clipped
 
 
 def encode(samples: np.ndarray, sample_rate: int, codec: str) -> bytes:

@@ -17,12 +17,13 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
-from data_prep.cache.audio_codec import encode_clip
+from data_prep.cache.audio_codec import EncodedClip, encode_clip, encode_samples
 from data_prep.cache.moments import MOMENTS_TYPE, Tally, as_row, clean
 from retrieval.base.errors import UserError
 from retrieval.base.files import atomic_path, read_json
@@ -43,6 +44,16 @@ COUNTS = (
 )
 
 
+class MadeSound(Protocol):
+    """A sound that a builder makes in place of a file. It travels to a worker: keep it small."""
+
+    def samples(self) -> np.ndarray:
+        """Return float32 (S,) in [-1, 1] at the cache's sample rate."""
+
+    def digest(self) -> list[Any]:
+        """Return everything that decides the samples, as JSON."""
+
+
 @dataclass(frozen=True)
 class Clip:
     """One row of the cache, before its audio is read."""
@@ -53,6 +64,7 @@ class Clip:
     captions: tuple[str, ...]
     metadata: dict[str, str]  # column -> value, the same columns for every clip of a cache
     moments: tuple[MomentQuery, ...] = ()  # windows in any order; cleaned when the sound is read
+    made: MadeSound | None = None  # takes the place of the file at `path`, which is then empty
 
 
 @dataclass(frozen=True)
@@ -76,13 +88,16 @@ def shard_digest(
 ) -> str:
     """Return a digest of settings, captions, metadata, and size and time of the source files.
 
-    It covers moments if the shard has their column.
+    A made sound gives its own digest. Moments count if the shard has their column.
     """
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for clip in clips:
-        status = os.stat(clip.path)
         row = [clip.clip_id, clip.file_name, clip.captions, clip.metadata]
-        row += [status.st_size, status.st_mtime_ns]
+        if clip.made is None:
+            status = os.stat(clip.path)
+            row += [status.st_size, status.st_mtime_ns]
+        else:
+            row += clip.made.digest()
         row += [as_row(clip.moments)] if has_moments else []
         digest.update(json.dumps(row, sort_keys=True).encode())
     return digest.hexdigest()
@@ -128,7 +143,7 @@ def write_shard(job: ShardJob, on_clip: Callable[[], None]) -> dict[str, Any]:
     ):
         for clip in job.clips:
             try:
-                encoded = encode_clip(clip.path, job.sample_rate, job.codec, job.max_seconds)
+                encoded = _encoded(clip, job)
             except UnreadableSound as reason:
                 item = {"split": job.split, "file_name": clip.file_name, "reason": str(reason)}
                 report["skipped"].append(item)
@@ -162,6 +177,13 @@ def write_shard(job: ShardJob, on_clip: Callable[[], None]) -> dict[str, Any]:
     with atomic_path(job.report_path) as temporary:
         temporary.write_text(json.dumps(report), encoding="utf-8")
     return report
+
+
+def _encoded(clip: Clip, job: ShardJob) -> EncodedClip:
+    """Read or make the sound of a clip. Raises UnreadableSound."""
+    if clip.made is None:
+        return encode_clip(clip.path, job.sample_rate, job.codec, job.max_seconds)
+    return encode_samples(clip.made.samples(), job.sample_rate, job.codec)
 
 
 def run_jobs(jobs: list[ShardJob], num_proc: int) -> list[dict[str, Any]]:

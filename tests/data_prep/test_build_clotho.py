@@ -20,7 +20,7 @@ from retrieval.base.locks import LOCK, locked
 from retrieval.base.sound_files import normalise_name
 from retrieval.config import load_config
 from tests.conftest import PATIENCE, ROOT, wait_for
-from tests.corpora import error_line, load, write_csv
+from tests.corpora import error_line, load, running_processes, write_csv
 
 EXCERPT = ROOT.parent / "shared" / "data" / "clotho_excerpt"
 BUILD = [
@@ -621,18 +621,6 @@ def test_two_builds_at_once_are_refused(tmp_path, capsys):
     with locked(root / "cache.partial" / LOCK):
         assert build(root) == 2
     assert f"is at work in {root / 'cache.partial'}" in error_line(capsys)
-
-
-def running_processes():
-    """Process id -> state letter, parent's id."""
-    processes = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, parent = path.read_text().rpartition(")")[2].split()[:2]
-        except OSError:  # ended meanwhile
-            continue
-        processes[int(path.parent.name)] = (state, int(parent))
-    return processes
 
 
 def test_a_killed_build_goes_on_and_gives_the_same_cache(tmp_path):

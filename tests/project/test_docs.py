@@ -162,7 +162,7 @@ def write_clotho(root: Path, sizes: dict[str, int]) -> None:
     for split, size in sizes.items():
         names = [f"{split}_{number}.wav" for number in range(size)]
         for name in names:
-            write_sound(root / split / name, seconds=0.5)
+            write_sound(root / split / name, seconds=1.0)
         rows = [[name, *(f"A tone {name} {i}." for i in range(5))] for name in names]
         write_csv(root / f"clotho_captions_{split}.csv", header, rows)
         metadata = [[name, "a;b", f"9{i}", "", "", "", "CC0"] for i, name in enumerate(names)]
@@ -203,6 +203,8 @@ def write_inputs(root: Path) -> None:
     for name in recordings:
         write_sound(root / "recordings" / name, seconds=1.0)
         (root / "recordings" / name).with_suffix(".txt").write_text(f"A {name} tone.\n")
+    for number in range(3):
+        write_sound(root / "walks" / f"{number}.wav", seconds=6.0)
     captions = [[name, f"A {name} tone.", f"A {name} note."] for name in recordings]
     write_csv(root / "captions.csv", ["file_name", "caption_1", "caption_2"], captions)
     clips = [f"evaluation_{number}.wav" for number in range(3)]

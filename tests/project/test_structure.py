@@ -176,7 +176,7 @@ def test_negative_control_a_wrong_import_is_seen(file: str, statement: str, foun
     assert forbidden_imports(ROOT / file, ast.parse(statement)) == found
 
 
-def test_data_prep_imports_base_and_the_schema_of_the_cache_only():
+def test_data_prep_imports_base_and_the_cache_only():
     files = [path for path in CODE if path.is_relative_to(ROOT / "data_prep")]
     assert files
     within = {
@@ -186,6 +186,7 @@ def test_data_prep_imports_base_and_the_schema_of_the_cache_only():
         if is_within(name, "retrieval") and name != "retrieval"
     }
     allowed = ("retrieval.base", "retrieval.data.schema", "retrieval.data.moments")
+    allowed += ("retrieval.data.cache",)  # to read one: it needs no torch
     assert [name for name in within if not any(is_within(name, part) for part in allowed)] == []
 
 
