@@ -6,15 +6,17 @@
     python data_prep/build_folder.py --audio recordings --csv captions.csv --split evaluation \\
         --output data/mine
     python data_prep/build_folder.py --audio recordings --without-captions     # search, labels
+    python data_prep/build_folder.py --audio recordings --moments moments.csv  # when sounds occur
 
 The CSV has the columns `file_name` (relative to `--audio`, with sub-folders) and `caption`, or
 `caption_1`, `caption_2`, ...; rows of one file are one clip. A column `split` (development,
 validation, evaluation) gives the split of a clip. Without it, all clips go to `--split`, or are
 divided by `--fractions`: by clip, so that no recording is in two splits, and always in the same way
 for the same files and seed. With `--without-captions` every sound file is a clip, and captions are
-ignored. Sounds are found under any file name, including films (docs/corpora.md). Writes
-`<audio>/cache`. Exit code 0, 2 (error, one line), 130 (interrupted: the same
-command goes on).
+ignored. `--moments` reads `file_name,query,start,end`, times in seconds or as 1:23.5, optionally
+`qid` and `split`; a clip without captions takes its queries as captions. Sounds are found under
+any file name, including films (docs/corpora.md). Writes `<audio>/cache`. Exit code 0, 2 (error, one
+line), 130 (interrupted: the same command goes on).
 """
 
 import sys
@@ -44,19 +46,22 @@ from data_prep.cache.shards import Clip
 from data_prep.cache.split_plan import Skipped, SplitPlan
 from data_prep.corpora.audio_files import audio_of_corpus, best_of, passed_over_note, readable_name
 from data_prep.corpora.csv_files import caption_columns, one_spaced, read_csv
+from data_prep.corpora.moments_csv import read_moments_csv
 from retrieval.base.command import run_main
 from retrieval.base.errors import UserError
 from retrieval.base.progress import set_quiet
 from retrieval.base.sound_files import why_unreadable, without_ending
+from retrieval.data.moments import MomentQuery
 from retrieval.data.schema import DEVELOPMENT, EVALUATION, SPLITS
 
 
 @dataclass
 class _Captions:
-    """Captions of a file, and its split: empty before it is assigned."""
+    """Captions and queries of a file, and its split: empty before it is assigned."""
 
     texts: list[str]
     split: str = ""
+    moments: tuple[MomentQuery, ...] = ()
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -74,6 +79,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     sources.add_argument(
         "--without-captions", action="store_true", help="every audio file is a clip that has none"
     )
+    moments_help = "times: file_name,query,start,end, a row for each window, optionally qid, split"
+    parser.add_argument("--moments", type=Path, metavar="FILE", help=moments_help)
     parser.add_argument("--output", type=Path, help="cache folder to write (default: AUDIO/cache)")
     ways = parser.add_mutually_exclusive_group()
     ways.add_argument(
@@ -102,8 +109,8 @@ def build(arguments: argparse.Namespace) -> None:
     if arguments.seed is not None and not fractions:
         raise UserError("--seed has no effect without --fractions")
     output = arguments.output or arguments.audio / "cache"
-    sources = {"--audio": arguments.audio} | ({"--csv": arguments.csv} if arguments.csv else {})
-    check_output(output, sources)
+    sources = {"--audio": arguments.audio, "--csv": arguments.csv, "--moments": arguments.moments}
+    check_output(output, {option: path for option, path in sources.items() if path})
     found = audio_of_corpus(arguments.audio, "--audio")
     files: dict[str, Path] = {}  # by name as in a CSV: slashes, and accents as one character
     for path in found.paths:
@@ -119,7 +126,9 @@ def build(arguments: argparse.Namespace) -> None:
     elif arguments.csv:
         captions = _captions_of_csv(arguments.csv)
     else:
-        captions = _captions_of_text_files(files)
+        captions = _captions_of_text_files(files, required=not arguments.moments)
+    if arguments.moments:
+        _add_moments(captions, arguments)
     _assign_splits(captions, arguments)
     plans = [_plan(split, captions, files, arguments) for split in SPLITS]
     plans = [plan for plan in plans if plan.clips or plan.lost]
@@ -160,7 +169,7 @@ def _captions_of_csv(path: Path) -> dict[str, _Captions]:
     return captions
 
 
-def _captions_of_text_files(files: dict[str, Path]) -> dict[str, _Captions]:
+def _captions_of_text_files(files: dict[str, Path], required: bool) -> dict[str, _Captions]:
     names_of_text_file: dict[Path, list[str]] = {}
     for name, path in files.items():
         text_file = path.with_name(f"{without_ending(path.name)}.txt")
@@ -178,20 +187,42 @@ def _captions_of_text_files(files: dict[str, Path]) -> dict[str, _Captions]:
         best = best_of([files[name] for name in names])
         name = next(name for name in names if files[name] == best)
         captions[name] = _Captions([text for line in lines if (text := one_spaced(line))])
-    if not captions:
+    if required and not captions:
         raise UserError(
             "no audio file has a .txt file of the same name beside it: write one caption per line"
-            " there, or give --csv or --without-captions"
+            " there, or give --csv, --moments or --without-captions"
         )
     return captions
 
 
+def _add_moments(captions: dict[str, _Captions], arguments: argparse.Namespace) -> None:
+    """Add the queries of --moments; a clip without captions takes them as captions."""
+    for name, file in read_moments_csv(arguments.moments, _name).items():
+        clip = captions.setdefault(name, _Captions([], file.split))
+        if file.split and clip.split and file.split != clip.split:
+            raise UserError(
+                f"{arguments.moments}, line {file.line}: {name!r} is in {file.split}, in"
+                f" {clip.split} by {arguments.csv}; a clip belongs to one split"
+            )
+        clip.split = clip.split or file.split
+        clip.moments = tuple(file.queries)
+        if not clip.texts and not arguments.without_captions:
+            heard = (query for query in file.queries if any(s < e for s, e in query.windows))
+            clip.texts = list(dict.fromkeys(query.query for query in heard))
+
+
 def _assign_splits(captions: dict[str, _Captions], arguments: argparse.Namespace) -> None:
     if any(clip.split for clip in captions.values()):
+        tables = " or ".join(str(path) for path in (arguments.csv, arguments.moments) if path)
         if arguments.split or arguments.fractions:
             raise UserError(
-                f"{arguments.csv} has a column split: leave out --split and --fractions, or remove"
-                " the column"
+                f"{tables} has a column split: leave out --split and --fractions, or remove the"
+                " column"
+            )
+        if bare := [name for name, clip in captions.items() if not clip.split]:
+            raise UserError(
+                f"{len(bare)} clips have no split, first {bare[0]!r}: {tables} has a column split;"
+                " name them there, or remove the column"
             )
         return
     usual = EVALUATION if arguments.without_captions else DEVELOPMENT
@@ -230,7 +261,7 @@ def _plan(
             plan.lost.append(Skipped(split, name, reason))
         else:
             path, texts = str(files[name]), tuple(clip.texts)
-            plan.clips.append(Clip(f"{split}/{name}", name, path, texts, {}))
+            plan.clips.append(Clip(f"{split}/{name}", name, path, texts, {}, clip.moments))
     return plan
 
 

@@ -207,6 +207,8 @@ def write_inputs(root: Path) -> None:
         write_sound(root / "walks" / f"{number}.wav", seconds=6.0)
     captions = [[name, f"A {name} tone.", f"A {name} note."] for name in recordings]
     write_csv(root / "captions.csv", ["file_name", "caption_1", "caption_2"], captions)
+    moments = [[name, "a tone", 0.25, 0.75] for name in recordings]
+    write_csv(root / "moments.csv", ["file_name", "query", "start", "end"], moments)
     clips = [f"evaluation_{number}.wav" for number in range(3)]
     for name in clips:
         write_sound(root / "archive" / name, seconds=1.0)
