@@ -143,6 +143,10 @@ def write_rows(path: Path, rows_of_split: dict[str, list[dict]], **info) -> Path
         num_samples=datasets.Value("int64"),
         captions=datasets.List(datasets.Value("string")),
     )
+    if any("moments" in row for rows in rows_of_split.values() for row in rows):
+        window = {name: datasets.Value("float64") for name in ("start", "end")}
+        query = {name: datasets.Value("string") for name in ("qid", "query")}
+        features["moments"] = datasets.List(query | {"windows": datasets.List(window)})
     tables, counts = {}, {}
     for split, rows in rows_of_split.items():
         columns = {name: [row[name] for row in rows] for name in features}

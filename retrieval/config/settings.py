@@ -312,6 +312,25 @@ class PoolingConfig(Section):
     dropout: float = Field(0.1, ge=0, lt=1, description="transformer: dropout within the layers")
 
 
+class MomentHeadConfig(Section):
+    """The moment head, and its training: when in a clip a text is heard (docs/moments.md)."""
+
+    of_model: ClassVar = frozenset({"hidden", "kernel", "step_seconds", "dropout"})
+
+    hidden: int = Field(64, ge=1, description="size of a step within the head")
+    kernel: int = Field(9, ge=1, le=99, description="steps that a convolution sees; odd")
+    step_seconds: float = Field(
+        0.16, gt=0, le=60, description="s; frames are averaged to steps of this length"
+    )
+    dropout: float = Field(0.1, ge=0, lt=1, description="after each convolution")
+    dice_weight: float = Field(
+        0.5, ge=0, description="weight of the dice loss beside the binary cross-entropy"
+    )
+    negatives: float = Field(
+        0.25, ge=0, lt=1, description="share of the pairs that ask for a query of another clip"
+    )
+
+
 class LossConfig(Section):
     """The function of the scores that training minimises, and its settings."""
 
@@ -398,6 +417,7 @@ class LearningRates(Section):
     loss: float = Field(
         1e-1, ge=0, le=1, description="learnable scale and bias of the sigmoid loss"
     )
+    moment_head: float = Field(1e-3, ge=0, le=1)
 
 
 class ScheduleConfig(Section):
@@ -494,7 +514,8 @@ class TrainConfig(Section):
         None,
         ge=1,
         description=(
-            "stop after so many epochs without a better validation mAP@10; none: train all epochs"
+            "stop after so many epochs without a better validation mAP@10 (moments: R1@0.7); none:"
+            " train all epochs"
         ),
     )
     validate_first: bool = Field(
@@ -570,10 +591,30 @@ class Config(Section):
     text_encoder: TextEncoderConfig = TextEncoderConfig()
     projection: ProjectionConfig = ProjectionConfig()
     pooling: PoolingConfig = PoolingConfig()
+    moment_head: MomentHeadConfig | None = Field(
+        None,
+        description=(
+            "none: the run learns retrieval; {}, or settings of it: the run learns moments from the"
+            " cache's times"
+        ),
+    )
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _times_stay_true(self) -> "Config":
+        if self.moment_head is None:
+            return self
+        moving = ("shift_seconds", "stretch", "mix_probability")
+        for name in moving:
+            if getattr(self.augmentation, name):
+                raise ValueError(
+                    f"augmentation.{name} moves sounds away from their times, which moment_head"
+                    f" learns; set augmentation.{name}=0"
+                )
+        return self
 
     @model_validator(mode="after")
     def _cached_frames_do_not_change(self) -> "Config":

@@ -79,6 +79,11 @@ class PairDataset(Dataset):
     def __len__(self) -> int:
         return len(self.pairs)
 
+    @staticmethod
+    def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return a batch; see `collate_pairs`."""
+        return collate_pairs(items)
+
     @property
     def captions(self) -> list[str]:
         """The caption of each pair."""
@@ -351,8 +356,13 @@ def shared_memory_warnings(
     ]
 
 
-def make_loader(pairs: PairDataset, batches: EpochBatches, num_workers: int) -> DataLoader:
-    """Return a loader of `collate_pairs` batches for all epochs, whose processes stay.
+def make_loader(pairs: Any, batches: EpochBatches, num_workers: int) -> DataLoader:
+    """Return a loader of batches for all epochs, whose processes stay.
+
+    Args:
+        pairs: PairDataset or MomentDataset; its `collate` makes the batches.
+        batches: The items of each batch.
+        num_workers: Loader processes.
 
     It has a generator of its own: drawing seeds for its processes must not change the random state
     that dropout uses.
@@ -361,7 +371,7 @@ def make_loader(pairs: PairDataset, batches: EpochBatches, num_workers: int) -> 
     return Loader(
         pairs,
         batch_sampler=batches,
-        collate_fn=collate_pairs,
+        collate_fn=pairs.collate,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         pin_memory=torch.cuda.is_available(),

@@ -6,7 +6,7 @@ Letters: N captions or other queries, B clips.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -59,6 +59,8 @@ class EvaluationResult:
     # direction -> {"mAP@10", "R@1", "R@5", "R@10"}, fractions
     metrics: dict[str, dict[str, float]] = field(init=False)
 
+    best_by: ClassVar = "mAP@10"  # the metric that chooses the best epoch
+
     def __post_init__(self) -> None:
         if self.relevant is None:
             columns: dict[str, list[int]] = {}
@@ -73,6 +75,15 @@ class EvaluationResult:
         }
         object.__setattr__(self, "ranks", ranks)
         object.__setattr__(self, "metrics", metrics)
+
+    @property
+    def main(self) -> dict[str, float]:
+        """Metrics of text to audio by name."""
+        return self.metrics["text_to_audio"]
+
+    def table(self) -> str:
+        """Format the metrics as lines of text; see `format_table`."""
+        return format_table(self)
 
     @property
     def curves(self) -> dict[str, float]:

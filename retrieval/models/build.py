@@ -117,6 +117,14 @@ def _choose_trained(model: DualEncoder, config: Config, has_weights: bool = True
             base = _base_of(config, part) if lora.save == "adapter" else None
             settings["base"] = base if has_weights else None
             model.adapters[part] = add_lora(getattr(model, part), part, **settings)
+    if config.moment_head is not None:
+        # neither takes part in the loss of moments
+        model.temperature.requires_grad_(False)
+        model.loss_parameters.requires_grad_(False)
+        if config.audio_encoder.frozen and config.text_encoder.frozen:
+            # the head learns alone: retrieval by this model stays as it is, to the bit
+            for part in ("audio_projection", "text_projection", "pooling"):
+                model.freeze(part)
 
 
 def _base_of(config: Config, part: str) -> tuple[str, str]:
@@ -152,19 +160,22 @@ def _start_from(model: DualEncoder, config: Config) -> None:
 def _model_to_start_from(model: DualEncoder, config: Config) -> DualEncoder:
     """Return the model of train.init_from.
 
-    Parameters of the loss may be missing there, and a pooling without weights (average, mean) may
-    be replaced by another. Raises UserError if the architecture differs otherwise.
+    Parameters of the loss and a moment head may be missing there or here, and a pooling without
+    weights (average, mean) may be replaced by another. Raises UserError if the architecture differs
+    otherwise.
     """
     other = load_pretrained(config.train.init_from, config.text_encoder.name)
     state, own = other.state_dict(), model.state_dict()
     is_new_pooling = not other.pooling.state_dict()
-    new = ("loss_parameters.", "pooling.") if is_new_pooling else ("loss_parameters.",)
-    shapes = {key: value.shape for key, value in state.items()}
+    # parts that one of the two may lack
+    optional = ("loss_parameters.", "moment_head.", *(["pooling."] if is_new_pooling else []))
     wrong = [
         key
         for key in own | state
-        if (key not in own or own[key].shape != shapes.get(key)) and not key.startswith(new)
+        if key in own and key in state
+        if own[key].shape != state[key].shape
     ]
+    wrong += [key for key in own.keys() ^ state.keys() if not key.startswith(optional)]
     found = [f"{len(wrong)} weights do not fit, first {wrong[0]}"] if wrong else []
     theirs, ours = flatten(other.architecture), flatten(model.architecture)
     found += [
@@ -265,6 +276,7 @@ def _architecture(config: Config, allow_known: bool) -> dict[str, Any]:
         config.pooling,
         config.loss,
     )
+    head = config.moment_head
     for setting, name, known in (
         ("audio_encoder.name", audio.name, AUDIO_ENCODERS),
         ("pooling.name", pooling.name, POOLINGS),
@@ -295,6 +307,7 @@ def _architecture(config: Config, allow_known: bool) -> dict[str, Any]:
         "temperature": loss.temperature,
         "learnable_temperature": loss.learnable_temperature,
         "loss_parameters": {name: getattr(loss, name) for name in learnable},
+        "moment_head": None if head is None else head.model_dump(include=set(head.of_model)),
     }
 
 

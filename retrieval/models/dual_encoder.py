@@ -244,9 +244,7 @@ class DualEncoder(nn.Module, PyTorchModelHubMixin):
             features: (B, T, feature_dim), padded at the end.
             num_frames: Valid frames of each clip, int64 (B,).
         """
-        places = torch.arange(features.shape[1], device=features.device)
-        mask = places < num_frames.to(features.device)[:, None]  # (B, T)
-        return self._pool_and_project(features, mask)
+        return self._pool_and_project(features, _valid_first(features, num_frames))
 
     def _pool_and_project(
         self, features: torch.Tensor, mask: torch.Tensor
@@ -365,7 +363,7 @@ class DualEncoder(nn.Module, PyTorchModelHubMixin):
         Args:
             batch: Of retrieval.data.collate_pairs, on any device: "captions", a list of N;
                 "lengths", int64 (B,); and "waveform" (B, S), or "frames" (B, T, feature_dim) of a
-                frame cache.
+                frame cache. With "windows", of collate_moments, frames are those of frame_vectors.
 
         Returns:
             Texts (N, D), frames (B, T, D) and mask (B, T), as encode_text and encode_audio.
@@ -373,10 +371,14 @@ class DualEncoder(nn.Module, PyTorchModelHubMixin):
         device = self.temperature.device
         if "frames" in batch:
             features = batch["frames"].to(device, non_blocking=True)
-            frames, mask = self.encode_frames(features, batch["lengths"])
+            mask = _valid_first(features, batch["lengths"])
         else:
             waveform = batch["waveform"].to(device, non_blocking=True)
-            frames, mask = self.encode_audio(waveform, batch["lengths"])
+            features, mask = self.audio_features(waveform, batch["lengths"])
+        if "windows" in batch:  # moments need every frame, whatever the pooling
+            frames = self.audio_projection(features)
+        else:
+            frames, mask = self._pool_and_project(features, mask)
         return self.encode_text(batch["captions"]), frames, mask
 
     def _save_pretrained(self, save_directory: Path) -> None:
@@ -467,6 +469,12 @@ class DualEncoder(nn.Module, PyTorchModelHubMixin):
         read_weights(model, Path(model_id) / WEIGHTS, apart)
         load_adapters(model, Path(model_id))
         return model.eval()
+
+
+def _valid_first(features: torch.Tensor, num_frames: torch.Tensor) -> torch.Tensor:
+    """Return the mask bool (B, T) of features (B, T, F), of which num_frames (B,) are valid."""
+    places = torch.arange(features.shape[1], device=features.device)
+    return places < num_frames.to(features.device)[:, None]
 
 
 def check_size(

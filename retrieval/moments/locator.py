@@ -8,7 +8,7 @@ Letters: N texts, S samples, T frames of a recording, t of an excerpt, D = dim.
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -139,11 +139,16 @@ class Locator:
         if len(parts) < per_excerpt:
             yield Heard(start, stop, torch.cat(parts))
 
-    @torch.no_grad()
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Keep the model in eval mode, without gradients, in the encoders' precision."""
+        with torch.no_grad(), eval_mode(self.model), self.autocast():
+            yield
+
     def _encode(self, samples: np.ndarray) -> torch.Tensor:
         """Return the valid frames float32 (t, D) of samples (S,)."""
         waveform = torch.from_numpy(samples)[None].to(self.model.temperature.device)
-        with eval_mode(self.model), self.autocast():
+        with self.listening():
             frames, mask = self.model.frame_vectors(waveform, torch.tensor([len(samples)]))
         return frames[0, mask[0]].float()
 
@@ -178,7 +183,7 @@ class Locator:
             moments = [suppressed(found, SAME_MOMENT)[:MOST_MOMENTS] for found in candidates]
         else:
             curves = 1 / (1 + np.exp(-curves))
-            find = self._runs if self.method == "runs" else self._stretches
+            find = self._runs if self.method == "runs" else self.stretches
             moments = [find(curve, stop) for curve in curves]
         return Located(moments, curves, self.model.frame_seconds, stop / self.model.sample_rate)
 
@@ -217,9 +222,18 @@ class Locator:
             found.append(self._moment(first + begin, first + end, own, stop))
         return found
 
-    def _stretches(self, curve: np.ndarray, stop: int) -> list[Moment]:
-        """Return the stretches of a head's probabilities (T,) over its threshold."""
-        threshold = float(self.model.moment_head.threshold)
+    def stretches(
+        self, curve: np.ndarray, stop: int, threshold: float | None = None
+    ) -> list[Moment]:
+        """Return the stretches of a head's probabilities (T,) over a threshold.
+
+        Args:
+            curve: (T,).
+            stop: Samples of the recording.
+            threshold: None: the head's own.
+        """
+        if threshold is None:
+            threshold = float(self.model.moment_head.threshold)
         found = [
             self._moment(begin, end, float(curve[begin:end].mean()), stop)
             for begin, end, _ in stretches(curve - threshold, MOST_MOMENTS, 0.0)

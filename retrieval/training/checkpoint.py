@@ -57,7 +57,8 @@ class Progress:
     epoch: int = 0  # counted from 0
     step: int = 0  # optimizer steps done in `epoch`
     global_step: int = 0  # in all epochs
-    best_map: float = -1.0  # validation mAP@10 of `best_epoch`; -1 before the first validation
+    # validation mAP@10 of `best_epoch`, for moments R1@0.7; -1 before the first validation
+    best_map: float = -1.0
     best_epoch: int = -1  # -1: the weights before training, with train.validate_first
     loss_sum: float = 0.0  # over the first `num_losses` steps of `epoch`
     num_losses: int = 0

@@ -29,13 +29,15 @@ from retrieval.base.stopping import Interrupted, StopRequest, stop_on_signals
 from retrieval.config import Config
 from retrieval.data import ClipSplit, usable_workers
 from retrieval.data.schema import EVALUATION
-from retrieval.evaluation.result import EvaluationResult, evaluate_split, format_table
+from retrieval.evaluation.result import EvaluationResult, evaluate_split
 from retrieval.models.build import bound_memory
 from retrieval.models.card import write_card
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.record import ScoreRecord
+from retrieval.moments.split import SplitMoments
 from retrieval.training import checkpoint
 from retrieval.training.micro_batches import backward_in_parts
+from retrieval.training.moments import evaluate_moments, moment_batch_loss
 from retrieval.training.optim import set_learning_rates
 from retrieval.training.setup import Run, prepare
 from retrieval.training.states import latest_state
@@ -181,6 +183,8 @@ def batch_loss(
         frames: (b, T, D), encodings of its clips.
         mask: bool (b, T), True = valid frame.
     """
+    if run.objective is None:
+        return moment_batch_loss(run, batch, text, frames, mask)
     with run.accelerator.autocast():
         block = run.model.score(gather_texts(text), frames, mask)  # (N, b)
     scores = gather_columns(block)  # (N, B)
@@ -237,8 +241,15 @@ def log_step(run: Run, loss: float, grad_norms: dict[str, float], clips_per_seco
     run.tracker.scalars(run.progress.global_step, scalars)
 
 
-def evaluate_model(run: Run, model: DualEncoder, split: ClipSplit) -> EvaluationResult:
-    """Score a whole split; every process returns the result."""
+def evaluate_model(
+    run: Run, model: DualEncoder, split: ClipSplit
+) -> EvaluationResult | SplitMoments:
+    """Score a whole split; every process returns the result.
+
+    For moments the validation split also chooses the threshold of the model's head.
+    """
+    if run.objective is None:
+        return evaluate_moments(run, model, split, tune=split is run.validation)
     settings = run.config.evaluation
     return evaluate_split(
         model,
@@ -253,7 +264,8 @@ def evaluate_model(run: Run, model: DualEncoder, split: ClipSplit) -> Evaluation
 def validate(run: Run) -> None:
     """Score the validation split; write RUN/last, and RUN/best after the best epoch so far.
 
-    The best epoch has the highest text-to-audio mAP@10; of equal ones the first. With
+    The best epoch has the highest text-to-audio mAP@10, for moments R1@0.7; of equal ones the
+    first. With
     train.ema_decay the averaged weights are scored and written. Before the first step the epoch is
     called 0.
     """
@@ -264,7 +276,7 @@ def validate(run: Run) -> None:
 
 def _validate(run: Run) -> None:
     result = evaluate_model(run, run.model, run.validation)
-    metrics, progress = result.metrics["text_to_audio"], run.progress
+    metrics, progress = result.main, run.progress
     step, num_pictures = progress.global_step, run.config.evaluation.num_pictures
     epoch, title = progress.epoch + 1, f"epoch {progress.epoch + 1}"
     if step == 0:
@@ -272,11 +284,15 @@ def _validate(run: Run) -> None:
         progress.before_training = result.metrics
     percent = ", ".join(f"{name} {100 * value:.2f} %" for name, value in metrics.items())
     run.accelerator.print(f"{title}: validation {percent}")
-    run.tracker.validation(step, result)
-    run.tracker.attention_examples(step, run.model, run.pictured, num_pictures)
-    is_best = metrics["mAP@10"] > progress.best_map
+    if run.objective is None:
+        run.tracker.scalars(step, result.curves)
+        run.tracker.moment_examples(step, run.model, run.pictured, num_pictures)
+    else:
+        run.tracker.validation(step, result)
+        run.tracker.attention_examples(step, run.model, run.pictured, num_pictures)
+    is_best = metrics[result.best_by] > progress.best_map
     if is_best:
-        progress.best_map, progress.best_epoch = metrics["mAP@10"], epoch - 1
+        progress.best_map, progress.best_epoch = metrics[result.best_by], epoch - 1
     if run.accelerator.is_main_process:
         scores = ScoreRecord(epoch=epoch, metrics=result.metrics)
         record = run.record.updated(validation=scores)
@@ -303,7 +319,8 @@ def score_test_split(run: Run) -> None:
     if not (run.folder / "last").exists():
         validate(run)
     best_epoch, best_map = run.progress.best_epoch + 1, run.progress.best_map
-    final: dict[str, Any] = {"best_epoch": best_epoch, "validation_mAP@10": best_map}
+    best_by = (EvaluationResult if run.objective else SplitMoments).best_by
+    final: dict[str, Any] = {"best_epoch": best_epoch, f"validation_{best_by}": best_map}
     if run.progress.before_training:
         final["validation_before_training"] = run.progress.before_training
     for name in ("best", "last") if run.test is not None else ():
@@ -312,14 +329,14 @@ def score_test_split(run: Run) -> None:
         bound_memory(model, run.config)
         result = evaluate_model(run, model, run.test)
         final[name], final["chance"] = result.metrics, result.chance
-        run.accelerator.print(f"{run.folder / name}, {EVALUATION} split\n{format_table(result)}")
+        run.accelerator.print(f"{run.folder / name}, {EVALUATION} split\n{result.table()}")
         if run.accelerator.is_main_process:
             record = model.record.updated(evaluation=ScoreRecord(metrics=result.metrics))
             write_card(run.folder / name, model.architecture, record)
     run.tracker.final(final)
     stopped = ""
     if run.out_of_patience and run.progress.epoch < run.config.train.epochs:
-        reason = f"no better validation mAP@10 in {run.progress.epochs_without_gain} epoch(s)"
+        reason = f"no better validation {best_by} in {run.progress.epochs_without_gain} epoch(s)"
         final["stopped"] = {"epoch": run.progress.epoch, "reason": f"train.patience: {reason}"}
         stopped = f" of epoch {run.progress.epoch}, {reason}"
     if run.accelerator.is_main_process:
@@ -327,7 +344,8 @@ def score_test_split(run: Run) -> None:
         shutil.rmtree(run.folder / "states", ignore_errors=True)
         print(
             f"{run.folder}: finished at step {run.progress.global_step}{stopped}; best of epoch"
-            f" {best_epoch}, validation mAP@10 {100 * best_map:.2f} %; metrics.json, best and last"
+            f" {best_epoch}, validation {best_by} {100 * best_map:.2f} %; metrics.json, best and"
+            " last"
         )
     run.accelerator.wait_for_everyone()
 

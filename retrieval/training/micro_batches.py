@@ -80,11 +80,16 @@ def backward_in_parts(
                     *model.pooling.parameters(),
                     model.temperature,
                     *model.loss_parameters.parameters(),
+                    *([] if model.moment_head is None else model.moment_head.parameters()),
                 ]
                 zeros = [0.0 * weight.sum() for weight in beside_encoders if weight.requires_grad]
                 outputs += zeros
                 gradients += [torch.ones_like(zero) for zero in zeros]
-            torch.autograd.backward(outputs, gradients)
+            # a moment head may learn alone: then encodings have no gradient
+            learnt = [place for place, output in enumerate(outputs) if output.requires_grad]
+            torch.autograd.backward(
+                [outputs[place] for place in learnt], [gradients[place] for place in learnt]
+            )
     _set_random_state(after, device)
     return loss.detach()
 

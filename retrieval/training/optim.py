@@ -16,6 +16,7 @@ GROUPS = {
     "text_projection": "text_projection",
     "pooling": "pooling",
     "loss_parameters": "loss",
+    "moment_head": "moment_head",
 }
 
 

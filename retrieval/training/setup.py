@@ -34,6 +34,7 @@ from retrieval.data import (
     usable_workers,
 )
 from retrieval.data.augmentation import waveform_augmentation
+from retrieval.data.moment_pairs import MomentDataset
 from retrieval.evaluation.result import few_clips_warning
 from retrieval.models.build import build_model, warnings_of
 from retrieval.models.dual_encoder import DualEncoder
@@ -64,7 +65,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     batches: EpochBatches
     loader: DataLoader
-    objective: Objective
+    objective: Objective | None  # of retrieval; None for moments
     validation: ClipSplit | FrameSplit
     pictured: ClipSplit  # the validation split with its sounds
     test: ClipSplit | FrameSplit | None
@@ -144,6 +145,7 @@ def prepare(config: Config, folder: Path, resume: bool, overwrite: bool) -> Run:
 
     # outputs of frozen encoders take the place of sounds and captions
     if config.data.frame_cache is not None:
+        splits.check_lengths(config.data.max_seconds)
         frame_cache, sizes = Path(config.data.frame_cache), config.evaluation
         splits = splits.with_frames(
             lambda split: cached_frames(
@@ -171,7 +173,9 @@ def prepare(config: Config, folder: Path, resume: bool, overwrite: bool) -> Run:
     num_workers = config.data.num_workers
     for warning in shared_memory_warnings(pairs, share, num_workers, num_local_processes):
         accelerator.print(f"warning: {warning}")
-    objective = Objective(config.loss, pairs, accelerator.device)
+    objective = None
+    if isinstance(pairs, PairDataset):
+        objective = Objective(config.loss, pairs, accelerator.device)
     wrapped, optimizer = accelerator.prepare(model, make_optimizer(model, config.optimizer))
     if rank():
         # the weights are the same everywhere, the dropout is each process's own
@@ -183,7 +187,7 @@ def prepare(config: Config, folder: Path, resume: bool, overwrite: bool) -> Run:
     if accelerator.is_main_process:
         lock = checkpoint.open_run(folder, config, resume, overwrite)
     accelerator.wait_for_everyone()
-    teachers = objective.teachers.fingerprint if objective.teachers else ""
+    teachers = objective.teachers.fingerprint if objective and objective.teachers else ""
     progress = Progress(corpus=pairs.split.fingerprint(), teachers=teachers)
     accelerator.register_for_checkpointing(progress)
     average, decay = None, config.train.ema_decay
@@ -241,11 +245,14 @@ def prepare(config: Config, folder: Path, resume: bool, overwrite: bool) -> Run:
     )
 
 
-def make_pairs(splits: Splits, config: Config) -> PairDataset:
+def make_pairs(splits: Splits, config: Config) -> PairDataset | MomentDataset:
     """Return the training items, with the augmentation of waveforms."""
     joined = splits.training[0] if len(splits.training) == 1 else JoinedSplit(splits.training)
     max_samples = round(config.data.max_seconds * config.data.sample_rate)
     augment = waveform_augmentation(config.data.sample_rate, **config.augmentation.waveform)
+    if config.moment_head is not None:
+        rate, negatives = config.data.sample_rate, config.moment_head.negatives
+        return MomentDataset(joined, max_samples, config.seed, rate, negatives, augment)
     mix_probability = config.augmentation.mix_probability
     return PairDataset(joined, max_samples, config.seed, augment, mix_probability)
 

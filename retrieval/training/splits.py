@@ -20,12 +20,13 @@ class Splits:
     validation: ClipSplit | FrameSplit
     test: ClipSplit | FrameSplit | None
     caches: list[Cache]  # of the training corpora, then that of the other two splits
+    moments: bool = False  # whether the run learns moments, and not retrieval
     warnings: list[str] = field(default_factory=list)  # about clips that occur twice
 
     @property
     def sizes(self) -> list[int]:
-        """(clip, caption) pairs of each training corpus."""
-        return [sum(map(len, split.captions)) for split in self.training]
+        """(clip, caption) pairs of each training corpus, or (clip, query) pairs for moments."""
+        return [sum(map(len, self._texts(split))) for split in self.training]
 
     @property
     def scored(self) -> list[ClipSplit | FrameSplit]:
@@ -34,7 +35,26 @@ class Splits:
     @property
     def all_captions(self) -> list[str]:
         splits = [*self.training, *self.scored]
-        return [text for split in splits for captions in split.captions for text in captions]
+        return [text for split in splits for texts in self._texts(split) for text in texts]
+
+    def _texts(self, split: ClipSplit | FrameSplit) -> list[list[str]]:
+        """Return the captions of each clip, or its queries for moments."""
+        if not self.moments:
+            return split.captions
+        return [[query.query for query in queries] for queries in split.moments]
+
+    def check_lengths(self, max_seconds: float) -> None:
+        """Raise UserError if moments lie in parts of clips that a frame cache does not hold."""
+        for split in [*self.training, *self.scored] if self.moments else ():
+            seconds = split.num_samples / split.sample_rate
+            longest = int(seconds.argmax())
+            if seconds[longest] > max_seconds + 0.5 / split.sample_rate:
+                raise UserError(
+                    f"data.frame_cache holds the first {max_seconds:g} s of each clip, and"
+                    f" {split.file_names[longest]!r} of split {split.name!r} has"
+                    f" {seconds[longest]:.1f} s: the moments after that would be lost; raise"
+                    " data.max_seconds, or set no frame_cache"
+                )
 
     def records(self) -> list[SplitRecord]:
         """Describe the splits for the model card; call it before `with_frames`."""
@@ -60,13 +80,27 @@ def open_splits(config: Config) -> Splits:
     """
     cache = open_cache(config.data.cache, config.data.sample_rate)
     sources = [open_cache(path, config.data.sample_rate) for path in config.train.caches] or [cache]
+    moments = config.moment_head is not None
+    opened = _with_moments if moments else Cache.split
     splits = Splits(
-        training=[source.split(DEVELOPMENT) for source in sources],
-        validation=cache.split(VALIDATION),
-        test=cache.split(EVALUATION) if EVALUATION in cache.split_names else None,
+        training=[opened(source, DEVELOPMENT) for source in sources],
+        validation=opened(cache, VALIDATION),
+        test=opened(cache, EVALUATION) if EVALUATION in cache.split_names else None,
         caches=[*sources, cache],
+        moments=moments,
     )
     return replace(splits, warnings=_find_copies(splits) if config.train.caches else [])
+
+
+def _with_moments(cache: Cache, name: str) -> ClipSplit:
+    """Open a split to learn moments from. Raises UserError if it has no times."""
+    split = cache.split(name, need_captions=False)
+    if not split.has_moments:
+        raise UserError(
+            f"split {name!r} of cache {cache.path} has no times, from which moment_head learns;"
+            " build one with them (docs/corpora.md, Times), or leave moment_head out"
+        )
+    return split
 
 
 def _find_copies(splits: Splits) -> list[str]:

@@ -19,11 +19,13 @@ from accelerate.tracking import TensorBoardTracker
 
 from retrieval.base.extras import MissingExtraError, needs_extra
 from retrieval.config.text import flatten
+from retrieval.data import MomentQuery
 from retrieval.evaluation.attention import listen
 from retrieval.evaluation.metrics.text_audio_retrieval.ranking import (
     DIRECTIONS,
     rank_histogram,
 )
+from retrieval.moments.locator import Locator
 from retrieval.training.services import SERVICES, open_services
 
 if TYPE_CHECKING:  # imported where a picture is drawn: it takes most of a second of every command
@@ -127,6 +129,25 @@ class Tracker:
         if self.writer is not None:
             self.writer.flush()
 
+    def moment_examples(
+        self, step: int, model: torch.nn.Module, split: Any, num_pictures: int
+    ) -> None:
+        """Write pictures of spectrogram, true times and answers, of clips with their first queries.
+
+        Arguments as for `attention_examples`; the split has moments, the model a moment head.
+        """
+        if not self._takes_pictures:
+            return
+        asked = [clip for clip, queries in enumerate(split.moments) if queries]
+        num_pictures = min(num_pictures, len(asked))
+        for picture in range(num_pictures):
+            clip = asked[picture * len(asked) // num_pictures]
+            waveform = torch.from_numpy(split.read(clip))  # (S,)
+            name = f"{split.name}_moments/{split.file_names[clip]}"
+            self._figure(name, moment_figure(model, waveform, split.moments[clip][0]), step)
+        if self.writer is not None:
+            self.writer.flush()
+
     def final(self, metrics: dict[str, Any]) -> None:
         """Write the final metrics, and the settings for TensorBoard's HPARAMS page.
 
@@ -223,6 +244,44 @@ def attention_figure(model: torch.nn.Module, waveform: torch.Tensor, *captions: 
     for axis, caption in zip(titled, captions, strict=False):
         axis.set_title(caption, fontsize=10, loc="left", wrap=True, parse_math=False)
     rows[-1, 0].set_xlabel("time (s)")
+    return figure
+
+
+def moment_figure(model: torch.nn.Module, waveform: torch.Tensor, query: MomentQuery) -> "Figure":
+    """Draw a clip's spectrogram with the true windows, and the curve with the answers below it.
+
+    Args:
+        model: A DualEncoder that locates moments, in any mode.
+        waveform: float32 (S,) at model.sample_rate Hz, of any length.
+        query: The sentence and its windows.
+    """
+    locator = Locator(model)
+    with locator.listening():
+        text = model.encode_text([query.query]).float()
+    located = locator.locate(text, locator.hear([waveform.numpy()]))
+    log_mel, _, drawn = listen(model, waveform, [query.query])
+    figure = _new_figure(figsize=(8.0, 4.2), dpi=100)
+    spectrogram, below = figure.subplots(2, 1, sharex=True, height_ratios=[2.0, 1.0])
+    low, high = np.percentile(log_mel, [5, 99.8])
+    extent = (0, drawn, 0, len(log_mel))
+    colours = {"cmap": "magma", "vmin": low, "vmax": high}
+    spectrogram.imshow(log_mel, origin="lower", aspect="auto", extent=extent, **colours)
+    spectrogram.set_ylabel("mel band")
+    spectrogram.set_title(query.query, fontsize=10, loc="left", wrap=True, parse_math=False)
+    for start, end in query.windows:
+        for axis in (spectrogram, below):
+            axis.axvspan(start, end, color=BLUE, alpha=0.25, label="truth")
+    curve = located.curves[0]
+    times = (np.arange(len(curve)) + 0.5) * located.frame_seconds
+    below.plot(times, curve, color=ORANGE, linewidth=1.0)
+    top = max(1.0, float(curve.max()))
+    for place, moment in enumerate(located.moments[0]):
+        weight = 3.0 if place == 0 else 1.0
+        below.hlines(1.05 * top, moment.start, moment.end, color=ORANGE, linewidth=weight)
+    below.set_xlim(0, located.seconds)
+    below.set_ylabel("heard, blue: truth", fontsize=9)
+    below.set_xlabel("time (s)")
+    below.spines[["top", "right"]].set_visible(False)
     return figure
 
 

@@ -330,7 +330,7 @@ def test_published_experiments_are_exact(name: str):
     assert config.pooling.name == published["pooling"]
     lr = config.optimizer.lr.model_dump()
     assert lr.pop("audio_encoder") == published["audio_lr"]
-    assert lr == dict.fromkeys(LEARNING_RATES[1:], 2e-5) | {"loss": 0.1}
+    assert lr == dict.fromkeys(LEARNING_RATES[1:], 2e-5) | {"loss": 0.1, "moment_head": 1e-3}
     if config.pooling.name == "tap":
         pooling, expected = config.pooling, (2048, 0.1, 0.0) if name == "tap" else (1024, 0.1, 0.1)
         assert (
