@@ -16,15 +16,11 @@ import torch
 
 from retrieval.base.errors import UserError
 from retrieval.models.dual_encoder import Autocast, DualEncoder, check_not_nan, eval_mode
-from retrieval.moments.spans import Moment, runs, stretches, suppressed
+from retrieval.moments.spans import MOST_MOMENTS, Moment, peaks, runs, stretches, suppressed
 
 METHODS = ("head", "contribution", "runs")
-MOST_MOMENTS = 10  # answers to a text: as many as mAP counts
 OVERLAP_SECONDS = 5.0  # of excerpts that are one window, whose frames cannot be used twice
 RUN_PROBABILITY = 0.3  # of PE-A-Frame's own rule
-# A further stretch counts from this share of the best one's sum on; chosen on the sample corpus's
-# validation split (benchmarks/moments.py).
-LEAST_SHARE = 0.3
 SAME_MOMENT = 0.5  # IoU from which stretches of two excerpts are one
 
 
@@ -216,11 +212,10 @@ class Locator:
 
         first: place of its first frame; stop: its end in samples.
         """
-        found = []
-        for begin, end, share in stretches(curve - curve.mean(), MOST_MOMENTS, LEAST_SHARE):
-            own = score * share if score > 0 else score / share
-            found.append(self._moment(first + begin, first + end, own, stop))
-        return found
+        return [
+            self._moment(first + begin, first + end, own, stop)
+            for begin, end, own in peaks(curve, score)
+        ]
 
     def stretches(
         self, curve: np.ndarray, stop: int, threshold: float | None = None

@@ -6,6 +6,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+MOST_MOMENTS = 10  # answers to a text: as many as mAP counts
+# A further stretch counts from this share of the best one's sum on; chosen on the sample corpus's
+# validation split (benchmarks/moments.py).
+LEAST_SHARE = 0.3
+FLAT = 1e-6  # relative difference of highest and lowest value, below which it is rounding
+
 
 class Moment(NamedTuple):
     """A stretch of a recording.
@@ -65,6 +71,27 @@ def stretches(values: np.ndarray, most: int, least_share: float) -> list[tuple[i
                 begin, end, total = maximum_sum(values[left:right])
                 heapq.heappush(waiting, (-total, left + begin, left + end, left, right))
     return found
+
+
+def peaks(curve: np.ndarray, score: float) -> list[tuple[int, int, float]]:
+    """Find the stretches of an excerpt where a text is heard: high sums over the mean.
+
+    Args:
+        curve: (T,), what each frame adds to the excerpt's score (Pooling.contributions), times any
+            positive number.
+        score: The excerpt's score.
+
+    Returns:
+        First frame of each stretch, the frame after its last, and its score, best first: the
+        excerpt's for the first one, lower for the others. A curve without peaks, as of silence, is
+        one stretch.
+    """
+    if np.ptp(curve) <= FLAT * np.abs(curve).max():
+        return [(0, len(curve), score)]
+    return [
+        (first, stop, score * share if score > 0 else score / share)
+        for first, stop, share in stretches(curve - curve.mean(), MOST_MOMENTS, LEAST_SHARE)
+    ]
 
 
 def runs(curve: np.ndarray, threshold: float) -> list[tuple[int, int]]:

@@ -13,7 +13,8 @@ In Python:
     index = AudioIndex.build("recordings", "runs/tap/best", "recordings.index")
     index = AudioIndex.open("recordings.index")
     for hit in index.search("a dog barks twice", k=5):
-        print(f"{hit.score:.3f}  {hit.file}  {hit.attended_from:.1f}-{hit.attended_to:.1f} s")
+        for moment in hit.moments:
+            print(f"{hit.score:.3f}  {hit.file}  {moment.start:.1f}-{moment.end:.1f} s")
     index.search_audio("recordings/dog.wav")  # more like this
 
 `AudioIndex`, `Changes`, `Hit` and `IndexedFile` are loaded when they are first used.

@@ -5,11 +5,13 @@
     python -m retrieval.search query "a dog barks twice" --index DIR [-k 10] [--json] [--csv FILE]
     python -m retrieval.search query --audio dog.wav --index DIR    # more like this
     python -m retrieval.search query --queries FILE --index DIR     # one per line, or a CSV
+    python -m retrieval.search query TEXT --index DIR --labels audacity --output FOLDER
+    python -m retrieval.search query TEXT --index DIR --clips FOLDER
 
 Run `index` again after changes: only new and changed recordings are encoded. It reads WAV, FLAC,
 Ogg, Opus, MP3, AIFF, M4A, the sound of MP4 and WebM, and more (docs/corpora.md), under any file
 name. Files of any length are cut into overlapping excerpts, so that an answer is a file and a place
-in it: the seconds that hold half of TAP's attention (other poolings: the excerpt).
+in it: the stretches where the sentence is heard (with CLAP, and for sounds: the excerpt).
 """
 
 import argparse
@@ -27,11 +29,14 @@ from retrieval.base.launch import check_environment
 from retrieval.base.progress import set_quiet, silence_transformers
 
 if TYPE_CHECKING:
+    from retrieval.moments.spans import Moment
     from retrieval.search.hits import Hit
+    from retrieval.search.index import AudioIndex
 
 FILES_LISTED = 20
 COLUMNS = ("query", "rank", "score", "file", "from", "to", "excerpt_from", "excerpt_to")
-COLUMNS += ("file_seconds",)
+COLUMNS += ("file_seconds", "moments")
+LABELS = ("audacity", "raven", "csv", "json")  # FORMATS of retrieval.moments.export
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -53,6 +58,7 @@ def index(arguments: argparse.Namespace) -> int:
         text_encoder=arguments.text_encoder,
         excerpt_seconds=arguments.excerpt_seconds,
         hop_seconds=arguments.hop_seconds,
+        frames=arguments.frames,
         batch_size=arguments.batch_size,
         mixed_precision=arguments.mixed_precision,
         overwrite=arguments.overwrite,
@@ -94,6 +100,8 @@ def query(arguments: argparse.Namespace) -> int:
             " the index command again",
             file=sys.stderr,
         )
+    for option, path in (("--csv", arguments.csv), ("--output", arguments.output)):
+        check_no_recording(option, path, opened)
     within = PurePosixPath(arguments.within).as_posix().strip("/.")
     if within and within not in opened.folders:
         raise UserError(
@@ -110,16 +118,56 @@ def query(arguments: argparse.Namespace) -> int:
                 print(f"note: {note}", file=sys.stderr)
         hits = opened.search_many(queries, arguments.k, within=within, **limits)
         answers = list(zip(queries, hits, strict=True))
-    notes = {}  # in order, each once
+    notes, gone = {}, set()  # notes in order, each once
     for file in sorted({hit.file for _, hits in answers for hit in hits}):
         try:
             opened.path_of(file)
         except UserError as error:
             notes[f"note: {error}"] = None
+            gone.add(file)
     for note in notes:
         print(note, file=sys.stderr)
+    written = export(answers, opened, gone, arguments)
     write_answers(answers, arguments)
+    if not arguments.json:
+        for line in written:
+            print(f"written: {line}")
     return 0
+
+
+def check_no_recording(option: str, path: Path | None, index: "AudioIndex") -> None:
+    """Raise UserError if an output is a recording of the index."""
+    resolved = path and path.resolve()
+    if resolved and resolved.is_relative_to(index.folder):
+        name = resolved.relative_to(index.folder).as_posix()
+        if any(file.file == name for file in index.files):
+            raise UserError(f"{option} {path} is a recording of the index: give another name")
+
+
+def export(
+    answers: list[tuple[str, list["Hit"]]],
+    index: "AudioIndex",
+    gone: set[str],
+    arguments: argparse.Namespace,
+) -> list[str]:
+    """Write the stretches of the answers as --labels and --clips; return what was written."""
+    if not arguments.labels and not arguments.clips:
+        return []
+    from retrieval.moments.export import write_clips, write_labels
+    from retrieval.search.hits import stretches_of
+
+    found = [own for text, hits in answers for own in stretches_of(text, hits)]
+    there = [own for own in found if own.file not in gone]
+    written = []
+    if arguments.labels:
+        own = there if arguments.labels == "raven" else found
+        files = write_labels(arguments.labels, arguments.output, own, index.path_of)
+        is_folder = arguments.output not in files
+        written.append(f"{arguments.output}" + f", {len(files):,} files" * is_folder)
+    if arguments.clips:
+        clips = write_clips(arguments.clips, there, index.path_of)
+        written.append(f"{arguments.clips}, {len(clips):,} clips")
+    return written
 
 
 def write_answers(answers: list[tuple[str, list["Hit"]]], arguments: argparse.Namespace) -> None:
@@ -129,25 +177,40 @@ def write_answers(answers: list[tuple[str, list["Hit"]]], arguments: argparse.Na
         times = hit.attended_from, hit.attended_to, hit.start, hit.end, hit.seconds
         return hit.rank, round(hit.score, 6), hit.file, *(round(time, 2) for time in times)
 
+    def spans(hit: "Hit") -> str:
+        return " ".join(f"{own.start:.2f}-{own.end:.2f}" for own in hit.moments)
+
+    def objects(hit: "Hit") -> list[dict[str, float]]:
+        rounded = [(round(one.start, 2), round(one.end, 2), one.score) for one in hit.moments]
+        return [{"from": start, "to": end, "score": round(own, 6)} for start, end, own in rounded]
+
     if arguments.csv:
-        rows = [(text, *row(hit)) for text, hits in answers for hit in hits]
+        rows = [(text, *row(hit), spans(hit)) for text, hits in answers for hit in hits]
         with atomic_writer(arguments.csv) as file:
             csv.writer(file).writerows([COLUMNS, *rows])
     if arguments.json:
         content = []
         for text, hits in answers:
-            rows = [dict(zip(COLUMNS[1:], row(hit), strict=True)) for hit in hits]
+            rows = [dict(zip(COLUMNS[1:], (*row(hit), objects(hit)), strict=True)) for hit in hits]
             content.append({"query": text, "hits": rows})
         print(json.dumps(content, indent=2, ensure_ascii=False))
         return
     for text, hits in answers:
         if len(answers) > 1 or not hits:
             print(f"{text}:" + ("" if hits else " nothing found"))
+        several = any(len(hit.moments) > 1 for hit in hits) and not arguments.moments
         for hit in hits:
-            place = f"{clock(hit.attended_from):>8}-{clock(hit.attended_to):<8}"
-            print(f"{hit.rank:3}  {hit.score:6.3f}  {place}  {printable(hit.file)}")
+            first, *others = hit.moments
+            more = f"{f'(+{len(others)})' if others else '':5}" if several else ""
+            print(f"{hit.rank:3}  {hit.score:6.3f}  {place(first)}{more}  {printable(hit.file)}")
+            for moment in others if arguments.moments else ():
+                print(f"{'':3}  {moment.score:6.3f}  {place(moment)}")
     if arguments.csv:
         print(f"written: {arguments.csv}")
+
+
+def place(moment: "Moment") -> str:
+    return f"{clock(moment.start):>8}-{clock(moment.end):<8}"
 
 
 def printable(file: str) -> str:
@@ -185,6 +248,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--excerpt-seconds", type=float, help=excerpt)
     hop = "from one excerpt of a long file to the next; default: half of an excerpt"
     add("--hop-seconds", type=float, help=hop)
+    frames = (
+        "keep all frames, so that answers say when in an excerpt, or none; default: float16, if the"
+        " model has several frames a window"
+    )
+    add("--frames", choices=["float16", "none"], help=frames)
     add("--batch-size", type=int, default=16, help="excerpts encoded at once")
     precisions = ["auto", "no", "bf16", "fp16"]
     add("--mixed-precision", choices=precisions, default="auto", help="of the encoder")
@@ -205,8 +273,18 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--max-seconds", type=float, default=float("inf"), help=longest)
     fast = "use a text encoder in 8 bit, on a CPU; it is made at the first use"
     add("--fast-text", action="store_true", help=fast)
+    add("--moments", action="store_true", help="print all stretches of an answer, a line each")
     add("--json", action="store_true", help="print JSON")
     add("--csv", type=path_argument, metavar="FILE", help="write the answers to a file too")
+    labels = (
+        "write the stretches as labels too, to --output: label tracks of Audacity or selection"
+        " tables of Raven, a file for each recording; or one CSV or JSON"
+    )
+    add("--labels", choices=LABELS, help=labels)
+    output = "folder of the label tracks or selection tables; file of the CSV or JSON"
+    add("--output", type=path_argument, metavar="PATH", help=output)
+    clips = "write each stretch as a WAV too, to this new folder"
+    add("--clips", type=path_argument, metavar="FOLDER", help=clips)
     for command in (making, asking):
         place = {"type": path_argument, "metavar": "DIR", "help": "folder of the index"}
         command.add_argument("--index", required=True, **place)
@@ -244,12 +322,37 @@ def check_query_arguments(arguments: argparse.Namespace, parser: argparse.Argume
             f"--min-seconds {arguments.min_seconds:g} is not below --max-seconds"
             f" {arguments.max_seconds:g}"
         )
+    files_read = [file for file in (arguments.audio, arguments.queries) if file]
     if arguments.csv:
         check_writable(arguments.csv.parent)
         if arguments.csv.is_dir():
             parser.error(f"--csv {arguments.csv} is a folder; give a file")
-        files_read = [file for file in (arguments.audio, arguments.queries) if file]
         check_not_among("--csv", arguments.csv, files_read)
+    check_export_arguments(arguments, parser, files_read)
+
+
+def check_export_arguments(
+    arguments: argparse.Namespace, parser: argparse.ArgumentParser, files_read: list[Path]
+) -> None:
+    """Exit with one line if --labels, --output or --clips are wrong, before anything is loaded."""
+    labels, output, clips = arguments.labels, arguments.output, arguments.clips
+    if bool(labels) != bool(output):
+        parser.error("--labels FORMAT and --output PATH belong together: give both")
+    if output:
+        is_table = labels in ("csv", "json")
+        if is_table and output.is_dir():
+            parser.error(f"--output {output} is a folder; --labels {labels} needs a file")
+        if not is_table and output.exists() and not output.is_dir():
+            parser.error(f"--output {output} is a file; --labels {labels} needs a folder")
+        check_writable(output.parent if is_table else output)
+        check_not_among("--output", output, files_read + [path for path in [arguments.csv] if path])
+    if clips:
+        from retrieval.moments.export import check_clips_folder  # here, because it takes a while
+
+        check_clips_folder(clips)
+        if output and clips.resolve() == output.resolve():
+            parser.error(f"--clips {clips} is --output too: give another folder")
+        check_writable(clips.parent)
 
 
 if __name__ == "__main__":

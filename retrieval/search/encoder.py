@@ -16,11 +16,19 @@ from retrieval.search.sound import Excerpt
 
 @dataclass
 class ExcerptEncoder:
-    """Encodes excerpts with a model's audio encoder, `batch_size` at once, under `autocast`."""
+    """Encodes excerpts with a model's audio encoder.
+
+    Attributes:
+        model: The model.
+        autocast: Context of the encoder.
+        batch_size: Excerpts encoded at once.
+        with_frames: Return frames too.
+    """
 
     model: DualEncoder
     autocast: Autocast
     batch_size: int
+    with_frames: bool = False
 
     @torch.no_grad()
     def encode(self, excerpts: list[Excerpt]) -> tuple[np.ndarray, list[np.ndarray] | None]:
@@ -28,7 +36,8 @@ class ExcerptEncoder:
 
         Returns:
             Vectors float32 (B, D) for the first stage: pooling.directions of the excerpts.
-            For TAP the valid frames float16 (T, D) of each excerpt, after TAP's norm; else None.
+            With frames the valid frames float16 (T, D) of each excerpt: after TAP's norm, else by
+            pooling.directions; otherwise None.
 
         Raises:
             UserError: A number overflows in this precision.
@@ -39,13 +48,20 @@ class ExcerptEncoder:
                 waveform, lengths = collate(excerpts[first : first + self.batch_size])
                 waveform = waveform.to(self.model.temperature.device, non_blocking=True)
                 with self.autocast():
-                    frames, mask = self.model.encode_audio(waveform, lengths)
-                frames = frames.float()  # (b, T, D)
+                    features, valid = self.model.audio_features(waveform, lengths)
+                    frames, mask = self.model.encode_frames(features, valid.sum(dim=1))
+                    if self.with_frames and not pooling.keeps_frames:
+                        all_frames = self.model.audio_projection(features)  # (b, T, D)
+                frames = frames.float()  # (b, T, D), or (b, 1, D)
                 pooled = pooling.clip_vectors(frames, mask)  # (b, D)
                 vectors.append(pooling.directions(pooled).cpu())
-                if pooling.keeps_frames:
-                    keys.append(pooling.norm(frames)[mask].half().cpu())  # (valid frames, D)
-                    num_frames += mask.sum(dim=1).tolist()
+                if self.with_frames:
+                    if pooling.keeps_frames:
+                        own = pooling.norm(frames)
+                    else:
+                        own = pooling.directions(all_frames.float())
+                    keys.append(own[valid].half().cpu())  # (valid frames, D)
+                    num_frames += valid.sum(dim=1).tolist()
         if not all(bool(numbers.isfinite().all()) for numbers in vectors + keys):
             raise UserError(
                 "the model gives vectors that are not finite: they overflow in this precision; take"

@@ -1,8 +1,12 @@
 """Answers of a search. Letters: T frames."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from retrieval.moments.export import Stretch
+from retrieval.moments.spans import Moment, peaks
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,7 @@ class IndexedFile:
 
 @dataclass(frozen=True)
 class Hit:
-    """An answer: an excerpt of a file, and the place in it that fits the query.
+    """An answer: an excerpt of a file, and the stretches of it that fit the query.
 
     Times are seconds from the beginning of the file.
 
@@ -30,8 +34,9 @@ class Hit:
             cosine of two clip vectors.
         file: Path below the indexed folder, with "/" between folders.
         start, end: The excerpt; a short file is one excerpt.
-        attended_from, attended_to: The shortest stretch that holds half of TAP's attention; the
-            excerpt for other poolings and for sounds as queries.
+        moments: The stretches where the sentence is heard, best first, in the excerpt; the first
+            has the answer's score. One, the excerpt, if the index holds no frames, and for sounds
+            as queries.
         seconds: Length of the file.
         attention: TAP's weights float32 (T,), which sum to 1; None for other poolings and sounds.
         frame_seconds: Length of a frame; frame t is centred at start + (t + 0.5) * frame_seconds.
@@ -42,11 +47,38 @@ class Hit:
     file: str
     start: float
     end: float
-    attended_from: float
-    attended_to: float
+    moments: tuple[Moment, ...]
     seconds: float
     attention: np.ndarray | None
     frame_seconds: float
+
+    @property
+    def attended_from(self) -> float:
+        """Start of the first stretch."""
+        return self.moments[0].start
+
+    @property
+    def attended_to(self) -> float:
+        """End of the first stretch."""
+        return self.moments[0].end
+
+    @property
+    def is_located(self) -> bool:
+        """Whether the stretches say more than the excerpt."""
+        return (self.attended_from, self.attended_to) != (self.start, self.end)
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What a model hears of a sentence in an excerpt.
+
+    Attributes:
+        contributions: Part of each frame in the score, float32 (T,).
+        attention: TAP's weights float32 (T,), or None.
+    """
+
+    contributions: np.ndarray
+    attention: np.ndarray | None
 
 
 def make_hit(
@@ -55,27 +87,52 @@ def make_hit(
     file: IndexedFile,
     start: float,
     end: float,
-    attention: np.ndarray | None,
+    heard: Heard | None,
+    centres: np.ndarray,
+    frame_length: float,
 ) -> Hit:
-    """Make the answer with an excerpt of `file`; attention: weights (T,) of its frames, or None."""
-    first, last, frame_seconds = start, end, end - start
-    if attention is not None:
-        frame_seconds = (end - start) / len(attention)
-        first, last = (start + frame * frame_seconds for frame in shortest_stretch(attention))
+    """Make the answer with an excerpt of `file`.
+
+    Args:
+        rank: 1 is the best.
+        score: Of the excerpt.
+        file: Its file.
+        start, end: Of the excerpt in s.
+        heard: What the model hears in its frames; None if there are no frames.
+        centres: float64 (T,), of the frames in s from the excerpt's start on.
+        frame_length: Of a frame in s.
+    """
+    if heard is None:
+        whole = (Moment(start, end, score),)
+        return Hit(rank, score, file.file, start, end, whole, file.seconds, None, end - start)
+    # Frames of windows that overlap share places.
+    places = (centres / frame_length).astype(np.int64)  # (T,)
+    counts = np.bincount(places)
+    used = np.flatnonzero(counts)  # windows may also leave gaps
+    curve = np.bincount(places, heard.contributions)[used] / counts[used]
+    moments = []
+    for first, stop, own in peaks(curve, score):
+        begin = start + float(used[first]) * frame_length
+        finish = min(start + float(used[stop - 1] + 1) * frame_length, end)
+        moments.append(Moment(begin, finish, own))
+    frame_seconds = (end - start) / len(heard.contributions)
     return Hit(
-        rank, score, file.file, start, end, first, last, file.seconds, attention, frame_seconds
+        rank,
+        score,
+        file.file,
+        start,
+        end,
+        tuple(moments),
+        file.seconds,
+        heard.attention,
+        frame_seconds,
     )
 
 
-def shortest_stretch(weights: np.ndarray, share: float = 0.5) -> tuple[int, int]:
-    """Find the shortest stretch that holds `share` of the weights (T,); of equal ones the first.
-
-    Returns:
-        Its first frame, and the frame after its last.
-    """
-    sums = np.concatenate([[0.0], np.cumsum(weights, dtype=np.float64)])  # (T + 1,)
-    # (T,): for each first frame the end that is far enough; T + 1 if there is none
-    lasts = np.searchsorted(sums, sums[:-1] + share * sums[-1] * (1 - 1e-9))
-    lengths = np.where(lasts < len(sums), lasts - np.arange(len(weights)), len(sums))
-    first = int(lengths.argmin())
-    return first, int(lasts[first])
+def stretches_of(query: str, hits: Sequence[Hit]) -> list[Stretch]:
+    """Return the stretches of the answers to a query, in their order, to be exported."""
+    return [
+        Stretch(query, hit.file, hit.seconds, hit.rank, moment)
+        for hit in hits
+        for moment in hit.moments
+    ]

@@ -92,6 +92,7 @@ class AudioIndex:
         text_encoder: str | Path | None = None,
         excerpt_seconds: float | None = None,
         hop_seconds: float | None = None,
+        frames: str | None = None,
         batch_size: int = 16,
         mixed_precision: str = "auto",
         overwrite: bool = False,
@@ -110,6 +111,9 @@ class AudioIndex:
                 its pooling.longest_excerpt.
             hop_seconds: From the start of one excerpt of a long file to the next; None: half of an
                 excerpt.
+            frames: "float16": keep all frames, so that answers say when in an excerpt; TAP needs
+                them. "none": an answer's only moment is its excerpt. None: as the existing index,
+                or float16 if the model has several frames a window.
             batch_size: Excerpts encoded at once.
             mixed_precision: Of the encoder: auto, no, bf16 or fp16.
             overwrite: Forget the content of the index.
@@ -129,6 +133,7 @@ class AudioIndex:
             text_encoder=text_encoder,
             excerpt_seconds=excerpt_seconds,
             hop_seconds=hop_seconds,
+            frames=frames,
             batch_size=batch_size,
             mixed_precision=mixed_precision,
             overwrite=overwrite,
@@ -377,14 +382,16 @@ class AudioIndex:
                 chosen.append((clip, score, start, end))
             if len(chosen) == k:
                 break
-        attention = [None] * len(chosen)
-        if text is not None and self.model.pooling.keeps_frames:
-            weights = self._two_stage.attention(text, [clip for clip, *_ in chosen])
-            attention = [own.cpu().numpy() for own in weights]
-        hits = []
-        for (clip, score, start, end), own in zip(chosen, attention, strict=True):
+        heard = [None] * len(chosen)
+        if text is not None:
+            heard = self._two_stage.heard(text, [clip for clip, *_ in chosen])
+        rate, hits = self.model.sample_rate, []
+        for (clip, score, start, end), own in zip(chosen, heard, strict=True):
             file = self.files[contents.file_of[clip]]
-            hits.append(make_hit(len(hits) + 1, score, file, start, end, own))
+            num_frames = 0 if own is None else len(own.contributions)
+            centres = self.model.windows.frame_centres(num_frames) / rate  # (T,)
+            frames = centres, self.model.frame_seconds
+            hits.append(make_hit(len(hits) + 1, score, file, start, end, own, *frames))
         return hits
 
 

@@ -3,8 +3,9 @@
     INDEX/index.sqlite      model, files (size, time, sha256) and excerpts; it decides which rows
                             of the other files are valid
     INDEX/vectors-G.f32     float32 (rows, D), by pooling.directions: FAISS searches them
-    INDEX/frames-G.f16      float16 (frames of all rows, D), after TAP's norm; only if the pooling
-                            looks at the text
+    INDEX/frames-G.f16      float16 (frames of all rows, D): after TAP's norm, for other poolings
+                            by pooling.directions; they say when a text is heard. Without
+                            --frames none, and only if the model has several frames a window
     INDEX/unreadable.csv    files that were left out, with reasons
     INDEX/fast_text/        the model's text tower in 8 bit, once it was asked for (fast_text.py)
     INDEX/.lock             held by the process that writes
@@ -77,6 +78,13 @@ class IndexMeta(BaseModel):
             raise UserError(
                 f"index {index} was made with --hop-seconds {before.hop_seconds:g}, not"
                 f" {self.hop_seconds:g}; add --overwrite"
+            )
+        if before.has_frames != self.has_frames:
+            made_with, wanted = (
+                "float16" if own else "none" for own in (before.has_frames, self.has_frames)
+            )
+            raise UserError(
+                f"index {index} was made with --frames {made_with}, not {wanted}; add --overwrite"
             )
 
 

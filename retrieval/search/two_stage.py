@@ -21,6 +21,7 @@ from torch.nn import functional
 from retrieval.base.extras import needs_extra
 from retrieval.models.dual_encoder import check_not_nan
 from retrieval.models.pooling import Pooling
+from retrieval.search.hits import Heard
 
 with needs_extra("search"):
     import faiss
@@ -32,8 +33,9 @@ class IndexedClips:
 
     Args:
         vectors: float32 (B, D), the first stage's vector of each clip, by pooling.directions.
-        frames: (frames of all clips, D), any float type, after TAP's norm; may be a memory map.
-            None if the pooling does not look at the text.
+        frames: (frames of all clips, D), any float type: after TAP's norm; for other poolings all
+            frames in the shared space, which say when a text is heard. May be a memory map; None
+            for other poolings without them.
         first_frames: int64 (B,), the place of a clip's first frame in `frames`.
         num_frames: int64 (B,), number of a clip's frames.
     """
@@ -61,17 +63,14 @@ class TwoStage:
         clips: The clips to search in.
 
     Raises:
-        ValueError: The pooling looks at frames and the clips have none, or the other way round.
+        ValueError: The pooling looks at frames, and the clips have none.
     """
 
     @torch.no_grad()
     def __init__(self, pooling: Pooling, clips: IndexedClips):
         self.pooling, self.clips = pooling, clips
-        if pooling.keeps_frames != (clips.frames is not None):
-            raise ValueError(
-                "TAP needs clips with frames, the other poolings clips without; encode the clips"
-                " with this model"
-            )
+        if pooling.keeps_frames and clips.frames is None:
+            raise ValueError("TAP needs clips with frames; encode the clips with this model")
         self._faiss = _make_faiss(clips.vectors.numpy())
         self._faiss_of_cosines: faiss.Index | None = None
         if pooling.keeps_frames:
@@ -198,10 +197,30 @@ class TwoStage:
             yield torch.cat(waiting)
 
     @torch.no_grad()
-    def attention(self, text: Tensor, clips: Sequence[int]) -> list[Tensor]:
-        """Return the weights float32 (T,) of the text float32 (D,) on each clip's frames; sum 1."""
+    def heard(self, text: Tensor, clips: Sequence[int]) -> list[Heard | None]:
+        """Return what the text float32 (D,) hears in each clip; None without frames.
+
+        Contributions are those of Pooling.contributions.
+        """
+        if self.clips.frames is None:
+            return [None] * len(clips)
+        if not self.pooling.keeps_frames:
+            return [Heard(self._contributions(text, clip), None) for clip in clips]
         (query,) = self._queries(text[None])  # (D,)
-        return [(self._keys(clip) @ query).softmax(dim=0) for clip in clips]
+        direction, found = self.pooling.directions(text), []
+        for clip in clips:
+            keys = self._keys(clip)  # (T, D)
+            weights = (keys @ query).softmax(dim=0)  # (T,)
+            values = self.pooling.norm(functional.linear(keys, *self._value_map))  # (T, D)
+            contributions = weights * (self.pooling.directions(values) @ direction)
+            found.append(Heard(contributions.cpu().numpy(), weights.cpu().numpy()))
+        return found
+
+    def _contributions(self, text: Tensor, clip: int) -> np.ndarray:
+        """Return the contributions (T,) of a clip's frames, for poolings without attention."""
+        frames = self.clips.clip_frames(clip).to(text.device).float()[None]  # (1, T, D)
+        mask = torch.ones(frames.shape[:2], dtype=torch.bool, device=text.device)
+        return self.pooling.contributions(text[None], frames, mask)[0, 0].cpu().numpy()
 
     def _queries(self, text: Tensor) -> Tensor:
         """Return pooling.folded_queries (N, D), through one matrix in place of two."""

@@ -42,6 +42,7 @@ SHORTEST_HOP, SHORTEST_EXCERPT = 0.1, 0.2  # s
 LEAST_IN_COMMON = 0.5
 # work that an interruption loses at most, beside the file that it falls into
 SECONDS_BETWEEN_COMMITS = 10.0
+FRAMES = ("float16", "none")
 FILES_AHEAD = 4  # read by other threads while the model computes
 EXCERPTS_AHEAD = 8  # of each of these files; the rest of a long one is read when its turn comes
 
@@ -82,6 +83,7 @@ def build_index(
     text_encoder: str | Path | None,
     excerpt_seconds: float | None,
     hop_seconds: float | None,
+    frames: str | None,
     batch_size: int,
     mixed_precision: str,
     overwrite: bool,
@@ -135,15 +137,46 @@ def build_index(
         hop_seconds=hop_seconds,
         clip_seconds=excerpt_seconds,
         dim=model.dim,
-        has_frames=model.pooling.keeps_frames,
+        has_frames=keeps_frames(model, frames, before),
     )
     autocast = make_accelerator(mixed_precision, several=False).autocast
     with locked(path):
         with IndexWriter.opened(path, meta, overwrite) as writer:
             meta.check_as_before(writer.meta, path)
             writer.meta.model = meta.model  # its path may be new
-            changes = update_index(writer, folder, ExcerptEncoder(model, autocast, batch_size))
+            encoder = ExcerptEncoder(model, autocast, batch_size, meta.has_frames)
+            changes = update_index(writer, folder, encoder)
         return model, read_index(path), changes
+
+
+def keeps_frames(model: DualEncoder, frames: str | None, before: IndexMeta | None) -> bool:
+    """Return whether an index keeps all frames of its excerpts.
+
+    Args:
+        model: The model.
+        frames: One of FRAMES, or None: as `before`, or float16 if the model has frames.
+        before: Record of the existing index.
+
+    Raises:
+        UserError: The model needs its frames, or has none.
+    """
+    pooling = model.pooling
+    has_some = pooling.compares_frames and not model.audio_encoder.pools_windows
+    if frames is not None and frames not in FRAMES:
+        raise UserError(f"--frames must be {' or '.join(FRAMES)}, found {frames!r}")
+    if frames == "none" and pooling.keeps_frames:
+        raise UserError(
+            "--frames none: this model compares a sentence with all frames (TAP), so its index"
+            " needs them; leave the option out"
+        )
+    if frames == "float16" and not (has_some or pooling.keeps_frames):
+        raise UserError(
+            f"--frames {frames}: this model makes one vector of a window, and has no frames to"
+            " keep; leave the option out"
+        )
+    if frames is not None:
+        return frames != "none"
+    return before.has_frames if before else has_some or pooling.keeps_frames
 
 
 def add_to_index(
@@ -159,7 +192,8 @@ def add_to_index(
             folder = Path(writer.meta.folder)  # another process may have changed it
             if not folder.is_dir():
                 raise folder_gone(folder, path)
-            changes = update_index(writer, folder, ExcerptEncoder(model, autocast, batch_size))
+            encoder = ExcerptEncoder(model, autocast, batch_size, meta.has_frames)
+            changes = update_index(writer, folder, encoder)
         return read_index(path), changes
 
 

@@ -9,8 +9,8 @@ import torch
 from retrieval.base.errors import UserError
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.transformer_pooling import TransformerPooling
-from retrieval.moments.locator import LEAST_SHARE, MOST_MOMENTS, Locator, averaged
-from retrieval.moments.spans import iou, maximum_sum
+from retrieval.moments.locator import Locator, averaged
+from retrieval.moments.spans import LEAST_SHARE, MOST_MOMENTS, iou, maximum_sum
 from tests.models.test_dual_encoder import CAPTIONS, DIM, RATE, clip, make_model, text_folder  # noqa: F401
 
 HEAD = {"hidden": 8, "kernel": 3, "step_seconds": 0.12}

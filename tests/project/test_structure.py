@@ -110,7 +110,10 @@ NARROWER = {
     "models.text": {"base", "models.hub", "models.blocks"},
     "models.pretrained.tensor_files": {"base"},
     "models.pretrained.lightning": {"base", "models.pretrained.tensor_files"},
-    "search": {"base", "models", "evaluation.attention", "evaluation.submission", "sharing.export"},
+    "search": {
+        *("base", "models", "moments", "evaluation.attention", "evaluation.submission"),
+        "sharing.export",
+    },
     "sharing": {"base", "config", "data", "models", "evaluation", "training.splits"},
     "training.optim": {"base", "config"},
 }

@@ -93,20 +93,33 @@ def test_answers_are_excerpts_of_10_s_with_the_scores_of_the_model(
         text = model.encode_text([QUERY])[0]
     scores, cosines = [], []
     for hit in hits:
-        vector = slow_vector(model, sounds / hit["file"], hit["from"], hit["to"])
+        span = hit["excerpt_from"], hit["excerpt_to"]
+        vector = slow_vector(model, sounds / hit["file"], *span)
         scores.append((model.pooling.directions(text) @ model.pooling.directions(vector)).item())
         cosines.append(functional.cosine_similarity(text, vector, dim=0).item())
-        assert (hit["excerpt_from"], hit["excerpt_to"]) == (hit["from"], hit["to"])
+        assert (hit["moments"][0]["from"], hit["moments"][0]["to"]) == (hit["from"], hit["to"])
+        if family != "pe_a_frame":  # one vector for a window
+            assert span == (hit["from"], hit["to"]) and len(hit["moments"]) == 1
     found = [hit["score"] for hit in hits]
     np.testing.assert_allclose(found, scores, atol=1e-4)
     assert found == sorted(found, reverse=True)
     assert np.ptp(found) > 1e-2
+    has_frames = (indexes[family] / "frames-0.f16").exists()
+    lengths = [(hit["excerpt_to"] - hit["excerpt_from"], hit["to"] - hit["from"]) for hit in hits]
+    assert has_frames == (family == "pe_a_frame") == any(own < whole for whole, own in lengths)
     if family.startswith("pe_"):  # dot products, which are no cosines
         assert np.abs(np.subtract(found, cosines)).max() > 0.1
     sentences = [QUERY, "rain"]
     (score, _) = index.score_audio(sounds / "one.wav", sentences)
     hit = next(hit for hit in hits if hit["file"] == "one.wav")
     assert score == pytest.approx(hit["score"], abs=1e-4)
+
+
+def test_frames_of_models_that_have_none_are_refused(folders, sounds, tmp_path):
+    for family in ("clap", "pe_audio"):
+        arguments = ["--checkpoint", str(folders[family]), "--frames", "float16"]
+        refused = mistake(main, "index", str(sounds), *arguments, "--index", str(tmp_path / "a"))
+        assert "--frames float16" in refused and not (tmp_path / "a").exists()
 
 
 @pytest.mark.parametrize("family", ["clap", "pe_audio"])

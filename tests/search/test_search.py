@@ -28,7 +28,6 @@ from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.pooling import TextAwareAttentionPooling
 from retrieval.search import AudioIndex, sound, storage, update, writer
 from retrieval.search.__main__ import main
-from retrieval.search.hits import shortest_stretch
 from tests.conftest import (
     NOTES,
     PATIENCE,
@@ -148,10 +147,7 @@ def test_scores_and_times_are_the_models(models, sounds, tmp_path, pooling):
                 hit.file
             )
             if pooling == "mean":
-                assert hit.attention is None and (hit.attended_from, hit.attended_to) == (
-                    hit.start,
-                    hit.end,
-                )
+                assert hit.attention is None
                 continue
             weights = model.attention(text, frames, mask)[0, 0][mask[0]]
             np.testing.assert_allclose(hit.attention, weights, atol=3e-3)
@@ -160,20 +156,116 @@ def test_scores_and_times_are_the_models(models, sounds, tmp_path, pooling):
     assert max(spread) - min(spread) > 0.02  # else the tolerance above would let everything pass
 
 
-def test_shortest_stretch_against_loops():
-    rng = np.random.default_rng(0)
-    for _ in range(200):
-        weights = rng.uniform(size=rng.integers(1, 12)) ** 4
-        weights /= weights.sum()
+def slow_moments(values: list[float], score: float) -> list[tuple[int, int, float]]:
+    """Stretches of highest sum over the mean by trying all; each next one between those before."""
+    above = [value - sum(values) / len(values) for value in values]
+    free, found = [True] * len(values), []
+    while len(found) < 10:
         pairs = [
-            (first, last)
-            for first in range(len(weights))
-            for last in range(first + 1, len(weights) + 1)
+            (sum(above[first:stop]), first, stop)
+            for first in range(len(values))
+            for stop in range(first + 1, len(values) + 1)
+            if all(free[first:stop])
         ]
-        enough = [pair for pair in pairs if weights[pair[0] : pair[1]].sum() >= 0.5 - 1e-9]
-        assert shortest_stretch(weights) == min(
-            enough, key=lambda pair: (pair[1] - pair[0], pair[0])
-        )
+        if not pairs:
+            break
+        total, first, stop = max(pairs, key=lambda pair: (pair[0], -pair[1]))
+        best = found[0][2] if found else total
+        if total < 0.3 * best:
+            break
+        found.append((first, stop, total))
+        free[first:stop] = [False] * (stop - first)
+    shares = [total / found[0][2] for *_, total in found]
+    own = [score * share if score > 0 else score / share for share in shares]
+    return [(first, stop, one) for (first, stop, _), one in zip(found, own, strict=True)]
+
+
+@pytest.mark.parametrize("pooling", ["tap", "mean"])
+def test_moments_are_the_stretches_of_the_contributions(models, sounds, tmp_path, pooling):
+    index = AudioIndex.build(sounds, models / pooling, tmp_path / "index")
+    model, numbers = DualEncoder.from_pretrained(models / pooling), []
+    with torch.no_grad():
+        text = model.encode_text([QUERY])
+        for hit in index.search(QUERY, 50):
+            clip = np.flatnonzero(
+                (index._contents.file_of == index._numbers[hit.file])
+                & (index._contents.starts == hit.start)
+            )[0]
+            stored = index._contents.clips.clip_frames(clip).float()  # (T, D)
+            if pooling == "tap":  # by the unfolded formula, frame by frame
+                tap = model.pooling
+                keys, query = tap.key(stored), tap.query(tap.norm(text))[0]
+                weights = (keys @ query / math.sqrt(len(query))).softmax(dim=0)
+                own = tap.norm(tap.output(tap.value(stored)))
+                values = weights * torch.cosine_similarity(text, own, dim=1)
+            else:
+                assert hit.attention is None
+                values = torch.cosine_similarity(text, stored, dim=1)
+            expected = slow_moments(values.tolist(), hit.score)
+            assert len(hit.moments) == len(expected)
+            numbers.append(len(expected))
+            frame = model.windows.frame_samples / SAMPLE_RATE
+            for moment, (first, stop, score) in zip(hit.moments, expected, strict=True):
+                assert moment.start == pytest.approx(hit.start + first * frame)
+                assert moment.end == pytest.approx(min(hit.start + stop * frame, hit.end))
+                assert moment.score == pytest.approx(score, rel=1e-3)
+            assert hit.moments[0].score == hit.score
+            assert (hit.attended_from, hit.attended_to) == hit.moments[0][:2]
+            scores = [moment.score for moment in hit.moments]
+            assert scores == sorted(scores, reverse=True)
+    assert max(numbers) > 1
+
+
+def test_a_sound_heard_twice_is_found_twice(models, tmp_path):
+    """Two places with the same sound, in silence, are two stretches of like score."""
+    samples = np.zeros(2 * SAMPLE_RATE, np.float32)
+    beep = tone(0, 0, 0.4, np.random.default_rng(0)).astype(np.float32)
+    for second in (0.2, 1.3):
+        first = round(second * SAMPLE_RATE)
+        samples[first : first + len(beep)] = beep
+    (tmp_path / "sounds").mkdir()
+    soundfile.write(tmp_path / "sounds" / "twice.wav", samples, SAMPLE_RATE)
+    index = AudioIndex.build(tmp_path / "sounds", models / "mean", tmp_path / "index")
+    frames = index._contents.clips.clip_frames(0).float()
+    first, second = round(0.4 / index.model.frame_seconds), round(1.5 / index.model.frame_seconds)
+    assert torch.cosine_similarity(frames[first], frames[second], dim=0) > 0.8
+    heard = (frames[first] + frames[second]) - 2 * frames[round(0.9 / index.model.frame_seconds)]
+    index._encode_text = lambda texts: heard[None]
+    (hit,) = index.search(QUERY)
+    two = sorted(hit.moments)[:2]
+    assert len(hit.moments) == 2
+    assert two[0].start == pytest.approx(0.2, abs=0.1) and two[0].end == pytest.approx(0.6, abs=0.1)
+    assert two[1].start == pytest.approx(1.3, abs=0.1) and two[1].end == pytest.approx(1.7, abs=0.1)
+
+
+def test_frames_are_kept_unless_told_otherwise(models, sounds, tmp_path, capsys):
+    """Without frames an index is as those of earlier versions: same files, same record."""
+    build = ["index", str(sounds), "--checkpoint", str(models / "mean"), "--quiet", "--index"]
+    without, kept = tmp_path / "without", tmp_path / "kept"
+    assert main([*build, str(without), "--frames", "none"]) == 0
+    assert main([*build, str(kept)]) == 0
+    names = {"index.sqlite", "vectors-0.f32", "unreadable.csv", ".lock"}
+    assert set(os.listdir(without)) == names
+    assert set(os.listdir(kept)) == names | {"frames-0.f16"}
+    assert digests(without)["vectors-0.f32"] == digests(kept)["vectors-0.f32"]
+    hits, same = (AudioIndex.open(path).search(QUERY, 50) for path in (without, kept))
+    for hit, other in zip(hits, same, strict=True):
+        assert (hit.file, hit.start, hit.score) == (other.file, other.start, other.score)
+        assert hit.moments == ((hit.start, hit.end, hit.score),) and not hit.is_located
+    assert any(hit.is_located for hit in same)
+    for sound_hit in AudioIndex.open(kept).search_audio(sounds / "stereo.wav"):
+        assert not sound_hit.is_located
+    # each stays as it was made, and says so
+    for path, other in ((without, "float16"), (kept, "none")):
+        assert main([*build, str(path)]) == 0
+        with pytest.raises(UserError, match="--frames") as error:
+            main([*build, str(path), "--frames", other])
+        assert "--overwrite" in str(error.value)
+    with pytest.raises(UserError, match="--frames none"):
+        AudioIndex.build(sounds, models / "tap", tmp_path / "tap", frames="none")
+    with pytest.raises(UserError, match="'int3'"):
+        AudioIndex.build(sounds, models / "mean", tmp_path / "other", frames="int3")
+    assert not (tmp_path / "tap").exists() and not (tmp_path / "other").exists()
 
 
 def test_an_answer_from_a_long_file_is_a_place_in_it(indexed, sounds):
@@ -926,7 +1018,7 @@ def test_a_reader_of_an_index_that_is_made_anew(sounds, models, indexed, tmp_pat
     def late(folder, meta):
         calls.append(meta.generation)
         if len(calls) == 1:
-            AudioIndex.build(sounds, models / "mean", path, overwrite=True)
+            AudioIndex.build(sounds, models / "mean", path, overwrite=True, frames="none")
         return mapped(folder, meta)
 
     monkeypatch.setattr(storage, "mapped", late)
@@ -983,7 +1075,7 @@ def test_an_index_of_another_model(indexed, models, tmp_path, sounds):
     with pytest.raises(UserError, match="made with another model"):
         AudioIndex.open(path)
     assert AudioIndex.build(sounds, model, path, overwrite=True).changes.added == 14
-    assert not list(path.glob("frames-*"))
+    assert [own.name for own in path.glob("frames-*")] == ["frames-1.f16"]
     there = Path(shutil.move(model, tmp_path / "there"))
     assert AudioIndex.build(sounds, there, path).changes.unchanged == 14
     assert len(AudioIndex.open(path).files) == 14  # where the model lies now is remembered
@@ -1173,7 +1265,7 @@ def test_opening_an_index_loads_neither_trainer_nor_writer_nor_page(indexed):
     )
     loaded = set(result.stdout.split())
     rooms = {name.split(".")[1] for name in loaded if name.startswith("retrieval.")}
-    assert rooms == {"base", "models", "search"}
+    assert rooms == {"base", "models", "moments", "search"}
     assert not loaded & {"retrieval.search.update", "retrieval.search.writer"}
     unneeded = {"tensorboard", "torch.utils.tensorboard", "onnx", "onnxruntime", "gradio"}
     assert not loaded & (unneeded | {"datasets", "pandas", "matplotlib"})
@@ -1197,7 +1289,8 @@ def test_the_commands_end_to_end(own, models, tmp_path, capsys):
     )
 
     assert main(["query", QUERY, "--index", path, "-k", "3"]) == 0
-    rows = [line.split(maxsplit=3) for line in capsys.readouterr().out.splitlines()]
+    printed = capsys.readouterr().out.replace("(+1)", "").splitlines()
+    rows = [line.split(maxsplit=3) for line in printed]
     hits = AudioIndex.open(path).search(QUERY, 3)
     assert [row[0] for row in rows] == ["1", "2", "3"] and [row[3] for row in rows] == [
         hit.file for hit in hits
@@ -1216,6 +1309,13 @@ def test_the_commands_end_to_end(own, models, tmp_path, capsys):
     assert [(row["query"], row["rank"]) for row in table] == [
         (answer["query"], str(rank)) for answer in answered for rank in (1, 2)
     ]
+    for hit, shown, row in zip(hits, answered[0]["hits"], table, strict=False):
+        times = [(round(own.start, 2), round(own.end, 2)) for own in hit.moments]
+        assert [(own["from"], own["to"]) for own in shown["moments"]] == times
+        scores = [own["score"] for own in shown["moments"]]
+        assert scores == pytest.approx([own.score for own in hit.moments], abs=1e-5)
+        assert (shown["from"], shown["to"]) == times[0] == (float(row["from"]), float(row["to"]))
+        assert row["moments"] == " ".join(f"{start:.2f}-{end:.2f}" for start, end in times)
 
     assert main(["query", QUERY, "--index", path, "--within", "./high up/"]) == 0
     assert capsys.readouterr().out.count("high up/") == 6
@@ -1229,6 +1329,62 @@ def test_the_commands_end_to_end(own, models, tmp_path, capsys):
     (own / hits[0].file).unlink()
     assert main(["query", QUERY, "--index", path]) == 0
     assert f"{hits[0].file!r} is no longer in" in capsys.readouterr().err
+
+
+def test_stretches_go_out_as_labels_and_clips(indexed, own, sounds, models, tmp_path, capsys):
+    """By the command, read back by other readers, against the answers in Python."""
+    path = tmp_path / "index"
+    index = AudioIndex.build(own, models / "mean", path)
+    hits = index.search(QUERY, 5)
+    times = {
+        hit.file: sorted((round(one.start, 3), round(one.end, 3)) for one in hit.moments)
+        for hit in hits
+    }
+    num_stretches = sum(len(hit.moments) for hit in hits)
+    assert num_stretches > len(hits)
+    query = ["query", QUERY, "--index", str(path), "-k", "5"]
+    folder = tmp_path / "labels"
+    assert main([*query, "--labels", "audacity", "--output", str(folder)]) == 0
+    assert f"written: {folder}, {len(times)} files" in capsys.readouterr().out
+    found = {}
+    for file in folder.rglob("*.labels.txt"):
+        name = file.relative_to(folder).as_posix().removesuffix(".labels.txt")
+        rows = [line.split("\t") for line in file.read_text().splitlines()]
+        found[name] = [(round(float(start), 3), round(float(end), 3)) for start, end, _ in rows]
+        assert {label for *_, label in rows} == {QUERY}
+    assert found == times
+    clips = tmp_path / "clips"
+    assert main([*query, "--moments", "--clips", str(clips)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert f"{clips}, {num_stretches} clips" in lines[-1] and len(lines) == num_stretches + 1
+    stretches = [(hit, moment) for hit in hits for moment in hit.moments]
+    for file, (hit, moment) in zip(sorted(clips.iterdir()), stretches, strict=True):
+        assert Path(hit.file).stem in file.name
+        samples, rate = soundfile.read(file)
+        whole, own_rate = soundfile.read(own / hit.file)
+        first, stop = round(moment.start * own_rate), round(moment.end * own_rate)
+        assert rate == own_rate
+        np.testing.assert_allclose(samples, whole[first:stop], atol=1e-4)
+    # A second time nothing is replaced; nor is a recording, under whatever option.
+    before = digests(clips)
+    with pytest.raises(UserError, match="--clips"):
+        main([*query, "--clips", str(clips)])
+    assert digests(clips) == before
+    recording = own / hits[0].file
+    for wrong in (["--labels", "csv", "--output", str(recording)], ["--csv", str(recording)]):
+        with pytest.raises(UserError, match="is a recording of the index"):
+            main([*query, *wrong])
+    # What is gone is left out of what needs the recording.
+    recording.unlink()
+    gone = [*query, "--labels", "raven", "--output", str(tmp_path / "raven"), "--json"]
+    assert main([*gone, "--clips", str(tmp_path / "others")]) == 0
+    output = capsys.readouterr()
+    assert "is no longer in" in output.err and len(json.loads(output.out)) == 1
+    tables = [file.name for file in (tmp_path / "raven").rglob("*.txt")]
+    assert sorted(tables) == sorted(
+        Path(file).name + ".Table.1.selections.txt" for file in times if file != hits[0].file
+    )
+    assert len(list((tmp_path / "others").iterdir())) == num_stretches - len(hits[0].moments)
 
 
 @pytest.mark.parametrize(
@@ -1251,6 +1407,17 @@ def test_the_commands_end_to_end(own, models, tmp_path, capsys):
             ["query", QUERY, "--index", "absent", "--min-seconds", "5", "--max-seconds", "4"],
             "--min-seconds 5",
         ),
+        (["query", QUERY, "--index", "absent", "--labels", "raven"], "--output"),
+        (["query", QUERY, "--index", "absent", "--output", "a"], "--labels"),
+        (
+            ["query", QUERY, "--index", "absent", "--labels", "csv", "--output", "configs"],
+            "--output configs is a folder",
+        ),
+        (
+            ["query", QUERY, "--index", "absent", "--labels", "raven", "--output", "README.md"],
+            "--output README.md is a file",
+        ),
+        (["query", QUERY, "--index", "absent", "--clips", "configs"], "--clips configs"),
         (["query", QUERY, "--index", ""], "is empty"),
         (["index", "", "--index", "absent"], "is empty"),
         ([], "index|query"),

@@ -16,7 +16,12 @@ from retrieval.config import load_config
 from retrieval.data import open_cache
 from retrieval.evaluation.score_matrix import captions_of, similarity_matrix
 from retrieval.models.build import build_model
-from retrieval.models.pooling import MeanPooling, TextAwareAttentionPooling
+from retrieval.models.pooling import (
+    AveragePooling,
+    MeanPooling,
+    Pooling,
+    TextAwareAttentionPooling,
+)
 from retrieval.search.encoder import ExcerptEncoder
 from retrieval.search.sound import Excerpt
 from retrieval.search.two_stage import IndexedClips, TwoStage
@@ -270,7 +275,7 @@ def test_an_encoded_split_has_the_scores_of_the_evaluation(tiny, pooling: str):
     )
     torch.testing.assert_close(scores, expected.gather(1, found), atol=1e-6, rtol=0)
     # As an index is built: in batches, with frames in float16.
-    encoder = ExcerptEncoder(model.train(), nullcontext, batch_size=5)
+    encoder = ExcerptEncoder(model.train(), nullcontext, 5, with_frames=pooling == "tap")
     vectors, halves = encoder.encode([Excerpt(0, clip) for clip in clips])
     assert model.training and len(vectors) == len(split)
     if pooling == "tap":
@@ -280,6 +285,52 @@ def test_an_encoded_split_has_the_scores_of_the_evaluation(tiny, pooling: str):
     found, scores = TwoStage(model.eval().pooling, half).scores(text, len(split))
     tolerance = 2e-3 if pooling == "tap" else 1e-6
     torch.testing.assert_close(scores, expected.gather(1, found), atol=tolerance, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_what_tap_hears_is_what_the_pooling_says_of_the_stored_frames(dtype: torch.dtype):
+    pooling, text = make_pooling(), make_text(3)
+    index = make_index(pooling, make_clips())
+    stored = index.frames.to(dtype)
+    search = TwoStage(pooling, dataclasses.replace(index, frames=stored))
+    for own in text:
+        for clip, heard in enumerate(search.heard(own, range(NUM_CLIPS))):
+            keys = search.clips.clip_frames(clip).float()  # (T, D), after the norm
+            query = pooling.query(pooling.norm(own))
+            weights = (pooling.key(keys) @ query / math.sqrt(len(query))).softmax(dim=0)
+            outputs = pooling.norm(pooling.output(pooling.value(keys)))
+            expected = weights * functional.cosine_similarity(own, outputs, dim=1)
+            np.testing.assert_allclose(heard.attention, weights, atol=1e-5)
+            np.testing.assert_allclose(heard.contributions, expected, atol=1e-5)
+            if dtype == torch.float32:
+                frames = make_clips()[clip][None]
+                mask = torch.ones(frames.shape[:2], dtype=torch.bool)
+                same = pooling.contributions(own[None], frames, mask)[0, 0]
+                np.testing.assert_allclose(heard.contributions, same, atol=1e-5)
+                # negative control: the weights are not the contributions
+                assert len(keys) == 1 or np.abs(heard.attention - heard.contributions).max() > 1e-2
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pooling", [MeanPooling(), AveragePooling(), AveragePooling("dot")])
+def test_what_other_poolings_hear(pooling: Pooling):
+    clips, text = make_clips(), make_text(3)
+    vectors = torch.stack([clip.mean(dim=0) for clip in clips])
+    index = indexed(vectors, torch.cat(clips).half(), list(NUM_FRAMES))
+    search = TwoStage(pooling, index)
+    for own in text:
+        for clip, heard in enumerate(search.heard(own, range(NUM_CLIPS))):
+            stored = index.clip_frames(clip).float()
+            expected = functional.cosine_similarity(own, stored, dim=1)
+            expected = stored @ own if pooling.similarity == "dot" else expected
+            np.testing.assert_allclose(heard.contributions, expected, atol=1e-5)
+            assert heard.attention is None
+    without = TwoStage(pooling, IndexedClips(index.vectors))
+    assert without.heard(text[0], [0, 3]) == [None, None]
+    # the frames change no score
+    for one, other in zip(search.scores(text, 4), without.scores(text, 4), strict=True):
+        assert torch.equal(one, other)
 
 
 # --- mistakes ---
@@ -318,6 +369,5 @@ def test_scores_that_are_not_numbers():
 def test_an_index_of_another_pooling():
     pooling = make_pooling()
     index = make_index(pooling, make_clips())
-    for other, wrong in ((pooling, IndexedClips(index.vectors)), (MeanPooling(), index)):
-        with pytest.raises(ValueError, match="encode the clips with this model"):
-            TwoStage(other, wrong)
+    with pytest.raises(ValueError, match="encode the clips with this model"):
+        TwoStage(pooling, IndexedClips(index.vectors))

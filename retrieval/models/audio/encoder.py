@@ -27,6 +27,7 @@ class AudioEncoder(nn.Module):
             window; T may then be that of the longest window.
         rounds_frames: True if the number of valid frames is rounded to the nearest (at least 1),
             False if up.
+        pools_windows: True if the frames of a window are one vector, once or repeated.
         takes_any_rate: True if a model with it may score sounds of another sample rate than in
             training; they are resampled.
     """
@@ -36,6 +37,7 @@ class AudioEncoder(nn.Module):
     num_mel_bins: int
     takes_lengths = False
     rounds_frames = False
+    pools_windows = False
     takes_any_rate = False
 
     @classmethod

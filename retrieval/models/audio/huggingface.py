@@ -482,6 +482,7 @@ class HuggingFaceAudioEncoder(AudioEncoder):
                 parameter.requires_grad_(False)
         self.takes_lengths = self.family.takes_lengths
         self.rounds_frames = self.family.rounds_frames
+        self.pools_windows = readout == "pooled"
         self.sample_rate: int = self.family.extractor.sampling_rate  # Hz
         self.num_mel_bins: int = getattr(self.config, "num_mel_bins", 0)
         self.feature_dim: int = self.config.hidden_size
