@@ -54,6 +54,7 @@ def build_parser(
     )
     parser.add_argument(
         "--allow-missing",
+        "--max-lost",
         type=float,
         nargs="?",
         const=100.0,

@@ -233,6 +233,18 @@ def write_inputs(root: Path) -> None:
         path = root / f"data/audiocaps/{split}.csv"
         write_csv(path, AUDIOCAPS_COLUMNS, [[1, name, 0, "A tone."]])
         write_sound(root / f"data/audiocaps/audio/{name}_0.wav")
+        window = [[0, 0.1]]
+        query = {"qid": f"{name}_1", "query": "A tone", "vid": name, "duration": 1}
+        moment = {"local_caption": "A tone", "timestamps": window}
+        entry = {"yid": name, "global_caption": "A tone.", "duration": 1, "moments": [moment]}
+        contents = {
+            f"castella/json/en/{split}.json": [entry],
+            f"lighthouse/castella_{split}_release.jsonl": query | {"relevant_windows": window},
+        }
+        for path, content in contents.items():
+            (root / "data" / path).parent.mkdir(parents=True, exist_ok=True)
+            (root / "data" / path).write_text(json.dumps(content))
+        write_sound(root / f"data/castella/audio/{name}.wav")
     for source in ("FreeSound", "BBC_Sound_Effects", "SoundBible", "AudioSet_SL"):
         entries = [{"id": f"Yklmnopqrst{i}.wav", "caption": "A tone."} for i in range(2)]
         if source != "AudioSet_SL":
