@@ -55,7 +55,8 @@ class MomentHead(nn.Module):
         self.far = nn.Conv1d(hidden, hidden, kernel, padding=kernel - 1, dilation=2)
         self.logit = nn.Linear(hidden, 1)
         self.dropout = dropout
-        # probability above which a frame belongs to a moment, chosen on the validation split
+        # Frames above this share of a recording's highest probability belong to a moment; chosen on
+        # the validation split.
         self.register_buffer("threshold", torch.tensor(THRESHOLD))
 
     def forward(self, text: Tensor, frames: Tensor, mask: Tensor, evidence: Tensor) -> Tensor:

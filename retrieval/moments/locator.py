@@ -16,11 +16,24 @@ import torch
 
 from retrieval.base.errors import UserError
 from retrieval.models.dual_encoder import Autocast, DualEncoder, check_not_nan, eval_mode
-from retrieval.moments.spans import MOST_MOMENTS, Moment, peaks, runs, stretches, suppressed
+from retrieval.moments.spans import (
+    LEAST_SHARE,
+    MOST_MOMENTS,
+    Moment,
+    peaks,
+    runs,
+    stretches,
+    suppressed,
+    with_others,
+)
 
 METHODS = ("head", "contribution", "runs")
 OVERLAP_SECONDS = 5.0  # of excerpts that are one window, whose frames cannot be used twice
 RUN_PROBABILITY = 0.3  # of PE-A-Frame's own rule
+# Thresholds of alternatives, as shares of a curve's highest value, in the order of their worth; and
+# the IoU from which two cuts are one. Both chosen as LEAST_SHARE.
+LEVELS = (0.3, 0.7, 0.15, 0.85)
+SAME_CUT = 0.8
 SAME_MOMENT = 0.5  # IoU from which stretches of two excerpts are one
 
 
@@ -57,20 +70,27 @@ class Locator:
 
     Args:
         model: The model; it is used in eval mode.
-        method: "head": maximum-sum stretches of the moment head's probabilities over its threshold.
+        method: "head": maximum-sum stretches of the moment head's probabilities over its threshold,
+            a share of the recording's highest probability.
             "contribution": maximum-sum stretches of what frames add to the score, over their mean.
             "runs": runs of frames whose probability is above 0.3, PE-A-Frame's own rule.
             None: head if the model has one, else contribution.
         autocast: Context of the encoders.
+        alternatives: Fill up the head's answers with other cuts of the same places, narrower and
+            wider ones. mAP counts them; a person who searches has no use for them.
 
     Raises:
         UserError: The model cannot find moments by this method.
     """
 
     def __init__(
-        self, model: DualEncoder, method: str | None = None, autocast: Autocast = nullcontext
+        self,
+        model: DualEncoder,
+        method: str | None = None,
+        autocast: Autocast = nullcontext,
+        alternatives: bool = False,
     ):
-        self.model, self.autocast = model, autocast
+        self.model, self.autocast, self.alternatives = model, autocast, alternatives
         self.method = method or ("head" if model.moment_head is not None else "contribution")
         if self.method not in METHODS:
             raise UserError(f"method {method!r} is unknown; there is: {', '.join(METHODS)}")
@@ -220,20 +240,32 @@ class Locator:
     def stretches(
         self, curve: np.ndarray, stop: int, threshold: float | None = None
     ) -> list[Moment]:
-        """Return the stretches of a head's probabilities (T,) over a threshold.
+        """Return the stretches of a head's probabilities (T,), best first.
+
+        The first one's score is its mean probability; that of others is lower by their share of its
+        sum over the threshold.
 
         Args:
             curve: (T,).
             stop: Samples of the recording.
-            threshold: None: the head's own.
+            threshold: As a share of the highest probability; None: the head's own.
         """
         if threshold is None:
             threshold = float(self.model.moment_head.threshold)
-        found = [
-            self._moment(begin, end, float(curve[begin:end].mean()), stop)
-            for begin, end, _ in stretches(curve - threshold, MOST_MOMENTS, 0.0)
-        ]
-        return sorted(found, key=lambda moment: -moment.score)
+        top = float(curve.max())
+        least = 0.0 if self.alternatives else LEAST_SHARE
+        cuts = stretches(curve - threshold * top, MOST_MOMENTS, least)
+        first, last, _ = cuts[0]
+        score = float(curve[first:last].mean())
+        found = [self._moment(*own, score * share, stop) for *own, share in cuts]
+        if self.alternatives:
+            others = [
+                self._moment(*own, min(float(curve[slice(*own)].mean()), found[-1].score), stop)
+                for level in LEVELS
+                for *own, _ in stretches(curve - level * top, MOST_MOMENTS, 0.0)
+            ]
+            found = with_others(found, others, SAME_CUT)[:MOST_MOMENTS]
+        return found
 
     def _runs(self, curve: np.ndarray, stop: int) -> list[Moment]:
         """Return the runs of probabilities (T,) above RUN_PROBABILITY."""

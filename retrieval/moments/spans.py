@@ -117,6 +117,15 @@ def iou(first: tuple[float, float], second: tuple[float, float]) -> float:
     return overlap / (first[1] - first[0] + second[1] - second[0] - overlap)
 
 
+def with_others(moments: list[Moment], others: Iterable[Moment], overlap: float) -> list[Moment]:
+    """Add each of `others`, in order, whose IoU with all before it is below `overlap`."""
+    kept = list(moments)
+    for moment in others:
+        if all(iou(moment, own) < overlap for own in kept):
+            kept.append(moment)
+    return kept
+
+
 def suppressed(moments: Iterable[Moment], overlap: float) -> list[Moment]:
     """Sort moments by falling score, and drop those that overlap a better one.
 
@@ -124,8 +133,5 @@ def suppressed(moments: Iterable[Moment], overlap: float) -> list[Moment]:
         moments: In any order; of equal scores the earlier in the list comes first.
         overlap: Smallest IoU with a better one that drops a moment.
     """
-    kept: list[Moment] = []
-    for moment in sorted(moments, key=lambda moment: -moment.score):
-        if all(iou(moment, better) < overlap for better in kept):
-            kept.append(moment)
-    return kept
+    ranked = sorted(moments, key=lambda moment: -moment.score)
+    return with_others([], ranked, overlap)

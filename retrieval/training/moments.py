@@ -56,7 +56,7 @@ def evaluate_moments(run: "Run", model: DualEncoder, split: Any, tune: bool) -> 
         split: Clips with moments.
         tune: Choose the head's threshold on this split, by R1@0.7 and then mIoU.
     """
-    locator = Locator(model, "head", run.accelerator.autocast)
+    locator = Locator(model, "head", run.accelerator.autocast, alternatives=True)
     found = located_clips(locator, split)
     best: SplitMoments | None = None
     threshold = model.moment_head.threshold

@@ -9,7 +9,7 @@ import torch
 from retrieval.base.errors import UserError
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.transformer_pooling import TransformerPooling
-from retrieval.moments.locator import Locator, averaged
+from retrieval.moments.locator import SAME_CUT, Locator, averaged
 from retrieval.moments.spans import LEAST_SHARE, MOST_MOMENTS, iou, maximum_sum
 from tests.models.test_dual_encoder import CAPTIONS, DIM, RATE, clip, make_model, text_folder  # noqa: F401
 
@@ -146,6 +146,22 @@ def test_what_a_model_cannot_do(text_folder, tap):  # noqa: F811
         Locator(pooled)
     with pytest.raises(UserError, match="no samples"):
         list(Locator(tap).hear([np.zeros(0, np.float32)]))
+
+
+@torch.no_grad()
+def test_alternatives_are_other_cuts_after_the_answers(tap):
+    texts, samples = tap.encode_text(CAPTIONS), clip(9.0).numpy()
+    plain, filled = (
+        locator.locate(texts, locator.hear([samples])).moments
+        for locator in (Locator(tap, "head"), Locator(tap, "head", alternatives=True))
+    )
+    assert any(len(more) > len(few) for few, more in zip(plain, filled, strict=True))
+    for few, more in zip(plain, filled, strict=True):
+        assert more[: len(few)] == few and len(more) <= MOST_MOMENTS
+        scores = [own.score for own in more]
+        assert scores == sorted(scores, reverse=True)
+        for place, own in enumerate(more):
+            assert all(iou(own, other) < SAME_CUT for other in more[:place])
 
 
 def test_places_are_averaged():

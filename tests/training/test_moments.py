@@ -178,9 +178,13 @@ def test_the_head_learns_and_chooses_its_threshold_on_validation(learnt, timed):
     assert losses[-1] < 0.95 * losses[0]
     model = DualEncoder.from_pretrained(learnt / "best")
     assert any(abs(model.moment_head.threshold.item() - own) < 1e-6 for own in THRESHOLDS)
-    validation = locate_split(Locator(model), open_cache(timed).split("validation"))
+    validation = locate_split(
+        Locator(model, alternatives=True), open_cache(timed).split("validation")
+    )
     assert validation.main["R1@0.7"] == pytest.approx(final["validation_R1@0.7"])
-    evaluation = locate_split(Locator(model), open_cache(timed).split("evaluation"))
+    evaluation = locate_split(
+        Locator(model, alternatives=True), open_cache(timed).split("evaluation")
+    )
     assert evaluation.metrics == final["best"]
     assert model.record.evaluation.metrics == final["best"]
 
