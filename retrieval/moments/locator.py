@@ -1,12 +1,16 @@
 """Find moments in recordings of any length by a model, in a stream and in bounded memory.
 
 A recording is heard in excerpts as long as the clips that the model was trained on, which overlap
-by half. Each excerpt gives a curve of its own: a softmax over an hour would say nothing. Where
-excerpts overlap, curves are averaged.
+by half (an excerpt that is one window: by 5 s). Each excerpt gives a curve of its own: a softmax
+over an hour would say nothing. Where excerpts overlap, curves are averaged.
+
+A model with one vector for a whole window (CLAP) hears windows that overlap by half. A frame of its
+curve is half a window long, and averages the two windows that hold it.
 
 Letters: N texts, S samples, T frames of a recording, t of an excerpt, D = dim.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -51,10 +55,10 @@ class Located:
     """Where texts are heard in a recording.
 
     Attributes:
-        moments: At most MOST_MOMENTS of each of N texts, best first. Method "runs" may find none.
-        curves: float32 (N, T): by method "head" and "runs" the probability that a text is heard,
-            by "contribution" the part of each frame in its excerpt's score, 1 on average at a
-            cosine of 1.
+        moments: Of each of N texts at least one, best first.
+        curves: float32 (N, T): by method "head" and "runs" the probability that a text is heard.
+            By "contribution" with TAP the part of each frame in its excerpt's score, 1 on average
+            at a cosine of 1; with other poolings the frame's cosine, or dot product.
         frame_seconds: Length of a frame.
         seconds: Length of the recording.
     """
@@ -65,6 +69,20 @@ class Located:
     seconds: float
 
 
+def _has_probabilities(model: DualEncoder) -> bool:
+    """Whether each frame's dot product is a logit, as in PE-A-Frame."""
+    pooling, has_bias = model.pooling, "bias" in model.loss_parameters
+    is_dot = pooling.similarity == "dot" and not pooling.keeps_frames
+    return has_bias and is_dot and not model.audio_encoder.pools_windows
+
+
+def _best_method(model: DualEncoder) -> str:
+    """Return the method of None."""
+    if model.moment_head is not None:
+        return "head"
+    return "runs" if _has_probabilities(model) else "contribution"
+
+
 class Locator:
     """Finds the moments of recordings that texts describe.
 
@@ -73,11 +91,17 @@ class Locator:
         method: "head": maximum-sum stretches of the moment head's probabilities over its threshold,
             a share of the recording's highest probability.
             "contribution": maximum-sum stretches of what frames add to the score, over their mean.
-            "runs": runs of frames whose probability is above 0.3, PE-A-Frame's own rule.
-            None: head if the model has one, else contribution.
+            "runs": runs of frames whose probability is above 0.3, PE-A-Frame's own rule. If there
+            is no run, the answer is the run around the most probable frame of those above half of
+            its probability; so a score of 0.3 or less says that the rule finds nothing.
+            None: head if the model has one; runs if its frames have probabilities; contribution.
         autocast: Context of the encoders.
         alternatives: Fill up the head's answers with other cuts of the same places, narrower and
             wider ones. mAP counts them; a person who searches has no use for them.
+        most: Largest number of moments of a text.
+
+    Attributes:
+        frame_seconds: Length of a frame of the curves.
 
     Raises:
         UserError: The model cannot find moments by this method.
@@ -89,9 +113,10 @@ class Locator:
         method: str | None = None,
         autocast: Autocast = nullcontext,
         alternatives: bool = False,
+        most: int = MOST_MOMENTS,
     ):
         self.model, self.autocast, self.alternatives = model, autocast, alternatives
-        self.method = method or ("head" if model.moment_head is not None else "contribution")
+        self.method, self.most = method or _best_method(model), most
         if self.method not in METHODS:
             raise UserError(f"method {method!r} is unknown; there is: {', '.join(METHODS)}")
         if not model.pooling.compares_frames:
@@ -104,23 +129,43 @@ class Locator:
                 "the model has no moment head; train one (configs/sample_moments.yaml), or find"
                 " moments by method contribution"
             )
-        if self.method == "runs" and "bias" not in model.loss_parameters:
+        if self.method == "runs" and not _has_probabilities(model):
             raise UserError(
                 "method runs needs a model whose frames have probabilities, as PE-A-Frame; use"
                 " method contribution"
             )
-        grid = model.windows
+        grid, pooling = model.windows, model.pooling
         self.samples_per_frame = grid.frame_samples
-        # windows of several to an excerpt, without overlap, are encoded once for all excerpts
+        # Windows of several to an excerpt, without overlap, are encoded once for all excerpts.
         per_excerpt = grid.clip_samples // grid.window_samples
-        self.shares_windows = per_excerpt > 1 and grid.hop_samples == grid.window_samples
-        if self.shares_windows:
+        # Frames that are compared one by one need no others around them. This is so with every
+        # pooling but TAP, but only for these models would the score of an excerpt, which orders the
+        # answers else, hide short sounds.
+        longest = min(pooling.longest_excerpt * model.sample_rate, grid.clip_samples)
+        self.is_local = self.method == "contribution" and longest < grid.clip_samples
+        self.has_one_vector = (
+            model.audio_encoder.pools_windows
+            and self.method == "contribution"
+            and not pooling.keeps_frames
+        )
+        self.shares_windows = (
+            per_excerpt > 1 and grid.hop_samples == grid.window_samples and not self.has_one_vector
+        )
+        if self.has_one_vector:
+            self.is_local = True
+            self.hop_samples = max(1, int(min(longest, grid.window_samples)) // 2)
+            self.excerpt_samples = 2 * self.hop_samples
+            self.samples_per_frame = self.hop_samples
+        elif self.shares_windows:
             self.excerpt_samples = per_excerpt * grid.window_samples
             self.hop_samples = max(1, per_excerpt // 2) * grid.window_samples
         else:
             self.excerpt_samples = grid.clip_samples
             overlap = min(grid.clip_samples // 2, round(OVERLAP_SECONDS * model.sample_rate))
-            self.hop_samples = grid.clip_samples - overlap
+            # whole frames, so that those of two excerpts lie at the same places
+            num_frames = int((grid.clip_samples - overlap) / grid.frame_samples)
+            self.hop_samples = max(1, round(max(1, num_frames) * grid.frame_samples))
+        self.frame_seconds = self.samples_per_frame / model.sample_rate
 
     def hear(self, blocks: Iterable[np.ndarray]) -> Iterator[Heard]:
         """Encode a recording, excerpt by excerpt.
@@ -164,8 +209,12 @@ class Locator:
     def _encode(self, samples: np.ndarray) -> torch.Tensor:
         """Return the valid frames float32 (t, D) of samples (S,)."""
         waveform = torch.from_numpy(samples)[None].to(self.model.temperature.device)
+        lengths = torch.tensor([len(samples)])
         with self.listening():
-            frames, mask = self.model.frame_vectors(waveform, torch.tensor([len(samples)]))
+            if self.has_one_vector:
+                vector = self.model.encode_audio(waveform, lengths)[0][0]  # (1, D)
+                return vector.expand(-(-len(samples) // self.hop_samples), -1).float()
+            frames, mask = self.model.frame_vectors(waveform, lengths)
         return frames[0, mask[0]].float()
 
     @torch.no_grad()
@@ -179,29 +228,36 @@ class Locator:
         Raises:
             UserError: A number is NaN.
         """
-        places, values, stop = [], [], 0
+        whole, stop = _RunningAverage(len(text)), 0
         candidates: list[list[Moment]] = [[] for _ in text]
         with eval_mode(self.model):
             for excerpt in heard:
                 frames = excerpt.frames.to(text.device).float()[None]  # (1, t, D)
                 curves = self._curves(text, frames)  # (N, t)
                 check_not_nan(curves, " of moments")
-                places.append(self._places(excerpt.start, frames.shape[1]))
-                values.append(curves.cpu().numpy())
                 stop = excerpt.stop
-                if self.method == "contribution":
-                    first, own = averaged(places[-1], values[-1])
+                places, is_inside = self._places(excerpt, frames.shape[1])
+                first, sums, counts = summed(places, curves.cpu().numpy()[:, is_inside])
+                whole.add(first, sums, counts)
+                if self.method == "contribution" and not self.is_local:
                     scores = self._scores(text, frames).tolist()
+                    own = averaged(sums, counts)
                     for curve, score, found in zip(own, scores, candidates, strict=True):
                         found += self._peaks(curve, score, first, stop)
-        _, curves = averaged(np.concatenate(places), np.concatenate(values, axis=1))
-        if self.method == "contribution":
-            moments = [suppressed(found, SAME_MOMENT)[:MOST_MOMENTS] for found in candidates]
+        # Overlapping windows may leave the last frames to no window's valid part.
+        curves = whole.curves(max(1, math.ceil(stop / self.samples_per_frame - 1e-6)))
+        if self.method == "head":
+            curves = torch.from_numpy(curves).sigmoid().numpy()
+            moments = [self.stretches(curve, stop) for curve in curves]
+        elif self.method == "runs":
+            curves = torch.from_numpy(curves).sigmoid().numpy()
+            moments = [self._runs(curve, stop) for curve in curves]
         else:
-            curves = 1 / (1 + np.exp(-curves))
-            find = self._runs if self.method == "runs" else self.stretches
-            moments = [find(curve, stop) for curve in curves]
-        return Located(moments, curves, self.model.frame_seconds, stop / self.model.sample_rate)
+            if self.is_local:
+                candidates = [self._local_peaks(curve, stop) for curve in curves]
+            moments = [suppressed(found, SAME_MOMENT, self.most) for found in candidates]
+        moments = [found[: self.most] for found in moments]
+        return Located(moments, curves, self.frame_seconds, stop / self.model.sample_rate)
 
     def _curves(self, text: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
         """Return logits, or contributions times t, float32 (N, t) of frames (1, t, D)."""
@@ -211,7 +267,7 @@ class Locator:
             return model.moment_logits(text, frames, mask)
         contributions = model.pooling.contributions(text, frames, mask)[:, 0]
         if self.method == "contribution":
-            return contributions * frames.shape[1]
+            return contributions * (frames.shape[1] if model.pooling.keeps_frames else 1)
         return contributions / model.temperature.abs() + model.loss_parameters["bias"]
 
     def _scores(self, text: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
@@ -222,10 +278,23 @@ class Locator:
             frames, mask = pooling(frames, mask)[:, None], mask[:, :1]
         return pooling.score(text, frames, mask)[:, 0]
 
-    def _places(self, start: int, num_frames: int) -> np.ndarray:
-        """Return the places (t,) of an excerpt's frames among the recording's."""
-        centres = start + self.model.windows.frame_centres(num_frames)
-        return (centres / self.samples_per_frame).astype(np.int64)
+    def _places(self, excerpt: Heard, num_frames: int) -> tuple[np.ndarray, np.ndarray]:
+        """Place the frames of an excerpt among the recording's.
+
+        Windows that overlap, or that do not divide the excerpt, have frames beyond its end.
+
+        Returns:
+            Places int64 of those frames that begin within it; bool (num_frames,), which they are.
+        """
+        size = self.samples_per_frame
+        if self.has_one_vector:
+            own = np.arange(num_frames)
+        else:
+            # in frames; the tiny share keeps a centre at a border on one side
+            own = (self.model.windows.frame_centres(num_frames) / size + 1e-6).astype(np.int64)
+        places = round(excerpt.start / size) + own
+        is_inside = places * size < excerpt.stop
+        return places[is_inside], is_inside
 
     def _peaks(self, curve: np.ndarray, score: float, first: int, stop: int) -> list[Moment]:
         """Return the stretches of an excerpt's contributions (t,), scored by the excerpt.
@@ -236,6 +305,21 @@ class Locator:
             self._moment(first + begin, first + end, own, stop)
             for begin, end, own in peaks(curve, score)
         ]
+
+    def _local_peaks(self, curve: np.ndarray, stop: int) -> list[Moment]:
+        """Return the stretches of similarities (T,) over the mean of the minute around them.
+
+        A stretch's score is its mean. The surroundings are as long as the model's longest clip.
+        """
+        around = max(2, round(self.model.windows.clip_samples / self.samples_per_frame))
+        last = max(0, len(curve) - around)
+        found = []
+        for start in sorted({*range(0, last, around // 2), last}):
+            part = curve[start : start + around]
+            for begin, end, _ in peaks(part, 0.0):
+                score = float(part[begin:end].mean())
+                found.append(self._moment(start + begin, start + end, score, stop))
+        return found
 
     def stretches(
         self, curve: np.ndarray, stop: int, threshold: float | None = None
@@ -254,7 +338,7 @@ class Locator:
             threshold = float(self.model.moment_head.threshold)
         top = float(curve.max())
         least = 0.0 if self.alternatives else LEAST_SHARE
-        cuts = stretches(curve - threshold * top, MOST_MOMENTS, least)
+        cuts = stretches(curve - threshold * top, self.most, least)
         first, last, _ = cuts[0]
         score = float(curve[first:last].mean())
         found = [self._moment(*own, score * share, stop) for *own, share in cuts]
@@ -262,18 +346,29 @@ class Locator:
             others = [
                 self._moment(*own, min(float(curve[slice(*own)].mean()), found[-1].score), stop)
                 for level in LEVELS
-                for *own, _ in stretches(curve - level * top, MOST_MOMENTS, 0.0)
+                for *own, _ in stretches(curve - level * top, self.most, 0.0)
             ]
-            found = with_others(found, others, SAME_CUT)[:MOST_MOMENTS]
+            found = with_others(found, others, SAME_CUT)[: self.most]
         return found
 
     def _runs(self, curve: np.ndarray, stop: int) -> list[Moment]:
-        """Return the runs of probabilities (T,) above RUN_PROBABILITY."""
-        found = [
-            self._moment(begin, end, float(curve[begin:end].mean()), stop)
-            for begin, end in runs(curve, RUN_PROBABILITY)
+        """Return the runs of probabilities (T,) above RUN_PROBABILITY, or the one of the highest.
+
+        That one holds the most probable frame, and those beside it above half of its probability.
+        """
+        found = runs(curve, RUN_PROBABILITY)
+        if not found:
+            highest = int(curve.argmax())
+            near = runs(curve, curve[highest] / 2) or [(highest, highest + 1)]
+            found = [(begin, end) for begin, end in near if begin <= highest < end]
+        return self._by_mean(curve, found, stop)
+
+    def _by_mean(self, curve: np.ndarray, found: list[tuple[int, int]], stop: int) -> list[Moment]:
+        """Return the moments of stretches, scored by their mean, best first."""
+        moments = [
+            self._moment(begin, end, float(curve[begin:end].mean()), stop) for begin, end in found
         ]
-        return sorted(found, key=lambda moment: -moment.score)
+        return sorted(moments, key=lambda moment: -moment.score)
 
     def _moment(self, begin: int, end: int, score: float, stop: int) -> Moment:
         """Return the moment of the frames begin to end; stop: end of the sound in samples."""
@@ -281,20 +376,51 @@ class Locator:
         return Moment(begin * size / rate, min(end * size, stop) / rate, score)
 
 
-def averaged(places: np.ndarray, values: np.ndarray) -> tuple[int, np.ndarray]:
-    """Average the values of equal places.
+class _RunningAverage:
+    """Curves of a recording whose excerpts come one after another; letters as in the module."""
+
+    def __init__(self, num_texts: int):
+        self._sums = np.zeros((num_texts, 0), np.float32)
+        self._counts = np.zeros(0, np.int32)
+
+    def add(self, first: int, sums: np.ndarray, counts: np.ndarray) -> None:
+        """Add the sums (N, t) and counts (t,) of the places from `first` on."""
+        stop = first + len(counts)
+        if stop > len(self._counts):
+            more = stop + len(self._counts) // 2 - len(self._counts)
+            self._sums = np.pad(self._sums, ((0, 0), (0, more)))
+            self._counts = np.pad(self._counts, (0, more))
+        self._sums[:, first:stop] += sums
+        self._counts[first:stop] += counts
+
+    def curves(self, num_frames: int) -> np.ndarray:
+        """Return the averages of num_frames frames, float32 (N, num_frames)."""
+        sums, counts = self._sums[:, :num_frames], self._counts[:num_frames]
+        missing = num_frames - len(counts)
+        return averaged(np.pad(sums, ((0, 0), (0, missing))), np.pad(counts, (0, missing)))
+
+
+def summed(places: np.ndarray, values: np.ndarray) -> tuple[int, np.ndarray, np.ndarray]:
+    """Sum the values of equal places.
 
     Args:
-        places: int64 (n,); every place from the lowest to the highest is there.
+        places: int64 (n,), n of 1 or more.
         values: float32 (N, n).
 
     Returns:
-        The lowest place; float32 (N, highest - lowest + 1).
+        The lowest place; sums (N, highest - lowest + 1); how many values each has, int64.
     """
     first, offsets = int(places.min()), places - places.min()
-    counts = np.bincount(offsets)
-    sums = np.stack([np.bincount(offsets, row) for row in values])
-    return first, (sums / counts).astype(np.float32)
+    return first, np.stack([np.bincount(offsets, row) for row in values]), np.bincount(offsets)
+
+
+def averaged(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Divide sums (N, t) by counts (t,), float32; a place without any has its neighbour's before.
+
+    Windows with sound between them that no window hears leave such places.
+    """
+    filled = np.maximum.accumulate(np.where(counts > 0, np.arange(len(counts)), 0))
+    return (sums[:, filled] / counts[filled]).astype(np.float32)
 
 
 def _cut(blocks: Iterable[np.ndarray], size: int, hop: int) -> Iterator[tuple[int, np.ndarray]]:

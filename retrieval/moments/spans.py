@@ -117,21 +117,29 @@ def iou(first: tuple[float, float], second: tuple[float, float]) -> float:
     return overlap / (first[1] - first[0] + second[1] - second[0] - overlap)
 
 
-def with_others(moments: list[Moment], others: Iterable[Moment], overlap: float) -> list[Moment]:
-    """Add each of `others`, in order, whose IoU with all before it is below `overlap`."""
+def with_others(
+    moments: list[Moment], others: Iterable[Moment], overlap: float, most: int | None = None
+) -> list[Moment]:
+    """Add each of `others`, in order, whose IoU with all before it is below `overlap`.
+
+    most: stop at so many moments; without it, time grows with the square of a recording's length.
+    """
     kept = list(moments)
     for moment in others:
+        if most is not None and len(kept) >= most:
+            break
         if all(iou(moment, own) < overlap for own in kept):
             kept.append(moment)
     return kept
 
 
-def suppressed(moments: Iterable[Moment], overlap: float) -> list[Moment]:
+def suppressed(moments: Iterable[Moment], overlap: float, most: int | None = None) -> list[Moment]:
     """Sort moments by falling score, and drop those that overlap a better one.
 
     Args:
         moments: In any order; of equal scores the earlier in the list comes first.
         overlap: Smallest IoU with a better one that drops a moment.
+        most: Stop after so many; None: none is left out.
     """
     ranked = sorted(moments, key=lambda moment: -moment.score)
-    return with_others([], ranked, overlap)
+    return with_others([], ranked, overlap, most)

@@ -9,7 +9,7 @@ import torch
 from retrieval.base.errors import UserError
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.transformer_pooling import TransformerPooling
-from retrieval.moments.locator import SAME_CUT, Locator, averaged
+from retrieval.moments.locator import SAME_CUT, Locator, averaged, summed
 from retrieval.moments.spans import LEAST_SHARE, MOST_MOMENTS, iou, maximum_sum
 from tests.models.test_dual_encoder import CAPTIONS, DIM, RATE, clip, make_model, text_folder  # noqa: F401
 
@@ -98,7 +98,8 @@ def test_windows_are_encoded_once(tap, monkeypatch):
 def test_one_window_per_excerpt_and_windows_that_overlap(text_folder, windows):  # noqa: F811
     model = make_model(text_folder, moment_head=HEAD, **windows)
     locator, texts = Locator(model), model.encode_text(CAPTIONS)
-    assert not locator.shares_windows and locator.hop_samples == 1.5 * RATE
+    assert not locator.shares_windows
+    assert locator.hop_samples == 37 * 320  # about half, whole frames
     samples = clip(8.2).numpy()
     found = locator.locate(texts, locator.hear([samples]))
     assert found.curves.shape == (len(CAPTIONS), int(np.ceil(8.2 * 25)))
@@ -165,8 +166,10 @@ def test_alternatives_are_other_cuts_after_the_answers(tap):
 
 
 def test_places_are_averaged():
-    first, found = averaged(np.array([4, 5, 5, 6, 5]), np.array([[1.0, 2, 4, 8, 0]], np.float32))
-    assert first == 4 and found.tolist() == [[1.0, 2.0, 8.0]]
+    places, values = np.array([4, 5, 5, 7, 5]), np.array([[1.0, 2, 4, 8, 0]], np.float32)
+    first, sums, counts = summed(places, values)
+    assert first == 4 and counts.tolist() == [1, 3, 0, 1]
+    assert averaged(sums, counts).tolist() == [[1.0, 2.0, 2.0, 8.0]]
 
 
 def test_a_head_survives_saving(tap, tmp_path: Path):
