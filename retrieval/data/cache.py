@@ -85,10 +85,11 @@ class ClipSplit:
         """True if any clip has queries with times."""
         return any(self.moments)
 
-    def fingerprint(self, with_moments: bool = True) -> str:
+    def fingerprint(self, with_moments: bool = False) -> str:
         """Return a digest of clip ids, lengths and captions in order, not of the cache's place.
 
-        It covers queries with times where there are any, unless `with_moments` is False.
+        With `with_moments` it covers queries with times, where there are any. What concerns
+        retrieval only, as scores and the runs of other versions, stays valid without.
         """
         content = [self.clip_ids, self.num_samples.tolist(), self.captions]
         if with_moments and self.has_moments:

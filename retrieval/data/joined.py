@@ -34,9 +34,9 @@ class JoinedSplit:
         """True if any clip has queries with times."""
         return any(self.moments)
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, with_moments: bool = False) -> str:
         """Return a digest of the fingerprints of the splits, in order."""
-        content = repr([split.fingerprint() for split in self.splits])
+        content = repr([split.fingerprint(with_moments) for split in self.splits])
         return hashlib.sha256(content.encode()).hexdigest()
 
     def read(self, index: int, start: int = 0, stop: int | None = None) -> np.ndarray:

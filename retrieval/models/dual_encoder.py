@@ -349,13 +349,19 @@ class DualEncoder(nn.Module, PyTorchModelHubMixin):
             frames: (P, T, D), of frame_vectors; or (1, T, D) for one clip with all texts.
             mask: bool (P, T) or (1, T), True = valid.
         """
-        evidence = self.pooling.evidence(text, frames, mask)  # (P, B, T, E)
-        if len(frames) == 1:
+        return self.moment_logits_of_keys(text, self.pooling.keys(frames), mask)
+
+    def moment_logits_of_keys(
+        self, text: torch.Tensor, keys: torch.Tensor, mask: torch.Tensor
+    ) -> torch.Tensor:
+        """Return `moment_logits` of pooling.keys(frames), which an index keeps, for the frames."""
+        evidence = self.pooling.evidence(text, keys, mask)  # (P, B, T, E)
+        if len(keys) == 1:
             evidence = evidence[:, 0]
         else:
             evidence = evidence.diagonal(dim1=0, dim2=1).movedim(-1, 0)  # (P, T, E)
-        frames, mask = frames.expand(len(text), -1, -1), mask.expand(len(text), -1)
-        return self.moment_head(text, frames, mask, evidence)
+        keys, mask = keys.expand(len(text), -1, -1), mask.expand(len(text), -1)
+        return self.moment_head(text, keys, mask, evidence)
 
     def forward(self, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Encode the share that one process has of a batch, before texts are exchanged.

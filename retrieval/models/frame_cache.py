@@ -59,9 +59,9 @@ class FrameSplit:
     def __len__(self) -> int:
         return len(self.clip_ids)
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, with_moments: bool = False) -> str:
         """Return the fingerprint of the clips."""
-        return self.split.fingerprint()
+        return self.split.fingerprint(with_moments)
 
     def read(self, index: int, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Read frames start..stop of clip `index`, float32 (T, F)."""

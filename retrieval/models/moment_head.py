@@ -64,7 +64,7 @@ class MomentHead(nn.Module):
 
         Args:
             text: (P, D), of encode_text.
-            frames: (P, T, D), of DualEncoder.frame_vectors.
+            frames: (P, T, D), keys of the pooling.
             mask: bool (P, T), True = valid, valid frames first.
             evidence: (P, T, E), of the pooling.
 

@@ -91,18 +91,26 @@ class Pooling(nn.Module):
             frames: (B, T, D), all frames in the shared space, of DualEncoder.frame_vectors.
             mask: bool (B, T), True = valid.
         """
-        return self.evidence(text, frames, mask)[..., 0]
+        return self.evidence(text, self.keys(frames), mask)[..., 0]
 
-    def evidence(self, text: Tensor, frames: Tensor, mask: Tensor) -> Tensor:
+    def keys(self, frames: Tensor) -> Tensor:
+        """Return frames (..., D) in the form that an index keeps, and that a moment head reads."""
+        return frames
+
+    def evidence(self, text: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
         """Return num_evidence numbers for each text and frame, float32 (N, B, T, num_evidence).
 
-        A moment head reads them. Here it is one, the similarity. Arguments as in `contributions`;
-        padding gives zeros.
+        A moment head reads them. Here it is one, the similarity.
+
+        Args:
+            text: (N, D), of encode_text.
+            keys: (B, T, D), of `keys`.
+            mask: bool (B, T), True = valid; padding gives zeros.
         """
         with torch.autocast(text.device.type, enabled=False):
             text = self.directions(_at_least_float32(text))
-            frames = self.directions(_at_least_float32(frames))
-            similarity = torch.einsum("nd,btd->nbt", text, frames)
+            keys = self.directions(_at_least_float32(keys))
+            similarity = torch.einsum("nd,btd->nbt", text, keys)
             return similarity.masked_fill(~mask, 0.0).unsqueeze(-1)
 
     def folded_maps(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -323,17 +331,20 @@ class TextAwareAttentionPooling(Pooling):
         A frame's own output is z with all weight on that frame. So this is the part of each frame
         in the numerator of the score, up to the lengths of the outputs.
         """
-        return self.evidence(text, frames, mask)[..., 4] / mask.sum(dim=1)[:, None]
+        return self.evidence(text, self.keys(frames), mask)[..., 4] / mask.sum(dim=1)[:, None]
 
-    def evidence(self, text: Tensor, frames: Tensor, mask: Tensor) -> Tensor:
+    def keys(self, frames: Tensor) -> Tensor:
+        return self.norm(frames)
+
+    def evidence(self, text: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
         """Return, for each text and frame, float32 (N, B, T, 5), zeros for padding.
 
-        Cosine of text and frame; cosine of text and the frame's own output; logit; log of the
-        weight times T; and the product of weight, T and the second. T counts valid frames.
+        Cosine of text and key; cosine of text and the frame's own output; logit; log of the weight
+        times T; and the product of weight, T and the second. T counts valid frames.
         """
-        similarity = super().evidence(text, frames, mask)  # (N, B, T, 1)
-        queries, keys = self.folded_queries(text), self.norm(frames)
-        values = _apply(self._value_maps(frames), keys) + self.output.bias
+        similarity = super().evidence(text, keys, mask)  # (N, B, T, 1)
+        queries = self.folded_queries(text)
+        values = _apply(self._value_maps(keys), keys) + self.output.bias
         own = super().evidence(text, self.norm(values), mask)[..., 0]  # (N, B, T)
         with torch.autocast(text.device.type, enabled=False):
             logits = torch.einsum(

@@ -111,7 +111,7 @@ def pretrain(
     }
     settings = {
         "version": VERSION,
-        "corpus": clips.fingerprint(with_moments=False),  # the weights depend on no times
+        "corpus": clips.fingerprint(),
         "sample_rate": clips.sample_rate,
         "text_encoder": sources,
         **sizes,

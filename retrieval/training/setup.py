@@ -188,7 +188,8 @@ def prepare(config: Config, folder: Path, resume: bool, overwrite: bool) -> Run:
         lock = checkpoint.open_run(folder, config, resume, overwrite)
     accelerator.wait_for_everyone()
     teachers = objective.teachers.fingerprint if objective and objective.teachers else ""
-    progress = Progress(corpus=pairs.split.fingerprint(), teachers=teachers)
+    corpus = pairs.split.fingerprint(with_moments=config.moment_head is not None)
+    progress = Progress(corpus=corpus, teachers=teachers)
     accelerator.register_for_checkpointing(progress)
     average, decay = None, config.train.ema_decay
     if decay is not None:

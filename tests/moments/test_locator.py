@@ -149,20 +149,20 @@ def test_what_a_model_cannot_do(text_folder, tap):  # noqa: F811
         list(Locator(tap).hear([np.zeros(0, np.float32)]))
 
 
-@torch.no_grad()
 def test_alternatives_are_other_cuts_after_the_answers(tap):
-    texts, samples = tap.encode_text(CAPTIONS), clip(9.0).numpy()
-    plain, filled = (
-        locator.locate(texts, locator.hear([samples])).moments
-        for locator in (Locator(tap, "head"), Locator(tap, "head", alternatives=True))
-    )
-    assert any(len(more) > len(few) for few, more in zip(plain, filled, strict=True))
-    for few, more in zip(plain, filled, strict=True):
-        assert more[: len(few)] == few and len(more) <= MOST_MOMENTS
-        scores = [own.score for own in more]
-        assert scores == sorted(scores, reverse=True)
-        for place, own in enumerate(more):
-            assert all(iou(own, other) < SAME_CUT for other in more[:place])
+    times = np.arange(250) * 0.04
+    curve = 0.9 * np.exp(-((times - 3) ** 2)) + 0.6 * np.exp(-((times - 8) ** 2 / 0.1))
+    few = Locator(tap, "head").stretches(curve, 10 * RATE, 0.5)
+    more = Locator(tap, "head", alternatives=True).stretches(curve, 10 * RATE, 0.5)
+    # half of the highest value: exp(-x^2) reaches it at sqrt(ln 2)
+    assert few[0].start == pytest.approx(3 - np.sqrt(np.log(2)), abs=0.05)
+    assert few[0].end == pytest.approx(3 + np.sqrt(np.log(2)), abs=0.05)
+    assert few[0].score == pytest.approx(curve[(curve > 0.45) & (times < 6)].mean())
+    assert more[: len(few)] == few and len(few) < len(more) <= MOST_MOMENTS
+    assert [own.score for own in more] == sorted((own.score for own in more), reverse=True)
+    for place, own in enumerate(more):
+        assert all(iou(own, other) < SAME_CUT for other in more[:place])
+    assert more[1].start < 8 < more[1].end  # the second sound comes before other cuts
 
 
 def test_places_are_averaged():
