@@ -21,7 +21,7 @@ LAUNCH := OMP_NUM_THREADS=$$(nproc) $(BIN)/accelerate launch --config_file confi
 define train_and_score
 	@test runs/$(1)/metrics.json -nt configs/$(1).yaml -a runs/$(1)/metrics.json -nt $(SAMPLE)/weights/made_from.json || $(LAUNCH) --config configs/$(1).yaml \
 	    $$(ls -d runs/$(1)/states/step-*[0-9] >/dev/null 2>&1 && echo --resume || echo --overwrite)
-	@test -f runs/$(1)/best/results/evaluation/metrics.json || $(BIN)/python evaluate.py --checkpoint runs/$(1)/best
+	@test -f runs/$(1)/best/results/evaluation/$(2).json || $(BIN)/python evaluate.py --checkpoint runs/$(1)/best $(3)
 endef
 
 demo: install
@@ -34,16 +34,19 @@ demo: install
 	@echo "--- encoders' weights"
 	@$(BIN)/python -m retrieval.pretraining --cache $(SAMPLE)/cache --text-encoder $(SAMPLE)/text_encoder --output $(SAMPLE)/weights
 	@echo "--- mean pooling"
-	$(call train_and_score,sample_mean)
+	$(call train_and_score,sample_mean,metrics)
 	@echo "--- text-aware attention pooling (TAP)"
-	$(call train_and_score,sample_tap)
+	$(call train_and_score,sample_tap,metrics)
+	@echo "--- moments: a head on TAP's frames learns when a caption is heard"
+	@test ! -f runs/sample_moments/metrics.json -o runs/sample_moments/metrics.json -nt runs/sample_tap/metrics.json || rm -r runs/sample_moments
+	$(call train_and_score,sample_moments,moments,--moments)
 	@echo "--- text to audio, evaluation split of the sample corpus"
 	@$(BIN)/python -m benchmarks.compare_runs mean=runs/sample_mean/best TAP=runs/sample_tap/best
 	@echo "--- the same, captions that name one event of a longer scene"
 	@$(BIN)/python -m benchmarks.compare_runs mean=runs/sample_mean/best TAP=runs/sample_tap/best --scenes $(SAMPLE)/scenes.json
 	@echo "--- index of the evaluation split's recordings, for make app"
-	@$(BIN)/python -m retrieval.search index $(SAMPLE)/evaluation --checkpoint runs/sample_tap/best --index $(SAMPLE)/index \
-	    $$(test $(SAMPLE)/index/index.sqlite -nt runs/sample_tap/metrics.json || echo --overwrite)
+	@$(BIN)/python -m retrieval.search index $(SAMPLE)/evaluation --checkpoint runs/sample_moments/best --index $(SAMPLE)/index \
+	    $$(test $(SAMPLE)/index/index.sqlite -nt runs/sample_moments/metrics.json || echo --overwrite)
 	@echo "search them in the browser: make app"
 	@echo "see the curves, attention pictures and sounds: $(BIN)/tensorboard --logdir runs"
 
