@@ -24,6 +24,7 @@ from retrieval.moments.spans import (
     LEAST_SHARE,
     MOST_MOMENTS,
     Moment,
+    over_threshold,
     peaks,
     runs,
     stretches,
@@ -336,13 +337,10 @@ class Locator:
         """
         if threshold is None:
             threshold = float(self.model.moment_head.threshold)
-        top = float(curve.max())
         least = 0.0 if self.alternatives else LEAST_SHARE
-        cuts = stretches(curve - threshold * top, self.most, least)
-        first, last, _ = cuts[0]
-        score = float(curve[first:last].mean())
-        found = [self._moment(*own, score * share, stop) for *own, share in cuts]
+        found = [self._moment(*own, stop) for own in over_threshold(curve, threshold, least)]
         if self.alternatives:
+            top = float(curve.max())
             others = [
                 self._moment(*own, min(float(curve[slice(*own)].mean()), found[-1].score), stop)
                 for level in LEVELS

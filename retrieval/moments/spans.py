@@ -94,6 +94,26 @@ def peaks(curve: np.ndarray, score: float) -> list[tuple[int, int, float]]:
     ]
 
 
+def over_threshold(
+    curve: np.ndarray, threshold: float, least_share: float = LEAST_SHARE
+) -> list[tuple[int, int, float]]:
+    """Find the stretches of a moment head's probabilities, best first.
+
+    Args:
+        curve: (T,), probabilities.
+        threshold: As a share of the highest probability.
+        least_share: As for `stretches`.
+
+    Returns:
+        First frame of each stretch, the frame after its last, and its score: the mean probability
+        of the first; that of others is lower by their share of its sum over the threshold.
+    """
+    cuts = stretches(curve - threshold * curve.max(), MOST_MOMENTS, least_share)
+    first, stop, _ = cuts[0]
+    score = float(curve[first:stop].mean())
+    return [(first, stop, score * share) for first, stop, share in cuts]
+
+
 def runs(curve: np.ndarray, threshold: float) -> list[tuple[int, int]]:
     """Find the maximal runs of frames above a threshold, in order.
 

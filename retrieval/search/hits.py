@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from retrieval.moments.export import Stretch
-from retrieval.moments.spans import Moment, peaks
+from retrieval.moments.spans import Moment, over_threshold, peaks
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Hit:
             cosine of two clip vectors.
         file: Path below the indexed folder, with "/" between folders.
         start, end: The excerpt; a short file is one excerpt.
-        moments: The stretches where the sentence is heard, best first, in the excerpt; the first
-            has the answer's score. One, the excerpt, if the index holds no frames, and for sounds
-            as queries.
+        moments: The stretches where the sentence is heard, best first, in the excerpt. The first
+            has the answer's score, or with a moment head the probability that it is heard there.
+            One, the excerpt, if the index holds no frames, and for sounds as queries.
         seconds: Length of the file.
         attention: TAP's weights float32 (T,), which sum to 1; None for other poolings and sounds.
         frame_seconds: Length of a frame; frame t is centred at start + (t + 0.5) * frame_seconds.
@@ -75,10 +75,12 @@ class Heard:
     Attributes:
         contributions: Part of each frame in the score, float32 (T,).
         attention: TAP's weights float32 (T,), or None.
+        probabilities: Of a moment head, float32 (T,), or None.
     """
 
     contributions: np.ndarray
     attention: np.ndarray | None
+    probabilities: np.ndarray | None = None
 
 
 def make_hit(
@@ -90,6 +92,7 @@ def make_hit(
     heard: Heard | None,
     centres: np.ndarray,
     frame_length: float,
+    threshold: float | None = None,
 ) -> Hit:
     """Make the answer with an excerpt of `file`.
 
@@ -101,6 +104,7 @@ def make_hit(
         heard: What the model hears in its frames; None if there are no frames.
         centres: float64 (T,), of the frames in s from the excerpt's start on.
         frame_length: Of a frame in s.
+        threshold: Of the moment head, where there are probabilities.
     """
     if heard is None:
         whole = (Moment(start, end, score),)
@@ -109,9 +113,11 @@ def make_hit(
     places = (centres / frame_length).astype(np.int64)  # (T,)
     counts = np.bincount(places)
     used = np.flatnonzero(counts)  # windows may also leave gaps
-    curve = np.bincount(places, heard.contributions)[used] / counts[used]
+    values = heard.contributions if heard.probabilities is None else heard.probabilities
+    curve = np.bincount(places, values)[used] / counts[used]
     moments = []
-    for first, stop, own in peaks(curve, score):
+    found = peaks(curve, score) if threshold is None else over_threshold(curve, threshold)
+    for first, stop, own in found:
         begin = start + float(used[first]) * frame_length
         finish = min(start + float(used[stop - 1] + 1) * frame_length, end)
         moments.append(Moment(begin, finish, own))

@@ -7,6 +7,7 @@ import math
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from retrieval.base.sound import UnreadableSound
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.pretrained import exact_name
 from retrieval.search.encoder import ExcerptEncoder, collate
-from retrieval.search.hits import Hit, IndexedFile, make_hit
+from retrieval.search.hits import Heard, Hit, IndexedFile, make_hit
 from retrieval.search.model_identity import ModelIdentity, load_model
 from retrieval.search.queries import check_query, query_notes
 from retrieval.search.sound import Excerpt, cut, read_excerpts
@@ -374,6 +375,8 @@ class AudioIndex:
     ) -> list[Hit]:
         """Make at most k answers of ranked excerpts; text (D,), or None for a sound as query."""
         contents, chosen, taken = self._contents, [], {}
+        head = self.model.moment_head
+        threshold = None if head is None else float(head.threshold)
         for clip, score in zip(clips, scores, strict=True):
             start, end = float(contents.starts[clip]), float(contents.stops[clip])
             spans = taken.setdefault(int(contents.file_of[clip]), [])
@@ -384,15 +387,25 @@ class AudioIndex:
                 break
         heard = [None] * len(chosen)
         if text is not None:
-            heard = self._two_stage.heard(text, [clip for clip, *_ in chosen])
+            numbers = [clip for clip, *_ in chosen]
+            heard = self._two_stage.heard(text, numbers)
+            if head is not None:
+                heard = [own and self._asked(own, text, clip) for own, clip in zip(heard, numbers)]
         rate, hits = self.model.sample_rate, []
         for (clip, score, start, end), own in zip(chosen, heard, strict=True):
             file = self.files[contents.file_of[clip]]
             num_frames = 0 if own is None else len(own.contributions)
             centres = self.model.windows.frame_centres(num_frames) / rate  # (T,)
-            frames = centres, self.model.frame_seconds
+            frames = centres, self.model.frame_seconds, threshold
             hits.append(make_hit(len(hits) + 1, score, file, start, end, own, *frames))
         return hits
+
+    def _asked(self, heard: Heard, text: torch.Tensor, clip: int) -> Heard:
+        """Add the moment head's probabilities (T,) for a text (D,) in an excerpt."""
+        keys = self._contents.clips.clip_frames(clip).to(text.device).float()[None]  # (1, T, D)
+        mask = torch.ones(keys.shape[:2], dtype=torch.bool, device=text.device)
+        logits = self.model.moment_logits_of_keys(text[None], keys, mask)[0]
+        return replace(heard, probabilities=logits.sigmoid().detach().cpu().numpy())
 
 
 def candidates_for(k: int) -> int:

@@ -26,6 +26,7 @@ from retrieval.config import load_config
 from retrieval.models.build import build_model
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.pooling import TextAwareAttentionPooling
+from retrieval.moments.locator import Locator
 from retrieval.search import AudioIndex, sound, storage, update, writer
 from retrieval.search.__main__ import main
 from tests.conftest import (
@@ -214,6 +215,34 @@ def test_moments_are_the_stretches_of_the_contributions(models, sounds, tmp_path
             scores = [moment.score for moment in hit.moments]
             assert scores == sorted(scores, reverse=True)
     assert max(numbers) > 1
+
+
+@pytest.mark.parametrize("pooling", ["tap", "mean"])
+def test_a_moment_head_answers_from_the_index_as_from_the_sound(
+    tiny, models, sounds, tmp_path, pooling
+):
+    settings = [f"pooling.name={pooling}", "moment_head={hidden: 8, step_seconds: 0.08}"]
+    torch.manual_seed(3)
+    start = f"train.init_from={models / pooling}"
+    model = build_model(load_config(tiny / "tiny.yaml", [*settings, start])).eval()
+    with torch.no_grad():
+        model.moment_head.logit.weight.mul_(20)
+    model.save_pretrained(tmp_path / "model")
+    index = AudioIndex.build(sounds, tmp_path / "model", tmp_path / "index")
+    plain = AudioIndex.build(sounds, models / pooling, tmp_path / "plain")
+    assert answers(index) == answers(plain)  # the head changes no answer
+    locator, compared = Locator(model, "head"), 0
+    with torch.no_grad():
+        text = model.encode_text([QUERY])
+    for hit in index.search(QUERY, 50):
+        if hit.seconds <= 2.0:  # one excerpt
+            samples = slow_samples(sounds / hit.file)
+            (expected,) = locator.locate(text, locator.hear([samples])).moments
+            # stored in half precision
+            assert hit.moments[0].score == pytest.approx(expected[0].score, abs=5e-3)
+            assert hit.moments[0][:2] == pytest.approx(expected[0][:2], abs=0.09)
+            compared += 1
+    assert compared > 2
 
 
 def test_a_sound_heard_twice_is_found_twice(models, tmp_path):
