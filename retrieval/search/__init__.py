@@ -7,7 +7,7 @@ On the command line:
 
 In Python:
 
-    from retrieval.search import AudioIndex
+    from retrieval.search import AudioIndex, find_moments
 
     # Once, and whenever the recordings have changed.
     index = AudioIndex.build("recordings", "runs/tap/best", "recordings.index")
@@ -17,7 +17,9 @@ In Python:
             print(f"{hit.score:.3f}  {hit.file}  {moment.start:.1f}-{moment.end:.1f} s")
     index.search_audio("recordings/dog.wav")  # more like this
 
-`AudioIndex`, `Changes`, `Hit` and `IndexedFile` are loaded when they are first used.
+    find_moments("meeting.wav", ["a phone rings"], "runs/tap/best").moments  # without an index
+
+All names are loaded when they are first used.
 """
 
 import lazy_loader
@@ -27,6 +29,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "hits": ["Hit", "IndexedFile"],
         "index": ["AudioIndex"],
+        "one_file": ["FoundInFile", "find_moments"],
         "update": ["Changes"],
     },
 )

@@ -7,6 +7,7 @@
     python -m retrieval.search query --queries FILE --index DIR     # one per line, or a CSV
     python -m retrieval.search query TEXT --index DIR --labels audacity --output FOLDER
     python -m retrieval.search query TEXT --index DIR --clips FOLDER
+    python -m retrieval.search query TEXT --file meeting.wav --checkpoint MODEL    # no index
 
 Run `index` again after changes: only new and changed recordings are encoded. It reads WAV, FLAC,
 Ogg, Opus, MP3, AIFF, M4A, the sound of MP4 and WebM, and more (docs/corpora.md), under any file
@@ -19,6 +20,7 @@ import csv
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 FILES_LISTED = 20
 COLUMNS = ("query", "rank", "score", "file", "from", "to", "excerpt_from", "excerpt_to")
 COLUMNS += ("file_seconds", "moments")
+METHODS = ("auto", "head", "contribution", "runs")  # those of retrieval.moments.locator
 LABELS = ("audacity", "raven", "csv", "json")  # FORMATS of retrieval.moments.export
 
 
@@ -44,7 +47,9 @@ def main(argv: list[str] | None = None) -> int:
     set_quiet(arguments.quiet)
     check_environment(several=False)
     silence_transformers()  # below the checks, because it takes seconds to import
-    return index(arguments) if arguments.command == "index" else query(arguments)
+    if arguments.command == "index":
+        return index(arguments)
+    return query_file(arguments) if arguments.file else query(arguments)
 
 
 def index(arguments: argparse.Namespace) -> int:
@@ -127,12 +132,41 @@ def query(arguments: argparse.Namespace) -> int:
             gone.add(file)
     for note in notes:
         print(note, file=sys.stderr)
-    written = export(answers, opened, gone, arguments)
+    finish(answers, opened.path_of, gone, arguments)
+    return 0
+
+
+def query_file(arguments: argparse.Namespace) -> int:
+    from retrieval.search.model_identity import load_model
+    from retrieval.search.one_file import announced_seconds, find_moments
+    from retrieval.search.queries import query_notes, read_query_file
+
+    queries = read_query_file(arguments.queries) if arguments.queries else [arguments.text]
+    announced_seconds(arguments.file)  # a wrong name is said before a model is loaded
+    model = load_model(arguments.checkpoint, arguments.text_encoder)
+    method = None if arguments.method == "auto" else arguments.method
+    found = find_moments(arguments.file, queries, model, method=method, k=arguments.k)
+    of_words = (query_notes(text, model.text_encoder) for text in queries)
+    for note in (*filter(None, of_words), *found.notes()):
+        print(f"note: {note}", file=sys.stderr)
+    name = arguments.file.name
+    answers = list(zip(queries, found.hits(name), strict=True))
+    finish(answers, lambda _: arguments.file, set(), arguments)
+    return 0
+
+
+def finish(
+    answers: list[tuple[str, list["Hit"]]],
+    path_of: Callable[[str], Path],
+    gone: set[str],
+    arguments: argparse.Namespace,
+) -> None:
+    """Write and print answers; gone: files that are no longer there."""
+    written = export(answers, path_of, gone, arguments)
     write_answers(answers, arguments)
     if not arguments.json:
         for line in written:
             print(f"written: {line}")
-    return 0
 
 
 def check_no_recording(option: str, path: Path | None, index: "AudioIndex") -> None:
@@ -146,7 +180,7 @@ def check_no_recording(option: str, path: Path | None, index: "AudioIndex") -> N
 
 def export(
     answers: list[tuple[str, list["Hit"]]],
-    index: "AudioIndex",
+    path_of: Callable[[str], Path],
     gone: set[str],
     arguments: argparse.Namespace,
 ) -> list[str]:
@@ -161,11 +195,11 @@ def export(
     written = []
     if arguments.labels:
         own = there if arguments.labels == "raven" else found
-        files = write_labels(arguments.labels, arguments.output, own, index.path_of)
+        files = write_labels(arguments.labels, arguments.output, own, path_of)
         is_folder = arguments.output not in files
         written.append(f"{arguments.output}" + f", {len(files):,} files" * is_folder)
     if arguments.clips:
-        clips = write_clips(arguments.clips, there, index.path_of)
+        clips = write_clips(arguments.clips, there, path_of)
         written.append(f"{arguments.clips}, {len(clips):,} clips")
     return written
 
@@ -257,14 +291,21 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     precisions = ["auto", "no", "bf16", "fp16"]
     add("--mixed-precision", choices=precisions, default="auto", help="of the encoder")
     add("--overwrite", action="store_true", help="forget the content of the index; make it anew")
-    asking = commands.add_parser("query", help="search an index")
+    asking = commands.add_parser("query", help="search an index, or one file")
     add = asking.add_argument
     add("text", nargs="?", help="a sentence")
     add("--audio", type=path_argument, metavar="FILE", help="a sound in place of the sentence")
     queries = "several sentences: a line each, or a CSV with a column caption"
     add("--queries", type=path_argument, metavar="FILE", help=queries)
-    checkpoint = "where the index's model is now; default: where it was"
+    checkpoint = (
+        "where the index's model is now; default: where it was. With --file: the model, any that an"
+        " index takes"
+    )
     add("--checkpoint", type=path_argument, metavar="MODEL", help=checkpoint)
+    one = "search in this file, of any length, without an index; needs --checkpoint"
+    add("--file", type=path_argument, metavar="FILE", help=one)
+    method = "how moments are found in --file (docs/search.md); default: auto"
+    add("--method", choices=METHODS, help=method)
     add("-k", type=int, default=10, help="answers to a query")
     within = "only files below this one, relative to the indexed folder"
     add("--within", default="", metavar="SUBFOLDER", help=within)
@@ -287,7 +328,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--clips", type=path_argument, metavar="FOLDER", help=clips)
     for command in (making, asking):
         place = {"type": path_argument, "metavar": "DIR", "help": "folder of the index"}
-        command.add_argument("--index", required=True, **place)
+        command.add_argument("--index", required=command is making, **place)
         default = "roberta-large" if command is making else "as when the index was made"
         tokenizer = (
             f"tokenizer of a .ckpt, which has none: a folder or hub name; default: {default}"
@@ -322,13 +363,40 @@ def check_query_arguments(arguments: argparse.Namespace, parser: argparse.Argume
             f"--min-seconds {arguments.min_seconds:g} is not below --max-seconds"
             f" {arguments.max_seconds:g}"
         )
-    files_read = [file for file in (arguments.audio, arguments.queries) if file]
+    check_place(arguments, parser)
+    files_read = [arguments.audio, arguments.queries, arguments.file]
+    files_read = [file for file in files_read if file]
     if arguments.csv:
         check_writable(arguments.csv.parent)
         if arguments.csv.is_dir():
             parser.error(f"--csv {arguments.csv} is a folder; give a file")
         check_not_among("--csv", arguments.csv, files_read)
     check_export_arguments(arguments, parser, files_read)
+
+
+def check_place(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Exit with one line unless either an index or a file is searched, with options of its own."""
+    if not arguments.index and not arguments.file:
+        parser.error(
+            "give the place to search: --index DIR, or one file: --file FILE --checkpoint MODEL"
+        )
+    if arguments.index and arguments.file:
+        parser.error("--index and --file exclude each other: give one of them")
+    if arguments.index:
+        if arguments.method:
+            parser.error("--method belongs to --file; an index has its own")
+        return
+    if not arguments.checkpoint:
+        parser.error("--file needs a model: --checkpoint MODEL, such as laion/clap-htsat-unfused")
+    of_an_index = {
+        "--audio": arguments.audio,
+        "--within": arguments.within,
+        "--min-seconds": arguments.min_seconds > 0,
+        "--max-seconds": arguments.max_seconds < float("inf"),
+        "--fast-text": arguments.fast_text,
+    }
+    if wrong := [option for option, is_given in of_an_index.items() if is_given]:
+        parser.error(f"{wrong[0]} belongs to --index, not to --file")
 
 
 def check_export_arguments(
