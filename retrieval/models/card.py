@@ -49,7 +49,7 @@ Search a folder of recordings with it:
 
     python -m retrieval.search index FOLDER --checkpoint DIRECTORY --index INDEX
     python -m retrieval.search query "a dog barks twice" --index INDEX
-
+{moments}
 ## Training data
 
 {data}
@@ -69,6 +69,18 @@ SETTINGS = """
 {settings}```
 
 </details>
+"""
+MOMENTS = """
+Its moment head tells when in a recording a sentence is heard:
+
+```python
+from retrieval.moments.locator import Locator
+
+locator = Locator(model)
+text = model.encode_text(["a dog barks twice"])
+# samples float32 (S,) at model.sample_rate Hz, in one block or several
+moments = locator.locate(text, locator.hear([samples])).moments[0]  # start, end, score; best first
+```
 """
 UNKNOWN_LICENCE = (
     "**unknown**: its author has not set one; ask before you pass it on. The author sets one by"
@@ -141,6 +153,7 @@ def model_card(architecture: dict[str, Any], record: TrainingRecord) -> ModelCar
         sample_rate=architecture["sample_rate"],
         clip_seconds=architecture["clip_seconds"],
         lora=_lora(record),
+        moments=MOMENTS if architecture.get("moment_head") else "",
         results=_results(record),
         code="the code that converted it" if record.converted_from else code,
         data=_data(record),
@@ -176,14 +189,15 @@ def _digest(card: str) -> str:
 
 
 def _eval_results(record: TrainingRecord) -> list[EvalResult]:
-    """Text-to-audio scores in percent, for the header that the hub reads."""
+    """Scores of text to audio, or of moments, in percent, for the header that the hub reads."""
     splits = {data.split: data for data in record.data}
     results = []
     for split, scores in record.scores.items():
         if split not in splits:
             continue
         data = splits[split]
-        for name, value in scores.metrics.get("text_to_audio", {}).items():
+        shown = scores.metrics.get("text_to_audio", {}) | scores.metrics.get("moments", {})
+        for name, value in shown.items():
             metric_type = name
             for prefix, kind in METRIC_TYPES.items():
                 metric_type = metric_type.replace(prefix, kind)
@@ -207,7 +221,7 @@ def _results(record: TrainingRecord) -> str:
     rows = [
         (split, direction.replace("_", " "), scores.metrics[direction])
         for split, scores in record.scores.items()
-        for direction in ("text_to_audio", "audio_to_text")
+        for direction in ("text_to_audio", "audio_to_text", "moments")
         if direction in scores.metrics
     ]
     if not rows:

@@ -187,6 +187,8 @@ def test_the_head_learns_and_chooses_its_threshold_on_validation(learnt, timed):
     )
     assert evaluation.metrics == final["best"]
     assert model.record.evaluation.metrics == final["best"]
+    card = (learnt / "best" / "README.md").read_text()
+    assert "| evaluation | moments |" in card and "from retrieval.moments" in card
 
 
 def test_a_head_on_frozen_encoders_leaves_retrieval_as_it_was(learnt, started, timed):
