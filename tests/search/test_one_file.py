@@ -88,14 +88,14 @@ def test_a_file_at_another_rate_and_of_two_channels_is_heard_as_one(model, tmp_p
 
 
 def test_a_short_file_has_the_answer_of_an_index(folder, tmp_path, capsys):
-    """Of contributions: an excerpt of an index and one of a file are the same."""
+    """By the head: an excerpt of an index and one of a file are the same."""
     recordings = tmp_path / "recordings"
     recordings.mkdir()
     soundfile.write(recordings / "short.wav", clip(2.5), RATE, subtype="FLOAT")
     model = load_pretrained(folder)
     AudioIndex.build(recordings, folder, tmp_path / "index")
     (hit,) = AudioIndex.open(tmp_path / "index").search(QUERIES[0])
-    found = find_moments(recordings / "short.wav", QUERIES[:1], model, method="contribution")
+    found = find_moments(recordings / "short.wav", QUERIES[:1], model)
     np.testing.assert_allclose(found.moments[0], hit.moments, atol=2e-3)  # frames in half precision
 
 
