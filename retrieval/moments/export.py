@@ -129,17 +129,26 @@ def write_labels(
         with atomic_writer(output) as file:
             file.write(text)
         return [output]
+    contents = label_files(kind, stretches, path_of)
+    for name, text in contents.items():
+        with atomic_writer(output / name) as file:
+            file.write(text)
+    return [output / name for name in contents]
+
+
+def label_files(kind: str, stretches: Sequence[Stretch], path_of: PathOf) -> dict[Path, str]:
+    """Return the label files of recordings: their relative paths, and their content.
+
+    Arguments and errors are those of `write_labels`; kind: audacity or raven.
+    """
     contents = {}
     for name, own in by_file(stretches).items():
         if kind == "audacity":
             text = audacity_labels(own)
         else:
             text = raven_table(own, _read(path_of(name), 0, 0)[1].sample_rate / 2)
-        contents[output / _label_name(name, ENDINGS[kind])] = text
-    for path, text in contents.items():
-        with atomic_writer(path) as file:
-            file.write(text)
-    return list(contents)
+        contents[_label_name(name, ENDINGS[kind])] = text
+    return contents
 
 
 def by_file(stretches: Sequence[Stretch]) -> dict[str, list[Stretch]]:

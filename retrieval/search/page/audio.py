@@ -41,6 +41,7 @@ class WaveFile:
         is_known = info.num_frames is not None
         num_frames = info.num_frames if is_known else round(seconds * info.sample_rate)
         channels = info.channels if info.channels <= 2 else 1
+        self.sample_rate, self.channels = info.sample_rate, channels
         self.width = 2 * channels  # bytes of a frame
         self.header = wave_header(num_frames, channels, info.sample_rate)
         self.size = len(self.header) + num_frames * self.width
@@ -59,6 +60,16 @@ class WaveFile:
         data = (samples.clip(-1, 1) * 32767).round().astype("<i2").tobytes()
         data = data.ljust((stop_frame - first_frame) * self.width, b"\0")
         return head + data[begin - first_frame * self.width :][: end - begin]
+
+
+def read_clip(path: Path, seconds: float, start: float, end: float) -> bytes:
+    """Return `start` to `end` (s) of a recording as a WAV, as WaveFile. Raises UserError."""
+    wave = WaveFile(path, seconds)
+    first = round(start * wave.sample_rate)
+    stop = max(round(end * wave.sample_rate), first + 1)
+    header = wave_header(stop - first, wave.channels, wave.sample_rate)
+    places = (len(wave.header) + frame * wave.width for frame in (first, stop))
+    return header + wave.read(*places)
 
 
 def wave_header(frames: int, channels: int, rate: int) -> bytes:

@@ -37,6 +37,7 @@ ROUTES: dict[str, set[str]] = {
     "/theme.css": {"GET"},
     "/favicon.ico": {"GET"},
     "/recording": {"GET", "HEAD"},
+    "/clip": {"GET"},
     "/picture": {"GET"},
     "/presence": {"GET"},
     "/login": {"POST"},

@@ -192,18 +192,16 @@ class Answers:
         self, query: str, folder: str, shortest: float | None, longest: float | None, k: int
     ) -> tuple[str, str]:
         limits = filters(folder, shortest, longest)
-        return self._found(
-            lambda: self.index.search(query, k, **limits), lambda: self.index.notes(query)
-        )
+        search, notes = self.index.search, self.index.notes
+        return self._found(query, lambda: search(query, k, **limits), lambda: notes(query))
 
     @answered
     def sound(
         self, reference: str, folder: str, shortest: float | None, longest: float | None, k: int
     ) -> tuple[str, str]:
         path, limits = self._upload(reference), filters(folder, shortest, longest)
-        return self._found(
-            lambda: self.index.search_audio(path, k, **limits), lambda: f"like {path.name}"
-        )
+        query, search = f"like {path.name}", self.index.search_audio
+        return self._found(query, lambda: search(path, k, **limits), lambda: query)
 
     @answered
     def like(
@@ -222,7 +220,8 @@ class Answers:
             ]
             return [own for own, same in zip(found, overlaps, strict=True) if not same][:k]
 
-        return self._found(others, lambda: f"like {hit.file}, {start:.1f} to {end:.1f}\u00a0s")
+        query = f"like {hit.file}, {start:.1f} to {end:.1f}\u00a0s"
+        return self._found(query, others, lambda: query)
 
     @answered
     def scores(self, reference: str, sentences: str) -> tuple[str, str]:
@@ -247,8 +246,9 @@ class Answers:
         return upload.path
 
     def _found(
-        self, search: Callable[[], list[Hit]], note: Callable[[], str | None]
+        self, query: str, search: Callable[[], list[Hit]], note: Callable[[], str | None]
     ) -> tuple[str, str]:
+        """Answer with the cards of `search`, and with `note`, which is called after it."""
         begin = time.perf_counter()
         hits = search()
         took = f"{1000 * (time.perf_counter() - begin):.0f}\u00a0ms"
@@ -256,7 +256,7 @@ class Answers:
             raise UserError("no recording matches the filters: widen them")
         files, in_all = len({hit.file for hit in hits}), count(len(self.index.files), "recording")
         text = f"{count(len(hits), 'answer')} in {files} of {in_all}, {took}"
-        return message("; ".join(filter(None, [text, note()]))), cards(hits, self.index)
+        return message("; ".join(filter(None, [text, note()]))), cards(query, hits, self.index)
 
 
 def filters(folder: str, shortest: float | None, longest: float | None) -> dict[str, str | float]:

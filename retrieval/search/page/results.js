@@ -1,5 +1,5 @@
-/* Results: a click or an arrow key on a picture moves its player there, one player sounds at a time,
-   "more like this" asks the server. Runs once, with Gradio's `element` and `trigger`. Later results
+/* Results: a click or an arrow key on a picture moves its player there, a click on a stretch plays it
+   to its end, one player sounds at a time, "more like this" asks the server. Runs once, with Gradio's `element` and `trigger`. Later results
    replace the content of `element`, so events are caught at `element` itself. */
 const ARROW_SECONDS = 1;
 let scrollToResults = false;
@@ -27,6 +27,47 @@ function play(card) {
     });
 }
 
+// The stretch that a player plays: { from, to }, in seconds. Playing stops at its end.
+const stretches = new WeakMap();
+
+function playStretch(card, from, to) {
+    const audio = audioOf(card);
+    audio.pause();
+    const stretch = { from: from, to: to };
+    stretches.set(audio, stretch);
+    audio.currentTime = from;
+    showStretch(card);
+    play(card);
+    // with every picture: "timeupdate" comes only four times a second
+    const watch = () => {
+        if (stretches.get(audio) !== stretch || !audio.isConnected) return;
+        stopAtEnd(audio);
+        requestAnimationFrame(watch);
+    };
+    watch();
+}
+
+function stopAtEnd(audio) {
+    const stretch = stretches.get(audio);
+    if (!stretch || audio.currentTime < stretch.to) return;
+    audio.pause();
+    audio.currentTime = stretch.to;
+    leaveStretch(audio);
+}
+
+function leaveStretch(audio) {
+    stretches.delete(audio);
+    showStretch(cardOf(audio));
+}
+
+function showStretch(card) {
+    const stretch = stretches.get(audioOf(card));
+    for (const part of card.querySelectorAll(".band, .heard")) {
+        const isPlayed = stretch && Number(part.dataset.from) === stretch.from;
+        part.classList.toggle("playing", Boolean(isPlayed));
+    }
+}
+
 function showPlace(card) {
     const [start, end] = spanOf(card);
     const now = audioOf(card).currentTime;
@@ -50,11 +91,10 @@ function showError(card) {
 
 element.addEventListener("click", (event) => {
     const timeline = event.target.closest(".timeline");
-    const heard = event.target.closest(".heard");
+    const heard = event.target.closest(".heard, .band");
     const like = event.target.closest(".like");
     if (heard) {
-        moveTo(cardOf(heard), Number(heard.dataset.from));
-        play(cardOf(heard));
+        playStretch(cardOf(heard), Number(heard.dataset.from), Number(heard.dataset.to));
     } else if (timeline) {
         const card = cardOf(timeline);
         const box = timeline.getBoundingClientRect();
@@ -86,7 +126,15 @@ element.addEventListener("keydown", (event) => {
 });
 
 // These events do not bubble: they are caught on their way down.
-element.addEventListener("timeupdate", (event) => showPlace(cardOf(event.target)), true);
+element.addEventListener("timeupdate", (event) => {
+    showPlace(cardOf(event.target));
+    stopAtEnd(event.target); // a tab that is not seen draws no pictures
+}, true);
+// Whoever goes elsewhere hears what is there.
+element.addEventListener("seeking", (event) => {
+    const stretch = stretches.get(event.target), now = event.target.currentTime;
+    if (stretch && (now < stretch.from - 0.05 || now > stretch.to)) leaveStretch(event.target);
+}, true);
 element.addEventListener("error", (event) => {
     if (event.target.matches("audio, img")) showError(cardOf(event.target));
 }, true);

@@ -1,5 +1,8 @@
 """Answers as HTML; everything is escaped, since file names and sentences may come from anyone."""
 
+import io
+import zipfile
+from base64 import b64encode
 from html import escape
 from pathlib import Path
 from urllib.parse import urlencode
@@ -8,7 +11,10 @@ import numpy as np
 
 from retrieval.base.errors import UserError
 from retrieval.evaluation.attention import attention_curve
+from retrieval.moments.export import csv_table, json_table, label_files
+from retrieval.moments.spans import Moment
 from retrieval.search import AudioIndex, Hit
+from retrieval.search.hits import stretches_of
 
 
 def message(text: str, kind: str = "note") -> str:
@@ -16,9 +22,29 @@ def message(text: str, kind: str = "note") -> str:
     return f'<p class="message {kind}">{escape(text)}</p>'
 
 
-def cards(hits: list[Hit], index: AudioIndex) -> str:
-    items = "".join(card(rank, hit, index) for rank, hit in enumerate(hits, 1))
-    return f'<ol class="hits">{items}</ol>'
+def cards(query: str, hits: list[Hit], index: AudioIndex) -> str:
+    """Return the answers to a query as a list of cards, after links that save all stretches."""
+    items = "".join(card(rank, query, hit, index) for rank, hit in enumerate(hits, 1))
+    found = [own for hit in hits for own in stretches_of(query, [hit])]
+    labels = io.BytesIO()
+    with zipfile.ZipFile(labels, "w", zipfile.ZIP_DEFLATED) as file:
+        for path, text in label_files("audacity", found, index.folder.joinpath).items():
+            file.writestr(path.as_posix(), text)
+    links = (
+        saved(csv_table(found).encode(), "text/csv", "stretches.csv", "CSV"),
+        saved(json_table(found).encode(), "application/json", "stretches.json", "JSON"),
+        saved(labels.getvalue(), "application/zip", "labels.zip", "Audacity labels"),
+    )
+    return (
+        f'<p class="save-all">Save the stretches of all answers: {" ".join(links)}</p>'
+        f'<ol class="hits">{items}</ol>'
+    )
+
+
+def saved(content: bytes, kind: str, name: str, text: str) -> str:
+    """Return a link that saves `content`, which it holds itself."""
+    data = f"data:{kind};base64,{b64encode(content).decode()}"
+    return f'<a class="save" download="{escape(name)}" href="{data}">{escape(text)}</a>'
 
 
 def located(file: str, index: AudioIndex) -> Path:
@@ -36,7 +62,7 @@ def located(file: str, index: AudioIndex) -> Path:
         ) from None
 
 
-def card(rank: int, hit: Hit, index: AudioIndex) -> str:
+def card(rank: int, query: str, hit: Hit, index: AudioIndex) -> str:
     """Return a hit with its player and picture, or with the reason why there are none."""
     folder, _, name = hit.file.rpartition("/")
     folder = f'<span class="folder">{escape(folder)}/</span>' if folder else ""
@@ -47,7 +73,7 @@ def card(rank: int, hit: Hit, index: AudioIndex) -> str:
     )
     try:
         located(hit.file, index)
-        body = timeline(hit, name) + facts(hit) + player(hit, name)
+        body = timeline(hit, name) + facts(hit, name) + player(hit, name) + saving(query, hit, name)
     except UserError as error:
         body = message(str(error), "error")
     data = f'data-file="{escape(hit.file)}" data-start="{hit.start:.3f}" data-end="{hit.end:.3f}"'
@@ -56,9 +82,9 @@ def card(rank: int, hit: Hit, index: AudioIndex) -> str:
 
 
 def timeline(hit: Hit, name: str) -> str:
-    """Return spectrogram, attention and strongest stretch of an excerpt, from left to right.
+    """Return spectrogram, attention and stretches of an excerpt, from left to right.
 
-    A click or an arrow key moves the player.
+    A click or an arrow key moves the player; a click on a stretch plays it, as its button does.
     """
     length = hit.end - hit.start
     query = {"file": hit.file, "start": f"{hit.start:.3f}", "end": f"{hit.end:.3f}"}
@@ -68,21 +94,23 @@ def timeline(hit: Hit, name: str) -> str:
         f'<img src="{source}" alt="Spectrogram of {escape(name)}, {span}" loading="lazy"'
         ' draggable="false">'
     )
-    curve = band = ""
-    if hit.attention is not None:
-        curve = attention_svg(hit)
-        left = 100 * (hit.attended_from - hit.start) / length
-        width = 100 * (hit.attended_to - hit.attended_from) / length
-        band = f'<span class="band" style="left:{left:.2f}%;width:{width:.2f}%"></span>'
+    curve = attention_svg(hit) if hit.attention is not None else ""
+    bands = ""
+    for moment in hit.moments if hit.is_located else ():
+        left = 100 * (moment.start - hit.start) / length
+        width = 100 * (moment.end - moment.start) / length
+        bands += (
+            f'<span class="band" {times(moment)} title="Play this stretch"'
+            f' style="left:{left:.2f}%;width:{width:.2f}%"></span>'
+        )
     ticks = "".join(f"<span>{time:.1f} s</span>" for time in np.linspace(hit.start, hit.end, 5))
     slider = (
         f'role="slider" tabindex="0" aria-label="Place in {escape(name)}"'
         f' aria-valuemin="{hit.start:.1f}" aria-valuemax="{hit.end:.1f}"'
         f' aria-valuenow="{hit.start:.1f}" aria-valuetext="{hit.start:.1f} s"'
     )
-    bar = (
-        f'<div class="timeline" {slider}>{picture}{curve}{band}<span class="playhead"></span></div>'
-    )
+    drawn = f'{picture}{curve}{bands}<span class="playhead"></span>'
+    bar = f'<div class="timeline" {slider}>{drawn}</div>'
     return f'{bar}<div class="axis" aria-hidden="true">{ticks}</div>'
 
 
@@ -94,27 +122,32 @@ def attention_svg(hit: Hit) -> str:
     places = (1000 * times / (hit.end - hit.start)).clip(0, 1000)
     points = [(0.0, heights[0]), *zip(places, heights, strict=True), (1000.0, heights[-1])]
     line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-    label = (
-        f"Attention over time, most of it from {hit.attended_from:.1f} to {hit.attended_to:.1f} s"
-    )
     return (
         '<svg class="attention" viewBox="0 0 1000 100" preserveAspectRatio="none" role="img"'
-        f' aria-label="{label}"><polygon points="0,100 {line} 1000,100"/><polyline'
+        f' aria-label="Attention over time"><polygon points="0,100 {line} 1000,100"/><polyline'
         f' points="{line}"/></svg>'
     )
 
 
-def facts(hit: Hit) -> str:
-    """Return attended place, peak of the attention, and place of the excerpt in its file."""
+def times(moment: Moment) -> str:
+    return f'data-from="{moment.start:.3f}" data-to="{moment.end:.3f}"'
+
+
+def facts(hit: Hit, name: str) -> str:
+    """Return a button for each stretch, the peak of the attention, and the excerpt's place."""
     heard = ""
+    for number, moment in enumerate(hit.moments if hit.is_located else (), 1):
+        span = f"{moment.start:.1f} to {moment.end:.1f} s of {name}"
+        heard += (
+            f'<button type="button" class="heard" {times(moment)} title="score {moment.score:.3f}"'
+            f' aria-label="Play {escape(span)}: stretch {number} of {len(hit.moments)}">'
+            f"{'' if heard else 'heard at '}{moment.start:.1f}–{moment.end:.1f} s</button>"
+        )
     if hit.attention is not None:
-        times = hit.attention.max() * len(hit.attention)
-        heard = (
-            f'<button type="button" class="heard" data-from="{hit.attended_from:.3f}"'
-            ' title="Play from there: the shortest stretch with half of the attention">'
-            f"listened to {hit.attended_from:.1f}–{hit.attended_to:.1f} s</button>"
+        peak = hit.attention.max() * len(hit.attention)
+        heard += (
             '<span title="highest weight against that of mean pooling">'
-            f"peak {times:.1f} × the mean</span>"
+            f"peak {peak:.1f} × the mean</span>"
         )
     place = f"{hit.start:.1f}–{hit.end:.1f} s of {hit.seconds:.1f} s"
     if hit.start == 0 and hit.end >= hit.seconds - 0.05:
@@ -130,6 +163,20 @@ def player(hit: Hit, name: str) -> str:
         f' aria-label="Play {escape(name)}"></audio><button type="button" class="like"'
         f' aria-label="More like {escape(name)}">More like this</button></div>'
     )
+
+
+def saving(query: str, hit: Hit, name: str) -> str:
+    """Return links that save a hit's stretches: as sound, and as labels."""
+    links = ""
+    for moment in hit.moments:
+        span = f"{moment.start:.3f}", f"{moment.end:.3f}"
+        part = urlencode({"file": hit.file, "start": span[0], "end": span[1]})
+        text = f"WAV {moment.start:.1f}–{moment.end:.1f} s"
+        links += f'<a class="save" download href="clip?{escape(part)}">{text}</a> '
+    ((path, labels),) = label_files("audacity", stretches_of(query, [hit]), Path).items()
+    links += saved(labels.encode(), "text/plain", path.name, "Audacity labels")
+    label = f'aria-label="Save stretches of {escape(name)}"'
+    return f'<details class="saving"><summary {label}>Save</summary>{links}</details>'
 
 
 def score_table(sentences: list[str], scores: list[float]) -> str:

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import gradio as gr
 from fastapi import FastAPI, HTTPException, Request
@@ -24,8 +25,10 @@ from starlette.formparsers import MultiPartException
 from starlette.requests import ClientDisconnect
 
 from retrieval.base.errors import UserError
+from retrieval.moments.export import Stretch, clip_name
+from retrieval.moments.spans import Moment
 from retrieval.search import AudioIndex
-from retrieval.search.page.audio import WaveFile, draw_spectrogram, read_excerpt
+from retrieval.search.page.audio import WaveFile, draw_spectrogram, read_clip, read_excerpt
 from retrieval.search.page.clients import MAX_UPLOAD_MIB, MIB, Client, Clients, Refused
 from retrieval.search.page.events import Events
 from retrieval.search.page.gate import Gate
@@ -129,8 +132,8 @@ def add_routes(app: FastAPI, index: AudioIndex, clients: Clients) -> None:
             wave, request.headers.get("range", ""), decode, request.is_disconnected
         )
 
-    @app.get("/picture")
-    async def picture(request: Request, file: str, start: float, end: float) -> Response:
+    async def path_of_part(file: str, start: float, end: float) -> Path:
+        """Return the path of a recording. Raises Refused if it has no part `start` to `end` (s)."""
         path = await asyncio.to_thread(located, file, index)
         if not 0 <= start < end <= start + longest_excerpt(index):
             raise Refused(
@@ -138,9 +141,26 @@ def add_routes(app: FastAPI, index: AudioIndex, clients: Clients) -> None:
             )
         if start >= seconds_of[file]:
             raise Refused(416, "start lies beyond the end of the recording")
+        return path
+
+    @app.get("/clip")
+    async def clip(request: Request, file: str, start: float, end: float) -> Response:
+        """Serve a stretch of a recording, to be saved."""
+        path = await path_of_part(file, start, end)
+        end = min(end, seconds_of[file])
+        async with turns.turn(request.state.client_key, request.is_disconnected):
+            content = await asyncio.to_thread(read_clip, path, seconds_of[file], start, end)
+        name = clip_name(Stretch("", file, seconds_of[file], 1, Moment(start, end, 0.0)))
+        saved = {"Content-Disposition": f"attachment; filename*=utf-8''{quote(name)}"}
+        return Response(content, media_type="audio/wav", headers=saved)
+
+    @app.get("/picture")
+    async def picture(request: Request, file: str, start: float, end: float) -> Response:
+        path = await path_of_part(file, start, end)
+        end = min(end, seconds_of[file] + 1)
         async with turns.turn(request.state.client_key, request.is_disconnected):
             content = await asyncio.to_thread(
-                lambda: draw_spectrogram(*read_excerpt(path, start, min(end, seconds_of[file] + 1)))
+                lambda: draw_spectrogram(*read_excerpt(path, start, end))
             )
         return Response(content, media_type="image/png")
 

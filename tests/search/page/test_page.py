@@ -5,6 +5,7 @@ After `make demo`, the pictures of the README are made by:
     SCREENSHOTS=docs python -m pytest tests/search/page/test_page.py -k screenshots
 """
 
+import csv
 import http.client
 import json
 import os
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -240,7 +242,21 @@ def test_a_sentence_brings_players_pictures_and_attention(page, indexed):
         assert picture.evaluate(
             "img => img.naturalWidth"
         ) > 20 and "Spectrogram of" in picture.get_attribute("alt")
-        assert f"listened to {hit.attended_from:.1f}–{hit.attended_to:.1f} s" in card.inner_text()
+        spans = [f"{own.start:.1f}–{own.end:.1f} s" for own in hit.moments]
+        buttons = card.locator(".heard")
+        assert buttons.all_inner_texts() == [f"heard at {spans[0]}", *spans[1:]]
+        for number, button in enumerate(buttons.all(), 1):
+            label = button.get_attribute("aria-label")
+            assert f"stretch {number} of {len(spans)}" in label
+        bands = [
+            (float(left), float(left) + float(width))
+            for left, width in card.locator(".band").evaluate_all(
+                "bands => bands.map(band => [band.style.left, band.style.width].map(parseFloat))"
+            )
+        ]
+        length = hit.end - hit.start
+        places = [(own.start - hit.start, own.end - hit.start) for own in hit.moments]
+        np.testing.assert_allclose(bands, 100 * np.array(places) / length, atol=0.02)
         points = card.locator(".attention polyline").get_attribute("points").split()
         highest = min(points, key=lambda point: float(point.split(",")[1]))
         peak = (hit.attention.argmax() + 0.5) * hit.frame_seconds / (hit.end - hit.start)
@@ -258,8 +274,9 @@ def test_a_player_plays_and_a_click_on_the_picture_jumps(page):
     timeline = card.locator(".timeline")
     timeline.scroll_into_view_if_needed()
     box = timeline.bounding_box()
-    timeline.click(position={"x": 0.6 * box["width"], "y": 20})
-    place = start + 0.6 * (end - start)
+    share = next(share for share in (0.6, 0.5, 0.4, 0.3, 0.2) if is_free(card, share))
+    timeline.click(position={"x": share * box["width"], "y": 20})
+    place = start + share * (end - start)
     page.wait_for_function(
         "([audio, place]) => audio.currentTime > place + 0.2",
         arg=[card.locator("audio").element_handle(), place],
@@ -281,12 +298,105 @@ def test_a_player_plays_and_a_click_on_the_picture_jumps(page):
     )
     card.locator("audio").evaluate("audio => audio.play()")
     assert other.locator("audio").evaluate("audio => audio.paused")  # one at a time
-    attended = float(other.locator(".heard").get_attribute("data-from"))
-    other.locator(".heard").click()
-    page.wait_for_function(
-        "([audio, place]) => audio.currentTime >= place",
-        arg=[other.locator("audio").element_handle(), attended],
+
+
+def is_free(card, share: float) -> bool:
+    """Whether no stretch is drawn at this share of the picture's width."""
+    start, end = (float(card.get_attribute(f"data-{name}")) for name in ("start", "end"))
+    place = start + share * (end - start)
+    spans = card.locator(".band").evaluate_all(
+        "bands => bands.map(band => [Number(band.dataset.from), Number(band.dataset.to)])"
     )
+    return all(not first - 0.05 <= place <= last + 0.05 for first, last in spans)
+
+
+# Each pause of a player, with its place.
+PAUSES = """audio => {
+    window.pauses = [];
+    audio.addEventListener("pause", () => window.pauses.push(audio.currentTime));
+}"""
+
+
+@needs_chromium
+def test_a_stretch_is_played_to_its_end_by_click_and_by_key(page):
+    ask(page, QUERY)
+    status(page, "answers in")
+    card = card_of(page, "far/away/long.flac")
+    audio, button = card.locator("audio"), card.locator(".heard").first
+    first, last = (float(button.get_attribute(f"data-{name}")) for name in ("from", "to"))
+    assert last - first < 1.9  # of an excerpt of 2 s
+    audio.evaluate(PAUSES)
+
+    def check_played() -> None:
+        page.wait_for_function("window.pauses.length > 0")
+        (place,) = page.evaluate("window.pauses")
+        assert last <= place < last + 0.15
+        assert time_of(card) == pytest.approx(last, abs=0.05)
+        assert card.locator(".playing").count() == 0
+        page.evaluate("window.pauses = []")
+
+    card.locator(".band").first.click()
+    check_played()
+    button.focus()
+    page.keyboard.press("Enter")
+    check_played()
+    # who goes elsewhere meanwhile is not stopped
+    elsewhere = last + 1.0
+    card.evaluate(
+        """(card, place) => {
+            card.querySelector(".heard").click();
+            card.querySelector("audio").currentTime = place;
+        }""",
+        elsewhere,
+    )
+    page.wait_for_function(
+        "([audio, place]) => audio.currentTime > place",
+        arg=[audio.element_handle(), elsewhere + 0.3],
+    )
+    assert page.evaluate("window.pauses") == [] and card.locator(".playing").count() == 0
+    audio.evaluate("audio => audio.pause()")
+
+
+@needs_chromium
+def test_stretches_are_saved_from_the_page(page, indexed, sounds, tmp_path):
+    ask(page, QUERY)
+    status(page, "answers in")
+    hits = AudioIndex.open(indexed).search(QUERY, 10)
+
+    def save(link) -> Path:
+        with page.expect_download() as download:
+            link.click()
+        path = tmp_path / download.value.suggested_filename
+        download.value.save_as(path)
+        return path
+
+    every = page.locator(".save-all")
+    stretches = [(hit, own) for hit in hits for own in hit.moments]
+    with open(save(every.get_by_text("CSV")), encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    objects = json.loads(save(every.get_by_text("JSON")).read_text(encoding="utf-8"))
+    for row, own, (hit, moment) in zip(rows, objects, stretches, strict=True):
+        assert (row["query"], row["file"]) == (own["query"], own["file"]) == (QUERY, hit.file)
+        assert own["from"] == round(moment.start, 3) and float(row["to"]) == round(moment.end, 3)
+    with zipfile.ZipFile(save(every.get_by_text("Audacity"))) as file:
+        assert set(file.namelist()) == {f"{hit.file}.labels.txt" for hit in hits}
+    hit = next(hit for hit in hits if hit.file == "far/away/long.flac")
+    card = card_of(page, hit.file)
+    card.locator("summary").click()
+    labels = save(card.get_by_text("Audacity")).read_text(encoding="utf-8")
+    times = [tuple(map(float, line.split("\t")[:2])) for line in labels.splitlines()]
+    np.testing.assert_allclose(times, sorted(own[:2] for own in hit.moments), atol=1e-5)
+    samples, rate = soundfile.read(save(card.locator("a.save").first))
+    whole, own_rate = soundfile.read(sounds / hit.file)
+    moment = hit.moments[0]
+    part = whole[round(moment.start * own_rate) : round(moment.end * own_rate)]
+    assert rate == own_rate
+    np.testing.assert_allclose(samples, part, atol=1e-4)
+    # names that look like code stay names
+    card = card_of(page, NASTY)
+    card.locator("summary").click()
+    assert save(card.locator("a.save").first).suffix == ".wav"
+    assert page.title() == "Search recordings"
 
 
 @needs_chromium
@@ -439,9 +549,9 @@ def test_nothing_is_wider_than_a_phone_and_targets_are_large(browser, server):
         for tab in ("With a sound", "With words"):
             page.get_by_role("tab", name=tab).tap()
             assert page.evaluate("document.documentElement.scrollWidth") == 390
-        heights = page.locator("#search, #examples button, .like, .heard, audio").evaluate_all(
-            "all => all.map(one => one.offsetHeight)"
-        )
+        heights = page.locator(
+            "#search, #examples button, .like, .heard, .save-all a, summary, audio"
+        ).evaluate_all("all => all.map(one => one.offsetHeight)")
         assert min(heights) >= 44
         assert page.locator(".hit").evaluate_all(
             "all => all.every(one => one.scrollWidth <= one.clientWidth)"
@@ -465,7 +575,10 @@ def test_an_empty_index_and_mean_pooling(browser, models, tmp_path):
     with served(empty) as address, opened(browser, address) as page:
         page.get_by_role("button", name="a clock ticks").click()
         assert "does not know: clock, ticks, quietly" in status(page, " in 1 of 1")
-        assert page.locator("img").count() == 1 and page.locator(".attention, .heard").count() == 0
+        assert page.locator("img").count() == 1 and page.locator(".attention").count() == 0
+        (hit,) = empty.search("a clock ticks quietly")
+        stretches = len(hit.moments) * hit.is_located
+        assert page.locator(".band").count() == page.locator(".heard").count() == stretches
 
 
 @needs_chromium
@@ -582,7 +695,13 @@ def test_more_than_two_channels_are_averaged(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "route", ["recording?file={}", "picture?start=0&end=1&file={}", "gradio_api/file={}"]
+    "route",
+    [
+        "recording?file={}",
+        "picture?start=0&end=1&file={}",
+        "clip?start=0&end=1&file={}",
+        "gradio_api/file={}",
+    ],
 )
 def test_nothing_outside_the_index_is_served(server, sounds, route):
     secret = sounds.parent / "secret.wav"
@@ -624,8 +743,31 @@ def test_nothing_outside_the_index_is_served(server, sounds, route):
         "start=x&end=1",
     ],
 )
-def test_pictures_of_senseless_excerpts_are_refused(server, span):
-    assert get(server, f"/picture?file={quote('low steady.wav')}&{span}")[0] in (400, 422)
+@pytest.mark.parametrize("route", ["picture", "clip"])
+def test_pictures_and_clips_of_senseless_excerpts_are_refused(server, route, span):
+    assert get(server, f"/{route}?file={quote('low steady.wav')}&{span}")[0] in (400, 422)
+
+
+def test_a_clip_is_a_part_of_its_recording(server, sounds, tmp_path):
+    path = "/clip?start=0.25&end=0.5&file=" + quote("far/apple.aiff")
+    code, headers, content = get(server, path)
+    assert code == 200 and "attachment" in headers["content-disposition"]
+    assert headers["content-disposition"].endswith(quote("apple 0.25-0.50.wav"))
+    (tmp_path / "clip.wav").write_bytes(content)
+    samples, rate = soundfile.read(tmp_path / "clip.wav", dtype="float32")
+    whole, own_rate = soundfile.read(sounds / "far" / "apple.aiff", dtype="float32")
+    assert (rate, samples.shape) == (own_rate, (round(0.25 * rate), 2))
+    part = whole[round(0.25 * rate) : round(0.5 * rate)]
+    np.testing.assert_allclose(samples, part, atol=1e-4)
+    assert get(server, path, method="POST")[0] in (404, 405)
+    assert get(server, path.replace("start=0.25", "start=9").replace("0.5", "9.5"))[0] == 416
+    # none beyond its end
+    content = get(server, path.replace("end=0.5", "end=2.25"))[2]
+    (tmp_path / "clip.wav").write_bytes(content)
+    samples, _ = soundfile.read(tmp_path / "clip.wav", dtype="float32")
+    rest = whole[round(0.25 * rate) :]
+    assert len(rest) - 1 <= len(samples) <= len(rest)  # its length in the index is rounded
+    np.testing.assert_allclose(samples, rest[: len(samples)], atol=1e-4)
 
 
 def test_an_upload_of_2_gb_is_refused_before_it_is_sent(server):
