@@ -73,7 +73,7 @@ def card(rank: int, query: str, hit: Hit, index: AudioIndex) -> str:
     )
     try:
         located(hit.file, index)
-        body = timeline(hit, name) + facts(hit, name) + player(hit, name) + saving(query, hit, name)
+        body = timeline(hit, name) + facts(query, hit, name) + player(hit, name)
     except UserError as error:
         body = message(str(error), "error")
     data = f'data-file="{escape(hit.file)}" data-start="{hit.start:.3f}" data-end="{hit.end:.3f}"'
@@ -133,8 +133,8 @@ def times(moment: Moment) -> str:
     return f'data-from="{moment.start:.3f}" data-to="{moment.end:.3f}"'
 
 
-def facts(hit: Hit, name: str) -> str:
-    """Return a button for each stretch, the peak of the attention, and the excerpt's place."""
+def facts(query: str, hit: Hit, name: str) -> str:
+    """Return a button for each stretch, peak of the attention, the excerpt's place, and links."""
     heard = ""
     for number, moment in enumerate(hit.moments if hit.is_located else (), 1):
         span = f"{moment.start:.1f} to {moment.end:.1f} s of {name}"
@@ -152,7 +152,8 @@ def facts(hit: Hit, name: str) -> str:
     place = f"{hit.start:.1f}–{hit.end:.1f} s of {hit.seconds:.1f} s"
     if hit.start == 0 and hit.end >= hit.seconds - 0.05:
         place = f"whole file, {hit.seconds:.1f} s"
-    return f'<div class="facts">{heard}<span>{place}</span></div>'
+    saves = saving(query, hit, name)
+    return f'<div class="facts">{heard}<span>{place}</span>{saves}</div>'
 
 
 def player(hit: Hit, name: str) -> str:

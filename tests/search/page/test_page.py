@@ -819,7 +819,8 @@ def test_screenshots(browser):
                 card = page.locator(".hit").first
                 card.locator(".heard").click()
                 page.wait_for_function(
-                    "audio => audio.currentTime > 0", arg=card.locator("audio").element_handle()
+                    "audio => audio.readyState > 2 && audio.currentTime > 0",
+                    arg=card.locator("audio").element_handle(),
                 )
                 page.wait_for_timeout(500)
                 card.locator("audio").evaluate("audio => audio.pause()")
