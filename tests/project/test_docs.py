@@ -203,8 +203,8 @@ def write_inputs(root: Path) -> None:
     for name in recordings:
         write_sound(root / "recordings" / name, seconds=1.0)
         (root / "recordings" / name).with_suffix(".txt").write_text(f"A {name} tone.\n")
-    for number in range(3):
-        write_sound(root / "walks" / f"{number}.wav", seconds=6.0)
+    for name in ("walks/0.wav", "walks/1.wav", "walks/2.wav", "meeting.wav"):
+        write_sound(root / name, seconds=6.0)
     captions = [[name, f"A {name} tone.", f"A {name} note."] for name in recordings]
     write_csv(root / "captions.csv", ["file_name", "caption_1", "caption_2"], captions)
     moments = [[name, "a tone", 0.25, 0.75] for name in recordings]
