@@ -18,6 +18,8 @@ Writes the metrics of both directions (metrics.json) and the ranks of all querie
     python evaluate.py --checkpoint runs/tap/best --submission dcase2025 FILE [--queries FILE]
     # a page to look inside the run
     python evaluate.py --checkpoint runs/tap/best --report DIR [--against runs/mean/best]
+    # when in the recordings: moments.json, moments.csv (docs/moments.md)
+    python evaluate.py --moments --checkpoint runs/tap/best [--method head] [--report DIR]
 
 --relevance, --queries and --captions bring their own texts: then the clips need no captions.
 Cache, batch sizes and precision default to those of the run (RUN/config.yaml); with several
@@ -44,11 +46,14 @@ from retrieval.evaluation.relevance import MAP_AT, read_relevance, relevant_colu
 from retrieval.evaluation.score_files import write_scores
 from retrieval.evaluation.styles import StyledQueries, read_styles, take_last_rows
 from retrieval.evaluation.submission import check_file_names, read_queries, write_submission
+from retrieval.moments.command import evaluate_moments
 
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv, __doc__)
     set_quiet(arguments.quiet)
+    if arguments.moments:
+        return evaluate_moments(arguments)
     relevance = read_relevance(arguments.relevance) if arguments.relevance else None
     queries = read_queries(arguments.queries) if arguments.queries else None
     styles = read_styles(arguments.captions) if arguments.captions else {}

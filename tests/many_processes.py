@@ -23,9 +23,12 @@ from retrieval.base import exchange
 from retrieval.base.errors import UserError
 from retrieval.base.stopping import Interrupted
 from retrieval.config import load_config
+from retrieval.data import MomentQuery
 from retrieval.evaluation.result import evaluate_split
 from retrieval.losses import LOSSES
 from retrieval.models.build import build_model
+from retrieval.moments.locator import Locator
+from retrieval.moments.split import answer_split
 from retrieval.training import loop, objective, setup
 from retrieval.training.setup import Run, prepare
 
@@ -222,7 +225,9 @@ def count_bytes(run: Run, loss: Callable) -> dict[str, Any]:
 
 def collect(inputs: Inputs, output: Path) -> dict[str, Any]:
     """All results of this process, whatever the number of processes."""
-    results: dict[str, Any] = {"steps": {}, "faults": {}, "bytes": {}, "scores": {}}
+    results: dict[str, Any] = {
+        name: {} for name in ("steps", "faults", "bytes", "scores", "moments")
+    }
     for pooling, loss in CASES:
         run = start(inputs.tiny, output, inputs.settings(pooling, loss), torch.float64)
         results["steps"][pooling, loss] = {
@@ -253,9 +258,9 @@ def collect(inputs: Inputs, output: Path) -> dict[str, Any]:
     epoch(run)
     results["averages"] = run.average.averages
     for pooling in ("mean", "tap"):
-        results["scores"][pooling] = evaluations(
-            start(inputs.tiny, output, [*inputs.settings(pooling, "nt_xent"), "seed=2"])
-        )
+        run = start(inputs.tiny, output, [*inputs.settings(pooling, "nt_xent"), "seed=2"])
+        results["scores"][pooling] = evaluations(run)
+        results["moments"][pooling] = moments(run)
     return results
 
 
@@ -275,6 +280,22 @@ def epoch(run: Run) -> dict[str, Any]:
         result["losses"].append(loss)
         result["pairs"].append(batch["pairs"].tolist())
     return result
+
+
+def moments(run: Run) -> dict[int, list[tuple[str, list[tuple[float, ...]]]]]:
+    """Answers to the captions of the validation split, by the number of clips that are asked: of
+    one clip only one process has something to do.
+    """
+    split, found = run.validation, {}
+    for num_clips in (1, len(split)):
+        asked = [
+            [MomentQuery(f"{clip}_{number}", caption, ()) for number, caption in enumerate(own)]
+            for clip, own in enumerate(split.captions[:num_clips])
+        ]
+        asked += [[] for _ in range(len(split) - num_clips)]
+        answers = answer_split(Locator(run.model), split, asked)
+        found[num_clips] = [(one.qid, list(map(tuple, one.moments))) for one in answers]
+    return found
 
 
 def evaluations(

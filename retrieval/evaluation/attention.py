@@ -29,18 +29,30 @@ def listen(
     """
     device = next(model.parameters()).device
     waveform = waveform[None, : round(model.clip_seconds * model.sample_rate)].to(device)  # (1, S)
-    encoder = model.audio_encoder
+    log_mel = spectrogram(model, waveform[0])
+    with eval_mode(model):
+        # (1, T, D), (1, T)
+        frames, mask = model.encode_audio(waveform, torch.tensor([waveform.shape[1]]))
+        weights = model.attention(model.encode_text(captions), frames, mask)  # (N, 1, T)
+    valid = None if weights is None else weights[:, 0, mask[0]].float().cpu().numpy()
+    return log_mel, valid, waveform.shape[1] / model.sample_rate
+
+
+@torch.no_grad()
+def spectrogram(model: DualEncoder, waveform: torch.Tensor) -> np.ndarray:
+    """Compute the log-mel spectrogram (mels, columns) of at most clip_seconds of sound.
+
+    Args:
+        model: Its audio encoder's spectrogram is computed.
+        waveform: float32 (S,) at model.sample_rate.
+    """
+    encoder, waveform = model.audio_encoder, waveform.to(next(model.parameters()).device)[None]
     # a spectrogram needs one whole window
     missing = max(0, SHORTEST_DRAWN * model.sample_rate // 1000 - waveform.shape[1])
     padded = torch.nn.functional.pad(waveform, (0, missing))
     with eval_mode(model):
         resampled = torchaudio.functional.resample(padded, model.sample_rate, encoder.sample_rate)
-        log_mel = encoder.log_mel(resampled)[0]  # (mels, columns)
-        # (1, T, D), (1, T)
-        frames, mask = model.encode_audio(waveform, torch.tensor([waveform.shape[1]]))
-        weights = model.attention(model.encode_text(captions), frames, mask)  # (N, 1, T)
-    valid = None if weights is None else weights[:, 0, mask[0]].float().cpu().numpy()
-    return log_mel.float().cpu().numpy(), valid, waveform.shape[1] / model.sample_rate
+        return encoder.log_mel(resampled)[0].float().cpu().numpy()
 
 
 def attention_curve(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -10,6 +10,10 @@ from retrieval.base.errors import OneLineParser, UserError
 from retrieval.base.files import check_not_among, check_outputs
 from retrieval.evaluation.outputs import (
     METRICS,
+    MOMENTS,
+    MOMENTS_FIGURES,
+    MOMENTS_PAGE,
+    MOMENTS_TABLE,
     RANKS,
     REPORT_FIGURES,
     REPORT_PAGE,
@@ -26,6 +30,8 @@ CHECKPOINT_HELP = (
 TEXT_ENCODER_HELP = (
     "tokenizer of a .ckpt, which has none: a folder or hub name; default: roberta-large"
 )
+MOMENT_FORMATS = ("dcase2026",)  # of --submission with --moments
+MOMENT_METHODS = ("auto", "head", "contribution", "runs")  # those of retrieval.moments.locator
 REPORT_QUERIES, MAX_REPORT_QUERIES = 10, 200  # hardest queries: default, most
 
 
@@ -78,7 +84,7 @@ def parse_arguments(argv: list[str] | None, description: str) -> argparse.Namesp
         "--output",
         type=Path,
         help="folder of the results; default: CHECKPOINT/results/SPLIT, SPLIT_relevance with"
-        " --relevance, SPLIT_captions with --captions",
+        " --relevance, SPLIT_captions with --captions, SPLIT_moments with --moments",
     )
     add(
         "--relevance",
@@ -98,13 +104,14 @@ def parse_arguments(argv: list[str] | None, description: str) -> argparse.Namesp
         nargs=2,
         type=Path,
         metavar=("FORMAT", "FILE"),
-        help=f"DCASE file: {' or '.join(FORMATS)}",
+        help=f"DCASE file: {' or '.join(FORMATS)}; with --moments: {' or '.join(MOMENT_FORMATS)}",
     )
     add(
         "--queries",
         type=Path,
         metavar="FILE",
-        help="CSV with a column caption: queries of --submission in place of the captions",
+        help="CSV with a column caption: queries of --submission in place of the captions; with"
+        " --moments JSON lines with qid, query and vid, also for --predictions",
     )
     add(
         "--report",
@@ -124,6 +131,34 @@ def parse_arguments(argv: list[str] | None, description: str) -> argparse.Namesp
         metavar="PATH",
         help="for --report: a checkpoint, or a folder of results, to compare with",
     )
+    add(
+        "--moments",
+        action="store_true",
+        help="find the moments of the split's queries with times, and score those; the options that"
+        " follow are for it",
+    )
+    add(
+        "--method",
+        choices=MOMENT_METHODS,
+        help="of finding moments; default: auto, the model's moment head if it has one",
+    )
+    add(
+        "--predictions",
+        type=Path,
+        metavar="FILE",
+        help="also write the moments as JSON lines, as lighthouse does",
+    )
+    add(
+        "--castella-rounding",
+        action="store_true",
+        help="cut the moments to 0 to 300 s and round them to whole seconds, as lighthouse does for"
+        " CASTELLA",
+    )
+    add(
+        "--without-scores",
+        action="store_true",
+        help="leave the scores out of --submission: the order is the rank",
+    )
     add("--audio-batch-size", type=int, help="clips encoded at once")
     add("--text-batch-size", type=int, help="captions encoded at once")
     add(
@@ -137,6 +172,12 @@ def parse_arguments(argv: list[str] | None, description: str) -> argparse.Namesp
         value = getattr(arguments, name)
         if value is not None and value < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, found {value}")
+    check_checkpoints(arguments.checkpoint)
+    _check_moments(arguments)
+    if arguments.moments:
+        _check_report(arguments)
+        _check_outputs(arguments)
+        return arguments
     if arguments.queries and (
         arguments.relevance or arguments.save_scores or not arguments.submission
     ):
@@ -153,7 +194,6 @@ def parse_arguments(argv: list[str] | None, description: str) -> argparse.Namesp
         raise UserError(
             "--save-scores keeps the scores of the split's own captions: leave out --relevance"
         )
-    check_checkpoints(arguments.checkpoint)
     _check_weights(arguments)
     _check_report(arguments)
     _check_outputs(arguments)
@@ -166,6 +206,33 @@ def check_checkpoints(checkpoints: Sequence[Path]) -> None:
         check_checkpoint(checkpoint)
     if len({checkpoint.resolve() for checkpoint in checkpoints}) < len(checkpoints):
         raise UserError("--checkpoint names one model twice: a mean needs different models")
+
+
+def _check_moments(arguments: argparse.Namespace) -> None:
+    """Check the options that are for --moments only, or not for it. Raises UserError."""
+    of_moments = ("method", "predictions", "castella_rounding", "without_scores")
+    of_ranking = ("weight", "fit_weights", "relevance", "captions", "save_scores", "against")
+    of_ranking += ("audio_batch_size", "text_batch_size")
+
+    def given(names: Sequence[str]) -> list[str]:
+        return [f"--{name.replace('_', '-')}" for name in names if getattr(arguments, name)]
+
+    if not arguments.moments:
+        if options := given(of_moments):
+            raise UserError(f"{options[0]} is for --moments: add it, or leave {options[0]} out")
+        return
+    arguments.method = arguments.method or "auto"
+    if options := given(of_ranking):
+        raise UserError(f"{options[0]} is not for --moments: leave out one of the two")
+    if len(arguments.checkpoint) > 1:
+        raise UserError("--moments takes one model: give --checkpoint once")
+    if arguments.without_scores and not arguments.submission:
+        raise UserError("--without-scores is for --submission: add one, or leave it out")
+    if arguments.queries and not (arguments.submission or arguments.predictions):
+        raise UserError(
+            "--queries replaces the queries of the split for --submission and --predictions: add"
+            " one of them"
+        )
 
 
 def _check_weights(arguments: argparse.Namespace) -> None:
@@ -234,7 +301,9 @@ def _check_report(arguments: argparse.Namespace) -> None:
 
 def _check_outputs(arguments: argparse.Namespace) -> None:
     """Fill in --output, and check that all files can be written. Raises UserError."""
-    names = [] if arguments.queries else [METRICS, RANKS]
+    results = (METRICS, RANKS, STYLE_RANKS, SCORES, SCORES_RECORD, MOMENTS, MOMENTS_TABLE)
+    names = [METRICS, RANKS] if not arguments.moments else [MOMENTS, MOMENTS_TABLE]
+    names = [] if arguments.queries else names
     names += [STYLE_RANKS] if arguments.captions else []
     names += [SCORES, SCORES_RECORD] if arguments.save_scores else []
     arguments.is_default_output = bool(names) and arguments.output is None
@@ -254,23 +323,30 @@ def _check_outputs(arguments: argparse.Namespace) -> None:
             )
         name = arguments.split + ("_relevance" if arguments.relevance else "")
         name += "_captions" if arguments.captions else ""
+        name += "_moments" if arguments.moments else ""
         arguments.output = checkpoint / "results" / name
     outputs = [arguments.output / name for name in names]
     if arguments.report:
-        outputs += [arguments.report / name for name in (REPORT_PAGE, REPORT_FIGURES)]
+        page = (REPORT_PAGE, REPORT_FIGURES)
+        page = (MOMENTS_PAGE, MOMENTS_FIGURES) if arguments.moments else page
+        outputs += [arguments.report / name for name in page]
+    submission = None
     if arguments.submission:
-        kind, file = str(arguments.submission[0]), arguments.submission[1]
-        if kind not in FORMATS:
+        kind, submission = str(arguments.submission[0]), arguments.submission[1]
+        kinds = MOMENT_FORMATS if arguments.moments else FORMATS
+        if kind not in kinds:
+            with_moments = " with --moments" if arguments.moments else ""
             raise UserError(
-                f"--submission {kind}: must be {' or '.join(FORMATS)}, followed by the file to"
-                " write"
+                f"--submission {kind}: must be {' or '.join(kinds)}{with_moments}, followed by the"
+                " file to write"
             )
-        arguments.submission = kind, file
-        inputs = (arguments.queries, arguments.relevance, arguments.captions)
-        taken = [*outputs, *filter(None, inputs)]
-        if arguments.output:
-            results = (METRICS, RANKS, STYLE_RANKS, SCORES, SCORES_RECORD)
-            taken += [arguments.output / name for name in results]
-        check_not_among("--submission", file, taken)
-        outputs.append(file)
+        arguments.submission = kind, submission
+    for option, file in (("--submission", submission), ("--predictions", arguments.predictions)):
+        if file:
+            inputs = (arguments.queries, arguments.relevance, arguments.captions)
+            taken = [*outputs, *filter(None, inputs)]
+            if arguments.output:
+                taken += [arguments.output / name for name in results]
+            check_not_among(option, file, taken)
+            outputs.append(file)
     check_outputs(outputs)

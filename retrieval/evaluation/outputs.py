@@ -30,6 +30,9 @@ METRICS, RANKS = "metrics.json", "ranks.csv"
 STYLE_RANKS = "style_ranks.csv"  # ranks.csv of the captions of --captions
 SCORES, SCORES_RECORD = "scores.npy", "scores.json"  # score_files.py
 REPORT_PAGE, REPORT_FIGURES = "report.html", "report.json"  # report/
+# of evaluate.py --moments, in retrieval/moments
+MOMENTS, MOMENTS_TABLE = "moments.json", "moments.csv"
+MOMENTS_PAGE, MOMENTS_FIGURES = "moments.html", "moments_report.json"
 NUM_TOP = 10  # file names listed for each query in ranks.csv
 TOP_COLUMNS = [f"top_{place}" for place in range(1, NUM_TOP + 1)]
 RANKS_HEADER = ["query", "clip", "rank", "score", *TOP_COLUMNS, "ranks"]
@@ -98,8 +101,7 @@ def write_metrics(
     record: ScoringRecord,
     styles: "dict[str, EvaluationResult] | None" = None,
 ) -> None:
-    """Write metrics and origin of a result, with the keys that evaluate.save would add."""
-    versions = environment()
+    """Write metrics and origin of a result."""
     by_style = {}
     if styles:
         by_style = {"styles": {style: style_metrics(one) for style, one in styles.items()}}
@@ -111,6 +113,17 @@ def write_metrics(
         "num_captions": len(result.captions),
         "chance": result.chance,
         **by_style,
+        **provenance(),
+    }
+    with atomic_writer(path) as file:
+        json.dump(content, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+
+
+def provenance() -> dict[str, Any]:
+    """Return versions, time and commit, also under the keys that evaluate.save would add."""
+    versions = environment()
+    return {
         "environment": versions,
         "_timestamp": datetime.now().isoformat(),
         "_git_commit_hash": versions["git_commit"],
@@ -118,9 +131,6 @@ def write_metrics(
         "_python_version": sys.version,
         "_interpreter_path": sys.executable,
     }
-    with atomic_writer(path) as file:
-        json.dump(content, file, indent=2, ensure_ascii=False)
-        file.write("\n")
 
 
 def write_ranks(path: Path, result: "EvaluationResult") -> None:

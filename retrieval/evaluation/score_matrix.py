@@ -249,6 +249,14 @@ class Scorer:
         hear_cache(model, self.cache)
         return model
 
+    def take(self, checkpoint: Path) -> DualEncoder:
+        """Return a checkpoint on the device; the first one, which is in memory, is not kept."""
+        is_loaded = checkpoint == self.checkpoints[0] and self._first is not None
+        model = self._first if is_loaded else self.load(checkpoint)
+        self._first = None  # frees it before the next one is loaded
+        bound_memory(model, self.config)
+        return model.to(self.accelerator.device)
+
     def matrix(self, captions: list[str], split: ClipSplit) -> torch.Tensor:
         """Score all captions against all clips: float32 (N, B) on every process."""
         return join_columns(self.columns(captions, split), captions, split)
@@ -282,9 +290,4 @@ class Scorer:
     def _columns(
         self, checkpoint: Path, captions: list[str], split: ClipSplit
     ) -> Iterator[Columns]:
-        is_loaded = checkpoint == self.checkpoints[0] and self._first is not None
-        model = self._first if is_loaded else self.load(checkpoint)
-        self._first = None  # frees it before the next one is loaded
-        bound_memory(model, self.config)
-        model.to(self.accelerator.device)
-        yield from score_columns(model, captions, split, **self.settings)
+        yield from score_columns(self.take(checkpoint), captions, split, **self.settings)

@@ -6,6 +6,8 @@ predictions  {"qid": "a_1", "query": "A dog barks", "vid": "a",
               "pred_relevant_windows": [[3.2, 5.1, 0.98], [40.0, 42.5, 0.61]]}
              without scores, [[3.2, 5.1], [40.0, 42.5]], the order is the rank. This is how the
              DCASE 2026 baseline writes a submission; the lines are otherwise the same.
+queries      {"qid": "a_1", "query": "A dog barks", "duration": 60, "vid": "a"}, as the blind set of
+             DCASE 2026; truth is read as well
 
 Times are seconds from the beginning of the recording. Other keys are passed over: lighthouse writes
 more of them for other corpora. A qid may be a text or a whole number.
@@ -22,7 +24,6 @@ from retrieval.base.errors import UserError, one_line
 from retrieval.base.files import atomic_writer
 from retrieval.moments.spans import Moment
 
-SUBMISSIONS = ("dcase2026",)
 PREDICTED, TRUE = "pred_relevant_windows", "relevant_windows"
 DECIMALS = 4  # of times and scores in files, as lighthouse writes them
 CASTELLA_SECONDS = 300.0  # its recordings are cut there
@@ -66,6 +67,38 @@ class Truth:
     vid: str
     duration: float | None
     windows: list[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Query:
+    """A query without its answer.
+
+    Attributes:
+        qid: Its name.
+        query: The sentence.
+        vid: Name of the recording.
+    """
+
+    qid: str
+    query: str
+    vid: str
+
+
+def read_queries(path: Path) -> list[Query]:
+    """Read queries, of a file of queries or of truth.
+
+    Raises:
+        UserError: The file cannot be read, or a line is wrong: the message has its number.
+    """
+    queries = []
+    for place, qid, line in _queries(path):
+        query, vid, _ = _about(line, place, qid)
+        if not query.strip() or not vid:
+            raise UserError(
+                f"{place}: query {qid!r} needs a text 'query' and the name of its recording 'vid'"
+            )
+        queries.append(Query(qid, query, vid))
+    return queries
 
 
 def read_truth(path: Path) -> list[Truth]:
@@ -130,21 +163,20 @@ def write_predictions(path: Path, answers: Iterable[Answer], with_scores: bool =
 
 
 def rounded(moments: Sequence[Moment]) -> list[Moment]:
-    """Round times and scores to four decimals, as lighthouse writes them."""
-    return [Moment(*(round(float(value), DECIMALS) for value in moment)) for moment in moments]
+    """Sort by falling score and round to four decimals, as lighthouse does."""
+    ordered = sorted(moments, key=lambda moment: -moment.score)
+    return [Moment(*(round(float(value), DECIMALS) for value in moment)) for moment in ordered]
 
 
 def castella_rounding(moments: Sequence[Moment]) -> list[Moment]:
     """Cut and round as lighthouse does for CASTELLA, before scoring and before submission.
 
-    Sorted by falling score and rounded to four decimals; then times are cut to 0 to 300 s (not to
-    the recording) and rounded to whole seconds, half to even. A moment may become one without
-    length, which can never be right.
+    As `rounded`; then times are cut to 0 to 300 s (not to the recording) and rounded to whole
+    seconds, half to even. A moment may become one without length, which can never be right.
     """
-    ordered = sorted(moments, key=lambda moment: -moment.score)
     return [
         Moment(_whole_seconds(moment.start), _whole_seconds(moment.end), moment.score)
-        for moment in rounded(ordered)
+        for moment in rounded(moments)
     ]
 
 
@@ -181,14 +213,16 @@ def _named(qids: Sequence[str]) -> str:
 # --- lines ---
 
 
-def _queries(path: Path, key: str, other_key: str) -> Iterable[tuple[str, str, dict[str, Any]]]:
+def _queries(
+    path: Path, key: str | None = None, other_key: str = ""
+) -> Iterable[tuple[str, str, dict[str, Any]]]:
     """Yield the place ("FILE, line 3"), the qid and the object of each line of a file.
 
     Lines of white space are passed over.
 
     Args:
         path: The file.
-        key: Key of the windows, which are checked to be a list.
+        key: Key of the windows, which are checked to be a list; None: the file needs none.
         other_key: Key of the windows in the other kind of file.
 
     Raises:
@@ -200,13 +234,13 @@ def _queries(path: Path, key: str, other_key: str) -> Iterable[tuple[str, str, d
             continue
         place = f"{path}, line {number}"
         line = _parsed(text, place)
-        if key not in line and other_key in line:
+        if key and key not in line and other_key in line:
             raise UserError(
                 f"{place} has {other_key!r} and not {key!r}: the first file is the predictions, the"
                 " second one the truth"
             )
         for name in ("qid", key):
-            if name not in line:
+            if name and name not in line:
                 raise UserError(
                     f"{place} has no {name!r}, found: {', '.join(map(repr, line)) or 'nothing'}"
                 )
@@ -217,7 +251,7 @@ def _queries(path: Path, key: str, other_key: str) -> Iterable[tuple[str, str, d
         if qid in lines:
             raise UserError(f"{place}: query {qid!r} is in line {lines[qid]} already")
         lines[qid] = number
-        if not isinstance(line[key], list):
+        if key and not isinstance(line[key], list):
             raise UserError(
                 f"{place}: {key} of query {qid!r} must be a list of windows, found"
                 f" {_short(line[key])}"

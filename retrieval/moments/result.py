@@ -17,7 +17,7 @@ from retrieval.evaluation.metrics.audio_moment_retrieval.scoring import (
 )
 from retrieval.moments.files import Answer, Truth
 
-TOLERANCE = 1e-6  # seconds that a time may lie beyond its recording: rounding
+TOLERANCE = 1e-3  # seconds that a time may lie beyond its recording: files are rounded
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import pytest
 
 from retrieval.evaluation.metrics.text_audio_retrieval import ranking
 from retrieval.evaluation.result import retrieval_metrics
+from tests.evaluation.metric_modules import load_metric
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "metrics.npz"
 METRIC = Path(ranking.__file__).parent
@@ -184,12 +185,7 @@ def test_chance_is_the_mean_over_all_orders(num_candidates, num_relevant):
 
 
 def test_evaluate_module_loads_by_path_and_agrees(tmp_path, monkeypatch):
-    import evaluate  # seconds, so not at the top
-
-    monkeypatch.setattr(evaluate.config, "HF_MODULES_CACHE", tmp_path / "modules")
-    monkeypatch.setenv("HF_EVALUATE_OFFLINE", "1")
-    monkeypatch.syspath_prepend(tmp_path)  # undoes what evaluate.load does to sys.path
-    metric = evaluate.load(str(METRIC), keep_in_memory=True, cache_dir=str(tmp_path / "metrics"))
+    metric = load_metric(METRIC, tmp_path, monkeypatch)
     scores = np.random.default_rng(0).normal(size=(60, 12)).astype(np.float32)
     relevant = [[caption // 5] for caption in range(60)]
     metrics = metric.compute(predictions=scores, references=relevant)
@@ -197,7 +193,7 @@ def test_evaluate_module_loads_by_path_and_agrees(tmp_path, monkeypatch):
     assert metrics["audio_to_text"] == retrieval_metrics(
         scores.T, [list(range(5 * clip, 5 * clip + 5)) for clip in range(12)]
     )
-    in_parts = evaluate.load(str(METRIC), keep_in_memory=True, cache_dir=str(tmp_path / "metrics"))
+    in_parts = load_metric(METRIC, tmp_path, monkeypatch)
     in_parts.add_batch(predictions=scores[:20], references=relevant[:20])
     in_parts.add_batch(predictions=scores[20:], references=relevant[20:])
     computed = in_parts.compute(map_at=(10, 16), recall_at=(3,))

@@ -14,6 +14,7 @@ from retrieval.evaluation.metrics.audio_moment_retrieval.scoring import (
     moment_metrics,
     query_values,
 )
+from tests.evaluation.metric_modules import load_metric
 
 GOLDEN = json.loads(
     (Path(__file__).resolve().parents[1] / "golden" / "moments.json").read_text(encoding="utf-8")
@@ -249,17 +250,11 @@ def test_lists_of_different_number_and_no_truth_at_all():
 
 
 def test_evaluate_module_loads_by_path_and_agrees(tmp_path, monkeypatch):
-    import evaluate  # seconds, so not at the top
-
-    monkeypatch.setattr(evaluate.config, "HF_MODULES_CACHE", tmp_path / "modules")
-    monkeypatch.setenv("HF_EVALUATE_OFFLINE", "1")
-    monkeypatch.syspath_prepend(tmp_path)  # undoes what evaluate.load does to sys.path
     predictions, references = lists_of(CASES)
-    options = {"keep_in_memory": True, "cache_dir": str(tmp_path / "metrics")}
-    metric = evaluate.load(str(METRIC), **options)
+    metric = load_metric(METRIC, tmp_path, monkeypatch)
     expected = moment_metrics(predictions, references)
     assert metric.compute(predictions=predictions, references=references) == expected
-    in_parts = evaluate.load(str(METRIC), **options)
+    in_parts = load_metric(METRIC, tmp_path, monkeypatch)
     in_parts.add_batch(predictions=predictions[:20], references=references[:20])
     for prediction, reference in zip(predictions[20:], references[20:]):
         in_parts.add(prediction=prediction, reference=reference)

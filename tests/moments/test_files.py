@@ -16,6 +16,7 @@ from retrieval.moments.files import (
     castella_rounding,
     read_predictions,
     read_truth,
+    rounded,
     write_predictions,
 )
 from retrieval.moments.result import score_answers
@@ -359,3 +360,9 @@ def test_windows_beyond_the_recording_count_as_they_are_and_are_noted(tmp_path):
     assert "lighthouse: 2" in notes
     inside, notes = score(tmp_path, [found_line()], [true_line()])
     assert notes == ""
+
+
+def test_answers_are_sorted_before_they_are_rounded():
+    # 0.20004 and 0.20001 are equal in four decimals; the better one stays first
+    moments = [Moment(1, 2, 0.20001), Moment(3, 4.00004, 0.20004), Moment(5, 6, 0.9)]
+    assert rounded(moments) == [Moment(5, 6, 0.9), Moment(3, 4, 0.2), Moment(1, 2, 0.2)]

@@ -227,6 +227,8 @@ def write_inputs(root: Path) -> None:
         "relevant_windows": [[3, 6]],
     }
     (root / "truth.jsonl").write_text(json.dumps(true))
+    asked = {"qid": "b_1", "query": "A tone", "duration": 1, "vid": "evaluation_0"}
+    (root / "queries.jsonl").write_text(json.dumps(asked))
     labels = list(zip(clips, ["dog", "rain", "dog"], strict=True))
     write_csv(root / "labels.csv", ["file_name", "label"], labels)
     for split, name in (("train", "abcdefghij0"), ("val", "abcdefghij1"), ("test", "abcdefghij2")):

@@ -383,3 +383,14 @@ def test_evaluation_does_not_depend_on_processes_batches_and_blocks(
         for found, found_metrics in process["scores"][pooling].values():
             assert (found - scores).abs().max() < 1e-6
             assert found_metrics == metrics
+
+
+@pytest.mark.parametrize("num_processes", NUM_PROCESSES)
+@pytest.mark.parametrize("pooling", ["mean", "tap"])
+def test_moments_do_not_depend_on_processes(results, pooling, num_processes):
+    """To the last bit: a clip is heard by itself on any of them."""
+    expected = results[1][0]["moments"][pooling]
+    assert list(expected) == [1, 8] and len(expected[8]) == 16 and len(expected[1]) == 2
+    assert len({tuple(moments) for _, moments in expected[8]}) > 8  # not all alike
+    for process in results[num_processes]:
+        assert process["moments"][pooling] == expected

@@ -56,15 +56,15 @@ def metric_figures(result: EvaluationResult, by_query: bool) -> Figures:
     table: Figures = {direction: {} for direction in result.metrics}
     for direction, metrics in result.metrics.items():
         values = query_metrics(result.ranks[direction], list(metrics))  # (Q, M)
-        intervals = _intervals(np.zeros_like(values), values, units[direction])
-        for (name, value), interval in zip(metrics.items(), intervals, strict=True):
+        bounds = intervals(np.zeros_like(values), values, units[direction])
+        for (name, value), interval in zip(metrics.items(), bounds, strict=True):
             table[direction][name] = {
                 "value": value,
                 "low": interval["low"],
                 "high": interval["high"],
                 "chance": result.chance[direction][name],
             }
-    return {"metrics": table, "bootstrap": _bootstrap_settings(units["text_to_audio"], unit)}
+    return {"metrics": table, "bootstrap": bootstrap_settings(units["text_to_audio"], unit)}
 
 
 def has_common_queries(result: EvaluationResult) -> bool:
@@ -98,12 +98,12 @@ def difference_figures(result: EvaluationResult, other: OtherRun, by_query: bool
     ours, names = result.ranks["text_to_audio"], list(result.metrics["text_to_audio"])
     unit, units = drawn_units(result, by_query)
     values, other_values = query_metrics(ours, names), query_metrics(other.ranks, names)  # (N, M)
-    intervals = _intervals(other_values, values, units["text_to_audio"])
+    bounds = intervals(other_values, values, units["text_to_audio"])
     table = {}
     for column, name in enumerate(names):
         this, that = float(values[:, column].mean()), float(other_values[:, column].mean())
         means = {"this": this, "other": that, "difference": this - that}
-        table[name] = means | intervals[column]
+        table[name] = means | bounds[column]
     won = np.array(
         [int(that[0]) - int(this[0]) for this, that in zip(ours, other.ranks, strict=True)]
     )
@@ -113,11 +113,11 @@ def difference_figures(result: EvaluationResult, other: OtherRun, by_query: bool
         "higher_here": int((won > 0).sum()),
         "equal": int((won == 0).sum()),
         "higher_there": int((won < 0).sum()),
-        "bootstrap": _bootstrap_settings(units["text_to_audio"], unit),
+        "bootstrap": bootstrap_settings(units["text_to_audio"], unit),
     }
 
 
-def _intervals(first: np.ndarray, second: np.ndarray, units: list[Any]) -> list[Figures]:
+def intervals(first: np.ndarray, second: np.ndarray, units: list[Any]) -> list[Figures]:
     """Compute low, high and p-value of second - first (Q, M) for each metric.
 
     They are None if there is only one unit: all its resamples are equal.
@@ -129,7 +129,8 @@ def _intervals(first: np.ndarray, second: np.ndarray, units: list[Any]) -> list[
     return [{end: getattr(difference, end) for end in ends} for difference in differences]
 
 
-def _bootstrap_settings(units: list[Any], unit: str) -> Figures:
+def bootstrap_settings(units: list[Any], unit: str) -> Figures:
+    """Describe the bootstrap of `intervals`; `unit` names the units, in the plural."""
     num_units = len(set(units))
     warning = f"no intervals: they need at least two {unit}"
     if num_units > 1:
@@ -178,8 +179,8 @@ def breakdowns(
         ]
 
     by_words, by_seconds = (
-        _quantile_groups(lengths, "{:.0f}"),
-        _quantile_groups(durations, "{:.1f}"),
+        quantile_groups(lengths, "{:.0f}"),
+        quantile_groups(durations, "{:.1f}"),
     )
     return [
         {"by": "caption length", "unit": "words", "bins": bins(by_words)},
@@ -188,7 +189,7 @@ def breakdowns(
     ]
 
 
-def _quantile_groups(values: np.ndarray, form: str) -> list[tuple[str, np.ndarray]]:
+def quantile_groups(values: np.ndarray, form: str) -> list[tuple[str, np.ndarray]]:
     """Group queries by a value: at most NUM_BINS ranges of equally many, and their queries."""
     inner = np.unique(np.quantile(values, np.arange(1, NUM_BINS) / NUM_BINS, method="inverted_cdf"))
     places = np.searchsorted(inner, values, side="left")

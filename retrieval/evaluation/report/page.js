@@ -66,6 +66,7 @@
   }
 
   // --- all queries: sorted, filtered, by pages ---
+  if (!byId("data")) return;
   const { names, rows } = JSON.parse(byId("data").textContent);
   const table = byId("query-table"), body = table.tBodies[0], heads = [...table.tHead.rows[0].cells];
   const filter = byId("filter"), kind = byId("kind");

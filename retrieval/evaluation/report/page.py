@@ -42,6 +42,27 @@ def render(figures: dict[str, Any], media: Media) -> str:
     # Bars up to the last one that has a query.
     counts = [figures["rank_histogram"][direction]["counts"] for direction in DIRECTIONS]
     last_rank = 1 + max(bar for bars in counts for bar, count in enumerate(bars) if count)
+    return fill(
+        FOLDER / "page.html",
+        **figures,
+        media=media,
+        directions=DIRECTIONS,
+        last_rank=last_rank,
+        table=_table(rows[:MAX_ROWS], has_other),
+        first_rows=first_rows,
+        max_rows=MAX_ROWS,
+        max_pairs=MAX_PAIRS,
+        max_keywords=MAX_KEYWORDS,
+    )
+
+
+def fill(template: Path, **values: Any) -> str:
+    """Fill in a template, which has `style`, `script` and `policy` of all report pages.
+
+    Args:
+        template: HTML for Jinja.
+        **values: Its variables.
+    """
     script = (FOLDER / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     environment = Environment(
@@ -54,20 +75,11 @@ def render(figures: dict[str, Any], media: Media) -> str:
         "count": "{:,}".format,
         "minus": minus,
     }
-    template = environment.from_string((FOLDER / "page.html").read_text(encoding="utf-8"))
-    return template.render(
-        figures,
-        media=media,
-        directions=DIRECTIONS,
+    return environment.from_string(template.read_text(encoding="utf-8")).render(
+        values,
         style=Markup((FOLDER / "page.css").read_text(encoding="utf-8")),
         script=Markup(script),
         policy=f"{POLICY}; script-src 'sha256-{digest}'",
-        last_rank=last_rank,
-        table=_table(rows[:MAX_ROWS], has_other),
-        first_rows=first_rows,
-        max_rows=MAX_ROWS,
-        max_pairs=MAX_PAIRS,
-        max_keywords=MAX_KEYWORDS,
     )
 
 
