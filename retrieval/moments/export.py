@@ -75,7 +75,7 @@ def raven_table(stretches: Sequence[Stretch], highest: float) -> str:
     for number, own in enumerate(sorted(stretches, key=lambda own: own.moment), 1):
         name = PurePosixPath(own.file).name
         times = (f"{own.moment.start:.6f}", f"{own.moment.end:.6f}", "0.000", f"{highest:.3f}")
-        words = (plain(name), f"{own.moment.score:.6f}", plain(own.query).replace('"', "'"))
+        words = (printed(name), f"{own.moment.score:.6f}", plain(own.query).replace('"', "'"))
         rows.append("\t".join((str(number), "Spectrogram 1", "1", *times, *words)))
     return "\n".join(rows) + "\n"
 
@@ -101,8 +101,12 @@ def _row(own: Stretch) -> tuple:
 
 def plain(text: str) -> str:
     """Return a text on one line, without tabs and other characters that are not printed."""
-    words = "".join(one if one.isprintable() else " " for one in text)
-    return " ".join(words.split())
+    return " ".join(printed(text).split())
+
+
+def printed(text: str) -> str:
+    """Return a text with spaces in place of characters that are not printed, such as tabs."""
+    return "".join(one if one.isprintable() else " " for one in text)
 
 
 def write_labels(

@@ -26,6 +26,8 @@ from retrieval.search.hits import Heard
 with needs_extra("search"):
     import faiss
 
+MOST_SIZES_KEPT = 2**23  # frames, of 8 bytes
+
 
 @dataclass(frozen=True)
 class IndexedClips:
@@ -78,6 +80,8 @@ class TwoStage:
             self._value_map = value_map, value_bias  # (D, D), (D,), as _query_map
             # Frames of the clip at hand: new memory for each clip would cost more than its product.
             self._buffer = value_map.new_empty(0, len(value_map))
+            self._sizes: dict[int, tuple[Tensor, Tensor]] = {}  # by clip, see _sizes_of_outputs
+            self._num_sizes = 0  # frames in it
 
     def scores(
         self, text: Tensor, num_candidates: int, allowed: np.ndarray | None = None
@@ -207,14 +211,38 @@ class TwoStage:
         if not self.pooling.keeps_frames:
             return [Heard(self._contributions(text, clip), None) for clip in clips]
         (query,) = self._queries(text[None])  # (D,)
-        direction, found = self.pooling.directions(text), []
+        # The cosine of text and output = LN(value), of deviation s and length l, is
+        # (direction (scale (value - mean) / s + bias)) / l. But for s and l, which do not depend on
+        # the text, it is linear in the key.
+        norm, (value_map, value_bias) = self.pooling.norm, self._value_map
+        direction = self.pooling.directions(text)  # (D,)
+        scaled = direction * norm.weight
+        scaled = scaled - scaled.mean()  # takes the mean from the value
+        of_key, constant, shift = scaled @ value_map, scaled @ value_bias, direction @ norm.bias
+        found = []
         for clip in clips:
             keys = self._keys(clip)  # (T, D)
             weights = (keys @ query).softmax(dim=0)  # (T,)
-            values = self.pooling.norm(functional.linear(keys, *self._value_map))  # (T, D)
-            contributions = weights * (self.pooling.directions(values) @ direction)
-            found.append(Heard(contributions.cpu().numpy(), weights.cpu().numpy()))
+            deviations, lengths = self._sizes_of_outputs(clip, keys)
+            cosines = ((keys @ of_key + constant) / deviations + shift) / lengths  # (T,)
+            found.append(Heard((weights * cosines).cpu().numpy(), weights.cpu().numpy()))
         return found
+
+    def _sizes_of_outputs(self, clip: int, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the standard deviation of each frame's value, and the length of its output.
+
+        They cost T D D multiplications, and are kept for the next query that finds the clip.
+        """
+        if clip not in self._sizes:
+            values, norm = functional.linear(keys, *self._value_map), self.pooling.norm  # (T, D)
+            deviations = (values.var(dim=1, correction=0) + norm.eps).sqrt()  # (T,)
+            lengths = torch.linalg.vector_norm(norm(values), dim=1).clamp_min(1e-12)  # (T,)
+            if self._num_sizes > MOST_SIZES_KEPT:
+                self._sizes.clear()
+                self._num_sizes = 0
+            self._sizes[clip] = deviations, lengths
+            self._num_sizes += len(keys)
+        return self._sizes[clip]
 
     def _contributions(self, text: Tensor, clip: int) -> np.ndarray:
         """Return the contributions (T,) of a clip's frames, for poolings without attention."""

@@ -19,8 +19,8 @@ from tests.conftest import digests
 
 QUERY = 'a "dog"\tbarks,\ntwice \\ 🐕 =1+1'
 PLAIN = 'a "dog" barks, twice \\ 🐕 =1+1'
-SECONDS = {"dog.wav": 5.0, "night/owl; <b>.flac": 3.0, "night/deep/dog.wav": 2.0}
-RATES = {"dog.wav": 16_000, "night/owl; <b>.flac": 44_100, "night/deep/dog.wav": 8_000}
+SECONDS = {"dog.wav": 5.0, "night/owl;  <b>.flac": 3.0, "night/deep/dog.wav": 2.0}
+RATES = {"dog.wav": 16_000, "night/owl;  <b>.flac": 44_100, "night/deep/dog.wav": 8_000}
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def stretches() -> list[Stretch]:
     found = [
         ("dog.wav", 1, Moment(3.25, 4.5, 0.75)),
         ("dog.wav", 1, Moment(0.125, 1.0, 0.5)),
-        ("night/owl; <b>.flac", 2, Moment(0.0, 3.0, 0.25)),
+        ("night/owl;  <b>.flac", 2, Moment(0.0, 3.0, 0.25)),
         ("night/deep/dog.wav", 3, Moment(1.5, 2.0, -0.125)),
     ]
     return [Stretch(QUERY, file, SECONDS[file], rank, moment) for file, rank, moment in found]
@@ -123,7 +123,7 @@ def test_clips_have_the_samples_of_their_recordings(sounds, stretches, tmp_path)
     assert [path.name for path in written] == [
         "001 dog 3.25-4.50.wav",
         "002 dog 0.12-1.00.wav",
-        "003 owl_ _b_ 0.00-3.00.wav",
+        "003 owl_  _b_ 0.00-3.00.wav",
         "004 dog 1.50-2.00.wav",
     ]
     for path, own in zip(written, stretches, strict=True):

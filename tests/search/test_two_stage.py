@@ -294,7 +294,7 @@ def test_what_tap_hears_is_what_the_pooling_says_of_the_stored_frames(dtype: tor
     index = make_index(pooling, make_clips())
     stored = index.frames.to(dtype)
     search = TwoStage(pooling, dataclasses.replace(index, frames=stored))
-    for own in text:
+    for own in text:  # the second and third with the sizes that were kept of the first
         for clip, heard in enumerate(search.heard(own, range(NUM_CLIPS))):
             keys = search.clips.clip_frames(clip).float()  # (T, D), after the norm
             query = pooling.query(pooling.norm(own))
@@ -310,6 +310,20 @@ def test_what_tap_hears_is_what_the_pooling_says_of_the_stored_frames(dtype: tor
                 np.testing.assert_allclose(heard.contributions, same, atol=1e-5)
                 # negative control: the weights are not the contributions
                 assert len(keys) == 1 or np.abs(heard.attention - heard.contributions).max() > 1e-2
+
+
+@torch.no_grad()
+def test_sizes_that_are_kept_are_few_and_change_nothing(monkeypatch):
+    pooling, (text, other) = make_pooling(), make_text(2)
+    search = TwoStage(pooling, make_index(pooling, make_clips()))
+    expected = [own.contributions for own in search.heard(text, range(NUM_CLIPS))]
+    assert len(search._sizes) == NUM_CLIPS
+    monkeypatch.setattr("retrieval.search.two_stage.MOST_SIZES_KEPT", 5)
+    search.heard(other, [0])
+    few = TwoStage(pooling, search.clips)
+    for own, same in zip(few.heard(text, range(NUM_CLIPS)), expected, strict=True):
+        np.testing.assert_array_equal(own.contributions, same)
+    assert len(few._sizes) < 4
 
 
 @torch.no_grad()
