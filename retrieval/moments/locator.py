@@ -20,6 +20,7 @@ import torch
 
 from retrieval.base.errors import UserError
 from retrieval.models.dual_encoder import Autocast, DualEncoder, check_not_nan, eval_mode
+from retrieval.moments.running import RunningAverage, averaged, summed
 from retrieval.moments.spans import (
     LEAST_SHARE,
     MOST_MOMENTS,
@@ -229,7 +230,7 @@ class Locator:
         Raises:
             UserError: A number is NaN.
         """
-        whole, stop = _RunningAverage(len(text)), 0
+        whole, stop = RunningAverage(len(text)), 0
         candidates: list[list[Moment]] = [[] for _ in text]
         with eval_mode(self.model):
             for excerpt in heard:
@@ -372,53 +373,6 @@ class Locator:
         """Return the moment of the frames begin to end; stop: end of the sound in samples."""
         rate, size = self.model.sample_rate, self.samples_per_frame
         return Moment(begin * size / rate, min(end * size, stop) / rate, score)
-
-
-class _RunningAverage:
-    """Curves of a recording whose excerpts come one after another; letters as in the module."""
-
-    def __init__(self, num_texts: int):
-        self._sums = np.zeros((num_texts, 0), np.float32)
-        self._counts = np.zeros(0, np.int32)
-
-    def add(self, first: int, sums: np.ndarray, counts: np.ndarray) -> None:
-        """Add the sums (N, t) and counts (t,) of the places from `first` on."""
-        stop = first + len(counts)
-        if stop > len(self._counts):
-            more = stop + len(self._counts) // 2 - len(self._counts)
-            self._sums = np.pad(self._sums, ((0, 0), (0, more)))
-            self._counts = np.pad(self._counts, (0, more))
-        self._sums[:, first:stop] += sums
-        self._counts[first:stop] += counts
-
-    def curves(self, num_frames: int) -> np.ndarray:
-        """Return the averages of num_frames frames, float32 (N, num_frames)."""
-        sums, counts = self._sums[:, :num_frames], self._counts[:num_frames]
-        missing = num_frames - len(counts)
-        return averaged(np.pad(sums, ((0, 0), (0, missing))), np.pad(counts, (0, missing)))
-
-
-def summed(places: np.ndarray, values: np.ndarray) -> tuple[int, np.ndarray, np.ndarray]:
-    """Sum the values of equal places.
-
-    Args:
-        places: int64 (n,), n of 1 or more.
-        values: float32 (N, n).
-
-    Returns:
-        The lowest place; sums (N, highest - lowest + 1); how many values each has, int64.
-    """
-    first, offsets = int(places.min()), places - places.min()
-    return first, np.stack([np.bincount(offsets, row) for row in values]), np.bincount(offsets)
-
-
-def averaged(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Divide sums (N, t) by counts (t,), float32; a place without any has its neighbour's before.
-
-    Windows with sound between them that no window hears leave such places.
-    """
-    filled = np.maximum.accumulate(np.where(counts > 0, np.arange(len(counts)), 0))
-    return (sums[:, filled] / counts[filled]).astype(np.float32)
 
 
 def _cut(blocks: Iterable[np.ndarray], size: int, hop: int) -> Iterator[tuple[int, np.ndarray]]:

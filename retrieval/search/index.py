@@ -21,6 +21,7 @@ from retrieval.base.extras import needs_extra
 from retrieval.base.sound import UnreadableSound
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.pretrained import exact_name
+from retrieval.moments.locator import Located
 from retrieval.search.encoder import ExcerptEncoder, collate
 from retrieval.search.hits import Heard, Hit, IndexedFile, make_hit
 from retrieval.search.model_identity import ModelIdentity, load_model
@@ -28,6 +29,7 @@ from retrieval.search.queries import check_query, query_notes
 from retrieval.search.sound import Excerpt, cut, read_excerpts
 from retrieval.search.storage import Contents, folder_gone, read_index
 from retrieval.search.two_stage import TwoStage
+from retrieval.search.whole_file import WholeFile
 
 if TYPE_CHECKING:
     from retrieval.search.update import Changes
@@ -307,6 +309,48 @@ class AudioIndex:
             text = self.model.encode_text(list(sentences)).float()
             scores = self.model.score(text, frames.float(), mask)  # (sentences, excerpts)
         return scores.amax(dim=1).tolist()
+
+    @torch.no_grad()
+    def locate(self, query: str, file: str) -> Located:
+        """Find a sentence in a whole file of the index, whose sound is not encoded again.
+
+        The curve is that of the moment head, or of what frames add to their excerpt's score,
+        averaged where excerpts overlap. Without frames it is the score of the excerpts.
+
+        Args:
+            query: The sentence.
+            file: One of `files`.
+
+        Returns:
+            Moments and curve of one text; see Located.
+
+        Raises:
+            UserError: The index has no such file, or the model knows no word of the query.
+        """
+        if file not in self._numbers:
+            raise UserError(f"{file!r} is not a file of index {self.path}")
+        check_query(query, self.model.text_encoder)
+        with self._lock:
+            number, contents = self._numbers[file], self._contents
+            text = self._encode_text([query]).float()[0]  # (D,)
+        found = WholeFile(self.files[number], self.model, contents.meta.hop_seconds)
+        clips = np.flatnonzero(contents.file_of == number).tolist()
+        direction = self.model.pooling.directions(text).cpu()
+        for clip in clips:
+            start, end = float(contents.starts[clip]), float(contents.stops[clip])
+            # One excerpt at a time: a file of hours has hundreds, and others ask meanwhile.
+            with self._lock:
+                if contents is not self._contents:
+                    raise UserError("the index was brought up to date meanwhile; ask again")
+                (heard,) = self._two_stage.heard(text, [clip])
+                if heard is not None and self.model.moment_head is not None:
+                    heard = self._asked(heard, text, clip)
+                score = float(contents.clips.vectors[clip] @ direction)
+                if self.model.pooling.keeps_frames:
+                    place = torch.tensor([[clip]], device=text.device)
+                    score = self._two_stage.rescore(text[None], place).item()
+            found.add(start, end, heard, score)
+        return found.located()
 
     def notes(self, query: str) -> str | None:
         """Name the words of a query that the model does not know or read; None without any."""

@@ -9,7 +9,8 @@ import torch
 from retrieval.base.errors import UserError
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.transformer_pooling import TransformerPooling
-from retrieval.moments.locator import SAME_CUT, Locator, averaged, summed
+from retrieval.moments.locator import SAME_CUT, Locator
+from retrieval.moments.running import averaged, summed
 from retrieval.moments.spans import LEAST_SHARE, MOST_MOMENTS, iou, maximum_sum
 from tests.models.test_dual_encoder import CAPTIONS, DIM, RATE, clip, make_model, text_folder  # noqa: F401
 

@@ -8,6 +8,7 @@ Letters: S samples, C channels.
 
 import io
 import struct
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +16,17 @@ import torch
 import torchaudio
 from matplotlib import image
 
-from retrieval.base.decoder_process import SoundInfo, read_frames
+from retrieval.base.decoder_process import SoundInfo, mono_blocks, read_frames
 from retrieval.base.errors import UserError
-from retrieval.base.sound import CANCELLED, UnreadableSound
+from retrieval.base.sound import CANCELLED, TruncatedSound, UnreadableSound
 
 MAX_COLUMNS, NUM_MELS, DYNAMIC_RANGE = 600, 64, 70.0  # of pictures; dB
 RIFF_LIMIT = 2**32 - 1
 FRAMES_AT_ONCE = 2**18  # read at once: an excerpt may have many channels
+# Of pictures of whole files: Hz, windows of 32 ms, and how many of them a column averages at most.
+OVERVIEW_RATE, OVERVIEW_WINDOW, WINDOWS_A_COLUMN = 16_000, 512, 8
+OVERVIEW_COLUMNS = 1200
+OVERVIEWS_KEPT = 64  # of 200 kB
 
 
 class WaveFile:
@@ -142,8 +147,82 @@ def draw_spectrogram(samples: np.ndarray, rate: int) -> bytes:
     transform = torchaudio.transforms.MelSpectrogram(
         rate, n_fft=window, hop_length=hop, n_mels=num_mels, f_min=20.0
     )
-    level = 10 * transform(waveform).clamp_min(1e-10).log10()  # (mels, columns)
+    return _png(10 * transform(waveform).clamp_min(1e-10).log10())  # (mels, columns)
+
+
+def _png(level: torch.Tensor) -> bytes:
+    """Draw levels (mels, columns) in dB."""
     top = float(level.max())
     file, colours = io.BytesIO(), {"vmin": top - DYNAMIC_RANGE, "vmax": top, "cmap": "magma"}
     image.imsave(file, level.numpy(), origin="lower", format="png", **colours)
     return file.getvalue()
+
+
+def draw_overview(path: Path, seconds: float) -> bytes:
+    """Draw the mel spectrogram of a whole file as PNG, like draw_spectrogram, up to 8 kHz.
+
+    The file is read as a stream. A column averages windows that lie evenly in it: all of them in a
+    file of some minutes, a sample in a longer one.
+
+    Args:
+        path: The recording.
+        seconds: Its length in the index.
+
+    Raises:
+        UserError: The recording cannot be read.
+    """
+    total = max(1, round(seconds * OVERVIEW_RATE))
+    columns = max(1, min(OVERVIEW_COLUMNS, total // OVERVIEW_WINDOW))
+    parts = max(1, min(WINDOWS_A_COLUMN, total // columns // OVERVIEW_WINDOW))
+    starts = np.arange(columns * parts) * (total / (columns * parts))
+    starts = starts.astype(np.int64)  # first samples of the windows
+    powers = torch.zeros(columns, OVERVIEW_WINDOW // 2 + 1)
+    counts = torch.zeros(columns)
+    shape, taken, kept, first = torch.hann_window(OVERVIEW_WINDOW), 0, np.zeros(0, np.float32), 0
+    try:
+        for block in mono_blocks(path, OVERVIEW_RATE, quality="LQ"):
+            kept = np.concatenate([kept, block])
+            ends = np.searchsorted(starts, first + len(kept) - OVERVIEW_WINDOW, side="right")
+            places = starts[taken:ends] - first
+            if len(places):
+                windows = np.lib.stride_tricks.sliding_window_view(kept, OVERVIEW_WINDOW)[places]
+                own = torch.from_numpy(windows).mul(shape)  # a copy: the view is read-only
+                own = torch.fft.rfft(own).abs().square()  # (windows, bins)
+                column = torch.arange(taken, taken + len(places)) // parts
+                powers.index_add_(0, column, own)
+                counts.index_add_(0, column, torch.ones(len(places)))
+            taken = max(taken, int(ends))
+            spare = max(0, len(kept) - OVERVIEW_WINDOW)
+            spare = min(spare, int(starts[taken]) - first) if taken < len(starts) else spare
+            kept, first = kept[spare:], first + spare
+    except TruncatedSound:
+        pass  # the rest of the picture is dark, as it is silent in the player
+    except UnreadableSound as error:
+        raise UserError(f"{path.name} {error}") from None
+    except OSError as error:
+        raise UserError(f"{path.name} cannot be read: {error.strerror}") from None
+    bank = torchaudio.functional.melscale_fbanks(
+        OVERVIEW_WINDOW // 2 + 1, 20.0, OVERVIEW_RATE / 2, NUM_MELS, OVERVIEW_RATE
+    )
+    mels = (powers / counts.clamp_min(1)[:, None]) @ bank  # (columns, mels)
+    return _png(10 * mels.T.clamp_min(1e-10).log10())
+
+
+class Overviews:
+    """Pictures of whole files; the last OVERVIEWS_KEPT are kept, until their file changes."""
+
+    def __init__(self):
+        self._kept: OrderedDict[tuple[Path, int, int], bytes] = OrderedDict()
+
+    def __call__(self, path: Path, seconds: float) -> bytes:
+        """Return draw_overview(path, seconds). Raises UserError."""
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise UserError(f"{path.name} cannot be read: {error.strerror}") from None
+        key = path, status.st_size, status.st_mtime_ns
+        picture = self._kept.pop(key, None) or draw_overview(path, seconds)
+        self._kept[key] = picture
+        while len(self._kept) > OVERVIEWS_KEPT:
+            self._kept.popitem(last=False)
+        return picture

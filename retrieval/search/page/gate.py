@@ -39,6 +39,8 @@ ROUTES: dict[str, set[str]] = {
     "/recording": {"GET", "HEAD"},
     "/clip": {"GET"},
     "/picture": {"GET"},
+    "/overview": {"GET"},
+    "/whole": {"GET"},
     "/presence": {"GET"},
     "/login": {"POST"},
     UPLOAD: {"POST"},

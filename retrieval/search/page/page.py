@@ -193,7 +193,7 @@ class Answers:
     ) -> tuple[str, str]:
         limits = filters(folder, shortest, longest)
         search, notes = self.index.search, self.index.notes
-        return self._found(query, lambda: search(query, k, **limits), lambda: notes(query))
+        return self._found(query, lambda: search(query, k, **limits), lambda: notes(query), True)
 
     @answered
     def sound(
@@ -246,7 +246,11 @@ class Answers:
         return upload.path
 
     def _found(
-        self, query: str, search: Callable[[], list[Hit]], note: Callable[[], str | None]
+        self,
+        query: str,
+        search: Callable[[], list[Hit]],
+        note: Callable[[], str | None],
+        is_sentence: bool = False,
     ) -> tuple[str, str]:
         """Answer with the cards of `search`, and with `note`, which is called after it."""
         begin = time.perf_counter()
@@ -256,7 +260,8 @@ class Answers:
             raise UserError("no recording matches the filters: widen them")
         files, in_all = len({hit.file for hit in hits}), count(len(self.index.files), "recording")
         text = f"{count(len(hits), 'answer')} in {files} of {in_all}, {took}"
-        return message("; ".join(filter(None, [text, note()]))), cards(query, hits, self.index)
+        found = cards(query, hits, self.index, is_sentence)
+        return message("; ".join(filter(None, [text, note()]))), found
 
 
 def filters(folder: str, shortest: float | None, longest: float | None) -> dict[str, str | float]:

@@ -13,12 +13,16 @@ else stay();
 
 const cardOf = (node) => node.closest(".hit");
 const audioOf = (card) => card.querySelector("audio");
-const spanOf = (card) => [Number(card.dataset.start), Number(card.dataset.end)];
+// Start and end of what a card, or a picture in it, shows: an excerpt or the whole file.
+const spanOf = (node) => {
+    const shown = node.closest("[data-start]");
+    return [Number(shown.dataset.start), Number(shown.dataset.end)];
+};
 
-function moveTo(card, seconds) {
-    const [start, end] = spanOf(card);
-    audioOf(card).currentTime = Math.min(Math.max(seconds, start), end);
-    showPlace(card);
+function moveTo(timeline, seconds) {
+    const [start, end] = spanOf(timeline);
+    audioOf(cardOf(timeline)).currentTime = Math.min(Math.max(seconds, start), end);
+    showPlace(cardOf(timeline));
 }
 
 function play(card) {
@@ -69,23 +73,46 @@ function showStretch(card) {
 }
 
 function showPlace(card) {
-    const [start, end] = spanOf(card);
     const now = audioOf(card).currentTime;
-    const place = (now - start) / (end - start);
-    const timeline = card.querySelector(".timeline");
-    const playhead = timeline.querySelector(".playhead");
-    playhead.style.left = 100 * place + "%";
-    playhead.hidden = place < 0 || place > 1;
-    timeline.setAttribute("aria-valuenow", now.toFixed(1));
-    timeline.setAttribute("aria-valuetext", now.toFixed(1) + " s");
+    for (const timeline of card.querySelectorAll(".timeline")) {
+        const [start, end] = spanOf(timeline);
+        const place = (now - start) / (end - start);
+        const playhead = timeline.querySelector(".playhead");
+        playhead.style.left = 100 * place + "%";
+        playhead.hidden = place < 0 || place > 1;
+        timeline.setAttribute("aria-valuenow", now.toFixed(1));
+        timeline.setAttribute("aria-valuetext", now.toFixed(1) + " s");
+    }
 }
 
-function showError(card) {
+// The whole file is requested at the first click; later ones hide and show it.
+async function showWhole(button) {
+    const card = cardOf(button);
+    let whole = card.querySelector(".whole");
+    if (whole) whole.hidden = !whole.hidden;
+    else if (button.disabled) return;
+    else {
+        button.disabled = true;
+        const answer = await fetch(button.dataset.source).catch(() => null);
+        button.disabled = false;
+        if (!answer || !answer.ok) {
+            const reason = answer ? (await answer.json().catch(() => ({}))).detail : "";
+            return showError(card, reason || "The whole file cannot be shown now: try again.");
+        }
+        button.insertAdjacentHTML("afterend", await answer.text());
+        whole = card.querySelector(".whole");
+        showPlace(card);
+        showStretch(card);
+    }
+    button.setAttribute("aria-expanded", String(!whole.hidden));
+}
+
+function showError(card, text) {
     if (card.querySelector(".message")) return;
     const line = document.createElement("p");
     line.className = "message error";
     line.setAttribute("role", "alert");
-    line.textContent = "This recording cannot be played: it may have been changed or deleted since the index was made.";
+    line.textContent = text || "This recording cannot be played: it may have been changed or deleted since the index was made.";
     card.querySelector(".play").before(line);
 }
 
@@ -93,13 +120,16 @@ element.addEventListener("click", (event) => {
     const timeline = event.target.closest(".timeline");
     const heard = event.target.closest(".heard, .band");
     const like = event.target.closest(".like");
-    if (heard) {
+    const whole = event.target.closest(".show-whole");
+    if (whole) {
+        showWhole(whole);
+    } else if (heard) {
         playStretch(cardOf(heard), Number(heard.dataset.from), Number(heard.dataset.to));
     } else if (timeline) {
         const card = cardOf(timeline);
         const box = timeline.getBoundingClientRect();
-        const [start, end] = spanOf(card);
-        moveTo(card, start + ((event.clientX - box.left) / box.width) * (end - start));
+        const [start, end] = spanOf(timeline);
+        moveTo(timeline, start + ((event.clientX - box.left) / box.width) * (end - start));
         play(card);
     } else if (like) {
         const card = cardOf(like);
@@ -113,13 +143,14 @@ element.addEventListener("keydown", (event) => {
     if (!event.target.matches(".timeline")) return;
     const card = cardOf(event.target);
     const audio = audioOf(card);
-    const [start, end] = spanOf(card);
+    const [start, end] = spanOf(event.target);
+    const step = Math.max(ARROW_SECONDS, (end - start) / 200); // of hours, more than a second
     const places = {
-        ArrowLeft: audio.currentTime - ARROW_SECONDS, ArrowDown: audio.currentTime - ARROW_SECONDS,
-        ArrowRight: audio.currentTime + ARROW_SECONDS, ArrowUp: audio.currentTime + ARROW_SECONDS,
+        ArrowLeft: audio.currentTime - step, ArrowDown: audio.currentTime - step,
+        ArrowRight: audio.currentTime + step, ArrowUp: audio.currentTime + step,
         Home: start, End: end,
     };
-    if (event.key in places) moveTo(card, places[event.key]);
+    if (event.key in places) moveTo(event.target, places[event.key]);
     else if (event.key === " " || event.key === "Enter") audio.paused ? play(card) : audio.pause();
     else return;
     event.preventDefault();

@@ -12,9 +12,12 @@ import numpy as np
 from retrieval.base.errors import UserError
 from retrieval.evaluation.attention import attention_curve
 from retrieval.moments.export import csv_table, json_table, label_files
+from retrieval.moments.locator import Located
 from retrieval.moments.spans import Moment
 from retrieval.search import AudioIndex, Hit
 from retrieval.search.hits import stretches_of
+
+CURVE_POINTS = 1000  # of the curve over a whole file
 
 
 def message(text: str, kind: str = "note") -> str:
@@ -22,9 +25,12 @@ def message(text: str, kind: str = "note") -> str:
     return f'<p class="message {kind}">{escape(text)}</p>'
 
 
-def cards(query: str, hits: list[Hit], index: AudioIndex) -> str:
-    """Return the answers to a query as a list of cards, after links that save all stretches."""
-    items = "".join(card(rank, query, hit, index) for rank, hit in enumerate(hits, 1))
+def cards(query: str, hits: list[Hit], index: AudioIndex, is_sentence: bool = True) -> str:
+    """Return the answers to a query as a list of cards, after links that save all stretches.
+
+    is_sentence: False if `query` is the name of a sound, which no curve can be drawn of.
+    """
+    items = "".join(card(rank, query, hit, index, is_sentence) for rank, hit in enumerate(hits, 1))
     found = [own for hit in hits for own in stretches_of(query, [hit])]
     labels = io.BytesIO()
     with zipfile.ZipFile(labels, "w", zipfile.ZIP_DEFLATED) as file:
@@ -62,7 +68,7 @@ def located(file: str, index: AudioIndex) -> Path:
         ) from None
 
 
-def card(rank: int, query: str, hit: Hit, index: AudioIndex) -> str:
+def card(rank: int, query: str, hit: Hit, index: AudioIndex, is_sentence: bool = True) -> str:
     """Return a hit with its player and picture, or with the reason why there are none."""
     folder, _, name = hit.file.rpartition("/")
     folder = f'<span class="folder">{escape(folder)}/</span>' if folder else ""
@@ -74,6 +80,8 @@ def card(rank: int, query: str, hit: Hit, index: AudioIndex) -> str:
     try:
         located(hit.file, index)
         body = timeline(hit, name) + facts(query, hit, name) + player(hit, name)
+        if hit.end - hit.start < hit.seconds - 0.05:
+            body += whole_button(query if is_sentence else "", hit, name)
     except UserError as error:
         body = message(str(error), "error")
     data = f'data-file="{escape(hit.file)}" data-start="{hit.start:.3f}" data-end="{hit.end:.3f}"'
@@ -154,6 +162,75 @@ def facts(query: str, hit: Hit, name: str) -> str:
         place = f"whole file, {hit.seconds:.1f} s"
     saves = saving(query, hit, name)
     return f'<div class="facts">{heard}<span>{place}</span>{saves}</div>'
+
+
+def whole_button(query: str, hit: Hit, name: str) -> str:
+    """Return the button that shows the whole file below the card; results.js requests the view."""
+    source = escape(f"whole?{urlencode({'file': hit.file, 'query': query})}")
+    return (
+        f'<button type="button" class="show-whole" data-source="{source}" aria-expanded="false"'
+        f' aria-label="Show the whole of {escape(name)}">Whole file</button>'
+    )
+
+
+def whole_view(file: str, seconds: float, found: Located | None) -> str:
+    """Return spectrogram, curve and stretches of a whole file, from left to right.
+
+    found: of AudioIndex.locate; None: the spectrogram only.
+    """
+    name = file.rpartition("/")[2]
+    source = escape(f"overview?{urlencode({'file': file})}")
+    picture = f'<img src="{source}" alt="Spectrogram of {escape(name)}" draggable="false">'
+    curve = bands = ""
+    if found is not None:
+        curve = curve_svg(found.curves[0], found.frame_seconds / seconds)
+        for moment in found.moments[0]:
+            left = 100 * moment.start / seconds
+            width = 100 * (moment.end - moment.start) / seconds
+            bands += (
+                f'<span class="band" {times(moment)} title="{clock(moment.start)} to'
+                f' {clock(moment.end)}, score {moment.score:.3f}: play"'
+                f' style="left:{left:.3f}%;width:max({width:.3f}%, 4px)"></span>'
+            )
+    ticks = "".join(f"<span>{clock(time)}</span>" for time in np.linspace(0, seconds, 5))
+    slider = (
+        f'role="slider" tabindex="0" aria-label="Place in the whole of {escape(name)}"'
+        f' aria-valuemin="0" aria-valuemax="{seconds:.1f}" aria-valuenow="0"'
+        f' aria-valuetext="{clock(0)}"'
+    )
+    drawn = f'{picture}{curve}{bands}<span class="playhead"></span>'
+    return (
+        f'<div class="whole" data-start="0" data-end="{seconds:.3f}"><div class="timeline"'
+        f' {slider}>{drawn}</div><div class="axis" aria-hidden="true">{ticks}</div></div>'
+    )
+
+
+def curve_svg(curve: np.ndarray, frame: float) -> str:
+    """Draw a curve (T,), its highest value at the top, its lowest at the bottom.
+
+    frame: length of a frame as a share of the picture. Of many frames the highest ones are drawn.
+    """
+    size = -(-len(curve) // CURVE_POINTS)
+    padded = np.pad(curve, (0, -len(curve) % size), mode="edge").reshape(-1, size).max(axis=1)
+    low, span = float(padded.min()), float(np.ptp(padded)) or 1.0
+    heights = (100 - 94 * (padded - low) / span).tolist()
+    places = (1000 * frame * size * (np.arange(len(padded)) + 0.5)).clip(0, 1000).tolist()
+    points = [(0.0, heights[0]), *zip(places, heights, strict=True), (1000.0, heights[-1])]
+    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    return (
+        '<svg class="attention" viewBox="0 0 1000 100" preserveAspectRatio="none" role="img"'
+        f' aria-label="Where the sentence is heard, over time"><polygon points="0,100 {line}'
+        f' 1000,100"/><polyline points="{line}"/></svg>'
+    )
+
+
+def clock(seconds: float) -> str:
+    """Format seconds as 7.3 s, 2:07 or 1:02:03."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def player(hit: Hit, name: str) -> str:

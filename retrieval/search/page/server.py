@@ -28,13 +28,19 @@ from retrieval.base.errors import UserError
 from retrieval.moments.export import Stretch, clip_name
 from retrieval.moments.spans import Moment
 from retrieval.search import AudioIndex
-from retrieval.search.page.audio import WaveFile, draw_spectrogram, read_clip, read_excerpt
+from retrieval.search.page.audio import (
+    Overviews,
+    WaveFile,
+    draw_spectrogram,
+    read_clip,
+    read_excerpt,
+)
 from retrieval.search.page.clients import MAX_UPLOAD_MIB, MIB, Client, Clients, Refused
 from retrieval.search.page.events import Events
 from retrieval.search.page.gate import Gate
 from retrieval.search.page.page import HEAD, STYLE, THEME, longest_excerpt, make_page
 from retrieval.search.page.password import Password
-from retrieval.search.page.results import located
+from retrieval.search.page.results import located, whole_view
 from retrieval.search.page.turns import Turns
 
 # Largest part of a recording in one answer. The browser requests more while it plays: an unfinished
@@ -113,6 +119,7 @@ def add_routes(app: FastAPI, index: AudioIndex, clients: Clients) -> None:
         names = sorted({str(part["loc"][-1]) for part in error.errors()})
         return JSONResponse({"detail": f"wrong or missing: {', '.join(names)}"}, 422)
 
+    overviews = Overviews()
     turns = Turns(max(1, (os.cpu_count() or 1) // 2))  # the other half of the cores answers queries
 
     @app.api_route("/recording", methods=["GET", "HEAD"])
@@ -163,6 +170,22 @@ def add_routes(app: FastAPI, index: AudioIndex, clients: Clients) -> None:
                 lambda: draw_spectrogram(*read_excerpt(path, start, end))
             )
         return Response(content, media_type="image/png")
+
+    @app.get("/overview")
+    async def overview(request: Request, file: str) -> Response:
+        """Serve the picture of a whole recording."""
+        path = await asyncio.to_thread(located, file, index)
+        async with turns.turn(request.state.client_key, request.is_disconnected):
+            content = await asyncio.to_thread(overviews, path, seconds_of[file])
+        return Response(content, media_type="image/png")
+
+    @app.get("/whole")
+    async def whole(request: Request, file: str, query: str = "") -> Response:
+        """Serve the view of a whole recording, with the curve of a sentence if there is one."""
+        await asyncio.to_thread(located, file, index)
+        async with turns.turn(request.state.client_key, request.is_disconnected):
+            found = await asyncio.to_thread(index.locate, query, file) if query else None
+        return Response(whole_view(file, seconds_of[file], found), media_type="text/html")
 
     @app.get("/presence")
     async def presence(request: Request) -> Response:

@@ -7,6 +7,7 @@ After `make demo`, the pictures of the README are made by:
 
 import csv
 import http.client
+import io
 import json
 import os
 import re
@@ -26,6 +27,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from matplotlib import image
 
 from retrieval.base.errors import UserError
 from retrieval.config import load_config
@@ -271,7 +273,7 @@ def test_a_player_plays_and_a_click_on_the_picture_jumps(page):
     status(page, "answers in")
     card = card_of(page, "far/away/long.flac")  # its excerpt, 2 of 8 s
     start, end = (float(card.get_attribute(f"data-{name}")) for name in ("start", "end"))
-    timeline = card.locator(".timeline")
+    timeline = card.locator(".timeline").first
     timeline.scroll_into_view_if_needed()
     box = timeline.bounding_box()
     share = next(share for share in (0.6, 0.5, 0.4, 0.3, 0.2) if is_free(card, share))
@@ -298,6 +300,47 @@ def test_a_player_plays_and_a_click_on_the_picture_jumps(page):
     )
     card.locator("audio").evaluate("audio => audio.play()")
     assert other.locator("audio").evaluate("audio => audio.paused")  # one at a time
+
+
+@needs_chromium
+def test_a_long_file_is_shown_whole_with_its_curve(page, indexed):
+    ask(page, QUERY)
+    status(page, "answers in")
+    assert card_of(page, "low steady.wav").locator(".show-whole").count() == 0  # it is shown whole
+    card = card_of(page, "far/away/long.flac")  # an excerpt of 2 s of its 8 s
+    button = card.locator(".show-whole")
+    button.click()
+    whole = card.locator(".whole")
+    whole.wait_for()
+    assert button.get_attribute("aria-expanded") == "true"
+    page.wait_for_function(
+        "image => image.naturalWidth > 0", arg=whole.locator("img").element_handle()
+    )
+    expected = AudioIndex.open(indexed).locate(QUERY, "far/away/long.flac")
+    bands = whole.locator(".band")
+    spans = bands.evaluate_all(
+        "all => all.map(own => [own.dataset.from, own.dataset.to].map(Number))"
+    )
+    np.testing.assert_allclose(spans, [own[:2] for own in expected.moments[0]], atol=1e-3)
+    line = whole.locator("polyline").get_attribute("points").split()
+    heights = np.array([float(point.split(",")[1]) for point in line[1:-1]])
+    curve = expected.curves[0]
+    assert len(heights) == len(curve) and heights.argmin() == curve.argmax()
+    # a click on a stretch plays it, one elsewhere goes there
+    audio = card.locator("audio")
+    audio.evaluate(PAUSES)
+    bands.first.evaluate("band => band.click()")
+    page.wait_for_function("window.pauses.length > 0")
+    assert time_of(card) == pytest.approx(spans[0][1], abs=0.05)
+    timeline = whole.locator(".timeline")
+    timeline.focus()
+    page.keyboard.press("End")
+    assert time_of(card) == pytest.approx(8.0, abs=0.05)
+    page.keyboard.press("Home")
+    assert time_of(card) == pytest.approx(0.0, abs=0.05)
+    assert whole.locator(".playhead").evaluate("own => own.hidden") is False
+    button.click()
+    assert not whole.is_visible() and button.get_attribute("aria-expanded") == "false"
 
 
 def is_free(card, share: float) -> bool:
@@ -700,6 +743,8 @@ def test_more_than_two_channels_are_averaged(tmp_path):
         "recording?file={}",
         "picture?start=0&end=1&file={}",
         "clip?start=0&end=1&file={}",
+        "overview?file={}",
+        "whole?query=tone&file={}",
         "gradio_api/file={}",
     ],
 )
@@ -746,6 +791,71 @@ def test_nothing_outside_the_index_is_served(server, sounds, route):
 @pytest.mark.parametrize("route", ["picture", "clip"])
 def test_pictures_and_clips_of_senseless_excerpts_are_refused(server, route, span):
     assert get(server, f"/{route}?file={quote('low steady.wav')}&{span}")[0] in (400, 422)
+
+
+def test_the_view_of_a_whole_file(server, sounds):
+    file = quote("far/away/long.flac")
+    code, headers, content = get(server, f"/overview?file={file}")
+    assert code == 200 and headers["content-type"] == "image/png" and content[1:4] == b"PNG"
+    assert get(server, f"/overview?file={file}")[2] == content
+    code, headers, content = get(server, f"/whole?file={file}&query={quote('<b>tone</b> low')}")
+    text = content.decode()
+    assert code == 200 and 'class="band"' in text and "<polyline" in text and "<b>" not in text
+    text = get(server, f"/whole?file={file}")[2].decode()  # like a sound: no curve
+    assert "<img" in text and "<polyline" not in text
+    text = get(server, "/whole?query=tone&file=" + quote(NASTY))[2].decode()
+    assert "<img src=x" not in text
+    for query in ("%00", "..", quote("qqqq"), "a" * 5000):
+        assert get(server, f"/whole?file={file}&query={query}")[0] in (200, 400, 404)
+    assert get(server, f"/whole?file={file}&query=tone", method="POST")[0] == 405
+
+
+def pixels(content: bytes) -> np.ndarray:
+    """Brightness (rows, columns) of a PNG."""
+    return image.imread(io.BytesIO(content))[..., :3].sum(axis=2)
+
+
+@pytest.mark.parametrize("rate", [8_000, 44_100])
+def test_an_overview_shows_the_whole_file(tmp_path, rate, monkeypatch):
+    seconds = 90
+    time = np.arange(seconds * rate) / rate
+    low, high = np.sin(2 * np.pi * 300 * time), np.sin(2 * np.pi * 2_000 * time)
+    sound = 0.3 * np.where(time < 30, low, np.where(time < 60, 0, high))
+    path = tmp_path / "steps.wav"
+    soundfile.write(path, sound, rate, subtype="FLOAT")
+    picture = pixels(audio.draw_overview(path, seconds))
+    columns = picture.shape[1]
+    assert columns == audio.OVERVIEW_COLUMNS and picture.shape[0] == audio.NUM_MELS
+    third = columns // 3
+    rows = [
+        int(part.mean(axis=1).argmax())
+        for part in (picture[:, : third - 5], picture[:, 2 * third + 5 :])
+    ]
+    assert rows[0] > rows[1] + 10  # the low tone is lower
+    assert picture[:, third + 5 : 2 * third - 5].max() < picture.max() / 3
+    # kept until the file changes
+    drawn = []
+    draw = audio.draw_overview
+    monkeypatch.setattr(audio, "draw_overview", lambda *given: drawn.append(1) or draw(*given))
+    overviews = audio.Overviews()
+    assert overviews(path, seconds) == overviews(path, seconds) and len(drawn) == 1
+    soundfile.write(path, sound[: 40 * rate], rate, subtype="FLOAT")
+    overviews(path, seconds)
+    assert len(drawn) == 2
+
+
+def test_an_overview_of_a_short_a_cut_and_a_broken_file(tmp_path):
+    path = tmp_path / "short.wav"
+    soundfile.write(path, np.zeros(10, np.float32), 8_000)
+    assert pixels(audio.draw_overview(path, 10 / 8_000)).shape == (audio.NUM_MELS, 1)
+    soundfile.write(path, 0.1 * np.ones(80_000), 8_000)
+    path.write_bytes(path.read_bytes()[:80_000])
+    assert pixels(audio.draw_overview(path, 10.0)).shape[0] == audio.NUM_MELS
+    path.write_text("no sound")
+    with pytest.raises(UserError, match="short.wav"):
+        audio.draw_overview(path, 10.0)
+    with pytest.raises(UserError, match="gone.wav"):
+        audio.Overviews()(tmp_path / "gone.wav", 10.0)
 
 
 def test_a_clip_is_a_part_of_its_recording(server, sounds, tmp_path):
