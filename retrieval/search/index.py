@@ -336,15 +336,18 @@ class AudioIndex:
         found = WholeFile(self.files[number], self.model, contents.meta.hop_seconds)
         clips = np.flatnonzero(contents.file_of == number).tolist()
         direction = self.model.pooling.directions(text).cpu()
+        has_head = self.model.moment_head is not None and contents.clips.frames is not None
         for clip in clips:
             start, end = float(contents.starts[clip]), float(contents.stops[clip])
             # One excerpt at a time: a file of hours has hundreds, and others ask meanwhile.
             with self._lock:
                 if contents is not self._contents:
                     raise UserError("the index was brought up to date meanwhile; ask again")
+                if has_head:
+                    likely = self._probabilities(text, clip)
+                    found.add(start, end, Heard(likely, None, likely), 0.0)
+                    continue
                 (heard,) = self._two_stage.heard(text, [clip])
-                if heard is not None and self.model.moment_head is not None:
-                    heard = self._asked(heard, text, clip)
                 score = float(contents.clips.vectors[clip] @ direction)
                 if self.model.pooling.keeps_frames:
                     place = torch.tensor([[clip]], device=text.device)
@@ -446,10 +449,14 @@ class AudioIndex:
 
     def _asked(self, heard: Heard, text: torch.Tensor, clip: int) -> Heard:
         """Add the moment head's probabilities (T,) for a text (D,) in an excerpt."""
+        return replace(heard, probabilities=self._probabilities(text, clip))
+
+    def _probabilities(self, text: torch.Tensor, clip: int) -> np.ndarray:
+        """Return the moment head's probabilities (T,) for a text (D,) in an excerpt."""
         keys = self._contents.clips.clip_frames(clip).to(text.device).float()[None]  # (1, T, D)
         mask = torch.ones(keys.shape[:2], dtype=torch.bool, device=text.device)
         logits = self.model.moment_logits_of_keys(text[None], keys, mask)[0]
-        return replace(heard, probabilities=logits.sigmoid().detach().cpu().numpy())
+        return logits.sigmoid().detach().cpu().numpy()
 
 
 def candidates_for(k: int) -> int:
