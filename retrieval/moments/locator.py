@@ -22,7 +22,6 @@ from retrieval.base.errors import UserError
 from retrieval.models.dual_encoder import Autocast, DualEncoder, check_not_nan, eval_mode
 from retrieval.moments.running import RunningAverage, averaged, summed
 from retrieval.moments.spans import (
-    LEAST_SHARE,
     MOST_MOMENTS,
     Moment,
     over_threshold,
@@ -328,8 +327,7 @@ class Locator:
     ) -> list[Moment]:
         """Return the stretches of a head's probabilities (T,), best first.
 
-        The first one's score is its mean probability; that of others is lower by their share of its
-        sum over the threshold.
+        A stretch's score is its highest probability.
 
         Args:
             curve: (T,).
@@ -338,13 +336,12 @@ class Locator:
         """
         if threshold is None:
             threshold = float(self.model.moment_head.threshold)
-        least = 0.0 if self.alternatives else LEAST_SHARE
-        found = [self._moment(*own, stop) for own in over_threshold(curve, threshold, least)]
+        found = [self._moment(*own, stop) for own in over_threshold(curve, threshold)]
         if self.alternatives:
             top = float(curve.max())
             others = [
-                self._moment(*own, min(float(curve[slice(*own)].mean()), found[-1].score), stop)
-                for level in LEVELS
+                self._moment(*own, min(float(curve[slice(*own)].max()), found[-1].score), stop)
+                for level in (threshold, *LEVELS)
                 for *own, _ in stretches(curve - level * top, self.most, 0.0)
             ]
             found = with_others(found, others, SAME_CUT)[: self.most]

@@ -94,24 +94,21 @@ def peaks(curve: np.ndarray, score: float) -> list[tuple[int, int, float]]:
     ]
 
 
-def over_threshold(
-    curve: np.ndarray, threshold: float, least_share: float = LEAST_SHARE
-) -> list[tuple[int, int, float]]:
+def over_threshold(curve: np.ndarray, threshold: float) -> list[tuple[int, int, float]]:
     """Find the stretches of a moment head's probabilities, best first.
 
     Args:
         curve: (T,), probabilities.
         threshold: As a share of the highest probability.
-        least_share: As for `stretches`.
 
     Returns:
-        First frame of each stretch, the frame after its last, and its score: the mean probability
-        of the first; that of others is lower by their share of its sum over the threshold.
+        First frame of each stretch, the frame after its last, and its score, its highest
+        probability. In long recordings this ranks better than the sum, which favours long stretches
+        of low probability, and than the mean.
     """
-    cuts = stretches(curve - threshold * curve.max(), MOST_MOMENTS, least_share)
-    first, stop, _ = cuts[0]
-    score = float(curve[first:stop].mean())
-    return [(first, stop, score * share) for first, stop, share in cuts]
+    cuts = stretches(curve - threshold * curve.max(), MOST_MOMENTS, LEAST_SHARE)
+    found = [(first, stop, float(curve[first:stop].max())) for first, stop, _ in cuts]
+    return sorted(found, key=lambda stretch: -stretch[2])
 
 
 def runs(curve: np.ndarray, threshold: float) -> list[tuple[int, int]]:

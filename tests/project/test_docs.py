@@ -470,7 +470,9 @@ CODE_FOLDERS = ("retrieval", "data_prep", "benchmarks")
 FOLDERS = (*CODE_FOLDERS, "configs", "docs", "tests")
 # with the settings of the sections that are absent by default
 SETTINGS = flatten(
-    load_config(ROOT / "configs/clotho_lora_text.yaml", ["audio_encoder.lora={}"]).model_dump()
+    load_config(
+        ROOT / "configs/clotho_lora_text.yaml", ["audio_encoder.lora={}", "moment_head={}"]
+    ).model_dump()
 )
 OPTIONS = known_options()
 FILE_NAMES = {path.name for folder in FOLDERS for path in (ROOT / folder).rglob("*.*")}
