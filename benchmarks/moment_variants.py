@@ -833,7 +833,7 @@ def main() -> int:
         raise UserError(f"--epochs {arguments.epochs}: must be 1 or more")
     seeds, epochs = arguments.seeds, arguments.epochs
     if arguments.quick:
-        splits, seeds, epochs = random_clips(num_clips=20, dim=16), [1], 1
+        splits, seeds, epochs = random_clips(num_clips=6, dim=16), [1], 1
     else:
         splits = sample_clips(arguments.checkpoint, arguments.cache)
     seed_rows = partial(run_seed, splits=splits, epochs=epochs)
