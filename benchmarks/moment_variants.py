@@ -3,17 +3,21 @@
     python -m benchmarks.moment_variants [--checkpoint runs/sample_tap/best]    # after `make demo`
     python -m benchmarks.moment_variants --quick    # random numbers: shows that it runs
 
-The first takes some ten minutes. Encoders are frozen, so frames and texts are computed once and
-kept in memory. Each seed trains heads by the recipe of configs/sample_moments.yaml:
+The first takes some minutes for each seed on one core. Encoders are frozen, so frames and texts are
+computed once and kept in memory. Each seed trains heads by the recipe of
+configs/sample_moments.yaml:
 
     head           as it is
     offsets        each frame also tells the seconds to the start and the end of its moment, as in
-                   one-stage detectors; spans of the best frames, or maximum-sum stretches as before
-    without times  from captions: a clip's score for its own caption against those of other clips
+                   one-stage detectors; spans of the best frames, stretches with their ends moved,
+                   or stretches as before, so that offsets only help to learn
+    without times  from captions: a clip's own caption against those of other clips
+    steps of 80 ms half as long, twice as many in a convolution
 
-Other rows change what is done with the curves of `head`. `re-ranked` learns from the development
-split to tell a span's IoU. Validation chooses epoch and settings for each row and seed: by R1@0.7
-and then mIoU, by mAP where the first answer stays. The evaluation split is scored once for each.
+Other rows change how moments are found in the curves of `head`. `re-ranked` learns on the
+development split to tell the IoU of a stretch, and sorts the stretches of many thresholds by it.
+Validation chooses epoch and settings for each row and seed, by R1@0.7 and then mIoU (the overlap of
+re-ranked stretches: by mAP). The evaluation split is scored once for each row and seed.
 
 Letters: Q queries, B clips of a batch, P pairs of a text and a clip, T frames, D = dim, E numbers
 of evidence.
@@ -44,7 +48,6 @@ from retrieval.data.moment_pairs import frame_labels
 from retrieval.data.moments import Window
 from retrieval.data.schema import SPLITS
 from retrieval.evaluation.metrics.audio_moment_retrieval.scoring import (
-    MOST_PREDICTIONS,
     NAMES,
     first_iou,
     metric_columns,
@@ -54,8 +57,18 @@ from retrieval.losses.moments import moment_loss
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.moment_head import MomentHead
 from retrieval.models.pooling import Pooling, TextAwareAttentionPooling
-from retrieval.moments.locator import LEAST_SHARE
-from retrieval.moments.spans import Moment, iou, runs, stretches, suppressed
+from retrieval.moments.locator import LEVELS, SAME_CUT
+from retrieval.moments.spans import (
+    MOST_MOMENTS,
+    Moment,
+    iou,
+    over_threshold,
+    peaks,
+    runs,
+    stretches,
+    suppressed,
+    with_others,
+)
 from retrieval.training.moments import THRESHOLDS
 from retrieval.training.optim import learning_rate
 
@@ -83,7 +96,7 @@ class Clips:
     Attributes:
         pooling: Gives the evidence.
         frame_seconds: Length of a frame.
-        frames: (T, D) of each clip.
+        keys: (T, D) of each clip, of Pooling.keys.
         seconds: Length of each clip.
         text: (Q, D), encodings of queries.
         texts: Q.
@@ -94,7 +107,7 @@ class Clips:
 
     pooling: Pooling
     frame_seconds: float
-    frames: list[Tensor]
+    keys: list[Tensor]
     seconds: list[float]
     text: Tensor
     texts: list[str]
@@ -105,7 +118,7 @@ class Clips:
     @cached_property
     def queries(self) -> list[list[int]]:
         """The queries of each clip."""
-        queries: list[list[int]] = [[] for _ in self.frames]
+        queries: list[list[int]] = [[] for _ in self.keys]
         for query, clip in enumerate(self.clip):
             queries[clip].append(query)
         return queries
@@ -114,10 +127,10 @@ class Clips:
     def evidence(self) -> list[Tensor]:
         """What the pooling says of each query and its clip, Q of (T, E)."""
         evidence = []
-        for frames, queries in zip(self.frames, self.queries, strict=True):
-            mask = torch.ones(1, len(frames), dtype=torch.bool)
+        for keys, queries in zip(self.keys, self.queries, strict=True):
+            mask = torch.ones(1, len(keys), dtype=torch.bool)
             with torch.no_grad():
-                evidence += self.pooling.evidence(self.text[queries], frames[None], mask)[:, 0]
+                evidence += self.pooling.evidence(self.text[queries], keys[None], mask)[:, 0]
         order = list(itertools.chain.from_iterable(self.queries))
         return [evidence[place] for place in np.argsort(order)]
 
@@ -137,7 +150,7 @@ class Batch:
 
     Attributes:
         text: (P, D).
-        frames, mask, evidence: (P, T, D), (P, T), (P, T, E).
+        keys, mask, evidence: (P, T, D), (P, T), (P, T, E).
         is_own: bool (P,), the text is the clip's own query.
         labels: (P, T), 1 where it is heard.
         sides: (P, T, 2), seconds from a frame's centre to the ends of the window that holds it; 0
@@ -145,7 +158,7 @@ class Batch:
     """
 
     text: Tensor
-    frames: Tensor
+    keys: Tensor
     mask: Tensor
     evidence: Tensor
     is_own: Tensor
@@ -158,13 +171,13 @@ def make_batch(clips: Clips, pairs: Sequence[tuple[int, int]]) -> Batch:
     rows = sorted({clips.clip[query] for query, _ in pairs})
     names = sorted({text for _, text in pairs})
     row = [rows.index(clips.clip[query]) for query, _ in pairs]
-    num_frames = torch.tensor([len(clips.frames[clip]) for clip in rows])
-    frames = pad_sequence([clips.frames[clip] for clip in rows], batch_first=True)  # (B, T, D)
-    mask = torch.arange(frames.shape[1]) < num_frames[:, None]
+    num_frames = torch.tensor([len(clips.keys[clip]) for clip in rows])
+    keys = pad_sequence([clips.keys[clip] for clip in rows], batch_first=True)  # (B, T, D)
+    mask = torch.arange(keys.shape[1]) < num_frames[:, None]
     with torch.no_grad():
-        evidence = clips.pooling.evidence(clips.text[names], frames, mask)  # (N, B, T, E)
+        evidence = clips.pooling.evidence(clips.text[names], keys, mask)  # (N, B, T, E)
     is_own = torch.tensor([query == text for query, text in pairs])
-    centres = (torch.arange(frames.shape[1]) + 0.5) * clips.frame_seconds
+    centres = (torch.arange(keys.shape[1]) + 0.5) * clips.frame_seconds
     labels = torch.zeros(len(pairs), len(centres))
     sides = torch.zeros(len(pairs), len(centres), 2)
     for place in is_own.nonzero()[:, 0].tolist():
@@ -175,7 +188,7 @@ def make_batch(clips: Clips, pairs: Sequence[tuple[int, int]]) -> Batch:
         labels[place] = frame_labels(torch.tensor([windows]), centres, clips.frame_seconds)[0]
     return Batch(
         clips.text[[text for _, text in pairs]],
-        frames[row],
+        keys[row],
         mask[row],
         evidence[[names.index(text) for _, text in pairs], row],
         is_own,
@@ -317,7 +330,7 @@ def train(clips: Clips, recipe: Recipe, seed: int, epochs: int) -> list[MomentHe
             for group in optimizer.param_groups:
                 done = epoch + step / num_steps
                 group["lr"] = learning_rate(done, LEARNING_RATE, rampdown_stop=epochs, **SCHEDULE)
-            outputs = head(batch.text, batch.frames, batch.mask, batch.evidence)
+            outputs = head(batch.text, batch.keys, batch.mask, batch.evidence)
             optimizer.zero_grad()
             recipe.loss(outputs, batch).backward()
             optimizer.step()
@@ -329,10 +342,10 @@ def train(clips: Clips, recipe: Recipe, seed: int, epochs: int) -> list[MomentHe
 def outputs_of(head: MomentHead, clips: Clips) -> list[np.ndarray]:
     """Return probabilities (T,) of each query, or (T, 3) with the sides of an OffsetHead."""
     outputs: list[np.ndarray] = [np.empty(0)] * len(clips.texts)
-    for frames, queries in zip(clips.frames, clips.queries, strict=True):
-        mask = torch.ones(len(queries), len(frames), dtype=torch.bool)
+    for keys, queries in zip(clips.keys, clips.queries, strict=True):
+        mask = torch.ones(len(queries), len(keys), dtype=torch.bool)
         evidence = torch.stack([clips.evidence[query] for query in queries])
-        found = head(clips.text[queries], frames.expand(len(queries), -1, -1), mask, evidence)
+        found = head(clips.text[queries], keys.expand(len(queries), -1, -1), mask, evidence)
         if found.ndim == 3:
             found = torch.cat([found[..., :1].sigmoid(), sides_of(found)], -1)
         else:
@@ -348,33 +361,13 @@ def outputs_of(head: MomentHead, clips: Clips) -> list[np.ndarray]:
 def as_moments(
     found: Iterable[tuple[int, int, float]], frame: float, seconds: float
 ) -> list[Moment]:
-    """Return stretches of frames in seconds, by falling score."""
-    moments = [Moment(begin * frame, min(stop * frame, seconds), s) for begin, stop, s in found]
-    return sorted(moments, key=lambda moment: -moment.score)
+    """Return stretches of frames in seconds."""
+    return [Moment(begin * frame, min(stop * frame, seconds), s) for begin, stop, s in found]
 
 
 def as_it_is(curve: np.ndarray, frame: float, seconds: float, threshold: float) -> list[Moment]:
-    """Locator.stretches."""
-    found = stretches(curve - threshold, MOST_PREDICTIONS, 0.0)
-    scored = [(begin, stop, float(curve[begin:stop].mean())) for begin, stop, _ in found]
-    return as_moments(scored, frame, seconds)
-
-
-def by_order(
-    curve: np.ndarray, frame: float, seconds: float, setting: tuple[float, str]
-) -> list[Moment]:
-    """Stretches by their sum over the threshold, their highest probability, or in between."""
-    threshold, order = setting
-    scored = []
-    for begin, stop, share in stretches(curve - threshold, MOST_PREDICTIONS, 0.0):
-        inside = curve[begin:stop]
-        score = {
-            "sum": share,
-            "max": inside.max(),
-            "mean by root of length": inside.mean() * (stop - begin) ** 0.5,
-        }[order]
-        scored.append((begin, stop, float(score)))
-    return as_moments(scored, frame, seconds)
+    """Locator.stretches: highest sums over a share of the highest probability."""
+    return as_moments(over_threshold(curve, threshold, 0.0), frame, seconds)
 
 
 def smoothed(
@@ -389,42 +382,39 @@ def smoothed(
     )
 
 
-def relative(curve: np.ndarray, frame: float, seconds: float, share: float) -> list[Moment]:
-    """The threshold is a share of the clip's highest probability."""
-    return as_it_is(curve, frame, seconds, share * float(curve.max()))
-
-
 def of_runs(
-    curve: np.ndarray, frame: float, seconds: float, setting: tuple[float, float]
+    curve: np.ndarray, frame: float, seconds: float, setting: tuple[float, float, str]
 ) -> list[Moment]:
-    """Runs above a low threshold that reach a high one; a maximum-sum stretch if none do."""
-    low, high = setting
-    found = [
-        (begin, stop, float(curve[begin:stop].mean()))
-        for begin, stop in runs(curve, low)
-        if curve[begin:stop].max() > high
+    """Runs above a share of the highest probability that reach a higher share.
+
+    Args:
+        curve: (T,), probabilities.
+        frame: Length of a frame in seconds.
+        seconds: Length of the clip.
+        setting: Both shares; and whether runs are ranked by their "mean" or by their "sum" over the
+            lower one. Scores are means, or shares of the first one's, as over_threshold gives them.
+    """
+    low, high, order = setting
+    top = float(curve.max())
+    found = [run for run in runs(curve, low * top) if curve[slice(*run)].max() >= high * top]
+    means = [float(curve[slice(*run)].mean()) for run in found]
+    scores = means
+    if order == "sum":
+        sums = [float((curve[slice(*run)] - low * top).sum()) for run in found]
+        scores = [means[int(np.argmax(sums))] * own / max(sums) for own in sums]
+    moments = as_moments([(*run, own) for run, own in zip(found, scores)], frame, seconds)
+    return sorted(moments, key=lambda moment: -moment.score)[:MOST_MOMENTS]
+
+
+def filled(moments: list[Moment], curve: np.ndarray, frame: float, seconds: float) -> list[Moment]:
+    """Add other cuts, as Locator does where ten answers are scored."""
+    top, last = float(curve.max()), moments[-1].score
+    others = [
+        (begin, stop, min(float(curve[begin:stop].mean()), last))
+        for level in LEVELS
+        for begin, stop, _ in stretches(curve - level * top, MOST_MOMENTS, 0.0)
     ]
-    if not found:
-        return as_it_is(curve, frame, seconds, low)
-    return as_moments(found, frame, seconds)[:MOST_PREDICTIONS]
-
-
-def relative_runs(curve: np.ndarray, frame: float, seconds: float, share: float) -> list[Moment]:
-    """Runs above a share of the clip's highest probability."""
-    return of_runs(curve, frame, seconds, (share * float(curve.max()), 0.0))
-
-
-def with_others(
-    curve: np.ndarray, frame: float, seconds: float, setting: tuple[float, float, float]
-) -> list[Moment]:
-    """Runs by two thresholds, then those of other thresholds that differ from all before."""
-    low, high, overlap = setting
-    moments = of_runs(curve, frame, seconds, (low, high))
-    for other in sorted(COARSE, key=lambda value: abs(value - low)):
-        for moment in of_runs(curve, frame, seconds, (other, 0.0)):
-            if all(iou(moment, better) < overlap for better in moments):
-                moments.append(moment._replace(score=moments[-1].score - 1e-3))
-    return moments[:MOST_PREDICTIONS]
+    return with_others(moments, as_moments(others, frame, seconds), SAME_CUT)[:MOST_MOMENTS]
 
 
 def by_offsets(outputs: np.ndarray, frame: float, seconds: float, overlap: float) -> list[Moment]:
@@ -435,7 +425,7 @@ def by_offsets(outputs: np.ndarray, frame: float, seconds: float, overlap: float
     starts = np.clip(centres - outputs[:, 1], 0.0, seconds - frame / 4)
     ends = np.clip(centres + outputs[:, 2], starts + frame / 4, seconds)
     spans = [Moment(*map(float, (starts[i], ends[i], outputs[i, 0]))) for i in best]
-    return suppressed(spans, overlap)[:MOST_PREDICTIONS]
+    return suppressed(spans, overlap)[:MOST_MOMENTS]
 
 
 def refined(
@@ -444,48 +434,47 @@ def refined(
     """Stretches as they are, their ends moved a part of the way to what their frames tell."""
     threshold, part = setting
     centres = (np.arange(len(outputs)) + 0.5) * frame
-    curve = outputs[:, 0]
-    moments = []
-    for begin, stop, _ in stretches(curve - threshold, MOST_PREDICTIONS, 0.0):
+    curve, moments = outputs[:, 0], []
+    for begin, stop, score in over_threshold(curve, threshold, 0.0):
         weights = curve[begin:stop] / curve[begin:stop].sum()
         start = float(weights @ (centres - outputs[:, 1])[begin:stop])
         end = float(weights @ (centres + outputs[:, 2])[begin:stop])
         start = (1 - part) * begin * frame + part * min(max(start, 0.0), seconds - frame / 4)
         end = (1 - part) * min(stop * frame, seconds) + part * min(end, seconds)
-        end = max(end, start + frame / 4)
-        moments.append(Moment(start, end, float(curve[begin:stop].mean())))
-    return sorted(moments, key=lambda moment: -moment.score)
+        moments.append(Moment(start, max(end, start + frame / 4), score))
+    return moments
 
 
 def contribution(curve: np.ndarray, frame: float, seconds: float, _: None) -> list[Moment]:
     """Locator's method without training: what frames add to the score, over their mean."""
-    found = stretches(curve - curve.mean(), MOST_PREDICTIONS, LEAST_SHARE)
-    return as_moments(found, frame, seconds)
+    return as_moments(peaks(curve, 1.0), frame, seconds)
 
 
 Way = Callable[[np.ndarray, float, float, Any], list[Moment]]
 PAIRS = itertools.product
-TWO = [(low, high) for low in (0.05, *COARSE) for high in (0.5, 0.7, 0.8, 0.9, 0.95) if low <= high]
+SHARES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+ONE_SHARE = [(low, 0.0, order) for order in ("sum", "mean") for low in SHARES]
+TWO_SHARES = [(low, high, "sum") for low in SHARES for high in (0.6, 0.8, 0.9) if low < high]
 # of the head's curves: how moments are found, and the settings
 TRICKS: dict[str, tuple[Way, Sequence[Any]]] = {
-    "smoothed": (smoothed, list(PAIRS(THRESHOLDS, (0.12, 0.28, 0.52, 1.0)))),
-    "ordered by other scores": (
-        by_order,
-        list(PAIRS(THRESHOLDS, ("sum", "max", "mean by root of length"))),
-    ),
-    "threshold relative to the highest": (relative, THRESHOLDS),
-    "runs": (of_runs, [(low, 0.0) for low in (0.05, *COARSE)]),
-    "runs, relative threshold": (relative_runs, (0.05, *COARSE)),
-    "runs, two thresholds": (of_runs, TWO),
+    "smoothed": (smoothed, list(PAIRS(THRESHOLDS, (0.28, 0.52, 1.0)))),
+    "runs": (of_runs, ONE_SHARE),
+    "runs that reach a second threshold": (of_runs, TWO_SHARES),
 }
 
 
-def answers(clips: Clips, outputs: list[np.ndarray], way: Way, setting: Any) -> list[list[Moment]]:
-    """Find the moments of all queries."""
-    return [
-        way(values, clips.frame_seconds, clips.seconds[clip], setting)
-        for values, clip in zip(outputs, clips.clip, strict=True)
-    ]
+def answers(
+    clips: Clips, outputs: list[np.ndarray], way: Way, setting: Any, fill: bool = False
+) -> list[list[Moment]]:
+    """Find the moments of all queries; fill: add other cuts of probabilities (T,)."""
+    found = []
+    for values, clip in zip(outputs, clips.clip, strict=True):
+        moments = way(values, clips.frame_seconds, clips.seconds[clip], setting)
+        if fill:
+            curve = values if values.ndim == 1 else values[:, 0]
+            moments = filled(moments, curve, clips.frame_seconds, clips.seconds[clip])
+        found.append(moments)
+    return found
 
 
 def first_order(clips: Clips, found: list[list[Moment]]) -> tuple[float, float]:
@@ -517,7 +506,7 @@ def candidates(curve: np.ndarray) -> list[tuple[int, int]]:
     """Return maximum-sum stretches and runs by several thresholds, each once."""
     found = set()
     for threshold in COARSE:
-        found |= {row[:2] for row in stretches(curve - threshold, MOST_PREDICTIONS, 0.0)}
+        found |= {row[:2] for row in stretches(curve - threshold, MOST_MOMENTS, 0.0)}
         found |= set(runs(curve, threshold))
     return sorted(found)
 
@@ -651,15 +640,13 @@ def show(splits: Sequence[Clips], found: list[Rows]) -> None:
 
 
 def best_of(
-    clips: Clips,
-    outputs: list[list[np.ndarray]],
-    way: Way,
-    settings: Iterable[Any],
-    order: Callable[[Clips, list[list[Moment]]], tuple[float, float]] = first_order,
+    clips: Clips, outputs: list[list[np.ndarray]], way: Way, settings: Iterable[Any]
 ) -> tuple[int, Any]:
     """Choose the epoch and the setting on validation; of equal ones the first."""
     tried = itertools.product(range(len(outputs)), settings)
-    return max(tried, key=lambda pair: order(clips, answers(clips, outputs[pair[0]], way, pair[1])))
+    return max(
+        tried, key=lambda pair: first_order(clips, answers(clips, outputs[pair[0]], way, pair[1]))
+    )
 
 
 def run_seed(seed: int, splits: Sequence[Clips], epochs: int) -> Rows:
@@ -681,23 +668,17 @@ def run_seed(seed: int, splits: Sequence[Clips], epochs: int) -> Rows:
         outputs = heard[epoch], outputs_of(heads[epoch], evaluation)
         pairs = zip(splits[1:], outputs, strict=True)
         shown = f"epoch {epoch + 1}, {setting}"
-        add(name, shown, *[answers(*pair, way, setting) for pair in pairs])
+        add(name, shown, *[answers(*pair, way, setting, fill=True) for pair in pairs])
         return heads[epoch]
 
     def add_after(head: MomentHead) -> None:
         """Add the rows that use the curves of a trained head."""
         outputs = [outputs_of(head, clips) for clips in splits]
 
-        def add_way(name: str, way: Way, settings: Iterable[Any], order: Any = first_order) -> Any:
-            _, setting = best_of(validation, [outputs[1]], way, settings, order)
-            pairs = zip(splits[1:], outputs[1:], strict=True)
-            add(name, setting, *[answers(*pair, way, setting) for pair in pairs])
-            return setting
-
         for name, (way, settings) in TRICKS.items():
-            setting = add_way(name, way, settings)
-        others = [(*setting, overlap) for overlap in OVERLAPS]
-        add_way("runs, and others after them", with_others, others, map_order)
+            _, setting = best_of(validation, [outputs[1]], way, settings)
+            pairs = zip(splits[1:], outputs[1:], strict=True)
+            add(name, setting, *[answers(*pair, way, setting, fill=True) for pair in pairs])
         known = [Candidates.of(*pair) for pair in zip(splits, outputs, strict=True)]
         for name, linear in (("re-ranked", False), ("re-ranked, linear", True)):
             ranker, ranked = train_ranker(known[0], seed, linear), []
@@ -723,13 +704,13 @@ def run_seed(seed: int, splits: Sequence[Clips], epochs: int) -> Rows:
             moved = list(PAIRS(THRESHOLDS, (0.5, 1.0)))
             add_head(f"{name}, ends moved", heads, refined, moved)
             add_head(f"{name}, not used", heads, only_curve(as_it_is), THRESHOLDS)
-            add_head(f"{name}, not used, runs", heads, only_curve(of_runs), TWO)
+            add_head(f"{name}, not used, runs", heads, only_curve(of_runs), ONE_SHARE)
             continue
         best = add_head(name, heads, as_it_is, THRESHOLDS)
         if name == "head":
             add_after(best)
         else:
-            add_head(f"{name}, runs", heads, of_runs, TWO)
+            add_head(f"{name}, runs", heads, of_runs, ONE_SHARE)
     return rows
 
 
@@ -756,12 +737,12 @@ def sample_clips(checkpoint: Path, cache: Path) -> list[Clips]:
             raise UserError(f"--cache {cache} has no moments; build it anew with `make demo`")
         if split.num_samples.max() > model.windows.clip_samples:
             raise UserError(f"--cache {cache} has clips longer than {model.clip_seconds:g} s")
-        frames = []
+        keys = []
         for waveform, lengths in make_clip_loader(
             split, range(len(split)), model.windows.clip_samples, 16, num_workers=0
         ):
             encoded, mask = model.frame_vectors(waveform, lengths)
-            frames += [clip[valid] for clip, valid in zip(encoded, mask, strict=True)]
+            keys += [model.pooling.keys(clip[valid]) for clip, valid in zip(encoded, mask)]
         asked = [(clip, query) for clip, row in enumerate(split.moments) for query in row]
         texts = [query.query for _, query in asked]
         parts = [
@@ -771,7 +752,7 @@ def sample_clips(checkpoint: Path, cache: Path) -> list[Clips]:
             Clips(
                 model.pooling,
                 model.frame_seconds,
-                frames,
+                keys,
                 (split.num_samples / split.sample_rate).tolist(),
                 torch.cat(parts),
                 texts,
@@ -798,7 +779,7 @@ def random_clips(num_clips: int, dim: int) -> list[Clips]:
                 first = int(torch.randint(0, num_frames - 25, (), generator=rng))
                 noise[first : first + 20] += text[query]
                 windows.append(((first * 0.04, (first + 20) * 0.04),))
-            frames.append(noise)
+            frames.append(pooling.keys(noise).detach())
         number = range(2 * num_clips)
         splits.append(
             Clips(
@@ -823,7 +804,7 @@ def main() -> int:
     parser.add_argument("--checkpoint", type=Path, default=ROOT / "runs/sample_tap/best")
     parser.add_argument("--cache", type=Path, default=ROOT / "data/sample/cache")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], metavar="SEED")
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--num-proc", type=int, default=1, metavar="N", help="seeds at once")
     parser.add_argument(
         "--quick", action="store_true", help="random numbers and small sizes, no checkpoint"

@@ -14,6 +14,7 @@ from benchmarks.moment_variants import (
     as_it_is,
     by_offsets,
     caption_loss,
+    filled,
     make_batch,
     of_runs,
     offset_loss,
@@ -21,6 +22,7 @@ from benchmarks.moment_variants import (
 )
 from retrieval.losses.moments import moment_loss
 from retrieval.moments.locator import Locator
+from retrieval.moments.spans import MOST_MOMENTS
 from tests.conftest import mistake, run_here
 
 FRAME = 0.04
@@ -40,28 +42,32 @@ def test_quick_run_prints_every_way_for_every_group():
         {line.split("|")[1].strip() for line in table.splitlines() if line.startswith("| ")}
         for table in tables
     ]
-    names = {"head", "runs, two thresholds", "re-ranked", "offsets, frames' own spans"}
+    names = {"head", "runs", "re-ranked", "offsets, frames' own spans"}
     assert all(names | {"without times, top tenth"} <= found for found in rows)
 
 
 def test_as_it_is_is_the_locators_own_way():
     """The baseline of the table is the library's, whatever the curve."""
-    stub = SimpleNamespace(model=SimpleNamespace(sample_rate=1000), samples_per_frame=FRAME * 1000)
+    model = SimpleNamespace(sample_rate=1000)
+    stub = SimpleNamespace(
+        model=model, samples_per_frame=FRAME * 1000, alternatives=True, most=MOST_MOMENTS
+    )
     stub._moment = partial(Locator._moment, stub)
     rng = np.random.default_rng(0)
     for _ in range(20):
         curve = rng.random(30).astype(np.float32)
         expected = Locator.stretches(stub, curve, 1190, 0.6)
-        found = as_it_is(curve, FRAME, 1.19, 0.6)
-        assert np.allclose(found, expected)
+        found = filled(as_it_is(curve, FRAME, 1.19, 0.6), curve, FRAME, 1.19)
+        assert len(found) == len(expected) and np.allclose(found, expected)
 
 
 def test_runs_keep_the_gap_that_a_maximum_sum_bridges():
-    curve = np.array([0.1, 0.9, 0.9, 0.2, 0.8, 0.8, 0.1, 0.4, 0.1])
+    curve = np.array([0.1, 0.9, 1.0, 0.2, 0.8, 0.8, 0.1, 0.4, 0.1])
     assert as_it_is(curve, 1.0, 9.0, 0.3)[0][:2] == (1.0, 6.0)
-    assert [moment[:2] for moment in of_runs(curve, 1.0, 9.0, (0.3, 0.7))] == [(1, 3), (4, 6)]
-    assert len(of_runs(curve, 1.0, 9.0, (0.3, 0.0))) == 3  # the third reaches no high threshold
-    assert of_runs(curve, 1.0, 9.0, (0.3, 0.95))[0][:2] == (1.0, 6.0)  # none does
+    by_sum = of_runs(curve, 1.0, 9.0, (0.3, 0.7, "sum"))
+    assert [moment[:2] for moment in by_sum] == [(1, 3), (4, 6)]
+    assert [moment.score for moment in by_sum] == pytest.approx([0.95, 0.95 * 1.0 / 1.3])
+    assert len(of_runs(curve, 1.0, 9.0, (0.3, 0.0, "mean"))) == 3  # one does not reach 0.7
 
 
 def batch_of(clips, pairs):
@@ -77,9 +83,9 @@ def test_batch_has_labels_and_sides_of_own_queries_only(clips):
     inside = [start <= centre < end for centre in centres]
     assert batch.labels[0].tolist() == inside and not batch.labels[1].any()
     assert torch.allclose(batch.sides[0].sum(-1), torch.tensor(inside) * (end - start), atol=1e-5)
-    frames = clips.frames[1][None]
-    one = clips.pooling.evidence(clips.text[[5]], frames, torch.ones(frames.shape[:2]) > 0)
-    assert torch.allclose(batch.evidence[1, : frames.shape[1]], one[0, 0], atol=1e-4)
+    keys = clips.keys[1][None]
+    one = clips.pooling.evidence(clips.text[[5]], keys, torch.ones(keys.shape[:2]) > 0)
+    assert torch.allclose(batch.evidence[1, : keys.shape[1]], one[0, 0], atol=1e-4)
 
 
 def test_true_offsets_leave_the_heads_loss_and_false_ones_add_to_it(clips):
@@ -112,11 +118,11 @@ def test_offset_head_gives_three_numbers_that_padding_does_not_change(clips):
     torch.manual_seed(0)
     head = OffsetHead(8, clips.pooling.num_evidence, FRAME, hidden=4).eval()
     batch = batch_of(clips, [(0, 0), (2, 2), (4, 4), (6, 6)])
-    together = head(batch.text, batch.frames, batch.mask, batch.evidence)
+    together = head(batch.text, batch.keys, batch.mask, batch.evidence)
     assert together.shape == (*batch.mask.shape, 3)
     for place, query in enumerate((0, 2, 4, 6)):
         one = batch_of(clips, [(query, query)])
-        own = head(one.text, one.frames, one.mask, one.evidence)
+        own = head(one.text, one.keys, one.mask, one.evidence)
         assert torch.allclose(together[place, : own.shape[1]], own[0], atol=1e-4)
 
 
