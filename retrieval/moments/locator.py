@@ -340,11 +340,14 @@ class Locator:
         if self.alternatives:
             top = float(curve.max())
             others = [
-                self._moment(*own, min(float(curve[slice(*own)].max()), found[-1].score), stop)
+                self._moment(*own, float(curve[slice(*own)].max()), stop)
                 for level in (threshold, *LEVELS)
                 for *own, _ in stretches(curve - level * top, self.most, 0.0)
             ]
             found = with_others(found, others, SAME_CUT)[: self.most]
+            # metrics read the order of the list, and files the scores: both say the same
+            scores = np.minimum.accumulate([moment.score for moment in found]).tolist()
+            found = [own._replace(score=score) for own, score in zip(found, scores, strict=True)]
         return found
 
     def _runs(self, curve: np.ndarray, stop: int) -> list[Moment]:
