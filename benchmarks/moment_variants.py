@@ -367,7 +367,7 @@ def as_moments(
 
 def as_it_is(curve: np.ndarray, frame: float, seconds: float, threshold: float) -> list[Moment]:
     """Locator.stretches: highest sums over a share of the highest probability."""
-    return as_moments(over_threshold(curve, threshold, 0.0), frame, seconds)
+    return as_moments(over_threshold(curve, threshold), frame, seconds)
 
 
 def smoothed(
@@ -391,27 +391,29 @@ def of_runs(
         curve: (T,), probabilities.
         frame: Length of a frame in seconds.
         seconds: Length of the clip.
-        setting: Both shares; and whether runs are ranked by their "mean" or by their "sum" over the
-            lower one. Scores are means, or shares of the first one's, as over_threshold gives them.
+        setting: Both shares; and whether a run's score is its "max" or its "mean", or its part in
+            the "sum" of all over the lower share.
     """
     low, high, order = setting
     top = float(curve.max())
     found = [run for run in runs(curve, low * top) if curve[slice(*run)].max() >= high * top]
-    means = [float(curve[slice(*run)].mean()) for run in found]
-    scores = means
     if order == "sum":
         sums = [float((curve[slice(*run)] - low * top).sum()) for run in found]
-        scores = [means[int(np.argmax(sums))] * own / max(sums) for own in sums]
+        scores = [own / sum(sums) for own in sums]
+    else:
+        scores = [float(getattr(curve[slice(*run)], order)()) for run in found]
     moments = as_moments([(*run, own) for run, own in zip(found, scores)], frame, seconds)
     return sorted(moments, key=lambda moment: -moment.score)[:MOST_MOMENTS]
 
 
-def filled(moments: list[Moment], curve: np.ndarray, frame: float, seconds: float) -> list[Moment]:
+def filled(
+    moments: list[Moment], curve: np.ndarray, frame: float, seconds: float, threshold: float
+) -> list[Moment]:
     """Add other cuts, as Locator does where ten answers are scored."""
     top, last = float(curve.max()), moments[-1].score
     others = [
-        (begin, stop, min(float(curve[begin:stop].mean()), last))
-        for level in LEVELS
+        (begin, stop, min(float(curve[begin:stop].max()), last))
+        for level in (threshold, *LEVELS)
         for begin, stop, _ in stretches(curve - level * top, MOST_MOMENTS, 0.0)
     ]
     return with_others(moments, as_moments(others, frame, seconds), SAME_CUT)[:MOST_MOMENTS]
@@ -435,7 +437,7 @@ def refined(
     threshold, part = setting
     centres = (np.arange(len(outputs)) + 0.5) * frame
     curve, moments = outputs[:, 0], []
-    for begin, stop, score in over_threshold(curve, threshold, 0.0):
+    for begin, stop, score in over_threshold(curve, threshold):
         weights = curve[begin:stop] / curve[begin:stop].sum()
         start = float(weights @ (centres - outputs[:, 1])[begin:stop])
         end = float(weights @ (centres + outputs[:, 2])[begin:stop])
@@ -453,8 +455,8 @@ def contribution(curve: np.ndarray, frame: float, seconds: float, _: None) -> li
 Way = Callable[[np.ndarray, float, float, Any], list[Moment]]
 PAIRS = itertools.product
 SHARES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
-ONE_SHARE = [(low, 0.0, order) for order in ("sum", "mean") for low in SHARES]
-TWO_SHARES = [(low, high, "sum") for low in SHARES for high in (0.6, 0.8, 0.9) if low < high]
+ONE_SHARE = [(low, 0.0, order) for order in ("max", "sum", "mean") for low in SHARES]
+TWO_SHARES = [(low, high, "max") for low in SHARES for high in (0.6, 0.8, 0.9) if low < high]
 # of the head's curves: how moments are found, and the settings
 TRICKS: dict[str, tuple[Way, Sequence[Any]]] = {
     "smoothed": (smoothed, list(PAIRS(THRESHOLDS, (0.28, 0.52, 1.0)))),
@@ -472,7 +474,8 @@ def answers(
         moments = way(values, clips.frame_seconds, clips.seconds[clip], setting)
         if fill:
             curve = values if values.ndim == 1 else values[:, 0]
-            moments = filled(moments, curve, clips.frame_seconds, clips.seconds[clip])
+            share = setting[0] if isinstance(setting, tuple) else setting
+            moments = filled(moments, curve, clips.frame_seconds, clips.seconds[clip], share)
         found.append(moments)
     return found
 

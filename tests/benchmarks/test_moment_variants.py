@@ -57,7 +57,7 @@ def test_as_it_is_is_the_locators_own_way():
     for _ in range(20):
         curve = rng.random(30).astype(np.float32)
         expected = Locator.stretches(stub, curve, 1190, 0.6)
-        found = filled(as_it_is(curve, FRAME, 1.19, 0.6), curve, FRAME, 1.19)
+        found = filled(as_it_is(curve, FRAME, 1.19, 0.6), curve, FRAME, 1.19, 0.6)
         assert len(found) == len(expected) and np.allclose(found, expected)
 
 
@@ -66,8 +66,9 @@ def test_runs_keep_the_gap_that_a_maximum_sum_bridges():
     assert as_it_is(curve, 1.0, 9.0, 0.3)[0][:2] == (1.0, 6.0)
     by_sum = of_runs(curve, 1.0, 9.0, (0.3, 0.7, "sum"))
     assert [moment[:2] for moment in by_sum] == [(1, 3), (4, 6)]
-    assert [moment.score for moment in by_sum] == pytest.approx([0.95, 0.95 * 1.0 / 1.3])
+    assert [moment.score for moment in by_sum] == pytest.approx([1.3 / 2.3, 1.0 / 2.3])
     assert len(of_runs(curve, 1.0, 9.0, (0.3, 0.0, "mean"))) == 3  # one does not reach 0.7
+    assert of_runs(curve, 1.0, 9.0, (0.3, 0.7, "max"))[0].score == 1.0
 
 
 def batch_of(clips, pairs):
