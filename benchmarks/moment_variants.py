@@ -410,13 +410,15 @@ def filled(
     moments: list[Moment], curve: np.ndarray, frame: float, seconds: float, threshold: float
 ) -> list[Moment]:
     """Add other cuts, as Locator does where ten answers are scored."""
-    top, last = float(curve.max()), moments[-1].score
+    top = float(curve.max())
     others = [
-        (begin, stop, min(float(curve[begin:stop].max()), last))
+        (begin, stop, float(curve[begin:stop].max()))
         for level in (threshold, *LEVELS)
         for begin, stop, _ in stretches(curve - level * top, MOST_MOMENTS, 0.0)
     ]
-    return with_others(moments, as_moments(others, frame, seconds), SAME_CUT)[:MOST_MOMENTS]
+    found = with_others(moments, as_moments(others, frame, seconds), SAME_CUT)[:MOST_MOMENTS]
+    scores = np.minimum.accumulate([moment.score for moment in found]).tolist()
+    return [own._replace(score=score) for own, score in zip(found, scores, strict=True)]
 
 
 def by_offsets(outputs: np.ndarray, frame: float, seconds: float, overlap: float) -> list[Moment]:
