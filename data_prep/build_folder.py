@@ -256,7 +256,9 @@ def _plan(
         if name not in files:
             plan.lost.append(Skipped(split, name, _why_not_found(name, arguments.audio)))
         elif need_captions and not clip.texts:
-            plan.lost.append(Skipped(split, name, "all captions are empty"))
+            without_window = "none of its queries has a window"
+            reason = without_window if clip.moments else "all captions are empty"
+            plan.lost.append(Skipped(split, name, reason))
         elif reason := why_unreadable(files[name]):
             plan.lost.append(Skipped(split, name, reason))
         else:

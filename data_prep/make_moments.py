@@ -26,7 +26,6 @@ from data_prep.command import run  # first: from here on Ctrl-C prints one line
 
 import argparse
 import json
-import math
 from collections import Counter
 
 import numpy as np
@@ -163,8 +162,8 @@ def check_options(arguments: argparse.Namespace) -> Recipe:
             f"--seconds {arguments.seconds:g}: expected 1 to {MAX_SECONDS:g}",
         ),
         (
-            0 < arguments.mean_gap < math.inf,
-            f"--mean-gap {arguments.mean_gap:g}: expected seconds above 0",
+            0 < arguments.mean_gap <= MAX_SECONDS,
+            f"--mean-gap {arguments.mean_gap:g}: expected seconds above 0, at most {MAX_SECONDS:g}",
         ),
         (
             -100 <= low <= high <= 100,
@@ -175,9 +174,9 @@ def check_options(arguments: argparse.Namespace) -> Recipe:
             f"--short-share {arguments.short_share:g}: expected 0 to 1",
         ),
         (
-            1 <= shortest <= longest < math.inf,
-            f"--short-seconds {shortest:g} {longest:g}: expected the shorter one first, 1 s or"
-            " more",
+            1 <= shortest <= longest <= MAX_SECONDS,
+            f"--short-seconds {shortest:g} {longest:g}: expected the shorter one first, from 1 to"
+            f" {MAX_SECONDS:g} s",
         ),
         (
             min(numbers) >= 0 and sum(numbers) > 0,
@@ -240,7 +239,7 @@ def prepare_background(
         background = arguments.output.with_name(f"{arguments.output.name}.backgrounds")
         how = sample_rate, arguments.num_proc, arguments.overwrite
         cache_of_folder(folder, splits, seed, background, *how)
-    check_backgrounds(background, list(splits), sample_rate)
+    check_backgrounds(background, list(splits), sample_rate, arguments.background)
     return background
 
 

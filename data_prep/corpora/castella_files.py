@@ -15,7 +15,7 @@ Windows are repaired when the sound is read (data_prep/cache/moments.py): the an
 in whole seconds, and in json and jsonl of many recordings not the same. The rest is counted here.
 """
 
-import math
+import sys
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +27,7 @@ from data_prep.corpora.audio_files import audio_of_corpus, best_of, passed_over_
 from data_prep.corpora.clip_ids import youtube_excerpt
 from data_prep.corpora.csv_files import one_spaced
 from retrieval.base.errors import UserError
-from retrieval.base.files import parse_json
+from retrieval.base.files import is_unicode, parse_json
 from retrieval.base.sound_files import SoundFiles, why_unreadable, without_ending
 from retrieval.data.moments import MomentQuery, Window
 from retrieval.data.schema import SPLITS
@@ -231,6 +231,8 @@ def _text(entry: Any, key: str, place: str, may_be_empty: bool = False) -> str:
     text = one_spaced(value) if isinstance(value, str) else None
     if text is None or not (text or may_be_empty):
         raise UserError(f"{place}: {key} is {value!r}, expected a text")
+    if not is_unicode(text):
+        raise UserError(f"{place}: {key} is {value!r}: half a character is no text")
     return text
 
 
@@ -243,7 +245,7 @@ def _list(entry: Any, key: str, place: str) -> list[Any]:
 
 def _number(value: Any, where: str) -> float:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not (math.isfinite(value) and value >= 0):
+    if not is_number or not 0 <= value <= sys.float_info.max:  # nor NaN
         raise UserError(f"{where} is {value!r}, expected seconds")
     return float(value)
 

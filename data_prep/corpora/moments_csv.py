@@ -21,7 +21,7 @@ from retrieval.data.schema import SPLITS
 
 COLUMNS = ("file_name", "query", "start", "end")
 SECONDS = re.compile(r"\d+(\.\d*)?([eE][+-]?\d+)?|\.\d+", re.ASCII)
-CLOCK = re.compile(r"(?:(\d+):)?(\d{1,2}):(\d{1,2}(?:\.\d*)?)", re.ASCII)  # [h:]m:s
+CLOCK = re.compile(r"(?:(\d{1,9}):)?(\d{1,2}):(\d{1,2}(?:\.\d*)?)", re.ASCII)  # [h:]m:s
 
 
 @dataclass

@@ -95,20 +95,20 @@ def deal(names: list[str], splits: dict[str, int], seed: int) -> dict[str, list[
     }
 
 
-def check_backgrounds(cache: Path, splits: list[str], sample_rate: int) -> None:
-    """Raise UserError if a cache cannot be the background of these splits."""
+def check_backgrounds(cache: Path, splits: list[str], sample_rate: int, given: Path) -> None:
+    """Raise UserError if a cache, made of `given` or the same, cannot be their background."""
     opened = open_cache(cache)
     if opened.sample_rate != sample_rate:
         raise UserError(
-            f"--background {cache} is sampled at {opened.sample_rate} Hz, and --cache at"
+            f"--background {given} is sampled at {opened.sample_rate} Hz, and --cache at"
             f" {sample_rate} Hz: build it with --sample-rate {sample_rate}"
         )
     for split in splits:
         longest = int(open_split(cache, split).num_samples.max()) / sample_rate
         if longest < MIN_SECONDS:
             raise UserError(
-                f"--background {cache}: the longest recording of the split {split} has"
-                f" {longest:.2f} s, expected {MIN_SECONDS:g} s or more"
+                f"--background {given}: the longest recording of the split {split} has"
+                f" {longest:.2f} s, expected {MIN_SECONDS:g} s or more: give longer recordings"
             )
 
 

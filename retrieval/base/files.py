@@ -170,6 +170,24 @@ def check_not_among(option: str, file: Path, others: Sequence[Path]) -> None:
         )
 
 
+def check_not_within(option: str, file: Path, option_of_folder: str, folder: Path | None) -> None:
+    """Raise UserError if `file`, the value of `option`, lies in a folder that this run reads."""
+    if folder and file.resolve().is_relative_to(folder.resolve()):
+        raise UserError(
+            f"{option} {file} lies within {option_of_folder} {folder}, which this run reads: choose"
+            " another place"
+        )
+
+
+def is_unicode(text: str) -> bool:
+    """Return False for half a character, as JSON's "\\ud83d", which no file or tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def parse_json(text: str | bytes) -> Any:
     """Parse `text`. Raises ValueError if it is not JSON, or nested too deep for Python."""
     try:

@@ -33,22 +33,30 @@ class MomentQuery:
 def read_moments(rows: list[list[dict[str, Any]] | None]) -> list[list[MomentQuery]]:
     """Return the queries of each clip from the rows of the column `moments`.
 
-    Raises ValueError if a row has other fields.
+    Raises ValueError if a row has other fields, or fields of another type.
     """
     try:
         return [
             [
                 MomentQuery(
-                    str(item["qid"]),
-                    str(item["query"]),
+                    _text(item["qid"]),
+                    _text(item["query"]),
                     tuple((float(w["start"]), float(w["end"])) for w in item["windows"]),
                 )
                 for item in row or []
             ]
             for row in rows
         ]
-    except (KeyError, TypeError) as error:
+    except KeyError as error:
         raise ValueError(f"column moments lacks {error}") from None
+    except TypeError as error:
+        raise ValueError(f"column moments has another form: {error}") from None
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise TypeError(f"{value!r} is no text")
+    return value
 
 
 def check_moments(moments: list[list[MomentQuery]], seconds: Iterable[float]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from retrieval.base.checkpoints import check_checkpoint, hub_name, is_own_folder
 from retrieval.base.errors import OneLineParser, UserError
-from retrieval.base.files import check_not_among, check_outputs
+from retrieval.base.files import check_not_among, check_not_within, check_outputs
 from retrieval.evaluation.outputs import (
     METRICS,
     MOMENTS,
@@ -348,5 +348,9 @@ def _check_outputs(arguments: argparse.Namespace) -> None:
             if arguments.output:
                 taken += [arguments.output / name for name in results]
             check_not_among(option, file, taken)
+            check_not_within(option, file, "--cache", arguments.cache)
+            for checkpoint in filter(is_own_folder, arguments.checkpoint):
+                if not file.resolve().is_relative_to((checkpoint / "results").resolve()):
+                    check_not_within(option, file, "--checkpoint", checkpoint)
             outputs.append(file)
     check_outputs(outputs)

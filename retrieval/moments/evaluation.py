@@ -4,8 +4,10 @@ import csv
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
+from unicodedata import normalize
 
 from retrieval.base.errors import UserError
 from retrieval.base.files import atomic_writer
@@ -34,11 +36,14 @@ def check_has_moments(split: ClipSplit) -> None:
 def match_queries(queries: Sequence[Query], split: ClipSplit) -> list[list[MomentQuery]]:
     """Return the queries of each clip: `vid` is the file name, with or without folder and ending.
 
+    Accents may be written as characters of their own (NFD); those of a cache are not.
+
     Raises:
         UserError: The split lacks a recording, or has two of that name.
     """
     clips: dict[str, set[int]] = {}
-    for clip, file_name in enumerate(split.file_names):
+    queries = [replace(query, vid=normalize("NFC", query.vid)) for query in queries]
+    for clip, file_name in enumerate(map(partial(normalize, "NFC"), split.file_names)):
         for name in (file_name, PurePosixPath(file_name).name):
             clips.setdefault(name, set()).add(clip)
             clips.setdefault(without_ending(name), set()).add(clip)

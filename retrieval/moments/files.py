@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from retrieval.base.errors import UserError, one_line
-from retrieval.base.files import atomic_writer
+from retrieval.base.files import atomic_writer, is_unicode
 from retrieval.moments.spans import Moment
 
 PREDICTED, TRUE = "pred_relevant_windows", "relevant_windows"
@@ -97,6 +97,8 @@ def read_queries(path: Path) -> list[Query]:
             raise UserError(
                 f"{place}: query {qid!r} needs a text 'query' and the name of its recording 'vid'"
             )
+        if not is_unicode(query):  # no tokenizer takes it
+            raise UserError(f"{place}: query {qid!r} has half a character in {_short(query)}")
         queries.append(Query(qid, query, vid))
     return queries
 
@@ -207,7 +209,8 @@ def check_same_queries(
 
 
 def _named(qids: Sequence[str]) -> str:
-    return ", ".join(map(repr, qids[:NUM_NAMED])) + (", ..." if len(qids) > NUM_NAMED else "")
+    more = ", ..." if len(qids) > NUM_NAMED else ""
+    return ", ".join(repr(qid)[:60] for qid in qids[:NUM_NAMED]) + more
 
 
 # --- lines ---

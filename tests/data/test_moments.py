@@ -228,13 +228,24 @@ def test_a_window_that_breaks_a_rule_is_refused(cache, tmp_path, window):
     ("change", "culprit"),
     [
         (lambda row: row[1].update(windows=[]), "'q2' has no window"),
-        (lambda row: row[1].update(windows=None), "moments lacks"),
+        (lambda row: row[1].update(windows=None), "moments has another form"),
         (lambda row: row[1].update(qid="q1"), "'q1' is there twice"),
         (lambda row: row[0]["windows"].reverse(), "'q1'"),
         (lambda row: row[0]["windows"][0].update(end=0.6), "'q1'"),
         (lambda row: row[0]["windows"][0].update(end=None), "moments"),
+        (lambda row: row[0].update(query=None), "None is no text"),
+        (lambda row: row[0].update(qid=""), "'' is no text"),
     ],
-    ids=["no window", "null", "qid twice", "unsorted", "overlapping", "no end"],
+    ids=[
+        "no window",
+        "null",
+        "qid twice",
+        "unsorted",
+        "overlapping",
+        "no end",
+        "no text",
+        "no qid",
+    ],
 )
 def test_other_damage_is_refused(cache, tmp_path, change, culprit):
     with pytest.raises(UserError, match=culprit) as caught:

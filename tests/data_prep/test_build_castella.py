@@ -272,6 +272,7 @@ def window_of_val(*times: object) -> dict:
         (window_of_val(math.nan, 1), ("val.json", VALID, "nan")),
         (window_of_val(0, math.inf), ("val.json", VALID, "inf")),
         (window_of_val(-1, 1), ("val.json", VALID, "-1")),
+        (window_of_val(0, 10**400), ("val.json", VALID, "expected seconds")),
         (window_of_val("0", "1"), ("val.json", VALID, "'0'")),
         (window_of_val(1), ("val.json", VALID, "[1]")),
         (of_val(duration=None), ("val.json", VALID, "duration")),
@@ -292,6 +293,14 @@ def test_a_bad_annotation_is_named(tmp_path, audio, capsys, content, culprits):
     assert build(write_json(tmp_path / "en", content), audio, cache) == 2 and not cache.exists()
     line = error_line(capsys)
     assert all(culprit in line for culprit in culprits), line
+
+
+def test_half_a_character_is_named(tmp_path, audio, capsys):
+    folder, cache = write_json(tmp_path / "en", of_val(global_caption="HALF")), tmp_path / "cache"
+    (folder / "val.json").write_text((folder / "val.json").read_text().replace("HALF", "\\ud83d"))
+    assert build(folder, audio, cache) == 2 and not cache.exists()
+    line = error_line(capsys)
+    assert all(text in line for text in ("val.json", VALID, "global_caption", "half")), line
 
 
 GOOD = json.dumps(as_lines(JSONL["val"])[0])

@@ -134,6 +134,7 @@ GOOD_ROW = "a.wav,a dog,1,2"
         ('a.wav,a dog,"1,5",2', "a point before the decimals"),
         ("a.wav,a dog,1,5,2,5", "6 fields, expected 4"),
         ("a.wav,a dog,1:75,2:00", "start is '1:75'"),
+        (f"a.wav,a dog,1,{'9' * 400}:00:00", "end is '999"),
         ("a.wav,a dog,1 s,2 s", "start is '1 s'"),
         ("a.wav, ,1,2", "query is empty"),
         (" ,a dog,1,2", "file_name is empty"),
@@ -300,3 +301,12 @@ def test_the_cache_may_not_replace_the_table(tmp_path, audio, capsys):
     table = write_moments(tmp_path / "tables", [["a.wav", "a dog", 0, 0.5]])
     assert build(audio, "--moments", table, "--output", tmp_path / "tables") == 2
     assert "would replace --moments" in error_line(capsys) and table.exists()
+
+
+def test_a_clip_whose_queries_have_no_window_is_lost_for_that(audio, tmp_path):
+    table = tmp_path / "moments.csv"
+    table.write_text(f"{HEADER}\na.wav,a dog,0.5,0.5\nb.wav,a cat,0,1\n")
+    arguments = "--moments", table, "--output", tmp_path / "cache", "--allow-missing"
+    assert build(audio, *arguments) == 0
+    lost = reasons(read_info(tmp_path / "cache")["skipped"])
+    assert lost["a.wav"].startswith("none of its queries")

@@ -242,6 +242,10 @@ def test_impossible_input(prediction, reference, message):
         moment_metrics([[[0, 5, 1]], prediction], [[[0, 5]], reference])
 
 
+def test_a_prediction_longer_than_all_numbers_overlaps_nothing(recwarn):
+    assert moment_metrics([[[-1e308, 1e308, 1]]], [[[0, 1]]])["mIoU"] == 0 and not recwarn.list
+
+
 def test_lists_of_different_number_and_no_truth_at_all():
     with pytest.raises(ValueError, match="1 queries.*2"):
         moment_metrics([[]], [[[0, 1]], [[0, 1]]])

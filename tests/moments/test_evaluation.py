@@ -237,6 +237,8 @@ def test_recordings_of_queries_are_found_by_name():
 
     for vid, clip in {"Singapore_0.0_60.0": 2, "Singapore_1.0_61.0": 3, "x.y": 4}.items():
         assert clip_of(vid) == clip
+    split.file_names[4] = "\u00fc.mp3"  # one character in a cache, two in names of other systems
+    assert clip_of("u\u0308") == clip_of("\u00fc") == 4
     assert clip_of("b/dog") == 1 and clip_of("a/dog.wav") == 0
     with pytest.raises(UserError, match="several recordings for 'dog'"):
         clip_of("dog")
@@ -251,6 +253,7 @@ def test_recordings_of_queries_are_found_by_name():
         ({"qid": "a", "vid": "a"}, "'query'"),
         ({"qid": "a", "vid": "a", "query": " "}, "'query'"),
         ({"query": "A dog", "vid": "a"}, "no 'qid'"),
+        ({"qid": "a", "query": "A \ud83d", "vid": "a"}, "'a' has half a character"),
     ],
 )
 def test_a_query_that_lacks_something_is_named(tmp_path, line, words):
@@ -285,11 +288,14 @@ def test_a_query_that_lacks_something_is_named(tmp_path, line, words):
         (["--moments", "--checkpoint", "OTHER"], ["--moments", "--checkpoint once"]),
         (["--moments", "--predictions", "F", "--submission", "dcase2026", "F"], ["--predictions"]),
         (["--moments", "--predictions", "OUT/moments.csv"], ["--predictions"]),
+        (["--moments", "--predictions", "CACHE"], ["--predictions", "--cache"]),
+        (["--moments", "--predictions", "MODEL"], ["--predictions", "--checkpoint"]),
     ],
 )
 def test_options_that_do_not_fit_together(inputs, tmp_path, options, words):
     names = {"FILE": tmp_path / "f", "F": tmp_path / "f", "OTHER": inputs.root / "plain"}
     names["OUT/moments.csv"] = tmp_path / "out/moments.csv"
+    names |= {"CACHE": inputs.cache / "cache.json", "MODEL": inputs.root / "head" / "config.json"}
     options = [names.get(option, option) for option in options]
     with pytest.raises(UserError) as error:
         evaluate(*arguments(inputs, tmp_path)[1:], *options)

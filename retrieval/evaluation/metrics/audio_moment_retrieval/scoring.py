@@ -72,7 +72,8 @@ def overlaps(predictions: np.ndarray, windows: np.ndarray) -> np.ndarray:
     starts, ends = predictions[:, None, 0], predictions[:, None, 1]  # (P, 1)
     shared = np.minimum(ends, windows[:, 1]) - np.maximum(starts, windows[:, 0])
     shared = np.maximum(shared, 0)  # (P, R)
-    return shared / ((ends - starts) + (windows[:, 1] - windows[:, 0]) - shared)
+    with np.errstate(over="ignore"):  # a length beyond all numbers has an IoU of 0
+        return shared / ((ends - starts) + (windows[:, 1] - windows[:, 0]) - shared)
 
 
 def first_iou(predictions: np.ndarray, windows: np.ndarray) -> float:
