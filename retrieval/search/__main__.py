@@ -12,7 +12,8 @@
 Run `index` again after changes: only new and changed recordings are encoded. It reads WAV, FLAC,
 Ogg, Opus, MP3, AIFF, M4A, the sound of MP4 and WebM, and more (docs/corpora.md), under any file
 name. Files of any length are cut into overlapping excerpts, so that an answer is a file and a place
-in it: the stretches where the sentence is heard (with CLAP, and for sounds: the excerpt).
+in it: the stretches where the sentence is heard. In an index of CLAP, and for sounds as queries,
+the place is the excerpt.
 """
 
 import argparse
@@ -283,8 +284,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     hop = "from one excerpt of a long file to the next; default: half of an excerpt"
     add("--hop-seconds", type=float, help=hop)
     frames = (
-        "keep all frames, so that answers say when in an excerpt, or none; default: float16, if the"
-        " model has several frames a window"
+        "float16: keep all frames, so that answers say when in an excerpt; none: the excerpt only;"
+        " default: float16, if the model has several frames a window"
     )
     add("--frames", choices=["float16", "none"], help=frames)
     add("--batch-size", type=int, default=16, help="excerpts encoded at once")

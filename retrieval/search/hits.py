@@ -34,9 +34,10 @@ class Hit:
             cosine of two clip vectors.
         file: Path below the indexed folder, with "/" between folders.
         start, end: The excerpt; a short file is one excerpt.
-        moments: The stretches where the sentence is heard, best first, in the excerpt. The first
-            has the answer's score, or with a moment head the probability that it is heard there.
-            One, the excerpt, if the index holds no frames, and for sounds as queries.
+        moments: The stretches of the excerpt where the sentence is heard, best first. With a moment
+            head the score of each is its highest probability; otherwise the first has the answer's
+            score, and others a lower one. If the index holds no frames, and for sounds as queries,
+            the only stretch is the excerpt.
         seconds: Length of the file.
         attention: TAP's weights float32 (T,), which sum to 1; None for other poolings and sounds.
         frame_seconds: Length of a frame; frame t is centred at start + (t + 0.5) * frame_seconds.
@@ -70,10 +71,10 @@ class Hit:
 
 @dataclass(frozen=True)
 class Heard:
-    """What a model hears of a sentence in an excerpt.
+    """Numbers of a sentence for each frame of an excerpt.
 
     Attributes:
-        contributions: Part of each frame in the score, float32 (T,).
+        contributions: Part of each frame in the score, float32 (T,); see Pooling.contributions.
         attention: TAP's weights float32 (T,), or None.
         probabilities: Of a moment head, float32 (T,), or None.
     """
@@ -101,10 +102,10 @@ def make_hit(
         score: Of the excerpt.
         file: Its file.
         start, end: Of the excerpt in s.
-        heard: What the model hears in its frames; None if there are no frames.
-        centres: float64 (T,), of the frames in s from the excerpt's start on.
-        frame_length: Of a frame in s.
-        threshold: Of the moment head, where there are probabilities.
+        heard: Numbers of its frames; None if the index has no frames.
+        centres: Centres of the frames, float64 (T,), in s from the start of the excerpt.
+        frame_length: Length of a frame in s.
+        threshold: That of the moment head, if `heard` has probabilities; otherwise None.
     """
     if heard is None:
         whole = (Moment(start, end, score),)

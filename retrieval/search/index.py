@@ -314,8 +314,9 @@ class AudioIndex:
     def locate(self, query: str, file: str) -> Located:
         """Find a sentence in a whole file of the index, whose sound is not encoded again.
 
-        The curve is that of the moment head, or of what frames add to their excerpt's score,
-        averaged where excerpts overlap. Without frames it is the score of the excerpts.
+        The curve holds the moment head's probabilities, or without a head the part of each frame in
+        its excerpt's score. Without frames it holds the scores of the excerpts. Where excerpts
+        overlap, it is their average.
 
         Args:
             query: The sentence.
@@ -339,7 +340,7 @@ class AudioIndex:
         has_head = self.model.moment_head is not None and contents.clips.frames is not None
         for clip in clips:
             start, end = float(contents.starts[clip]), float(contents.stops[clip])
-            # One excerpt at a time: a file of hours has hundreds, and others ask meanwhile.
+            # The lock is free after each excerpt: a file of hours has hundreds, and others wait.
             with self._lock:
                 if contents is not self._contents:
                     raise UserError("the index was brought up to date meanwhile; ask again")

@@ -6,8 +6,8 @@
     for moment in found.moments[0]:
         print(f"{moment.start:.1f}-{moment.end:.1f} s  {moment.score:.3f}")
 
-The file is read as a stream: it may be of any length, and memory grows by the curves only (1 MB an
-hour and sentence, at 25 frames a second). Letters: N sentences, T frames, D = dim.
+The file is read as a stream and may be of any length. Only the curves grow with it (1 MB an hour
+and sentence, at 25 frames a second). Letters: N sentences, T frames, D = dim.
 """
 
 from collections.abc import Iterator, Sequence
@@ -71,7 +71,7 @@ class FoundInFile(Located):
         ]
 
     def notes(self) -> Iterator[str]:
-        """Yield what a reader of the answers should know of them."""
+        """Yield warnings about the answers."""
         if self.is_silent:
             yield "all samples of the file are zero: the answers mean nothing"
         elif self.method == "runs":
@@ -99,7 +99,8 @@ def find_moments(
         file: A sound file of any format that an index takes, and of any length.
         queries: At least one sentence.
         model: A model, or a checkpoint of any kind that load_pretrained takes.
-        method: head, contribution or runs, see Locator; None: the best that the model has.
+        method: head, contribution or runs, see Locator; None: the first of head, runs and
+            contribution that the model has.
         k: Largest number of moments of a sentence.
         text_encoder: Tokenizer of a .ckpt, a folder or hub name; None: roberta-large.
         mixed_precision: Of the encoder: auto, no, bf16 or fp16.
@@ -149,7 +150,7 @@ def announced_seconds(file: Path) -> float | None:
 
 
 class _explained:
-    """Turns the errors of a decoder into one UserError; `heard`: seconds that were read before."""
+    """Turns a decoder's errors into a UserError; `heard`: seconds read before the error."""
 
     def __init__(self, file: Path):
         self.file, self.heard = file, 0.0

@@ -4,8 +4,8 @@
                             of the other files are valid
     INDEX/vectors-G.f32     float32 (rows, D), by pooling.directions: FAISS searches them
     INDEX/frames-G.f16      float16 (frames of all rows, D): after TAP's norm, for other poolings
-                            by pooling.directions; they say when a text is heard. Without
-                            --frames none, and only if the model has several frames a window
+                            by pooling.directions; they say when a text is heard. Absent with
+                            --frames none, or if the model has one vector a window
     INDEX/unreadable.csv    files that were left out, with reasons
     INDEX/fast_text/        the model's text tower in 8 bit, once it was asked for (fast_text.py)
     INDEX/.lock             held by the process that writes

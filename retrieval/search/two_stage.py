@@ -202,9 +202,9 @@ class TwoStage:
 
     @torch.no_grad()
     def heard(self, text: Tensor, clips: Sequence[int]) -> list[Heard | None]:
-        """Return what the text float32 (D,) hears in each clip; None without frames.
+        """Return numbers of a text float32 (D,) for the frames of each clip; None without frames.
 
-        Contributions are those of Pooling.contributions.
+        Contributions are those of Pooling.contributions. Probabilities are not computed here.
         """
         if self.clips.frames is None:
             return [None] * len(clips)

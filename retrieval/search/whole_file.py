@@ -37,8 +37,8 @@ class WholeFile:
 
         Args:
             start, end: In s.
-            heard: What the model hears in its frames; None if there are no frames.
-            score: Of its vector, for an index without frames.
+            heard: Numbers of its frames; None if the index has no frames.
+            score: Of the excerpt; not used with probabilities.
         """
         if heard is None:
             first, stop = round(start / self.hop_seconds), math.ceil(end / self.hop_seconds - 1e-6)
