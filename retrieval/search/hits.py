@@ -110,12 +110,15 @@ def make_hit(
     if heard is None:
         whole = (Moment(start, end, score),)
         return Hit(rank, score, file.file, start, end, whole, file.seconds, None, end - start)
-    # Frames of windows that overlap share places.
-    places = (centres / frame_length).astype(np.int64)  # (T,)
+    # Frames of windows that overlap share places. Windows that overlap, or that do not divide the
+    # excerpt, have frames beyond its end.
+    places = (centres / frame_length + 1e-6).astype(np.int64)  # (T,)
+    is_inside = places * frame_length < end - start - 1e-9
+    places = places[is_inside]
     counts = np.bincount(places)
     used = np.flatnonzero(counts)  # windows may also leave gaps
     values = heard.contributions if heard.probabilities is None else heard.probabilities
-    curve = np.bincount(places, values)[used] / counts[used]
+    curve = np.bincount(places, values[is_inside])[used] / counts[used]
     moments = []
     found = peaks(curve, score) if threshold is None else over_threshold(curve, threshold)
     for first, stop, own in found:
