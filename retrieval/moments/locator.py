@@ -336,7 +336,8 @@ class Locator:
         """
         if threshold is None:
             threshold = float(self.model.moment_head.threshold)
-        found = [self._moment(*own, stop) for own in over_threshold(curve, threshold)]
+        cuts = over_threshold(curve, threshold, max(self.most, MOST_MOMENTS))
+        found = [self._moment(*own, stop) for own in cuts]
         if self.alternatives:
             top = float(curve.max())
             others = [

@@ -94,19 +94,22 @@ def peaks(curve: np.ndarray, score: float) -> list[tuple[int, int, float]]:
     ]
 
 
-def over_threshold(curve: np.ndarray, threshold: float) -> list[tuple[int, int, float]]:
+def over_threshold(
+    curve: np.ndarray, threshold: float, most: int = MOST_MOMENTS
+) -> list[tuple[int, int, float]]:
     """Find the stretches of a moment head's probabilities, best first.
 
     Args:
         curve: (T,), probabilities.
         threshold: As a share of the highest probability.
+        most: Largest number of stretches.
 
     Returns:
         First frame of each stretch, the frame after its last, and its score, its highest
         probability. In long recordings this ranks better than the sum, which favours long stretches
         of low probability, and than the mean.
     """
-    cuts = stretches(curve - threshold * curve.max(), MOST_MOMENTS, LEAST_SHARE)
+    cuts = stretches(curve - threshold * curve.max(), most, LEAST_SHARE)
     found = [(first, stop, float(curve[first:stop].max())) for first, stop, _ in cuts]
     return sorted(found, key=lambda stretch: -stretch[2])
 

@@ -19,6 +19,7 @@ the place is the excerpt.
 import argparse
 import csv
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -106,8 +107,9 @@ def query(arguments: argparse.Namespace) -> int:
             " the index command again",
             file=sys.stderr,
         )
-    for option, path in (("--csv", arguments.csv), ("--output", arguments.output)):
-        check_no_recording(option, path, opened)
+    outputs = {"--csv": arguments.csv, "--output": arguments.output, "--clips": arguments.clips}
+    for option, path in outputs.items():
+        check_not_of_index(option, path, opened)
     within = PurePosixPath(arguments.within).as_posix().strip("/.")
     if within and within not in opened.folders:
         raise UserError(
@@ -150,7 +152,8 @@ def query_file(arguments: argparse.Namespace) -> int:
     of_words = (query_notes(text, model.text_encoder) for text in queries)
     for note in (*filter(None, of_words), *found.notes()):
         print(f"note: {note}", file=sys.stderr)
-    name = arguments.file.name
+    # a name that is not UTF-8 can be read, but not written
+    name = os.fsencode(arguments.file.name).decode("utf-8", "replace")
     answers = list(zip(queries, found.hits(name), strict=True))
     finish(answers, lambda _: arguments.file, set(), arguments)
     return 0
@@ -170,9 +173,11 @@ def finish(
             print(f"written: {line}")
 
 
-def check_no_recording(option: str, path: Path | None, index: "AudioIndex") -> None:
-    """Raise UserError if an output is a recording of the index."""
+def check_not_of_index(option: str, path: Path | None, index: "AudioIndex") -> None:
+    """Raise UserError if an output is a recording of the index, or lies in its own folder."""
     resolved = path and path.resolve()
+    if resolved and resolved.is_relative_to(index.path.resolve()):
+        raise UserError(f"{option} {path} lies in the folder of the index: give another place")
     if resolved and resolved.is_relative_to(index.folder):
         name = resolved.relative_to(index.folder).as_posix()
         if any(file.file == name for file in index.files):
@@ -194,14 +199,14 @@ def export(
     found = [own for text, hits in answers for own in stretches_of(text, hits)]
     there = [own for own in found if own.file not in gone]
     written = []
+    if arguments.clips:  # first: its folder must be new, and may hold the others
+        clips = write_clips(arguments.clips, there, path_of)
+        written.append(f"{arguments.clips}, {len(clips):,} clips")
     if arguments.labels:
         own = there if arguments.labels == "raven" else found
         files = write_labels(arguments.labels, arguments.output, own, path_of)
         is_folder = arguments.output not in files
         written.append(f"{arguments.output}" + f", {len(files):,} files" * is_folder)
-    if arguments.clips:
-        clips = write_clips(arguments.clips, there, path_of)
-        written.append(f"{arguments.clips}, {len(clips):,} clips")
     return written
 
 
@@ -422,6 +427,11 @@ def check_export_arguments(
         if output and clips.resolve() == output.resolve():
             parser.error(f"--clips {clips} is --output too: give another folder")
         check_writable(clips.parent)
+    tables = {"--csv": arguments.csv, "--output": output if labels in ("csv", "json") else None}
+    for table, file in tables.items():
+        for option, path in {"--csv": arguments.csv, "--output": output, "--clips": clips}.items():
+            if file and path and option != table and path.resolve().is_relative_to(file.resolve()):
+                parser.error(f"{table} {file} is a file, and cannot hold {option} {path}")
 
 
 if __name__ == "__main__":

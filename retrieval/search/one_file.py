@@ -10,6 +10,7 @@ The file is read as a stream and may be of any length. Only the curves grow with
 and sentence, at 25 frames a second). Letters: N sentences, T frames, D = dim.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,7 +162,7 @@ class _explained:
     def __exit__(self, kind: type | None, error: BaseException | None, _: object) -> None:
         if isinstance(error, FileNotFoundError):
             raise UserError(f"{self.file} does not exist") from None
-        if isinstance(error, IsADirectoryError) or (error and self.file.is_dir()):
+        if isinstance(error, IsADirectoryError) or (error and os.path.isdir(self.file)):
             raise UserError(
                 f"{self.file} is a folder; give a file, or index the folder: python -m"
                 " retrieval.search index"

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +115,23 @@ def test_lines_labels_and_clips(folder, meeting, tmp_path, capsys):
     lengths = sorted(soundfile.info(own).duration for own in clips)
     spans = sorted(float(own.split("\t")[1]) - float(own.split("\t")[0]) for own in labels)
     np.testing.assert_allclose(lengths, spans, atol=1e-3)
+
+
+def test_a_name_that_is_not_utf8_is_written_with_a_sign(folder, tmp_path, capsys):
+    file = Path(os.fsdecode(os.fsencode(tmp_path) + b"/bad\xff.wav"))
+    soundfile.write(tmp_path / "plain.wav", clip(2.0), RATE)
+    (tmp_path / "plain.wav").rename(file)
+    asked = [QUERIES[0], "--file", file, "--checkpoint", folder, "--csv", tmp_path / "found.csv"]
+    (found,) = answers_of(capsys, *asked, "--labels", "audacity", "--output", tmp_path / "labels")
+    assert found["hits"][0]["file"] == "bad\ufffd.wav"
+    assert "bad\ufffd.wav" in (tmp_path / "found.csv").read_text(encoding="utf-8")
+    assert [path.name for path in (tmp_path / "labels").iterdir()] == ["bad\ufffd.wav.labels.txt"]
+
+
+def test_more_moments_than_ten_can_be_asked_for(model):
+    curve = np.tile(np.float32([0.9, 0.1, 0.1]), 25)
+    for k in (3, 25, 40):
+        assert len(Locator(model, "head", most=k).stretches(curve, 10**6, 0.5)[:k]) == min(k, 25)
 
 
 @pytest.mark.parametrize("family", ["clap", "pe_audio", "pe_a_frame"])

@@ -1403,6 +1403,20 @@ def test_stretches_go_out_as_labels_and_clips(indexed, own, sounds, models, tmp_
     for wrong in (["--labels", "csv", "--output", str(recording)], ["--csv", str(recording)]):
         with pytest.raises(UserError, match="is a recording of the index"):
             main([*query, *wrong])
+    before = digests(path)
+    for wrong in (
+        ["--labels", "csv", "--output", str(path / "index.sqlite")],
+        ["--csv", str(path / "index.sqlite")],
+        ["--clips", str(path / "clips")],
+    ):
+        with pytest.raises(UserError, match="in the folder of the index"):
+            main([*query, *wrong])
+    assert digests(path) == before
+    # Labels and answers may lie beside the clips.
+    both = [*query, "--clips", str(tmp_path / "both"), "--csv", str(tmp_path / "both" / "a.csv")]
+    assert main([*both, "--labels", "audacity", "--output", str(tmp_path / "both" / "labels")]) == 0
+    assert len(list((tmp_path / "both").iterdir())) == num_stretches + 2
+    capsys.readouterr()
     # What is gone is left out of what needs the recording.
     recording.unlink()
     gone = [*query, "--labels", "raven", "--output", str(tmp_path / "raven"), "--json"]
@@ -1441,6 +1455,16 @@ def test_stretches_go_out_as_labels_and_clips(indexed, own, sounds, models, tmp_
         (
             ["query", QUERY, "--index", "absent", "--labels", "csv", "--output", "configs"],
             "--output configs is a folder",
+        ),
+        (["query", QUERY, "--index", "absent", "--clips", "."], "--clips ."),
+        (
+            ["query", QUERY, "--index", "absent", "--csv", "absent", "--clips", "absent/clips"],
+            "--csv absent is a file, and cannot hold --clips absent/clips",
+        ),
+        (
+            ["query", QUERY, "--index", "absent", "--csv", "absent/a.csv"]
+            + ["--labels", "csv", "--output", "absent"],
+            "--output absent is a file, and cannot hold --csv",
         ),
         (
             ["query", QUERY, "--index", "absent", "--labels", "raven", "--output", "README.md"],
