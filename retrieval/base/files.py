@@ -41,6 +41,8 @@ NUMBER_OF_TEXT = {
     "readonly database": errno.EROFS,
     "database is locked": errno.EBUSY,
     "unable to open database file": errno.ENOENT,
+    # libsndfile: its only word for all errors of the disk
+    "System error.": errno.ENOSPC,
 }
 # Advice after a remedy, for commands that continue an interrupted build.
 FINISHED_PARTS_ARE_KEPT = "and run the same command again: finished parts are kept"

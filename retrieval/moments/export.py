@@ -17,7 +17,7 @@ import soundfile
 
 from retrieval.base.decoder_process import SoundInfo, read_frames
 from retrieval.base.errors import UserError
-from retrieval.base.files import ANOTHER_FOLDER, atomic_path, atomic_writer, disk_errors
+from retrieval.base.files import atomic_path, atomic_writer
 from retrieval.base.folders import whole_folder
 from retrieval.base.sound import UnreadableSound
 from retrieval.moments.spans import Moment
@@ -33,6 +33,8 @@ FORMATS = (*ENDINGS, *TABLES)
 LONGEST_NAME = 60  # characters of a recording's name in that of a clip
 LONGEST_FILE_NAME = 200  # bytes: file systems take 255, and files have longer names while written
 FRAMES_AT_ONCE = 2**18
+WAV_LIMIT = 2**32 - 2**16  # bytes of sound; larger files are RF64
+MISSING_SECONDS = 0.1  # of a clip: decoders count the ends of lossy files differently
 
 PathOf = Callable[[str], Path]
 
@@ -75,7 +77,9 @@ def raven_table(stretches: Sequence[Stretch], highest: float) -> str:
     for number, own in enumerate(sorted(stretches, key=lambda own: own.moment), 1):
         name = PurePosixPath(own.file).name
         times = (f"{own.moment.start:.6f}", f"{own.moment.end:.6f}", "0.000", f"{highest:.3f}")
-        words = (printed(name), f"{own.moment.score:.6f}", plain(own.query).replace('"', "'"))
+        words = (printed(name), f"{own.moment.score:.6f}", plain(own.query))
+        # readers of tables take " for the begin of a quotation that may span lines
+        words = (word.replace('"', "'") for word in words)
         rows.append("\t".join((str(number), "Spectrogram 1", "1", *times, *words)))
     return "\n".join(rows) + "\n"
 
@@ -134,6 +138,9 @@ def write_labels(
             file.write(text)
         return [output]
     contents = label_files(kind, stretches, path_of)
+    for name in contents:  # before the first is written
+        if (output / name).is_dir():
+            raise UserError(f"{output / name} is a folder: give another --output")
     for name, text in contents.items():
         with atomic_writer(output / name) as file:
             file.write(text)
@@ -208,6 +215,8 @@ def write_clips(folder: Path, stretches: Sequence[Stretch], path_of: PathOf) -> 
 
 def check_clips_folder(folder: Path) -> None:
     """Raise UserError for a folder with files: none of them may be replaced."""
+    if folder.name in ("", ".."):
+        raise UserError(f"--clips {folder}: give the new folder by its own name")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(
             f"--clips {folder} exists and holds files, which are not replaced: give a new folder"
@@ -225,14 +234,26 @@ def clip_name(own: Stretch) -> str:
 
 
 def write_clip(path: Path, moment: Moment, output: Path) -> None:
-    """Write a stretch of the recording `path` as a WAV of 24 bit. Raises UserError."""
+    """Write a stretch of the recording `path` as a WAV of 24 bit.
+
+    Raises UserError if the recording cannot be read, or does not have it; for a full disk OSError
+    or LibsndfileError.
+    """
     _, info = _read(path, 0, 0)
     first = round(moment.start * info.sample_rate)
     stop = max(round(moment.end * info.sample_rate), first + 1)
+    num_written = 0
     sound = {"samplerate": info.sample_rate, "channels": info.channels}
-    form = {"format": "WAV", "subtype": "PCM_24"}
-    with disk_errors(output, ANOTHER_FOLDER), atomic_path(output) as temporary:
+    size = 3 * (stop - first) * info.channels
+    form = {"format": "WAV" if size < WAV_LIMIT else "RF64", "subtype": "PCM_24"}
+    with atomic_path(output) as temporary:
         with soundfile.SoundFile(temporary, "w", **sound, **form) as file:
             for place in range(first, stop, FRAMES_AT_ONCE):
                 samples, _ = _read(path, place, min(FRAMES_AT_ONCE, stop - place))
                 file.write(samples)  # (S, C)
+                num_written += len(samples)
+    if stop - first - num_written > MISSING_SECONDS * info.sample_rate or not num_written:
+        output.unlink()
+        raise UserError(
+            f"{path} is shorter now, and ends before {moment.end:.2f} s: bring the index up to date"
+        )

@@ -151,6 +151,55 @@ def test_clips_replace_nothing_and_come_whole(sounds, stretches, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.wav", "file"]
 
 
+def test_a_clip_that_its_recording_no_longer_holds_is_an_error(sounds, tmp_path):
+    for moment in (Moment(5.2, 6.0, 0.5), Moment(4.0, 6.0, 0.5)):
+        with pytest.raises(UserError, match="dog.wav"):
+            write_clips(
+                tmp_path / "new", [Stretch(QUERY, "dog.wav", 6, 1, moment)], sounds.joinpath
+            )
+        assert not list(tmp_path.iterdir())
+    moment = Moment(4.5, 5.05, 0.5)  # by the decoder's way to count
+    (clip,) = write_clips(
+        tmp_path / "new", [Stretch(QUERY, "dog.wav", 5, 1, moment)], sounds.joinpath
+    )
+    assert soundfile.info(clip).duration == 0.5
+
+
+def test_a_full_disk_is_said_in_one_line(sounds, stretches, tmp_path, monkeypatch):
+    def write(*_: object) -> None:
+        raise soundfile.LibsndfileError(2)  # as libsndfile does on a full disk
+
+    monkeypatch.setattr(soundfile.SoundFile, "write", write)
+    with pytest.raises(UserError, match=r"new cannot be written .*make room"):
+        write_clips(tmp_path / "new", stretches, sounds.joinpath)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_clip_beyond_the_size_of_a_wav_is_rf64(sounds, stretches, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "WAV_LIMIT", 100_000)
+    clips = write_clips(tmp_path / "new", stretches, sounds.joinpath)
+    assert [soundfile.info(clip).format for clip in clips] == ["WAV", "WAV", "RF64", "WAV"]
+    assert soundfile.info(clips[2]).frames == 3 * 44_100
+
+
+def test_no_label_is_written_where_one_cannot_be(sounds, stretches, tmp_path):
+    wrong = tmp_path / "night" / "deep" / "dog.wav.labels.txt"
+    wrong.mkdir(parents=True)
+    with pytest.raises(UserError, match="dog.wav.labels.txt is a folder"):
+        write_labels("audacity", tmp_path, stretches, sounds.joinpath)
+    assert [path for path in tmp_path.rglob("*.txt") if path.is_file()] == []
+
+
+def test_a_quotation_mark_in_a_name_breaks_no_table(sounds, tmp_path):
+    name = '"dog.wav'
+    (tmp_path / name).write_bytes((sounds / "dog.wav").read_bytes())
+    stretches = [Stretch(QUERY, name, 5.0, 1, Moment(start, 4.0, 0.5)) for start in (1.0, 2.0)]
+    (path,) = write_labels("raven", tmp_path / "out", stretches, tmp_path.joinpath)
+    table = pandas.read_csv(path, sep="\t")
+    assert table["Begin Time (s)"].tolist() == [1.0, 2.0]
+    assert set(table["Begin File"]) == {"'dog.wav"}
+
+
 def test_names_are_safe_and_short(tmp_path):
     moment = Moment(0.0, 1.0, 0.5)
     for file, expected in (

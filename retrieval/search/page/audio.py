@@ -72,6 +72,8 @@ def read_clip(path: Path, seconds: float, start: float, end: float) -> bytes:
     wave = WaveFile(path, seconds)
     first = round(start * wave.sample_rate)
     stop = max(round(end * wave.sample_rate), first + 1)
+    if not len(read(path, first, 1)[0]):  # the file is shorter now
+        raise UserError(f"{path.name} has no sound between {start:.1f} and {end:.1f} s")
     header = wave_header(stop - first, wave.channels, wave.sample_rate)
     places = (len(wave.header) + frame * wave.width for frame in (first, stop))
     return header + wave.read(*places)

@@ -35,7 +35,8 @@ def cards(query: str, hits: list[Hit], index: AudioIndex, is_sentence: bool = Tr
     labels = io.BytesIO()
     with zipfile.ZipFile(labels, "w", zipfile.ZIP_DEFLATED) as file:
         for path, text in label_files("audacity", found, index.folder.joinpath).items():
-            file.writestr(path.as_posix(), text)
+            # Windows takes \ for a border of folders
+            file.writestr(path.as_posix().replace("\\", "_"), text)
     links = (
         saved(csv_table(found).encode(), "text/csv", "stretches.csv", "CSV"),
         saved(json_table(found).encode(), "application/json", "stretches.json", "JSON"),

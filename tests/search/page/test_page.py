@@ -880,6 +880,12 @@ def test_a_clip_is_a_part_of_its_recording(server, sounds, tmp_path):
     np.testing.assert_allclose(samples, rest[: len(samples)], atol=1e-4)
 
 
+def test_a_clip_that_its_recording_no_longer_holds_is_an_error(sounds, tmp_path):
+    (tmp_path / "short.aiff").write_bytes((sounds / "far" / "apple.aiff").read_bytes())
+    with pytest.raises(UserError, match="short.aiff has no sound"):
+        audio.read_clip(tmp_path / "short.aiff", 60.0, 50.0, 51.0)
+
+
 def test_an_upload_of_2_gb_is_refused_before_it_is_sent(server):
     connection = http.client.HTTPConnection(urlsplit(server).netloc, timeout=PATIENCE)
     connection.putrequest("POST", "/gradio_api/upload")
