@@ -73,7 +73,7 @@ class ClipSplit:
 
     def _read_moments(self, table: datasets.Dataset) -> list[list[MomentQuery]]:
         column = table.data.column(MOMENTS) if MOMENTS in table.column_names else None
-        # text is metadata that build_hub.py --keep-columns has written in an earlier version
+        # A column of text is metadata: an earlier build_hub.py --keep-columns could write it.
         if column is None or pyarrow.types.is_string(column.type):
             return [[] for _ in self.clip_ids]
         moments = read_moments(column.to_pylist())
@@ -88,8 +88,8 @@ class ClipSplit:
     def fingerprint(self, with_moments: bool = False) -> str:
         """Return a digest of clip ids, lengths and captions in order, not of the cache's place.
 
-        With `with_moments` it covers queries with times, where there are any. What concerns
-        retrieval only, as scores and the runs of other versions, stays valid without.
+        With `with_moments` it covers queries with times too. Scores and runs of retrieval use the
+        digest without them, so that they stay valid if a corpus gets times.
         """
         content = [self.clip_ids, self.num_samples.tolist(), self.captions]
         if with_moments and self.has_moments:

@@ -29,7 +29,7 @@ class MomentDataset(torch.utils.data.Dataset):
         augment: Changes a waveform (S,) by a generator's draws, and keeps its times.
 
     Raises:
-        UserError: Items shall ask for queries of other clips, and all clips have the same.
+        UserError: `negatives` is above 0, and a clip has the queries of all clips.
     """
 
     mix_probability = 0.0
@@ -50,7 +50,7 @@ class MomentDataset(torch.utils.data.Dataset):
             for clip, queries in enumerate(split.moments)
             for number in range(len(queries))
         ]
-        # texts that are true of a clip: its queries, in any of its captions' words
+        # texts that are true of a clip: its queries and its captions
         self._own = [
             {query.query for query in queries}.union(captions)
             for queries, captions in zip(split.moments, split.captions, strict=True)
@@ -127,13 +127,13 @@ def frame_labels(
 ) -> torch.Tensor:
     """Mark the frames in which a query is heard.
 
-    A frame is marked if its centre lies in [start, end) of a window, or if the middle of the window
-    lies in the frame: so no window is too short.
+    A frame is marked if its centre lies in [start, end) of a window, or if the middle of a window
+    lies in the frame. So each window marks a frame, however short it is.
 
     Args:
         windows: float (B, W, 2) in s; windows of no length are padding.
         centres: float (T,) in s.
-        frame_seconds: Length of a frame.
+        frame_seconds: Length of a frame in s.
 
     Returns:
         float32 (B, T), 1 where the query is heard.

@@ -1,6 +1,6 @@
 """Times of a cache: queries of a clip, each with the windows in which it is heard.
 
-Light, so that a data_prep script starts at once: data_prep writes what this file describes.
+data_prep writes these queries, so this file imports nothing heavy: its scripts start at once.
 """
 
 import math

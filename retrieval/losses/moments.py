@@ -9,8 +9,8 @@ def moment_loss(
 ) -> Tensor:
     """Return binary cross-entropy plus dice over the valid frames of each pair, (P,).
 
-    The dice part looks at the overlap of the stretch, however short it is (Milletari et al., 2016,
-    arXiv 1606.04797). It is left out for a text that is heard nowhere: there is no overlap.
+    Dice measures the overlap of stretches, so that a short one weighs as much as a long one
+    (Milletari et al., 2016, arXiv 1606.04797). A text that is heard nowhere has no dice part.
 
     Args:
         logits: (P, T).

@@ -118,11 +118,11 @@ def _choose_trained(model: DualEncoder, config: Config, has_weights: bool = True
             settings["base"] = base if has_weights else None
             model.adapters[part] = add_lora(getattr(model, part), part, **settings)
     if config.moment_head is not None:
-        # neither takes part in the loss of moments
+        # the loss of moments uses neither of them
         model.temperature.requires_grad_(False)
         model.loss_parameters.requires_grad_(False)
         if config.audio_encoder.frozen and config.text_encoder.frozen:
-            # the head learns alone: retrieval by this model stays as it is, to the bit
+            # only the head learns: retrieval by this model stays as it is, to the bit
             for part in ("audio_projection", "text_projection", "pooling"):
                 model.freeze(part)
 

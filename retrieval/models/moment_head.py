@@ -16,17 +16,17 @@ THRESHOLD = 0.5  # until validation has chosen one
 class MomentHead(nn.Module):
     """One logit per frame: whether the text is heard there.
 
-    Frames are averaged to steps. A step's input is a(frame) * t(text) + g(text) + W evidence, where
-    the evidence is what the pooling says of text and frame. Two temporal convolutions follow, and
-    the logits of steps are interpolated between their centres.
+    Frames are averaged to steps. A step's input is a(frame) * t(text) + g(text) + W evidence; the
+    evidence is that of the pooling for text and frame (Pooling.evidence). Two temporal convolutions
+    follow. Logits of frames are interpolated between the centres of the steps.
 
     Args:
         dim: D.
         num_evidence: E, of the pooling.
-        frame_seconds: Length of a frame.
+        frame_seconds: Length of a frame in s.
         hidden: H.
         kernel: Steps that a convolution sees; the second one sees every second step.
-        step_seconds: Length of a step; at least one frame.
+        step_seconds: Length of a step in s, rounded to whole frames, at least one.
         dropout: Dropout after each convolution, in training only.
 
     Raises:
@@ -69,7 +69,7 @@ class MomentHead(nn.Module):
             evidence: (P, T, E), of the pooling.
 
         Returns:
-            float32 (P, T). Those of padding mean nothing.
+            float32 (P, T); logits of padding mean nothing.
         """
         num_frames = frames.shape[1]
         steps, valid = self._steps(frames, mask)  # (P, L, D), (P, L)
@@ -87,7 +87,7 @@ class MomentHead(nn.Module):
         return self._interpolated(logits, valid.sum(dim=1), num_frames)
 
     def _steps(self, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Average the valid ones of each `frames_per_step` frames (P, T, N): (P, L, N), (P, L)."""
+        """Average the valid frames of each step: values (P, T, N) to (P, L, N), and mask (P, L)."""
         size = self.frames_per_step
         missing = -values.shape[1] % size
         values = functional.pad(values.masked_fill(~mask[..., None], 0.0), (0, 0, 0, missing))
@@ -96,7 +96,7 @@ class MomentHead(nn.Module):
         return sums / counts.clamp_min(1)[..., None], counts > 0
 
     def _interpolated(self, logits: Tensor, num_steps: Tensor, num_frames: int) -> Tensor:
-        """Return logits (P, num_frames) between the centres of steps (P, L), num_steps (P,)."""
+        """Interpolate logits of steps (P, L), num_steps (P,) valid ones, to (P, num_frames)."""
         size = self.frames_per_step
         places = (torch.arange(num_frames, device=logits.device) + 0.5) / size - 0.5  # (T,)
         last = (num_steps - 1).clamp_min(0)[:, None]  # (P, 1)

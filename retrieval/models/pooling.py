@@ -83,8 +83,7 @@ class Pooling(nn.Module):
     def contributions(self, text: Tensor, frames: Tensor, mask: Tensor) -> Tensor:
         """Return the part of each frame in the scores, float32 (N, B, T); 0 for padding.
 
-        Here they are the similarities of text (N, D) and frames (B, T, D), by `directions`: a clip
-        of which a frame is one.
+        By default the similarities of text and frames: the score of a clip that is one frame long.
 
         Args:
             text: (N, D), of encode_text.
@@ -328,8 +327,8 @@ class TextAwareAttentionPooling(Pooling):
     def contributions(self, text: Tensor, frames: Tensor, mask: Tensor) -> Tensor:
         """Return attention times the cosine of the text and the frame's own output, (N, B, T).
 
-        A frame's own output is z with all weight on that frame. So this is the part of each frame
-        in the numerator of the score, up to the lengths of the outputs.
+        A frame's own output is z with all weight on that frame. The sum over frames is not the
+        score: z has a norm, which is not linear.
         """
         return self.evidence(text, self.keys(frames), mask)[..., 4] / mask.sum(dim=1)[:, None]
 
@@ -339,8 +338,8 @@ class TextAwareAttentionPooling(Pooling):
     def evidence(self, text: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
         """Return, for each text and frame, float32 (N, B, T, 5), zeros for padding.
 
-        Cosine of text and key; cosine of text and the frame's own output; logit; log of the weight
-        times T; and the product of weight, T and the second. T counts valid frames.
+        0: cosine of text and key. 1: cosine of text and the frame's own output. 2: logit.
+        3: log(weight * T). 4: weight * T * number 1. T counts valid frames.
         """
         similarity = super().evidence(text, keys, mask)  # (N, B, T, 1)
         queries = self.folded_queries(text)

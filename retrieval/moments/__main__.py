@@ -2,9 +2,9 @@
 
     python -m retrieval.moments score PREDICTIONS.jsonl TRUTH.jsonl [--json] [--castella-rounding]
 
-Both files are lighthouse's: see retrieval/moments/files.py. Predictions may have no scores, as the
-submissions of DCASE 2026 task 6. The metrics are R1@0.3, R1@0.5, R1@0.7, mIoU, mAP@0.5, mAP@0.75
-and mAP, the mean of 0.5 to 0.95, equal to lighthouse's.
+Both files have lighthouse's format: see retrieval/moments/files.py. Predictions may have no scores,
+like submissions to DCASE 2026 task 6. The metrics are R1@0.3, R1@0.5, R1@0.7, mIoU, mAP@0.5,
+mAP@0.75 and mAP, the mean of 0.5 to 0.95, equal to lighthouse's.
 """
 
 import argparse

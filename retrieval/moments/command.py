@@ -1,4 +1,4 @@
-"""`python evaluate.py --moments`: when, in the recordings of a split, its sentences are heard.
+"""`python evaluate.py --moments`: find and score the moments of a split's queries.
 
 Writes the metrics (moments.json) and the values of every query (moments.csv) to the folder of the
 results. The options are those of retrieval.evaluation.options.

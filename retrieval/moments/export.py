@@ -25,8 +25,8 @@ from retrieval.moments.spans import Moment
 COLUMNS = ("query", "file", "from", "to", "score", "rank", "file_seconds")
 RAVEN_COLUMNS = ("Selection", "View", "Channel", "Begin Time (s)", "End Time (s)")
 RAVEN_COLUMNS += ("Low Freq (Hz)", "High Freq (Hz)", "Begin File", "Score", "Annotation")
-# What follows a recording's name in that of its label file: Audacity takes any text file, Raven
-# saves its own tables under this ending.
+# A label file is called by its recording and this ending. Audacity takes any text file; Raven's is
+# the ending of the tables that it saves itself.
 ENDINGS = {"audacity": ".labels.txt", "raven": ".Table.1.selections.txt"}
 TABLES = ("csv", "json")  # one file for all recordings
 FORMATS = (*ENDINGS, *TABLES)

@@ -9,8 +9,8 @@ predictions  {"qid": "a_1", "query": "A dog barks", "vid": "a",
 queries      {"qid": "a_1", "query": "A dog barks", "duration": 60, "vid": "a"}, as the blind set of
              DCASE 2026; truth is read as well
 
-Times are seconds from the beginning of the recording. Other keys are passed over: lighthouse writes
-more of them for other corpora. A qid may be a text or a whole number.
+Times are seconds from the beginning of the recording. A qid may be a text or a whole number. Other
+keys are ignored: lighthouse writes more of them for other corpora.
 """
 
 import json
@@ -52,7 +52,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Truth:
-    """The true windows of a query, as its file has them: also those that do not count.
+    """The true windows of a query, as in its file: also those that the metrics drop.
 
     Attributes:
         qid: Name of the query.
@@ -146,7 +146,7 @@ def read_predictions(path: Path) -> list[Answer]:
 def write_predictions(path: Path, answers: Iterable[Answer], with_scores: bool = True) -> None:
     """Write predictions, a line for each query, sorted by falling score.
 
-    R1 reads the order of the list and mAP the scores, so both speak of the same first moment.
+    R1 reads the order of the list and mAP the scores: so both have the same first moment.
 
     Args:
         path: File to write.

@@ -1,11 +1,11 @@
 """Find moments in recordings of any length by a model, in a stream and in bounded memory.
 
 A recording is heard in excerpts as long as the clips that the model was trained on, which overlap
-by half (an excerpt that is one window: by 5 s). Each excerpt gives a curve of its own: a softmax
-over an hour would say nothing. Where excerpts overlap, curves are averaged.
+by half (excerpts of one window: by 5 s). Each excerpt gives a curve of its own, because a softmax
+over an hour would spread its weight too thin. Where excerpts overlap, curves are averaged.
 
-A model with one vector for a whole window (CLAP) hears windows that overlap by half. A frame of its
-curve is half a window long, and averages the two windows that hold it.
+A model with one vector for a whole window (CLAP) hears windows that overlap by half. Its curve has
+a frame for each half of a window, the average of the two windows that hold it.
 
 Letters: N texts, S samples, T frames of a recording, t of an excerpt, D = dim.
 """
@@ -35,8 +35,8 @@ from retrieval.moments.spans import (
 METHODS = ("head", "contribution", "runs")
 OVERLAP_SECONDS = 5.0  # of excerpts that are one window, whose frames cannot be used twice
 RUN_PROBABILITY = 0.3  # of PE-A-Frame's own rule
-# Thresholds of alternatives, as shares of a curve's highest value, in the order of their worth; and
-# the IoU from which two cuts are one. Both chosen as LEAST_SHARE.
+# Thresholds of alternatives, as shares of a curve's highest value, best first; and the IoU from
+# which two cuts are one. Both are chosen on the sample corpus's validation split.
 LEVELS = (0.3, 0.7, 0.15, 0.85)
 SAME_CUT = 0.8
 SAME_MOMENT = 0.5  # IoU from which stretches of two excerpts are one
@@ -90,15 +90,17 @@ class Locator:
     Args:
         model: The model; it is used in eval mode.
         method: "head": maximum-sum stretches of the moment head's probabilities over its threshold,
-            a share of the recording's highest probability.
-            "contribution": maximum-sum stretches of what frames add to the score, over their mean.
-            "runs": runs of frames whose probability is above 0.3, PE-A-Frame's own rule. If there
-            is no run, the answer is the run around the most probable frame of those above half of
-            its probability; so a score of 0.3 or less says that the rule finds nothing.
-            None: head if the model has one; runs if its frames have probabilities; contribution.
+            a share of the recording's highest probability. Scores: highest probabilities.
+            "contribution": maximum-sum stretches of the frames' parts in the score, over their
+            mean. Scores: those of the excerpts; if `is_local`, mean similarities.
+            "runs": runs of frames whose probability is above 0.3, PE-A-Frame's own rule. Scores:
+            mean probabilities. If there is no run, the answer is the most probable frame with its
+            neighbours above half of its probability; its score is 0.3 or less.
+            None: head if the model has one; else runs if its frames have probabilities; else
+            contribution.
         autocast: Context of the encoders.
-        alternatives: Fill up the head's answers with other cuts of the same places, narrower and
-            wider ones. mAP counts them; a person who searches has no use for them.
+        alternatives: Fill up the head's answers with narrower and wider cuts of the same places.
+            mAP counts them; a person who searches has no use for them.
         most: Largest number of moments of a text.
 
     Attributes:
@@ -137,11 +139,10 @@ class Locator:
             )
         grid, pooling = model.windows, model.pooling
         self.samples_per_frame = grid.frame_samples
-        # Windows of several to an excerpt, without overlap, are encoded once for all excerpts.
+        # If windows do not overlap, and an excerpt has several, each window is encoded once.
         per_excerpt = grid.clip_samples // grid.window_samples
-        # Frames that are compared one by one need no others around them. This is so with every
-        # pooling but TAP, but only for these models would the score of an excerpt, which orders the
-        # answers else, hide short sounds.
+        # Poolings with a longest_excerpt (CLAP, PE-Audio): the score of a longer excerpt would hide
+        # short sounds, so stretches are found in the curve of the recording, and scored by it.
         longest = min(pooling.longest_excerpt * model.sample_rate, grid.clip_samples)
         self.is_local = self.method == "contribution" and longest < grid.clip_samples
         self.has_one_vector = (
@@ -245,7 +246,7 @@ class Locator:
                     own = averaged(sums, counts)
                     for curve, score, found in zip(own, scores, candidates, strict=True):
                         found += self._peaks(curve, score, first, stop)
-        # Overlapping windows may leave the last frames to no window's valid part.
+        # Where windows overlap, the last frames may be valid in none of them: curves() fills them.
         curves = whole.curves(max(1, math.ceil(stop / self.samples_per_frame - 1e-6)))
         if self.method == "head":
             curves = torch.from_numpy(curves).sigmoid().numpy()
@@ -282,10 +283,12 @@ class Locator:
     def _places(self, excerpt: Heard, num_frames: int) -> tuple[np.ndarray, np.ndarray]:
         """Place the frames of an excerpt among the recording's.
 
-        Windows that overlap, or that do not divide the excerpt, have frames beyond its end.
+        Windows that overlap, or that do not divide the excerpt, have frames beyond its end. They
+        are left out.
 
         Returns:
-            Places int64 of those frames that begin within it; bool (num_frames,), which they are.
+            Places int64 (n,) of the n frames that begin within the excerpt; bool (num_frames,),
+            True for those n.
         """
         size = self.samples_per_frame
         if self.has_one_vector:
@@ -346,7 +349,7 @@ class Locator:
                 for *own, _ in stretches(curve - level * top, self.most, 0.0)
             ]
             found = with_others(found, others, SAME_CUT)[: self.most]
-            # metrics read the order of the list, and files the scores: both say the same
+            # R1 reads the order of the list and mAP the scores: both must give one order
             scores = np.minimum.accumulate([moment.score for moment in found]).tolist()
             found = [own._replace(score=score) for own, score in zip(found, scores, strict=True)]
         return found

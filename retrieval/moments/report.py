@@ -129,7 +129,7 @@ def hardest_queries(
 
 
 def breakdowns(result: MomentResult) -> list[Figures]:
-    """Split the metrics by the length of the truth, its share of the recording, and its number."""
+    """Group the metrics by length, share and number of true windows, and by recording length."""
     columns, truths = result.columns, result.truths
     lengths = [[end - start for start, end in truth.windows] for truth in truths]
     shares = [sum(own) / truth.duration for own, truth in zip(lengths, truths)]
@@ -217,7 +217,7 @@ class Shown:
     curve: str  # an SVG path in a box of num_points x 100
     num_points: int
     top: float  # value at the upper edge
-    line: float | None  # y of the value from which frames belong to a moment
+    line: float | None  # y of the threshold
     picture: str | None = None
     sound: str | None = None
 
@@ -228,8 +228,8 @@ def gather_shown(
     """Draw the hardest queries.
 
     Returns:
-        What each query shows, by its number; and the number of those without picture or sound for
-        lack of room.
+        The part of a recording that each query shows, by the query's number; and the number of
+        queries without picture or sound, because the page is full.
     """
     shown, num_bytes, num_left_out = {}, 0, 0
     with bar(total=len(hard), desc="sounds and pictures", unit="clip", leave=False) as progress:
@@ -280,8 +280,8 @@ def curve_path(
         locator: Made the curve.
 
     Returns:
-        SVG path in a box of num_points x 100; num_points; value at the upper edge; y of the value
-        from which frames belong to a moment, None without such a value.
+        SVG path in a box of num_points x 100; num_points; value at the upper edge; y of the
+        threshold, None for contributions.
     """
     groups = np.array_split(curve, min(MAX_POINTS, len(curve)))
     levels = np.array([group.max() for group in groups])

@@ -1,4 +1,4 @@
-"""Scored moments: metrics and values of each query, and remarks about what was scored."""
+"""Scored moments: metrics, values of each query, and remarks about the answers and the truth."""
 
 import math
 from collections.abc import Sequence
@@ -92,7 +92,7 @@ def format_metrics(result: MomentResult) -> str:
 
 
 def remarks(result: MomentResult) -> list[str]:
-    """List facts about answers and truth that a reader of the metrics should know."""
+    """List unusual things in answers and truth that change the meaning of the metrics."""
     answers, truths = result.answers, result.truths
     counts = {
         f"true windows without length, or longer than {LONGEST_WINDOW:g} s, which are dropped": sum(

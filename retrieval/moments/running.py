@@ -31,20 +31,21 @@ def summed(places: np.ndarray, values: np.ndarray) -> tuple[int, np.ndarray, np.
     """Sum the values of equal places.
 
     Args:
-        places: int64 (n,), n of 1 or more.
-        values: float32 (N, n).
+        places: int64 (t,), t of 1 or more.
+        values: float32 (N, t).
 
     Returns:
-        The lowest place; sums (N, highest - lowest + 1); how many values each has, int64.
+        The lowest place; sums float64 (N, n) from it to the highest place; number of values of
+        each sum, int64 (n,).
     """
     first, offsets = int(places.min()), places - places.min()
     return first, np.stack([np.bincount(offsets, row) for row in values]), np.bincount(offsets)
 
 
 def averaged(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Divide sums (N, t) by counts (t,), float32; a place without any has its neighbour's before.
+    """Divide sums (N, t) by counts (t,), float32 (N, t).
 
-    Windows with sound between them that no window hears leave such places.
+    A place with a count of 0 takes the average before it: windows may leave gaps between them.
     """
     filled = np.maximum.accumulate(np.where(counts > 0, np.arange(len(counts)), 0))
     return (sums[:, filled] / counts[filled]).astype(np.float32)

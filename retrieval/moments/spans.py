@@ -57,7 +57,7 @@ def stretches(values: np.ndarray, most: int, least_share: float) -> list[tuple[i
         First frame, the frame after the last, and the sum as a share of the first one's (1.0 for
         the first), best first. The first stretch is there even if no frame is above 0.
     """
-    # (-sum, first, stop, and the bounds of the part that it is the best of)
+    # heap of (-sum, first, stop, low, high): the best stretch, first to stop, of frames low to high
     first, stop, highest = maximum_sum(values)
     waiting, found = [(-highest, first, stop, 0, len(values))], []
     least = max(least_share * highest, np.finfo(np.float64).tiny)
@@ -77,14 +77,14 @@ def peaks(curve: np.ndarray, score: float) -> list[tuple[int, int, float]]:
     """Find the stretches of an excerpt where a text is heard: high sums over the mean.
 
     Args:
-        curve: (T,), what each frame adds to the excerpt's score (Pooling.contributions), times any
+        curve: (T,), part of each frame in the excerpt's score (Pooling.contributions), times any
             positive number.
         score: The excerpt's score.
 
     Returns:
-        First frame of each stretch, the frame after its last, and its score, best first: the
-        excerpt's for the first one, lower for the others. A curve without peaks, as of silence, is
-        one stretch.
+        First frame of each stretch, the frame after its last, and its score, best first. The first
+        has the excerpt's score, others a lower one. A curve without peaks, as of silence, is one
+        stretch.
     """
     if np.ptp(curve) <= FLAT * np.abs(curve).max():
         return [(0, len(curve), score)]
@@ -105,9 +105,9 @@ def over_threshold(
         most: Largest number of stretches.
 
     Returns:
-        First frame of each stretch, the frame after its last, and its score, its highest
-        probability. In long recordings this ranks better than the sum, which favours long stretches
-        of low probability, and than the mean.
+        First frame of each stretch, the frame after its last, and its score: its highest
+        probability. In long recordings this ranks better than the mean, and than the sum, which
+        favours long stretches of low probability.
     """
     cuts = stretches(curve - threshold * curve.max(), most, LEAST_SHARE)
     found = [(first, stop, float(curve[first:stop].max())) for first, stop, _ in cuts]

@@ -18,12 +18,12 @@ from retrieval.moments.result import MomentResult, format_metrics, score_answers
 from retrieval.moments.spans import Moment
 
 TEXTS_AT_ONCE = 256
-BLOCK_SECONDS = 60  # of a clip that are read at once
+BLOCK_SECONDS = 60  # of a clip, read at once
 
 
 @dataclass(frozen=True)
 class SplitMoments:
-    """Scored answers to all queries of a split, with the parts of EvaluationResult for a run."""
+    """Scored answers to all queries of a split, with the properties that a run reads."""
 
     split: str
     result: MomentResult
@@ -110,9 +110,9 @@ def read_blocks(split: ClipSplit, clip: int) -> Iterator[np.ndarray]:
 
 
 def truths_of(split: Any, asked: Sequence[Sequence[MomentQuery]] | None = None) -> list[Truth]:
-    """List the queries of a split clip by clip, as in files of moments; `asked` as located_clips.
+    """List the queries of a split with their true windows, clip by clip.
 
-    Recordings are called by the names of their files without ending.
+    `asked` is that of located_clips. `vid` is the name of the file without its ending.
     """
     sounds = split.split if split.holds_frames else split
     seconds = (sounds.num_samples / sounds.sample_rate).tolist()
@@ -143,7 +143,8 @@ def gathered_answers(
 
     Args:
         truths: Of truths_of.
-        found: Number of a first query, and the moments of it and those after it; of this process.
+        found: Of this process, for each of its clips: the number of the clip's first query, and the
+            moments of each of its queries.
         device: For the exchange.
     """
     rows = [
@@ -185,9 +186,3 @@ def answer_split(
     clips = located_clips(locator, split, asked)
     found = [(first, located.moments) for first, located in clips]
     return gathered_answers(truths_of(split, asked), found, locator.model.temperature.device)
-
-
-def locate_split(locator: Locator, split: Any) -> SplitMoments:
-    """Locate all queries of a split; every process returns the result."""
-    found = [(first, located.moments) for first, located in located_clips(locator, split)]
-    return score_moments(split, found, locator.model.temperature.device)

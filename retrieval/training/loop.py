@@ -265,9 +265,8 @@ def validate(run: Run) -> None:
     """Score the validation split; write RUN/last, and RUN/best after the best epoch so far.
 
     The best epoch has the highest text-to-audio mAP@10, for moments R1@0.7; of equal ones the
-    first. With
-    train.ema_decay the averaged weights are scored and written. Before the first step the epoch is
-    called 0.
+    first. With train.ema_decay the averaged weights are scored and written. Before the first step
+    the epoch is called 0.
     """
     with run.scored_weights():
         _validate(run)

@@ -85,7 +85,7 @@ def backward_in_parts(
                 zeros = [0.0 * weight.sum() for weight in beside_encoders if weight.requires_grad]
                 outputs += zeros
                 gradients += [torch.ones_like(zero) for zero in zeros]
-            # a moment head may learn alone: then encodings have no gradient
+            # if only a moment head learns, encodings have no gradient
             learnt = [place for place, output in enumerate(outputs) if output.requires_grad]
             torch.autograd.backward(
                 [outputs[place] for place in learnt], [gradients[place] for place in learnt]

@@ -27,7 +27,7 @@ def moment_batch_loss(
     frames: torch.Tensor,
     mask: torch.Tensor,
 ) -> torch.Tensor:
-    """Return the mean loss of the pairs of all processes, the same scalar on each.
+    """Return the mean loss over the pairs of all processes, the same scalar on each.
 
     Args:
         run: The run, for its model and settings.
