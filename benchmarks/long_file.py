@@ -5,9 +5,8 @@
 
 The model is that of configs/tap.yaml with random weights, or --checkpoint. The file is noise at
 44.1 kHz (5 MB a minute). Each length is a process of its own, so that its largest resident set is
-known. Seconds are those of find_moments with the loaded model: decoding, encoding, finding. Then
-the longest file is indexed, and the seconds of a query to that index are those of a recording that
-was encoded before.
+known. Seconds are those of find_moments with the loaded model: decoding, encoding, finding. At the
+end the longest file is indexed, and queries to that index are timed: they encode no sound.
 """
 
 import argparse

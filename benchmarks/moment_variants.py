@@ -125,7 +125,7 @@ class Clips:
 
     @cached_property
     def evidence(self) -> list[Tensor]:
-        """What the pooling says of each query and its clip, Q of (T, E)."""
+        """Evidence of the pooling for each query and its clip, Q of (T, E)."""
         evidence = []
         for keys, queries in zip(self.keys, self.queries, strict=True):
             mask = torch.ones(1, len(keys), dtype=torch.bool)
@@ -261,7 +261,7 @@ def caption_loss(outputs: Tensor, batch: Batch, *, pool: str) -> Tensor:
 def timed_pairs(
     clips: Clips, queries: list[int], rng: np.random.Generator
 ) -> list[tuple[int, int]]:
-    """A quarter of the clips get the text of another, as in training."""
+    """Pair each clip with its own text, or, for a share NEGATIVES, with that of another clip."""
     pairs = []
     for query in queries:
         text = query
@@ -275,7 +275,7 @@ def timed_pairs(
 def caption_pairs(
     clips: Clips, queries: list[int], rng: np.random.Generator
 ) -> list[tuple[int, int]]:
-    """Each clip gets its own text, and OTHER_TEXTS of the batch."""
+    """Pair each clip with its own text and with OTHER_TEXTS of other clips of the batch."""
     pairs = [(query, query) for query in queries]
     for shift in range(1, OTHER_TEXTS + 1):
         pairs += zip(queries, queries[shift:] + queries[:shift])
@@ -435,7 +435,7 @@ def by_offsets(outputs: np.ndarray, frame: float, seconds: float, overlap: float
 def refined(
     outputs: np.ndarray, frame: float, seconds: float, setting: tuple[float, float]
 ) -> list[Moment]:
-    """Stretches as they are, their ends moved a part of the way to what their frames tell."""
+    """Stretches as they are, their ends moved a part of the way to those that frames tell."""
     threshold, part = setting
     centres = (np.arange(len(outputs)) + 0.5) * frame
     curve, moments = outputs[:, 0], []
@@ -450,7 +450,7 @@ def refined(
 
 
 def contribution(curve: np.ndarray, frame: float, seconds: float, _: None) -> list[Moment]:
-    """Locator's method without training: what frames add to the score, over their mean."""
+    """Locator's method without training: parts of frames in the score, over their mean."""
     return as_moments(peaks(curve, 1.0), frame, seconds)
 
 
@@ -523,7 +523,7 @@ def features(
 
     Args:
         curve: (T,), probabilities.
-        adds: (T,), what each frame adds to the score, times T.
+        adds: (T,), the part of each frame in the score, times T.
         begin: First frame.
         stop: Frame after the last.
         frame: Its length in seconds.
@@ -806,10 +806,22 @@ def main() -> int:
     parser = OneLineParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--checkpoint", type=Path, default=ROOT / "runs/sample_tap/best")
-    parser.add_argument("--cache", type=Path, default=ROOT / "data/sample/cache")
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        default=ROOT / "runs/sample_tap/best",
+        metavar="DIR",
+        help="TAP model (default: runs/sample_tap/best)",
+    )
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        default=ROOT / "data/sample/cache",
+        metavar="DIR",
+        help="the sample corpus with times (default: data/sample/cache)",
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], metavar="SEED")
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=4, help="of each head (default: 4)")
     parser.add_argument("--num-proc", type=int, default=1, metavar="N", help="seeds at once")
     parser.add_argument(
         "--quick", action="store_true", help="random numbers and small sizes, no checkpoint"

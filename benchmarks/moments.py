@@ -1,4 +1,4 @@
-"""How well ways to find moments find them: on clips, and on joined recordings.
+"""Score ways to find moments: on clips, and on joined recordings.
 
     python -m benchmarks.moments [--checkpoint DIR] [--head DIR]     # after `make demo`
     python -m benchmarks.moments --checkpoint A/best B/best C/best --head D/best E/best F/best
@@ -7,7 +7,7 @@ Scores the queries with times of a cache's split, in percent. Several runs of a 
 averaged, with their standard deviation. The ways:
 
 half          the shortest stretch that holds half of TAP's attention, as search answered before
-contribution  the maximum-sum stretch of what frames add to the score (retrieval/moments/locator.py)
+contribution  the maximum-sum stretch of the frames' parts in the score (moments/locator.py)
 head          the moment head of the models of --head, or of --checkpoint where they have one
 random        a span whose ends are uniform, the mean of 20 draws
 whole         the whole recording
@@ -200,7 +200,7 @@ def columns_of(
 def columns_without_a_model(
     windows: list[list[tuple[float, float]]], seconds: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Return the columns (Q, 7) of the ways that hear nothing."""
+    """Return the columns (Q, 7) of the ways without a model: random and whole."""
     draws = []
     for draw in range(NUM_DRAWS):
         ends = np.random.default_rng(draw).uniform(0, seconds, (2, len(seconds)))
@@ -371,10 +371,23 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--checkpoint", type=Path, nargs="+", default=[Path("runs/sample_tap/best")], metavar="DIR"
+        "--checkpoint",
+        type=Path,
+        nargs="+",
+        default=[Path("runs/sample_tap/best")],
+        metavar="DIR",
+        help="TAP models for half and contribution (default: runs/sample_tap/best)",
     )
-    parser.add_argument("--head", type=Path, nargs="+", default=[], metavar="DIR")
-    parser.add_argument("--cache", type=Path, default=Path("data/sample/cache"), metavar="DIR")
+    parser.add_argument(
+        "--head", type=Path, nargs="+", default=[], metavar="DIR", help="models with a moment head"
+    )
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        default=Path("data/sample/cache"),
+        metavar="DIR",
+        help="cache with times (default: data/sample/cache)",
+    )
     parser.add_argument("--split", choices=SPLITS, default=EVALUATION)
     parser.add_argument(
         "--minutes",

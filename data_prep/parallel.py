@@ -18,7 +18,7 @@ def ordered_map(
 
     Args:
         function: A function that can be pickled, as its tasks and results are.
-        tasks: What it is called with.
+        tasks: Its arguments.
         num_proc: Number of worker processes; 1 works in this process.
         chunksize: Tasks that a worker takes at a time.
 

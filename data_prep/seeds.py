@@ -1,4 +1,4 @@
-"""Random numbers that depend on a key only, and not on what was drawn before."""
+"""Random numbers that depend on a key only, not on earlier draws."""
 
 import numpy as np
 

@@ -19,7 +19,7 @@ MOMENTS_TYPE = pa.list_(
     )
 )
 
-# Repairs by `clean`, with what a report says of them.
+# Repairs by `clean`, with their text in a report.
 REPAIRS = {
     "num_empty_windows": "windows without length are left out",
     "num_late_windows": "windows that begin after the end of their clip are left out",

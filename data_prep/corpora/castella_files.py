@@ -11,8 +11,9 @@ gone.
 
 Faults of the data: windows without length, windows that end after the recording (in one case by
 4,500 s), unsorted windows, other numbers of moments than announced, two queries of one sentence.
-Windows are repaired when the sound is read (data_prep/cache/moments.py): the annotated duration is
-in whole seconds, and in json and jsonl of many recordings not the same. The rest is counted here.
+Windows are repaired when the sound is read (data_prep/cache/moments.py), by its length: the
+annotated duration is in whole seconds, and json and jsonl often differ in it. This file counts the
+other faults.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""The active part of each clip of a cache: where a scene may take its foreground from.
+"""Find the active part of each clip of a cache, from which scenes take their foregrounds.
 
 A clip is cut to whole seconds. Its active part reaches from the first to the last second whose
 power exceeds the clip's mean power - 5 dB. Source: the generator of Clotho-Moment

@@ -1,8 +1,8 @@
-"""Draw scenes: which clips, from where, at what times and levels, and the queries.
+"""Draw scenes: their clips, the parts, times and levels of these, and the queries.
 
-The recipe of Clotho-Moment: beginning at 0, wait for a time drawn from an exponential distribution,
-place the active part of a clip, wait again, and so on; the first clip that would end after the
-scene ends the drawing. Clips never overlap, and none is there twice. Two things differ: a level is
+The recipe of Clotho-Moment: from 0 on, wait for a time drawn from an exponential distribution,
+place the active part of a clip, wait again, and so on. Stop at the first clip that would end after
+the scene. Clips never overlap, and a scene has no clip twice. Two things differ: a level is
 a true signal-to-noise ratio, and a share of the clips is cropped to a few seconds.
 """
 

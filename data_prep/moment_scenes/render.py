@@ -1,6 +1,6 @@
 """Render a planned scene: the background, and parts of clips at their signal-to-noise ratios.
 
-The signal-to-noise ratio of a clip is 20 log10 of the RMS of what is added, over the RMS of the
+The signal-to-noise ratio of a clip is 20 log10 of the RMS of its added samples over the RMS of the
 background within the same window. `fg_dB` of Clotho-Moment is something else: the peak of the clip
 over the RMS of the whole background before its own gain.
 """
@@ -18,7 +18,7 @@ from data_prep.seeds import generator
 
 PEAK = 0.95  # of every scene: nothing is clipped
 FADE_SECONDS = 0.01  # at both ends of a clip: a click would give the window away
-# A background counts as this loud at least, or clips on digital silence would be silent as well.
+# Lowest RMS of a background that counts: else clips on digital silence would be silent too.
 LOWEST_RMS = 1e-3  # -60 dB of full scale
 
 
@@ -60,7 +60,7 @@ class Scene:
         return mix * np.float32(PEAK / np.abs(mix).max())
 
     def parts(self) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
-        """Return the background, float32 (S,), and what is added to it: first sample, samples."""
+        """Return the background, float32 (S,), and the added clips: first sample, samples (s,)."""
         clips = open_split(self.cache, self.split)
         rate, foregrounds = clips.sample_rate, []
         background = self._background(rate)
