@@ -161,7 +161,7 @@ element.addEventListener("timeupdate", (event) => {
     showPlace(cardOf(event.target));
     stopAtEnd(event.target); // a tab that is not seen draws no pictures
 }, true);
-// Whoever goes elsewhere hears what is there.
+// After a jump out of the stretch, the player does not stop at its end.
 element.addEventListener("seeking", (event) => {
     const stretch = stretches.get(event.target), now = event.target.currentTime;
     if (stretch && (now < stretch.from - 0.05 || now > stretch.to)) leaveStretch(event.target);

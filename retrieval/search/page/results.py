@@ -28,10 +28,10 @@ def message(text: str, kind: str = "note") -> str:
 def cards(query: str, hits: list[Hit], index: AudioIndex, is_sentence: bool = True) -> str:
     """Return the answers to a query as a list of cards, after links that save all stretches.
 
-    is_sentence: False if `query` is the name of a sound, which no curve can be drawn of.
+    is_sentence: False if `query` names a sound; then no curve over the whole file is drawn.
     """
     items = "".join(card(rank, query, hit, index, is_sentence) for rank, hit in enumerate(hits, 1))
-    found = [own for hit in hits for own in stretches_of(query, [hit])]
+    found = stretches_of(query, hits)
     labels = io.BytesIO()
     with zipfile.ZipFile(labels, "w", zipfile.ZIP_DEFLATED) as file:
         for path, text in label_files("audacity", found, index.folder.joinpath).items():
@@ -49,7 +49,7 @@ def cards(query: str, hits: list[Hit], index: AudioIndex, is_sentence: bool = Tr
 
 
 def saved(content: bytes, kind: str, name: str, text: str) -> str:
-    """Return a link that saves `content`, which it holds itself."""
+    """Return a link that saves `content`; the link itself holds the content."""
     data = f"data:{kind};base64,{b64encode(content).decode()}"
     return f'<a class="save" download="{escape(name)}" href="{data}">{escape(text)}</a>'
 
