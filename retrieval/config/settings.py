@@ -317,7 +317,7 @@ class MomentHeadConfig(Section):
 
     of_model: ClassVar = frozenset({"hidden", "kernel", "step_seconds", "dropout"})
 
-    hidden: int = Field(64, ge=1, description="size of a step within the head")
+    hidden: int = Field(64, ge=1, le=4096, description="size of a step within the head")
     kernel: int = Field(9, ge=1, le=99, description="steps that a convolution sees; odd")
     step_seconds: float = Field(
         0.16, gt=0, le=60, description="s; frames are averaged to steps of this length"

@@ -301,6 +301,8 @@ def test_mistakes_are_named_before_the_run_starts(tiny, timed, started, tmp_path
     assert "data.max_seconds" in error_of(tiny, *settings_of(timed, *frames, output))
     even = [f"data.cache={timed}", "moment_head={kernel: 4}", output]
     assert "moment_head.kernel" in error_of(tiny, *even)
+    huge = [f"data.cache={timed}", "moment_head={hidden: 100000000}", output]
+    assert "hidden" in error_of(tiny, *huge)
     assert not (tmp_path / "run").exists()
 
 
