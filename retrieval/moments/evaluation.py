@@ -29,7 +29,7 @@ def check_has_moments(split: ClipSplit) -> None:
     if not split.has_moments:
         raise UserError(
             f"split {split.name!r} has {len(split)} clips and no queries with times: build the"
-            " cache with times (docs/moments.md), or choose another --split"
+            " cache with times (docs/corpora.md), or choose another --split"
         )
 
 
