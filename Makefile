@@ -21,7 +21,7 @@ LAUNCH := OMP_NUM_THREADS=$$(nproc) $(BIN)/accelerate launch --config_file confi
 define train_and_score
 	@test runs/$(1)/metrics.json -nt configs/$(1).yaml -a runs/$(1)/metrics.json -nt $(SAMPLE)/weights/made_from.json || $(LAUNCH) --config configs/$(1).yaml \
 	    $$(ls -d runs/$(1)/states/step-*[0-9] >/dev/null 2>&1 && echo --resume || echo --overwrite)
-	@test -f runs/$(1)/best/results/evaluation/$(2).json || $(BIN)/python evaluate.py --checkpoint runs/$(1)/best $(3)
+	@test -f runs/$(1)/best/results/$(2).json || $(BIN)/python evaluate.py --checkpoint runs/$(1)/best $(3)
 endef
 
 demo: install
@@ -34,12 +34,12 @@ demo: install
 	@echo "--- encoders' weights"
 	@$(BIN)/python -m retrieval.pretraining --cache $(SAMPLE)/cache --text-encoder $(SAMPLE)/text_encoder --output $(SAMPLE)/weights
 	@echo "--- mean pooling"
-	$(call train_and_score,sample_mean,metrics)
+	$(call train_and_score,sample_mean,evaluation/metrics)
 	@echo "--- text-aware attention pooling (TAP)"
-	$(call train_and_score,sample_tap,metrics)
+	$(call train_and_score,sample_tap,evaluation/metrics)
 	@echo "--- moments: a head on TAP's frames learns when a caption is heard"
 	@test ! -f runs/sample_moments/metrics.json -o runs/sample_moments/metrics.json -nt runs/sample_tap/metrics.json || rm -r runs/sample_moments
-	$(call train_and_score,sample_moments,moments,--moments)
+	$(call train_and_score,sample_moments,evaluation_moments/moments,--moments)
 	@echo "--- text to audio, evaluation split of the sample corpus"
 	@$(BIN)/python -m benchmarks.compare_runs mean=runs/sample_mean/best TAP=runs/sample_tap/best
 	@echo "--- the same, captions that name one event of a longer scene"

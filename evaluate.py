@@ -34,7 +34,7 @@ from retrieval.base.errors import UserError
 from retrieval.base.extras import needs_extra
 from retrieval.base.launch import check_environment
 from retrieval.base.progress import set_quiet, silence_transformers
-from retrieval.evaluation.options import parse_arguments
+from retrieval.evaluation.options import check_outside_cache, parse_arguments
 from retrieval.evaluation.outputs import (
     SCORES,
     SCORES_RECORD,
@@ -86,6 +86,7 @@ def main(argv: list[str] | None = None) -> int:
         **sizes,
     )
     cache, accelerator = scorer.cache.path, scorer.accelerator
+    check_outside_cache(arguments, cache)
     brings_texts = relevance or queries or styles
     split = scorer.cache.split(arguments.split, need_captions=not brings_texts)
     if arguments.save_scores and not any(split.captions):

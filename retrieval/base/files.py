@@ -172,11 +172,14 @@ def check_not_among(option: str, file: Path, others: Sequence[Path]) -> None:
         )
 
 
-def check_not_within(option: str, file: Path, option_of_folder: str, folder: Path | None) -> None:
-    """Raise UserError if `file`, the value of `option`, lies in a folder that this run reads."""
-    if folder and file.resolve().is_relative_to(folder.resolve()):
+def check_not_within(option: str, file: Path | None, name: str, folder: Path) -> None:
+    """Raise UserError if `file`, the value of `option`, lies in a folder that this run reads.
+
+    name: of the folder, in the message.
+    """
+    if file and file.resolve().is_relative_to(folder.resolve()):
         raise UserError(
-            f"{option} {file} lies within {option_of_folder} {folder}, which this run reads: choose"
+            f"{option} {file} lies within {name} {folder}, which this run reads: choose"
             " another place"
         )
 

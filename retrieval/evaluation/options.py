@@ -348,9 +348,15 @@ def _check_outputs(arguments: argparse.Namespace) -> None:
             if arguments.output:
                 taken += [arguments.output / name for name in results]
             check_not_among(option, file, taken)
-            check_not_within(option, file, "--cache", arguments.cache)
             for checkpoint in filter(is_own_folder, arguments.checkpoint):
                 if not file.resolve().is_relative_to((checkpoint / "results").resolve()):
                     check_not_within(option, file, "--checkpoint", checkpoint)
             outputs.append(file)
     check_outputs(outputs)
+
+
+def check_outside_cache(arguments: argparse.Namespace, cache: Path) -> None:
+    """Raise UserError if a file to write lies in the cache, also in that of the run."""
+    submission = arguments.submission[1] if arguments.submission else None
+    check_not_within("--submission", submission, "cache", cache)
+    check_not_within("--predictions", arguments.predictions, "cache", cache)

@@ -12,6 +12,7 @@ from retrieval.base.errors import UserError
 from retrieval.base.extras import needs_extra
 from retrieval.base.launch import check_environment
 from retrieval.base.progress import silence_transformers
+from retrieval.evaluation.options import check_outside_cache
 from retrieval.evaluation.outputs import ScoringRecord
 from retrieval.moments.files import (
     castella_rounding,
@@ -49,6 +50,7 @@ def evaluate_moments(arguments: argparse.Namespace) -> int:
         arguments.mixed_precision,
     )
     cache, accelerator = scorer.cache.path, scorer.accelerator
+    check_outside_cache(arguments, cache)
     split = scorer.cache.split(arguments.split, need_captions=False)
     if arguments.is_default_output and scorer.is_other_cache:
         raise UserError(

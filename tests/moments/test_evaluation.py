@@ -288,7 +288,7 @@ def test_a_query_that_lacks_something_is_named(tmp_path, line, words):
         (["--moments", "--checkpoint", "OTHER"], ["--moments", "--checkpoint once"]),
         (["--moments", "--predictions", "F", "--submission", "dcase2026", "F"], ["--predictions"]),
         (["--moments", "--predictions", "OUT/moments.csv"], ["--predictions"]),
-        (["--moments", "--predictions", "CACHE"], ["--predictions", "--cache"]),
+        (["--moments", "--predictions", "CACHE"], ["--predictions", "within cache"]),
         (["--moments", "--predictions", "MODEL"], ["--predictions", "--checkpoint"]),
     ],
 )
