@@ -21,13 +21,16 @@ from retrieval.models.build import build_model, build_model_without_weights, war
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.frame_cache import cached_frames
 from retrieval.models.pretrained import load_pretrained
+from retrieval.moments.locator import Locator
 from tests import many_processes
 from tests.pretrained_models import RATE, make
+from tests.timed_tones import write_timed_cache
 from tests.training.test_micro_batches import assert_equal
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SECONDS = 2.0  # of the clips of the fixture `tiny`
 FAMILIES = {"finetune_clap": "clap", "clotho_clap": "clap", "finetune_pe_frame_tap": "pe_a_frame"}
+MOMENTS = "finetune_pe_frame_moments"
 # Of the small models: CLAP hears 1 s at once.
 SIZES = {
     "clap": ["dim=8", "audio_encoder.window_seconds=1", "audio_encoder.hop_seconds=1"],
@@ -54,7 +57,7 @@ def pretrained(tmp_path_factory) -> dict[str, Path]:
 
 def overrides(tiny: Path, pretrained: dict[str, Path], name: str, output: Path) -> list[str]:
     """Settings with which a config of the project runs on small models and sounds."""
-    family = FAMILIES[name]
+    family = (FAMILIES | {MOMENTS: "pe_a_frame"})[name]
     folder = pretrained[family]
     names = ("audio_encoder.checkpoint", "text_encoder.name", "train.init_from")
     return [
@@ -97,6 +100,27 @@ def test_a_config_starts_at_the_published_score_and_learns(tiny, pretrained, tmp
     expected |= {"pooling"} if "tap" in name else set()
     expected |= {"audio_encoder", "text_encoder"} if name == "clotho_clap" else set()
     assert moved - {"temperature"} == expected
+
+
+def test_a_head_on_pe_a_frame_leaves_its_own_rule_as_it_was(tiny, pretrained, tmp_path):
+    cache = write_timed_cache(tmp_path / "cache", {"development": 8, "validation": 2})
+    settings = overrides(tiny, pretrained, MOMENTS, tmp_path / "run")
+    settings = [own for own in settings if not own.startswith(("data.cache", "train.epochs"))]
+    settings += [f"data.cache={cache}", "train.epochs=1"]
+    arguments = ["--config", str(CONFIGS / f"{MOMENTS}.yaml"), *settings]
+    assert train_script.main([own for own in arguments if "attention_dim" not in own]) == 0
+    trained = DualEncoder.from_pretrained(tmp_path / "run/last")
+    original = load_pretrained(pretrained["pe_a_frame"])
+    original.hear_at(RATE)
+    theirs, ours = original.state_dict(), trained.state_dict()
+    assert all(torch.equal(value, ours[key]) for key, value in theirs.items())
+    assert {key.partition(".")[0] for key in ours.keys() - theirs.keys()} == {"moment_head"}
+    samples, found = open_cache(cache).split("validation").read(0), []
+    for model in (original, trained):
+        locator = Locator(model, "runs")
+        text = model.encode_text(["a low tone"]).detach()
+        found.append(locator.locate(text, locator.hear([samples])).moments)
+    assert found[0] == found[1] and Locator(trained).method == "head"
 
 
 # --- settings that do not fit ---
