@@ -11,6 +11,7 @@ from unicodedata import normalize
 
 from retrieval.base.errors import UserError
 from retrieval.base.files import atomic_writer
+from retrieval.base.sound_files import without_ending
 from retrieval.data import ClipSplit, MomentQuery
 from retrieval.evaluation.metrics.audio_moment_retrieval.scoring import NAMES
 from retrieval.evaluation.outputs import MOMENTS, MOMENTS_TABLE, ScoringRecord, provenance
@@ -18,7 +19,6 @@ from retrieval.evaluation.relevance import quoted
 from retrieval.moments.files import Answer, Query, Truth
 from retrieval.moments.result import MomentResult, score_answers
 from retrieval.moments.spans import Moment
-from retrieval.moments.split import without_ending
 
 HEADER = ("qid", "query", "file_name", "seconds", "windows", "start", "end", "score", "iou")
 HEADER += ("ap", "ap@0.5", "ap@0.75", "predictions")

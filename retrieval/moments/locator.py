@@ -11,7 +11,7 @@ Letters: N texts, S samples, T frames of a recording, t of an excerpt, D = dim.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -39,6 +39,7 @@ RUN_PROBABILITY = 0.3  # of PE-A-Frame's own rule
 # which two cuts are one. Both are chosen on the sample corpus's validation split.
 LEVELS = (0.3, 0.7, 0.15, 0.85)
 SAME_CUT = 0.8
+TEXTS_AT_ONCE = 256
 SAME_MOMENT = 0.5  # IoU from which stretches of two excerpts are one
 
 
@@ -201,6 +202,15 @@ class Locator:
                 yield Heard(start, stop, torch.cat(parts))
         if len(parts) < per_excerpt:
             yield Heard(start, stop, torch.cat(parts))
+
+    def encode_text(self, texts: Sequence[str]) -> torch.Tensor:
+        """Return texts in the shared space, float32 (N, D)."""
+        with self.listening():
+            parts = [
+                self.model.encode_text(list(texts[first : first + TEXTS_AT_ONCE])).float()
+                for first in range(0, len(texts), TEXTS_AT_ONCE)
+            ]
+        return torch.cat(parts)
 
     @contextmanager
     def listening(self) -> Iterator[None]:

@@ -10,6 +10,7 @@ import torch
 
 from retrieval.base.exchange import gather_rows, rank, world_size
 from retrieval.base.progress import bar
+from retrieval.base.sound_files import without_ending
 from retrieval.data import ClipSplit, MomentQuery
 from retrieval.data.schema import MP3
 from retrieval.moments.files import Answer, Truth
@@ -17,7 +18,6 @@ from retrieval.moments.locator import Heard, Located, Locator
 from retrieval.moments.result import MomentResult, format_metrics, score_answers
 from retrieval.moments.spans import Moment
 
-TEXTS_AT_ONCE = 256
 BLOCK_SECONDS = 60  # of a clip, read at once
 
 
@@ -67,7 +67,7 @@ def located_clips(
         Number of the first query, and the answers to all queries of its clip, for each clip that
         has some.
     """
-    model, found, number = locator.model, [], 0
+    found, number = [], 0
     share = range(rank() * len(split) // world_size(), (rank() + 1) * len(split) // world_size())
     shown = bar(total=len(share), desc=f"moments of {split.name}", unit="clip", leave=False)
     with shown as progress:
@@ -76,13 +76,7 @@ def located_clips(
             if clip not in share or not queries:
                 continue
             texts = [query.query for query in queries]
-            with locator.listening():
-                text = torch.cat(
-                    [
-                        model.encode_text(texts[start : start + TEXTS_AT_ONCE]).float()
-                        for start in range(0, len(texts), TEXTS_AT_ONCE)
-                    ]
-                )
+            text = locator.encode_text(texts)
             found.append((first, locator.locate(text, heard_of_split(locator, split, clip))))
             progress.update()
     return found
@@ -128,12 +122,6 @@ def recording_names(split: ClipSplit) -> list[str]:
     """Return each clip's file name without ending, or the clip ids if two are equal."""
     names = list(map(without_ending, split.file_names))
     return names if len(set(names)) == len(names) else list(split.clip_ids)
-
-
-def without_ending(name: str) -> str:
-    """Remove `.wav`, but not the last number of a name such as Singapore_0.0_60.0."""
-    stem, _, ending = name.rpartition(".")
-    return stem if stem and ending.isalnum() and not ending.isdigit() else name
 
 
 def gathered_answers(

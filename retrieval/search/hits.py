@@ -70,7 +70,7 @@ class Hit:
 
 
 @dataclass(frozen=True)
-class Heard:
+class FrameCurves:
     """Numbers of a sentence for each frame of an excerpt.
 
     Attributes:
@@ -90,7 +90,7 @@ def make_hit(
     file: IndexedFile,
     start: float,
     end: float,
-    heard: Heard | None,
+    heard: FrameCurves | None,
     centres: np.ndarray,
     frame_length: float,
     threshold: float | None = None,

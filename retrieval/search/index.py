@@ -23,7 +23,7 @@ from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.pretrained import exact_name
 from retrieval.moments.locator import Located
 from retrieval.search.encoder import ExcerptEncoder, collate
-from retrieval.search.hits import Heard, Hit, IndexedFile, make_hit
+from retrieval.search.hits import FrameCurves, Hit, IndexedFile, make_hit
 from retrieval.search.model_identity import ModelIdentity, load_model
 from retrieval.search.queries import check_query, query_notes
 from retrieval.search.sound import Excerpt, cut, read_excerpts
@@ -346,7 +346,7 @@ class AudioIndex:
                     raise UserError("the index was brought up to date meanwhile; ask again")
                 if has_head:
                     likely = self._probabilities(text, clip)
-                    found.add(start, end, Heard(likely, None, likely), 0.0)
+                    found.add(start, end, FrameCurves(likely, None, likely), 0.0)
                     continue
                 (heard,) = self._two_stage.heard(text, [clip])
                 score = float(contents.clips.vectors[clip] @ direction)
@@ -448,7 +448,7 @@ class AudioIndex:
             hits.append(make_hit(len(hits) + 1, score, file, start, end, own, *frames))
         return hits
 
-    def _asked(self, heard: Heard, text: torch.Tensor, clip: int) -> Heard:
+    def _asked(self, heard: FrameCurves, text: torch.Tensor, clip: int) -> FrameCurves:
         """Add the moment head's probabilities (T,) for a text (D,) in an excerpt."""
         return replace(heard, probabilities=self._probabilities(text, clip))
 

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from retrieval.base.decoder_process import mono_blocks, read_frames
 from retrieval.base.errors import UserError
@@ -30,8 +29,6 @@ from retrieval.search.hits import Hit
 from retrieval.search.model_identity import load_model
 from retrieval.search.queries import check_query, short
 from retrieval.search.sound import check_finite
-
-TEXTS_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -127,20 +124,10 @@ def find_moments(
     for query in queries:
         check_query(query, model.text_encoder)
     stream = _Stream(file, model.sample_rate, seconds)
-    located = locator.locate(_encode_text(model, queries), locator.hear(stream.blocks()))
+    located = locator.locate(locator.encode_text(queries), locator.hear(stream.blocks()))
     return FoundInFile(
         **vars(located), queries=tuple(queries), method=locator.method, is_silent=not stream.peak
     )
-
-
-@torch.no_grad()
-def _encode_text(model: DualEncoder, queries: Sequence[str]) -> torch.Tensor:
-    """Return the sentences in the shared space, float32 (N, D)."""
-    parts = [
-        model.encode_text(list(queries[first : first + TEXTS_AT_ONCE])).float()
-        for first in range(0, len(queries), TEXTS_AT_ONCE)
-    ]
-    return torch.cat(parts)
 
 
 def announced_seconds(file: Path) -> float | None:

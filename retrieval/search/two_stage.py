@@ -21,7 +21,7 @@ from torch.nn import functional
 from retrieval.base.extras import needs_extra
 from retrieval.models.dual_encoder import check_not_nan
 from retrieval.models.pooling import Pooling
-from retrieval.search.hits import Heard
+from retrieval.search.hits import FrameCurves
 
 with needs_extra("search"):
     import faiss
@@ -201,7 +201,7 @@ class TwoStage:
             yield torch.cat(waiting)
 
     @torch.no_grad()
-    def heard(self, text: Tensor, clips: Sequence[int]) -> list[Heard | None]:
+    def heard(self, text: Tensor, clips: Sequence[int]) -> list[FrameCurves | None]:
         """Return numbers of a text float32 (D,) for the frames of each clip; None without frames.
 
         Contributions are those of Pooling.contributions. Probabilities are not computed here.
@@ -209,7 +209,7 @@ class TwoStage:
         if self.clips.frames is None:
             return [None] * len(clips)
         if not self.pooling.keeps_frames:
-            return [Heard(self._contributions(text, clip), None) for clip in clips]
+            return [FrameCurves(self._contributions(text, clip), None) for clip in clips]
         (query,) = self._queries(text[None])  # (D,)
         # The cosine of text and output = LN(value), of deviation s and length l, is
         # (direction (scale (value - mean) / s + bias)) / l. But for s and l, which do not depend on
@@ -225,7 +225,7 @@ class TwoStage:
             weights = (keys @ query).softmax(dim=0)  # (T,)
             deviations, lengths = self._sizes_of_outputs(clip, keys)
             cosines = ((keys @ of_key + constant) / deviations + shift) / lengths  # (T,)
-            found.append(Heard((weights * cosines).cpu().numpy(), weights.cpu().numpy()))
+            found.append(FrameCurves((weights * cosines).cpu().numpy(), weights.cpu().numpy()))
         return found
 
     def _sizes_of_outputs(self, clip: int, keys: Tensor) -> tuple[Tensor, Tensor]:

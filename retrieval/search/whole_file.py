@@ -11,7 +11,7 @@ from retrieval.models.dual_encoder import DualEncoder
 from retrieval.moments.locator import SAME_MOMENT, Located
 from retrieval.moments.running import RunningAverage, summed
 from retrieval.moments.spans import MOST_MOMENTS, Moment, over_threshold, suppressed
-from retrieval.search.hits import Heard, IndexedFile, make_hit
+from retrieval.search.hits import FrameCurves, IndexedFile, make_hit
 
 NO_OVERLAP = 1e-9  # IoU
 
@@ -32,7 +32,7 @@ class WholeFile:
         self._curve, self._moments = RunningAverage(1), []
         self._has_frames = False
 
-    def add(self, start: float, end: float, heard: Heard | None, score: float) -> None:
+    def add(self, start: float, end: float, heard: FrameCurves | None, score: float) -> None:
         """Add an excerpt.
 
         Args:

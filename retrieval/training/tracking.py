@@ -256,9 +256,7 @@ def moment_figure(model: torch.nn.Module, waveform: torch.Tensor, query: MomentQ
         query: The sentence and its windows.
     """
     locator = Locator(model)
-    with locator.listening():
-        text = model.encode_text([query.query]).float()
-    located = locator.locate(text, locator.hear([waveform.numpy()]))
+    located = locator.locate(locator.encode_text([query.query]), locator.hear([waveform.numpy()]))
     log_mel, _, drawn = listen(model, waveform, [query.query])
     figure = _new_figure(figsize=(8.0, 4.2), dpi=100)
     spectrogram, below = figure.subplots(2, 1, sharex=True, height_ratios=[2.0, 1.0])

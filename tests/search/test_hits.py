@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from retrieval.models.windows import WindowGrid
-from retrieval.search.hits import Heard, IndexedFile, make_hit
+from retrieval.search.hits import FrameCurves, IndexedFile, make_hit
 
 RATE = 100
 GRIDS = {  # clip, window, hop in samples, frames of a window
@@ -26,7 +26,7 @@ def test_stretches_lie_in_their_excerpt(grid, threshold):
         start = float(random.integers(0, 5000)) / RATE
         end, values = start + float(length) / RATE, random.random(num_frames).astype(np.float32)
         centres, frame = windows.frame_centres(num_frames) / RATE, windows.frame_samples / RATE
-        heard = Heard(values, None, None if threshold is None else values)
+        heard = FrameCurves(values, None, None if threshold is None else values)
         file = IndexedFile("a.wav", end)
         hit = make_hit(1, 0.5, file, start, end, heard, centres, frame, threshold)
         assert hit.moments
