@@ -355,11 +355,10 @@ class DualEncoder(nn.Module, PyTorchModelHubMixin):
         self, text: torch.Tensor, keys: torch.Tensor, mask: torch.Tensor
     ) -> torch.Tensor:
         """Return `moment_logits` of pooling.keys(frames), which an index keeps, for the frames."""
-        evidence = self.pooling.evidence(text, keys, mask)  # (P, B, T, E)
         if len(keys) == 1:
-            evidence = evidence[:, 0]
-        else:
-            evidence = evidence.diagonal(dim1=0, dim2=1).movedim(-1, 0)  # (P, T, E)
+            evidence = self.pooling.evidence(text, keys, mask)[:, 0]  # (P, T, E)
+        else:  # each text with its own clip: all pairs would cost P times as much
+            evidence = self.pooling.evidence(text[:, None], keys, mask)[0]
         keys, mask = keys.expand(len(text), -1, -1), mask.expand(len(text), -1)
         return self.moment_head(text, keys, mask, evidence)
 

@@ -102,14 +102,14 @@ class Pooling(nn.Module):
         A moment head reads them. Here it is one, the similarity.
 
         Args:
-            text: (N, D), of encode_text.
+            text: (N, D), of encode_text; or (B, N, D), texts of its own for each clip.
             keys: (B, T, D), of `keys`.
             mask: bool (B, T), True = valid; padding gives zeros.
         """
         with torch.autocast(text.device.type, enabled=False):
             text = self.directions(_at_least_float32(text))
             keys = self.directions(_at_least_float32(keys))
-            similarity = torch.einsum("nd,btd->nbt", text, keys)
+            similarity = _products(text, keys)
             return similarity.masked_fill(~mask, 0.0).unsqueeze(-1)
 
     def folded_maps(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -346,9 +346,7 @@ class TextAwareAttentionPooling(Pooling):
         values = _apply(self._value_maps(keys), keys) + self.output.bias
         own = super().evidence(text, self.norm(values), mask)[..., 0]  # (N, B, T)
         with torch.autocast(text.device.type, enabled=False):
-            logits = torch.einsum(
-                "nd,btd->nbt", _at_least_float32(queries), _at_least_float32(keys)
-            )
+            logits = _products(_at_least_float32(queries), _at_least_float32(keys))
             lowest = torch.finfo(logits.dtype).min
             log_weights = logits.masked_fill(~mask, lowest).log_softmax(dim=-1)
             log_weights = log_weights + mask.sum(dim=1)[:, None].log()
@@ -435,6 +433,11 @@ def _apply(maps: list[tuple[Tensor, Tensor | None]], x: Tensor) -> Tensor:
     for weight, bias in maps:
         x = functional.linear(x, weight, bias)
     return x
+
+
+def _products(text: Tensor, keys: Tensor) -> Tensor:
+    """Return the dot products (N, B, T) of text (N, D) or (B, N, D) with keys (B, T, D)."""
+    return torch.einsum("nd,btd->nbt" if text.dim() == 2 else "bnd,btd->nbt", text, keys)
 
 
 def _average(frames: Tensor, mask: Tensor) -> Tensor:

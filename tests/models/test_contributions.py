@@ -68,6 +68,15 @@ def test_average_pooling_scores_are_the_mean_contribution(inputs, similarity):
 
 
 @torch.no_grad()
+def test_texts_of_their_own_for_each_clip_are_the_diagonal(inputs):
+    text, frames, mask = inputs
+    for pooling in (tap(), MeanPooling(), AveragePooling("dot")):
+        keys = pooling.keys(frames)
+        every, own = (pooling.evidence(texts, keys, mask) for texts in (text[:B], text[:B, None]))
+        assert torch.allclose(own[0], torch.stack([every[b, b] for b in range(B)]), atol=1e-5)
+
+
+@torch.no_grad()
 def test_padding_changes_nothing(inputs):
     text, frames, mask = inputs
     for pooling in (tap(), MeanPooling(), AveragePooling("dot")):
