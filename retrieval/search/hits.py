@@ -75,13 +75,19 @@ class FrameCurves:
 
     Attributes:
         contributions: Part of each frame in the score, float32 (T,); see Pooling.contributions.
+            None where there are probabilities.
         attention: TAP's weights float32 (T,), or None.
         probabilities: Of a moment head, float32 (T,), or None.
     """
 
-    contributions: np.ndarray
+    contributions: np.ndarray | None
     attention: np.ndarray | None
     probabilities: np.ndarray | None = None
+
+    @property
+    def values(self) -> np.ndarray:
+        """The numbers (T,) whose stretches are the moments."""
+        return self.contributions if self.probabilities is None else self.probabilities
 
 
 def make_hit(
@@ -117,15 +123,14 @@ def make_hit(
     places = places[is_inside]
     counts = np.bincount(places)
     used = np.flatnonzero(counts)  # windows may also leave gaps
-    values = heard.contributions if heard.probabilities is None else heard.probabilities
-    curve = np.bincount(places, values[is_inside])[used] / counts[used]
+    curve = np.bincount(places, heard.values[is_inside])[used] / counts[used]
     moments = []
     found = peaks(curve, score) if threshold is None else over_threshold(curve, threshold)
     for first, stop, own in found:
         begin = start + float(used[first]) * frame_length
         finish = min(start + float(used[stop - 1] + 1) * frame_length, end)
         moments.append(Moment(begin, finish, own))
-    frame_seconds = (end - start) / len(heard.contributions)
+    frame_seconds = (end - start) / len(heard.values)
     return Hit(
         rank,
         score,

@@ -7,7 +7,6 @@ import math
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -337,16 +336,15 @@ class AudioIndex:
         found = WholeFile(self.files[number], self.model, contents.meta.hop_seconds)
         clips = np.flatnonzero(contents.file_of == number).tolist()
         direction = self.model.pooling.directions(text).cpu()
-        has_head = self.model.moment_head is not None and contents.clips.frames is not None
         for clip in clips:
             start, end = float(contents.starts[clip]), float(contents.stops[clip])
             # The lock is free after each excerpt: a file of hours has hundreds, and others wait.
             with self._lock:
                 if contents is not self._contents:
                     raise UserError("the index was brought up to date meanwhile; ask again")
-                if has_head:
+                if self._has_head:
                     likely = self._probabilities(text, clip)
-                    found.add(start, end, FrameCurves(likely, None, likely), 0.0)
+                    found.add(start, end, FrameCurves(None, None, likely), 0.0)
                     continue
                 (heard,) = self._two_stage.heard(text, [clip])
                 score = float(contents.clips.vectors[clip] @ direction)
@@ -423,8 +421,7 @@ class AudioIndex:
     ) -> list[Hit]:
         """Make at most k answers of ranked excerpts; text (D,), or None for a sound as query."""
         contents, chosen, taken = self._contents, [], {}
-        head = self.model.moment_head
-        threshold = None if head is None else float(head.threshold)
+        threshold = float(self.model.moment_head.threshold) if self._has_head else None
         for clip, score in zip(clips, scores, strict=True):
             start, end = float(contents.starts[clip]), float(contents.stops[clip])
             spans = taken.setdefault(int(contents.file_of[clip]), [])
@@ -436,21 +433,27 @@ class AudioIndex:
         heard = [None] * len(chosen)
         if text is not None:
             numbers = [clip for clip, *_ in chosen]
-            heard = self._two_stage.heard(text, numbers)
-            if head is not None:
-                heard = [own and self._asked(own, text, clip) for own, clip in zip(heard, numbers)]
+            heard = (self._asked if self._has_head else self._two_stage.heard)(text, numbers)
         rate, hits = self.model.sample_rate, []
         for (clip, score, start, end), own in zip(chosen, heard, strict=True):
             file = self.files[contents.file_of[clip]]
-            num_frames = 0 if own is None else len(own.contributions)
+            num_frames = 0 if own is None else len(own.values)
             centres = self.model.windows.frame_centres(num_frames) / rate  # (T,)
             frames = centres, self.model.frame_seconds, threshold
             hits.append(make_hit(len(hits) + 1, score, file, start, end, own, *frames))
         return hits
 
-    def _asked(self, heard: FrameCurves, text: torch.Tensor, clip: int) -> FrameCurves:
-        """Add the moment head's probabilities (T,) for a text (D,) in an excerpt."""
-        return replace(heard, probabilities=self._probabilities(text, clip))
+    @property
+    def _has_head(self) -> bool:
+        """Whether a moment head answers: the model has one, and the index frames."""
+        return self.model.moment_head is not None and self._contents.clips.frames is not None
+
+    def _asked(self, text: torch.Tensor, clips: Sequence[int]) -> list[FrameCurves]:
+        """Return attention and the moment head's probabilities for a text (D,) in each clip."""
+        return [
+            FrameCurves(None, weights, self._probabilities(text, clip))
+            for weights, clip in zip(self._two_stage.attention(text, clips), clips, strict=True)
+        ]
 
     def _probabilities(self, text: torch.Tensor, clip: int) -> np.ndarray:
         """Return the moment head's probabilities (T,) for a text (D,) in an excerpt."""

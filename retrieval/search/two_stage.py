@@ -228,6 +228,14 @@ class TwoStage:
             found.append(FrameCurves((weights * cosines).cpu().numpy(), weights.cpu().numpy()))
         return found
 
+    @torch.no_grad()
+    def attention(self, text: Tensor, clips: Sequence[int]) -> list[np.ndarray | None]:
+        """Return the weights float32 (T,) of a text float32 (D,) in each clip; None without TAP."""
+        if not self.pooling.keeps_frames:
+            return [None] * len(clips)
+        (query,) = self._queries(text[None])  # (D,)
+        return [(self._keys(clip) @ query).softmax(dim=0).cpu().numpy() for clip in clips]
+
     def _sizes_of_outputs(self, clip: int, keys: Tensor) -> tuple[Tensor, Tensor]:
         """Return the standard deviation of each frame's value, and the length of its output.
 

@@ -47,7 +47,7 @@ class WholeFile:
             self._moments.append(Moment(start, end, score))
             return
         self._has_frames, seconds = True, self.model.frame_seconds
-        centres = self.model.windows.frame_centres(len(heard.contributions))
+        centres = self.model.windows.frame_centres(len(heard.values))
         centres = centres / self.model.sample_rate  # (t,), s
         places = round(start / seconds) + (centres / seconds + 1e-6).astype(np.int64)
         if heard.probabilities is None:
