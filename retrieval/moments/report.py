@@ -9,7 +9,6 @@
 Letters: Q queries, T frames of a recording.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from retrieval.base.files import atomic_writer
 from retrieval.base.progress import bar
 from retrieval.base.versions import git_commit
 from retrieval.data import ClipSplit
@@ -34,7 +32,7 @@ from retrieval.evaluation.metrics.audio_moment_retrieval.scoring import (
 from retrieval.evaluation.outputs import MOMENTS_FIGURES, MOMENTS_PAGE, ScoringRecord
 from retrieval.evaluation.report.figures import bootstrap_settings, intervals, quantile_groups
 from retrieval.evaluation.report.media import MAX_BYTES, sound_uri, spectrogram_uri
-from retrieval.evaluation.report.page import fill
+from retrieval.evaluation.report.page import fill, write_page
 from retrieval.moments.evaluation import clips_of, whole_recordings
 from retrieval.moments.locator import RUN_PROBABILITY, Locator
 from retrieval.moments.result import MomentResult
@@ -329,12 +327,4 @@ def write_report(
     page = fill(
         Path(__file__).with_name("report.html"), **figures, shown=shown, num_left_out=num_left_out
     )
-    with (
-        atomic_writer(folder / MOMENTS_PAGE) as html,
-        atomic_writer(folder / MOMENTS_FIGURES) as numbers,
-    ):
-        html.write(page)
-        json.dump(figures, numbers, indent=1, ensure_ascii=False)
-        numbers.write("\n")
-    size = f"{len(page.encode()) / 2**20:.1f} MiB"
-    print(f"written: {folder / MOMENTS_PAGE} ({size}), {folder / MOMENTS_FIGURES}")
+    write_page(folder / MOMENTS_PAGE, page, folder / MOMENTS_FIGURES, figures)

@@ -20,7 +20,7 @@ from accelerate.tracking import TensorBoardTracker
 from retrieval.base.extras import MissingExtraError, needs_extra
 from retrieval.config.text import flatten
 from retrieval.data import MomentQuery
-from retrieval.evaluation.attention import listen
+from retrieval.evaluation.attention import listen, spectrogram
 from retrieval.evaluation.metrics.text_audio_retrieval.ranking import (
     DIRECTIONS,
     rank_histogram,
@@ -29,6 +29,7 @@ from retrieval.moments.locator import Locator
 from retrieval.training.services import SERVICES, open_services
 
 if TYPE_CHECKING:  # imported where a picture is drawn: it takes most of a second of every command
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from torch.utils.tensorboard import SummaryWriter
 
@@ -222,13 +223,8 @@ def attention_figure(model: torch.nn.Module, waveform: torch.Tensor, *captions: 
     figure = _new_figure(figsize=(8.0, 2.9 + 1.25 * len(curves)), dpi=100)
     heights = [2.0] + [1.0] * len(curves)
     rows = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)
-    spectrogram, *below = rows[:, 0]
-    # The zero padding of short clips and other digital silence would take up most of the colours.
-    low, high = np.percentile(log_mel, [5, 99.8])
-    extent = (0, seconds, 0, len(log_mel))
-    colours = {"cmap": "magma", "vmin": low, "vmax": high}
-    spectrogram.imshow(log_mel, origin="lower", aspect="auto", extent=extent, **colours)
-    spectrogram.set_ylabel("mel band")
+    top, *below = rows[:, 0]
+    _draw_log_mel(top, log_mel, seconds)
     for axis, curve in zip(below, curves, strict=True):
         edges = np.linspace(0, seconds, len(curve) + 1)  # the frames share the time evenly
         relative = curve * len(curve)
@@ -240,7 +236,7 @@ def attention_figure(model: torch.nn.Module, waveform: torch.Tensor, *captions: 
         axis.set_ylabel("attention\n(1 = uniform)", fontsize=9)
         axis.spines[["top", "right"]].set_visible(False)
     # One caption is the picture's title; of several each stands above its own curve.
-    titled = below if len(below) > 1 else [spectrogram]
+    titled = below if len(below) > 1 else [top]
     for axis, caption in zip(titled, captions, strict=False):
         axis.set_title(caption, fontsize=10, loc="left", wrap=True, parse_math=False)
     rows[-1, 0].set_xlabel("time (s)")
@@ -257,17 +253,13 @@ def moment_figure(model: torch.nn.Module, waveform: torch.Tensor, query: MomentQ
     """
     locator = Locator(model)
     located = locator.locate(locator.encode_text([query.query]), locator.hear([waveform.numpy()]))
-    log_mel, _, drawn = listen(model, waveform, [query.query])
+    heard = waveform[: round(model.clip_seconds * model.sample_rate)]
     figure = _new_figure(figsize=(8.0, 4.2), dpi=100)
-    spectrogram, below = figure.subplots(2, 1, sharex=True, height_ratios=[2.0, 1.0])
-    low, high = np.percentile(log_mel, [5, 99.8])
-    extent = (0, drawn, 0, len(log_mel))
-    colours = {"cmap": "magma", "vmin": low, "vmax": high}
-    spectrogram.imshow(log_mel, origin="lower", aspect="auto", extent=extent, **colours)
-    spectrogram.set_ylabel("mel band")
-    spectrogram.set_title(query.query, fontsize=10, loc="left", wrap=True, parse_math=False)
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2.0, 1.0])
+    _draw_log_mel(above, spectrogram(model, heard), len(heard) / model.sample_rate)
+    above.set_title(query.query, fontsize=10, loc="left", wrap=True, parse_math=False)
     for start, end in query.windows:
-        for axis in (spectrogram, below):
+        for axis in (above, below):
             axis.axvspan(start, end, color=BLUE, alpha=0.25, label="truth")
     curve = located.curves[0]
     times = (np.arange(len(curve)) + 0.5) * located.frame_seconds
@@ -340,6 +332,16 @@ def rank_figure(ranks: dict[str, list[np.ndarray]]) -> "Figure":
     axis.legend(frameon=False)
     axis.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def _draw_log_mel(axis: "Axes", log_mel: np.ndarray, seconds: float) -> None:
+    """Draw a spectrogram (mels, columns) of a sound of some seconds."""
+    # The zero padding of short clips and other digital silence would take up most of the colours.
+    low, high = np.percentile(log_mel, [5, 99.8])
+    extent = (0, seconds, 0, len(log_mel))
+    colours = {"cmap": "magma", "vmin": low, "vmax": high}
+    axis.imshow(log_mel, origin="lower", aspect="auto", extent=extent, **colours)
+    axis.set_ylabel("mel band")
 
 
 def _new_figure(**settings: Any) -> "Figure":

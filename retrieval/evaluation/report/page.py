@@ -1,4 +1,5 @@
-"""Fill in page.html with Jinja, which escapes all text; style and script are embedded.
+"""Fill in page.html with Jinja, which escapes all text, and write it with its figures; style and
+script are embedded.
 
 A policy in the page forbids the network and every script but the page's own, so that no caption can
 run or load anything. Long captions are cut and long lists shortened here, but not in
@@ -7,12 +8,14 @@ report.json.
 
 import base64
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from retrieval.base.files import atomic_writer
 from retrieval.evaluation.metrics.text_audio_retrieval.ranking import DIRECTIONS
 from retrieval.evaluation.report.media import Media
 
@@ -81,6 +84,19 @@ def fill(template: Path, **values: Any) -> str:
         script=Markup(script),
         policy=f"{POLICY}; script-src 'sha256-{digest}'",
     )
+
+
+def write_page(page: Path, html: str, figures: Path, content: Any) -> None:
+    """Write a page and, as JSON beside it, its figures, and say so.
+
+    Raises:
+        UserError: The disk is full or read-only.
+    """
+    with atomic_writer(page) as file, atomic_writer(figures) as numbers:
+        file.write(html)
+        json.dump(content, numbers, indent=1, ensure_ascii=False)
+        numbers.write("\n")
+    print(f"written: {page} ({len(html.encode()) / 2**20:.1f} MiB), {figures}")
 
 
 def _table(rows: list[dict[str, Any]], has_other: bool) -> dict[str, Any]:

@@ -1,10 +1,8 @@
 """Write DIR/report.html and DIR/report.json of a scored split."""
 
-import json
 from datetime import datetime
 from pathlib import Path
 
-from retrieval.base.files import atomic_writer
 from retrieval.base.versions import git_commit
 from retrieval.data import ClipSplit
 from retrieval.evaluation.metrics.text_audio_retrieval.ranking import rank_histogram
@@ -23,7 +21,7 @@ from retrieval.evaluation.report.figures import (
 )
 from retrieval.evaluation.report.media import gather_media
 from retrieval.evaluation.report.near_duplicates import find_near_duplicates
-from retrieval.evaluation.report.page import render
+from retrieval.evaluation.report.page import render, write_page
 from retrieval.evaluation.result import EvaluationResult, few_clips_warning
 from retrieval.evaluation.score_matrix import Scorer
 
@@ -59,15 +57,7 @@ def write_report(
         for answer in (hard["right"], *hard["returned"]):
             shown.setdefault(answer["clip"], []).append(hard["number"])
     page = render(figures, gather_media(scorer, split, result.captions, shown))
-    with (
-        atomic_writer(folder / REPORT_PAGE) as html,
-        atomic_writer(folder / REPORT_FIGURES) as numbers,
-    ):
-        html.write(page)
-        json.dump(figures, numbers, indent=1, ensure_ascii=False)
-        numbers.write("\n")
-    size = f"{len(page.encode()) / 2**20:.1f} MiB"
-    print(f"written: {folder / REPORT_PAGE} ({size}), {folder / REPORT_FIGURES}")
+    write_page(folder / REPORT_PAGE, page, folder / REPORT_FIGURES, figures)
 
 
 def collect(

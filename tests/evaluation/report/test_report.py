@@ -861,7 +861,7 @@ def test_a_report_is_replaced_by_a_whole_one_only(runs, tmp_path, monkeypatch):
         monkeypatch.context() as patch,
         pytest.raises(UserError, match=r"cannot be written \(No space left on device\)"),
     ):
-        patch.setattr("retrieval.evaluation.report.writing.json.dump", full)
+        patch.setattr("retrieval.evaluation.report.page.json.dump", full)
         evaluate(*score)
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys(
         ("report.html", "report.json", "notes.txt"), "old"
