@@ -115,7 +115,7 @@ def benchmark(folder: Path, arguments: argparse.Namespace) -> int:
     index = AudioIndex.open(path)
     frames = path / "frames-0.f16"
     opened = (
-        f"{len(index.files):,} clips, frames {frames.stat().st_size / 1e9:.1f} GB; opened in"
+        f"{index.num_files:,} clips, frames {frames.stat().st_size / 1e9:.1f} GB; opened in"
         f" {time.perf_counter() - start:.1f} s"
     )
     print(f"{opened}; {torch.get_num_threads()} threads")
@@ -141,11 +141,11 @@ def benchmark(folder: Path, arguments: argparse.Namespace) -> int:
                 f"text encoder {name}: a query with frames from the disk {milliseconds(cold[name])}"
             )
     median = statistics.median(whole["8 bit"][NUM_WARM:])
-    num_all = min(NUM_ALL, len(index.files))
-    clips = torch.from_numpy(np.random.default_rng(1).permutation(len(index.files))[None, :num_all])
+    num_all = min(NUM_ALL, index.num_files)
+    clips = torch.from_numpy(np.random.default_rng(1).permutation(index.num_files)[None, :num_all])
     with torch.no_grad():
         vector = index._encode_text(queries[:1])
-    every = seconds_of(lambda: index._two_stage.rescore(vector, clips)) * len(index.files) / num_all
+    every = seconds_of(lambda: index._two_stage.rescore(vector, clips)) * index.num_files / num_all
     print(
         f"TAP on every clip (from {num_all:,} of them): {every:.2f} s, {every / median:.0f} times a"
         f" query, in which it scores {CANDIDATES}"
@@ -178,7 +178,7 @@ def accuracy() -> int:
         ]
     for fast_text in (False, True):
         index = AudioIndex.open(SAMPLE / "index", fast_text=fast_text)
-        answers = index.search_many([caption for caption, _ in pairs], k=len(index.files))
+        answers = index.search_many([caption for caption, _ in pairs], k=index.num_files)
         ranks = [
             [hit.file for hit in hits].index(name) + 1 for hits, (_, name) in zip(answers, pairs)
         ]

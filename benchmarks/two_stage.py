@@ -43,7 +43,8 @@ from retrieval.evaluation.metrics.text_audio_retrieval.ranking import metrics_of
 from retrieval.evaluation.score_matrix import captions_of
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.pooling import TextAwareAttentionPooling
-from retrieval.search.two_stage import IndexedClips, TwoStage
+from retrieval.search.clips import IndexedClips
+from retrieval.search.two_stage import TwoStage
 
 ROOT = Path(__file__).resolve().parents[1]
 CANDIDATES = (1, 2, 5, 10, 20, 30)  # and all
@@ -82,7 +83,7 @@ class Task:
             vectors = self.pooling.clip_vectors(*self.padded)
         num_frames = np.array([len(clip) for clip in self.frames])
         return IndexedClips(
-            functional.normalize(vectors),
+            functional.normalize(vectors).numpy(),
             self.pooling.norm(torch.cat(self.frames)).to(dtype),
             num_frames.cumsum() - num_frames,
             num_frames,

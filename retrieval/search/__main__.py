@@ -75,8 +75,8 @@ def index(arguments: argparse.Namespace) -> int:
     if (num_more := len(built.unreadable) - FILES_LISTED) > 0:
         listed = arguments.index / "unreadable.csv"
         print(f"left out: {num_more} more, see {listed}", file=sys.stderr)
-    hours, took = sum(file.seconds for file in built.files) / 3600, time.monotonic() - started
-    counts = f"{len(built.files):,} files, {hours:.2f} hours; {built.changes}"
+    hours, took = built.seconds / 3600, time.monotonic() - started
+    counts = f"{built.num_files:,} files, {hours:.2f} hours; {built.changes}"
     print(f"{arguments.index}: {counts} in {took:.1f} s")
     if passed_over := built.changes.passed_over:
         common = passed_over.most_common(10)
@@ -180,7 +180,7 @@ def check_not_of_index(option: str, path: Path | None, index: "AudioIndex") -> N
         raise UserError(f"{option} {path} lies in the folder of the index: give another place")
     if resolved and resolved.is_relative_to(index.folder):
         name = resolved.relative_to(index.folder).as_posix()
-        if any(file.file == name for file in index.files):
+        if index.file(name):
             raise UserError(f"{option} {path} is a recording of the index: give another name")
 
 

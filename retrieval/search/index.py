@@ -22,11 +22,14 @@ from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.pretrained import exact_name
 from retrieval.moments.locator import Located
 from retrieval.search.encoder import ExcerptEncoder, collate
+from retrieval.search.filters import Filters
 from retrieval.search.hits import FrameCurves, Hit, IndexedFile, make_hit
+from retrieval.search.local_store import LocalStore
 from retrieval.search.model_identity import ModelIdentity, load_model
 from retrieval.search.queries import check_query, query_notes
 from retrieval.search.sound import Excerpt, cut, read_excerpts
-from retrieval.search.storage import Contents, folder_gone, read_index
+from retrieval.search.storage import folder_gone
+from retrieval.search.store import Store
 from retrieval.search.two_stage import TwoStage
 from retrieval.search.whole_file import WholeFile
 
@@ -52,9 +55,7 @@ class AudioIndex:
         path: Folder of the index.
         folder: Folder of the recordings.
         model: The model, a DualEncoder.
-        files: Its files, IndexedFile, in order of name.
-        folders: Folders with files, for the filter `within`.
-        unreadable: (file, reason) of the files that were left out.
+        store: Where its files, vectors and frames are.
         excerpt_seconds: Length of its longest excerpts.
         is_complete: False if the last update was interrupted.
         changes: Counts of the last `build` or `add`.
@@ -64,25 +65,48 @@ class AudioIndex:
         self,
         path: Path,
         model: DualEncoder,
-        contents: Contents,
+        store: Store,
         encode_text: Callable[[list[str]], torch.Tensor] | None = None,
     ):
         self.path, self.model = path, model.eval()
         self.changes: Changes | None = None
         self._encode_text = encode_text or model.encode_text
         self._lock = threading.Lock()
-        self._load(contents)
+        self._load(store)
 
-    def _load(self, contents: Contents) -> None:
-        self._contents = contents
-        self.folder, self.is_complete = Path(contents.meta.folder), contents.meta.complete
-        self.excerpt_seconds = contents.meta.clip_seconds
-        self.unreadable = contents.unreadable
-        self.files = [IndexedFile(*file) for file in contents.files]
-        parents = {str(parent) for file in self.files for parent in Path(file.file).parents}
-        self.folders = sorted(parents - {"."})
-        self._numbers = {file.file: number for number, file in enumerate(self.files)}
-        self._two_stage = TwoStage(self.model.pooling, contents.clips)
+    def _load(self, store: Store) -> None:
+        self.store, meta = store, store.meta
+        self.folder, self.is_complete = Path(meta.folder), meta.complete
+        self.excerpt_seconds = meta.clip_seconds
+        self._two_stage = TwoStage(self.model.pooling, store)
+
+    @property
+    def files(self) -> Sequence[IndexedFile]:
+        """Its files in order of name; an object is made for each that is read."""
+        return self.store.files
+
+    @property
+    def num_files(self) -> int:
+        return self.store.num_files
+
+    @property
+    def seconds(self) -> float:
+        """Length of all files together."""
+        return self.store.seconds
+
+    @property
+    def folders(self) -> list[str]:
+        """Folders with files, for the filter `within`."""
+        return self.store.folders
+
+    @property
+    def unreadable(self) -> list[tuple[str, str]]:
+        """(file, reason) of the files that were left out."""
+        return self.store.unreadable
+
+    def file(self, name: str) -> IndexedFile | None:
+        """Return a file by its name; None if the index has no such file."""
+        return self.store.file(name)
 
     @classmethod
     def build(
@@ -128,7 +152,7 @@ class AudioIndex:
         """
         from retrieval.search.update import build_index  # here, because searches do not need it
 
-        model, contents, changes = build_index(
+        model, store, changes = build_index(
             Path(folder),
             checkpoint,
             Path(index),
@@ -140,7 +164,7 @@ class AudioIndex:
             mixed_precision=mixed_precision,
             overwrite=overwrite,
         )
-        built = cls(Path(index), model, contents)
+        built = cls(Path(index), model, store)
         built.changes = changes
         return built
 
@@ -167,8 +191,8 @@ class AudioIndex:
             UserError: The index is absent or damaged, or the model is absent or another one.
         """
         path = Path(index)
-        contents = read_index(path)
-        identity = contents.meta.model
+        store = LocalStore(path)
+        identity = store.meta.model
         text_encoder = text_encoder or identity.text_encoder
         place = checkpoint or identity.path
         if not Path(place).exists() and hub_name(place) is None:
@@ -180,21 +204,21 @@ class AudioIndex:
         identity.check_same(ModelIdentity.of(place, text_encoder, identity), path)
         model = load_model(place, text_encoder)
         if not fast_text or model.temperature.device.type != "cpu":
-            return cls(path, model, contents)
+            return cls(path, model, store)
         with needs_extra("export"):  # here, because it takes seconds to import
             from retrieval.search.fast_text import fast_text_encoder
 
-        return cls(path, model, contents, fast_text_encoder(path, model, identity))
+        return cls(path, model, store, fast_text_encoder(path, model, identity))
 
     def add(self, *, batch_size: int = 16, mixed_precision: str = "auto") -> "Changes":
         """Bring the index up to date with its folder; arguments and errors as for `build`."""
         from retrieval.search.update import add_to_index
 
-        contents, self.changes = add_to_index(
-            self.path, self._contents.meta, self.model, batch_size, mixed_precision
+        store, self.changes = add_to_index(
+            self.path, self.store.meta, self.model, batch_size, mixed_precision
         )
         with self._lock:
-            self._load(contents)
+            self._load(store)
         return self.changes
 
     def search(self, query: str, k: int = 10, **filters: Any) -> list[Hit]:
@@ -203,8 +227,8 @@ class AudioIndex:
         Args:
             query: The sentence.
             k: Number of answers.
-            **filters: within="birds/owls", only files below that folder of the indexed one;
-                min_seconds and max_seconds, only files of such a length.
+            **filters: Those of Filters: within="birds/owls", only files below that folder of the
+                indexed one; min_seconds and max_seconds, only files of such a length; ...
 
         Returns:
             At most k answers, best first; of overlapping excerpts of a file only the best.
@@ -223,23 +247,23 @@ class AudioIndex:
             check_query(query, self.model.text_encoder)
         num_candidates, answers = candidates_for(k), []
         with self._lock:
-            allowed = self._allowed(**filters)
+            selection = self.store.select(Filters(**filters))
             for first in range(0, len(queries), QUERIES_AT_ONCE):
                 part = list(queries[first : first + QUERIES_AT_ONCE])
                 text = self._encode_text(part).float()  # (n, D)
-                answers += self._answer(text, k, num_candidates, allowed)
+                answers += self._answer(text, k, num_candidates, selection)
         return answers
 
     def _answer(
-        self, text: torch.Tensor, k: int, num_candidates: int, allowed: np.ndarray
+        self, text: torch.Tensor, k: int, num_candidates: int, selection: Any
     ) -> list[list[Hit]]:
         """Answer texts (n, D); if too many candidates overlap, again with four times as many."""
-        clips, scores = self._two_stage.scores(text, num_candidates, allowed)  # (n, K)
+        clips, scores = self._two_stage.scores(text, num_candidates, selection)  # (n, K)
         answers = []
         for row, own in enumerate(text):
             hits = self._hits(clips[row].tolist(), scores[row].tolist(), own, k)
-            if len(hits) < k and clips.shape[1] < allowed.sum():
-                (hits,) = self._answer(own[None], k, 4 * num_candidates, allowed)
+            if len(hits) < k and clips.shape[1] < self.store.count(selection):
+                (hits,) = self._answer(own[None], k, 4 * num_candidates, selection)
             answers.append(hits)
         return answers
 
@@ -260,24 +284,23 @@ class AudioIndex:
         Raises:
             UserError: The sound cannot be read, or k is below 1.
         """
-        excerpts, num_candidates, own = self._excerpts(audio), candidates_for(k), None
+        excerpts, num_candidates, own = self._excerpts(audio), candidates_for(k), ""
+        if isinstance(audio, (str, Path)):
+            path = Path(audio).resolve()
+            is_inside = path.is_relative_to(self.folder)
+            own = path.relative_to(self.folder).as_posix() if is_inside else ""
         with self._lock:
-            if isinstance(audio, (str, Path)):
-                path = Path(audio).resolve()
-                is_inside = path.is_relative_to(self.folder)
-                name = path.relative_to(self.folder).as_posix() if is_inside else ""
-                own = self._numbers.get(name)
             encoder = ExcerptEncoder(self.model, nullcontext, QUERY_BATCH)
             vectors, _ = encoder.encode(excerpts)  # (n, D)
-            allowed = self._allowed(own, **filters)
+            selection = self.store.select(Filters(**filters, without=own))
             while True:
-                clips, scores = self._two_stage.alike(vectors, num_candidates, allowed)
+                clips, scores = self._two_stage.alike(vectors, num_candidates, selection)
                 best: dict[int, float] = {}
                 for clip, score in zip(clips.flat, scores.flat, strict=True):
                     best[int(clip)] = max(float(score), best.get(int(clip), -math.inf))
                 ranked = sorted(best, key=lambda clip: (-best[clip], clip))
                 hits = self._hits(ranked, [best[clip] for clip in ranked], None, k)
-                if len(hits) == k or clips.shape[1] == allowed.sum():
+                if len(hits) == k or clips.shape[1] == self.store.count(selection):
                     return hits
                 num_candidates *= 4  # too many candidates overlap
 
@@ -327,27 +350,28 @@ class AudioIndex:
         Raises:
             UserError: The index has no such file, or the model knows no word of the query.
         """
-        if file not in self._numbers:
+        store = self.store
+        indexed = store.file(file)
+        if indexed is None:
             raise UserError(f"{file!r} is not a file of index {self.path}")
         check_query(query, self.model.text_encoder)
         with self._lock:
-            number, contents = self._numbers[file], self._contents
             text = self._encode_text([query]).float()[0]  # (D,)
-        found = WholeFile(self.files[number], self.model, contents.meta.hop_seconds)
-        clips = np.flatnonzero(contents.file_of == number).tolist()
-        direction = self.model.pooling.directions(text).cpu()
-        for clip in clips:
-            start, end = float(contents.starts[clip]), float(contents.stops[clip])
+        found = WholeFile(indexed, self.model, store.meta.hop_seconds)
+        direction = self.model.pooling.directions(text).cpu().numpy()
+        clips = store.clips_of(file)
+        store.prefetch(clips)
+        for clip, _, start, end in store.excerpts(clips):
             # The lock is free after each excerpt: a file of hours has hundreds, and others wait.
             with self._lock:
-                if contents is not self._contents:
+                if store is not self.store:
                     raise UserError("the index was brought up to date meanwhile; ask again")
                 if self._has_head:
                     likely = self._probabilities(text, clip)
                     found.add(start, end, FrameCurves(None, None, likely), 0.0)
                     continue
                 (heard,) = self._two_stage.heard(text, [clip])
-                score = float(contents.clips.vectors[clip] @ direction)
+                score = float(store.vectors([clip])[0] @ direction)
                 if self.model.pooling.keeps_frames:
                     place = torch.tensor([[clip]], device=text.device)
                     score = self._two_stage.rescore(text[None], place).item()
@@ -364,7 +388,7 @@ class AudioIndex:
         Raises:
             UserError: The index has no such file, or it is gone or leads out of the folder now.
         """
-        if file not in self._numbers:
+        if self.store.file(file) is None:
             raise UserError(f"{file!r} is not a file of index {self.path}")
         if not self.folder.is_dir():
             raise folder_gone(self.folder, self.path)
@@ -394,49 +418,26 @@ class AudioIndex:
         except UnreadableSound as error:
             raise UserError(f"{name} {error}") from None
 
-    def _allowed(
-        self,
-        without: int | None = None,
-        within: str = "",
-        min_seconds: float = 0.0,
-        max_seconds: float = math.inf,
-    ) -> np.ndarray:
-        """Return bool (B,), True for excerpts that pass the filters.
-
-        without: number of a file that may not be found.
-        """
-        folder = within.strip("/")
-        if not folder and min_seconds <= 0 and max_seconds == math.inf and without is None:
-            return np.ones(len(self._contents.file_of), dtype=bool)
-        good = [
-            (not folder or file.file.startswith(f"{folder}/"))
-            and min_seconds <= file.seconds <= max_seconds
-            and number != without
-            for number, file in enumerate(self.files)
-        ]
-        return np.array(good, dtype=bool)[self._contents.file_of]
-
     def _hits(
         self, clips: list[int], scores: list[float], text: torch.Tensor | None, k: int
     ) -> list[Hit]:
         """Make at most k answers of ranked excerpts; text (D,), or None for a sound as query."""
-        contents, chosen, taken = self._contents, [], {}
+        chosen, taken = [], {}
         threshold = float(self.model.moment_head.threshold) if self._has_head else None
-        for clip, score in zip(clips, scores, strict=True):
-            start, end = float(contents.starts[clip]), float(contents.stops[clip])
-            spans = taken.setdefault(int(contents.file_of[clip]), [])
+        for excerpt, score in zip(self.store.excerpts(clips), scores, strict=True):
+            _, file, start, end = excerpt
+            spans = taken.setdefault(file.file, [])
             if all(end <= other_start or other_end <= start for other_start, other_end in spans):
                 spans.append((start, end))
-                chosen.append((clip, score, start, end))
+                chosen.append((excerpt, score))
             if len(chosen) == k:
                 break
         heard = [None] * len(chosen)
         if text is not None:
-            numbers = [clip for clip, *_ in chosen]
+            numbers = [excerpt.clip for excerpt, _ in chosen]
             heard = (self._asked if self._has_head else self._two_stage.heard)(text, numbers)
         rate, hits = self.model.sample_rate, []
-        for (clip, score, start, end), own in zip(chosen, heard, strict=True):
-            file = self.files[contents.file_of[clip]]
+        for ((_, file, start, end), score), own in zip(chosen, heard, strict=True):
             num_frames = 0 if own is None else len(own.values)
             centres = self.model.windows.frame_centres(num_frames) / rate  # (T,)
             frames = centres, self.model.frame_seconds, threshold
@@ -446,7 +447,7 @@ class AudioIndex:
     @property
     def _has_head(self) -> bool:
         """Whether a moment head answers: the model has one, and the index frames."""
-        return self.model.moment_head is not None and self._contents.clips.frames is not None
+        return self.model.moment_head is not None and self.store.has_frames
 
     def _asked(self, text: torch.Tensor, clips: Sequence[int]) -> list[FrameCurves]:
         """Return attention and the moment head's probabilities for a text (D,) in each clip."""
@@ -457,7 +458,7 @@ class AudioIndex:
 
     def _probabilities(self, text: torch.Tensor, clip: int) -> np.ndarray:
         """Return the moment head's probabilities (T,) for a text (D,) in an excerpt."""
-        keys = self._contents.clips.clip_frames(clip).to(text.device).float()[None]  # (1, T, D)
+        keys = self.store.frames(clip).to(text.device).float()[None]  # (1, T, D)
         mask = torch.ones(keys.shape[:2], dtype=torch.bool, device=text.device)
         logits = self.model.moment_logits_of_keys(text[None], keys, mask)[0]
         return logits.sigmoid().detach().cpu().numpy()

@@ -6,6 +6,7 @@
     INDEX/frames-G.f16      float16 (frames of all rows, D): after TAP's norm, for other poolings
                             by pooling.directions; they say when a text is heard. Absent with
                             --frames none, or if the model has one vector a window
+    INDEX/catalogue.npz     the tables of a large index as arrays, to open it faster (catalogue.py)
     INDEX/unreadable.csv    files that were left out, with reasons
     INDEX/fast_text/        the model's text tower in 8 bit, once it was asked for (fast_text.py)
     INDEX/.lock             held by the process that writes
@@ -26,17 +27,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
 from retrieval.base.access import check_readable
 from retrieval.base.errors import UserError, one_line
+from retrieval.search.catalogue import COUNTER, Catalogue, stamp_of
 from retrieval.search.model_identity import ModelIdentity
-from retrieval.search.two_stage import IndexedClips
 
 SCHEMA = 1
 DATABASE = "index.sqlite"
-TABLES = """
+ROWS_CHECKED = 1000  # at least, evenly spread
+TABLES = (
+    """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE files (id INTEGER PRIMARY KEY, file TEXT UNIQUE NOT NULL, size INTEGER,
                     mtime_ns INTEGER, sha256 TEXT, seconds REAL);
@@ -47,6 +49,8 @@ CREATE INDEX excerpts_of_file ON excerpts (file_id);
 CREATE INDEX excerpts_of_row ON excerpts (row);
 CREATE TABLE unreadable (file TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER, reason TEXT);
 """
+    + COUNTER
+)
 
 
 class IndexMeta(BaseModel):
@@ -90,23 +94,25 @@ class IndexMeta(BaseModel):
 
 @dataclass(frozen=True)
 class Contents:
-    """An opened index.
+    """One state of an index on disk.
 
-    Files are in order of name. Excerpt b belongs to file `file_of[b]`, from `starts[b]` to
-    `stops[b]` s.
+    Attributes:
+        meta: Its record.
+        catalogue: Its files and excerpts.
+        unreadable: (file, reason) of the files that were left out.
+        vectors: float32 (rows, D), mapped.
+        frames: float16 (frames of all rows, D), mapped, or None.
     """
 
     meta: IndexMeta
-    files: list[tuple[str, float]]  # name, s
-    unreadable: list[tuple[str, str]]  # name, reason
-    file_of: np.ndarray  # int64 (B,)
-    starts: np.ndarray  # float64 (B,)
-    stops: np.ndarray  # float64 (B,)
-    clips: IndexedClips
+    catalogue: Catalogue
+    unreadable: list[tuple[str, str]]
+    vectors: np.ndarray
+    frames: np.ndarray | None
 
 
 def read_index(folder: Path) -> Contents:
-    """Open an index; its frames stay on disk, as a memory map.
+    """Open an index; its vectors and frames stay on disk, as memory maps.
 
     Raises:
         UserError: The folder is absent, no index, of another version or damaged.
@@ -130,35 +136,21 @@ def _read_state(folder: Path) -> Contents:
         database.execute("BEGIN")
         meta = read_meta(database, folder)
         vectors, frames = mapped(folder, meta)
-        files = database.execute("SELECT id, file, seconds FROM files ORDER BY file").fetchall()
-        excerpts = database.execute(
-            "SELECT e.file_id, e.start, e.stop, e.row, e.first_frame, e.num_frames"
-            " FROM excerpts e JOIN files f ON f.id = e.file_id ORDER BY f.file, e.start"
-        ).fetchall()
+        stamp = stamp_of(database, meta.generation)
+        catalogue = stamp and Catalogue.load(folder, stamp)
+        if catalogue is None:
+            catalogue = Catalogue.read(database)
         query = "SELECT file, reason FROM unreadable ORDER BY file"
         unreadable = database.execute(query).fetchall()
-    places = np.array([row[3:] for row in excerpts], dtype=np.int64).reshape(-1, 3)
-    rows, first_frames, num_frames = places.T  # (B,) each
-    is_wrong = (places[:, :2] < 0).any(axis=1) | (num_frames < int(meta.has_frames))
-    is_wrong |= (rows >= meta.num_rows) | (first_frames + num_frames > meta.num_frames)
-    if is_wrong.any() or not np.isfinite(vectors := vectors[rows]).all():  # (B, D), in memory
+    ends = catalogue.first_frames + catalogue.num_frames  # (B,)
+    is_wrong = (catalogue.rows < 0) | (catalogue.rows >= meta.num_rows)
+    is_wrong |= (catalogue.first_frames < 0) | (ends > meta.num_frames)
+    is_wrong |= catalogue.num_frames < int(meta.has_frames)
+    # Numbers are finite when they are written; a sample tells of files that were overwritten.
+    sample = vectors[:: max(1, len(vectors) // ROWS_CHECKED)]
+    if is_wrong.any() or not np.isfinite(sample).all():
         raise damaged(folder, "its vectors are not those that were written")
-    times = np.array([row[1:3] for row in excerpts], dtype=np.float64).reshape(-1, 2)
-    position = {number: position for position, (number, *_) in enumerate(files)}
-    return Contents(
-        meta=meta,
-        files=[(file, seconds) for _, file, seconds in files],
-        unreadable=unreadable,
-        file_of=np.array([position[row[0]] for row in excerpts], dtype=np.int64),
-        starts=times[:, 0],
-        stops=times[:, 1],
-        clips=IndexedClips(
-            torch.from_numpy(vectors),
-            None if frames is None else torch.from_numpy(frames),
-            first_frames,
-            num_frames,
-        ),
-    )
+    return Contents(meta, catalogue, unreadable, vectors, frames)
 
 
 def read_index_meta(folder: Path) -> IndexMeta:

@@ -11,49 +11,20 @@ Letters: N texts, B clips, T frames of a clip, D = dim, K candidates; n texts of
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from retrieval.base.extras import needs_extra
 from retrieval.models.dual_encoder import check_not_nan
 from retrieval.models.pooling import Pooling
+from retrieval.search.clips import unit
 from retrieval.search.hits import FrameCurves
-
-with needs_extra("search"):
-    import faiss
+from retrieval.search.store import ClipStore
 
 MOST_SIZES_KEPT = 2**23  # frames, of 8 bytes
-
-
-@dataclass(frozen=True)
-class IndexedClips:
-    """Encoded clips to search in.
-
-    Args:
-        vectors: float32 (B, D), the first stage's vector of each clip, by pooling.directions.
-        frames: (frames of all clips, D), any float type: after TAP's norm; for other poolings all
-            frames in the shared space, which say when a text is heard. May be a memory map; None
-            for other poolings without them.
-        first_frames: int64 (B,), the place of a clip's first frame in `frames`.
-        num_frames: int64 (B,), number of a clip's frames.
-    """
-
-    vectors: Tensor
-    frames: Tensor | None = None
-    first_frames: np.ndarray | None = None
-    num_frames: np.ndarray | None = None
-
-    def __len__(self) -> int:
-        return len(self.vectors)
-
-    def clip_frames(self, clip: int) -> Tensor:
-        """Frames (T, D) of a clip, without a copy."""
-        first = self.first_frames[clip]
-        return self.frames[first : first + self.num_frames[clip]]
 
 
 class TwoStage:
@@ -69,12 +40,10 @@ class TwoStage:
     """
 
     @torch.no_grad()
-    def __init__(self, pooling: Pooling, clips: IndexedClips):
+    def __init__(self, pooling: Pooling, clips: ClipStore):
         self.pooling, self.clips = pooling, clips
-        if pooling.keeps_frames and clips.frames is None:
+        if pooling.keeps_frames and not clips.has_frames:
             raise ValueError("TAP needs clips with frames; encode the clips with this model")
-        self._faiss = _make_faiss(clips.vectors.numpy())
-        self._faiss_of_cosines: faiss.Index | None = None
         if pooling.keeps_frames:
             *self._query_map, value_map, value_bias = pooling.folded_maps()
             self._value_map = value_map, value_bias  # (D, D), (D,), as _query_map
@@ -84,14 +53,14 @@ class TwoStage:
             self._num_sizes = 0  # frames in it
 
     def scores(
-        self, text: Tensor, num_candidates: int, allowed: np.ndarray | None = None
+        self, text: Tensor, num_candidates: int, selection: Any = None
     ) -> tuple[Tensor, Tensor]:
         """Score texts against their best clips by the first stage.
 
         Args:
             text: float32 (N, D), of encode_text.
             num_candidates: K, 1 or more; all clips if there are not as many.
-            allowed: bool (B,), True for clips that may be found; None: all.
+            selection: Clips that may be found, in the form of `clips`; None: all.
 
         Returns:
             Clips int64 (N, K) and their scores float32 (N, K) on the CPU, best first; of equal
@@ -101,7 +70,8 @@ class TwoStage:
             UserError: A score is NaN.
         """
         vectors = self.pooling.directions(text).cpu().numpy()
-        clips, scores = map(torch.from_numpy, self.shortlist(vectors, num_candidates, allowed))
+        found = self.clips.nearest(vectors, num_candidates, selection)
+        clips, scores = map(torch.from_numpy, found)
         if self.pooling.keeps_frames and clips.numel():
             scores = self.rescore(text, clips.to(text.device)).cpu()
         clips, order = clips.sort(dim=1)
@@ -109,49 +79,17 @@ class TwoStage:
         order = scores.argsort(dim=1, descending=True, stable=True)
         return clips.gather(1, order), scores.gather(1, order)
 
-    def shortlist(
-        self, vectors: np.ndarray, num_candidates: int, allowed: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Find the clips with the highest dot products with vectors float32 (N, D).
-
-        Arguments, results and errors are those of `scores`; of equal scores any may come first.
-        """
-        return self._nearest(self._faiss, vectors, num_candidates, allowed)
-
     def alike(
-        self, vectors: np.ndarray, num_candidates: int, allowed: np.ndarray | None = None
+        self, vectors: np.ndarray, num_candidates: int, selection: Any = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Find the clips with the highest cosines to clip vectors float32 (N, D), as `shortlist`.
+        """Find the clips with the highest cosines to clip vectors float32 (N, D).
 
         Dot products of two clips favour vectors of great length, which would be similar to
-        everything; cosines do not.
+        everything; cosines do not. Arguments, results and errors are those of `scores`; of equal
+        cosines any may come first.
         """
-        vectors = _unit(vectors)
-        if self.pooling.similarity == "cosine":
-            return self.shortlist(vectors, num_candidates, allowed)
-        if self._faiss_of_cosines is None:  # another copy of the vectors, for sounds as queries
-            self._faiss_of_cosines = _make_faiss(_unit(self.clips.vectors.numpy()))
-        return self._nearest(self._faiss_of_cosines, vectors, num_candidates, allowed)
-
-    def _nearest(
-        self,
-        index: faiss.Index,
-        vectors: np.ndarray,
-        num_candidates: int,
-        allowed: np.ndarray | None,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        num_allowed = len(self.clips) if allowed is None else int(allowed.sum())
-        num_candidates = min(num_candidates, num_allowed)
-        if not num_candidates:
-            return np.zeros((len(vectors), 0), np.int64), np.zeros((len(vectors), 0), np.float32)
-        selector = None
-        if num_allowed < len(self.clips):
-            bitmap = np.packbits(allowed, bitorder="little")
-            selector = faiss.SearchParameters(sel=faiss.IDSelectorBitmap(bitmap))
-        scores, clips = index.search(vectors, num_candidates, params=selector)
-        scores[clips < 0] = np.nan  # FAISS finds no clip where it compares NaN
-        check_not_nan(torch.from_numpy(scores))
-        return clips, scores
+        needs_cosines = self.pooling.similarity != "cosine"  # else all vectors have length 1
+        return self.clips.nearest(unit(vectors), num_candidates, selection, needs_cosines)
 
     @torch.no_grad()
     def rescore(self, text: Tensor, candidates: Tensor) -> Tensor:
@@ -166,7 +104,8 @@ class TwoStage:
         rows = pairs.div(candidates.shape[1], rounding_mode="floor")  # (N K,)
         # Values are linear in the frames, so the weights may average frames or values: map
         # whichever are fewer, the frames or the averages.
-        num_frames = self.clips.num_frames[clips.cpu().numpy()].sum()
+        num_frames = self.clips.num_frames(clips.cpu().numpy()).sum()
+        self.clips.prefetch(clips.tolist())
         map_frames = num_frames < len(pairs)
         scores, first = torch.empty(len(pairs), device=text.device), 0  # (N K,)
         for averages in self._averages(
@@ -206,8 +145,9 @@ class TwoStage:
 
         Contributions are those of Pooling.contributions. Probabilities are not computed here.
         """
-        if self.clips.frames is None:
+        if not self.clips.has_frames:
             return [None] * len(clips)
+        self.clips.prefetch(clips)
         if not self.pooling.keeps_frames:
             return [FrameCurves(self._contributions(text, clip), None) for clip in clips]
         (query,) = self._queries(text[None])  # (D,)
@@ -254,7 +194,7 @@ class TwoStage:
 
     def _contributions(self, text: Tensor, clip: int) -> np.ndarray:
         """Return the contributions (T,) of a clip's frames, for poolings without attention."""
-        frames = self.clips.clip_frames(clip).to(text.device).float()[None]  # (1, T, D)
+        frames = self.clips.frames(clip).to(text.device).float()[None]  # (1, T, D)
         mask = torch.ones(frames.shape[:2], dtype=torch.bool, device=text.device)
         return self.pooling.contributions(text[None], frames, mask)[0, 0].cpu().numpy()
 
@@ -264,17 +204,7 @@ class TwoStage:
 
     def _keys(self, clip: int) -> Tensor:
         """Return a clip's frames as float32 (T, D), in memory that the next call reuses."""
-        frames = self.clips.clip_frames(clip)
+        frames = self.clips.frames(clip)
         if len(self._buffer) < len(frames):
             self._buffer = self._buffer.new_empty(frames.shape)
         return self._buffer[: len(frames)].copy_(frames)
-
-
-def _make_faiss(vectors: np.ndarray) -> faiss.Index:
-    index = faiss.IndexFlatIP(vectors.shape[1])
-    index.add(vectors)
-    return index
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)

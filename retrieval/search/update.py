@@ -24,16 +24,11 @@ from retrieval.base.sound import READER_VERSION, SoundFacts, UnreadableSound
 from retrieval.models.dual_encoder import DualEncoder, check_finite
 from retrieval.models.pretrained import exact_name
 from retrieval.search.encoder import ExcerptEncoder
+from retrieval.search.local_store import LocalStore
 from retrieval.search.model_identity import ModelIdentity, load_model
 from retrieval.search.sound import Excerpt, Found, files_to_index, read_excerpts
-from retrieval.search.storage import (
-    DATABASE,
-    Contents,
-    IndexMeta,
-    folder_gone,
-    read_index,
-    read_index_meta,
-)
+from retrieval.search.storage import DATABASE, IndexMeta, folder_gone, read_index_meta
+from retrieval.search.store import Store
 from retrieval.search.writer import IndexWriter, check_target, locked
 
 Result = TypeVar("Result")
@@ -87,7 +82,7 @@ def build_index(
     batch_size: int,
     mixed_precision: str,
     overwrite: bool,
-) -> tuple[DualEncoder, Contents, Changes]:
+) -> tuple[DualEncoder, Store, Changes]:
     """Make the index `path` or bring it up to date; the arguments are those of AudioIndex.build.
 
     All settings are checked before a model is loaded or anything is written.
@@ -146,7 +141,7 @@ def build_index(
             writer.meta.model = meta.model  # its path may be new
             encoder = ExcerptEncoder(model, autocast, batch_size, meta.has_frames)
             changes = update_index(writer, folder, encoder)
-        return model, read_index(path), changes
+        return model, LocalStore(path), changes
 
 
 def keeps_frames(model: DualEncoder, frames: str | None, before: IndexMeta | None) -> bool:
@@ -181,7 +176,7 @@ def keeps_frames(model: DualEncoder, frames: str | None, before: IndexMeta | Non
 
 def add_to_index(
     path: Path, meta: IndexMeta, model: DualEncoder, batch_size: int, mixed_precision: str
-) -> tuple[Contents, Changes]:
+) -> tuple[Store, Changes]:
     """Bring an index that was opened as `meta` up to date with its folder. Raises UserError."""
     autocast = make_accelerator(mixed_precision, several=False).autocast
     with locked(path):
@@ -194,7 +189,7 @@ def add_to_index(
                 raise folder_gone(folder, path)
             encoder = ExcerptEncoder(model, autocast, batch_size, meta.has_frames)
             changes = update_index(writer, folder, encoder)
-        return read_index(path), changes
+        return LocalStore(path), changes
 
 
 def update_index(writer: IndexWriter, folder: Path, encoder: ExcerptEncoder) -> Changes:

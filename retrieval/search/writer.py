@@ -14,6 +14,7 @@ import numpy as np
 from retrieval.base.errors import UserError
 from retrieval.base.files import atomic_writer, disk_errors
 from retrieval.base.locks import LOCK, take_lock
+from retrieval.search.catalogue import CATALOGUE, COUNTER, update_saved
 from retrieval.search.sound import Found
 from retrieval.search.storage import (
     DATABASE,
@@ -44,6 +45,7 @@ def check_target(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--index {folder} is a file; give a folder")
     starts = (DATABASE, "vectors-", "frames-", FAST_TEXT, f".{FAST_TEXT}", f".{UNREADABLE}")
+    starts += (CATALOGUE, f".{CATALOGUE}")
     if folder.is_dir() and not (folder / DATABASE).exists():
         for path in folder.iterdir():
             if not path.name.startswith(starts) and path.name not in (UNREADABLE, LOCK):
@@ -66,6 +68,7 @@ class IndexWriter:
     def __init__(self, folder: Path, database: sqlite3.Connection):
         self.folder, self.database = folder, database
         self.meta = read_meta(database, folder)
+        database.executescript(COUNTER)  # an index of an older version has none
         self._arrays = [open(path, "rb+") for path in array_files(folder, self.meta)]
         counts = (self.meta.num_rows, self.meta.num_frames)
         for file, count, itemsize in zip(self._arrays, counts, (4, 2), strict=False):
@@ -237,6 +240,7 @@ class IndexWriter:
         (num_live,) = self.database.execute("SELECT count(DISTINCT row) FROM excerpts").fetchone()
         if self.meta.num_rows - num_live > MOST_DEAD * self.meta.num_rows:
             self._copy_live_rows()
+        update_saved(self.folder, self.database, self.meta.generation)
         with atomic_writer(self.folder / UNREADABLE) as file:
             csv.writer(file).writerows([("file", "reason"), *self.listed_unreadable()])
 

@@ -87,8 +87,9 @@ def test_answers_are_excerpts_of_10_s_with_the_scores_of_the_model(
     hits = json.loads(capsys.readouterr().out)[0]["hits"]
     assert {hit["file"] for hit in hits} == SECONDS.keys()
     index, model = AudioIndex.open(indexes[family]), load_pretrained(folders[family])
-    starts = index._contents.starts[index._contents.file_of == index._numbers["below/long.wav"]]
-    assert starts.tolist() == [0, 5, 10, 13]  # 10 s, half of that apart, the last one to the end
+    long = index.store.excerpts(index.store.clips_of("below/long.wav"))
+    # 10 s, half of that apart, the last one to the end
+    assert [excerpt.start for excerpt in long] == [0, 5, 10, 13]
     with torch.no_grad():
         text = model.encode_text([QUERY])[0]
     scores, cosines = [], []
@@ -166,7 +167,8 @@ def test_another_length_of_excerpts(folders, sounds, tmp_path):
     run = run_here(main, "index", *arguments)  # as the index was made
     assert run.returncode == 0 and "4 unchanged" in run.stdout
     index = AudioIndex.open(tmp_path / "index")
-    assert np.ptp([index._contents.starts, index._contents.stops], axis=0).max() == 4.0
+    excerpts = index.store.excerpts(range(len(index.store)))
+    assert max(excerpt.end - excerpt.start for excerpt in excerpts) == 4.0
     assert [len(own.samples) for own in index._excerpts(sounds / "two.wav")] == [2.3 * RATE]
     assert len(index._excerpts(sounds / "below" / "long.wav")[0].samples) == 4 * RATE
     assert "--overwrite" in mistake(main, "index", *arguments, "--excerpt-seconds", "5")

@@ -188,11 +188,9 @@ def test_moments_are_the_stretches_of_the_contributions(models, sounds, tmp_path
     with torch.no_grad():
         text = model.encode_text([QUERY])
         for hit in index.search(QUERY, 50):
-            clip = np.flatnonzero(
-                (index._contents.file_of == index._numbers[hit.file])
-                & (index._contents.starts == hit.start)
-            )[0]
-            stored = index._contents.clips.clip_frames(clip).float()  # (T, D)
+            excerpts = index.store.excerpts(index.store.clips_of(hit.file))
+            (clip,) = [excerpt.clip for excerpt in excerpts if excerpt.start == hit.start]
+            stored = index.store.frames(clip).float()  # (T, D)
             if pooling == "tap":  # by the unfolded formula, frame by frame
                 tap = model.pooling
                 keys, query = tap.key(stored), tap.query(tap.norm(text))[0]
@@ -255,7 +253,7 @@ def test_a_sound_heard_twice_is_found_twice(models, tmp_path):
     (tmp_path / "sounds").mkdir()
     soundfile.write(tmp_path / "sounds" / "twice.wav", samples, SAMPLE_RATE)
     index = AudioIndex.build(tmp_path / "sounds", models / "mean", tmp_path / "index")
-    frames = index._contents.clips.clip_frames(0).float()
+    frames = index.store.frames(0).float()
     first, second = round(0.4 / index.model.frame_seconds), round(1.5 / index.model.frame_seconds)
     assert torch.cosine_similarity(frames[first], frames[second], dim=0) > 0.8
     heard = (frames[first] + frames[second]) - 2 * frames[round(0.9 / index.model.frame_seconds)]
@@ -301,8 +299,8 @@ def test_an_answer_from_a_long_file_is_a_place_in_it(indexed, sounds):
     index = AudioIndex.open(indexed)
     clip = slow_samples(sounds / "long.flac")
     seconds = len(clip) / SAMPLE_RATE
-    in_long = index._contents.file_of == index._numbers["long.flac"]
-    starts, stops = index._contents.starts[in_long], index._contents.stops[in_long]
+    excerpts = index.store.excerpts(index.store.clips_of("long.flac"))
+    starts, stops = np.array([excerpt[2:] for excerpt in excerpts]).T
     # half of clip_seconds apart, the last one to the end
     np.testing.assert_allclose(starts, [0, 1, 2, 3, 4, 5, seconds - CLIP_SECONDS], atol=1e-4)
     np.testing.assert_allclose(stops, starts + CLIP_SECONDS, atol=1e-4)
@@ -376,8 +374,9 @@ def test_a_shortlist_is_that_of_the_first_stage(indexed, monkeypatch):
     monkeypatch.setattr("retrieval.search.index.CANDIDATES_PER_HIT", 1)
     hits = index.search(QUERY, 4)
     text = torch.nn.functional.normalize(index.model.encode_text([QUERY]), dim=1)
-    best = (index._contents.clips.vectors @ text[0]).argsort(descending=True)[:4].tolist()
-    files = {index.files[index._contents.file_of[clip]].file for clip in best}
+    vectors = torch.from_numpy(index.store.vectors(range(len(index.store))))
+    best = (vectors @ text[0]).argsort(descending=True)[:4].tolist()
+    files = {excerpt.file.file for excerpt in index.store.excerpts(best)}
     assert {hit.file for hit in hits} == files
     assert [hit.file for hit in hits] == [hit.file for hit in everything if hit.file in files][
         : len(hits)
@@ -969,7 +968,7 @@ def test_a_killed_build_goes_on(sounds, models, indexed, tmp_path, encoded, owne
     assert index.is_complete and index.changes.unchanged == num_before
     assert sum(encoded) <= 20 - num_before  # excerpts of the whole folder
     check_equal(index, AudioIndex.open(indexed))
-    num_rows = index._contents.meta.num_rows
+    num_rows = index.store.meta.num_rows
     (vectors,) = path.glob("vectors-*.f32")
     # without what the killed process had appended
     assert vectors.stat().st_size == num_rows * 32 * 4

@@ -1,8 +1,8 @@
 """Two-stage search against slow loops over texts and clips, and against the full score matrix."""
 
-import dataclasses
 import math
 from contextlib import nullcontext
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,9 +22,10 @@ from retrieval.models.pooling import (
     Pooling,
     TextAwareAttentionPooling,
 )
+from retrieval.search.clips import IndexedClips
 from retrieval.search.encoder import ExcerptEncoder
 from retrieval.search.sound import Excerpt
-from retrieval.search.two_stage import IndexedClips, TwoStage
+from retrieval.search.two_stage import TwoStage
 
 DIM, NUM_FRAMES = 16, (1, 7, 3, 9, 5, 9, 2)
 NUM_CLIPS = len(NUM_FRAMES)
@@ -49,16 +50,22 @@ def make_text(num_texts: int) -> Tensor:
     return torch.randn(num_texts, DIM, generator=torch.Generator().manual_seed(2))
 
 
-def make_index(pooling: TextAwareAttentionPooling, clips: list[Tensor]) -> IndexedClips:
+def make_index(
+    pooling: TextAwareAttentionPooling, clips: list[Tensor], **changes: Any
+) -> IndexedClips:
+    """Index clips; changes: of the arguments of IndexedClips."""
     with torch.no_grad():
-        vectors = pooling.clip_vectors(*padded(clips))
+        vectors = functional.normalize(pooling.clip_vectors(*padded(clips)), dim=1).numpy()
         frames = pooling.norm(torch.cat(clips))
-    return indexed(vectors, frames, [len(clip) for clip in clips])
+    num_frames = np.array([len(clip) for clip in clips])
+    first_frames = num_frames.cumsum() - num_frames
+    arrays = {"vectors": vectors, "frames": frames, "first_frames": first_frames}
+    return IndexedClips(**(arrays | {"num_frames": num_frames} | changes))
 
 
 def indexed(vectors: Tensor, frames: Tensor | None = None, lengths: list[int] = ()) -> IndexedClips:
     num_frames = np.array(lengths)
-    vectors = functional.normalize(vectors, dim=1)
+    vectors = functional.normalize(vectors, dim=1).numpy()
     return IndexedClips(vectors, frames, num_frames.cumsum() - num_frames, num_frames)
 
 
@@ -182,11 +189,10 @@ def test_negative_control_a_candidate_left_out_is_missing():
     pooling, clips, text = make_pooling(), make_clips(), make_text(1)
     index = make_index(pooling, clips)
     best = TwoStage(pooling, index).scores(text, NUM_CLIPS)[0][0, 0]
-    vectors = index.vectors.clone()
+    vectors = index.vectors(range(NUM_CLIPS))
     vectors[best] = -functional.normalize(text[0], dim=0)
-    found, scores = TwoStage(pooling, dataclasses.replace(index, vectors=vectors)).scores(
-        text, NUM_CLIPS - 1
-    )
+    other = make_index(pooling, clips, vectors=vectors)
+    found, scores = TwoStage(pooling, other).scores(text, NUM_CLIPS - 1)
     assert best not in found
     with torch.no_grad():
         assert scores[0, 0] < pooling.score(text, *padded(clips)).max()
@@ -194,12 +200,14 @@ def test_negative_control_a_candidate_left_out_is_missing():
 
 def test_negative_control_frames_of_a_neighbour_change_the_scores():
     pooling, text = make_pooling(), make_text(4)
-    index = make_index(pooling, make_clips())
-    first_frames = index.first_frames.copy()
+    first_frames = np.cumsum(NUM_FRAMES) - NUM_FRAMES
     first_frames[2] += 1
     expected, found = (
         TwoStage(pooling, other).scores(text, NUM_CLIPS)[1]
-        for other in (index, dataclasses.replace(index, first_frames=first_frames))
+        for other in (
+            make_index(pooling, make_clips()),
+            make_index(pooling, make_clips(), first_frames=first_frames),
+        )
     )
     assert (expected - found).abs().max() > 1e-3
 
@@ -291,12 +299,11 @@ def test_an_encoded_split_has_the_scores_of_the_evaluation(tiny, pooling: str):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_what_tap_hears_is_what_the_pooling_says_of_the_stored_frames(dtype: torch.dtype):
     pooling, text = make_pooling(), make_text(3)
-    index = make_index(pooling, make_clips())
-    stored = index.frames.to(dtype)
-    search = TwoStage(pooling, dataclasses.replace(index, frames=stored))
+    stored = pooling.norm(torch.cat(make_clips())).to(dtype)
+    search = TwoStage(pooling, make_index(pooling, make_clips(), frames=stored))
     for own in text:  # the second and third with the sizes that were kept of the first
         for clip, heard in enumerate(search.heard(own, range(NUM_CLIPS))):
-            keys = search.clips.clip_frames(clip).float()  # (T, D), after the norm
+            keys = search.clips.frames(clip).float()  # (T, D), after the norm
             query = pooling.query(pooling.norm(own))
             weights = (pooling.key(keys) @ query / math.sqrt(len(query))).softmax(dim=0)
             outputs = pooling.norm(pooling.output(pooling.value(keys)))
@@ -335,12 +342,12 @@ def test_what_other_poolings_hear(pooling: Pooling):
     search = TwoStage(pooling, index)
     for own in text:
         for clip, heard in enumerate(search.heard(own, range(NUM_CLIPS))):
-            stored = index.clip_frames(clip).float()
+            stored = index.frames(clip).float()
             expected = functional.cosine_similarity(own, stored, dim=1)
             expected = stored @ own if pooling.similarity == "dot" else expected
             np.testing.assert_allclose(heard.contributions, expected, atol=1e-5)
             assert heard.attention is None
-    without = TwoStage(pooling, IndexedClips(index.vectors))
+    without = TwoStage(pooling, IndexedClips(index.vectors(range(NUM_CLIPS))))
     assert without.heard(text[0], [0, 3]) == [None, None]
     # the frames change no score
     for one, other in zip(search.scores(text, 4), without.scores(text, 4), strict=True):
@@ -372,16 +379,17 @@ def test_clips_that_are_not_allowed_are_not_found(num_candidates: int):
 
 def test_scores_that_are_not_numbers():
     pooling, text = make_pooling(), make_text(2)
-    index = make_index(pooling, make_clips())
-    for name in ("vectors", "frames"):  # seen by the first stage, and by the second
-        broken = getattr(index, name).clone()
-        broken[0] = torch.nan
+    vectors = make_index(pooling, make_clips()).vectors(range(NUM_CLIPS))
+    frames = pooling.norm(torch.cat(make_clips())).detach()
+    for name, broken in (("vectors", vectors), ("frames", frames)):  # of either stage
+        broken[0] = np.nan
+        index = make_index(pooling, make_clips(), **{name: broken})
         with pytest.raises(UserError, match="2 of 14 scores are NaN"):
-            TwoStage(pooling, dataclasses.replace(index, **{name: broken})).scores(text, NUM_CLIPS)
+            TwoStage(pooling, index).scores(text, NUM_CLIPS)
 
 
 def test_an_index_of_another_pooling():
     pooling = make_pooling()
-    index = make_index(pooling, make_clips())
+    vectors = make_index(pooling, make_clips()).vectors(range(NUM_CLIPS))
     with pytest.raises(ValueError, match="encode the clips with this model"):
-        TwoStage(pooling, IndexedClips(index.vectors))
+        TwoStage(pooling, IndexedClips(vectors))

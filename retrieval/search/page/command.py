@@ -96,7 +96,7 @@ def main(argv: list[str] | None = None) -> int:
         host = network_address(listener.family) if is_any else arguments.host
         host = f"[{host}]" if ":" in host else host
         if not is_local:
-            line = warning(arguments.host, port, len(index.files), password)
+            line = warning(arguments.host, port, index.num_files, password)
             print(line, file=sys.stderr, flush=True)
         url = f"http://{host}:{port}" + (f"/?token={token}" if token else "")
         print(f"search page: {url} (Ctrl-C ends it)", flush=True)

@@ -133,9 +133,9 @@ def longest_excerpt(index: AudioIndex) -> float:
 
 
 def heading(index: AudioIndex) -> str:
-    minutes = sum(file.seconds for file in index.files) / 60
+    minutes = index.seconds / 60
     length = f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
-    about = f"{count(len(index.files), 'recording')}, {length}, in {index.folder.name}"
+    about = f"{count(index.num_files, 'recording')}, {length}, in {index.folder.name}"
     if index.unreadable:
         about += f"; {count(len(index.unreadable), 'file')} could not be read"
     names = escape("\n".join(f"{file}: {reason}" for file, reason in index.unreadable[:20]))
@@ -152,7 +152,7 @@ def answered(function: Callable[..., tuple[str, str]]) -> Callable[..., tuple[st
     @wraps(function)
     def method(self: "Answers", *arguments) -> tuple[str, str]:
         try:
-            if not self.index.files:
+            if not self.index.num_files:
                 raise UserError(
                     f"the index holds no recordings: put some into {self.index.folder.name} and"
                     " index it again"
@@ -179,7 +179,7 @@ class Answers:
         self.index, self.clients = index, clients
 
     def greeting(self) -> str:
-        if not self.index.files:
+        if not self.index.num_files:
             return message(
                 f"The index holds no recordings: put some into {self.index.folder.name} and index"
                 " it again.",
@@ -258,7 +258,7 @@ class Answers:
         took = f"{1000 * (time.perf_counter() - begin):.0f}\u00a0ms"
         if not hits:
             raise UserError("no recording matches the filters: widen them")
-        files, in_all = len({hit.file for hit in hits}), count(len(self.index.files), "recording")
+        files, in_all = len({hit.file for hit in hits}), count(self.index.num_files, "recording")
         text = f"{count(len(hits), 'answer')} in {files} of {in_all}, {took}"
         found = cards(query, hits, self.index, is_sentence)
         return message("; ".join(filter(None, [text, note()]))), found

@@ -1,0 +1,73 @@
+"""An index on this machine: SQLite's tables, vectors and frames as memory maps; see storage.py.
+
+Letters: B clips, F files.
+"""
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from retrieval.search.clips import IndexedClips
+from retrieval.search.filters import Filters
+from retrieval.search.hits import IndexedFile
+from retrieval.search.storage import read_index
+from retrieval.search.store import IndexedExcerpt
+
+
+class LocalStore(IndexedClips):
+    """One state of an index, read from its folder; a Store. A writer does not change it.
+
+    Args:
+        path: Folder of the index.
+
+    Raises:
+        UserError: The folder is absent, no index, of another version or damaged.
+    """
+
+    def __init__(self, path: Path):
+        contents = read_index(path)
+        table = self._catalogue = contents.catalogue
+        frames = None if contents.frames is None else torch.from_numpy(contents.frames)
+        super().__init__(contents.vectors, frames, table.first_frames, table.num_frames, table.rows)
+        self.meta, self.unreadable = contents.meta, contents.unreadable
+        self.files, self.num_files = table.files, len(table.files)
+        self.seconds = float(table.files.seconds.sum())
+
+    @cached_property
+    def folders(self) -> list[str]:
+        return self.files.folders()
+
+    def file(self, name: str) -> IndexedFile | None:
+        number = self.files.number(name)
+        return None if number is None else self.files[number]
+
+    def select(self, filters: Filters) -> np.ndarray | None:
+        """Return bool (B,), True for clips that pass; None: all do."""
+        if filters == Filters():
+            return None
+        files, seconds = self.files, self.files.seconds  # (F,)
+        good = (filters.min_seconds <= seconds) & (seconds <= filters.max_seconds)
+        if filters.folder:
+            inside = files.below(filters.folder)
+            good[: inside.start] = good[inside.stop :] = False
+        if filters.without and (number := files.number(filters.without)) is not None:
+            good[number] = False
+        return None if good.all() else good[self._catalogue.file_of]
+
+    def excerpts(self, clips: Sequence[int]) -> list[IndexedExcerpt]:
+        table, found = self._catalogue, []
+        for clip in clips:
+            file = self.files[int(table.file_of[clip])]
+            times = float(table.starts[clip]), float(table.stops[clip])
+            found.append(IndexedExcerpt(int(clip), file, *times))
+        return found
+
+    def clips_of(self, name: str) -> list[int]:
+        number, file_of = self.files.number(name), self._catalogue.file_of
+        if number is None:
+            return []
+        first, stop = np.searchsorted(file_of, [number, number + 1]).tolist()
+        return list(range(first, stop))
