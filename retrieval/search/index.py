@@ -358,7 +358,7 @@ class AudioIndex:
         with self._lock:
             text = self._encode_text([query]).float()[0]  # (D,)
         found = WholeFile(indexed, self.model, store.meta.hop_seconds)
-        direction = self.model.pooling.directions(text).cpu().numpy()
+        direction = self.model.pooling.directions(text).cpu()
         clips = store.clips_of(file)
         store.prefetch(clips)
         for clip, _, start, end in store.excerpts(clips):
@@ -371,7 +371,7 @@ class AudioIndex:
                     found.add(start, end, FrameCurves(None, None, likely), 0.0)
                     continue
                 (heard,) = self._two_stage.heard(text, [clip])
-                score = float(store.vectors([clip])[0] @ direction)
+                score = float(torch.from_numpy(store.vectors([clip])[0]) @ direction)
                 if self.model.pooling.keeps_frames:
                     place = torch.tensor([[clip]], device=text.device)
                     score = self._two_stage.rescore(text[None], place).item()
