@@ -7,7 +7,7 @@ On the command line:
 
 In Python:
 
-    from retrieval.search import AudioIndex, find_moments
+    from retrieval.search import AudioIndex, Mark, find_moments
 
     # Once, and whenever the recordings have changed.
     index = AudioIndex.build("recordings", "runs/tap/best", "recordings.index")
@@ -16,6 +16,11 @@ In Python:
         for moment in hit.moments:
             print(f"{hit.score:.3f}  {hit.file}  {moment.start:.1f}-{moment.end:.1f} s")
     index.search_audio("recordings/dog.wav")  # more like this
+
+    # Mark answers, and search by what they have in common.
+    hits = index.search("a wren")
+    wren = index.refine("a wren", [Mark.of(hits[0], right=True), Mark.of(hits[1], right=False)])
+    index.search(wren)
 
     find_moments("meeting.wav", ["a phone rings"], "runs/tap/best").moments  # without an index
 
@@ -27,6 +32,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
+        "detectors": ["Detector", "Mark"],
         "hits": ["Hit", "IndexedFile"],
         "index": ["AudioIndex"],
         "one_file": ["FoundInFile", "find_moments"],

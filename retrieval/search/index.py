@@ -21,12 +21,14 @@ from retrieval.base.sound import UnreadableSound
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.pretrained import exact_name
 from retrieval.moments.locator import Located
+from retrieval.search.detectors import Detector, Detectors, Mark
 from retrieval.search.encoder import ExcerptEncoder, collate
 from retrieval.search.filters import Filters
 from retrieval.search.hits import FrameCurves, Hit, IndexedFile, make_hit
 from retrieval.search.local_store import LocalStore
 from retrieval.search.model_identity import ModelIdentity, load_model
 from retrieval.search.queries import check_query, query_notes
+from retrieval.search.refinement import Refinement
 from retrieval.search.sound import Excerpt, cut, read_excerpts
 from retrieval.search.storage import folder_gone
 from retrieval.search.store import Store
@@ -41,6 +43,7 @@ CANDIDATES_PER_HIT = 4  # of overlapping excerpts of a file only the best is an 
 QUERY_EXCERPTS = 20  # of a sound as query
 QUERY_BATCH = 4
 QUERIES_AT_ONCE = 64
+MOST_DETECTED = 20_000  # excerpts whose frames a detector reads with TAP
 
 # a file, or samples (S,) or (S, channels) and their rate in Hz
 Sound = Path | str | tuple[np.ndarray, int]
@@ -79,6 +82,7 @@ class AudioIndex:
         self.folder, self.is_complete = Path(meta.folder), meta.complete
         self.excerpt_seconds = meta.clip_seconds
         self._two_stage = TwoStage(self.model.pooling, store)
+        self._refinement = Refinement(store, self._two_stage)
 
     @property
     def files(self) -> Sequence[IndexedFile]:
@@ -221,11 +225,11 @@ class AudioIndex:
             self._load(store)
         return self.changes
 
-    def search(self, query: str, k: int = 10, **filters: Any) -> list[Hit]:
+    def search(self, query: str | Detector, k: int = 10, **filters: Any) -> list[Hit]:
         """Find the recordings that a sentence describes.
 
         Args:
-            query: The sentence.
+            query: The sentence, or a detector of `refine`, whose probabilities are then the scores.
             k: Number of answers.
             **filters: Those of Filters: within="birds/owls", only files below that folder of the
                 indexed one; min_seconds and max_seconds, only files of such a length; ...
@@ -236,6 +240,8 @@ class AudioIndex:
         Raises:
             UserError: The model knows no word of the query, or k is below 1.
         """
+        if isinstance(query, Detector):
+            return self._search_by(query, k, **filters)
         return self.search_many([query], k, **filters)[0]
 
     @torch.no_grad()
@@ -266,6 +272,79 @@ class AudioIndex:
                 (hits,) = self._answer(own[None], k, 4 * num_candidates, selection)
             answers.append(hits)
         return answers
+
+    @property
+    def detectors(self) -> Detectors:
+        """The detectors that are saved in the index."""
+        return Detectors(self.path / "detectors")
+
+    def refine(self, query: str, marks: Sequence[Mark]) -> Detector:
+        """Learn a ranking from a sentence and answers that were marked right or wrong.
+
+        `search` takes it in place of the sentence; `detectors.save` keeps it.
+
+        Args:
+            query: The sentence.
+            marks: Mark.of(hit, right=True), or marks of files by name. One kind is enough; without
+                any it ranks as the sentence does. Of two marks on one excerpt the last counts.
+
+        Raises:
+            UserError: The model knows no word of the query, or the index does not have a file or
+                time of a mark.
+        """
+        check_query(query, self.model.text_encoder)
+        with self._lock:
+            with torch.no_grad():
+                text = self._encode_text([query]).float()[0]  # (D,)
+            return self._refinement.refine(query, text, marks)
+
+    def detect(
+        self, detector: Detector, min_probability: float | None = None, **filters: Any
+    ) -> list[Hit]:
+        """Find all excerpts that a detector accepts.
+
+        With TAP, in an index of more than MOST_DETECTED excerpts, it judges those that the first
+        stage ranks best.
+
+        Args:
+            detector: Of `refine` or of `detectors`, on an index of the same model.
+            min_probability: Accept from this probability; None: from the detector's threshold.
+            **filters: As for `search`.
+
+        Returns:
+            Answers, best first; of overlapping excerpts of a file only the best.
+
+        Raises:
+            UserError: A detector of another model.
+        """
+        detector.check_model(self.store.meta.model, self.path)
+        least = detector.threshold if min_probability is None else min_probability
+        with self._lock:
+            selection = self.store.select(Filters(**filters))
+            num_clips = self.store.count(selection)
+            num = MOST_DETECTED if self.model.pooling.keeps_frames else CANDIDATES
+            while True:
+                clips, likely = self._refinement.probabilities(detector, num, selection)
+                num_found = sum(own >= least for own in likely)
+                # The first stage's order is the final one, but with TAP.
+                if num >= num_clips or num_found < num or self.model.pooling.keeps_frames:
+                    text = torch.tensor(detector.text, device=self.model.temperature.device)
+                    return self._hits(clips[:num_found], likely[:num_found], text, num_found)
+                num *= 4
+
+    def _search_by(self, detector: Detector, k: int, **filters: Any) -> list[Hit]:
+        """Answer by a detector, in place of a sentence."""
+        detector.check_model(self.store.meta.model, self.path)
+        num_candidates = candidates_for(k)
+        text = torch.tensor(detector.text, device=self.model.temperature.device)
+        with self._lock:
+            selection = self.store.select(Filters(**filters))
+            while True:
+                clips, likely = self._refinement.probabilities(detector, num_candidates, selection)
+                hits = self._hits(clips, likely, text, k)
+                if len(hits) == k or len(clips) == self.store.count(selection):
+                    return hits
+                num_candidates *= 4  # too many candidates overlap
 
     def search_audio(self, audio: Sound, k: int = 10, **filters: Any) -> list[Hit]:
         """Find recordings that sound like a sound, by the cosines of the first stage's vectors.

@@ -9,6 +9,7 @@
     INDEX/catalogue.npz     the tables of a large index as arrays, to open it faster (catalogue.py)
     INDEX/unreadable.csv    files that were left out, with reasons
     INDEX/fast_text/        the model's text tower in 8 bit, once it was asked for (fast_text.py)
+    INDEX/detectors/        rankings learned from marks, NAME.json each (detectors.py)
     INDEX/.lock             held by the process that writes
 
 A writer appends rows first, and then confirms them in a transaction of SQLite. A kill at any moment

@@ -140,6 +140,23 @@ class TwoStage:
             yield torch.cat(waiting)
 
     @torch.no_grad()
+    def pooled(self, text: Tensor, clips: Sequence[int]) -> np.ndarray:
+        """Return TAP's outputs for one text float32 (D,) in clips, as float32 (K, D).
+
+        Their products with pooling.directions(text) are the text's scores.
+        """
+        if not len(clips):
+            return np.zeros((0, len(text)), np.float32)
+        (query,) = self._queries(text.to(self._value_map[0].device)[None])  # (D,)
+        self.clips.prefetch(clips)
+        averages = []
+        for clip in clips:
+            keys = self._keys(clip)  # (T, D)
+            averages.append((keys @ query).softmax(dim=0) @ keys)
+        mapped = functional.linear(torch.stack(averages), *self._value_map)
+        return self.pooling.directions(self.pooling.norm(mapped)).cpu().numpy()
+
+    @torch.no_grad()
     def heard(self, text: Tensor, clips: Sequence[int]) -> list[FrameCurves | None]:
         """Return numbers of a text float32 (D,) for the frames of each clip; None without frames.
 
