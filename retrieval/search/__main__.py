@@ -31,6 +31,7 @@ from retrieval.base.errors import OneLineParser, UserError, user_path
 from retrieval.base.files import atomic_writer, check_not_among, check_writable
 from retrieval.base.launch import check_environment
 from retrieval.base.progress import set_quiet, silence_transformers
+from retrieval.search.place_options import add_place, check_store_arguments
 
 if TYPE_CHECKING:
     from retrieval.moments.spans import Moment
@@ -69,12 +70,15 @@ def index(arguments: argparse.Namespace) -> int:
         batch_size=arguments.batch_size,
         mixed_precision=arguments.mixed_precision,
         overwrite=arguments.overwrite,
+        frames_store=arguments.frames_store,
+        shard=arguments.shard,
     )
     for file, reason in built.unreadable[:FILES_LISTED]:
         print(f"left out: {printable(file)}: {reason}", file=sys.stderr)
     if (num_more := len(built.unreadable) - FILES_LISTED) > 0:
-        listed = arguments.index / "unreadable.csv"
-        print(f"left out: {num_more} more, see {listed}", file=sys.stderr)
+        is_folder = isinstance(arguments.index, Path)
+        see = f", see {arguments.index / 'unreadable.csv'}" if is_folder else ""
+        print(f"left out: {num_more} more{see}", file=sys.stderr)
     hours, took = built.seconds / 3600, time.monotonic() - started
     counts = f"{built.num_files:,} files, {hours:.2f} hours; {built.changes}"
     print(f"{arguments.index}: {counts} in {took:.1f} s")
@@ -100,6 +104,7 @@ def query(arguments: argparse.Namespace) -> int:
         arguments.checkpoint,
         text_encoder=arguments.text_encoder,
         fast_text=arguments.fast_text,
+        frames_store=arguments.frames_store,
     )
     if not opened.is_complete:
         print(
@@ -176,7 +181,7 @@ def finish(
 def check_not_of_index(option: str, path: Path | None, index: "AudioIndex") -> None:
     """Raise UserError if an output is a recording of the index, or lies in its own folder."""
     resolved = path and path.resolve()
-    if resolved and resolved.is_relative_to(index.path.resolve()):
+    if resolved and resolved.is_relative_to(index.place.folder.resolve()):
         raise UserError(f"{option} {path} lies in the folder of the index: give another place")
     if resolved and resolved.is_relative_to(index.folder):
         name = resolved.relative_to(index.folder).as_posix()
@@ -332,9 +337,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--output", type=path_argument, metavar="PATH", help=output)
     clips = "write each stretch as a WAV too, to this new folder"
     add("--clips", type=path_argument, metavar="FOLDER", help=clips)
+    shard = (
+        "bring only this share of the files up to date, such as 3/16: other processes do the others"
+    )
+    making.add_argument("--shard", metavar="NUMBER/OF", help=shard)
     for command in (making, asking):
-        place = {"type": path_argument, "metavar": "DIR", "help": "folder of the index"}
-        command.add_argument("--index", required=command is making, **place)
+        add_place(command)
         default = "roberta-large" if command is making else "as when the index was made"
         tokenizer = (
             f"tokenizer of a .ckpt, which has none: a folder or hub name; default: {default}"
@@ -342,6 +350,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         command.add_argument("--text-encoder", type=path_argument, metavar="NAME", help=tokenizer)
         command.add_argument("--quiet", action="store_true", help="no progress bars")
     arguments = parser.parse_args(argv)
+    if arguments.command == "index":
+        if not arguments.index:
+            parser.error("give the place of the index: --index DIR, or --store URI")
+        check_store_arguments(arguments, parser)
     if arguments.command == "index" and arguments.batch_size < 1:
         parser.error(f"--batch-size must be at least 1, found {arguments.batch_size}")
     if arguments.command == "query":
@@ -384,10 +396,12 @@ def check_place(arguments: argparse.Namespace, parser: argparse.ArgumentParser) 
     """Exit with one line unless either an index or a file is searched, with options of its own."""
     if not arguments.index and not arguments.file:
         parser.error(
-            "give the place to search: --index DIR, or one file: --file FILE --checkpoint MODEL"
+            "give the place to search: --index DIR, or --store URI, or one file: --file FILE"
+            " --checkpoint MODEL"
         )
     if arguments.index and arguments.file:
         parser.error("--index and --file exclude each other: give one of them")
+    check_store_arguments(arguments, parser)
     if arguments.index:
         if arguments.method:
             parser.error("--method belongs to --file; an index has its own")

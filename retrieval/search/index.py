@@ -21,12 +21,13 @@ from retrieval.base.sound import UnreadableSound
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.pretrained import exact_name
 from retrieval.moments.locator import Located
+from retrieval.search.cluster.address import Address
 from retrieval.search.detectors import Detector, Detectors, Mark
 from retrieval.search.encoder import ExcerptEncoder, collate
 from retrieval.search.filters import Filters
 from retrieval.search.hits import FrameCurves, Hit, IndexedFile, make_hit
-from retrieval.search.local_store import LocalStore
 from retrieval.search.model_identity import ModelIdentity, load_model
+from retrieval.search.place import Place, place_of
 from retrieval.search.queries import check_query, query_notes
 from retrieval.search.refinement import Refinement
 from retrieval.search.sound import Excerpt, cut, read_excerpts
@@ -55,7 +56,8 @@ class AudioIndex:
     Searches may come from several threads; they take turns.
 
     Attributes:
-        path: Folder of the index.
+        place: Where it lives: a folder, or a database that several machines reach.
+        path: Its folder, or the address of the database.
         folder: Folder of the recordings.
         model: The model, a DualEncoder.
         store: Where its files, vectors and frames are.
@@ -66,12 +68,12 @@ class AudioIndex:
 
     def __init__(
         self,
-        path: Path,
+        place: Place,
         model: DualEncoder,
         store: Store,
         encode_text: Callable[[list[str]], torch.Tensor] | None = None,
     ):
-        self.path, self.model = path, model.eval()
+        self.place, self.path, self.model = place, place.name, model.eval()
         self.changes: Changes | None = None
         self._encode_text = encode_text or model.encode_text
         self._lock = threading.Lock()
@@ -117,7 +119,7 @@ class AudioIndex:
         cls,
         folder: str | Path,
         checkpoint: str | Path | None,
-        index: str | Path,
+        index: str | Path | Address,
         *,
         text_encoder: str | Path | None = None,
         excerpt_seconds: float | None = None,
@@ -126,6 +128,8 @@ class AudioIndex:
         batch_size: int = 16,
         mixed_precision: str = "auto",
         overwrite: bool = False,
+        frames_store: str | Path | None = None,
+        shard: str | None = None,
     ) -> "AudioIndex":
         """Index the recordings of a folder, or bring an index of them up to date.
 
@@ -134,7 +138,8 @@ class AudioIndex:
                 ones (at least half of them), which are then not encoded again.
             checkpoint: Model of any kind that load_pretrained takes; None: that of the existing
                 index.
-            index: Folder of the index.
+            index: Folder of the index; or postgresql://user@host/database?index=NAME, an index that
+                several machines write to and search in.
             text_encoder: Tokenizer of a .ckpt, a folder or hub name; None: that of the existing
                 index, or roberta-large.
             excerpt_seconds: Longest excerpt of a file; None: the model's clip_seconds, or at most
@@ -147,6 +152,9 @@ class AudioIndex:
             batch_size: Excerpts encoded at once.
             mixed_precision: Of the encoder: auto, no, bf16 or fp16.
             overwrite: Forget the content of the index.
+            frames_store: For a database, where the frames lie: a folder that all machines share, or
+                a URI of fsspec such as s3://bucket/prefix; None: as in the existing index.
+            shard: For a database, the share of the files to bring up to date: "3/16"; None: all.
 
         Returns:
             The index, with the counts of this update in `changes`.
@@ -156,10 +164,11 @@ class AudioIndex:
         """
         from retrieval.search.update import build_index  # here, because searches do not need it
 
+        place = place_of(index, frames_store=frames_store, shard=shard)
         model, store, changes = build_index(
             Path(folder),
             checkpoint,
-            Path(index),
+            place,
             text_encoder=text_encoder,
             excerpt_seconds=excerpt_seconds,
             hop_seconds=hop_seconds,
@@ -168,34 +177,36 @@ class AudioIndex:
             mixed_precision=mixed_precision,
             overwrite=overwrite,
         )
-        built = cls(Path(index), model, store)
+        built = cls(place, model, store)
         built.changes = changes
         return built
 
     @classmethod
     def open(
         cls,
-        index: str | Path,
+        index: str | Path | Address,
         checkpoint: str | Path | None = None,
         *,
         text_encoder: str | Path | None = None,
         fast_text: bool = False,
+        frames_store: str | Path | None = None,
     ) -> "AudioIndex":
         """Open an index and load its model, on the GPU if there is one.
 
         Args:
-            index: Folder of the index.
+            index: Folder of the index, or postgresql://user@host/database?index=NAME.
             checkpoint: Where its model is now; None: where it was.
             text_encoder: Tokenizer of a .ckpt, a folder or hub name; None: as when the index was
                 made.
             fast_text: On a CPU, encode sentences in 8 bit (retrieval.search.fast_text); the encoder
                 is made at the first time and kept in the index.
+            frames_store: For a database, where the frames are now; None: where they were.
 
         Raises:
             UserError: The index is absent or damaged, or the model is absent or another one.
         """
-        path = Path(index)
-        store = LocalStore(path)
+        location = place_of(index, frames_store=frames_store)
+        store, path = location.open(), location.name
         identity = store.meta.model
         text_encoder = text_encoder or identity.text_encoder
         place = checkpoint or identity.path
@@ -208,18 +219,19 @@ class AudioIndex:
         identity.check_same(ModelIdentity.of(place, text_encoder, identity), path)
         model = load_model(place, text_encoder)
         if not fast_text or model.temperature.device.type != "cpu":
-            return cls(path, model, store)
+            return cls(location, model, store)
         with needs_extra("export"):  # here, because it takes seconds to import
             from retrieval.search.fast_text import fast_text_encoder
 
-        return cls(path, model, store, fast_text_encoder(path, model, identity))
+        encode_text = fast_text_encoder(location.folder, model, identity)
+        return cls(location, model, store, encode_text)
 
     def add(self, *, batch_size: int = 16, mixed_precision: str = "auto") -> "Changes":
         """Bring the index up to date with its folder; arguments and errors as for `build`."""
         from retrieval.search.update import add_to_index
 
         store, self.changes = add_to_index(
-            self.path, self.store.meta, self.model, batch_size, mixed_precision
+            self.place, self.store.meta, self.model, batch_size, mixed_precision
         )
         with self._lock:
             self._load(store)
@@ -276,7 +288,7 @@ class AudioIndex:
     @property
     def detectors(self) -> Detectors:
         """The detectors that are saved in the index."""
-        return Detectors(self.path / "detectors")
+        return Detectors(self.place.folder / "detectors")
 
     def refine(self, query: str, marks: Sequence[Mark]) -> Detector:
         """Learn a ranking from a sentence and answers that were marked right or wrong.

@@ -68,7 +68,7 @@ class ModelIdentity(BaseModel):
         """sha256 of each file."""
         return {name: sha256 for name, (*_, sha256) in self.files.items()}
 
-    def check_same(self, other: "ModelIdentity", index: Path) -> None:
+    def check_same(self, other: "ModelIdentity", index: object) -> None:
         """Raise UserError if `other` is not this model, which made the index."""
         if self.digests != other.digests:
             raise UserError(

@@ -71,7 +71,7 @@ class IndexMeta(BaseModel):
     num_rows: NonNegativeInt = 0
     num_frames: NonNegativeInt = 0
 
-    def check_as_before(self, before: "IndexMeta", index: Path) -> None:
+    def check_as_before(self, before: "IndexMeta", index: object) -> None:
         """Raise UserError if an index made as `before` cannot be continued as this says."""
         before.model.check_same(self.model, index)
         if before.clip_seconds != self.clip_seconds:
@@ -161,14 +161,14 @@ def read_index_meta(folder: Path) -> IndexMeta:
         return read_meta(database, folder)
 
 
-def damaged(folder: Path, reason: str) -> UserError:
+def damaged(folder: object, reason: str) -> UserError:
     return UserError(
         f"index {folder} is damaged ({reason}); make it again: python -m retrieval.search index"
         f" FOLDER --index {folder} --overwrite"
     )
 
 
-def folder_gone(folder: Path, index: Path) -> UserError:
+def folder_gone(folder: Path, index: object) -> UserError:
     return UserError(
         f"folder {folder} of index {index} is gone; if it was moved, give its new place, and"
         " nothing is encoded again: python -m retrieval.search index ITS_NEW_PLACE"
@@ -227,6 +227,17 @@ def read_meta(database: sqlite3.Connection, folder: Path) -> IndexMeta:
     """Read the table `meta`. Raises UserError if it is damaged or of another version."""
     try:
         values = dict(database.execute("SELECT key, value FROM meta"))
+    except sqlite3.Error as error:
+        raise damaged(folder, one_line(error)) from None
+    return parse_meta(values, folder)
+
+
+def parse_meta(values: dict[str, str], index: object) -> IndexMeta:
+    """Read the rows of `meta`, whose values are JSON; `index` names the index in messages.
+
+    Raises UserError if they are damaged or of another version.
+    """
+    try:
         schema = json.loads(values.pop("schema"))
         if schema == SCHEMA:
             pairs = ", ".join(f"{json.dumps(key)}: {value}" for key, value in values.items())
@@ -237,18 +248,20 @@ def read_meta(database: sqlite3.Connection, folder: Path) -> IndexMeta:
             return meta
     except ValidationError as error:
         names = {".".join(map(str, wrong["loc"])) for wrong in error.errors()}
-        raise damaged(folder, f"wrong {', '.join(sorted(names))}") from None
-    except (sqlite3.Error, TypeError, ValueError, KeyError) as error:
-        raise damaged(folder, one_line(error)) from None
+        raise damaged(index, f"wrong {', '.join(sorted(names))}") from None
+    except (TypeError, ValueError, KeyError) as error:
+        raise damaged(index, one_line(error)) from None
     raise UserError(
-        f"index {folder} is of version {schema}, this program reads version {SCHEMA}; make it"
+        f"index {index} is of version {schema}, this program reads version {SCHEMA}; make it"
         " again with --overwrite"
     )
 
 
 def write_meta(database: sqlite3.Connection, meta: IndexMeta) -> None:
+    database.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", meta_rows(meta))
+
+
+def meta_rows(meta: IndexMeta) -> list[tuple[str, str]]:
+    """Return the rows of the table `meta`, as parse_meta reads them."""
     values = {"schema": SCHEMA} | meta.model_dump(mode="json", exclude_none=True)
-    database.executemany(
-        "INSERT OR REPLACE INTO meta VALUES (?, ?)",
-        [(key, json.dumps(value)) for key, value in values.items()],
-    )
+    return [(key, json.dumps(value)) for key, value in values.items()]

@@ -4,13 +4,16 @@ Letters: n queries, K clips, T frames, D = dim. Clips are excerpts of files, nam
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from torch import Tensor
 
+from retrieval.search.cluster.address import Address, Share
 from retrieval.search.filters import Filters
 from retrieval.search.hits import IndexedFile
+from retrieval.search.sound import Found
 from retrieval.search.storage import IndexMeta
 
 
@@ -100,3 +103,65 @@ class Store(ClipStore, Protocol):
 
     def clips_of(self, name: str) -> list[int]:
         """Return the clips of a file, by start."""
+
+
+class Writer(Protocol):
+    """An index, opened by the one process that brings it, or a share of it, up to date.
+
+    Changes count from the next `commit` on.
+
+    Attributes:
+        folder: Where the index lives.
+        meta: Its record.
+        share: Files that this writer keeps; the others it leaves as they are.
+    """
+
+    folder: Path | Address
+    meta: IndexMeta
+    share: Share
+
+    def files(self) -> dict[str, tuple[int, int | None]]:
+        """Return size and time of each file; time None if its content must be compared."""
+
+    def unreadable(self) -> dict[str, tuple[int | None, int | None]]:
+        """Return size and time of each file that was left out; None if it was not opened."""
+
+    def listed_unreadable(self) -> list[tuple[str, str]]:
+        """Return file and reason of each file that was left out."""
+
+    def digests(self) -> dict[str, str]:
+        """Return the sha256 of each file."""
+
+    def append(self, vectors: np.ndarray, frames: list[np.ndarray] | None) -> list[tuple]:
+        """Write encoded excerpts.
+
+        Args:
+            vectors: float32 (b, D).
+            frames: float16 (T, D) of each excerpt; None if the index holds none.
+
+        Returns:
+            Place of each excerpt, for `add_file`.
+        """
+
+    def add_file(
+        self, found: Found, sha256: str, seconds: float, excerpts: list[tuple[Any, ...]]
+    ) -> None:
+        """Add a file of that many s; excerpts: start and stop in s, then the place, of each."""
+
+    def add_known(self, found: Found, sha256: str) -> str | None:
+        """Add a file whose content the index has; return the other's name, None if it has not."""
+
+    def move_folder(self, folder: Path, recognised: list[tuple[Found, str]]) -> None:
+        """Make this the index of `folder`, with files that were recognised by their sha256."""
+
+    def add_unreadable(self, file: str, reason: str, found: Found | None = None) -> None:
+        """List a file that was left out; found: do not try it again while it is the same."""
+
+    def remove(self, file: str) -> None:
+        """Remove a file from the index, or from the list of those that were left out."""
+
+    def commit(self, **changes: Any) -> None:
+        """Make everything since the last commit part of the index; changes: of fields of `meta`."""
+
+    def finish(self) -> None:
+        """Remove numbers of files that are gone, and write the files that are derived."""

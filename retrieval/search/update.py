@@ -24,12 +24,11 @@ from retrieval.base.sound import READER_VERSION, SoundFacts, UnreadableSound
 from retrieval.models.dual_encoder import DualEncoder, check_finite
 from retrieval.models.pretrained import exact_name
 from retrieval.search.encoder import ExcerptEncoder
-from retrieval.search.local_store import LocalStore
 from retrieval.search.model_identity import ModelIdentity, load_model
+from retrieval.search.place import Place
 from retrieval.search.sound import Excerpt, Found, files_to_index, read_excerpts
-from retrieval.search.storage import DATABASE, IndexMeta, folder_gone, read_index_meta
-from retrieval.search.store import Store
-from retrieval.search.writer import IndexWriter, check_target, locked
+from retrieval.search.storage import IndexMeta, folder_gone
+from retrieval.search.store import Store, Writer
 
 Result = TypeVar("Result")
 SHORTEST_HOP, SHORTEST_EXCERPT = 0.1, 0.2  # s
@@ -73,7 +72,7 @@ class Changes:
 def build_index(
     folder: Path,
     checkpoint: str | Path | None,
-    path: Path,
+    place: Place,
     *,
     text_encoder: str | Path | None,
     excerpt_seconds: float | None,
@@ -83,7 +82,7 @@ def build_index(
     mixed_precision: str,
     overwrite: bool,
 ) -> tuple[DualEncoder, Store, Changes]:
-    """Make the index `path` or bring it up to date; the arguments are those of AudioIndex.build.
+    """Make the index at `place` or bring it up to date; arguments as for AudioIndex.build.
 
     All settings are checked before a model is loaded or anything is written.
     """
@@ -93,11 +92,12 @@ def build_index(
         )
     if str(folder.resolve()).encode("utf-8", "replace").decode() != str(folder.resolve()):
         raise UserError(f"the name of folder {os.fsencode(folder)!r} is not UTF-8: rename it")
-    check_target(path)
-    before = None if overwrite or not (path / DATABASE).exists() else read_index_meta(path)
+    index = place.name
+    place.check_target()
+    before = None if overwrite else place.read_meta()
     if before is None and checkpoint is None:
         raise UserError(
-            f"index {path} does not exist yet: add --checkpoint MODEL, such as runs/tap/best or"
+            f"index {index} does not exist yet: add --checkpoint MODEL, such as runs/tap/best or"
             " laion/clap-htsat-unfused"
         )
     files_to_index(folder)
@@ -105,7 +105,7 @@ def build_index(
     text_encoder = text_encoder or (before and before.model.text_encoder)
     identity = ModelIdentity.of(checkpoint, text_encoder, before and before.model)
     if before:
-        before.model.check_same(identity, path)
+        before.model.check_same(identity, index)
     model = load_model(checkpoint, text_encoder)
     check_finite(model, checkpoint, "index with")
     model.pooling.check_searchable()
@@ -135,13 +135,12 @@ def build_index(
         has_frames=keeps_frames(model, frames, before),
     )
     autocast = make_accelerator(mixed_precision, several=False).autocast
-    with locked(path):
-        with IndexWriter.opened(path, meta, overwrite) as writer:
-            meta.check_as_before(writer.meta, path)
-            writer.meta.model = meta.model  # its path may be new
-            encoder = ExcerptEncoder(model, autocast, batch_size, meta.has_frames)
-            changes = update_index(writer, folder, encoder)
-        return model, LocalStore(path), changes
+    with place.writer(meta, overwrite) as writer:
+        meta.check_as_before(writer.meta, index)
+        writer.meta.model = meta.model  # its path may be new
+        encoder = ExcerptEncoder(model, autocast, batch_size, meta.has_frames)
+        changes = update_index(writer, folder, encoder)
+    return model, place.open(), changes
 
 
 def keeps_frames(model: DualEncoder, frames: str | None, before: IndexMeta | None) -> bool:
@@ -175,30 +174,33 @@ def keeps_frames(model: DualEncoder, frames: str | None, before: IndexMeta | Non
 
 
 def add_to_index(
-    path: Path, meta: IndexMeta, model: DualEncoder, batch_size: int, mixed_precision: str
+    place: Place, meta: IndexMeta, model: DualEncoder, batch_size: int, mixed_precision: str
 ) -> tuple[Store, Changes]:
     """Bring an index that was opened as `meta` up to date with its folder. Raises UserError."""
     autocast = make_accelerator(mixed_precision, several=False).autocast
-    with locked(path):
-        if not (path / DATABASE).exists():
-            raise UserError(f"index {path} is gone; make it again")
-        with IndexWriter.opened(path, meta, overwrite=False) as writer:
-            meta.check_as_before(writer.meta, path)
-            folder = Path(writer.meta.folder)  # another process may have changed it
-            if not folder.is_dir():
-                raise folder_gone(folder, path)
-            encoder = ExcerptEncoder(model, autocast, batch_size, meta.has_frames)
-            changes = update_index(writer, folder, encoder)
-        return LocalStore(path), changes
+    if place.read_meta() is None:
+        raise UserError(f"index {place.name} is gone; make it again")
+    with place.writer(meta, overwrite=False) as writer:
+        meta.check_as_before(writer.meta, place.name)
+        folder = Path(writer.meta.folder)  # another process may have changed it
+        if not folder.is_dir():
+            raise folder_gone(folder, place.name)
+        encoder = ExcerptEncoder(model, autocast, batch_size, meta.has_frames)
+        changes = update_index(writer, folder, encoder)
+    return place.open(), changes
 
 
-def update_index(writer: IndexWriter, folder: Path, encoder: ExcerptEncoder) -> Changes:
+def update_index(writer: Writer, folder: Path, encoder: ExcerptEncoder) -> Changes:
     """Bring an index up to date with `folder`, which may be a new place of the indexed one.
 
     After an interruption the files that were encoded before stay in the index, and the next update
     continues from there. Raises UserError.
     """
     found, left_out, passed_over = files_to_index(folder, len(writer.files()))
+    # Keep the entries of folders that cannot be read.
+    closed = tuple(name for name in left_out if name.endswith("/"))
+    found = [file for file in found if writer.share.holds(file.file)]
+    left_out = {file: reason for file, reason in left_out.items() if writer.share.holds(file)}
     is_moved = writer.meta.folder != str(folder.resolve())
     moved = _take_over(writer, folder, found) if is_moved else set()
     known, unreadable = writer.files(), writer.unreadable()
@@ -216,8 +218,6 @@ def update_index(writer: IndexWriter, folder: Path, encoder: ExcerptEncoder) -> 
         writer.commit(complete=False)
     _Update(writer, folder, encoder, changes, known).run(work)
     present = {file.file for file in found}
-    # Keep the entries of folders that cannot be read.
-    closed = tuple(name for name in left_out if name.endswith("/"))
     for file in known.keys() - present:
         if not file.startswith(closed):
             writer.remove(file)
@@ -232,7 +232,7 @@ def update_index(writer: IndexWriter, folder: Path, encoder: ExcerptEncoder) -> 
     return changes
 
 
-def _take_over(writer: IndexWriter, folder: Path, files: list[Found]) -> set[str]:
+def _take_over(writer: Writer, folder: Path, files: list[Found]) -> set[str]:
     """Replace the indexed folder by `folder`, if it holds at least LEAST_IN_COMMON of its files.
 
     A folder of other recordings, given by mistake, would empty the index: it is refused. So is a
@@ -250,6 +250,12 @@ def _take_over(writer: IndexWriter, folder: Path, files: list[Found]) -> set[str
     Raises:
         UserError: The folder holds too few of the recordings.
     """
+    if not writer.share.is_all:
+        raise UserError(
+            f"index {writer.folder} is of folder {writer.meta.folder}, found {folder}; all machines"
+            " must see the recordings under one path; after a move, first run the command once"
+            " without --shard"
+        )
     digests, sizes = writer.digests(), {size for size, _ in writer.files().values()}
 
     def digest_or_none(file: Found) -> str | None:
@@ -306,7 +312,7 @@ class _Update:
 
     def __init__(
         self,
-        writer: IndexWriter,
+        writer: Writer,
         folder: Path,
         encoder: ExcerptEncoder,
         changes: Changes,

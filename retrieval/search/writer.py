@@ -15,6 +15,7 @@ from retrieval.base.errors import UserError
 from retrieval.base.files import atomic_writer, disk_errors
 from retrieval.base.locks import LOCK, take_lock
 from retrieval.search.catalogue import CATALOGUE, COUNTER, update_saved
+from retrieval.search.cluster.address import Share
 from retrieval.search.sound import Found
 from retrieval.search.storage import (
     DATABASE,
@@ -63,7 +64,10 @@ class IndexWriter:
     Attributes:
         folder: Folder of the index.
         meta: Its record, with the rows appended since.
+        share: The files that it keeps: all.
     """
+
+    share = Share()
 
     def __init__(self, folder: Path, database: sqlite3.Connection):
         self.folder, self.database = folder, database

@@ -24,6 +24,7 @@ from retrieval.base.errors import OneLineParser, UserError
 from retrieval.base.extras import needs_extra
 from retrieval.base.launch import check_environment
 from retrieval.base.progress import silence_transformers
+from retrieval.search.place_options import add_place, check_store_arguments
 
 PASSWORD_VARIABLE = "RETRIEVAL_PASSWORD"
 SHORTEST_PASSWORD = 8
@@ -36,8 +37,7 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    made = "folder that `python -m retrieval.search index` made"
-    add("--index", type=Path, required=True, help=made)
+    add_place(parser)
     host = "address to listen at; default: 127.0.0.1, this machine only"
     add("--host", default="127.0.0.1", help=host)
     add("--port", type=int, default=7860, help="default: 7860; 0: any free port")
@@ -55,6 +55,9 @@ def main(argv: list[str] | None = None) -> int:
     everyone = "open the page to everyone who reaches the port"
     add("--no-password", action="store_true", help=everyone)
     arguments = parser.parse_args(argv)
+    if not arguments.index:
+        parser.error("give the index that `python -m retrieval.search index` made: --index DIR")
+    check_store_arguments(arguments, parser)
     if not 0 <= arguments.port <= 65535:
         parser.error(f"--port must be 0 to 65535, found {arguments.port}")
     if arguments.password is not None and arguments.no_password:
@@ -84,6 +87,7 @@ def main(argv: list[str] | None = None) -> int:
             arguments.checkpoint,
             text_encoder=arguments.text_encoder,
             fast_text=arguments.fast_text,
+            frames_store=arguments.frames_store,
         )
         logging.getLogger("httpx").setLevel(logging.WARNING)
         address, port = listener.getsockname()[:2]

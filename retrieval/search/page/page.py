@@ -17,6 +17,7 @@ import gradio as gr
 
 from retrieval.base.errors import UserError
 from retrieval.search import AudioIndex, Hit
+from retrieval.search.cluster.address import StoreError
 from retrieval.search.page.audio import read_excerpt
 from retrieval.search.page.clients import MAX_UPLOAD_MIB, Clients
 from retrieval.search.page.events import UPLOAD_FIELD
@@ -158,8 +159,14 @@ def answered(function: Callable[..., tuple[str, str]]) -> Callable[..., tuple[st
                     " index it again"
                 )
             return function(self, *arguments)
+        except StoreError as error:
+            logger.error("%s", error)
+            reason = (
+                "the index cannot be reached now: ask again in a while; the log of the command that"
+                " started the page has the reason"
+            )
         except UserError as error:
-            known = (self.index.folder, self.index.path, self.clients.folder)
+            known = (self.index.folder, self.index.place.folder, self.clients.folder)
             reason = without_folders(str(error), *known)
         except Exception:
             logger.exception("the page could not answer")

@@ -1,0 +1,145 @@
+"""Frames of an index beyond one machine: objects in a folder or store that all machines reach.
+
+    ROOT/NAME-UID/0/17.f16      frames of the excerpts that were encoded together, one after the
+                                other; never changed
+
+ROOT is anything that fsspec opens: a shared folder, s3://bucket/prefix, ... A writer registers an
+object in the database before it writes it, and removes it an hour after the last excerpt that names
+it is gone. So a killed writer leaves no object behind for ever, and a query that is under way still
+finds those that it needs.
+
+Letters: T frames, D = dim.
+"""
+
+from collections.abc import Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from retrieval.base.errors import UserError, one_line
+from retrieval.base.extras import needs_extra
+from retrieval.base.files import atomic_path
+from retrieval.search.cluster.address import StoreError, redacted
+
+with needs_extra("search-cluster"):
+    import fsspec
+    from fsspec.implementations.local import LocalFileSystem
+
+OBJECTS_A_FOLDER = 1000
+DTYPE = np.dtype("<f2")
+
+
+class FramesPlace(NamedTuple):
+    """Place of the frames of an excerpt: object, first row, number of rows."""
+
+    object: int
+    first: int
+    count: int
+
+
+class FrameObjects:
+    """Writes and reads the objects of one index.
+
+    Args:
+        root: Folder, or a URI of fsspec.
+        folder: Name of the index's own folder in it.
+        dim: D.
+
+    Raises:
+        UserError: No such kind of store, or its package is absent.
+    """
+
+    def __init__(self, root: str, folder: str, dim: int):
+        self.root, self.folder, self.dim = root, folder, dim
+        self.shown = redacted(root)
+        if "::" in root:
+            raise UserError(f"--frames-store {self.shown}: chains of stores are not supported")
+        try:
+            self._files, self._root = fsspec.core.url_to_fs(root)
+        except (ImportError, ValueError) as error:
+            raise UserError(
+                f"--frames-store {self.shown} cannot be opened ({one_line(error)}): give a folder,"
+                " or a URI of fsspec whose package is installed, such as s3fs for s3://"
+            ) from None
+        self._root = self._root.rstrip("/")
+
+    def path(self, number: int) -> str:
+        part = number // OBJECTS_A_FOLDER
+        return f"{self._root}/{self.folder}/{part}/{number}.f16"
+
+    def check_writable(self) -> None:
+        """Raise UserError unless an object can be written and removed."""
+        probe = f"{self._root}/{self.folder}/probe"
+        with self._explained("written"):
+            self._write(probe, b"probe")
+            self._files.rm_file(probe)
+
+    def write(self, number: int, frames: list[np.ndarray]) -> None:
+        """Write the frames (T, D) of some excerpts as an object. Raises UserError."""
+        rows = np.concatenate(frames).astype(DTYPE, copy=False)
+        with self._explained("written"):
+            self._write(self.path(number), rows.tobytes())
+
+    def _write(self, path: str, content: bytes) -> None:
+        if isinstance(self._files, LocalFileSystem):
+            with atomic_path(Path(path)) as temporary:
+                temporary.write_bytes(content)
+        else:
+            self._files.pipe_file(path, content)
+
+    def read(self, places: Sequence[FramesPlace]) -> list[np.ndarray]:
+        """Read the frames float16 (T, D) of several excerpts, side by side.
+
+        Raises:
+            UserError: The store cannot be reached, or an object is absent or too short.
+        """
+        row = self.dim * DTYPE.itemsize  # bytes
+        paths = [self.path(place.object) for place in places]
+        starts = [place.first * row for place in places]
+        stops = [(place.first + place.count) * row for place in places]
+        with self._explained("read"):
+            parts = self._files.cat_ranges(paths, starts, stops, on_error="raise")
+        arrays = []
+        for place, path, part in zip(places, paths, parts, strict=True):
+            if len(part) != place.count * row:
+                raise StoreError(f"{path} is shorter than it was written: the index is damaged")
+            # torch wants arrays that may be written to
+            rows = np.frombuffer(bytearray(part), DTYPE)
+            arrays.append(rows.reshape(place.count, self.dim))
+        return arrays
+
+    def remove(self, number: int) -> None:
+        """Remove an object, which may be absent. Raises UserError."""
+        with self._explained("written"):
+            try:
+                self._files.rm_file(self.path(number))
+            except FileNotFoundError:
+                pass  # its writer was killed before it wrote it
+
+    def remove_all(self) -> None:
+        """Remove all objects of the index. Raises UserError."""
+        with self._explained("written"):
+            try:
+                self._files.rm(f"{self._root}/{self.folder}", recursive=True)
+            except FileNotFoundError:
+                pass
+
+    @contextmanager
+    def _explained(self, verb: str):
+        try:
+            yield
+        except UserError:
+            raise
+        except FileNotFoundError as error:
+            reason = f"{error.filename or one_line(error)} is not there"
+            raise StoreError(
+                f"--frames-store {self.shown} cannot be {verb}: {reason}; give its place now, or"
+                " make the index again with --overwrite"
+            ) from None
+        except Exception as error:  # of each store's own kinds
+            raise StoreError(
+                f"--frames-store {self.shown} cannot be {verb} ({redacted(one_line(error))}); check"
+                " that it is reachable from this machine, and its permissions"
+            ) from None
