@@ -22,7 +22,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from retrieval.search.index import AudioIndex
 
 FILES_LISTED = 20
+LONGEST_VALUE_SHOWN = 40  # characters
 COLUMNS = ("query", "rank", "score", "file", "from", "to", "excerpt_from", "excerpt_to")
 COLUMNS += ("file_seconds", "moments")
 METHODS = ("auto", "head", "contribution", "runs")  # those of retrieval.moments.locator
@@ -72,6 +73,7 @@ def index(arguments: argparse.Namespace) -> int:
         overwrite=arguments.overwrite,
         frames_store=arguments.frames_store,
         shard=arguments.shard,
+        metadata=arguments.metadata,
     )
     for file, reason in built.unreadable[:FILES_LISTED]:
         print(f"left out: {printable(file)}: {reason}", file=sys.stderr)
@@ -82,6 +84,17 @@ def index(arguments: argparse.Namespace) -> int:
     hours, took = built.seconds / 3600, time.monotonic() - started
     counts = f"{built.num_files:,} files, {hours:.2f} hours; {built.changes}"
     print(f"{arguments.index}: {counts} in {took:.1f} s")
+    if metadata := built.changes.metadata:
+        kinds = ", ".join(f"{printable(name)} ({kind})" for name, kind in metadata.columns.items())
+        num_known = sum(built.file(file) is not None for file in metadata.fields)
+        print(f"metadata: of {num_known:,} of {built.num_files:,} files; columns: {kinds}")
+        if metadata.num_unknown:
+            first = ", ".join(metadata.unknown)
+            more = ", ..." if metadata.num_unknown > len(metadata.unknown) else ""
+            print(
+                f"note: {metadata.num_unknown:,} rows of {arguments.metadata} name no file of the"
+                f" folder: {first}{more}"
+            )
     if passed_over := built.changes.passed_over:
         common = passed_over.most_common(10)
         endings = ", ".join(f"{number:,} {ending or 'without ending'}" for ending, number in common)
@@ -96,9 +109,11 @@ def index(arguments: argparse.Namespace) -> int:
 
 def query(arguments: argparse.Namespace) -> int:
     from retrieval.search.index import AudioIndex
+    from retrieval.search.metadata import parse_where
     from retrieval.search.queries import read_query_file
 
     queries = read_query_file(arguments.queries) if arguments.queries else [arguments.text]
+    where = parse_where(arguments.where)
     opened = AudioIndex.open(
         arguments.index,
         arguments.checkpoint,
@@ -122,6 +137,7 @@ def query(arguments: argparse.Namespace) -> int:
             f" {', '.join(opened.folders[:FILES_LISTED]) or 'none'}"
         )
     limits = {"min_seconds": arguments.min_seconds, "max_seconds": arguments.max_seconds}
+    limits |= {"where": where}
     if arguments.audio:
         hits = opened.search_audio(arguments.audio, arguments.k, within=within, **limits)
         answers = [(str(arguments.audio), hits)]
@@ -140,7 +156,7 @@ def query(arguments: argparse.Namespace) -> int:
             gone.add(file)
     for note in notes:
         print(note, file=sys.stderr)
-    finish(answers, opened.path_of, gone, arguments)
+    finish(answers, opened.path_of, gone, arguments, list(opened.store.columns))
     return 0
 
 
@@ -169,10 +185,11 @@ def finish(
     path_of: Callable[[str], Path],
     gone: set[str],
     arguments: argparse.Namespace,
+    columns: Sequence[str] = (),
 ) -> None:
-    """Write and print answers; gone: files that are no longer there."""
+    """Write and print answers; gone: files that are no longer there; columns: of metadata."""
     written = export(answers, path_of, gone, arguments)
-    write_answers(answers, arguments)
+    write_answers(answers, arguments, columns)
     if not arguments.json:
         for line in written:
             print(f"written: {line}")
@@ -215,8 +232,12 @@ def export(
     return written
 
 
-def write_answers(answers: list[tuple[str, list["Hit"]]], arguments: argparse.Namespace) -> None:
-    """Print answers as lines or JSON, and write them to --csv."""
+def write_answers(
+    answers: list[tuple[str, list["Hit"]]],
+    arguments: argparse.Namespace,
+    columns: Sequence[str] = (),
+) -> None:
+    """Print answers as lines or JSON, and write them to --csv; columns: of metadata."""
 
     def row(hit: "Hit") -> tuple:
         times = hit.attended_from, hit.attended_to, hit.start, hit.end, hit.seconds
@@ -230,13 +251,21 @@ def write_answers(answers: list[tuple[str, list["Hit"]]], arguments: argparse.Na
         return [{"from": start, "to": end, "score": round(own, 6)} for start, end, own in rounded]
 
     if arguments.csv:
-        rows = [(text, *row(hit), spans(hit)) for text, hits in answers for hit in hits]
+        rows = [
+            (text, *row(hit), spans(hit), *(hit.metadata.get(name, "") for name in columns))
+            for text, hits in answers
+            for hit in hits
+        ]
         with atomic_writer(arguments.csv) as file:
-            csv.writer(file).writerows([COLUMNS, *rows])
+            csv.writer(file).writerows([(*COLUMNS, *columns), *rows])
     if arguments.json:
         content = []
         for text, hits in answers:
-            rows = [dict(zip(COLUMNS[1:], (*row(hit), objects(hit)), strict=True)) for hit in hits]
+            rows = [
+                dict(zip(COLUMNS[1:], (*row(hit), objects(hit)), strict=True))
+                | ({"metadata": hit.metadata} if columns else {})
+                for hit in hits
+            ]
             content.append({"query": text, "hits": rows})
         print(json.dumps(content, indent=2, ensure_ascii=False))
         return
@@ -247,7 +276,10 @@ def write_answers(answers: list[tuple[str, list["Hit"]]], arguments: argparse.Na
         for hit in hits:
             first, *others = hit.moments
             more = f"{f'(+{len(others)})' if others else '':5}" if several else ""
-            print(f"{hit.rank:3}  {hit.score:6.3f}  {place(first)}{more}  {printable(hit.file)}")
+            about = ", ".join(map(shown, hit.metadata.values()))
+            about = f"  ({about})" if about else ""
+            file = printable(hit.file)
+            print(f"{hit.rank:3}  {hit.score:6.3f}  {place(first)}{more}  {file}{about}")
             for moment in others if arguments.moments else ():
                 print(f"{'':3}  {moment.score:6.3f}  {place(moment)}")
     if arguments.csv:
@@ -263,6 +295,12 @@ def printable(file: str) -> str:
     return "".join(
         character if character.isprintable() else repr(character)[1:-1] for character in file
     )
+
+
+def shown(value: str | float) -> str:
+    """Format a value of metadata; long texts are cut."""
+    text = printable(value) if isinstance(value, str) else f"{value:.10g}"
+    return text if len(text) <= LONGEST_VALUE_SHOWN else f"{text[:LONGEST_VALUE_SHOWN]}..."
 
 
 def clock(seconds: float) -> str:
@@ -298,6 +336,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         " default: float16, if the model has several frames a window"
     )
     add("--frames", choices=["float16", "none"], help=frames)
+    metadata = (
+        "CSV with a column file_name; its other columns become filters; default: that of the index"
+    )
+    add("--metadata", type=path_argument, metavar="FILE", help=metadata)
     add("--batch-size", type=int, default=16, help="excerpts encoded at once")
     precisions = ["auto", "no", "bf16", "fp16"]
     add("--mixed-precision", choices=precisions, default="auto", help="of the encoder")
@@ -323,6 +365,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--min-seconds", type=float, default=0.0, help="only files of this length or longer")
     longest = "only files of this length or shorter"
     add("--max-seconds", type=float, default=float("inf"), help=longest)
+    where = (
+        "only files of such metadata, place=forest, or a range of numbers, year=2020..2024; may be"
+        " repeated: a column given twice accepts both values"
+    )
+    add("--where", action="append", default=[], metavar="COLUMN=VALUE", help=where)
     fast = "use a text encoder in 8 bit, on a CPU; it is made at the first use"
     add("--fast-text", action="store_true", help=fast)
     add("--moments", action="store_true", help="print all stretches of an answer, a line each")
@@ -413,6 +460,7 @@ def check_place(arguments: argparse.Namespace, parser: argparse.ArgumentParser) 
         "--within": arguments.within,
         "--min-seconds": arguments.min_seconds > 0,
         "--max-seconds": arguments.max_seconds < float("inf"),
+        "--where": arguments.where,
         "--fast-text": arguments.fast_text,
     }
     if wrong := [option for option, is_given in of_an_index.items() if is_given]:

@@ -73,6 +73,13 @@ class Files(Sequence):
         first = int(self.ends[number - 1]) if number else 0
         return self.names[first : int(self.ends[number])].tobytes()
 
+    def all_names(self) -> Iterator[str]:
+        """Yield all names in order, as fast as a list of them."""
+        names, first = self.names.tobytes(), 0
+        for end in self.ends.tolist():
+            yield names[first:end].decode()
+            first = end
+
     def place(self, name: str | bytes) -> int:
         """Return the number of the first file whose name is not before `name`."""
         encoded = name.encode("utf-8", "surrogatepass") if isinstance(name, str) else name

@@ -15,7 +15,8 @@ class Filters:
         min_seconds: Shortest length.
         max_seconds: Longest length.
         without: Name of a file that may not be found; "": none.
-        where: Accepted values by column of the metadata.
+        where: Accepted values by column of the metadata, as resolve_where takes them, such as
+            {"place": "forest", "year": (2020, 2024)}. A list accepts each of its values.
     """
 
     within: str = ""

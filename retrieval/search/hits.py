@@ -1,12 +1,13 @@
 """Answers of a search. Letters: T frames."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from retrieval.moments.export import Stretch
 from retrieval.moments.spans import Moment, over_threshold, peaks
+from retrieval.search.metadata import Fields
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Hit:
         seconds: Length of the file.
         attention: TAP's weights float32 (T,), which sum to 1; None for other poolings and sounds.
         frame_seconds: Length of a frame; frame t is centred at start + (t + 0.5) * frame_seconds.
+        metadata: Known values of the file by column, if the index has metadata.
     """
 
     rank: int
@@ -52,6 +54,7 @@ class Hit:
     seconds: float
     attention: np.ndarray | None
     frame_seconds: float
+    metadata: Fields = field(default_factory=dict)
 
     @property
     def attended_from(self) -> float:

@@ -7,6 +7,7 @@ import math
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from retrieval.moments.locator import Located
 from retrieval.search.cluster.address import Address
 from retrieval.search.detectors import Detector, Detectors, Mark
 from retrieval.search.encoder import ExcerptEncoder, collate
+from retrieval.search.facets import MOST_VALUES, Facets
 from retrieval.search.filters import Filters
 from retrieval.search.hits import FrameCurves, Hit, IndexedFile, make_hit
 from retrieval.search.model_identity import ModelIdentity, load_model
@@ -130,6 +132,7 @@ class AudioIndex:
         overwrite: bool = False,
         frames_store: str | Path | None = None,
         shard: str | None = None,
+        metadata: str | Path | None = None,
     ) -> "AudioIndex":
         """Index the recordings of a folder, or bring an index of them up to date.
 
@@ -155,6 +158,8 @@ class AudioIndex:
             frames_store: For a database, where the frames lie: a folder that all machines share, or
                 a URI of fsspec such as s3://bucket/prefix; None: as in the existing index.
             shard: For a database, the share of the files to bring up to date: "3/16"; None: all.
+            metadata: CSV whose columns become filters, see retrieval.search.metadata; None: that
+                of the existing index.
 
         Returns:
             The index, with the counts of this update in `changes`.
@@ -176,6 +181,7 @@ class AudioIndex:
             batch_size=batch_size,
             mixed_precision=mixed_precision,
             overwrite=overwrite,
+            metadata=None if metadata is None else Path(metadata),
         )
         built = cls(place, model, store)
         built.changes = changes
@@ -244,7 +250,8 @@ class AudioIndex:
             query: The sentence, or a detector of `refine`, whose probabilities are then the scores.
             k: Number of answers.
             **filters: Those of Filters: within="birds/owls", only files below that folder of the
-                indexed one; min_seconds and max_seconds, only files of such a length; ...
+                indexed one; min_seconds and max_seconds, only files of such a length;
+                where={"place": "forest", "year": (2020, 2024)}, only files of such metadata.
 
         Returns:
             At most k answers, best first; of overlapping excerpts of a file only the best.
@@ -473,6 +480,14 @@ class AudioIndex:
         """Name the words of a query that the model does not know or read; None without any."""
         return query_notes(query, self.model.text_encoder)
 
+    def facets(self, most_values: int = MOST_VALUES) -> Facets:
+        """Count the files of each folder, and of each value in the columns of metadata.
+
+        most_values: Of a column, the most frequent ones.
+        """
+        with self._lock:
+            return self.store.facets(most_values)
+
     def path_of(self, file: str) -> Path:
         """Return the path of a file of the index.
 
@@ -527,12 +542,14 @@ class AudioIndex:
         if text is not None:
             numbers = [excerpt.clip for excerpt, _ in chosen]
             heard = (self._asked if self._has_head else self._two_stage.heard)(text, numbers)
+        fields = self.store.fields([excerpt.file.file for excerpt, _ in chosen])
         rate, hits = self.model.sample_rate, []
         for ((_, file, start, end), score), own in zip(chosen, heard, strict=True):
             num_frames = 0 if own is None else len(own.values)
             centres = self.model.windows.frame_centres(num_frames) / rate  # (T,)
             frames = centres, self.model.frame_seconds, threshold
-            hits.append(make_hit(len(hits) + 1, score, file, start, end, own, *frames))
+            hit = make_hit(len(hits) + 1, score, file, start, end, own, *frames)
+            hits.append(replace(hit, metadata=fields.get(file.file, {})))
         return hits
 
     @property

@@ -10,10 +10,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from retrieval.base.errors import UserError
 from retrieval.search.clips import IndexedClips
+from retrieval.search.facets import Facets, MetadataArrays
 from retrieval.search.filters import Filters
 from retrieval.search.hits import IndexedFile
-from retrieval.search.storage import read_index
+from retrieval.search.metadata import Fields, resolve_where
+from retrieval.search.metadata_storage import read_column, read_columns, read_fields
+from retrieval.search.storage import connect, read_index
 from retrieval.search.store import IndexedExcerpt
 
 
@@ -32,6 +36,7 @@ class LocalStore(IndexedClips):
         table = self._catalogue = contents.catalogue
         frames = None if contents.frames is None else torch.from_numpy(contents.frames)
         super().__init__(contents.vectors, frames, table.first_frames, table.num_frames, table.rows)
+        self.path, self.columns = path, contents.columns
         self.meta, self.unreadable = contents.meta, contents.unreadable
         self.files, self.num_files = table.files, len(table.files)
         self.seconds = float(table.files.seconds.sum())
@@ -55,6 +60,9 @@ class LocalStore(IndexedClips):
             good[: inside.start] = good[inside.stop :] = False
         if filters.without and (number := files.number(filters.without)) is not None:
             good[number] = False
+        if filters.where:
+            known = self._metadata.values(list(filters.where))
+            good &= self._metadata.select(resolve_where(filters.where, known))
         return None if good.all() else good[self._catalogue.file_of]
 
     def excerpts(self, clips: Sequence[int]) -> list[IndexedExcerpt]:
@@ -71,3 +79,29 @@ class LocalStore(IndexedClips):
             return []
         first, stop = np.searchsorted(file_of, [number, number + 1]).tolist()
         return list(range(first, stop))
+
+    @cached_property
+    def _metadata(self) -> MetadataArrays:
+        return MetadataArrays(self.columns, self.num_files, self._read_column)
+
+    def _read_column(self, column: str) -> list[str | float | None]:
+        with connect(self.path) as database:
+            database.execute("BEGIN")
+            if read_columns(database) != self.columns:
+                raise UserError(
+                    f"index {self.path} was given other metadata meanwhile; open it again"
+                )
+            found = read_column(database, list(self.columns).index(column))
+        return [found.get(name) for name in self.files.all_names()]
+
+    def fields(self, names: Sequence[str]) -> dict[str, Fields]:
+        if not self.columns:
+            return {}
+        with connect(self.path) as database:
+            database.execute("BEGIN")
+            return read_fields(database, names)
+
+    def facets(self, most_values: int) -> Facets:
+        below = ((folder, self.files.below(folder)) for folder in self.folders)
+        folders = tuple((folder, inside.stop - inside.start) for folder, inside in below)
+        return Facets(folders, self._metadata.facets(most_values))

@@ -41,7 +41,7 @@ def statements_to_copy(file: str, new: str, num_columns: int) -> Iterator[Statem
         yield copy, (new, file)
 
 
-def read_kinds(database: sqlite3.Connection) -> dict[str, Kind]:
+def read_columns(database: sqlite3.Connection) -> dict[str, Kind]:
     """Read the kind of each column, in order; none if the index has no metadata."""
     there = "SELECT count(*) FROM sqlite_master WHERE name = 'metadata_columns'"
     if not database.execute(there).fetchone()[0]:
@@ -57,11 +57,9 @@ def read_column(database: sqlite3.Connection, position: int) -> dict[str, str | 
     return dict(database.execute(query))
 
 
-def read_fields(
-    database: sqlite3.Connection, kinds: dict[str, Kind], files: Sequence[str]
-) -> dict[str, Fields]:
-    """Read the known values of some files; a file without any is left out."""
-    found: dict[str, Fields] = {}
+def read_fields(database: sqlite3.Connection, files: Sequence[str]) -> dict[str, Fields]:
+    """Read the known values of some files; a file without a row is left out."""
+    kinds, found = read_columns(database), {}
     for first in range(0, len(files) if kinds else 0, FILES_AT_ONCE):
         part = tuple(files[first : first + FILES_AT_ONCE])
         query = f"SELECT * FROM metadata WHERE file IN ({', '.join('?' * len(part))})"

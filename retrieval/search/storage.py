@@ -33,6 +33,8 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 from retrieval.base.access import check_readable
 from retrieval.base.errors import UserError, one_line
 from retrieval.search.catalogue import COUNTER, Catalogue, stamp_of
+from retrieval.search.metadata import Kind
+from retrieval.search.metadata_storage import read_columns
 from retrieval.search.model_identity import ModelIdentity
 
 SCHEMA = 1
@@ -103,6 +105,7 @@ class Contents:
         unreadable: (file, reason) of the files that were left out.
         vectors: float32 (rows, D), mapped.
         frames: float16 (frames of all rows, D), mapped, or None.
+        columns: Kind of each column of metadata.
     """
 
     meta: IndexMeta
@@ -110,6 +113,7 @@ class Contents:
     unreadable: list[tuple[str, str]]
     vectors: np.ndarray
     frames: np.ndarray | None
+    columns: dict[str, Kind]
 
 
 def read_index(folder: Path) -> Contents:
@@ -143,6 +147,7 @@ def _read_state(folder: Path) -> Contents:
             catalogue = Catalogue.read(database)
         query = "SELECT file, reason FROM unreadable ORDER BY file"
         unreadable = database.execute(query).fetchall()
+        columns = read_columns(database)
     ends = catalogue.first_frames + catalogue.num_frames  # (B,)
     is_wrong = (catalogue.rows < 0) | (catalogue.rows >= meta.num_rows)
     is_wrong |= (catalogue.first_frames < 0) | (ends > meta.num_frames)
@@ -151,7 +156,7 @@ def _read_state(folder: Path) -> Contents:
     sample = vectors[:: max(1, len(vectors) // ROWS_CHECKED)]
     if is_wrong.any() or not np.isfinite(sample).all():
         raise damaged(folder, "its vectors are not those that were written")
-    return Contents(meta, catalogue, unreadable, vectors, frames)
+    return Contents(meta, catalogue, unreadable, vectors, frames, columns)
 
 
 def read_index_meta(folder: Path) -> IndexMeta:

@@ -3,7 +3,7 @@
 Letters: n queries, K clips, T frames, D = dim. Clips are excerpts of files, named by numbers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -11,8 +11,10 @@ import numpy as np
 from torch import Tensor
 
 from retrieval.search.cluster.address import Address, Share
+from retrieval.search.facets import Facets
 from retrieval.search.filters import Filters
 from retrieval.search.hits import IndexedFile
+from retrieval.search.metadata import Fields, Kind, Metadata
 from retrieval.search.sound import Found
 from retrieval.search.storage import IndexMeta
 
@@ -83,6 +85,7 @@ class Store(ClipStore, Protocol):
         seconds: Their length, added up.
         folders: Folders with files.
         unreadable: (file, reason) of the files that were left out.
+        columns: Kind of each column of metadata.
     """
 
     meta: IndexMeta
@@ -91,18 +94,28 @@ class Store(ClipStore, Protocol):
     seconds: float
     folders: list[str]
     unreadable: list[tuple[str, str]]
+    columns: Mapping[str, Kind]
 
     def file(self, name: str) -> IndexedFile | None:
         """Return a file by name; None if the index has no such file."""
 
     def select(self, filters: Filters) -> Any:
-        """Return the clips that pass the filters, in the store's own form; None: all clips."""
+        """Return the clips that pass the filters, in the store's own form; None: all clips.
+
+        Raises UserError if `where` names an unknown column or value; see resolve_where.
+        """
 
     def excerpts(self, clips: Sequence[int]) -> list[IndexedExcerpt]:
         """Return file and times of each clip."""
 
     def clips_of(self, name: str) -> list[int]:
         """Return the clips of a file, by start."""
+
+    def fields(self, names: Sequence[str]) -> dict[str, Fields]:
+        """Return the known metadata of some files; a file without any may be left out."""
+
+    def facets(self, most_values: int) -> Facets:
+        """Count what there is to filter by, at most so many values of a column."""
 
 
 class Writer(Protocol):
@@ -165,3 +178,6 @@ class Writer(Protocol):
 
     def finish(self) -> None:
         """Remove numbers of files that are gone, and write the files that are derived."""
+
+    def replace_metadata(self, metadata: Metadata) -> None:
+        """Replace the metadata of all files."""

@@ -24,6 +24,7 @@ from retrieval.base.sound import READER_VERSION, SoundFacts, UnreadableSound
 from retrieval.models.dual_encoder import DualEncoder, check_finite
 from retrieval.models.pretrained import exact_name
 from retrieval.search.encoder import ExcerptEncoder
+from retrieval.search.metadata import Metadata, read_metadata
 from retrieval.search.model_identity import ModelIdentity, load_model
 from retrieval.search.place import Place
 from retrieval.search.sound import Excerpt, Found, files_to_index, read_excerpts
@@ -52,6 +53,7 @@ class Changes:
         one_channel: Added or changed files whose channels cancel each other: their first channel
             was used.
         passed_over: Number of files that are not sound files, by ending.
+        metadata: That of --metadata.
     """
 
     added: int = 0
@@ -62,6 +64,7 @@ class Changes:
     unreadable: list[tuple[str, str]] = field(default_factory=list)
     one_channel: int = 0
     passed_over: Counter[str] = field(default_factory=Counter)
+    metadata: Metadata | None = None
 
     def __str__(self) -> str:
         names = ("added", "changed", "moved", "removed", "unchanged")
@@ -81,6 +84,7 @@ def build_index(
     batch_size: int,
     mixed_precision: str,
     overwrite: bool,
+    metadata: Path | None,
 ) -> tuple[DualEncoder, Store, Changes]:
     """Make the index at `place` or bring it up to date; arguments as for AudioIndex.build.
 
@@ -100,7 +104,8 @@ def build_index(
             f"index {index} does not exist yet: add --checkpoint MODEL, such as runs/tap/best or"
             " laion/clap-htsat-unfused"
         )
-    files_to_index(folder)
+    found, _, _ = files_to_index(folder)
+    table = metadata and read_metadata(metadata, [file.file for file in found])
     checkpoint = exact_name(checkpoint or before.model.path)
     text_encoder = text_encoder or (before and before.model.text_encoder)
     identity = ModelIdentity.of(checkpoint, text_encoder, before and before.model)
@@ -139,7 +144,7 @@ def build_index(
         meta.check_as_before(writer.meta, index)
         writer.meta.model = meta.model  # its path may be new
         encoder = ExcerptEncoder(model, autocast, batch_size, meta.has_frames)
-        changes = update_index(writer, folder, encoder)
+        changes = update_index(writer, folder, encoder, table)
     return model, place.open(), changes
 
 
@@ -190,8 +195,12 @@ def add_to_index(
     return place.open(), changes
 
 
-def update_index(writer: Writer, folder: Path, encoder: ExcerptEncoder) -> Changes:
+def update_index(
+    writer: Writer, folder: Path, encoder: ExcerptEncoder, metadata: Metadata | None = None
+) -> Changes:
     """Bring an index up to date with `folder`, which may be a new place of the indexed one.
+
+    Metadata replaces that of the index in the last transaction; None keeps it.
 
     After an interruption the files that were encoded before stay in the index, and the next update
     continues from there. Raises UserError.
@@ -206,7 +215,7 @@ def update_index(writer: Writer, folder: Path, encoder: ExcerptEncoder) -> Chang
     known, unreadable = writer.files(), writer.unreadable()
     # a newer reader may read more files
     is_same_reader = writer.meta.reader == READER_VERSION
-    changes = Changes(moved=len(moved), passed_over=passed_over)
+    changes = Changes(moved=len(moved), passed_over=passed_over, metadata=metadata)
     work = []
     for file in found:
         as_before = (file.size, file.mtime_ns)
@@ -226,6 +235,8 @@ def update_index(writer: Writer, folder: Path, encoder: ExcerptEncoder) -> Chang
         writer.remove(file)
     for file, reason in left_out.items():
         writer.add_unreadable(file, reason)
+    if metadata is not None:
+        writer.replace_metadata(metadata)
     writer.commit(complete=True, reader=READER_VERSION)
     writer.finish()
     changes.unreadable = writer.listed_unreadable()

@@ -16,6 +16,12 @@ from retrieval.base.files import atomic_writer, disk_errors
 from retrieval.base.locks import LOCK, take_lock
 from retrieval.search.catalogue import CATALOGUE, COUNTER, update_saved
 from retrieval.search.cluster.address import Share
+from retrieval.search.metadata import Metadata
+from retrieval.search.metadata_storage import (
+    read_columns,
+    statements_to_copy,
+    statements_to_replace,
+)
 from retrieval.search.sound import Found
 from retrieval.search.storage import (
     DATABASE,
@@ -85,6 +91,7 @@ class IndexWriter:
             file.truncate(size)  # without the rows that a killed writer appended
             file.seek(0, os.SEEK_END)
         self._pending: list[tuple[str, tuple[Any, ...]]] = []
+        self._num_columns = len(read_columns(self.database))  # of metadata
 
     @classmethod
     @contextmanager
@@ -180,7 +187,13 @@ class IndexWriter:
         query = "SELECT start, stop, row, first_frame, num_frames FROM excerpts WHERE file_id = ?"
         excerpts = self.database.execute(query, (number,)).fetchall()
         self.add_file(found, sha256, seconds, excerpts)
+        self._pending += statements_to_copy(name, found.file, self._num_columns)
         return name
+
+    def replace_metadata(self, metadata: Metadata) -> None:
+        """Replace the metadata of all files."""
+        self._pending += statements_to_replace(metadata)
+        self._num_columns = len(metadata.columns)
 
     def move_folder(self, folder: Path, recognised: list[tuple[Found, str]]) -> None:
         """Make this the index of `folder`, in one transaction.

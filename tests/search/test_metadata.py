@@ -13,8 +13,8 @@ from retrieval.search.facets import MetadataArrays
 from retrieval.search.metadata import Metadata, Range, parse_where, read_metadata, resolve_where
 from retrieval.search.metadata_storage import (
     read_column,
+    read_columns,
     read_fields,
-    read_kinds,
     statements_to_copy,
     statements_to_replace,
 )
@@ -194,8 +194,8 @@ def test_a_wrong_condition_is_one_line(condition):
 
 def test_metadata_in_a_database():
     database = sqlite3.connect(":memory:")
-    assert read_kinds(database) == {}
-    assert read_fields(database, {}, ["a.wav"]) == {}
+    assert read_columns(database) == {}
+    assert read_fields(database, ["a.wav"]) == {}
     kinds = {'an "odd" name': "text", "year": "number"}
     fields = {"a.wav": {'an "odd" name': "007"}, "b.wav": {"year": 2020.0}, "c.wav": {}}
     for given in ({"x.wav": {"year": 1.0}}, fields):  # the second replaces the first
@@ -204,11 +204,11 @@ def test_metadata_in_a_database():
     for new, file in (("d.wav", "a.wav"), ("b.wav", "a.wav"), ("e.wav", "none.wav")):
         for statement in statements_to_copy(file, new, len(kinds)):
             database.execute(*statement)
-    assert read_kinds(database) == kinds
+    assert read_columns(database) == kinds
     assert read_column(database, 0) == {"a.wav": "007", "d.wav": "007"}
     assert read_column(database, 1) == {"b.wav": 2020.0}
     many = [f"{number}.wav" for number in range(2000)]
-    assert read_fields(database, kinds, [*many, *"a.wav b.wav d.wav e.wav x.wav".split()]) == {
+    assert read_fields(database, [*many, *"a.wav b.wav d.wav e.wav x.wav".split()]) == {
         "a.wav": fields["a.wav"],
         "b.wav": fields["b.wav"],
         "d.wav": fields["a.wav"],

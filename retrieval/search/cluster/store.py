@@ -22,8 +22,10 @@ from retrieval.search.clips import unit
 from retrieval.search.cluster.address import Address, StoreError
 from retrieval.search.cluster.database import Database, State, read_state
 from retrieval.search.cluster.frames import FrameObjects, FramesPlace
+from retrieval.search.facets import Facets
 from retrieval.search.filters import Filters
 from retrieval.search.hits import IndexedFile
+from retrieval.search.metadata import Fields, Kind, resolve_where
 from retrieval.search.store import IndexedExcerpt
 
 PLACES_KEPT = 100_000  # places of clips; the least recently found go first
@@ -61,6 +63,7 @@ class DatabaseStore:
         self.meta, self._uid = state.meta, state.uid
         self.num_files, self.seconds = counts
         self.has_frames = self.meta.has_frames
+        self.columns: dict[str, Kind] = {}
         self.files = DatabaseFiles(self, self.num_files)
         self._objects = None
         if self.has_frames:
@@ -124,6 +127,7 @@ class DatabaseStore:
 
     def select(self, filters: Filters) -> Selection | None:
         conditions, values = [], []
+        resolve_where(filters.where, self.columns)  # no columns yet
         if filters.folder:
             conditions.append("starts_with(f.file, %s)")
             values.append(f"{filters.folder}/")
@@ -208,6 +212,14 @@ class DatabaseStore:
         rows = self.rows(f"{query} WHERE f.file = %s ORDER BY e.start", [name])
         self._keep_places(rows)
         return [row[0] for row in rows]
+
+    def fields(self, names: Sequence[str]) -> dict[str, Fields]:
+        return {}
+
+    def facets(self, most_values: int) -> Facets:
+        count = "SELECT count(*) FROM files WHERE starts_with(file, %s)"
+        counts = ((own, self.rows(count, [f"{own}/"])[0][0]) for own in self.folders)
+        return Facets(tuple(counts), ())
 
     def vectors(self, clips: Sequence[int]) -> np.ndarray:
         rows = self.rows("SELECT id, vector FROM excerpts WHERE id = ANY(%s)", [list(clips)])

@@ -32,6 +32,7 @@ from retrieval.search.cluster.database import (
     read_state,
 )
 from retrieval.search.cluster.frames import FrameObjects
+from retrieval.search.metadata import Metadata
 from retrieval.search.sound import Found
 from retrieval.search.storage import IndexMeta, meta_rows
 
@@ -235,6 +236,10 @@ class DatabaseWriter:
     def remove(self, file: str) -> None:
         """Remove a file from the index, or from the list of those that were left out."""
         self._pending[file] = _Change()
+
+    def replace_metadata(self, metadata: Metadata) -> None:
+        """Replace the metadata of all files."""
+        raise UserError(f"--store {self.folder} holds no metadata yet: leave --metadata out")
 
     def commit(self, **changes: Any) -> None:
         """Make everything since the last commit part of the index, or nothing of it.
