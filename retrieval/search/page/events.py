@@ -8,14 +8,16 @@ import inspect
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 import gradio as gr
 
+from retrieval.search import AudioIndex
 from retrieval.search.page.clients import Refused
 
 UPLOAD_FIELD = "upload-reference"  # elem_id of the field with the reference of the upload
+FOLDER_FIELD = "folder"  # elem_id of the field with a folder of the index
 MAX_NUMBER = 1e9  # of seconds
 SESSION_HASH = re.compile(r"[A-Za-z0-9_-]{1,64}")
 KEYS = {"data", "event_data", "fn_index", "trigger_id", "session_hash"}
@@ -28,18 +30,18 @@ class Events:
 
     Args:
         page: Gradio's complete Blocks.
-        files: Names and lengths (s) of the indexed files.
+        index: Names the files and folders that an event may name.
     """
 
-    def __init__(self, page: gr.Blocks, files: dict[str, float]):
-        self.files = files
+    def __init__(self, page: gr.Blocks, index: AudioIndex):
+        self.file_of, folders = index.file, frozenset(index.folders)
         self.rules: dict[int, list[Rule]] = {}
         self.uploads: dict[int, list[bool]] = {}  # whether a field holds the reference of an upload
         self.of_hits: set[int] = set()
         for number, function in page.fns.items():
             if function.fn is None:
                 continue
-            self.rules[number] = [rule_of(block) for block in function.inputs]
+            self.rules[number] = [rule_of(block, folders) for block in function.inputs]
             self.uploads[number] = [block.elem_id == UPLOAD_FIELD for block in function.inputs]
             parameters = inspect.signature(function.fn).parameters.values()
             if any(parameter.annotation is gr.EventData for parameter in parameters):
@@ -76,6 +78,8 @@ class Events:
         hit = event.get("event_data")
         if number in self.of_hits:
             self._check_hit(hit)
+        elif isinstance(hit, str):
+            hit = None  # a change of a text field sends its text along: Gradio needs none of it
         elif hit is not None:
             raise Refused(422, "event_data does not belong to this event")
         clean = {
@@ -91,12 +95,13 @@ class Events:
     def _check_hit(self, hit: Any) -> None:
         if not isinstance(hit, dict) or set(hit) != {"file", "start", "end"}:
             raise Refused(422, "event_data must have the keys file, start, end")
-        if not isinstance(hit["file"], str) or hit["file"] not in self.files:
+        file = self.file_of(hit["file"]) if isinstance(hit["file"], str) else None
+        if file is None:
             raise Refused(404, "event_data names no recording of this index")
         start, end = hit["start"], hit["end"]
         if not is_number(start) or not is_number(end) or not 0 <= start < end:
             raise Refused(422, "start and end of event_data must be seconds")
-        if start >= self.files[hit["file"]]:
+        if start >= file.seconds:
             raise Refused(422, "start lies beyond the end of the recording")
 
 
@@ -116,7 +121,7 @@ def is_number(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) <= MAX_NUMBER and math.isfinite(value)
 
 
-def rule_of(block: Any) -> Rule:
+def rule_of(block: Any, folders: Container[str]) -> Rule:
     """Return the check for values of a component. Raises TypeError for an unknown kind."""
     if isinstance(block, gr.Textbox):
         return lambda value: isinstance(value, str)
@@ -126,6 +131,14 @@ def rule_of(block: Any) -> Rule:
         )
     if isinstance(block, gr.Number):
         return lambda value: value is None or is_number(value)
+    if block.elem_id == FOLDER_FIELD:  # it may show some of the folders only
+
+        def is_folder(value: Any) -> bool:
+            if isinstance(value, str) and value and value not in folders:
+                raise Refused(422, "the index has no such folder")
+            return isinstance(value, str)
+
+        return is_folder
     if isinstance(block, gr.Dropdown):
         choices = {choice for _, choice in block.choices}
         return lambda value: isinstance(value, str) and value in choices

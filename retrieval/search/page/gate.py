@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from html import escape
 from http.cookies import CookieError, SimpleCookie
 from ipaddress import IPv6Address, ip_address
 from typing import Any
@@ -17,7 +18,8 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 
 from retrieval.search.page.clients import Client, Clients, Refused
-from retrieval.search.page.events import Events
+from retrieval.search.page.events import Events, parse
+from retrieval.search.page.link import LINK_FIELDS
 from retrieval.search.page.password import Password, login_page
 
 EVENT_BYTES = 2**20
@@ -28,7 +30,8 @@ UPLOAD, FILES = "/gradio_api/upload", "/gradio_api/file="
 # a page that lost the connection requests it until it can load again
 APP_ID = "/gradio_api/app_id"
 JOIN, ANSWERS = "/gradio_api/queue/join", "/gradio_api/queue/data"
-
+API_BYTES = 2**20  # of a request in JSON
+JSON_ROUTES = ("/api/search", "/api/moments")  # POST
 
 ROUTES: dict[str, set[str]] = {
     "/": {"GET", "HEAD"},
@@ -41,6 +44,9 @@ ROUTES: dict[str, set[str]] = {
     "/picture": {"GET"},
     "/overview": {"GET"},
     "/whole": {"GET"},
+    "/download": {"GET"},
+    "/api/openapi.json": {"GET"},
+    **dict.fromkeys(JSON_ROUTES, {"POST"}),
     "/presence": {"GET"},
     "/login": {"POST"},
     UPLOAD: {"POST"},
@@ -48,11 +54,15 @@ ROUTES: dict[str, set[str]] = {
     JOIN: {"POST"},
     ANSWERS: {"GET"},
 }
+# Open to programs with the token in place of a cookie; the page's other routes need its client.
+PROGRAM_ROUTES = {"/api/openapi.json", *JSON_ROUTES, "/recording", "/clip", "/picture", "/overview"}
+PROGRAM_ROUTES |= {"/download"}
 GRADIO_ROUTES = {"/", "/config", APP_ID, "/theme.css", "/favicon.ico"}
 PREFIXES = ("/assets/", "/static/", FILES)  # GET
 STATIC = re.compile(r"(/assets|/static)(/[\w@+-][\w@+.-]*)+")
 GRADIO_HEADERS = {b"host", b"accept", b"accept-encoding", b"accept-language", b"content-type"}
 GRADIO_HEADERS |= {b"if-none-match", b"if-modified-since", b"user-agent"}
+BODY_HEADERS = (b"content-length", b"transfer-encoding")
 RESPONSE_HEADERS = {
     # Gradio's scripts are inline and made at run time; nothing may come from, or go to, another
     # origin.
@@ -69,8 +79,8 @@ RESPONSE_HEADERS = {
 # A request that starts at another site carries no SameSite=Strict cookie. This page repeats the
 # request from here, with the cookie.
 AGAIN = (
-    '<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="0;url=./">'
-    '<title>Search recordings</title><a href="./">Search recordings</a>'
+    '<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="0;url={url}">'
+    '<title>Search recordings</title><a href="{url}">Search recordings</a>'
 )
 
 Scope, Receive, Send = (
@@ -194,11 +204,15 @@ class Gate:
         if asked.path == "/login" or (asked.path == "/" and "token" in asked.query):
             return await self._login(asked, cookie_name, receive, send)
         if asked.path == "/" and asked.headers.get("sec-fetch-site") in ("cross-site", "same-site"):
-            return await HTMLResponse(AGAIN)(scope, receive, send)
-        if name is None and self.password:
+            again = AGAIN.format(url=escape(f"./{link_of(asked)}"))
+            return await HTMLResponse(again)(scope, receive, send)
+        if name is None and self.password and not self._has_token(asked):
             if asked.path == "/":
-                return await HTMLResponse(login_page(), 401)(scope, receive, send)
-            raise Refused(401, "this page needs a password: open it in a browser and enter it")
+                return await HTMLResponse(login_page(link_of(asked)), 401)(scope, receive, send)
+            detail = "this page needs a password: open it in a browser and enter it"
+            if asked.path in PROGRAM_ROUTES:
+                detail += "; programs send the header Authorization: Bearer TOKEN"
+            raise Refused(401, detail, {"WWW-Authenticate": "Bearer"})
         if name is None and (given or asked.path in ("/", UPLOAD)):
             cookie = self.clients.new_cookie(given)
             cookies.append(cookie_text(cookie_name, cookie, scope["scheme"]))
@@ -207,6 +221,10 @@ class Gate:
         scope = asked.scope | {"state": {"client_key": client_key}}
         if asked.path == JOIN:
             await self._join(asked, scope, client_key, receive, send)
+        elif asked.path in JSON_ROUTES:
+            body = parse(await read_json(asked, receive, API_BYTES))
+            scope |= {"query_string": b""}
+            await self.app(*with_json(scope, body, receive), send)
         elif asked.path == ANSWERS:
             client = self.clients.client(client_key)
             session_hash = asked.query.get("session_hash", "")
@@ -225,10 +243,7 @@ class Gate:
     async def _join(
         self, asked: Asked, scope: Scope, client_key: str, receive: Receive, send: Send
     ) -> None:
-        content_type = asked.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if content_type != "application/json":
-            raise Refused(415, "an event must have the type application/json")
-        event, uploads = self.events.read(await read_body(asked, receive, EVENT_BYTES))
+        event, uploads = self.events.read(await read_json(asked, receive, EVENT_BYTES))
         client = self.clients.client(client_key)
         for reference in uploads:
             self.clients.upload(client, reference)
@@ -240,10 +255,8 @@ class Gate:
                 {"Retry-After": "2"},
             )
         self.clients.session(client, event["session_hash"])
-        body = json.dumps(event).encode()
-        scope |= for_gradio(asked)
-        scope["headers"] = [*scope["headers"], (b"content-length", str(len(body)).encode())]
-        await self._in_session(client, event["session_hash"], scope, replay(body, receive), send)
+        scope, receive = with_json(scope | for_gradio(asked), event, receive)
+        await self._in_session(client, event["session_hash"], scope, receive, send)
 
     async def _in_session(
         self, client: Client, session_hash: str, scope: Scope, receive: Receive, send: Send
@@ -260,18 +273,30 @@ class Gate:
                 self.clients.drop_session(session_hash)
 
     async def _login(self, asked: Asked, cookie_name: str, receive: Receive, send: Send) -> None:
+        url = f"./{link_of(asked)}"
         if self.password is None:
-            return await RedirectResponse("./", 303)(asked.scope, receive, send)
+            return await RedirectResponse(url, 303)(asked.scope, receive, send)
         given = asked.query.get("token")
         if asked.path == "/login":
             body = await read_body(asked, receive, LOGIN_BYTES)
             given = parse_qs(body.decode("utf-8", "replace")).get("password", [""])[0]
         if self.password.is_right(given, asked.address):
             cookie = cookie_text(cookie_name, self.clients.new_cookie(), asked.scope["scheme"])
-            answer = HTMLResponse(AGAIN, headers={"Set-Cookie": cookie})
+            answer = HTMLResponse(AGAIN.format(url=escape(url)), headers={"Set-Cookie": cookie})
         else:
-            answer = HTMLResponse(login_page("This is not the password."), 401)
+            line = "This is not the password."
+            answer = HTMLResponse(login_page(link_of(asked), line), 401)
         await answer(asked.scope, receive, send)
+
+    def _has_token(self, asked: Asked) -> bool:
+        """Return True if a program sent the password; False without any. Raises Refused."""
+        kind, _, token = asked.headers.get("authorization", "").partition(" ")
+        if asked.path not in PROGRAM_ROUTES or kind.lower() != "bearer":
+            return False
+        token = token.strip().encode("latin-1").decode("utf-8", "replace")
+        if not self.password.is_right(token, asked.address):
+            raise Refused(401, "this is not the token", {"WWW-Authenticate": "Bearer"})
+        return True
 
 
 # --- heads of requests ---
@@ -295,6 +320,12 @@ def read_head(scope: Scope) -> Asked:
     except ValueError:
         raise Refused(400, "the query string is too long") from None
     return Asked(scope, headers, {name: values[0] for name, values in query.items()})
+
+
+def link_of(asked: Asked) -> str:
+    """Return the link to a query that opens the page: its fields with ? before, or ""."""
+    fields = {name: value for name, value in asked.query.items() if name in LINK_FIELDS}
+    return f"?{urlencode(fields)}" if fields else ""
 
 
 def check_route(asked: Asked) -> None:
@@ -377,6 +408,25 @@ def for_gradio(asked: Asked, query: str = "") -> Scope:
 
 
 # --- bodies ---
+
+
+async def read_json(asked: Asked, receive: Receive, limit: int) -> bytes:
+    """Read a body of the type application/json, which forms of other sites cannot send.
+
+    Raises Refused.
+    """
+    content_type = asked.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type != "application/json":
+        raise Refused(415, "the body must have the type application/json")
+    return await read_body(asked, receive, limit)
+
+
+def with_json(scope: Scope, content: Any, receive: Receive) -> tuple[Scope, Receive]:
+    """Return a request with `content` as its body in place of its own."""
+    body = json.dumps(content).encode()
+    headers = [pair for pair in scope["headers"] if pair[0].lower() not in BODY_HEADERS]
+    headers.append((b"content-length", str(len(body)).encode()))
+    return scope | {"headers": headers}, replay(body, receive)
 
 
 async def read_body(asked: Asked, receive: Receive, limit: int) -> bytes:

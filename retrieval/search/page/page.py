@@ -20,7 +20,8 @@ from retrieval.search import AudioIndex, Hit
 from retrieval.search.cluster.address import StoreError
 from retrieval.search.page.audio import read_excerpt
 from retrieval.search.page.clients import MAX_UPLOAD_MIB, Clients
-from retrieval.search.page.events import UPLOAD_FIELD
+from retrieval.search.page.events import FOLDER_FIELD, UPLOAD_FIELD
+from retrieval.search.page.link import READ_LINK, link_to
 from retrieval.search.page.results import cards, located, message, score_table
 
 EXAMPLES = (
@@ -31,6 +32,8 @@ EXAMPLES = (
     "rain pours down",
 )
 MAX_SENTENCES = 200
+MAX_ANSWERS = 50
+MAX_FOLDERS = 200  # in the list of folders; others are typed
 MAX_WAITING = 64  # questions in the queue
 MAX_SESSIONS = 256  # with their last answers, which Gradio keeps
 
@@ -90,15 +93,11 @@ def make_page(index: AudioIndex, clients: Clients) -> gr.Blocks:
                                 "Find similar recordings", variant="primary", elem_id="by-sound"
                             )
                             score = gr.Button("Score the sentences", elem_id="score")
-        with gr.Accordion("Filters", open=False, elem_id="filters"), gr.Row():
-            folders = [("all folders", ""), *((name, name) for name in index.folders)]
-            folder = gr.Dropdown(
-                folders, value="", label="Folder", min_width=140, visible=bool(index.folders)
-            )
+        with gr.Accordion("Filters", open=False, elem_id="filters") as more, gr.Row():
+            folder = folder_field(index)
             shortest = gr.Number(0, label="Shortest file, s", min_width=140)
-            most = math.ceil(max((file.seconds for file in index.files), default=0))
-            longest = gr.Number(most, label="Longest file, s", min_width=140)
-            k = gr.Slider(1, 50, value=10, step=1, label="Results", min_width=140)
+            longest = gr.Number(None, label="Longest file, s", placeholder="any", min_width=140)
+            k = gr.Slider(1, MAX_ANSWERS, value=10, step=1, label="Results", min_width=140)
         status = gr.HTML(answers.greeting(), elem_id="status")
         results = gr.HTML("", elem_id="results", js_on_load=SCRIPT, apply_default_css=False)
 
@@ -111,6 +110,11 @@ def make_page(index: AudioIndex, clients: Clients) -> gr.Blocks:
         }
         asked = [query.submit, search.click]
         gr.on(asked, answers.words, [query, *filters], outputs, **one_at_a_time)
+        # The query of a link fills a hidden field, whose change asks: no link, no question.
+        linked = gr.Textbox(visible="hidden", elem_id="linked-query")
+        fields = [query, *filters, more, linked]
+        page.load(None, None, fields, js=READ_LINK.replace("MOST", str(MAX_ANSWERS)), **in_browser)
+        linked.change(answers.words, [linked, *filters], outputs, **one_at_a_time)
         for button in examples:
             asked = button.click(None, button, query, js="(text) => text", **in_browser)
             asked.then(answers.words, [query, *filters], outputs, **one_at_a_time)
@@ -126,6 +130,26 @@ def make_page(index: AudioIndex, clients: Clients) -> gr.Blocks:
     page.queue(max_size=MAX_WAITING)
     page._queue.ANALYTICS_MAX_EVENTS = 1  # Gradio's statistics; no route shows them
     return page
+
+
+def folder_field(index: AudioIndex) -> gr.Dropdown:
+    """Return the list of folders. Of many, it has the upper ones; names of others can be typed."""
+    depth, folders = 0, index.folders
+    if len(folders) > MAX_FOLDERS:
+        depths = [name.count("/") for name in folders]
+        while sum(own <= depth for own in depths) <= MAX_FOLDERS:
+            depth += 1
+        folders = [name for name, own in zip(folders, depths, strict=True) if own < max(depth, 1)]
+    is_short = len(folders) < len(index.folders)
+    return gr.Dropdown(
+        [("all folders", ""), *((name, name) for name in folders[:MAX_FOLDERS])],
+        value="",
+        label="Folder, or type one" if is_short else "Folder",
+        allow_custom_value=True,
+        elem_id=FOLDER_FIELD,
+        min_width=140,
+        visible=bool(index.folders),
+    )
 
 
 def longest_excerpt(index: AudioIndex) -> float:
@@ -200,7 +224,10 @@ class Answers:
     ) -> tuple[str, str]:
         limits = filters(folder, shortest, longest)
         search, notes = self.index.search, self.index.notes
-        return self._found(query, lambda: search(query, k, **limits), lambda: notes(query), True)
+        asked = {"q": query, "within": folder, "k": k}
+        asked |= {"min_seconds": shortest or 0.0, "max_seconds": longest}
+        link = link_to(**asked)
+        return self._found(query, lambda: search(query, k, **limits), lambda: notes(query), link)
 
     @answered
     def sound(
@@ -257,9 +284,12 @@ class Answers:
         query: str,
         search: Callable[[], list[Hit]],
         note: Callable[[], str | None],
-        is_sentence: bool = False,
+        link: str | None = None,
     ) -> tuple[str, str]:
-        """Answer with the cards of `search`, and with `note`, which is called after it."""
+        """Answer with the cards of `search`, and with `note`, which is called after it.
+
+        link: To the query, if it is a sentence.
+        """
         begin = time.perf_counter()
         hits = search()
         took = f"{1000 * (time.perf_counter() - begin):.0f}\u00a0ms"
@@ -267,7 +297,7 @@ class Answers:
             raise UserError("no recording matches the filters: widen them")
         files, in_all = len({hit.file for hit in hits}), count(self.index.num_files, "recording")
         text = f"{count(len(hits), 'answer')} in {files} of {in_all}, {took}"
-        found = cards(query, hits, self.index, is_sentence)
+        found = cards(query, hits, self.index, link)
         return message("; ".join(filter(None, [text, note()]))), found
 
 

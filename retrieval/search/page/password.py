@@ -22,14 +22,15 @@ FORM = """<!doctype html><html lang="en"><head><meta charset="utf-8">
 <style>body{{font:1rem/1.5 system-ui,sans-serif;max-width:22rem;margin:20vh auto;padding:0 1rem}}
 input,button{{font:inherit;width:100%;box-sizing:border-box;min-height:44px;margin:.25rem 0;
 padding:0 .75rem}}</style></head>
-<body><h1>Search recordings</h1><form method="post" action="/login">
+<body><h1>Search recordings</h1><form method="post" action="/login{link}">
 <label>Password, or the token that was printed at the start
 <input name="password" type="password" autocomplete="current-password" required autofocus></label>
 <p role="alert">{line}</p><button>Open</button></form></body></html>"""
 
 
-def login_page(line: str = "") -> str:
-    return FORM.format(line=escape(line))
+def login_page(link: str = "", line: str = "") -> str:
+    """Return the form; `link` is the query that is opened after it, with ? before it."""
+    return FORM.format(link=escape(link), line=escape(line))
 
 
 class Password:

@@ -173,7 +173,14 @@ element.addEventListener("play", (event) => {
     for (const audio of element.querySelectorAll("audio")) if (audio !== event.target) audio.pause();
 }, true);
 
+// The address is a link to the query of the answers; answers to a sound have none.
+function showLink() {
+    const link = element.querySelector(".query-link");
+    history.replaceState(history.state, "", link ? link.getAttribute("href") : location.pathname);
+}
+
 watch("value", () => {
+    showLink();
     if (scrollToResults) document.getElementById("status").scrollIntoView({ behavior: "smooth", block: "start" });
     scrollToResults = false;
 });

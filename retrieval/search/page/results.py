@@ -1,5 +1,6 @@
 """Answers as HTML; everything is escaped, since file names and sentences may come from anyone."""
 
+import contextlib
 import io
 import zipfile
 from base64 import b64encode
@@ -11,12 +12,13 @@ import numpy as np
 
 from retrieval.base.errors import UserError
 from retrieval.evaluation.attention import attention_curve
-from retrieval.moments.export import csv_table, json_table, label_files
+from retrieval.moments.export import by_file, csv_table, json_table, label_files
 from retrieval.moments.locator import Located
 from retrieval.moments.spans import Moment
 from retrieval.search import AudioIndex, Hit
 from retrieval.search.hits import stretches_of
 
+LABELS = {"audacity": "Audacity", "raven": "Raven"}  # formats of labels, and their names
 CURVE_POINTS = 1000  # of the curve over a whole file
 
 
@@ -25,27 +27,49 @@ def message(text: str, kind: str = "note") -> str:
     return f'<p class="message {kind}">{escape(text)}</p>'
 
 
-def cards(query: str, hits: list[Hit], index: AudioIndex, is_sentence: bool = True) -> str:
+def cards(query: str, hits: list[Hit], index: AudioIndex, link: str | None = None) -> str:
     """Return the answers to a query as a list of cards, after links that save all stretches.
 
-    is_sentence: False if `query` names a sound; then no curve over the whole file is drawn.
+    link: To the query; None if `query` names a sound: then no curve over a whole file is drawn.
     """
-    items = "".join(card(rank, query, hit, index, is_sentence) for rank, hit in enumerate(hits, 1))
+    items = "".join(
+        card(rank, query, hit, index, link is not None) for rank, hit in enumerate(hits, 1)
+    )
     found = stretches_of(query, hits)
-    labels = io.BytesIO()
-    with zipfile.ZipFile(labels, "w", zipfile.ZIP_DEFLATED) as file:
-        for path, text in label_files("audacity", found, index.folder.joinpath).items():
-            # Windows takes \ for a border of folders
-            file.writestr(path.as_posix().replace("\\", "_"), text)
-    links = (
+    links = [
         saved(csv_table(found).encode(), "text/csv", "stretches.csv", "CSV"),
         saved(json_table(found).encode(), "application/json", "stretches.json", "JSON"),
-        saved(labels.getvalue(), "application/zip", "labels.zip", "Audacity labels"),
-    )
+    ]
+    for kind, name in LABELS.items():
+        labels = zipped(labels_of(kind, query, hits, index))
+        links.append(saved(labels, "application/zip", f"{kind}.zip", f"{name} labels"))
+    if link:
+        links.append(f'<a class="save query-link" href="{escape(link)}">Link to this query</a>')
     return (
         f'<p class="save-all">Save the stretches of all answers: {" ".join(links)}</p>'
         f'<ol class="hits">{items}</ol>'
     )
+
+
+def labels_of(kind: str, query: str, hits: list[Hit], index: AudioIndex) -> dict[Path, str]:
+    """Return the label files of answers: relative paths and contents; kind: one of LABELS.
+
+    Raven's tables need a look at the recordings: those that cannot be read have none.
+    """
+    files = {}
+    for own in by_file(stretches_of(query, hits)).values():
+        with contextlib.suppress(UserError):
+            files |= label_files(kind, own, lambda name: located(name, index))
+    return files
+
+
+def zipped(files: dict[Path, str]) -> bytes:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as file:
+        for path, text in files.items():
+            # Windows takes \ for a border of folders
+            file.writestr(path.as_posix().replace("\\", "_"), text)
+    return content.getvalue()
 
 
 def saved(content: bytes, kind: str, name: str, text: str) -> str:
@@ -80,7 +104,7 @@ def card(rank: int, query: str, hit: Hit, index: AudioIndex, is_sentence: bool =
     )
     try:
         located(hit.file, index)
-        body = timeline(hit, name) + facts(query, hit, name) + player(hit, name)
+        body = timeline(hit, name) + facts(query, hit, name, index) + player(hit, name)
         if hit.end - hit.start < hit.seconds - 0.05:
             body += whole_button(query if is_sentence else "", hit, name)
     except UserError as error:
@@ -142,7 +166,7 @@ def times(moment: Moment) -> str:
     return f'data-from="{moment.start:.3f}" data-to="{moment.end:.3f}"'
 
 
-def facts(query: str, hit: Hit, name: str) -> str:
+def facts(query: str, hit: Hit, name: str, index: AudioIndex) -> str:
     """Return a button for each stretch, peak of the attention, the excerpt's place, and links."""
     heard = ""
     for number, moment in enumerate(hit.moments if hit.is_located else (), 1):
@@ -161,7 +185,7 @@ def facts(query: str, hit: Hit, name: str) -> str:
     place = f"{hit.start:.1f}–{hit.end:.1f} s of {hit.seconds:.1f} s"
     if hit.start == 0 and hit.end >= hit.seconds - 0.05:
         place = f"whole file, {hit.seconds:.1f} s"
-    saves = saving(query, hit, name)
+    saves = saving(query, hit, name, index)
     return f'<div class="facts">{heard}<span>{place}</span>{saves}</div>'
 
 
@@ -244,16 +268,19 @@ def player(hit: Hit, name: str) -> str:
     )
 
 
-def saving(query: str, hit: Hit, name: str) -> str:
-    """Return links that save a hit's stretches: as sound, and as labels."""
+def saving(query: str, hit: Hit, name: str, index: AudioIndex) -> str:
+    """Return links that save a hit's stretches, as sound and as labels, and its recording."""
     links = ""
     for moment in hit.moments:
         span = f"{moment.start:.3f}", f"{moment.end:.3f}"
         part = urlencode({"file": hit.file, "start": span[0], "end": span[1]})
         text = f"WAV {moment.start:.1f}–{moment.end:.1f} s"
         links += f'<a class="save" download href="clip?{escape(part)}">{text}</a> '
-    ((path, labels),) = label_files("audacity", stretches_of(query, [hit]), Path).items()
-    links += saved(labels.encode(), "text/plain", path.name, "Audacity labels")
+    for kind, format_name in LABELS.items():
+        for path, labels in labels_of(kind, query, [hit], index).items():
+            links += saved(labels.encode(), "text/plain", path.name, f"{format_name} labels") + " "
+    source = escape(f"download?{urlencode({'file': hit.file})}")
+    links += f'<a class="save" download href="{source}">Whole recording</a>'
     label = f'aria-label="Save stretches of {escape(name)}"'
     return f'<details class="saving"><summary {label}>Save</summary>{links}</details>'
 

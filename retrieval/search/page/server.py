@@ -28,6 +28,7 @@ from retrieval.base.errors import UserError
 from retrieval.moments.export import Stretch, clip_name
 from retrieval.moments.spans import Moment
 from retrieval.search import AudioIndex
+from retrieval.search.page.api import make_api
 from retrieval.search.page.audio import (
     Overviews,
     WaveFile,
@@ -46,6 +47,7 @@ from retrieval.search.page.turns import Turns
 # Largest part of a recording in one answer. The browser requests more while it plays: an unfinished
 # long answer would block one of its six connections.
 BYTES_AT_ONCE = 2**19
+ONE_RANGE = r"bytes=([0-9]{0,18})-([0-9]{0,18})"
 RANGES = {"Accept-Ranges": "bytes", "Cache-Control": "no-cache"}
 FORM_BYTES = 2**20  # of an upload's form, in addition to the file
 SECONDS_OF_AN_UPLOAD = 1800
@@ -71,10 +73,11 @@ def make_server(
     page = make_page(index, clients)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     add_routes(app, index, clients)
+    app.mount("/api", make_api(index))
     switches = ("run_history", "show_error", "ssr_mode", "pwa", "mcp_server", "enable_monitoring")
     look = {"theme": THEME, "css": STYLE, "head": HEAD, "footer_links": []}
     gr.mount_gradio_app(app, page, path="/", **look, **dict.fromkeys(switches, False))
-    events = Events(page, {file.file: file.seconds for file in index.files})
+    events = Events(page, index)
     checked = Password(password) if password else None
     return Gate(app, events, clients, names, checked, partial(num_waiting, page))
 
@@ -103,7 +106,6 @@ def forget(page: gr.Blocks, session_hash: str) -> None:
 
 
 def add_routes(app: FastAPI, index: AudioIndex, clients: Clients) -> None:
-    seconds_of = {file.file: file.seconds for file in index.files}
     arriving: dict[tuple[str, str], list[int]] = {}  # client and upload_id -> bytes received
 
     @app.exception_handler(UserError)
@@ -122,15 +124,19 @@ def add_routes(app: FastAPI, index: AudioIndex, clients: Clients) -> None:
     overviews = Overviews()
     turns = Turns(max(1, (os.cpu_count() or 1) // 2))  # the other half of the cores answers queries
 
+    def find(file: str) -> tuple[Path, float]:
+        """Return path and length (s) of a recording. Raises UserError."""
+        return located(file, index), index.file(file).seconds
+
     @app.api_route("/recording", methods=["GET", "HEAD"])
     async def recording(request: Request, file: str) -> Response:
-        path = await asyncio.to_thread(located, file, index)
+        path, seconds = await asyncio.to_thread(find, file)
 
         async def decode(function: Callable[..., Any], *arguments: Any) -> Any:
             async with turns.turn(request.state.client_key, request.is_disconnected):
                 return await asyncio.to_thread(function, *arguments)
 
-        wave = await decode(WaveFile, path, seconds_of[file])
+        wave = await decode(WaveFile, path, seconds)
         if request.method == "HEAD":
             return Response(
                 media_type="audio/wav", headers=RANGES | {"Content-Length": str(wave.size)}
@@ -139,32 +145,43 @@ def add_routes(app: FastAPI, index: AudioIndex, clients: Clients) -> None:
             wave, request.headers.get("range", ""), decode, request.is_disconnected
         )
 
-    async def path_of_part(file: str, start: float, end: float) -> Path:
-        """Return the path of a recording. Raises Refused if it has no part `start` to `end` (s)."""
-        path = await asyncio.to_thread(located, file, index)
+    @app.get("/download")
+    async def download(request: Request, file: str) -> Response:
+        """Serve a recording as it is, to be saved."""
+        path, _ = await asyncio.to_thread(find, file)
+        name = file.rpartition("/")[2]
+        if not re.fullmatch(ONE_RANGE, request.headers.get("range", "bytes=0-").strip().lower()):
+            raise Refused(416, "only one range of bytes can be requested")
+        if not os.access(path, os.R_OK):
+            raise Refused(404, f"{name} cannot be read: no permission")
+        return FileResponse(path, media_type="application/octet-stream", filename=name)
+
+    async def find_part(file: str, start: float, end: float) -> tuple[Path, float]:
+        """Return what `find` does. Raises Refused if there is no part `start` to `end` (s)."""
+        path, seconds = await asyncio.to_thread(find, file)
         if not 0 <= start < end <= start + longest_excerpt(index):
             raise Refused(
                 400, f"start and end must be seconds, at most {longest_excerpt(index):.0f} apart"
             )
-        if start >= seconds_of[file]:
+        if start >= seconds:
             raise Refused(416, "start lies beyond the end of the recording")
-        return path
+        return path, seconds
 
     @app.get("/clip")
     async def clip(request: Request, file: str, start: float, end: float) -> Response:
         """Serve a stretch of a recording, to be saved."""
-        path = await path_of_part(file, start, end)
-        end = min(end, seconds_of[file])
+        path, seconds = await find_part(file, start, end)
+        end = min(end, seconds)
         async with turns.turn(request.state.client_key, request.is_disconnected):
-            content = await asyncio.to_thread(read_clip, path, seconds_of[file], start, end)
-        name = clip_name(Stretch("", file, seconds_of[file], 1, Moment(start, end, 0.0)))
+            content = await asyncio.to_thread(read_clip, path, seconds, start, end)
+        name = clip_name(Stretch("", file, seconds, 1, Moment(start, end, 0.0)))
         saved = {"Content-Disposition": f"attachment; filename*=utf-8''{quote(name)}"}
         return Response(content, media_type="audio/wav", headers=saved)
 
     @app.get("/picture")
     async def picture(request: Request, file: str, start: float, end: float) -> Response:
-        path = await path_of_part(file, start, end)
-        end = min(end, seconds_of[file] + 1)
+        path, seconds = await find_part(file, start, end)
+        end = min(end, seconds + 1)
         async with turns.turn(request.state.client_key, request.is_disconnected):
             content = await asyncio.to_thread(
                 lambda: draw_spectrogram(*read_excerpt(path, start, end))
@@ -174,18 +191,18 @@ def add_routes(app: FastAPI, index: AudioIndex, clients: Clients) -> None:
     @app.get("/overview")
     async def overview(request: Request, file: str) -> Response:
         """Serve the picture of a whole recording."""
-        path = await asyncio.to_thread(located, file, index)
+        path, seconds = await asyncio.to_thread(find, file)
         async with turns.turn(request.state.client_key, request.is_disconnected):
-            content = await asyncio.to_thread(overviews, path, seconds_of[file])
+            content = await asyncio.to_thread(overviews, path, seconds)
         return Response(content, media_type="image/png")
 
     @app.get("/whole")
     async def whole(request: Request, file: str, query: str = "") -> Response:
         """Serve the view of a whole recording, with the curve of a sentence if there is one."""
-        await asyncio.to_thread(located, file, index)
+        _, seconds = await asyncio.to_thread(find, file)
         async with turns.turn(request.state.client_key, request.is_disconnected):
             found = await asyncio.to_thread(index.locate, query, file) if query else None
-        return Response(whole_view(file, seconds_of[file], found), media_type="text/html")
+        return Response(whole_view(file, seconds, found), media_type="text/html")
 
     @app.get("/presence")
     async def presence(request: Request) -> Response:
@@ -332,7 +349,7 @@ async def answer_range(
 
 def range_of(header: str, size: int) -> tuple[int, int] | None:
     """Return first and last byte of a `Range` header with one range; None if it is invalid."""
-    wanted = re.fullmatch(r"bytes=([0-9]{0,18})-([0-9]{0,18})", header.strip().lower())
+    wanted = re.fullmatch(ONE_RANGE, header.strip().lower())
     if wanted is None or wanted.groups() == ("", ""):
         return None
     first, last = wanted.groups()

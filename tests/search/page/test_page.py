@@ -21,7 +21,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 import numpy as np
 import pytest
@@ -476,6 +476,65 @@ def test_filters_and_more_like_this(page, indexed, sounds):
     ]
     assert found(page) == others and "far/apple.aiff" not in others
     assert page.locator(".attention").count() == 0  # a sound asks no frames
+
+
+@needs_chromium
+def test_a_link_to_a_query_asks_it_again(browser, server, indexed):
+    expected = [hit.file for hit in AudioIndex.open(indexed).search(QUERY, 1, within="far")]
+    with opened(browser, server) as page:
+        assert "?" not in page.url and found(page) == []  # no link, no question
+        page.get_by_role("button", name="Filters").click()
+        page.get_by_label("Folder").click()
+        page.get_by_role("option", name="far", exact=True).click()
+        page.get_by_role("spinbutton", name="Results").fill("1")
+        ask(page, QUERY)
+        status(page, "1 answer in 1 of 6")
+        page.wait_for_url("**/?*")
+        link = page.url
+        assert "token" not in link
+        assert page.get_by_role("link", name="Link to this query").evaluate("a => a.href") == link
+        assert found(page) == expected
+        card_of(page, expected[0]).get_by_role("button", name="More like").click()
+        status(page, "like")
+        page.wait_for_url(f"{server}/")  # no link to a sound
+    with opened(browser, link) as page:
+        status(page, "1 answer in 1 of 6")
+        assert found(page) == expected and page.url == link
+        assert page.get_by_label("What do you want to hear?").input_value() == QUERY
+        assert page.get_by_label("Folder").input_value() == "far"  # shown, because it is used
+        ask(page, f"{QUERY} again")  # fields of a link are fields like others
+        status(page, "1 answer in 1 of 6")
+        page.wait_for_url("**again**")
+
+
+LINKS = {
+    "<script>document.title=1</script><img src=x onerror=document.title=1> tone": {},
+    '"><b>a low tone</b>': {},
+    "javascript:document.title=1 tone": {},
+    "a tone ${1+1} {{value}}": {},
+    "a low tone": {"k": "1e9", "min_seconds": "NaN", "max_seconds": "-1", "x": "<b>"},
+    "a steady tone": {"k": "0", "min_seconds": "abc", "token": "x", "file": "/etc/passwd"},
+}
+
+
+@needs_chromium
+@pytest.mark.parametrize("query", LINKS)
+def test_a_link_that_looks_like_code_is_a_query(browser, server, query):
+    fields = {"q": query, **LINKS[query]}
+    with opened(browser, f"{server}/?{urlencode(fields)}") as page:
+        status(page, "answers in")
+        page.wait_for_url(f"{server}/?{urlencode({'q': query})}")  # what no field holds is gone
+        assert page.title() == "Search recordings" and page.locator("b, script + img").count() == 0
+        assert page.get_by_label("What do you want to hear?").input_value() == query
+        saved = page.locator(".save-all a").first.get_attribute("href")
+        assert saved.startswith("data:text/csv;base64,")
+
+
+@needs_chromium
+def test_a_link_to_a_folder_that_the_index_lacks_says_so(browser, server):
+    with opened(browser, f"{server}/?q=tone&within=../..", complains=True) as page:
+        page.get_by_text("the index has no such folder").first.wait_for()
+        assert found(page) == []
 
 
 @needs_chromium

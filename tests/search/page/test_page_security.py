@@ -14,8 +14,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from html import unescape
 from pathlib import Path
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 import pytest
 
@@ -360,28 +361,35 @@ WRONG_EVENTS = [
     b"\xff\xfe",
     b'{"fn_index": 999, "data": [], "session_hash": "s1"}',
     b'{"fn_index": true, "data": [], "session_hash": "s1"}',
-    b'{"fn_index": 1, "data": ["a"], "session_hash": "s1"}',
-    b'{"fn_index": 1, "data": "a tone", "session_hash": "s1"}',
-    b'{"fn_index": 1, "data": ["a tone", "no such folder", 0, 8, 10], "session_hash": "s1"}',
-    b'{"fn_index": 1, "data": ["a tone", "", "0", 8, 10], "session_hash": "s1"}',
-    b'{"fn_index": 1, "data": ["a tone", "", 0, 1e308, 10], "session_hash": "s1"}',
-    b'{"fn_index": 1, "data": ["a tone", "", 0, 8, 1000000], "session_hash": "s1"}',
-    b'{"fn_index": 1, "data": ["a tone", "", 0, 8, 2.5], "session_hash": "s1"}',
-    b'{"fn_index": 1, "data": ["a tone", "", 0, 8, true], "session_hash": "s1"}',
-    b'{"fn_index": 1, "data": ["a tone", "", 0, 8, 10], "session_hash": "../s1"}',
-    b'{"fn_index": 1, "data": ["a tone", "", 0, 8, 10], "session_hash": null}',
+    b'{"fn_index": WORDS, "data": ["a"], "session_hash": "s1"}',
+    b'{"fn_index": WORDS, "data": "a tone", "session_hash": "s1"}',
+    b'{"fn_index": WORDS, "data": ["a tone", "no such folder", 0, 8, 10], "session_hash": "s1"}',
+    b'{"fn_index": WORDS, "data": ["a tone", "", "0", 8, 10], "session_hash": "s1"}',
+    b'{"fn_index": WORDS, "data": ["a tone", "", 0, 1e308, 10], "session_hash": "s1"}',
+    b'{"fn_index": WORDS, "data": ["a tone", "", 0, 8, 1000000], "session_hash": "s1"}',
+    b'{"fn_index": WORDS, "data": ["a tone", "", 0, 8, 2.5], "session_hash": "s1"}',
+    b'{"fn_index": WORDS, "data": ["a tone", "", 0, 8, true], "session_hash": "s1"}',
+    b'{"fn_index": WORDS, "data": ["a tone", "", 0, 8, 10], "session_hash": "../s1"}',
+    b'{"fn_index": WORDS, "data": ["a tone", "", 0, 8, 10], "session_hash": null}',
     (
-        b'{"fn_index": 1, "data": ["a tone", "", 0, 8, 10], "session_hash": "s1", '
+        b'{"fn_index": WORDS, "data": ["a tone", "", 0, 8, 10], "session_hash": "s1", '
         b'"event_data": {"file": "low steady.wav"}}'
     ),
-    b'{"fn_index": 1, "data": ["a tone", "", 0, 8, 10], "session_hash": "s1", "batched": true}',
-    b'{"fn_index": 14, "data": ["", 0, 8, 10], "session_hash": "s1"}',
+    b'{"fn_index": WORDS, "data": ["a tone", "", 0, 8, 10], "session_hash": "s1", "batched": true}',
+    b'{"fn_index": WORDS, "data": ["a tone", "../..", 0, 8, 10], "session_hash": "s1"}',
+    b'{"fn_index": WORDS, "data": ["a tone", "far/", 0, 8, 10], "session_hash": "s1"}',
+    b'{"fn_index": WORDS, "data": ["a tone", ["far"], 0, 8, 10], "session_hash": "s1"}',
     (
-        b'{"fn_index": 14, "data": ["", 0, 8, 10], "session_hash": "s1", '
+        b'{"fn_index": WORDS, "data": ["a tone", "", 0, 8, 10], "session_hash": "s1", '
+        b'"event_data": ["text"]}'
+    ),
+    b'{"fn_index": LIKE, "data": ["", 0, 8, 10], "session_hash": "s1"}',
+    (
+        b'{"fn_index": LIKE, "data": ["", 0, 8, 10], "session_hash": "s1", '
         b'"event_data": {"file": "low steady.wav", "start": 1e15, "end": 2e15}}'
     ),
     (
-        b'{"fn_index": 14, "data": ["", 0, 8, 10], "session_hash": "s1", '
+        b'{"fn_index": LIKE, "data": ["", 0, 8, 10], "session_hash": "s1", '
         b'"event_data": {"file": "low steady.wav", "start": 100, "end": 101}}'
     ),
 ]
@@ -389,6 +397,9 @@ WRONG_EVENTS = [
 
 @pytest.mark.parametrize("body", WRONG_EVENTS, ids=lambda body: body[:60].decode("latin-1"))
 def test_a_wrong_event_is_4xx_without_a_traceback(browser, capfd, body):
+    for name in ("words", "like"):
+        number = event_of(browser, name, session_hash="")["fn_index"]
+        body = body.replace(name.upper().encode(), str(number).encode())
     code, _, answer = browser.ask("POST", JOIN, body, Content_Type="application/json")
     assert 400 <= code < 500 and set(json.loads(answer)) == {"detail"}
     # forms of other sites can send these
@@ -545,6 +556,47 @@ def test_a_link_on_another_site_opens_the_page(browser):
     assert (
         browser.ask("GET", "/", Sec_Fetch_Site="cross-site", Sec_Fetch_Mode="no-cors")[0] == 403
     )  # an image, a script
+
+
+ATTACKS = {
+    "q": """"><script>alert(1)</script>'&<""",
+    "within": "../../etc/passwd",
+    "k": "0;url=http://evil.example",
+    "min_seconds": "javascript:alert(1)",
+    "url": "http://evil.example",
+    "token": "",
+}
+
+
+def test_a_link_to_a_query_stays_one_on_every_way_to_the_page(browser, index):
+    """From another site, after the token, and after the password: no code, no other address."""
+    link = f"/?{urlencode(ATTACKS | {'token': 'guess'})}"
+    own = {name: value for name, value in ATTACKS.items() if name not in ("url", "token")}
+    with served(index, password="correct horse") as closed:
+        token = link.replace("token=guess", "token=correct+horse")
+        stranger = Browser(closed)
+        form = re.search(
+            r'action="/login(\?[^"]*)"', stranger.ask("GET", f"/?{urlencode(own)}")[2].decode()
+        )
+        wrong = re.search(r'action="/login(\?[^"]*)"', stranger.ask("GET", link)[2].decode())
+        assert unescape(form[1]) == unescape(wrong[1]) == f"?{urlencode(own)}"
+        pages = [
+            Browser(closed).ask("GET", token),
+            Browser(closed).ask("POST", f"/login{unescape(form[1])}", "password=correct+horse"),
+            Browser(closed).ask("POST", f"/login{link[1:]}", "password=correct+horse"),
+            browser.ask(
+                "GET",
+                link.replace("token", "t"),
+                Sec_Fetch_Site="cross-site",
+                Sec_Fetch_Mode="navigate",
+            ),
+        ]
+    for code, _, body in pages:
+        (again,) = re.findall(r'content="0;url=([^"]*)"', body.decode())
+        assert code == 200 and unescape(again) == f"./?{urlencode(own)}"
+        assert b"<script" not in body and b"evil" not in body.replace(b"evil.example&", b"")
+    code, headers, _ = browser.ask("GET", link)  # no password, so no token
+    assert code == 303 and headers["location"] == f"./?{urlencode(own)}"
 
 
 # --- clients and their uploads ---

@@ -1,0 +1,206 @@
+"""JSON endpoints of the page's server for other programs: search, and moments in one recording.
+
+Requests pass gate.py first, as those of the page. Each model below is a part of the description
+that /api/openapi.json gives. See docs/search.md.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
+
+from fastapi import Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi.security import HTTPBearer
+from pydantic import BaseModel, ConfigDict, Field
+
+from retrieval.base.errors import UserError
+from retrieval.search import AudioIndex, Hit
+from retrieval.search.page.clients import Refused
+from retrieval.search.page.page import filters, without_folders
+from retrieval.search.page.turns import Turns
+from retrieval.search.queries import LONGEST
+
+MAX_ANSWERS = 100
+MAX_SECONDS = 1e9
+LONGEST_NAME = 4096  # characters of a file or folder
+LONGEST_DETAIL = 300
+AT_ONCE = 1  # questions to the model
+
+logger = logging.getLogger(__name__)
+
+Text = Annotated[str, Field(min_length=1, max_length=LONGEST)]
+Name = Annotated[str, Field(max_length=LONGEST_NAME)]
+Seconds = Annotated[float, Field(ge=0, le=MAX_SECONDS)]
+Answer = TypeVar("Answer")
+
+
+class Asked(BaseModel):
+    """Base of requests: no unknown keys, no conversion of types, no NaN."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class SearchRequest(Asked):
+    """A search, as in the page and on the terminal."""
+
+    query: Text = Field(description="the sentence", examples=["a dog barks twice"])
+    k: int = Field(10, ge=1, le=MAX_ANSWERS, description="number of answers")
+    within: Name = Field("", description="only files below this folder of the indexed one")
+    min_seconds: Seconds = Field(0.0, description="only files of this length or longer")
+    max_seconds: Seconds | None = Field(None, description="only files of this length or shorter")
+
+
+class MomentsRequest(Asked):
+    """A question where in one recording a sentence is heard."""
+
+    file: Name = Field(description="name of a recording in the index", examples=["2024/dog.wav"])
+    query: Text = Field(description="the sentence", examples=["a dog barks twice"])
+    curve: bool = Field(False, description="also return the sentence's curve over the recording")
+
+
+class Moment(BaseModel):
+    """A stretch of a recording, in seconds from its beginning."""
+
+    start: float
+    end: float
+    score: float
+
+
+class Found(BaseModel):
+    """An answer: an excerpt of a recording, and the stretches of it that fit the sentence."""
+
+    rank: int = Field(description="1 is the best")
+    score: float = Field(description="similarity of sentence and excerpt")
+    file: str = Field(description="name of the recording in the index")
+    seconds: float = Field(description="length of the recording")
+    start: float = Field(description="start of the excerpt, s")
+    end: float = Field(description="end of the excerpt, s")
+    moments: list[Moment] = Field(description="best first")
+
+
+class SearchAnswer(BaseModel):
+    """Answers to a sentence, best first."""
+
+    query: str
+    note: str | None = Field(description="words of the sentence that the model does not read")
+    seconds: float = Field(description="time that the search took")
+    hits: list[Found]
+
+
+class MomentsAnswer(BaseModel):
+    """Stretches of a recording where a sentence is heard, best first."""
+
+    file: str
+    query: str
+    seconds: float = Field(description="length of the recording")
+    moments: list[Moment]
+    curve: list[float] | None = Field(description="value of each frame; see AudioIndex.locate")
+    frame_seconds: float = Field(description="length of a frame of the curve")
+
+
+class Problem(BaseModel):
+    """Why there is no answer, in one line."""
+
+    detail: str
+
+
+PROBLEMS = {
+    401: "a token or password is missing or wrong",
+    404: "the index has no such recording",
+    413: "the request is too long",
+    415: "the request is not application/json",
+    422: "a field is wrong or missing",
+    429: "too many wrong tokens: wait for Retry-After seconds",
+    503: "too many requests wait: try again after Retry-After seconds",
+}
+
+
+def make_api(index: AudioIndex) -> FastAPI:
+    """Return the application with the routes below /api."""
+    token = HTTPBearer(
+        auto_error=False,  # gate.py has checked it
+        description="The token of the page's address, or its password; none if it has none.",
+    )
+    api = FastAPI(
+        title="Search recordings",
+        description=__doc__.partition("\n")[0],
+        version="1",
+        docs_url=None,  # these pages need scripts of other machines
+        redoc_url=None,
+        dependencies=[Depends(token)],
+        responses={
+            status: {"model": Problem, "description": why} for status, why in PROBLEMS.items()
+        },
+    )
+    questions = Turns(AT_ONCE)
+
+    @api.exception_handler(Refused)
+    def refused(request: Request, error: Refused) -> JSONResponse:
+        return JSONResponse({"detail": error.detail}, error.status, error.headers)
+
+    @api.exception_handler(RequestValidationError)
+    def wrong_field(request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"][1:]) or "the body"
+        detail = " ".join(f"{place}: {first['msg']}".split())[:LONGEST_DETAIL]
+        return JSONResponse({"detail": detail}, 422)
+
+    async def answer(request: Request, function: Callable[[], Answer]) -> Answer:
+        """Call a function of the index in another thread, at the client's turn. Raises Refused."""
+        async with questions.turn(request.state.client_key, request.is_disconnected):
+            try:
+                return await asyncio.to_thread(function)
+            except UserError as error:
+                detail = without_folders(str(error), index.folder, index.path)
+                raise Refused(422, detail) from None
+            except Exception:
+                logger.exception("a request could not be answered")
+                detail = "this could not be answered: the log of the page's command has the reason"
+                raise Refused(500, detail) from None
+
+    @api.post("/search", summary="Find the recordings that a sentence describes")
+    async def search(request: Request, asked: SearchRequest) -> SearchAnswer:
+        def found() -> tuple[list[Hit], str | None, float]:
+            limits = filters(asked.within, asked.min_seconds, asked.max_seconds)
+            begin = time.perf_counter()
+            hits = index.search(asked.query, asked.k, **limits) if index.num_files else []
+            return hits, index.notes(asked.query), time.perf_counter() - begin
+
+        hits, note, took = await answer(request, found)
+        return SearchAnswer(query=asked.query, note=note, seconds=took, hits=list(map(shown, hits)))
+
+    @api.post("/moments", summary="Find a sentence in one recording")
+    async def moments(request: Request, asked: MomentsRequest) -> MomentsAnswer:
+        file = await asyncio.to_thread(index.file, asked.file)
+        if file is None:
+            raise Refused(404, "file: the index has no recording of this name")
+        found = await answer(request, lambda: index.locate(asked.query, file.file))
+        return MomentsAnswer(
+            file=file.file,
+            query=asked.query,
+            seconds=file.seconds,
+            moments=list(map(stretch, found.moments[0])),
+            curve=found.curves[0].tolist() if asked.curve else None,
+            frame_seconds=found.frame_seconds,
+        )
+
+    return api
+
+
+def shown(hit: Hit) -> Found:
+    return Found(
+        rank=hit.rank,
+        score=hit.score,
+        file=hit.file,
+        seconds=hit.seconds,
+        start=hit.start,
+        end=hit.end,
+        moments=list(map(stretch, hit.moments)),
+    )
+
+
+def stretch(moment: Any) -> Moment:
+    return Moment(start=moment.start, end=moment.end, score=moment.score)
