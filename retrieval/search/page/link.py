@@ -1,4 +1,4 @@
-"""The link to a query: the page's address with the query's fields, as in ?q=a+dog&within=birds&k=20.
+"""The link to a query: the page's address with fields, as in ?q=a+dog&within=birds&k=20.
 
 page.py reads the fields when the page is opened, and asks; results.js shows the link after an
 answer. The page's token is never a part of it.
@@ -10,9 +10,8 @@ from urllib.parse import urlencode
 LINK_FIELDS = {"q": "", "within": "", "min_seconds": 0, "max_seconds": None, "k": 10}
 LONGEST_LINK = 4000  # characters: servers and programs refuse longer addresses
 
-# Returns the values of the page's fields (query, folder, shortest, longest, k), and the query again
-# for the field that asks. Values that a field cannot hold are left out. The filters are shown if the
-# link has one.
+# Returns the values of the page's fields (query, folder, shortest, longest, k), whether the filters
+# are shown, and the query again for the field that asks. Values that no field holds are left out.
 READ_LINK = """() => {
     const given = new URLSearchParams(location.search);
     const number = (name, usual, least, most) => {
@@ -21,11 +20,11 @@ READ_LINK = """() => {
         return is_good ? Number(value) : usual;
     };
     const query = given.get("q") || "";
-    const has_filters = ["within", "min_seconds", "max_seconds", "k"].some((name) => given.has(name));
+    const filters = ["within", "min_seconds", "max_seconds", "k"];
     return [
         query, given.get("within") || "", number("min_seconds", 0, 0, 1e9),
         number("max_seconds", null, 0, 1e9), Math.round(number("k", 10, 1, MOST)),
-        { __type__: "update", open: has_filters }, query,
+        { __type__: "update", open: filters.some((name) => given.has(name)) }, query,
     ];
 }"""
 

@@ -11,9 +11,11 @@ import time
 from collections.abc import Callable
 from functools import wraps
 from html import escape
+from itertools import islice
 from pathlib import Path
 
 import gradio as gr
+import numpy as np
 
 from retrieval.base.errors import UserError
 from retrieval.search import AudioIndex, Hit
@@ -134,21 +136,21 @@ def make_page(index: AudioIndex, clients: Clients) -> gr.Blocks:
 
 def folder_field(index: AudioIndex) -> gr.Dropdown:
     """Return the list of folders. Of many, it has the upper ones; names of others can be typed."""
-    depth, folders = 0, index.folders
+    folders = all_folders = index.folders
     if len(folders) > MAX_FOLDERS:
         depths = [name.count("/") for name in folders]
-        while sum(own <= depth for own in depths) <= MAX_FOLDERS:
-            depth += 1
-        folders = [name for name, own in zip(folders, depths, strict=True) if own < max(depth, 1)]
-    is_short = len(folders) < len(index.folders)
+        counts = np.cumsum(np.bincount(depths))  # folders down to each depth
+        depth = max(0, int((counts <= MAX_FOLDERS).sum()) - 1)
+        upper = (name for name, own in zip(folders, depths, strict=True) if own <= depth)
+        folders = list(islice(upper, MAX_FOLDERS))
     return gr.Dropdown(
-        [("all folders", ""), *((name, name) for name in folders[:MAX_FOLDERS])],
+        [("all folders", ""), *((name, name) for name in folders)],
         value="",
-        label="Folder, or type one" if is_short else "Folder",
+        label="Folder" if folders == all_folders else "Folder, or type one",
         allow_custom_value=True,
         elem_id=FOLDER_FIELD,
         min_width=140,
-        visible=bool(index.folders),
+        visible=bool(all_folders),
     )
 
 

@@ -21,6 +21,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import quote, urlencode, urlsplit
 
 import numpy as np
@@ -32,9 +33,12 @@ from matplotlib import image
 from retrieval.base.errors import UserError
 from retrieval.config import load_config
 from retrieval.models.build import build_model
+from retrieval.moments.export import label_files
 from retrieval.search import AudioIndex
+from retrieval.search.hits import stretches_of
 from retrieval.search.page import audio
 from retrieval.search.page.command import listen, main
+from retrieval.search.page.page import folder_field
 from tests.conftest import NOTES, PATIENCE, RHYTHMS, ROOT, SAMPLE_RATE, run_module, tone
 
 CHROMIUM = next(
@@ -423,12 +427,20 @@ def test_stretches_are_saved_from_the_page(page, indexed, sounds, tmp_path):
         assert own["from"] == round(moment.start, 3) and float(row["to"]) == round(moment.end, 3)
     with zipfile.ZipFile(save(every.get_by_text("Audacity"))) as file:
         assert set(file.namelist()) == {f"{hit.file}.labels.txt" for hit in hits}
+    with zipfile.ZipFile(save(every.get_by_text("Raven"))) as file:
+        assert set(file.namelist()) == {  # one is gone, and a table tells its highest frequency
+            f"{hit.file}.Table.1.selections.txt" for hit in hits if hit.file != GONE
+        }
     hit = next(hit for hit in hits if hit.file == "far/away/long.flac")
     card = card_of(page, hit.file)
     card.locator("summary").click()
     labels = save(card.get_by_text("Audacity")).read_text(encoding="utf-8")
     times = [tuple(map(float, line.split("\t")[:2])) for line in labels.splitlines()]
     np.testing.assert_allclose(times, sorted(own[:2] for own in hit.moments), atol=1e-5)
+    (table,) = label_files("raven", stretches_of(QUERY, [hit]), sounds.joinpath).values()
+    assert save(card.get_by_text("Raven")).read_text(encoding="utf-8") == table
+    path = save(card.get_by_text("Whole recording"))
+    assert path.name == "long.flac" and path.read_bytes() == (sounds / hit.file).read_bytes()
     samples, rate = soundfile.read(save(card.locator("a.save").first))
     whole, own_rate = soundfile.read(sounds / hit.file)
     moment = hit.moments[0]
@@ -797,8 +809,30 @@ def test_more_than_two_channels_are_averaged(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("folders", "shown"),
+    [
+        ([], []),
+        (["a", "a/b"], ["a", "a/b"]),
+        # 100 above 100,000: the upper ones
+        (
+            [name for a in range(100) for name in (f"{a}", *(f"{a}/{b}" for b in range(1000)))],
+            [f"{a}" for a in range(100)],
+        ),
+        ([f"{number:06}" for number in range(100_000)], [f"{number:06}" for number in range(200)]),
+        ([f"x/{number:06}" for number in range(1000)], []),
+    ],
+    ids=["none", "few", "deep", "flat", "one"],
+)
+def test_the_list_of_folders_is_short(folders, shown):
+    field = folder_field(SimpleNamespace(folders=folders))
+    assert [value for _, value in field.choices] == ["", *shown]
+    assert field.visible == bool(folders) and field.allow_custom_value
+
+
+@pytest.mark.parametrize(
     "route",
     [
+        "download?file={}",
         "recording?file={}",
         "picture?start=0&end=1&file={}",
         "clip?start=0&end=1&file={}",
