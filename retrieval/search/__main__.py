@@ -95,6 +95,8 @@ def index(arguments: argparse.Namespace) -> int:
                 f"note: {metadata.num_unknown:,} rows of {arguments.metadata} name no file of the"
                 f" folder: {first}{more}"
             )
+    if (found := built.store.meta.approximate) is not None:
+        print(f"large index: {found}")
     if passed_over := built.changes.passed_over:
         common = passed_over.most_common(10)
         endings = ", ".join(f"{number:,} {ending or 'without ending'}" for ending, number in common)

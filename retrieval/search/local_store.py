@@ -3,6 +3,7 @@
 Letters: B clips, F files.
 """
 
+import sys
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -11,13 +12,14 @@ import numpy as np
 import torch
 
 from retrieval.base.errors import UserError
+from retrieval.search.approximate import Approximate, Unusable
 from retrieval.search.clips import IndexedClips
 from retrieval.search.facets import Facets, MetadataArrays
 from retrieval.search.filters import Filters
 from retrieval.search.hits import IndexedFile
 from retrieval.search.metadata import Fields, resolve_where
 from retrieval.search.metadata_storage import read_column, read_columns, read_fields
-from retrieval.search.storage import connect, read_index
+from retrieval.search.storage import Contents, connect, read_index
 from retrieval.search.store import IndexedExcerpt
 
 
@@ -32,7 +34,7 @@ class LocalStore(IndexedClips):
     """
 
     def __init__(self, path: Path):
-        contents = read_index(path)
+        contents, self._approximate = _opened(path)
         table = self._catalogue = contents.catalogue
         frames = None if contents.frames is None else torch.from_numpy(contents.frames)
         super().__init__(contents.vectors, frames, table.first_frames, table.num_frames, table.rows)
@@ -40,6 +42,13 @@ class LocalStore(IndexedClips):
         self.meta, self.unreadable = contents.meta, contents.unreadable
         self.files, self.num_files = table.files, len(table.files)
         self.seconds = float(table.files.seconds.sum())
+
+    def _nearest_rows(
+        self, vectors: np.ndarray, num: int, allowed: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        if self._approximate is None:
+            return super()._nearest_rows(vectors, num, allowed)
+        return self._approximate.search(vectors, num, allowed)
 
     @cached_property
     def folders(self) -> list[str]:
@@ -105,3 +114,28 @@ class LocalStore(IndexedClips):
         below = ((folder, self.files.below(folder)) for folder in self.folders)
         folders = tuple((folder, inside.stop - inside.start) for folder, inside in below)
         return Facets(folders, self._metadata.facets(most_values))
+
+
+def _opened(path: Path) -> tuple[Contents, Approximate | None]:
+    """Read an index, and the file for approximate searches if it has one.
+
+    Without that file, searches are exact and slower. Raises UserError.
+    """
+    contents = read_index(path)
+    while (facts := contents.meta.approximate) is not None:
+        # A program that does not know the file may have copied the vectors.
+        if facts.kind == "flat" or facts.generation != contents.meta.generation:
+            break
+        try:
+            return contents, Approximate.load(path / facts.file, facts, contents.vectors)
+        except Unusable as error:
+            reason, before = error, contents.meta
+            contents = read_index(path)
+            if contents.meta == before:  # else a writer has just replaced the file
+                print(
+                    f"note: index {path}: {reason}; searches are exact and slower until the next"
+                    " `python -m retrieval.search index` makes it again",
+                    file=sys.stderr,
+                )
+                break
+    return contents, None

@@ -6,6 +6,8 @@
     INDEX/frames-G.f16      float16 (frames of all rows, D): after TAP's norm, for other poolings
                             by pooling.directions; they say when a text is heard. Absent with
                             --frames none, or if the model has one vector a window
+    INDEX/approximate-N.faiss  of a large index: the vectors in few bits, for a faster search
+                            (approximate.py); `meta` names it
     INDEX/catalogue.npz     the tables of a large index as arrays, to open it faster (catalogue.py)
     INDEX/unreadable.csv    files that were left out, with reasons
     INDEX/fast_text/        the model's text tower in 8 bit, once it was asked for (fast_text.py)
@@ -32,6 +34,7 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
 from retrieval.base.access import check_readable
 from retrieval.base.errors import UserError, one_line
+from retrieval.search.approximate import Facts
 from retrieval.search.catalogue import COUNTER, Catalogue, stamp_of
 from retrieval.search.metadata import Kind
 from retrieval.search.metadata_storage import read_columns
@@ -72,6 +75,7 @@ class IndexMeta(BaseModel):
     generation: NonNegativeInt = 0
     num_rows: NonNegativeInt = 0
     num_frames: NonNegativeInt = 0
+    approximate: Facts | None = None  # of a large index
 
     def check_as_before(self, before: "IndexMeta", index: object) -> None:
         """Raise UserError if an index made as `before` cannot be continued as this says."""
@@ -247,7 +251,7 @@ def parse_meta(values: dict[str, str], index: object) -> IndexMeta:
         if schema == SCHEMA:
             pairs = ", ".join(f"{json.dumps(key)}: {value}" for key, value in values.items())
             meta = IndexMeta.model_validate_json(f"{{{pairs}}}")
-            missing = IndexMeta.model_fields.keys() - values.keys() - {"reader"}
+            missing = IndexMeta.model_fields.keys() - values.keys() - {"reader", "approximate"}
             if missing:
                 raise ValueError(f"no {', '.join(sorted(missing))}")
             return meta
@@ -263,7 +267,10 @@ def parse_meta(values: dict[str, str], index: object) -> IndexMeta:
 
 
 def write_meta(database: sqlite3.Connection, meta: IndexMeta) -> None:
-    database.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", meta_rows(meta))
+    rows = meta_rows(meta)
+    database.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", rows)
+    absent = [(key,) for key in IndexMeta.model_fields.keys() - dict(rows).keys()]
+    database.executemany("DELETE FROM meta WHERE key = ?", absent)
 
 
 def meta_rows(meta: IndexMeta) -> list[tuple[str, str]]:

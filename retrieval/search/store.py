@@ -3,7 +3,7 @@
 Letters: n queries, K clips, T frames, D = dim. Clips are excerpts of files, named by numbers.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -176,8 +176,12 @@ class Writer(Protocol):
     def commit(self, **changes: Any) -> None:
         """Make everything since the last commit part of the index; changes: of fields of `meta`."""
 
-    def finish(self) -> None:
-        """Remove numbers of files that are gone, and write the files that are derived."""
+    def finish(self, gate_queries: Callable[[], np.ndarray] | None = None) -> None:
+        """Remove numbers of files that are gone, and write the files that are derived.
+
+        gate_queries: returns vectors float32 (n, D) of texts, with which an approximate search is
+            measured; None: leave it as it is.
+        """
 
     def replace_metadata(self, metadata: Metadata) -> None:
         """Replace the metadata of all files."""

@@ -15,6 +15,9 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
+import torch
+
 from retrieval.base.decoder_process import DecoderDied
 from retrieval.base.errors import UserError
 from retrieval.base.files import sha256_of
@@ -27,6 +30,7 @@ from retrieval.search.encoder import ExcerptEncoder
 from retrieval.search.metadata import Metadata, read_metadata
 from retrieval.search.model_identity import ModelIdentity, load_model
 from retrieval.search.place import Place
+from retrieval.search.sentences import SENTENCES
 from retrieval.search.sound import Excerpt, Found, files_to_index, read_excerpts
 from retrieval.search.storage import IndexMeta, folder_gone
 from retrieval.search.store import Store, Writer
@@ -38,6 +42,7 @@ LEAST_IN_COMMON = 0.5
 # work that an interruption loses at most, beside the file that it falls into
 SECONDS_BETWEEN_COMMITS = 10.0
 FRAMES = ("float16", "none")
+GATE_QUERIES = 50  # sentences that measure the approximate search of a large index
 FILES_AHEAD = 4  # read by other threads while the model computes
 EXCERPTS_AHEAD = 8  # of each of these files; the rest of a long one is read when its turn comes
 
@@ -238,9 +243,16 @@ def update_index(
     if metadata is not None:
         writer.replace_metadata(metadata)
     writer.commit(complete=True, reader=READER_VERSION)
-    writer.finish()
+    writer.finish(lambda: _text_vectors(encoder.model))
     changes.unreadable = writer.listed_unreadable()
     return changes
+
+
+@torch.no_grad()
+def _text_vectors(model: DualEncoder) -> np.ndarray:
+    """Return vectors float32 (GATE_QUERIES, D) of sentences, as searches compare them."""
+    sentences = SENTENCES[:: len(SENTENCES) // GATE_QUERIES][:GATE_QUERIES]
+    return model.pooling.directions(model.encode_text(list(sentences)).float()).cpu().numpy()
 
 
 def _take_over(writer: Writer, folder: Path, files: list[Found]) -> set[str]:

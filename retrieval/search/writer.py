@@ -4,8 +4,9 @@ import csv
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 from retrieval.base.errors import UserError
 from retrieval.base.files import atomic_writer, disk_errors
 from retrieval.base.locks import LOCK, take_lock
+from retrieval.search.approximate import FILES, updated
 from retrieval.search.catalogue import CATALOGUE, COUNTER, update_saved
 from retrieval.search.cluster.address import Share
 from retrieval.search.metadata import Metadata
@@ -52,7 +54,7 @@ def check_target(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--index {folder} is a file; give a folder")
     starts = (DATABASE, "vectors-", "frames-", FAST_TEXT, f".{FAST_TEXT}", f".{UNREADABLE}")
-    starts += (CATALOGUE, f".{CATALOGUE}")
+    starts += (CATALOGUE, f".{CATALOGUE}", "approximate-", ".approximate-")
     if folder.is_dir() and not (folder / DATABASE).exists():
         for path in folder.iterdir():
             if not path.name.startswith(starts) and path.name not in (UNREADABLE, LOCK):
@@ -252,14 +254,32 @@ class IndexWriter:
             raise
         self._pending.clear()
 
-    def finish(self) -> None:
-        """Copy the index without removed rows if these are many; write unreadable.csv."""
+    def finish(self, gate_queries: Callable[[], np.ndarray] | None = None) -> None:
+        """Copy the index without removed rows if these are many; write files derived from it.
+
+        gate_queries: returns vectors float32 (n, D) of texts, with which the approximate search of
+            a large index is measured; None: leave its file as it is.
+        """
         (num_live,) = self.database.execute("SELECT count(DISTINCT row) FROM excerpts").fetchone()
         if self.meta.num_rows - num_live > MOST_DEAD * self.meta.num_rows:
             self._copy_live_rows()
         update_saved(self.folder, self.database, self.meta.generation)
+        if gate_queries is not None:
+            self._update_approximate(gate_queries)
         with atomic_writer(self.folder / UNREADABLE) as file:
             csv.writer(file).writerows([("file", "reason"), *self.listed_unreadable()])
+
+    def _update_approximate(self, gate_queries: Callable[[], np.ndarray]) -> None:
+        for file in self._arrays:
+            file.flush()
+        vectors, _ = mapped(self.folder, self.meta)
+        live = np.zeros(len(vectors), dtype=bool)
+        live[[row for (row,) in self.database.execute("SELECT DISTINCT row FROM excerpts")]] = True
+        meta = self.meta
+        facts = updated(self.folder, meta.approximate, vectors, live, gate_queries, meta.generation)
+        if facts != meta.approximate:
+            self.commit(approximate=facts)
+            self._remove_other_generations()
 
     def _copy_live_rows(self) -> None:
         """Write a new generation of vectors and frames with the rows that excerpts refer to."""
@@ -269,7 +289,7 @@ class IndexWriter:
         for file in self._arrays:
             file.close()
         generation = self.meta.generation + 1
-        empty = {"generation": generation, "num_rows": 0, "num_frames": 0}
+        empty = {"generation": generation, "num_rows": 0, "num_frames": 0, "approximate": None}
         self.meta = self.meta.model_copy(update=empty)
         self._arrays = [open(path, "wb+") for path in array_files(self.folder, self.meta)]
         # Negative numbers first, so that an old and a new one are never the same.
@@ -285,10 +305,13 @@ class IndexWriter:
 
     def _remove_other_generations(self) -> None:
         own = array_files(self.folder, self.meta)
-        for path in [*self.folder.glob("vectors-*.f32"), *self.folder.glob("frames-*.f16")]:
+        if self.meta.approximate is not None:
+            own.append(self.folder / self.meta.approximate.file)
+        patterns = ("vectors-*.f32", "frames-*.f16", FILES, f".{FILES}.*.tmp")
+        for path in chain.from_iterable(self.folder.glob(pattern) for pattern in patterns):
             if path not in own:
                 # On Windows an open index keeps its files: a later writer removes them.
-                with suppress(PermissionError):
+                with suppress(PermissionError, IsADirectoryError):
                     path.unlink()
 
 

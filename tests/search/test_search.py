@@ -27,7 +27,7 @@ from retrieval.models.build import build_model
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.pooling import TextAwareAttentionPooling
 from retrieval.moments.locator import Locator
-from retrieval.search import AudioIndex, sound, storage, update, writer
+from retrieval.search import AudioIndex, approximate, sound, storage, update, writer
 from retrieval.search.__main__ import main
 from tests.conftest import (
     NOTES,
@@ -472,6 +472,21 @@ def test_the_text_tower_in_8_bit(indexed, sounds, models, tmp_path):
         AudioIndex.open(path, fast_text=True)
     AudioIndex.build(sounds, models / "mean", path, overwrite=True)
     assert not (path / "fast_text").exists()
+
+
+@pytest.mark.parametrize("pooling", ["tap", "mean"])
+def test_a_large_index_answers_through_its_approximate_search(
+    models, sounds, tmp_path, monkeypatch, pooling
+):
+    """Made with sentences by the model itself; with all excerpts as candidates it is exact."""
+    index = AudioIndex.build(sounds, models / pooling, tmp_path / "index")
+    for name, value in (("APPROXIMATE_FROM", 1), ("FEW_ROWS", 0), ("LARGEST_SHARE", math.inf)):
+        monkeypatch.setattr(approximate, name, value)
+    large = AudioIndex.build(sounds, models / pooling, tmp_path / "index")
+    facts = large.store.meta.approximate
+    assert facts.kind == "RaBitQ" and facts.recall == 1.0 and facts.rows == len(large.store)
+    assert index.store.meta.approximate is None
+    check_equal(large, index)
 
 
 # --- keeping up with a folder ---

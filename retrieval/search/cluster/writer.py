@@ -9,7 +9,7 @@ import json
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -362,8 +362,11 @@ class DatabaseWriter:
         )
         self._connection.cursor().executemany(query, rows)
 
-    def finish(self) -> None:
-        """Remove the frames of excerpts that are gone, and let the database count its rows."""
+    def finish(self, gate_queries: Callable[[], np.ndarray] | None = None) -> None:
+        """Remove the frames of excerpts that are gone, and let the database count its rows.
+
+        gate_queries is not used: the search is the database's own.
+        """
         with suppress(errors.InsufficientPrivilege):
             self._connection.execute("ANALYZE files, excerpts")
         if self._objects is None:
