@@ -56,6 +56,8 @@ class Address:
         try:
             parts = urlsplit(text)
             pairs = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
+            if "@" in parts.path or parts.fragment:
+                raise ValueError("a password with / or #")
         except ValueError:
             raise UserError(
                 f"--store {shown} is not an address: expected postgresql://user@host/database"

@@ -35,6 +35,7 @@ with needs_extra("search-cluster"):
     from psycopg.conninfo import conninfo_to_dict
 
 Result = TypeVar("Result")
+EXTENSION = "vector"  # pgvector
 CONNECT_SECONDS = 10
 SILENT_SECONDS = 30  # of a connection, after which its other end is taken for dead
 # Vectors lie in the rows of their table, not beside it: a search of 100,000 took 100 ms in place of
@@ -110,7 +111,8 @@ def prepare(connection: psycopg.Connection, address: Address) -> None:
     """Set up a connection: the index's tables need no schema, and vectors become arrays."""
     own = connection.execute(
         "SELECT n.nspname FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace"
-        " WHERE e.extname = 'vector'"
+        " WHERE e.extname = %s",
+        [EXTENSION],
     ).fetchone()
     path = ", ".join([address.name, *(f'"{name}"' for name in own or ())])
     # Compiling a statement of one query takes longer than running it.
@@ -186,13 +188,19 @@ class Database:
 
 def read_state(connection: psycopg.Connection, address: Address) -> State | None:
     """Read the record of the index; None if there is none. Raises UserError for other tables."""
-    (there,) = connection.execute("SELECT to_regnamespace(%s)", [address.name]).fetchone()
-    if there is None:
-        return None
-    query = "SELECT relname FROM pg_class WHERE relnamespace = %s::regnamespace"
-    names = {name for (name,) in connection.execute(query, [address.name])}
+    query = (
+        "SELECT c.relname, has_schema_privilege(n.oid, 'USAGE') FROM pg_class c"
+        " JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = %s"
+    )
+    found = dict(connection.execute(query, [address.name]).fetchall())
+    names = found.keys()
     if not names:
         return None
+    if not all(found.values()):
+        raise StoreError(
+            f"--store {address} lacks a right of this user (USAGE of schema {address.name});"
+            " ask the database's administrator, see docs/search.md"
+        )
     if "meta" not in names or "shards" not in names:
         raise UserError(
             f"--store {address}: schema {address.name} holds other tables, such as"
@@ -239,7 +247,7 @@ def create(
             replaced = [*before.replaced, *([own] if before.frames_store else [])]
             connection.execute(f"DROP SCHEMA {address.name} CASCADE")
         try:
-            connection.execute("CREATE EXTENSION IF NOT EXISTS vector SCHEMA public")
+            connection.execute(f"CREATE EXTENSION IF NOT EXISTS {EXTENSION} SCHEMA public")
         except (errors.UndefinedFile, errors.FeatureNotSupported):
             raise UserError(
                 f"--store {address}: the server has no pgvector; install it there"

