@@ -8,6 +8,9 @@
     python -m retrieval.search query TEXT --index DIR --labels audacity --output FOLDER
     python -m retrieval.search query TEXT --index DIR --clips FOLDER
     python -m retrieval.search query TEXT --file meeting.wav --checkpoint MODEL    # no index
+    python -m retrieval.search mark wren --index DIR --query "a wren" --right FILE --wrong FILE
+    python -m retrieval.search detect wren --index DIR     # all excerpts that it finds
+    python -m retrieval.search detectors --index DIR       # list them
 
 Run `index` again after changes: only new and changed recordings are encoded. It reads WAV, FLAC,
 Ogg, Opus, MP3, AIFF, M4A, the sound of MP4 and WebM, and more (docs/corpora.md), under any file
@@ -24,7 +27,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from retrieval.base.command import run_main
 from retrieval.base.errors import OneLineParser, UserError, user_path
@@ -53,7 +56,17 @@ def main(argv: list[str] | None = None) -> int:
     silence_transformers()  # below the checks, because it takes seconds to import
     if arguments.command == "index":
         return index(arguments)
-    return query_file(arguments) if arguments.file else query(arguments)
+    if arguments.command == "query":
+        return query_file(arguments) if arguments.file else query(arguments)
+    from retrieval.search import detector_commands
+
+    if arguments.command == "detectors":
+        return detector_commands.list_detectors(arguments)
+    if arguments.command == "mark":
+        opened = open_index(arguments)
+        check_not_of_index("--output", arguments.output, opened)
+        return detector_commands.mark(arguments, opened)
+    return detect(arguments)
 
 
 def index(arguments: argparse.Namespace) -> int:
@@ -110,12 +123,43 @@ def index(arguments: argparse.Namespace) -> int:
 
 
 def query(arguments: argparse.Namespace) -> int:
-    from retrieval.search.index import AudioIndex
-    from retrieval.search.metadata import parse_where
     from retrieval.search.queries import read_query_file
 
     queries = read_query_file(arguments.queries) if arguments.queries else [arguments.text]
-    where = parse_where(arguments.where)
+    filters = filters_of(arguments)
+    opened = open_index(arguments)
+    check_outputs_of_index(arguments, opened)
+    check_within(arguments, filters["within"], opened)
+    if arguments.audio:
+        hits = opened.search_audio(arguments.audio, arguments.k, **filters)
+        answers = [(str(arguments.audio), hits)]
+    else:
+        for text in queries:
+            if note := opened.notes(text):
+                print(f"note: {note}", file=sys.stderr)
+        hits = opened.search_many(queries, arguments.k, **filters)
+        answers = list(zip(queries, hits, strict=True))
+    finish_index(answers, opened, arguments)
+    return 0
+
+
+def detect(arguments: argparse.Namespace) -> int:
+    """Print and write all excerpts that a detector finds."""
+    from retrieval.search.detector_commands import folder_of
+
+    detector, filters = folder_of(arguments).load(arguments.name), filters_of(arguments)
+    opened = open_index(arguments)
+    check_outputs_of_index(arguments, opened)
+    check_within(arguments, filters["within"], opened)
+    hits = opened.detect(detector, arguments.min_probability, **filters)
+    finish_index([(arguments.name, hits)], opened, arguments)
+    return 0
+
+
+def open_index(arguments: argparse.Namespace) -> "AudioIndex":
+    """Open the index of --index; note if it is not complete."""
+    from retrieval.search.index import AudioIndex
+
     opened = AudioIndex.open(
         arguments.index,
         arguments.checkpoint,
@@ -129,37 +173,48 @@ def query(arguments: argparse.Namespace) -> int:
             " the index command again",
             file=sys.stderr,
         )
-    outputs = {"--csv": arguments.csv, "--output": arguments.output, "--clips": arguments.clips}
-    for option, path in outputs.items():
-        check_not_of_index(option, path, opened)
+    return opened
+
+
+def filters_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the filters of a search. Raises UserError for a wrong --where."""
+    from retrieval.search.metadata import parse_where
+
     within = PurePosixPath(arguments.within).as_posix().strip("/.")
-    if within and within not in opened.folders:
+    limits = {"min_seconds": arguments.min_seconds, "max_seconds": arguments.max_seconds}
+    return {"within": within, **limits, "where": parse_where(arguments.where)}
+
+
+def check_within(arguments: argparse.Namespace, within: str, index: "AudioIndex") -> None:
+    """Raise UserError if the index has no files below the folder of --within."""
+    if within and within not in index.folders:
         raise UserError(
             f"--within {arguments.within}: the index has no files below such a folder; it has:"
-            f" {', '.join(opened.folders[:FILES_LISTED]) or 'none'}"
+            f" {', '.join(index.folders[:FILES_LISTED]) or 'none'}"
         )
-    limits = {"min_seconds": arguments.min_seconds, "max_seconds": arguments.max_seconds}
-    limits |= {"where": where}
-    if arguments.audio:
-        hits = opened.search_audio(arguments.audio, arguments.k, within=within, **limits)
-        answers = [(str(arguments.audio), hits)]
-    else:
-        for text in queries:
-            if note := opened.notes(text):
-                print(f"note: {note}", file=sys.stderr)
-        hits = opened.search_many(queries, arguments.k, within=within, **limits)
-        answers = list(zip(queries, hits, strict=True))
+
+
+def check_outputs_of_index(arguments: argparse.Namespace, index: "AudioIndex") -> None:
+    """Raise UserError if an output is a recording of the index, or lies in its own folder."""
+    outputs = {"--csv": arguments.csv, "--output": arguments.output, "--clips": arguments.clips}
+    for option, path in outputs.items():
+        check_not_of_index(option, path, index)
+
+
+def finish_index(
+    answers: list[tuple[str, list["Hit"]]], index: "AudioIndex", arguments: argparse.Namespace
+) -> None:
+    """Write and print answers of an index; note the files that are no longer there."""
     notes, gone = {}, set()  # notes in order, each once
     for file in sorted({hit.file for _, hits in answers for hit in hits}):
         try:
-            opened.path_of(file)
+            index.path_of(file)
         except UserError as error:
             notes[f"note: {error}"] = None
             gone.add(file)
     for note in notes:
         print(note, file=sys.stderr)
-    finish(answers, opened.path_of, gone, arguments, list(opened.store.columns))
-    return 0
+    finish(answers, index.path_of, gone, arguments, list(index.store.columns))
 
 
 def query_file(arguments: argparse.Namespace) -> int:
@@ -319,7 +374,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="index|query")
+    metavar = "index|query|mark|detect|detectors"
+    commands = parser.add_subparsers(dest="command", required=True, metavar=metavar)
     making = commands.add_parser("index", help="make an index, or bring it up to date")
     add = making.add_argument
     folder = "recordings, in any sub-folders; after a move, the new folder"
@@ -362,6 +418,46 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     method = "how moments are found in --file (docs/search.md); default: auto"
     add("--method", choices=METHODS, help=method)
     add("-k", type=int, default=10, help="answers to a query")
+    fast = "use a text encoder in 8 bit, on a CPU; it is made at the first use"
+    add("--fast-text", action="store_true", help=fast)
+    add_answer_options(asking)
+    marking, detecting, listing = add_detector_commands(commands)
+    shard = (
+        "bring only this share of the files up to date, such as 3/16: other processes do the others"
+    )
+    making.add_argument("--shard", metavar="NUMBER/OF", help=shard)
+    for command in (making, asking, marking, detecting, listing):
+        add_place(command)
+        command.add_argument("--quiet", action="store_true", help="no progress bars")
+        if command is listing:
+            continue
+        default = "roberta-large" if command is making else "as when the index was made"
+        tokenizer = (
+            f"tokenizer of a .ckpt, which has none: a folder or hub name; default: {default}"
+        )
+        command.add_argument("--text-encoder", type=path_argument, metavar="NAME", help=tokenizer)
+    arguments = parser.parse_args(argv)
+    if arguments.command != "query":
+        if not arguments.index:
+            parser.error("give the place of the index: --index DIR, or --store URI")
+        check_store_arguments(arguments, parser)
+    if arguments.command == "index" and arguments.batch_size < 1:
+        parser.error(f"--batch-size must be at least 1, found {arguments.batch_size}")
+    if arguments.command == "query":
+        check_query_arguments(arguments, parser)
+    if arguments.command == "mark":
+        check_export_arguments(arguments, parser, [own for own in [arguments.marks] if own])
+    if arguments.command == "detect":
+        probability = arguments.min_probability
+        if probability is not None and not 0 <= probability <= 1:
+            parser.error(f"--min-probability must be between 0 and 1, found {probability:g}")
+        check_answer_arguments(arguments, parser, [])
+    return arguments
+
+
+def add_answer_options(command: argparse.ArgumentParser) -> None:
+    """Add the options that filter answers and write them."""
+    add = command.add_argument
     within = "only files below this one, relative to the indexed folder"
     add("--within", default="", metavar="SUBFOLDER", help=within)
     add("--min-seconds", type=float, default=0.0, help="only files of this length or longer")
@@ -372,8 +468,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         " repeated: a column given twice accepts both values"
     )
     add("--where", action="append", default=[], metavar="COLUMN=VALUE", help=where)
-    fast = "use a text encoder in 8 bit, on a CPU; it is made at the first use"
-    add("--fast-text", action="store_true", help=fast)
     add("--moments", action="store_true", help="print all stretches of an answer, a line each")
     add("--json", action="store_true", help="print JSON")
     add("--csv", type=path_argument, metavar="FILE", help="write the answers to a file too")
@@ -386,28 +480,42 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--output", type=path_argument, metavar="PATH", help=output)
     clips = "write each stretch as a WAV too, to this new folder"
     add("--clips", type=path_argument, metavar="FOLDER", help=clips)
-    shard = (
-        "bring only this share of the files up to date, such as 3/16: other processes do the others"
-    )
-    making.add_argument("--shard", metavar="NUMBER/OF", help=shard)
-    for command in (making, asking):
-        add_place(command)
-        default = "roberta-large" if command is making else "as when the index was made"
-        tokenizer = (
-            f"tokenizer of a .ckpt, which has none: a folder or hub name; default: {default}"
-        )
-        command.add_argument("--text-encoder", type=path_argument, metavar="NAME", help=tokenizer)
-        command.add_argument("--quiet", action="store_true", help="no progress bars")
-    arguments = parser.parse_args(argv)
-    if arguments.command == "index":
-        if not arguments.index:
-            parser.error("give the place of the index: --index DIR, or --store URI")
-        check_store_arguments(arguments, parser)
-    if arguments.command == "index" and arguments.batch_size < 1:
-        parser.error(f"--batch-size must be at least 1, found {arguments.batch_size}")
-    if arguments.command == "query":
-        check_query_arguments(arguments, parser)
-    return arguments
+
+
+def add_detector_commands(commands: argparse._SubParsersAction) -> list[argparse.ArgumentParser]:
+    """Add the commands mark, detect and detectors."""
+    told = {
+        "mark": "learn a detector from answers that are right or wrong",
+        "detect": "find all excerpts that a detector accepts",
+        "detectors": "list the detectors of an index, or delete one",
+    }
+    made = {name: commands.add_parser(name, help=text) for name, text in told.items()}
+    where = "folder of the detectors; default: that of the index"
+    for name, command in made.items():
+        command.add_argument("--detectors", type=path_argument, metavar="FOLDER", help=where)
+        if name != "detectors":
+            command.add_argument("name", metavar="NAME", help="of the detector")
+            model = "where the index's model is now; default: where it was"
+            command.add_argument("--checkpoint", type=path_argument, metavar="MODEL", help=model)
+            command.set_defaults(fast_text=False)
+    add = made["mark"].add_argument
+    add("--query", metavar="TEXT", help="a sentence that says what a new detector is for")
+    right = "answers: names in the index, or paths; of a long file with a time, FILE@1:02.5"
+    add("--right", nargs="+", default=[], metavar="FILE", help=right)
+    add("--wrong", nargs="+", default=[], metavar="FILE", help="what is none, likewise")
+    marks = "further marks: a CSV with the columns file, start, end, right"
+    add("--marks", type=path_argument, metavar="FILE", help=marks)
+    new = "forget the marks of a detector of this name"
+    add("--overwrite", action="store_true", help=new)
+    labels = "write all its marks too, to --output; as for query"
+    add("--labels", choices=LABELS, help=labels)
+    add("--output", type=path_argument, metavar="PATH", help="as for query")
+    made["mark"].set_defaults(csv=None, clips=None)
+    least = "report excerpts from this probability; default: the detector's own"
+    made["detect"].add_argument("--min-probability", type=float, metavar="P", help=least)
+    add_answer_options(made["detect"])
+    made["detectors"].add_argument("--delete", metavar="NAME", help="remove this detector")
+    return list(made.values())
 
 
 def path_argument(text: str) -> Path:
@@ -425,14 +533,21 @@ def check_query_arguments(arguments: argparse.Namespace, parser: argparse.Argume
         )
     if arguments.k < 1:
         parser.error(f"-k must be at least 1, found {arguments.k}")
+    check_place(arguments, parser)
+    files_read = [arguments.audio, arguments.queries, arguments.file]
+    files_read = [file for file in files_read if file]
+    check_answer_arguments(arguments, parser, files_read)
+
+
+def check_answer_arguments(
+    arguments: argparse.Namespace, parser: argparse.ArgumentParser, files_read: list[Path]
+) -> None:
+    """Exit with one line if the options of add_answer_options are wrong."""
     if not arguments.min_seconds <= arguments.max_seconds:
         parser.error(
             f"--min-seconds {arguments.min_seconds:g} is not below --max-seconds"
             f" {arguments.max_seconds:g}"
         )
-    check_place(arguments, parser)
-    files_read = [arguments.audio, arguments.queries, arguments.file]
-    files_read = [file for file in files_read if file]
     if arguments.csv:
         check_writable(arguments.csv.parent)
         if arguments.csv.is_dir():

@@ -34,7 +34,7 @@ from retrieval.search.queries import check_query, query_notes
 from retrieval.search.refinement import Refinement
 from retrieval.search.sound import Excerpt, cut, read_excerpts
 from retrieval.search.storage import folder_gone
-from retrieval.search.store import Store
+from retrieval.search.store import IndexedExcerpt, Store
 from retrieval.search.two_stage import TwoStage
 from retrieval.search.whole_file import WholeFile
 
@@ -316,6 +316,15 @@ class AudioIndex:
             with torch.no_grad():
                 text = self._encode_text([query]).float()[0]  # (D,)
             return self._refinement.refine(query, text, marks)
+
+    def excerpt_of(self, mark: Mark) -> IndexedExcerpt:
+        """Return the excerpt that a mark belongs to: that with the largest overlap.
+
+        Raises:
+            UserError: The index does not have the file or the time, or a mark without times is of
+                a file of several excerpts.
+        """
+        return self._refinement.excerpt_of(mark)
 
     def detect(
         self, detector: Detector, min_probability: float | None = None, **filters: Any

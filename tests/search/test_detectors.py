@@ -72,7 +72,7 @@ def test_the_features_of_tap_are_its_outputs_for_the_sentence(index: AudioIndex)
     with torch.no_grad():
         text = index.model.encode_text([QUERY])[0]
     direction = index.model.pooling.directions(text).numpy()
-    clips = [index._refinement.excerpt_of(Mark.of(hit, True)).clip for hit in hits]
+    clips = [index.excerpt_of(Mark.of(hit, True)).clip for hit in hits]
     features = index._two_stage.pooled(text, clips)
     np.testing.assert_allclose(features @ direction, [hit.score for hit in hits], atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, atol=1e-5)
@@ -142,7 +142,7 @@ def test_marks_belong_to_the_excerpt_with_the_largest_overlap(index: AudioIndex)
 
     def place(start: float, end: float | None = None) -> float:
         mark = Mark(file="long.flac", start=start, end=end, right=True)
-        return index._refinement.excerpt_of(mark).start
+        return index.excerpt_of(mark).start
 
     second = excerpts[1]
     assert place(second.start, second.end) == second.start
