@@ -35,6 +35,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "detectors": ["Detector", "Mark"],
         "hits": ["Hit", "IndexedFile"],
         "index": ["AudioIndex"],
+        "queries": ["Query"],
         "one_file": ["FoundInFile", "find_moments"],
         "update": ["Changes"],
     },

@@ -3,6 +3,7 @@
     python -m retrieval.search index FOLDER --checkpoint runs/tap/best --index DIR
     python -m retrieval.search index FOLDER --checkpoint laion/clap-htsat-unfused --index DIR
     python -m retrieval.search query "a dog barks twice" --index DIR [-k 10] [--json] [--csv FILE]
+    python -m retrieval.search query "rain" --without "thunder" --also "wind" 0.5 --index DIR
     python -m retrieval.search query --audio dog.wav --index DIR    # more like this
     python -m retrieval.search query --queries FILE --index DIR     # one per line, or a CSV
     python -m retrieval.search query TEXT --index DIR --labels audacity --output FOLDER
@@ -40,11 +41,12 @@ if TYPE_CHECKING:
     from retrieval.moments.spans import Moment
     from retrieval.search.hits import Hit
     from retrieval.search.index import AudioIndex
+    from retrieval.search.queries import Query
 
 FILES_LISTED = 20
 LONGEST_VALUE_SHOWN = 40  # characters
 COLUMNS = ("query", "rank", "score", "file", "from", "to", "excerpt_from", "excerpt_to")
-COLUMNS += ("file_seconds", "moments")
+COLUMNS += ("file_seconds", "moments", "matches")
 METHODS = ("auto", "head", "contribution", "runs")  # those of retrieval.moments.locator
 LABELS = ("audacity", "raven", "csv", "json")  # FORMATS of retrieval.moments.export
 
@@ -110,6 +112,13 @@ def index(arguments: argparse.Namespace) -> int:
             )
     if (found := built.store.meta.approximate) is not None:
         print(f"large index: {found}")
+    if built.unrelated_score is not None:
+        print(f"unrelated sentences reach a score of {built.unrelated_score:.3f}")
+    elif built.num_files:
+        print(
+            "note: the model knows the words of too few general sentences to measure the score that"
+            " unrelated ones reach; answers are not compared with it"
+        )
     if passed_over := built.changes.passed_over:
         common = passed_over.most_common(10)
         endings = ", ".join(f"{number:,} {ending or 'without ending'}" for ending, number in common)
@@ -125,21 +134,18 @@ def index(arguments: argparse.Namespace) -> int:
 def query(arguments: argparse.Namespace) -> int:
     from retrieval.search.queries import read_query_file
 
-    queries = read_query_file(arguments.queries) if arguments.queries else [arguments.text]
+    queries = read_query_file(arguments.queries) if arguments.queries else [asked(arguments)]
     filters = filters_of(arguments)
     opened = open_index(arguments)
     check_outputs_of_index(arguments, opened)
     check_within(arguments, filters["within"], opened)
-    if arguments.audio:
-        hits = opened.search_audio(arguments.audio, arguments.k, **filters)
-        answers = [(str(arguments.audio), hits)]
-    else:
-        for text in queries:
-            if note := opened.notes(text):
-                print(f"note: {note}", file=sys.stderr)
-        hits = opened.search_many(queries, arguments.k, **filters)
-        answers = list(zip(queries, hits, strict=True))
-    finish_index(answers, opened, arguments)
+    for text in queries:
+        if note := opened.notes(text):
+            print(f"note: {note}", file=sys.stderr)
+    hits = opened.search_many(queries, arguments.k, min_score=arguments.min_score, **filters)
+    answers = [(str(text), own) for text, own in zip(queries, hits, strict=True)]
+    unrelated = opened.unrelated_score if arguments.min_score is None else None
+    finish_index(answers, opened, arguments, unrelated)
     return 0
 
 
@@ -202,9 +208,15 @@ def check_outputs_of_index(arguments: argparse.Namespace, index: "AudioIndex") -
 
 
 def finish_index(
-    answers: list[tuple[str, list["Hit"]]], index: "AudioIndex", arguments: argparse.Namespace
+    answers: list[tuple[str, list["Hit"]]],
+    index: "AudioIndex",
+    arguments: argparse.Namespace,
+    unrelated_score: float | None = None,
 ) -> None:
-    """Write and print answers of an index; note the files that are no longer there."""
+    """Write and print answers of an index; note the files that are no longer there.
+
+    unrelated_score: draw a line between answers that match and others; None: draw none.
+    """
     notes, gone = {}, set()  # notes in order, each once
     for file in sorted({hit.file for _, hits in answers for hit in hits}):
         try:
@@ -214,7 +226,17 @@ def finish_index(
             gone.add(file)
     for note in notes:
         print(note, file=sys.stderr)
-    finish(answers, index.path_of, gone, arguments, list(index.store.columns))
+    columns = list(index.store.columns)
+    finish(answers, index.path_of, gone, arguments, columns, unrelated_score)
+
+
+def asked(arguments: argparse.Namespace) -> "Query":
+    """Return the query of the options. Raises UserError."""
+    from retrieval.search.queries import Query
+
+    weight = 1.0 if arguments.audio_weight is None else arguments.audio_weight
+    given = {"also": arguments.also, "without": arguments.without, "audio": arguments.audio}
+    return Query.of(arguments.text, **given, audio_weight=weight)
 
 
 def query_file(arguments: argparse.Namespace) -> int:
@@ -243,10 +265,20 @@ def finish(
     gone: set[str],
     arguments: argparse.Namespace,
     columns: Sequence[str] = (),
+    unrelated_score: float | None = None,
 ) -> None:
-    """Write and print answers; gone: files that are no longer there; columns: of metadata."""
+    """Write and print answers.
+
+    Args:
+        answers: Of each query.
+        path_of: Gives the path of a file of an answer.
+        gone: Files that are no longer there.
+        arguments: Of the command.
+        columns: Of metadata.
+        unrelated_score: Draw a line between answers that match and others; None: draw none.
+    """
     written = export(answers, path_of, gone, arguments)
-    write_answers(answers, arguments, columns)
+    write_answers(answers, arguments, columns, unrelated_score)
     if not arguments.json:
         for line in written:
             print(f"written: {line}")
@@ -292,7 +324,8 @@ def export(
 def write_answers(
     answers: list[tuple[str, list["Hit"]]],
     arguments: argparse.Namespace,
-    columns: Sequence[str] = (),
+    columns: Sequence[str],
+    unrelated_score: float | None,
 ) -> None:
     """Print answers as lines or JSON, and write them to --csv; columns: of metadata."""
 
@@ -309,7 +342,10 @@ def write_answers(
 
     if arguments.csv:
         rows = [
-            (text, *row(hit), spans(hit), *(hit.metadata.get(name, "") for name in columns))
+            (
+                *(text, *row(hit), spans(hit), str(hit.is_match).lower()),
+                *(hit.metadata.get(name, "") for name in columns),
+            )
             for text, hits in answers
             for hit in hits
         ]
@@ -319,7 +355,7 @@ def write_answers(
         content = []
         for text, hits in answers:
             rows = [
-                dict(zip(COLUMNS[1:], (*row(hit), objects(hit)), strict=True))
+                dict(zip(COLUMNS[1:], (*row(hit), objects(hit), hit.is_match), strict=True))
                 | ({"metadata": hit.metadata} if columns else {})
                 for hit in hits
             ]
@@ -330,7 +366,17 @@ def write_answers(
         if len(answers) > 1 or not hits:
             print(f"{text}:" + ("" if hits else " nothing found"))
         several = any(len(hit.moments) > 1 for hit in hits) and not arguments.moments
+        last_match = max((hit.rank for hit in hits if hit.is_match), default=0)
+        if hits and not last_match and unrelated_score is not None:
+            print(
+                f"nothing matches {text!r}: the best answer has {hits[0].score:.3f}, unrelated"
+                f" sentences reach {unrelated_score:.3f}; the nearest:"
+            )
         for hit in hits:
+            if 0 < last_match == hit.rank - 1 and unrelated_score is not None:
+                print(
+                    f"---  no better than unrelated sentences, which reach {unrelated_score:.3f}:"
+                )
             first, *others = hit.moments
             more = f"{f'(+{len(others)})' if others else '':5}" if several else ""
             about = ", ".join(map(shown, hit.metadata.values()))
@@ -405,7 +451,15 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     asking = commands.add_parser("query", help="search an index, or one file")
     add = asking.add_argument
     add("text", nargs="?", help="a sentence")
-    add("--audio", type=path_argument, metavar="FILE", help="a sound in place of the sentence")
+    audio = "a sound in place of the sentence, or beside it"
+    add("--audio", type=path_argument, metavar="FILE", help=audio)
+    also = "another sentence that should be heard, and its weight beside the first one (default: 1)"
+    metavar = ("SENTENCE", "WEIGHT")
+    add("--also", nargs="+", action="append", default=[], metavar=metavar, help=also)
+    without = "a sentence that should not be heard; may be given several times"
+    add("--without", action="append", default=[], metavar="SENTENCE", help=without)
+    weight = "weight of the sound beside the sentence (default: 1)"
+    add("--audio-weight", type=float, metavar="WEIGHT", help=weight)
     queries = "several sentences: a line each, or a CSV with a column caption"
     add("--queries", type=path_argument, metavar="FILE", help=queries)
     checkpoint = (
@@ -418,6 +472,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     method = "how moments are found in --file (docs/search.md); default: auto"
     add("--method", choices=METHODS, help=method)
     add("-k", type=int, default=10, help="answers to a query")
+    least = "only answers with this score or a higher one (docs/search.md)"
+    add("--min-score", type=float, metavar="SCORE", help=least)
     fast = "use a text encoder in 8 bit, on a CPU; it is made at the first use"
     add("--fast-text", action="store_true", help=fast)
     add_answer_options(asking)
@@ -525,12 +581,23 @@ def path_argument(text: str) -> Path:
 
 
 def check_query_arguments(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    given = [arguments.text, arguments.audio, arguments.queries]
-    if sum(value is not None for value in given) != 1:
+    arguments.also = [weighted_sentence(parser, *own) for own in arguments.also]
+    names_one = arguments.text is not None or arguments.audio is not None
+    if names_one == (arguments.queries is not None):
         parser.error(
             "give one thing to search for: a sentence in quotes, or --audio FILE, or --queries"
             ' FILE; for example: query "a dog barks"'
         )
+    of_one_query = {
+        "--also": arguments.also,
+        "--without": arguments.without,
+        "--audio-weight": arguments.audio_weight is not None,
+    }
+    given = [option for option, is_given in of_one_query.items() if is_given]
+    if arguments.queries and given:
+        parser.error(f"{given[0]} belongs to one query, not to --queries")
+    if arguments.audio_weight is not None and not arguments.audio:
+        parser.error("--audio-weight needs a sound: --audio FILE")
     if arguments.k < 1:
         parser.error(f"-k must be at least 1, found {arguments.k}")
     check_place(arguments, parser)
@@ -556,6 +623,20 @@ def check_answer_arguments(
     check_export_arguments(arguments, parser, files_read)
 
 
+def weighted_sentence(
+    parser: argparse.ArgumentParser, sentence: str, *weights: str
+) -> tuple[str, float]:
+    """Return the sentence and the weight of an --also; exit with one line if it has no number."""
+    try:
+        (weight,) = map(float, weights or ("1",))
+    except ValueError:
+        parser.error(
+            f"--also takes a sentence in quotes and a weight, found {' '.join(weights)!r} after"
+            f" {sentence!r}; put the first sentence before --also"
+        )
+    return sentence, weight
+
+
 def check_place(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """Exit with one line unless either an index or a file is searched, with options of its own."""
     if not arguments.index and not arguments.file:
@@ -574,6 +655,9 @@ def check_place(arguments: argparse.Namespace, parser: argparse.ArgumentParser) 
         parser.error("--file needs a model: --checkpoint MODEL, such as laion/clap-htsat-unfused")
     of_an_index = {
         "--audio": arguments.audio,
+        "--also": arguments.also,
+        "--without": arguments.without,
+        "--min-score": arguments.min_score is not None,
         "--within": arguments.within,
         "--min-seconds": arguments.min_seconds > 0,
         "--max-seconds": arguments.max_seconds < float("inf"),

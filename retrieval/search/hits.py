@@ -43,6 +43,8 @@ class Hit:
         attention: TAP's weights float32 (T,), which sum to 1; None for other poolings and sounds.
         frame_seconds: Length of a frame; frame t is centred at start + (t + 0.5) * frame_seconds.
         metadata: Known values of the file by column, if the index has metadata.
+        is_match: False if unrelated sentences reach such a score too (AudioIndex.unrelated_score);
+            True where that was not measured, and for sounds as queries.
     """
 
     rank: int
@@ -55,6 +57,7 @@ class Hit:
     attention: np.ndarray | None
     frame_seconds: float
     metadata: Fields = field(default_factory=dict)
+    is_match: bool = True
 
     @property
     def attended_from(self) -> float:
@@ -91,6 +94,23 @@ class FrameCurves:
     def values(self) -> np.ndarray:
         """The numbers (T,) whose stretches are the moments."""
         return self.contributions if self.probabilities is None else self.probabilities
+
+
+def averaged(curves: Sequence[FrameCurves | None], weights: Sequence[float]) -> FrameCurves | None:
+    """Return the weighted mean of the curves of several sentences in one excerpt.
+
+    Args:
+        curves: Of each sentence; None without frames.
+        weights: Of each sentence, above 0.
+    """
+    if len(curves) == 1 or curves[0] is None:
+        return curves[0]
+
+    def mean(name: str) -> np.ndarray | None:
+        values = [getattr(own, name) for own in curves]
+        return None if values[0] is None else np.average(values, axis=0, weights=weights)
+
+    return FrameCurves(mean("contributions"), mean("attention"), mean("probabilities"))
 
 
 def make_hit(

@@ -1,6 +1,7 @@
 """AudioIndex: recordings of a folder, found by a sentence or by a sound.
 
-Letters: N queries, n at once, B excerpts in the index, K candidates of a query, T frames, D = dim.
+Letters: N queries, n at once, B excerpts in the index, K candidates of a query, P sentences of a
+query, T frames, D = dim.
 """
 
 import math
@@ -23,14 +24,15 @@ from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.pretrained import exact_name
 from retrieval.moments.locator import Located
 from retrieval.search.cluster.address import Address
+from retrieval.search.combined import Parts, ranked, weighed
 from retrieval.search.detectors import Detector, Detectors, Mark
 from retrieval.search.encoder import ExcerptEncoder, collate
 from retrieval.search.facets import MOST_VALUES, Facets
 from retrieval.search.filters import Filters
-from retrieval.search.hits import FrameCurves, Hit, IndexedFile, make_hit
+from retrieval.search.hits import FrameCurves, Hit, IndexedFile, averaged, make_hit
 from retrieval.search.model_identity import ModelIdentity, load_model
 from retrieval.search.place import Place, place_of
-from retrieval.search.queries import check_query, query_notes
+from retrieval.search.queries import Query, Sound, check_query, check_sentences, query_notes
 from retrieval.search.refinement import Refinement
 from retrieval.search.sound import Excerpt, cut, read_excerpts
 from retrieval.search.storage import folder_gone
@@ -47,9 +49,6 @@ QUERY_EXCERPTS = 20  # of a sound as query
 QUERY_BATCH = 4
 QUERIES_AT_ONCE = 64
 MOST_DETECTED = 20_000  # excerpts whose frames a detector reads with TAP
-
-# a file, or samples (S,) or (S, channels) and their rate in Hz
-Sound = Path | str | tuple[np.ndarray, int]
 
 
 class AudioIndex:
@@ -243,12 +242,33 @@ class AudioIndex:
             self._load(store)
         return self.changes
 
-    def search(self, query: str | Detector, k: int = 10, **filters: Any) -> list[Hit]:
-        """Find the recordings that a sentence describes.
+    @property
+    def unrelated_score(self) -> float | None:
+        """The score that unrelated sentences reach (calibration.py); None: not measured."""
+        return self.store.meta.unrelated_score
+
+    def search(
+        self,
+        query: str | Query | Detector | None = None,
+        k: int = 10,
+        *,
+        also: Sequence[str | tuple[str, float]] = (),
+        without: str | Sequence[str] = (),
+        audio: Sound | None = None,
+        min_score: float | None = None,
+        **filters: Any,
+    ) -> list[Hit]:
+        """Find the recordings that a sentence describes, or several of them and a sound together.
 
         Args:
-            query: The sentence, or a detector of `refine`, whose probabilities are then the scores.
+            query: The sentence, or a Query, or a detector of `refine`, whose probabilities are then
+                the scores.
             k: Number of answers.
+            also: Further sentences that should be heard, or pairs of one and its weight; that of
+                `query` is 1.
+            without: One or several sentences that should not be heard.
+            audio: A sound that answers should be like; a file, or samples and their rate in Hz.
+            min_score: Answers with a lower score are left out.
             **filters: Those of Filters: within="birds/owls", only files below that folder of the
                 indexed one; min_seconds and max_seconds, only files of such a length;
                 where={"place": "forest", "year": (2020, 2024)}, only files of such metadata.
@@ -257,27 +277,69 @@ class AudioIndex:
             At most k answers, best first; of overlapping excerpts of a file only the best.
 
         Raises:
-            UserError: The model knows no word of the query, or k is below 1.
+            UserError: The model knows no word of a sentence, a wrong weight, a sound that cannot be
+                read, or k is below 1.
         """
+        if isinstance(query, (Query, Detector)) and (also or without or audio is not None):
+            raise TypeError("also, without and audio go with a sentence; a Query has its own")
         if isinstance(query, Detector):
-            return self._search_by(query, k, **filters)
-        return self.search_many([query], k, **filters)[0]
+            least = -math.inf if min_score is None else min_score
+            return [hit for hit in self._search_by(query, k, **filters) if hit.score >= least]
+        if not isinstance(query, Query):
+            query = Query.of(query, also=also, without=without, audio=audio)
+        return self.search_many([query], k, min_score=min_score, **filters)[0]
 
     @torch.no_grad()
-    def search_many(self, queries: Sequence[str], k: int = 10, **filters: Any) -> list[list[Hit]]:
-        """Find the recordings that each of several sentences describes; see `search`."""
+    def search_many(
+        self,
+        queries: Sequence[str | Query],
+        k: int = 10,
+        *,
+        min_score: float | None = None,
+        **filters: Any,
+    ) -> list[list[Hit]]:
+        """Find the recordings that each of several queries describes; see `search`."""
         if isinstance(queries, str):
             raise TypeError("search_many takes several queries; one is for search")
         for query in queries:
-            check_query(query, self.model.text_encoder)
-        num_candidates, answers = candidates_for(k), []
+            check_sentences(query, self.model.text_encoder)
+        num_candidates = candidates_for(k)
+        plain = {
+            place: query if isinstance(query, str) else query.texts[0][0]
+            for place, query in enumerate(queries)
+            if isinstance(query, str) or query.is_plain
+        }
+        sounds = {
+            place: self._excerpts(query.audio)
+            for place, query in enumerate(queries)
+            if place not in plain and query.audio is not None
+        }
+        places, answers = list(plain), {}
         with self._lock:
             selection = self.store.select(Filters(**filters))
-            for first in range(0, len(queries), QUERIES_AT_ONCE):
-                part = list(queries[first : first + QUERIES_AT_ONCE])
-                text = self._encode_text(part).float()  # (n, D)
-                answers += self._answer(text, k, num_candidates, selection)
-        return answers
+            for first in range(0, len(places), QUERIES_AT_ONCE):
+                part = places[first : first + QUERIES_AT_ONCE]
+                text = self._encode_text([plain[place] for place in part]).float()  # (n, D)
+                found = self._answer(text, k, num_candidates, selection)
+                answers.update(zip(part, found, strict=True))
+            for place, query in enumerate(queries):
+                if place not in plain:
+                    own = Filters(**filters, without=self._own_name(query.audio))
+                    allowed = self.store.select(own) if own.without else selection
+                    heard = None
+                    if place in sounds:
+                        encoder = ExcerptEncoder(self.model, nullcontext, QUERY_BATCH)
+                        heard, _ = encoder.encode(sounds[place])  # (n, D)
+                    if not query.sentences:
+                        answers[place] = self._answer_sound(heard, k, num_candidates, allowed)
+                        continue
+                    text = self._encode_text(list(query.sentences)).float()  # (P, D)
+                    parts = weighed(query, text, heard)
+                    answers[place] = self._answer_parts(parts, k, num_candidates, allowed)
+        least = -math.inf if min_score is None else min_score
+        return [
+            [hit for hit in answers[place] if hit.score >= least] for place in range(len(queries))
+        ]
 
     def _answer(
         self, text: torch.Tensor, k: int, num_candidates: int, selection: Any
@@ -286,11 +348,21 @@ class AudioIndex:
         clips, scores = self._two_stage.scores(text, num_candidates, selection)  # (n, K)
         answers = []
         for row, own in enumerate(text):
-            hits = self._hits(clips[row].tolist(), scores[row].tolist(), own, k)
+            own_scores = scores[row].tolist()
+            hits = self._hits(clips[row].tolist(), own_scores, own[None], k, own_scores)
             if len(hits) < k and clips.shape[1] < self.store.count(selection):
                 (hits,) = self._answer(own[None], k, 4 * num_candidates, selection)
             answers.append(hits)
         return answers
+
+    def _answer_parts(self, parts: Parts, k: int, num_candidates: int, selection: Any) -> list[Hit]:
+        """Answer a query of several parts; if too many candidates overlap, ask for more."""
+        clips, scores, judged = ranked(parts, self._two_stage, num_candidates, selection)
+        heard = parts.text[: parts.num_heard], parts.weights[: parts.num_heard]
+        hits = self._hits(clips, scores, heard[0], k, judged, heard[1])
+        if len(hits) < k and num_candidates < self.store.count(selection):
+            return self._answer_parts(parts, k, 4 * num_candidates, selection)
+        return hits
 
     @property
     def detectors(self) -> Detectors:
@@ -357,7 +429,7 @@ class AudioIndex:
                 # The first stage's order is the final one, but with TAP.
                 if num >= num_clips or num_found < num or self.model.pooling.keeps_frames:
                     text = torch.tensor(detector.text, device=self.model.temperature.device)
-                    return self._hits(clips[:num_found], likely[:num_found], text, num_found)
+                    return self._hits(clips[:num_found], likely[:num_found], text[None], num_found)
                 num *= 4
 
     def _search_by(self, detector: Detector, k: int, **filters: Any) -> list[Hit]:
@@ -369,7 +441,7 @@ class AudioIndex:
             selection = self.store.select(Filters(**filters))
             while True:
                 clips, likely = self._refinement.probabilities(detector, num_candidates, selection)
-                hits = self._hits(clips, likely, text, k)
+                hits = self._hits(clips, likely, text[None], k)
                 if len(hits) == k or len(clips) == self.store.count(selection):
                     return hits
                 num_candidates *= 4  # too many candidates overlap
@@ -391,25 +463,21 @@ class AudioIndex:
         Raises:
             UserError: The sound cannot be read, or k is below 1.
         """
-        excerpts, num_candidates, own = self._excerpts(audio), candidates_for(k), ""
-        if isinstance(audio, (str, Path)):
-            path = Path(audio).resolve()
-            is_inside = path.is_relative_to(self.folder)
-            own = path.relative_to(self.folder).as_posix() if is_inside else ""
-        with self._lock:
-            encoder = ExcerptEncoder(self.model, nullcontext, QUERY_BATCH)
-            vectors, _ = encoder.encode(excerpts)  # (n, D)
-            selection = self.store.select(Filters(**filters, without=own))
-            while True:
-                clips, scores = self._two_stage.alike(vectors, num_candidates, selection)
-                best: dict[int, float] = {}
-                for clip, score in zip(clips.flat, scores.flat, strict=True):
-                    best[int(clip)] = max(float(score), best.get(int(clip), -math.inf))
-                ranked = sorted(best, key=lambda clip: (-best[clip], clip))
-                hits = self._hits(ranked, [best[clip] for clip in ranked], None, k)
-                if len(hits) == k or clips.shape[1] == self.store.count(selection):
-                    return hits
-                num_candidates *= 4  # too many candidates overlap
+        return self.search(audio=audio, k=k, **filters)
+
+    def _answer_sound(
+        self, vectors: np.ndarray, k: int, num_candidates: int, selection: Any
+    ) -> list[Hit]:
+        """Answer a sound, vectors (n, D) of its excerpts."""
+        clips, scores = self._two_stage.alike(vectors, num_candidates, selection)  # (n, K)
+        best: dict[int, float] = {}
+        for clip, score in zip(clips.flat, scores.flat, strict=True):
+            best[int(clip)] = max(float(score), best.get(int(clip), -math.inf))
+        ranking = sorted(best, key=lambda clip: (-best[clip], clip))
+        hits = self._hits(ranking, [best[clip] for clip in ranking], None, k)
+        if len(hits) < k and clips.shape[1] < self.store.count(selection):
+            return self._answer_sound(vectors, k, 4 * num_candidates, selection)
+        return hits
 
     @torch.no_grad()
     def score_audio(self, audio: Sound, sentences: Sequence[str]) -> list[float]:
@@ -485,9 +553,11 @@ class AudioIndex:
             found.add(start, end, heard, score)
         return found.located()
 
-    def notes(self, query: str) -> str | None:
+    def notes(self, query: str | Query) -> str | None:
         """Name the words of a query that the model does not know or read; None without any."""
-        return query_notes(query, self.model.text_encoder)
+        sentences = [query] if isinstance(query, str) else query.sentences
+        notes = (query_notes(sentence, self.model.text_encoder) for sentence in sentences)
+        return "; ".join(filter(None, notes)) or None
 
     def facets(self, most_values: int = MOST_VALUES) -> Facets:
         """Count the files of each folder, and of each value in the columns of metadata.
@@ -517,6 +587,14 @@ class AudioIndex:
             )
         return path
 
+    def _own_name(self, audio: Sound | None) -> str:
+        """Return the name that a sound would have in this index; "" if it lies elsewhere."""
+        if not isinstance(audio, (str, Path)):
+            return ""
+        path = Path(audio).resolve()
+        is_inside = path.is_relative_to(self.folder)
+        return path.relative_to(self.folder).as_posix() if is_inside else ""
+
     def _excerpts(self, audio: Sound) -> list[Excerpt]:
         """Read the first excerpts of a sound, side by side. Raises UserError."""
         clip_samples = round(self.excerpt_seconds * self.model.sample_rate)
@@ -534,31 +612,53 @@ class AudioIndex:
             raise UserError(f"{name} {error}") from None
 
     def _hits(
-        self, clips: list[int], scores: list[float], text: torch.Tensor | None, k: int
+        self,
+        clips: list[int],
+        scores: list[float],
+        text: torch.Tensor | None,
+        k: int,
+        judged: list[float] | None = None,
+        weights: Sequence[float] = (1.0,),
     ) -> list[Hit]:
-        """Make at most k answers of ranked excerpts; text (D,), or None for a sound as query."""
+        """Make at most k answers of ranked excerpts.
+
+        Args:
+            clips: The excerpts, best first.
+            scores: Of each excerpt.
+            text: (P, D), the sentences that should be heard; None or P = 0 for a sound.
+            k: Largest number of answers.
+            judged: Of each excerpt the score to compare with that of unrelated sentences; None: it
+                cannot be compared.
+            weights: Of each sentence.
+        """
+        unrelated = self.unrelated_score
+        if judged is None or unrelated is None:
+            judged, unrelated = scores, -math.inf
         chosen, taken = [], {}
         threshold = float(self.model.moment_head.threshold) if self._has_head else None
-        for excerpt, score in zip(self.store.excerpts(clips), scores, strict=True):
+        for excerpt, score, own in zip(self.store.excerpts(clips), scores, judged, strict=True):
             _, file, start, end = excerpt
             spans = taken.setdefault(file.file, [])
             if all(end <= other_start or other_end <= start for other_start, other_end in spans):
                 spans.append((start, end))
-                chosen.append((excerpt, score))
+                chosen.append((excerpt, score, own >= unrelated))
             if len(chosen) == k:
                 break
         heard = [None] * len(chosen)
-        if text is not None:
-            numbers = [excerpt.clip for excerpt, _ in chosen]
-            heard = (self._asked if self._has_head else self._two_stage.heard)(text, numbers)
-        fields = self.store.fields([excerpt.file.file for excerpt, _ in chosen])
+        if text is not None and len(text):
+            numbers = [excerpt.clip for excerpt, *_ in chosen]
+            ask = self._asked if self._has_head else self._two_stage.heard
+            of_sentences = [ask(sentence, numbers) for sentence in text]
+            heard = [averaged(own, weights) for own in zip(*of_sentences, strict=True)]
+        fields = self.store.fields([excerpt.file.file for excerpt, *_ in chosen])
         rate, hits = self.model.sample_rate, []
-        for ((_, file, start, end), score), own in zip(chosen, heard, strict=True):
+        for ((_, file, start, end), score, is_match), own in zip(chosen, heard, strict=True):
             num_frames = 0 if own is None else len(own.values)
             centres = self.model.windows.frame_centres(num_frames) / rate  # (T,)
             frames = centres, self.model.frame_seconds, threshold
             hit = make_hit(len(hits) + 1, score, file, start, end, own, *frames)
-            hits.append(replace(hit, metadata=fields.get(file.file, {})))
+            fields_of_file = fields.get(file.file, {})
+            hits.append(replace(hit, metadata=fields_of_file, is_match=is_match))
         return hits
 
     @property

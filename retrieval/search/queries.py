@@ -1,6 +1,11 @@
-"""Check the sentences of queries, and note the words that the model does not read."""
+"""Queries of one or several sentences and a sound; checks of their words."""
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from retrieval.base.errors import UserError, one_line
 from retrieval.models.text import TextEncoder, normalise_caption
@@ -8,6 +13,97 @@ from retrieval.models.text import TextEncoder, normalise_caption
 LONGEST_SHOWN = 60  # characters of a query in a message
 LONGEST = 100_000  # characters of a query: the tokenizer reads all of them
 WORDS_CHECKED = 100
+
+# a file, or samples (S,) or (S, channels) and their rate in Hz
+Sound = Path | str | tuple[np.ndarray, int]
+
+
+@dataclass(frozen=True)
+class Query:
+    """Sentences and a sound to search for together, and sentences that should not be heard.
+
+    Attributes:
+        texts: Sentences that should all be heard, each with its weight above 0.
+        without: Sentences that should not be heard.
+        audio: A sound that answers should be like; None: none.
+        audio_weight: Weight of the sound beside those of the sentences.
+    """
+
+    texts: tuple[tuple[str, float], ...] = ()
+    without: tuple[str, ...] = ()
+    audio: Sound | None = None
+    audio_weight: float = 1.0
+
+    @classmethod
+    def of(
+        cls,
+        text: str | None = None,
+        *,
+        also: Sequence[str | tuple[str, float]] = (),
+        without: str | Sequence[str] = (),
+        audio: Sound | None = None,
+        audio_weight: float = 1.0,
+    ) -> "Query":
+        """Make a query of plain values, as programs and forms give them.
+
+        Args:
+            text: A sentence, of weight 1; None: none.
+            also: Further sentences; a weight beside one is relative to 1.
+            without: Sentences that should not be heard.
+            audio: A sound.
+            audio_weight: Its weight.
+
+        Raises:
+            UserError: Nothing to search for, a weight that is not above 0, or a sentence twice.
+        """
+        texts = () if text is None else ((text, 1.0),)
+        texts += tuple((own, 1.0) if isinstance(own, str) else tuple(own) for own in also)
+        without = (without,) if isinstance(without, str) else tuple(without)
+        query = cls(texts, without, audio, audio_weight)
+        query.check()
+        return query
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """All sentences: those that should be heard, then those that should not."""
+        return (*(text for text, _ in self.texts), *self.without)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is one sentence and nothing else."""
+        return len(self.texts) == 1 and not self.without and self.audio is None
+
+    def check(self) -> None:
+        """Raise UserError for a query of nothing, a wrong weight, or the same sentence twice."""
+        if not self.texts and self.audio is None:
+            found = (
+                f"has only `without`, {short(self.without[0])!r}" if self.without else "is empty"
+            )
+            raise UserError(f"the query {found}; add a sentence or a sound to search for")
+        weights = [(repr(short(text)), weight) for text, weight in self.texts]
+        weights += [("the sound", self.audio_weight)] if self.audio is not None else []
+        for name, weight in weights:
+            is_number = isinstance(weight, (int, float)) and math.isfinite(weight)
+            if not is_number or weight <= 0:
+                hint = "; for what should not be heard there is `without`" if is_number else ""
+                raise UserError(f"the weight of {name} must be above 0, found {weight!r}{hint}")
+        seen: set[str] = set()
+        for sentence in self.sentences:
+            plain = " ".join(normalise_caption(sentence).split()).casefold()
+            if plain in seen:
+                raise UserError(
+                    f"the query names {short(sentence)!r} twice; name each sentence once, to be"
+                    " heard or not"
+                )
+            seen.add(plain)
+
+    def __str__(self) -> str:
+        """Describe it in one line: one sentence is itself."""
+        parts = [text if weight == 1 else f"{weight:g} {text}" for text, weight in self.texts]
+        if self.audio is not None:
+            name = "a sound" if isinstance(self.audio, tuple) else str(self.audio)
+            parts.append(name if self.audio_weight == 1 else f"{self.audio_weight:g} {name}")
+        return " + ".join(parts) + "".join(f" - {text}" for text in self.without)
 
 
 def check_query(query: str, encoder: TextEncoder) -> None:
@@ -29,6 +125,15 @@ def check_query(query: str, encoder: TextEncoder) -> None:
             f"the text encoder knows no word of the query {short(query)!r}; use the language and"
             " the words of its training captions"
         )
+
+
+def check_sentences(query: str | Query, encoder: TextEncoder) -> None:
+    """Check all sentences of a query as check_query does. Raises UserError."""
+    if isinstance(query, str):
+        return check_query(query, encoder)
+    query.check()
+    for sentence in query.sentences:
+        check_query(sentence, encoder)
 
 
 def query_notes(query: str, encoder: TextEncoder) -> str | None:

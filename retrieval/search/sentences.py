@@ -5,6 +5,8 @@ whether a faster search finds the best excerpts of a text. Sentences are about w
 may hold; of any one collection most describe nothing, or little.
 """
 
+from collections.abc import Sequence
+
 # fmt: off
 SENTENCES: tuple[str, ...] = (
     # animals
@@ -242,7 +244,7 @@ SENTENCES: tuple[str, ...] = (
 # fmt: on
 
 
-def spread(number: int) -> list[str]:
+def spread(number: int, sentences: Sequence[str] = SENTENCES) -> list[str]:
     """Return at most `number` sentences, evenly from all groups; the same ones each time."""
-    step = max(1.0, len(SENTENCES) / number)
-    return [SENTENCES[int(place * step)] for place in range(min(number, len(SENTENCES)))]
+    step = max(1.0, len(sentences) / number)
+    return [sentences[int(place * step)] for place in range(min(number, len(sentences)))]

@@ -76,6 +76,7 @@ class IndexMeta(BaseModel):
     num_rows: NonNegativeInt = 0
     num_frames: NonNegativeInt = 0
     approximate: Facts | None = None  # of a large index
+    unrelated_score: float | None = None  # see calibration.py; None: not measured
 
     def check_as_before(self, before: "IndexMeta", index: object) -> None:
         """Raise UserError if an index made as `before` cannot be continued as this says."""
@@ -251,7 +252,8 @@ def parse_meta(values: dict[str, str], index: object) -> IndexMeta:
         if schema == SCHEMA:
             pairs = ", ".join(f"{json.dumps(key)}: {value}" for key, value in values.items())
             meta = IndexMeta.model_validate_json(f"{{{pairs}}}")
-            missing = IndexMeta.model_fields.keys() - values.keys() - {"reader", "approximate"}
+            optional = {"reader", "approximate", "unrelated_score"}
+            missing = IndexMeta.model_fields.keys() - values.keys() - optional
             if missing:
                 raise ValueError(f"no {', '.join(sorted(missing))}")
             return meta

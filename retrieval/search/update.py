@@ -26,6 +26,7 @@ from retrieval.base.progress import bar
 from retrieval.base.sound import READER_VERSION, SoundFacts, UnreadableSound
 from retrieval.models.dual_encoder import DualEncoder, check_finite
 from retrieval.models.pretrained import exact_name
+from retrieval.search.calibration import unrelated_score
 from retrieval.search.encoder import ExcerptEncoder
 from retrieval.search.metadata import Metadata, read_metadata
 from retrieval.search.model_identity import ModelIdentity, load_model
@@ -150,6 +151,8 @@ def build_index(
         writer.meta.model = meta.model  # its path may be new
         encoder = ExcerptEncoder(model, autocast, batch_size, meta.has_frames)
         changes = update_index(writer, folder, encoder, table)
+        if writer.meta.unrelated_score is None:
+            writer.commit(unrelated_score=unrelated_score(model, place.open()))
     return model, place.open(), changes
 
 
@@ -197,6 +200,8 @@ def add_to_index(
             raise folder_gone(folder, place.name)
         encoder = ExcerptEncoder(model, autocast, batch_size, meta.has_frames)
         changes = update_index(writer, folder, encoder)
+        if writer.meta.unrelated_score is None:
+            writer.commit(unrelated_score=unrelated_score(model, place.open()))
     return place.open(), changes
 
 
@@ -229,7 +234,7 @@ def update_index(
         elif not is_same_reader or unreadable.get(file.file) != as_before:
             work.append(file)
     if writer.meta.complete and work:
-        writer.commit(complete=False)
+        writer.commit(complete=False, unrelated_score=None)
     _Update(writer, folder, encoder, changes, known).run(work)
     present = {file.file for file in found}
     for file in known.keys() - present:
@@ -242,7 +247,10 @@ def update_index(
         writer.add_unreadable(file, reason)
     if metadata is not None:
         writer.replace_metadata(metadata)
-    writer.commit(complete=True, reader=READER_VERSION)
+    # measured again by the caller, after changes
+    is_same = not (changes.added or changes.changed or changes.moved or changes.removed)
+    unrelated = writer.meta.unrelated_score if is_same else None
+    writer.commit(complete=True, reader=READER_VERSION, unrelated_score=unrelated)
     writer.finish(lambda: _text_vectors(encoder.model))
     changes.unreadable = writer.listed_unreadable()
     return changes

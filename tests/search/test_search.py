@@ -1325,7 +1325,8 @@ def test_the_commands_end_to_end(own, models, tmp_path, capsys):
         == 0
     )
     output = capsys.readouterr()
-    assert "14 files" in output.out and "14 added" in output.out and output.out.count("\n") == 1
+    assert "14 files" in output.out and "14 added" in output.out and output.out.count("\n") == 2
+    assert output.out.splitlines()[1].startswith("note: ")  # of unknown words
     assert (
         output.err.startswith("left out: broken.wav: is not a sound file")
         and output.err.count("\n") == 1
@@ -1448,7 +1449,8 @@ def test_stretches_go_out_as_labels_and_clips(indexed, own, sounds, models, tmp_
     ("arguments", "message"),
     [
         (["query", "--index", "absent"], "give one thing to search for"),
-        (["query", QUERY, "--audio", "a.wav", "--index", "absent"], "give one thing to search for"),
+        (["query", QUERY, "--queries", "a", "--index", "absent"], "give one thing to search for"),
+        (["query", "--audio", "a", "--queries", "a", "--index", "absent"], "give one thing to"),
         (["query", QUERY, "--index", "absent", "-k", "0"], "-k must be"),
         (["query", QUERY, "--index", "absent"], "index absent does not exist"),
         (["query", "--queries", "absent.txt", "--index", "absent"], "absent.txt cannot be read"),
