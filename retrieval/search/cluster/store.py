@@ -22,10 +22,18 @@ from retrieval.search.clips import unit
 from retrieval.search.cluster.address import Address, StoreError
 from retrieval.search.cluster.database import Database, State, read_state
 from retrieval.search.cluster.frames import FrameObjects, FramesPlace
+from retrieval.search.cluster.metadata import (
+    condition,
+    facet,
+    folder_counts,
+    read_columns,
+    read_fields,
+    resolved,
+)
 from retrieval.search.facets import Facets
 from retrieval.search.filters import Filters
 from retrieval.search.hits import IndexedFile
-from retrieval.search.metadata import Fields, Kind, resolve_where
+from retrieval.search.metadata import Fields, Kind
 from retrieval.search.store import IndexedExcerpt
 
 PLACES_KEPT = 100_000  # places of clips; the least recently found go first
@@ -59,11 +67,10 @@ class DatabaseStore:
 
     def __init__(self, address: Address, frames_store: str | None = None):
         self.address, self._database = address, Database(address)
-        state, self.unreadable, counts = self._database.read(self._opened)
+        state, self.unreadable, self.columns, counts = self._database.read(self._opened)
         self.meta, self._uid = state.meta, state.uid
         self.num_files, self.seconds = counts
         self.has_frames = self.meta.has_frames
-        self.columns: dict[str, Kind] = {}
         self.files = DatabaseFiles(self, self.num_files)
         self._objects = None
         if self.has_frames:
@@ -78,7 +85,7 @@ class DatabaseStore:
 
     def _opened(
         self, connection: psycopg.Connection
-    ) -> tuple[State, list[tuple[str, str]], tuple[int, float]]:
+    ) -> tuple[State, list[tuple[str, str]], dict[str, Kind], tuple[int, float]]:
         state = read_state(connection, self.address)
         if state is None:
             raise UserError(
@@ -88,7 +95,8 @@ class DatabaseStore:
         query = "SELECT file, reason FROM unreadable ORDER BY file"
         unreadable = connection.execute(query).fetchall()
         query = "SELECT count(*), coalesce(sum(seconds), 0.0) FROM files"
-        return state, unreadable, connection.execute(query).fetchone()
+        counts = connection.execute(query).fetchone()
+        return state, unreadable, read_columns(connection), counts
 
     def rows(self, query: str, values: Sequence[Any] = ()) -> list[tuple]:
         """Return the rows of a query. Raises UserError."""
@@ -110,31 +118,29 @@ class DatabaseStore:
 
     @cached_property
     def folders(self) -> list[str]:
-        query = "SELECT DISTINCT regexp_replace(file, '/[^/]*$', '') FROM files WHERE file ~ '/'"
-        found: set[str] = set()
-        for (folder,) in self.rows(query):
-            while folder and folder not in found:
-                found.add(folder)
-                folder = folder.rpartition("/")[0]
-        return sorted(found)
+        return [folder for folder, _ in folder_counts(self.rows)]
 
     def file(self, name: str) -> IndexedFile | None:
-        # a name that is no UTF-8, or holds a zero byte, cannot be asked for
-        if "\0" in name or name.encode("utf-8", "replace").decode() != name:
+        if not is_text(name):
             return None
         found = self.rows("SELECT file, seconds FROM files WHERE file = %s", [name])
         return IndexedFile(*found[0]) if found else None
 
     def select(self, filters: Filters) -> Selection | None:
         conditions, values = [], []
-        resolve_where(filters.where, self.columns)  # no columns yet
+        if filters.where:
+            where = resolved(self.rows, self.columns, filters.where)
+            text, own = condition(where)
+            conditions.append(text)
+            values += own
         if filters.folder:
-            conditions.append("starts_with(f.file, %s)")
-            values.append(f"{filters.folder}/")
+            is_possible = is_text(filters.folder)
+            conditions.append("starts_with(f.file, %s)" if is_possible else "false")
+            values += [f"{filters.folder}/"] if is_possible else []
         if filters.limit_length:
             conditions.append("f.seconds BETWEEN %s AND %s")
             values += [filters.min_seconds, filters.max_seconds]
-        if filters.without:
+        if filters.without and is_text(filters.without):
             conditions.append("f.file <> %s")
             values.append(filters.without)
         return Selection(" AND ".join(conditions), tuple(values)) if conditions else None
@@ -214,12 +220,15 @@ class DatabaseStore:
         return [row[0] for row in rows]
 
     def fields(self, names: Sequence[str]) -> dict[str, Fields]:
-        return {}
+        return read_fields(self.rows, self.columns, names) if self.columns else {}
 
     def facets(self, most_values: int) -> Facets:
-        count = "SELECT count(*) FROM files WHERE starts_with(file, %s)"
-        counts = ((own, self.rows(count, [f"{own}/"])[0][0]) for own in self.folders)
-        return Facets(tuple(counts), ())
+        ((num_files,),) = self.rows("SELECT count(*) FROM files")
+        columns = (
+            facet(self.rows, column, kind, most_values, num_files)
+            for column, kind in self.columns.items()
+        )
+        return Facets(folder_counts(self.rows), tuple(columns))
 
     def vectors(self, clips: Sequence[int]) -> np.ndarray:
         rows = self.rows("SELECT id, vector FROM excerpts WHERE id = ANY(%s)", [list(clips)])
@@ -307,3 +316,8 @@ class DatabaseFiles(Sequence):
         return all(own == their for own, their in zip(self, other, strict=False))
 
     __hash__ = None
+
+
+def is_text(name: str) -> bool:
+    """Whether a database can hold a name: UTF-8 without a zero byte."""
+    return "\0" not in name and name.encode("utf-8", "replace").decode() == name

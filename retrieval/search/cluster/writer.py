@@ -32,6 +32,7 @@ from retrieval.search.cluster.database import (
     read_state,
 )
 from retrieval.search.cluster.frames import FrameObjects
+from retrieval.search.cluster.metadata import copy_metadata, replace_metadata
 from retrieval.search.metadata import Metadata
 from retrieval.search.sound import Found
 from retrieval.search.storage import IndexMeta, meta_rows
@@ -56,6 +57,7 @@ class _Change:
         file: Row of the table `files`; None: remove the file.
         excerpts: start, stop and place of each excerpt.
         source: id of a file whose excerpts are copied in place of these.
+        source_name: Its name.
         is_touched: The excerpts stay as they are.
         unreadable: Row of the table `unreadable`, after the name and share.
     """
@@ -63,6 +65,7 @@ class _Change:
     file: tuple[Any, ...] | None = None
     excerpts: Sequence[tuple[Any, ...]] = ()
     source: int | None = None
+    source_name: str = ""
     is_touched: bool = False
     unreadable: tuple[Any, ...] | None = None
 
@@ -87,6 +90,7 @@ class DatabaseWriter:
         own = connection.execute(query, [share.number, share.of]).fetchone()
         self.meta.complete, self.meta.reader = own or (False, None)
         self._pending: dict[str, _Change] = {}
+        self._metadata: Metadata | None = None  # that the next transaction writes
         self._is_moved = False  # the next transaction forgets the times of all files
         self._objects = None
         self._uploads: deque[Future] = deque()
@@ -210,9 +214,8 @@ class DatabaseWriter:
         ((number, name, seconds, num_excerpts),) = known
         row = _file_row(found, sha256, seconds, num_excerpts)
         is_touched = name == found.file
-        self._pending[found.file] = _Change(
-            row, source=None if is_touched else number, is_touched=is_touched
-        )
+        source = (None, "") if is_touched else (number, name)
+        self._pending[found.file] = _Change(row, (), *source, is_touched=is_touched)
         return name
 
     def move_folder(self, folder: Path, recognised: list[tuple[Found, str]]) -> None:
@@ -239,7 +242,7 @@ class DatabaseWriter:
 
     def replace_metadata(self, metadata: Metadata) -> None:
         """Replace the metadata of all files."""
-        raise UserError(f"--store {self.folder} holds no metadata yet: leave --metadata out")
+        self._metadata = metadata
 
     def commit(self, **changes: Any) -> None:
         """Make everything since the last commit part of the index, or nothing of it.
@@ -261,7 +264,7 @@ class DatabaseWriter:
         for change in self._pending.values():
             self._unnamed -= {number for _, _, number, *_ in change.excerpts}
         self._pending.clear()
-        self._is_moved = False
+        self._is_moved, self._metadata = False, None
 
     def _write(self) -> None:
         """Write what is pending, within a transaction. It may be written twice."""
@@ -276,6 +279,8 @@ class DatabaseWriter:
         run("UPDATE objects SET since = now() WHERE id = ANY(%s)", [sorted(self._unnamed)])
         if self._pending:
             self._write_files()
+        if self._metadata is not None:
+            replace_metadata(self._connection, self._metadata)
         self._write_meta()
 
     def _write_files(self) -> None:
@@ -313,6 +318,7 @@ class DatabaseWriter:
                 [ids[name] for name in sources],
             ],
         )
+        copy_metadata(self._connection, {name: changes[name].source_name for name in sources})
         with self._connection.cursor().copy(
             f"COPY excerpts ({EXCERPT_FIELDS}) FROM STDIN (FORMAT binary)"
         ) as copy:

@@ -263,6 +263,51 @@ def test_shares_are_the_same_on_every_machine():
             Share.parse(wrong)
 
 
+METADATA = [
+    "file_name,place,year",
+    "stereo.wav,lake,2021",
+    "long.flac,forest,",
+    "high up/high steady.wav,lake,2023.5",
+    'below/low steady.wav,"a ""hall""",1e3',
+]
+WHERE = [
+    {"place": "lake"},
+    {"place": ["forest", 'a "hall"']},
+    {"year": (2000, None)},
+    {"year": "1000", "place": ['a "hall"', "lake"]},
+    {"year": ["2021", (2023, 2024)]},
+]
+
+
+def test_metadata_are_those_of_an_index_in_a_folder(models, own, store, tmp_path):
+    (tmp_path / "metadata.csv").write_text("\n".join(METADATA), encoding="utf-8")
+    pair = []
+    for place in (store, tmp_path / "local"):
+        metadata = tmp_path / "metadata.csv"
+        AudioIndex.build(own, models / "mean", place, frames="none", metadata=metadata)
+        (own / "stereo.wav").rename(own / "moved.wav")
+        AudioIndex.build(own, None, place)  # a moved file keeps its own
+        (own / "moved.wav").rename(own / "stereo.wav")
+        pair.append(AudioIndex.open(place))
+    there, local = pair
+    assert list(there.store.columns.items()) == list(local.store.columns.items())
+    for most in (1, 10):
+        assert there.facets(most) == local.facets(most)
+    for where in WHERE:
+        found, expected = (index.search(QUERY, 50, where=where) for index in pair)
+        check_same(found, expected)
+        own_fields, other = ({hit.file: hit.metadata for hit in hits} for hits in (found, expected))
+        assert own_fields == other and all(other.values())
+    assert [hit.file for hit in there.search(QUERY, where={"year": 2021})] == ["moved.wav"]
+    for wrong in ({"place": "lak"}, {"colour": "red"}):
+        messages = []
+        for index in pair:
+            with pytest.raises(UserError) as caught:
+                index.search(QUERY, where=wrong)
+            messages.append(str(caught.value))
+        assert messages[0] == messages[1]
+
+
 # --- several writers, killed ones, and an engine that goes away ---
 
 
