@@ -2,6 +2,7 @@
 
     python -m benchmarks.search [--clips 10000] [--queries 50] [--work DIR]
     python -m benchmarks.search --accuracy    # after `make demo`
+    python -m benchmarks.search --growth      # up to a million excerpts: see search_growth.py
     python -m benchmarks.search --quick       # tiny sizes: shows that it runs
 
 The first takes 16 GB of disk and 4 minutes; its exit code is 1 if the median query with the 8 bit
@@ -30,6 +31,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.search_growth import ROUNDS, SIZES, growth
 from retrieval.base.command import run_main
 from retrieval.base.errors import OneLineParser, UserError
 from retrieval.base.progress import bar
@@ -206,29 +208,43 @@ def main() -> int:
     parser.add_argument(
         "--accuracy", action="store_true", help="mAP@10 of the sample's captions in place of times"
     )
+    parser.add_argument(
+        "--growth", action="store_true", help="opening and searching at several sizes"
+    )
+    parser.add_argument("--dim", type=int, default=1024, help="with --growth: D of the vectors")
+    parser.add_argument("--rounds", type=int, help="with --growth: processes of each way")
     arguments = parser.parse_args()
     if arguments.accuracy:
         if not (SAMPLE / "index").is_dir():
             raise UserError(f"{SAMPLE / 'index'} does not exist: run `make demo` first")
         return accuracy()
     default_clips, default_queries = (300, 5) if arguments.quick else (10_000, 50)
+    sizes = ((3000,) if arguments.quick else SIZES) if arguments.growth else ()
+    if arguments.growth and arguments.clips is not None:
+        sizes = (arguments.clips,)
     if arguments.clips is None:
         arguments.clips = default_clips
     if arguments.queries is None:
         arguments.queries = default_queries
-    for name in ("clips", "queries"):
+    for name in ("clips", "queries", "dim"):
         if getattr(arguments, name) < 1:
             raise UserError(f"--{name} {getattr(arguments, name)}: must be 1 or more")
     from benchmarks.full_size import work_folder
 
     work = work_folder(arguments.work)
     needed = 0.1 if arguments.quick else 4.0 + 1.2e-3 * arguments.clips  # GB
+    if sizes:
+        needed = 6.0 * max(sizes) * arguments.dim / 1e9
     if shutil.disk_usage(work).free / 1e9 < needed:
         raise UserError(
             f"{work} has less than the {needed:.1f} GB free that this run writes; give a folder"
             " with more room: --work DIR"
         )
     with tempfile.TemporaryDirectory(prefix="search_", dir=work) as name:
+        if arguments.growth:
+            rounds = arguments.rounds or (1 if arguments.quick else ROUNDS)
+            is_good = growth(Path(name), sizes, arguments.dim, arguments.queries, rounds)
+            return 0 if is_good or arguments.quick else 1
         return benchmark(Path(name), arguments)
 
 

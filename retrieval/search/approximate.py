@@ -14,6 +14,7 @@ was .03 without it and .99 with it (40,000 rows, D 512).
 Letters: n queries, B rows, D = dim, K nearest rows of a query.
 """
 
+import mmap
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -46,6 +47,7 @@ ROWS_AT_ONCE = 2**14
 ROUNDING = 1e-6
 # A query reads each row of a small selection, which is exact: no slower than the search in bits.
 FEW_ROWS = 10_000
+MOST_ROWS_MAPPED = 2_000  # of up to 64 KB
 # A shortlist of more than this share of the allowed rows is no shortcut.
 LARGEST_SHARE = 0.25
 
@@ -98,6 +100,7 @@ class Approximate:
     def __init__(self, index: faiss.Index, facts: Facts, vectors: np.ndarray):
         self.facts, self.vectors = facts, vectors
         self._index = index
+        self._rows_read = 0
         self._core, self._rotation = index, None
         if facts.kind == "RaBitQ":
             self._core = faiss.downcast_index(index.index)
@@ -149,7 +152,7 @@ class Approximate:
         num = min(num, num_allowed)
         if num_allowed <= FEW_ROWS:
             few = np.arange(num_rows) if allowed is None else np.flatnonzero(allowed)
-            return _among(self.vectors, few, queries, num)
+            return self._among(few, queries, num)
         num_candidates = self.facts.candidates_factor * max(num, NEAREST)
         if num_candidates > LARGEST_SHARE * num_allowed:
             return exact(self.vectors, queries, num, allowed)
@@ -159,7 +162,7 @@ class Approximate:
         for number, own in enumerate(self._candidates(queries, num_candidates, selector)):
             own, query = np.sort(own[own >= 0]), queries[number : number + 1]
             if len(own) >= num:
-                found = _among(self.vectors, own, query, num)
+                found = self._among(own, query, num)
             else:  # FAISS could not compare, such as a query of NaN
                 found = exact(self.vectors, query, num, allowed)
             rows[number], scores[number] = found
@@ -176,6 +179,22 @@ class Approximate:
         if selector is not None:
             parameters.sel = selector
         return self._core.search(self._rotated(queries), num, params=parameters)[1]
+
+    def _among(
+        self, rows: np.ndarray, queries: np.ndarray, num: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Search only in some rows, as `_among`; let go of pages when many were read.
+
+        The system maps 16 pages around each row that is read, and keeps all: after 50 searches in
+        300,000 rows of 4 KB all 1.2 GB were resident.
+        """
+        found = _among(self.vectors, rows, queries, num)
+        self._rows_read += len(rows)
+        if self._rows_read > MOST_ROWS_MAPPED:
+            self._rows_read = 0
+            if isinstance(self.vectors.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+                self.vectors.base.madvise(mmap.MADV_DONTNEED)  # they stay in the page cache
+        return found
 
     def _rotated(self, queries: np.ndarray) -> np.ndarray:
         """Return the rotated queries (n, D).

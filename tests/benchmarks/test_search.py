@@ -2,7 +2,8 @@
 
 import pytest
 
-from benchmarks import search
+from benchmarks import search, search_growth
+from retrieval.search import approximate
 from tests.conftest import mistake, run_here
 
 
@@ -36,11 +37,25 @@ def test_a_small_one_runs(tmp_path):
         (["--clips", "0"], "--clips 0"),
         (["--queries", "-1"], "--queries -1"),
         (["--work", "absent"], "is not a folder"),
+        (["--growth", "--dim", "0"], "--dim 0"),
+        (["--growth", "--clips", "999999999"], "GB free"),
         (["--clips", "999999999"], "GB free"),
     ],
 )
 def test_mistakes(arguments, message):
     assert message in mistake(search.main, *arguments)
+
+
+def test_growth_compares_two_ways(monkeypatch, tmp_path):
+    monkeypatch.setattr(search_growth, "in_new_process", search_growth.measure)
+    monkeypatch.setattr(approximate, "APPROXIMATE_FROM", 1000)
+    arguments = ("--growth", "--quick", "--dim", "32", "--work", str(tmp_path))
+    result = run_here(search.main, *arguments)
+    assert result.returncode == 0, result.stderr
+    output = result.stdout
+    assert "3,000 excerpts" in output and "before:" in output and "now   :" in output
+    assert "100.00 %" in output and "; searched by RaBitQ" in output
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_accuracy_needs_the_sample(monkeypatch, tmp_path):

@@ -1,5 +1,6 @@
 """Approximate search against exact search, its gate, and all that can happen to its file."""
 
+import mmap
 import multiprocessing
 import os
 import shutil
@@ -164,6 +165,24 @@ def test_equal_vectors_and_zeros(tmp_path):
 def test_a_query_of_nan_gives_nan(made):
     rows, scores = loaded(*made).search(np.full((1, DIM), np.nan, np.float32), 5)
     assert (rows == -1).all() and np.isnan(scores).all()
+
+
+def test_pages_are_given_back(made, tmp_path, monkeypatch):
+    path, facts = made
+    VECTORS.tofile(tmp_path / "vectors")
+    mapped = np.memmap(tmp_path / "vectors", np.float32, "c", shape=VECTORS.shape)
+    opened, expected = loaded(path, facts, mapped), loaded(*made)
+    monkeypatch.setattr(approximate, "MOST_ROWS_MAPPED", 300)
+    for query in QUERIES[:5]:  # the same numbers, read anew
+        for one, other in zip(
+            opened.search(query[None], 5), expected.search(query[None], 5), strict=True
+        ):
+            assert np.array_equal(one, other)
+    if hasattr(mmap, "MADV_DONTNEED"):
+        mapped[0] = 0.0  # in memory only, so it is gone
+        for _ in range(2):
+            opened.search(QUERIES[:1], 5)
+        assert np.array_equal(mapped[0], VECTORS[0])
 
 
 # --- the gate ---
