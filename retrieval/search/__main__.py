@@ -83,6 +83,7 @@ def index(arguments: argparse.Namespace) -> int:
         excerpt_seconds=arguments.excerpt_seconds,
         hop_seconds=arguments.hop_seconds,
         frames=arguments.frames,
+        frames_per_second=arguments.frames_per_second,
         batch_size=arguments.batch_size,
         mixed_precision=arguments.mixed_precision,
         overwrite=arguments.overwrite,
@@ -436,10 +437,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     hop = "from one excerpt of a long file to the next; default: half of an excerpt"
     add("--hop-seconds", type=float, help=hop)
     frames = (
-        "float16: keep all frames, so that answers say when in an excerpt; none: the excerpt only;"
-        " default: float16, if the model has several frames a window"
+        "float16: keep frames, so that answers say when in an excerpt; int8: in half the bytes;"
+        " none: the excerpt only; default: float16, if the model has several frames a window"
     )
-    add("--frames", choices=["float16", "none"], help=frames)
+    add("--frames", choices=["float16", "int8", "none"], help=frames)
+    rate = "keep averages of neighbouring frames, about so many a second; default: all frames"
+    add("--frames-per-second", type=float, metavar="R", help=rate)
     metadata = (
         "CSV with a column file_name; its other columns become filters; default: that of the index"
     )

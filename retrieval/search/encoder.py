@@ -36,7 +36,7 @@ class ExcerptEncoder:
 
         Returns:
             Vectors float32 (B, D) for the first stage: pooling.directions of the excerpts.
-            With frames the valid frames float16 (T, D) of each excerpt: after TAP's norm, else by
+            With frames the valid frames float32 (T, D) of each excerpt: after TAP's norm, else by
             pooling.directions; otherwise None.
 
         Raises:
@@ -60,7 +60,7 @@ class ExcerptEncoder:
                         own = pooling.norm(frames)
                     else:
                         own = pooling.directions(all_frames.float())
-                    keys.append(own[valid].half().cpu())  # (valid frames, D)
+                    keys.append(own[valid].float().cpu())  # (valid frames, D)
                     num_frames += valid.sum(dim=1).tolist()
         if not all(bool(numbers.isfinite().all()) for numbers in vectors + keys):
             raise UserError(

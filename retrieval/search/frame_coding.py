@@ -26,7 +26,7 @@ class FrameType:
     Attributes:
         ending: Of the file's name.
         row: Returns the numpy type of a row, one frame of D numbers.
-        encode: float32 (M, D) to rows (M,) or (M, D).
+        encode: Frames of any float type (M, D) to rows (M,) or (M, D).
         decode: Rows to a float tensor (M, D); without a copy where it can.
     """
 
@@ -45,6 +45,7 @@ def _encode_int8(frames: np.ndarray) -> np.ndarray:
 
     The step is kept in float32: 4 bytes of D + 4, and no frame is too small or too large for it.
     """
+    frames = frames.astype(np.float32, copy=False)
     rows = np.zeros(len(frames), _row_of_int8(frames.shape[1]))
     scale = np.abs(frames).max(axis=1) / np.float32(LARGEST)  # (M,)
     # Below it a step would be 0, or its inverse infinite: such a frame becomes zeros.
@@ -65,7 +66,7 @@ FRAME_TYPES = {
     "float16": FrameType(
         "f16",
         lambda dim: np.dtype((np.float16, (dim,))),
-        lambda frames: frames.astype(np.float16),
+        lambda frames: frames.astype(np.float16, copy=False),
         torch.from_numpy,
     ),
     "int8": FrameType("i8", _row_of_int8, _encode_int8, _decode_int8),
@@ -139,3 +140,53 @@ class Averaging(BaseModel):
         So attention counts a group as many times as it has frames, and times stay those of frames.
         """
         return averages[torch.from_numpy(self.groups(num_frames))]
+
+
+@dataclass(frozen=True)
+class FrameCoding:
+    """Turns the frames of excerpts to rows on disk, and back.
+
+    Attributes:
+        frame_type: One of FRAME_TYPES.
+        dim: D.
+        averaging: Averages that are kept; None: all frames.
+    """
+
+    frame_type: str
+    dim: int
+    averaging: Averaging | None = None
+
+    @property
+    def ending(self) -> str:
+        """Ending of the name of a file of rows."""
+        return FRAME_TYPES[self.frame_type].ending
+
+    @property
+    def row(self) -> np.dtype:
+        """Type of a row in numpy; an array of M rows in float16 has shape (M, D)."""
+        return FRAME_TYPES[self.frame_type].row(self.dim)
+
+    def num_rows(self, num_frames: np.ndarray | int) -> np.ndarray | int:
+        """Return M of excerpts of T frames."""
+        return num_frames if self.averaging is None else self.averaging.num_averages(num_frames)
+
+    def encode(self, frames: np.ndarray) -> np.ndarray:
+        """Encode an excerpt: frames of any float type (T, D) to M rows.
+
+        Raises:
+            UserError: A number is beyond the range of float16.
+        """
+        frames = np.ascontiguousarray(frames)
+        if self.averaging is not None:
+            frames = self.averaging.average(torch.from_numpy(frames).float()).numpy()
+        rows = FRAME_TYPES[self.frame_type].encode(frames)
+        if self.frame_type == "float16" and not np.isfinite(rows).all():
+            raise UserError(
+                "the model gives frames beyond the range of float16; take --frames int8 or none"
+            )
+        return rows
+
+    def decode(self, rows: np.ndarray, num_frames: int) -> torch.Tensor:
+        """Decode an excerpt: M rows to T frames (T, D) of any float type."""
+        frames = FRAME_TYPES[self.frame_type].decode(rows)
+        return frames if self.averaging is None else self.averaging.spread(frames, num_frames)

@@ -36,8 +36,8 @@ class LocalStore(IndexedClips):
     def __init__(self, path: Path):
         contents, self._approximate = _opened(path)
         table = self._catalogue = contents.catalogue
-        frames = None if contents.frames is None else torch.from_numpy(contents.frames)
-        super().__init__(contents.vectors, frames, table.first_frames, table.num_frames, table.rows)
+        self._coded_frames = contents.frames
+        super().__init__(contents.vectors, None, table.first_frames, table.num_frames, table.rows)
         self.path, self.columns = path, contents.columns
         self.meta, self.unreadable = contents.meta, contents.unreadable
         self.files, self.num_files = table.files, len(table.files)
@@ -49,6 +49,20 @@ class LocalStore(IndexedClips):
         if self._approximate is None:
             return super()._nearest_rows(vectors, num, allowed)
         return self._approximate.search(vectors, num, allowed)
+
+    @property
+    def has_frames(self) -> bool:
+        return self._coded_frames is not None
+
+    def frames(self, clip: int) -> torch.Tensor | None:
+        """Return the frames (T, D) of a clip; all of them in float16 without a copy."""
+        if self._coded_frames is None:
+            return None
+        coding, num_frames = self.meta.coding, int(self._num_frames[clip])
+        first = int(self._first_frames[clip])
+        return coding.decode(
+            self._coded_frames[first : first + coding.num_rows(num_frames)], num_frames
+        )
 
     @cached_property
     def folders(self) -> list[str]:

@@ -6,6 +6,8 @@
     INDEX/frames-G.f16      float16 (frames of all rows, D): after TAP's norm, for other poolings
                             by pooling.directions; they say when a text is heard. Absent with
                             --frames none, or if the model has one vector a window
+    INDEX/frames-G.i8       in its place with --frames int8; both may hold averages of frames
+                            (frame_coding.py)
     INDEX/approximate-N.faiss  of a large index: the vectors in few bits, for a faster search
                             (approximate.py); `meta` names it
     INDEX/catalogue.npz     the tables of a large index as arrays, to open it faster (catalogue.py)
@@ -28,6 +30,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
@@ -36,12 +39,15 @@ from retrieval.base.access import check_readable
 from retrieval.base.errors import UserError, one_line
 from retrieval.search.approximate import Facts
 from retrieval.search.catalogue import COUNTER, Catalogue, stamp_of
+from retrieval.search.frame_coding import Averaging, FrameCoding
 from retrieval.search.metadata import Kind
 from retrieval.search.metadata_storage import read_columns
 from retrieval.search.model_identity import ModelIdentity
 
 SCHEMA = 1
 DATABASE = "index.sqlite"
+# fields of IndexMeta that an index may lack: that of an older version, or None
+NEWER = {"reader", "frame_type", "averaging", "approximate", "unrelated_score"}
 ROWS_CHECKED = 1000  # at least, evenly spread
 TABLES = (
     """
@@ -74,9 +80,21 @@ class IndexMeta(BaseModel):
     reader: int | None = None  # READER_VERSION of the last complete update
     generation: NonNegativeInt = 0
     num_rows: NonNegativeInt = 0
-    num_frames: NonNegativeInt = 0
+    num_frames: NonNegativeInt = 0  # rows of the file of frames
+    frame_type: Literal["float16", "int8"] = "float16"
+    averaging: Averaging | None = None  # of frames; None: all are kept
     approximate: Facts | None = None  # of a large index
     unrelated_score: float | None = None  # see calibration.py; None: not measured
+
+    @property
+    def coding(self) -> FrameCoding:
+        """Form of the frames on disk, if there are any."""
+        return FrameCoding(self.frame_type, self.dim, self.averaging)
+
+    @property
+    def _frames(self) -> str:
+        """The setting --frames."""
+        return self.frame_type if self.has_frames else "none"
 
     def check_as_before(self, before: "IndexMeta", index: object) -> None:
         """Raise UserError if an index made as `before` cannot be continued as this says."""
@@ -91,12 +109,18 @@ class IndexMeta(BaseModel):
                 f"index {index} was made with --hop-seconds {before.hop_seconds:g}, not"
                 f" {self.hop_seconds:g}; add --overwrite"
             )
-        if before.has_frames != self.has_frames:
+        if before._frames != self._frames:
+            raise UserError(
+                f"index {index} was made with --frames {before._frames}, not {self._frames}; add"
+                " --overwrite"
+            )
+        if before.averaging != self.averaging:
             made_with, wanted = (
-                "float16" if own else "none" for own in (before.has_frames, self.has_frames)
+                f"--frames-per-second {own.frames_per_second:g}" if own else "all frames"
+                for own in (before.averaging, self.averaging)
             )
             raise UserError(
-                f"index {index} was made with --frames {made_with}, not {wanted}; add --overwrite"
+                f"index {index} was made with {made_with}, not {wanted}; add --overwrite"
             )
 
 
@@ -109,7 +133,7 @@ class Contents:
         catalogue: Its files and excerpts.
         unreadable: (file, reason) of the files that were left out.
         vectors: float32 (rows, D), mapped.
-        frames: float16 (frames of all rows, D), mapped, or None.
+        frames: Rows of meta.coding, mapped, or None.
         columns: Kind of each column of metadata.
     """
 
@@ -153,7 +177,7 @@ def _read_state(folder: Path) -> Contents:
         query = "SELECT file, reason FROM unreadable ORDER BY file"
         unreadable = database.execute(query).fetchall()
         columns = read_columns(database)
-    ends = catalogue.first_frames + catalogue.num_frames  # (B,)
+    ends = catalogue.first_frames + meta.coding.num_rows(catalogue.num_frames)  # (B,)
     is_wrong = (catalogue.rows < 0) | (catalogue.rows >= meta.num_rows)
     is_wrong |= (catalogue.first_frames < 0) | (ends > meta.num_frames)
     is_wrong |= catalogue.num_frames < int(meta.has_frames)
@@ -187,21 +211,26 @@ def folder_gone(folder: Path, index: object) -> UserError:
 
 
 def mapped(folder: Path, meta: IndexMeta) -> tuple[np.ndarray, np.ndarray | None]:
-    """Map the files of vectors (rows, D), and frames (frames, D) if there are any."""
+    """Map the files of vectors (rows, D), and the rows of frames if there are any."""
     arrays = []
-    kinds = ((np.float32, meta.num_rows), (np.float16, meta.num_frames))
-    for path, (dtype, count) in zip(array_files(folder, meta), kinds, strict=False):
-        shape = (count, meta.dim)
-        if path.stat().st_size < count * meta.dim * np.dtype(dtype).itemsize:
+    for path, (row, count) in zip(array_files(folder, meta), rows_of_files(meta), strict=True):
+        if path.stat().st_size < count * row.itemsize:
             raise damaged(folder, f"{path.name} is shorter than it was written")
         # Copy on write: torch.from_numpy wants an array that may be written to.
-        arrays.append(np.memmap(path, dtype, "c", shape=shape) if count else np.zeros(shape, dtype))
+        arrays.append(np.memmap(path, row, "c", shape=(count,)) if count else np.zeros(0, row))
     return arrays[0], arrays[1] if len(arrays) > 1 else None
+
+
+def rows_of_files(meta: IndexMeta) -> list[tuple[np.dtype, int]]:
+    """Return type and number of the rows in each of array_files."""
+    frames = [(meta.coding.row, meta.num_frames)] if meta.has_frames else []
+    return [(np.dtype((np.float32, (meta.dim,))), meta.num_rows), *frames]
 
 
 def array_files(folder: Path, meta: IndexMeta) -> list[Path]:
     """Return the path of the vectors, and that of the frames if there are any."""
-    frames = [folder / f"frames-{meta.generation}.f16"] if meta.has_frames else []
+    frames = folder / f"frames-{meta.generation}.{meta.coding.ending}"
+    frames = [frames] if meta.has_frames else []
     return [folder / f"vectors-{meta.generation}.f32", *frames]
 
 
@@ -252,8 +281,7 @@ def parse_meta(values: dict[str, str], index: object) -> IndexMeta:
         if schema == SCHEMA:
             pairs = ", ".join(f"{json.dumps(key)}: {value}" for key, value in values.items())
             meta = IndexMeta.model_validate_json(f"{{{pairs}}}")
-            optional = {"reader", "approximate", "unrelated_score"}
-            missing = IndexMeta.model_fields.keys() - values.keys() - optional
+            missing = IndexMeta.model_fields.keys() - values.keys() - NEWER
             if missing:
                 raise ValueError(f"no {', '.join(sorted(missing))}")
             return meta

@@ -150,7 +150,7 @@ class Writer(Protocol):
 
         Args:
             vectors: float32 (b, D).
-            frames: float16 (T, D) of each excerpt; None if the index holds none.
+            frames: (T, D) of each excerpt, of any float type; None if the index holds none.
 
         Returns:
             Place of each excerpt, for `add_file`.

@@ -220,8 +220,10 @@ class TwoStage:
         return functional.linear(self.pooling.norm(text), *self._query_map)
 
     def _keys(self, clip: int) -> Tensor:
-        """Return a clip's frames as float32 (T, D), in memory that the next call reuses."""
+        """Return a clip's frames as float32 (T, D), in memory that the next call may reuse."""
         frames = self.clips.frames(clip)
+        if frames.dtype == torch.float32 and frames.device == self._buffer.device:
+            return frames
         if len(self._buffer) < len(frames):
             self._buffer = self._buffer.new_empty(frames.shape)
         return self._buffer[: len(frames)].copy_(frames)

@@ -28,6 +28,7 @@ from retrieval.models.dual_encoder import DualEncoder, check_finite
 from retrieval.models.pretrained import exact_name
 from retrieval.search.calibration import unrelated_score
 from retrieval.search.encoder import ExcerptEncoder
+from retrieval.search.frame_coding import FRAME_TYPES, Averaging
 from retrieval.search.metadata import Metadata, read_metadata
 from retrieval.search.model_identity import ModelIdentity, load_model
 from retrieval.search.place import Place
@@ -42,7 +43,7 @@ SHORTEST_HOP, SHORTEST_EXCERPT = 0.1, 0.2  # s
 LEAST_IN_COMMON = 0.5
 # work that an interruption loses at most, beside the file that it falls into
 SECONDS_BETWEEN_COMMITS = 10.0
-FRAMES = ("float16", "none")
+FRAMES = (*FRAME_TYPES, "none")
 GATE_QUERIES = 50  # sentences that measure the approximate search of a large index
 FILES_AHEAD = 4  # read by other threads while the model computes
 EXCERPTS_AHEAD = 8  # of each of these files; the rest of a long one is read when its turn comes
@@ -87,6 +88,7 @@ def build_index(
     excerpt_seconds: float | None,
     hop_seconds: float | None,
     frames: str | None,
+    frames_per_second: float | None,
     batch_size: int,
     mixed_precision: str,
     overwrite: bool,
@@ -144,7 +146,13 @@ def build_index(
         clip_seconds=excerpt_seconds,
         dim=model.dim,
         has_frames=keeps_frames(model, frames, before),
+        frame_type=frame_type_of(frames, before),
+        averaging=averaging_of(model, frames_per_second, before),
     )
+    if frames_per_second is not None and not meta.has_frames:
+        raise UserError(
+            f"--frames-per-second {frames_per_second:g}: this index keeps no frames; leave it out"
+        )
     autocast = make_accelerator(mixed_precision, several=False).autocast
     with place.writer(meta, overwrite) as writer:
         meta.check_as_before(writer.meta, index)
@@ -176,7 +184,7 @@ def keeps_frames(model: DualEncoder, frames: str | None, before: IndexMeta | Non
             "--frames none: this model compares a sentence with all frames (TAP), so its index"
             " needs them; leave the option out"
         )
-    if frames == "float16" and not (has_some or pooling.keeps_frames):
+    if frames in FRAME_TYPES and not (has_some or pooling.keeps_frames):
         raise UserError(
             f"--frames {frames}: this model makes one vector of a window, and has no frames to"
             " keep; leave the option out"
@@ -184,6 +192,24 @@ def keeps_frames(model: DualEncoder, frames: str | None, before: IndexMeta | Non
     if frames is not None:
         return frames != "none"
     return before.has_frames if before else has_some or pooling.keeps_frames
+
+
+def frame_type_of(frames: str | None, before: IndexMeta | None) -> str:
+    """Return the type of an index's frames; without any it is that of IndexMeta."""
+    if frames in FRAME_TYPES:
+        return frames
+    is_kept = frames is None and before is not None
+    return before.frame_type if is_kept else IndexMeta.model_fields["frame_type"].default
+
+
+def averaging_of(
+    model: DualEncoder, frames_per_second: float | None, before: IndexMeta | None
+) -> Averaging | None:
+    """Return how an index averages frames; None for the rate: as before. Raises UserError."""
+    if frames_per_second is None:
+        return before and before.averaging
+    window_seconds = model.windows.window_samples / model.sample_rate
+    return Averaging.of(frames_per_second, model.windows.frames_per_window, window_seconds)
 
 
 def add_to_index(

@@ -33,6 +33,7 @@ from retrieval.search.storage import (
     connect,
     mapped,
     read_meta,
+    rows_of_files,
     write_meta,
 )
 
@@ -82,9 +83,8 @@ class IndexWriter:
         self.meta = read_meta(database, folder)
         database.executescript(COUNTER)  # an index of an older version has none
         self._arrays = [open(path, "rb+") for path in array_files(folder, self.meta)]
-        counts = (self.meta.num_rows, self.meta.num_frames)
-        for file, count, itemsize in zip(self._arrays, counts, (4, 2), strict=False):
-            size = count * self.meta.dim * itemsize  # bytes
+        for file, (row, count) in zip(self._arrays, rows_of_files(self.meta), strict=True):
+            size = count * row.itemsize  # bytes
             if file.seek(0, os.SEEK_END) < size:
                 raise UserError(
                     f"{file.name} is shorter than it was written; make the index again with"
@@ -137,21 +137,27 @@ class IndexWriter:
 
         Args:
             vectors: float32 (b, D).
-            frames: float16 (T, D) of each excerpt; None if the index holds none.
+            frames: (T, D) of each excerpt, of any float type; None if the index holds none.
 
         Returns:
-            Row, first frame and number of frames of each excerpt.
+            Row, first row of the frames, and number of frames of each excerpt.
         """
-        places = []
+        coding, places = self.meta.coding, []
         for number, vector in enumerate(vectors):
+            rows = None if frames is None else coding.encode(frames[number])
             num_frames = 0 if frames is None else len(frames[number])
-            places.append((self.meta.num_rows, self.meta.num_frames, num_frames))
-            self.meta.num_rows += 1
-            self.meta.num_frames += num_frames
-            self._arrays[0].write(np.ascontiguousarray(vector, np.float32))
-            if frames is not None:
-                self._arrays[1].write(np.ascontiguousarray(frames[number], np.float16))
+            places.append((*self._append_rows(vector, rows), num_frames))
         return places
+
+    def _append_rows(self, vector: np.ndarray, frames: np.ndarray | None) -> tuple[int, int]:
+        """Append a vector (D,) and its rows of frames; return the places of both."""
+        place = self.meta.num_rows, self.meta.num_frames
+        self._arrays[0].write(np.ascontiguousarray(vector, np.float32))
+        self.meta.num_rows += 1
+        if frames is not None:
+            self._arrays[1].write(np.ascontiguousarray(frames))
+            self.meta.num_frames += len(frames)
+        return place
 
     def add_file(
         self,
@@ -295,8 +301,9 @@ class IndexWriter:
         # Negative numbers first, so that an old and a new one are never the same.
         update = "UPDATE excerpts SET row = ?, first_frame = ? WHERE row = ?"
         for row, first, num_frames in places:
-            own = None if frames is None else [frames[first : first + num_frames]]
-            ((new_row, new_first, _),) = self.append(vectors[row : row + 1], own)
+            stop = first + self.meta.coding.num_rows(num_frames)
+            own = None if frames is None else frames[first:stop]
+            new_row, new_first = self._append_rows(vectors[row], own)
             self._pending.append((update, (-1 - new_row, new_first, row)))
         self._pending.append(("UPDATE excerpts SET row = -1 - row", ()))
         self.commit()
@@ -307,7 +314,7 @@ class IndexWriter:
         own = array_files(self.folder, self.meta)
         if self.meta.approximate is not None:
             own.append(self.folder / self.meta.approximate.file)
-        patterns = ("vectors-*.f32", "frames-*.f16", FILES, f".{FILES}.*.tmp")
+        patterns = ("vectors-*.f32", "frames-*", FILES, f".{FILES}.*.tmp")
         for path in chain.from_iterable(self.folder.glob(pattern) for pattern in patterns):
             if path not in own:
                 # On Windows an open index keeps its files: a later writer removes them.

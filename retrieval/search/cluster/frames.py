@@ -1,7 +1,7 @@
 """Frames of an index beyond one machine: objects in a folder or store that all machines reach.
 
     ROOT/NAME-UID/0/17.f16      frames of the excerpts that were encoded together, one after the
-                                other; never changed
+                                other, or .i8 (frame_coding.py); never changed
 
 ROOT is anything that fsspec opens: a shared folder, s3://bucket/prefix, ... A writer registers an
 object in the database before it writes it, and removes it an hour after the last excerpt that names
@@ -22,17 +22,17 @@ from retrieval.base.errors import UserError, one_line
 from retrieval.base.extras import needs_extra
 from retrieval.base.files import atomic_path
 from retrieval.search.cluster.address import StoreError, redacted
+from retrieval.search.frame_coding import FrameCoding
 
 with needs_extra("search-cluster"):
     import fsspec
     from fsspec.implementations.local import LocalFileSystem
 
 OBJECTS_A_FOLDER = 1000
-DTYPE = np.dtype("<f2")
 
 
 class FramesPlace(NamedTuple):
-    """Place of the frames of an excerpt: object, first row, number of rows."""
+    """Place of the frames of an excerpt: object, first row, number of frames."""
 
     object: int
     first: int
@@ -45,14 +45,14 @@ class FrameObjects:
     Args:
         root: Folder, or a URI of fsspec.
         folder: Name of the index's own folder in it.
-        dim: D.
+        coding: Of the frames.
 
     Raises:
         UserError: No such kind of store, or its package is absent.
     """
 
-    def __init__(self, root: str, folder: str, dim: int):
-        self.root, self.folder, self.dim = root, folder, dim
+    def __init__(self, root: str, folder: str, coding: FrameCoding):
+        self.root, self.folder, self.coding = root, folder, coding
         self.shown = redacted(root)
         if "::" in root:
             raise UserError(f"--frames-store {self.shown}: chains of stores are not supported")
@@ -67,7 +67,7 @@ class FrameObjects:
 
     def path(self, number: int) -> str:
         part = number // OBJECTS_A_FOLDER
-        return f"{self._root}/{self.folder}/{part}/{number}.f16"
+        return f"{self._root}/{self.folder}/{part}/{number}.{self.coding.ending}"
 
     def check_writable(self) -> None:
         """Raise UserError unless an object can be written and removed."""
@@ -76,11 +76,10 @@ class FrameObjects:
             self._write(probe, b"probe")
             self._files.rm_file(probe)
 
-    def write(self, number: int, frames: list[np.ndarray]) -> None:
-        """Write the frames (T, D) of some excerpts as an object. Raises UserError."""
-        rows = np.concatenate(frames).astype(DTYPE, copy=False)
+    def write(self, number: int, rows: list[np.ndarray]) -> None:
+        """Write the encoded frames of some excerpts as an object. Raises UserError."""
         with self._explained("written"):
-            self._write(self.path(number), rows.tobytes())
+            self._write(self.path(number), np.concatenate(rows).tobytes())
 
     def _write(self, path: str, content: bytes) -> None:
         if isinstance(self._files, LocalFileSystem):
@@ -90,27 +89,29 @@ class FrameObjects:
             self._files.pipe_file(path, content)
 
     def read(self, places: Sequence[FramesPlace]) -> list[np.ndarray]:
-        """Read the frames float16 (T, D) of several excerpts, side by side.
+        """Read the rows of frames of several excerpts, side by side.
 
         Raises:
             UserError: The store cannot be reached, or an object is absent or too short.
         """
-        row = self.dim * DTYPE.itemsize  # bytes
+        row = self.coding.row  # its shape is () or (D,)
+        counts = [self.coding.num_rows(place.count) for place in places]
         paths = [self.path(place.object) for place in places]
-        starts = [place.first * row for place in places]
-        stops = [(place.first + place.count) * row for place in places]
+        starts = [place.first * row.itemsize for place in places]
+        sizes = [count * row.itemsize for count in counts]  # bytes
+        stops = [start + size for start, size in zip(starts, sizes, strict=True)]
         with self._explained("read"):
             parts = self._files.cat_ranges(paths, starts, stops, on_error="return")
         arrays = []
-        for place, path, part in zip(places, paths, parts, strict=True):
+        for path, part, size in zip(paths, parts, sizes, strict=True):
             if isinstance(part, BaseException):
                 with self._explained("read", path):
                     raise part
-            if len(part) != place.count * row:
+            if len(part) != size:
                 raise StoreError(f"{path} is shorter than it was written: the index is damaged")
             # torch wants arrays that may be written to
-            rows = np.frombuffer(bytearray(part), DTYPE)
-            arrays.append(rows.reshape(place.count, self.dim))
+            rows = np.frombuffer(bytearray(part), row.base)
+            arrays.append(rows.reshape(-1, *row.shape))
         return arrays
 
     def remove(self, number: int) -> None:

@@ -13,6 +13,7 @@ from retrieval.search.cluster.address import Address, Share
 from retrieval.search.cluster.database import Database, read_state
 from retrieval.search.cluster.frames import FrameObjects
 from retrieval.search.cluster.store import DatabaseStore
+from retrieval.search.frame_coding import FrameCoding
 from retrieval.search.storage import IndexMeta
 from retrieval.search.store import Store, Writer
 
@@ -46,7 +47,7 @@ class DatabasePlace:
     def check_target(self) -> None:
         """Raise UserError if the place of the frames cannot be opened."""
         if self.frames_store is not None:
-            FrameObjects(self._root, "", 1)
+            FrameObjects(self._root, "", FrameCoding("float16", 1))
 
     @property
     def _root(self) -> str | None:

@@ -75,10 +75,10 @@ class DatabaseStore:
         self._objects = None
         if self.has_frames:
             root = frames_store or state.frames_store
-            self._objects = FrameObjects(root, state.frames_folder(address), self.meta.dim)
+            self._objects = FrameObjects(root, state.frames_folder(address), self.meta.coding)
         self._lock = threading.RLock()  # of the tables below
         self._places: OrderedDict[int, tuple[IndexedExcerpt, FramesPlace]] = OrderedDict()
-        self._frames: OrderedDict[int, np.ndarray] = OrderedDict()  # by clip
+        self._frames: OrderedDict[int, np.ndarray] = OrderedDict()  # rows by clip
         self._num_bytes = 0  # of these
         self._announced: dict[int, int] = {}  # position of clips in _order
         self._order: list[int] = []
@@ -255,7 +255,8 @@ class DatabaseStore:
             if clip not in self._frames:
                 self._fetch(clip)
             self._frames.move_to_end(clip)
-            return torch.from_numpy(self._frames[clip])
+            ((_, place),) = self._placed([clip])
+            return self.meta.coding.decode(self._frames[clip], place.count)
 
     def _fetch(self, clip: int) -> None:
         """Read the frames of a clip, and of those announced after it, side by side."""
@@ -267,7 +268,7 @@ class DatabaseStore:
             if one in self._frames:
                 continue
             ((_, place),) = self._placed([one])
-            num_bytes += place.count * self.meta.dim * 2
+            num_bytes += self.meta.coding.num_rows(place.count) * self.meta.coding.row.itemsize
             if wanted and num_bytes > FRAMES_AT_ONCE:
                 break
             wanted[one] = place

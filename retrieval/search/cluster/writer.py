@@ -127,7 +127,7 @@ class DatabaseWriter:
             writer = cls(connection, address, state, share)
             if state.meta.has_frames and meta.has_frames:
                 root = frames_store or state.frames_store
-                objects = FrameObjects(root, state.frames_folder(address), meta.dim)
+                objects = FrameObjects(root, state.frames_folder(address), meta.coding)
                 objects.check_writable()
                 pool = stack.enter_context(ThreadPoolExecutor(UPLOADS))
                 stack.callback(pool.shutdown, wait=True, cancel_futures=True)
@@ -168,7 +168,7 @@ class DatabaseWriter:
 
         Args:
             vectors: float32 (b, D).
-            frames: float16 (T, D) of each excerpt; None if the index holds none.
+            frames: (T, D) of each excerpt, of any float type; None if the index holds none.
 
         Returns:
             Object, first frame, number of frames and vector of each excerpt.
@@ -179,12 +179,13 @@ class DatabaseWriter:
         ((number,),) = self._rows("INSERT INTO objects DEFAULT VALUES RETURNING id")
         while len(self._uploads) >= UPLOADS:
             self._uploads.popleft().result()
-        self._uploads.append(self._pool.submit(self._objects.write, number, frames))
+        rows = [self.meta.coding.encode(own) for own in frames]
+        self._uploads.append(self._pool.submit(self._objects.write, number, rows))
         self._unnamed.add(number)
         places, first = [], 0
-        for vector, own in zip(vectors, frames, strict=True):
+        for vector, own, coded in zip(vectors, frames, rows, strict=True):
             places.append((number, first, len(own), vector))
-            first += len(own)
+            first += len(coded)
         return places
 
     def add_file(
@@ -380,7 +381,7 @@ class DatabaseWriter:
         while self._remove_objects():
             pass
         for root, folder in self._state.replaced:
-            FrameObjects(root, folder, self.meta.dim).remove_all()
+            FrameObjects(root, folder, self.meta.coding).remove_all()
         if self._state.replaced:
             self._connection.execute("UPDATE meta SET value = '[]' WHERE key = 'replaced'")
 
