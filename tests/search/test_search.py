@@ -994,7 +994,9 @@ def test_a_kill_while_the_index_is_written_anew(own, models, tmp_path):
     AudioIndex.build(own, models / "tap", path)
     shutil.rmtree(own / "high up")
     (own / "long.flac").unlink()
-    process = in_process(build_and_die, writer.IndexWriter, "append", 3, own, models / "tap", path)
+    process = in_process(
+        build_and_die, writer.IndexWriter, "_append_rows", 3, own, models / "tap", path
+    )
     process.join(PATIENCE)
     assert process.exitcode == -signal.SIGKILL and (path / "vectors-1.f32").exists()
     index = AudioIndex.build(own, models / "tap", path)
