@@ -9,6 +9,8 @@ vectors copied into memory and checked, and copied again by faiss.IndexFlatIP. T
 page cache if it is large enough. Resident memory is that of the whole process, with PyTorch and
 FAISS, and with those pages of mapped files that it touched, which the system takes back when it
 needs them; `own` is what it cannot take back.
+
+    python -m benchmarks.search_growth now|before INDEX QUERIES   # one of these processes
 """
 
 import json
