@@ -159,9 +159,8 @@ def build_index(
         writer.meta.model = meta.model  # its path may be new
         encoder = ExcerptEncoder(model, autocast, batch_size, meta.has_frames)
         changes = update_index(writer, folder, encoder, table)
-        if writer.meta.unrelated_score is None:
-            writer.commit(unrelated_score=unrelated_score(model, place.open()))
-    return model, place.open(), changes
+        store = _measured(writer, place, model)
+    return model, store, changes
 
 
 def keeps_frames(model: DualEncoder, frames: str | None, before: IndexMeta | None) -> bool:
@@ -226,9 +225,17 @@ def add_to_index(
             raise folder_gone(folder, place.name)
         encoder = ExcerptEncoder(model, autocast, batch_size, meta.has_frames)
         changes = update_index(writer, folder, encoder)
-        if writer.meta.unrelated_score is None:
-            writer.commit(unrelated_score=unrelated_score(model, place.open()))
-    return place.open(), changes
+        store = _measured(writer, place, model)
+    return store, changes
+
+
+def _measured(writer: Writer, place: Place, model: DualEncoder) -> Store:
+    """Open an index; first measure the score of unrelated sentences on it, if it is complete."""
+    store = place.open()
+    if store.meta.complete and store.meta.unrelated_score is None:
+        writer.commit(unrelated_score=unrelated_score(model, store))
+        store = place.open()
+    return store
 
 
 def update_index(

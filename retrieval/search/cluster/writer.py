@@ -44,6 +44,7 @@ SECONDS_BETWEEN_TRIES = 0.5
 # Objects without excerpts are kept for so long: queries under way may read them, and a writer may
 # be about to name them.
 SECONDS_KEPT = 3600
+OF_SHARDS = ("complete", "reader")  # fields of IndexMeta that the table `shards` holds
 FILES_FIELDS = ("file", "share", "size", "mtime_ns", "sha256", "seconds", "num_excerpts")
 EXCERPT_FIELDS = "file_id, start, stop, object, first_frame, num_frames, vector"
 EXCERPT_TYPES = ("int8", "float8", "float8", "int8", "int8", "int8", "vector")
@@ -86,6 +87,7 @@ class DatabaseWriter:
     ):
         self.folder, self.share, self.meta = address, share, state.meta
         self._connection, self._state = connection, state
+        self._written = _rows_of(state.meta)  # fields as the last transaction left them
         query = "SELECT complete, reader FROM shards WHERE number = %s AND num_shards = %s"
         own = connection.execute(query, [share.number, share.of]).fetchone()
         self.meta.complete, self.meta.reader = own or (False, None)
@@ -266,6 +268,7 @@ class DatabaseWriter:
             self._unnamed -= {number for _, _, number, *_ in change.excerpts}
         self._pending.clear()
         self._is_moved, self._metadata = False, None
+        self._written = _rows_of(self.meta)
 
     def _write(self) -> None:
         """Write what is pending, within a transaction. It may be written twice."""
@@ -362,12 +365,13 @@ class DatabaseWriter:
         if meta.complete and self._rows(done, [share.of]) == [(share.of,)]:
             # these shards are all files: an earlier division has nothing to say any more
             self._connection.execute("DELETE FROM shards WHERE num_shards <> %s", [share.of])
-        rows = [(key, value) for key, value in meta_rows(meta) if key not in ("complete", "reader")]
-        query = (
-            "INSERT INTO meta VALUES (%s, %s) ON CONFLICT (key) DO UPDATE"
-            " SET value = excluded.value WHERE meta.value <> excluded.value"
-        )
-        self._connection.cursor().executemany(query, rows)
+        # Other writers may change other fields.
+        rows = _rows_of(meta)
+        changed = [(key, rows[key]) for key in rows if rows[key] != self._written.get(key)]
+        query = "INSERT INTO meta VALUES (%s, %s) ON CONFLICT (key) DO UPDATE"
+        self._connection.cursor().executemany(f"{query} SET value = excluded.value", changed)
+        absent = [*(IndexMeta.model_fields.keys() - rows.keys() - set(OF_SHARDS))]
+        self._connection.execute("DELETE FROM meta WHERE key = ANY(%s)", [absent])
 
     def finish(self, gate_queries: Callable[[], np.ndarray] | None = None) -> None:
         """Remove the frames of excerpts that are gone, and let the database count its rows.
@@ -400,6 +404,11 @@ class DatabaseWriter:
             query = "DELETE FROM objects WHERE id = ANY(%s)"
             self._connection.execute(query, [[number for (number,) in rows]])
         return len(rows)
+
+
+def _rows_of(meta: IndexMeta) -> dict[str, str]:
+    """Return the rows of `meta`; those of the table `shards` are not among them."""
+    return {key: value for key, value in meta_rows(meta) if key not in OF_SHARDS}
 
 
 def _file_row(found: Found, sha256: str, seconds: float, num_excerpts: int) -> tuple[Any, ...]:

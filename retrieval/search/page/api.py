@@ -18,8 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from retrieval.base.errors import UserError
 from retrieval.search import AudioIndex, Hit
+from retrieval.search.cluster.address import StoreError
 from retrieval.search.page.clients import Refused
-from retrieval.search.page.page import filters, without_folders
+from retrieval.search.page.page import UNREACHABLE, filters, without_folders
 from retrieval.search.page.turns import Turns
 from retrieval.search.queries import LONGEST
 
@@ -114,7 +115,7 @@ PROBLEMS = {
     415: "the request is not application/json",
     422: "a field is wrong or missing",
     429: "too many wrong tokens: wait for Retry-After seconds",
-    503: "too many requests wait: try again after Retry-After seconds",
+    503: "too many requests wait, or the index is out of reach: try after Retry-After seconds",
 }
 
 
@@ -153,8 +154,11 @@ def make_api(index: AudioIndex) -> FastAPI:
         async with questions.turn(request.state.client_key, request.is_disconnected):
             try:
                 return await asyncio.to_thread(function)
+            except StoreError as error:
+                logger.error("%s", error)
+                raise Refused(503, UNREACHABLE, {"Retry-After": "10"}) from None
             except UserError as error:
-                detail = without_folders(str(error), index.folder, index.path)
+                detail = without_folders(str(error), index.folder, index.place.folder)
                 raise Refused(422, detail) from None
             except Exception:
                 logger.exception("a request could not be answered")

@@ -61,6 +61,10 @@ THEME = gr.themes.Base(
     button_primary_background_fill_hover_dark="*primary_800",
 )
 
+UNREACHABLE = (
+    "the index cannot be reached now: ask again in a while; the log of the command that started the"
+    " page has the reason"
+)
 logger = logging.getLogger(__name__)
 
 
@@ -187,10 +191,7 @@ def answered(function: Callable[..., tuple[str, str]]) -> Callable[..., tuple[st
             return function(self, *arguments)
         except StoreError as error:
             logger.error("%s", error)
-            reason = (
-                "the index cannot be reached now: ask again in a while; the log of the command that"
-                " started the page has the reason"
-            )
+            reason = UNREACHABLE
         except UserError as error:
             known = (self.index.folder, self.index.place.folder, self.clients.folder)
             reason = without_folders(str(error), *known)

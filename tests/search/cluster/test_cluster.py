@@ -23,6 +23,8 @@ from retrieval.search import AudioIndex, update
 from retrieval.search.__main__ import main
 from retrieval.search.sound import Found
 from tests.conftest import PATIENCE, mistake, run_here, wait_for
+from tests.search.page.test_api import ask
+from tests.search.page.test_page import served
 from tests.search.test_search import QUERY, write_sounds
 
 pytest.importorskip("psycopg", reason="the extra search-cluster is not installed")
@@ -225,6 +227,7 @@ def test_shards_together_are_the_whole(models, own, store, tmp_path):
         )
         sizes.append(built.num_files)
         assert built.is_complete == (shard == "3/3")
+        assert built.unrelated_score is None or built.is_complete
     assert sizes[-1] == 14 and len(set(sizes)) > 1
     check_same(
         AudioIndex.open(store).search(QUERY, 50),
@@ -424,19 +427,25 @@ def test_the_engine_goes_away_and_comes_back(server, indexed, models, own, store
     run_sql(store, end_connections)  # as a restart between two queries
     check_same(index.search(QUERY, 5), expected)
 
-    def ask() -> None:
+    def wait_long() -> None:
         with pytest.raises(StoreError) as error:
-            index.store.rows("SELECT pg_sleep(60)")
+            index.store.rows("SELECT pg_sleep(30)")
         caught.append(str(error.value))
 
-    thread = threading.Thread(target=ask)
-    thread.start()
-    wait_for(lambda: run_sql(store, "SELECT 1 FROM pg_stat_activity WHERE query ~ 'sleep.60'"))
-    server.stop()  # in mid-query
-    thread.join(PATIENCE)
-    with pytest.raises(StoreError, match="cannot be reached"):
-        index.search(QUERY, 5)
-    server.start()
+    thread = threading.Thread(target=wait_long)
+    with served(index) as page:
+        assert ask(page, "/api/search", {"query": QUERY})[0] == 200
+        thread.start()
+        asleep = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+        wait_for(lambda: run_sql(store, asleep))
+        server.stop()  # in mid-query
+        thread.join(PATIENCE)
+        with pytest.raises(StoreError, match="cannot be reached"):
+            index.search(QUERY, 5)
+        code, answer = ask(page, "/api/search", {"query": QUERY})
+        assert code == 503 and "postgres" not in str(answer)
+        server.start()
+        assert ask(page, "/api/search", {"query": QUERY})[0] == 200
     check_same(index.search(QUERY, 5), expected)
     assert "cannot be reached" in caught[0] and "\n" not in caught[0]
     # in the middle of an update
