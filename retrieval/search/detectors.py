@@ -70,7 +70,7 @@ class Detector(_Frozen):
         vector: (D,).
         bias: Log-odds.
         coarse: With TAP, the vector (D,) that finds candidates in the first stage; else None.
-        threshold: Probability from which `detect` reports an excerpt.
+        threshold: Probability from which an excerpt counts as found.
     """
 
     name: str = ""
@@ -82,7 +82,7 @@ class Detector(_Frozen):
     vector: tuple[float, ...]
     bias: float
     coarse: tuple[float, ...] | None = None
-    threshold: float = Field(0.5, ge=0, le=1)
+    threshold: float = Field(ge=0, le=1)
 
     @property
     def num_right(self) -> int:

@@ -27,7 +27,8 @@ SCORE_OFFSET = -2.0  # of an excerpt with the mean score: one in eight
 INVERSE_REGULARISATION = 0.05  # scikit-learn's C, on whitened vectors
 FLOOR = 0.03  # of the variances that are whitened, as a share of the typical one
 FOLDS = 5  # of the threshold's cross-validation
-NEUTRAL = 0.5  # probability that is the threshold where marks cannot say
+# probability that is the threshold where marks cannot say: those of the sample's labels are low
+NEUTRAL = 0.3
 COARSE_REGULARISATION = 10.0
 COARSE_MARK_WEIGHT = 5.0  # of a marked excerpt beside one of the sample
 
@@ -149,7 +150,7 @@ class _Labels:
 
 
 def _threshold(features: np.ndarray, right: np.ndarray, labels: _Labels) -> float:
-    """Choose the probability of the highest F1 by cross-validation; of equal ones the middlest."""
+    """Choose the probability of the highest F1 in cross-validation; of several the most neutral."""
     with needs_extra("search"):
         from sklearn.model_selection import StratifiedKFold
     folds = min(FOLDS, int(right.sum()), int((~right).sum()))
@@ -159,13 +160,13 @@ def _threshold(features: np.ndarray, right: np.ndarray, labels: _Labels) -> floa
     for rest, own in StratifiedKFold(folds, shuffle=True, random_state=0).split(features, right):
         vector, bias = labels.fit(features[rest], right[rest])
         logits[own] = features[own] @ vector + bias
-    ranked = np.unique(logits)
+    ranked, neutral = np.unique(logits), np.log(NEUTRAL / (1 - NEUTRAL))
     cuts = [ranked[0] - 1e-6, *(ranked[:-1] + ranked[1:]) / 2]  # at least one is found
 
     def quality(cut: float) -> tuple[float, float]:
         found = logits >= cut
         f1 = 2 * int((found & right).sum()) / int(found.sum() + right.sum())
-        return f1, -abs(cut)
+        return f1, -abs(cut - neutral)
 
     return float(sigmoid(np.array(max(cuts, key=quality))))
 

@@ -44,7 +44,8 @@ class Hit:
         frame_seconds: Length of a frame; frame t is centred at start + (t + 0.5) * frame_seconds.
         metadata: Known values of the file by column, if the index has metadata.
         is_match: False if unrelated sentences reach such a score too (AudioIndex.unrelated_score);
-            True where that was not measured, and for sounds as queries.
+            True where that was not measured, and for sounds as queries. By a detector: False below
+            its threshold.
     """
 
     rank: int

@@ -447,7 +447,8 @@ class AudioIndex:
                 clips, likely = self._refinement.probabilities(detector, num_candidates, selection)
                 hits = self._hits(clips, likely, text[None], k)
                 if len(hits) == k or len(clips) == self.store.count(selection):
-                    return hits
+                    least = detector.threshold
+                    return [replace(hit, is_match=hit.score >= least) for hit in hits]
                 num_candidates *= 4  # too many candidates overlap
 
     def search_audio(self, audio: Sound, k: int = 10, **filters: Any) -> list[Hit]:

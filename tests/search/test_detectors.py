@@ -85,7 +85,10 @@ def test_detect_gives_all_answers_from_the_threshold_on(either: AudioIndex):
         found = either.detect(detector, least)
         assert [hit.score for hit in found] == [hit.score for hit in all_hits if hit.score >= least]
     default = either.detect(detector)
-    assert default and all(hit.score >= detector.threshold for hit in default)
+    assert default and all(hit.score >= detector.threshold and hit.is_match for hit in default)
+    assert [hit.is_match for hit in all_hits] == [
+        hit.score >= detector.threshold for hit in all_hits
+    ]
     within = either.detect(detector, 0.0, within="below")
     assert within and all(hit.file.startswith("below/") for hit in within)
 
