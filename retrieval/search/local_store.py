@@ -103,6 +103,9 @@ class LocalStore(IndexedClips):
         first, stop = np.searchsorted(file_of, [number, number + 1]).tolist()
         return list(range(first, stop))
 
+    def sample(self, num: int) -> list[int]:
+        return np.linspace(0, len(self) - 1, min(num, len(self))).round().astype(int).tolist()
+
     @cached_property
     def _metadata(self) -> MetadataArrays:
         return MetadataArrays(self.columns, self.num_files, self._read_column)

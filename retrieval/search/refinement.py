@@ -135,13 +135,7 @@ class Refinement:
         return self._first_stage
 
     def _sample(self) -> list[int]:
-        """Return excerpts of files at equal distances, always the same; of long files several."""
+        """Return the excerpts that stand for the index."""
         if self._sampled is None:
-            files, self._sampled = self._store.files, []
-            num_files = min(SAMPLE, self._store.num_files)
-            for number in np.linspace(0, self._store.num_files - 1, num_files).astype(int):
-                clips = self._store.clips_of(files[int(number)].file)
-                share = min(len(clips), -(-SAMPLE // num_files))
-                chosen = np.linspace(0, len(clips) - 1, 2 * share + 1)[1::2].round().astype(int)
-                self._sampled += [clips[place] for place in np.unique(chosen)]
+            self._sampled = self._store.sample(SAMPLE)
         return self._sampled

@@ -111,6 +111,12 @@ class Store(ClipStore, Protocol):
     def clips_of(self, name: str) -> list[int]:
         """Return the clips of a file, by start."""
 
+    def sample(self, num: int) -> list[int]:
+        """Return at most `num` clips from everywhere in the index, for one state always the same.
+
+        If there are not as many, they are all clips.
+        """
+
     def fields(self, names: Sequence[str]) -> dict[str, Fields]:
         """Return the known metadata of some files; a file without any may be left out."""
 

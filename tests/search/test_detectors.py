@@ -158,6 +158,12 @@ def test_marks_belong_to_the_excerpt_with_the_largest_overlap(index: AudioIndex)
     assert index.refine(QUERY, two).marks == (two[1],)  # the last counts
 
 
+def test_the_sample_comes_from_everywhere_in_the_index(index: AudioIndex):
+    assert index.store.sample(1_000) == list(range(len(index.store)))
+    few = index.store.sample(4)
+    assert len(set(few)) == 4 and few[0] == 0 and few[-1] == len(index.store) - 1
+
+
 @pytest.mark.parametrize(
     ("mark", "culprit"),
     [

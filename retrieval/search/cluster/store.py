@@ -219,6 +219,20 @@ class DatabaseStore:
         self._keep_places(rows)
         return [row[0] for row in rows]
 
+    def sample(self, num: int) -> list[int]:
+        ((first, last),) = self.rows("SELECT min(id), max(id) FROM excerpts")
+        if first is None:
+            return []
+        if len(self) <= num:
+            return [row[0] for row in self.rows("SELECT id FROM excerpts ORDER BY id")]
+        # the next clip after each of `num` numbers at equal distances
+        numbers = np.linspace(first, last, num).astype(int).tolist()
+        query = (
+            "SELECT DISTINCT e.id FROM unnest(%s::bigint[]) AS place, LATERAL (SELECT id FROM"
+            " excerpts WHERE id >= place ORDER BY id LIMIT 1) e ORDER BY e.id"
+        )
+        return [row[0] for row in self.rows(query, [numbers])]
+
     def fields(self, names: Sequence[str]) -> dict[str, Fields]:
         return read_fields(self.rows, self.columns, names) if self.columns else {}
 

@@ -19,7 +19,7 @@ import torch
 from retrieval.base.errors import UserError
 from retrieval.config import load_config
 from retrieval.models.build import build_model
-from retrieval.search import AudioIndex, update
+from retrieval.search import AudioIndex, Mark, update
 from retrieval.search.__main__ import main
 from retrieval.search.sound import Found
 from tests.conftest import PATIENCE, mistake, run_here, wait_for
@@ -139,6 +139,21 @@ def test_files_folders_and_moments_are_those_of_an_index_in_a_folder(indexed, na
     assert there.file("long.flac") == local.file("long.flac") and there.file("x\0") is None
     found, expected = (index.locate(QUERY, "long.flac") for index in (there, local))
     np.testing.assert_allclose(found.curves, expected.curves, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["tap", "mean"])
+def test_detectors_are_those_of_an_index_in_a_folder(indexed, name):
+    local, there = indexed[name]
+    marks = [Mark.of(hit, hit.rank > 3) for hit in local.search(QUERY, 6)]
+    own, other = local.refine(QUERY, marks), there.refine(QUERY, marks)
+    np.testing.assert_allclose(other.vector, own.vector, atol=2e-3)
+    check_same(there.search(own, 50), local.search(own, 50))
+    check_same(there.detect(own, 0.0), local.detect(own, 0.0))
+    # the sample of more excerpts than are asked for: from the first to the last, in order
+    clips = there.store.sample(1_000)
+    few = there.store.sample(5)
+    assert len(clips) == len(there.store) > 5 >= len(few) >= 3 and few == sorted(few)
+    assert few[0] == clips[0] and few[-1] == clips[-1] and set(few) <= set(clips)
 
 
 # --- changes ---
