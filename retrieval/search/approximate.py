@@ -47,7 +47,6 @@ ROWS_AT_ONCE = 2**14
 ROUNDING = 1e-6
 # A query reads each row of a small selection, which is exact: no slower than the search in bits.
 FEW_ROWS = 10_000
-MOST_ROWS_MAPPED = 2_000  # of up to 64 KB
 # A shortlist of more than this share of the allowed rows is no shortcut.
 LARGEST_SHARE = 0.25
 
@@ -100,7 +99,6 @@ class Approximate:
     def __init__(self, index: faiss.Index, facts: Facts, vectors: np.ndarray):
         self.facts, self.vectors = facts, vectors
         self._index = index
-        self._rows_read = 0
         self._core, self._rotation = index, None
         if facts.kind == "RaBitQ":
             self._core = faiss.downcast_index(index.index)
@@ -183,17 +181,14 @@ class Approximate:
     def _among(
         self, rows: np.ndarray, queries: np.ndarray, num: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Search only in some rows, as `_among`; let go of pages when many were read.
+        """Search only in some rows, as `_among`, and let go of their pages.
 
         The system maps 16 pages around each row that is read, and keeps all: after 50 searches in
         300,000 rows of 4 KB all 1.2 GB were resident.
         """
         found = _among(self.vectors, rows, queries, num)
-        self._rows_read += len(rows)
-        if self._rows_read > MOST_ROWS_MAPPED:
-            self._rows_read = 0
-            if isinstance(self.vectors.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-                self.vectors.base.madvise(mmap.MADV_DONTNEED)  # they stay in the page cache
+        if isinstance(self.vectors.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+            self.vectors.base.madvise(mmap.MADV_DONTNEED)  # they stay in the page cache
         return found
 
     def _rotated(self, queries: np.ndarray) -> np.ndarray:
