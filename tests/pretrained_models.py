@@ -18,7 +18,7 @@ from transformers import (
 )
 
 RATE = 16_000  # Hz
-WORDS = "a dog barks loudly Rain rain falls and then the wind blows . , cat A".split()
+WORDS = "a dog barks loudly Rain rain falls and then the wind blows . , cat A thunder".split()
 SMALL = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 CLAP_AUDIO = {

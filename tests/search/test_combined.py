@@ -228,6 +228,7 @@ def test_more_answers_than_candidates(indexes, monkeypatch):
         ({"text": LOW, "also": [(HIGH, -1.0)]}, "without"),
         ({"text": LOW, "also": [(HIGH, math.nan)]}, HIGH),
         ({"text": LOW, "also": [(HIGH, "much")]}, "much"),
+        ({"text": LOW, "also": [(HIGH, 1, 2)]}, HIGH),
         ({"text": LOW, "audio": "a.wav", "audio_weight": 0}, "the sound"),
         ({"text": LOW, "without": ["a STEADY low tone"]}, "a STEADY low tone"),
         ({"text": LOW, "also": [LOW]}, LOW),
