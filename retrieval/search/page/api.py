@@ -17,15 +17,20 @@ from fastapi.security import HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field
 
 from retrieval.base.errors import UserError
-from retrieval.search import AudioIndex, Hit
+from retrieval.search import AudioIndex, Hit, Query
 from retrieval.search.cluster.address import StoreError
+from retrieval.search.detectors import Detector, Mark
 from retrieval.search.page.clients import Refused
-from retrieval.search.page.page import UNREACHABLE, filters, without_folders
+from retrieval.search.page.events import MAX_MARKS
+from retrieval.search.page.page import UNREACHABLE, filters, read_stretch, without_folders
 from retrieval.search.page.turns import Turns
 from retrieval.search.queries import LONGEST
 
 MAX_ANSWERS = 100
 MAX_SECONDS = 1e9
+MAX_PARTS = 20  # sentences
+MAX_COLUMNS, MAX_VALUES = 50, 100  # of `where`
+MOST_FOLDERS = 1000
 LONGEST_NAME = 4096  # characters of a file or folder
 LONGEST_DETAIL = 300
 AT_ONCE = 1  # questions to the model
@@ -35,6 +40,7 @@ logger = logging.getLogger(__name__)
 Text = Annotated[str, Field(min_length=1, max_length=LONGEST)]
 Name = Annotated[str, Field(max_length=LONGEST_NAME)]
 Seconds = Annotated[float, Field(ge=0, le=MAX_SECONDS)]
+Value = Annotated[str, Field(max_length=LONGEST_NAME)] | float
 Answer = TypeVar("Answer")
 
 
@@ -44,14 +50,50 @@ class Asked(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class SearchRequest(Asked):
-    """A search, as in the page and on the terminal."""
+class Part(Asked):
+    """A further sentence."""
 
-    query: Text = Field(description="the sentence", examples=["a dog barks twice"])
+    text: Text
+    weight: float = Field(1.0, gt=0, le=1000, description="beside 1 of the first sentence")
+
+
+class Sound(Asked):
+    """A stretch of a recording of the index, at most as long as its excerpts."""
+
+    file: Name
+    start: Seconds
+    end: Seconds
+
+
+class Judged(Asked):
+    """An answer that was judged."""
+
+    file: Name
+    start: Seconds | None = Field(None, description="that of the excerpt")
+    end: Seconds | None = None
+    right: bool
+
+
+class SearchRequest(Asked):
+    """A search, as in the page and on the terminal: by a sentence, a sound, both, or a detector."""
+
+    query: Text | None = Field(None, description="the sentence", examples=["a dog barks twice"])
+    also: list[Part] = Field([], max_length=MAX_PARTS, description="sentences to be heard too")
+    without: list[Text] = Field([], max_length=MAX_PARTS, description="sentences not to be heard")
+    like: Sound | None = Field(None, description="a sound that answers should be like")
+    marks: list[Judged] = Field([], max_length=MAX_MARKS, description="answers to `query`, judged")
+    detector: Name | None = Field(None, description="a saved detector, in place of the sentence")
     k: int = Field(10, ge=1, le=MAX_ANSWERS, description="number of answers")
+    min_score: float | None = Field(None, ge=-1e9, le=1e9, description="the lowest score")
     within: Name = Field("", description="only files below this folder of the indexed one")
     min_seconds: Seconds = Field(0.0, description="only files of this length or longer")
     max_seconds: Seconds | None = Field(None, description="only files of this length or shorter")
+    where: dict[Name, Value | list[Value]] = Field(
+        {},
+        max_length=MAX_COLUMNS,
+        description="accepted values by column of the metadata; a range of numbers is a text",
+        examples=[{"place": "forest", "year": "2020..2024"}],
+    )
 
 
 class MomentsRequest(Asked):
@@ -80,13 +122,16 @@ class Found(BaseModel):
     start: float = Field(description="start of the excerpt, s")
     end: float = Field(description="end of the excerpt, s")
     moments: list[Moment] = Field(description="best first")
+    is_match: bool = Field(description="false if unrelated sentences reach such a score too")
+    metadata: dict[str, str | float]
 
 
 class SearchAnswer(BaseModel):
     """Answers to a sentence, best first."""
 
-    query: str
+    query: str = Field(description="in one line; of a detector, its sentence")
     note: str | None = Field(description="words of the sentence that the model does not read")
+    unrelated_score: float | None = Field(description="that unrelated sentences reach")
     seconds: float = Field(description="time that the search took")
     hits: list[Found]
 
@@ -100,6 +145,40 @@ class MomentsAnswer(BaseModel):
     moments: list[Moment]
     curve: list[float] | None = Field(description="value of each frame; see AudioIndex.locate")
     frame_seconds: float = Field(description="length of a frame of the curve")
+
+
+class Folder(BaseModel):
+    """A folder below the indexed one."""
+
+    name: str
+    files: int = Field(description="number of files in it and its sub-folders")
+
+
+class Column(BaseModel):
+    """A column of the metadata."""
+
+    name: str
+    kind: str = Field(description="text or number")
+    values: dict[str, int] = Field(description="number of files by value; the most frequent ones")
+    lowest: float | None
+    highest: float | None
+
+
+class IndexAnswer(BaseModel):
+    """What is in the index, and by what it can be filtered."""
+
+    recordings: int
+    seconds: float = Field(description="length of all recordings")
+    unrelated_score: float | None
+    folders: list[Folder] = Field(description=f"the first {MOST_FOLDERS}, by name")
+    columns: list[Column]
+    detectors: list[str]
+
+
+class DetectorsAnswer(BaseModel):
+    """Names of the saved detectors."""
+
+    detectors: list[str]
 
 
 class Problem(BaseModel):
@@ -165,16 +244,17 @@ def make_api(index: AudioIndex) -> FastAPI:
                 detail = "this could not be answered: the log of the page's command has the reason"
                 raise Refused(500, detail) from None
 
-    @api.post("/search", summary="Find the recordings that a sentence describes")
+    @api.post("/search", summary="Find recordings by a sentence, a sound or a detector")
     async def search(request: Request, asked: SearchRequest) -> SearchAnswer:
-        def found() -> tuple[list[Hit], str | None, float]:
-            limits = filters(asked.within, asked.min_seconds, asked.max_seconds)
-            begin = time.perf_counter()
-            hits = index.search(asked.query, asked.k, **limits) if index.num_files else []
-            return hits, index.notes(asked.query), time.perf_counter() - begin
+        return await answer(request, lambda: searched(index, asked))
 
-        hits, note, took = await answer(request, found)
-        return SearchAnswer(query=asked.query, note=note, seconds=took, hits=list(map(shown, hits)))
+    @api.get("/index", summary="What is in the index, and by what it can be filtered")
+    async def contents(request: Request) -> IndexAnswer:
+        return await answer(request, lambda: facts(index))
+
+    @api.get("/detectors", summary="Names of the saved detectors")
+    async def detectors(request: Request) -> DetectorsAnswer:
+        return DetectorsAnswer(detectors=await asyncio.to_thread(index.detectors.names))
 
     @api.post("/moments", summary="Find a sentence in one recording")
     async def moments(request: Request, asked: MomentsRequest) -> MomentsAnswer:
@@ -194,6 +274,65 @@ def make_api(index: AudioIndex) -> FastAPI:
     return api
 
 
+def searched(index: AudioIndex, asked: SearchRequest) -> SearchAnswer:
+    """Answer a request. Raises UserError."""
+    limits = filters(asked.within, asked.min_seconds, asked.max_seconds)
+    limits |= {"where": asked.where, "min_score": asked.min_score}
+    query = asked_for(index, asked)
+    begin = time.perf_counter()
+    hits = index.search(query, asked.k, **limits) if index.num_files else []
+    took = time.perf_counter() - begin
+    sentences = [query.query] if isinstance(query, Detector) else list(query.sentences)
+    notes = filter(None, map(index.notes, sentences))
+    return SearchAnswer(
+        query=query.query if isinstance(query, Detector) else str(query),
+        note="; ".join(notes) or None,
+        unrelated_score=index.unrelated_score,
+        seconds=took,
+        hits=list(map(shown, hits)),
+    )
+
+
+def asked_for(index: AudioIndex, asked: SearchRequest) -> Query | Detector:
+    """Return what a request searches for. Raises UserError."""
+    parts = bool(asked.also or asked.without or asked.like)
+    if asked.detector is not None:
+        if asked.query or asked.marks or parts:
+            raise UserError("detector: it has its own sentence and marks; give nothing else")
+        return index.detectors.load(asked.detector)
+    if asked.marks:
+        if asked.query is None or parts:
+            raise UserError("marks: they belong to one sentence, query, and nothing else")
+        marks = [Mark(**mark.model_dump()) for mark in asked.marks]
+        return index.refine(asked.query, marks)
+    sound = None
+    if asked.like is not None:
+        sound = read_stretch(index, asked.like.file, asked.like.start, asked.like.end)
+    also = [(part.text, part.weight) for part in asked.also]
+    return Query.of(asked.query, also=also, without=asked.without, audio=sound)
+
+
+def facts(index: AudioIndex) -> IndexAnswer:
+    found = index.facets()
+    return IndexAnswer(
+        recordings=index.num_files,
+        seconds=index.seconds,
+        unrelated_score=index.unrelated_score,
+        folders=[Folder(name=name, files=num) for name, num in found.folders[:MOST_FOLDERS]],
+        columns=[
+            Column(
+                name=own.column,
+                kind=own.kind,
+                values={str(value): num for value, num in own.values},
+                lowest=own.lowest,
+                highest=own.highest,
+            )
+            for own in found.columns
+        ],
+        detectors=index.detectors.names(),
+    )
+
+
 def shown(hit: Hit) -> Found:
     return Found(
         rank=hit.rank,
@@ -203,6 +342,8 @@ def shown(hit: Hit) -> Found:
         start=hit.start,
         end=hit.end,
         moments=list(map(stretch, hit.moments)),
+        is_match=hit.is_match,
+        metadata=hit.metadata,
     )
 
 

@@ -18,6 +18,7 @@ from retrieval.search.page.clients import Refused
 
 UPLOAD_FIELD = "upload-reference"  # elem_id of the field with the reference of the upload
 FOLDER_FIELD = "folder"  # elem_id of the field with a folder of the index
+MAX_MARKS = 500
 MAX_NUMBER = 1e9  # of seconds
 SESSION_HASH = re.compile(r"[A-Za-z0-9_-]{1,64}")
 KEYS = {"data", "event_data", "fn_index", "trigger_id", "session_hash"}
@@ -37,7 +38,7 @@ class Events:
         self.file_of, folders = index.file, frozenset(index.folders)
         self.rules: dict[int, list[Rule]] = {}
         self.uploads: dict[int, list[bool]] = {}  # whether a field holds the reference of an upload
-        self.of_hits: set[int] = set()
+        self.checks: dict[int, Callable[[Any], None]] = {}  # of event_data
         for number, function in page.fns.items():
             if function.fn is None:
                 continue
@@ -45,7 +46,8 @@ class Events:
             self.uploads[number] = [block.elem_id == UPLOAD_FIELD for block in function.inputs]
             parameters = inspect.signature(function.fn).parameters.values()
             if any(parameter.annotation is gr.EventData for parameter in parameters):
-                self.of_hits.add(number)
+                checks = {"like": self._check_hit, "judged": self._check_judged}
+                self.checks[number] = checks[function.fn.__name__]
 
     def read(self, body: bytes) -> tuple[dict[str, Any], list[str]]:
         """Parse and check the body of an event.
@@ -76,8 +78,8 @@ class Events:
                     422, f"argument {place} is not a value that this field of the page can hold"
                 )
         hit = event.get("event_data")
-        if number in self.of_hits:
-            self._check_hit(hit)
+        if number in self.checks:
+            self.checks[number](hit)
         elif isinstance(hit, str):
             hit = None  # a change of a text field sends its text along: Gradio needs none of it
         elif hit is not None:
@@ -93,15 +95,41 @@ class Events:
         return clean, [value for value, is_upload in fields if is_upload and value]
 
     def _check_hit(self, hit: Any) -> None:
+        """Check the excerpt that answers should be like."""
         if not isinstance(hit, dict) or set(hit) != {"file", "start", "end"}:
             raise Refused(422, "event_data must have the keys file, start, end")
-        file = self.file_of(hit["file"]) if isinstance(hit["file"], str) else None
+        if hit["start"] is None or hit["end"] is None:
+            raise Refused(422, "start and end of event_data must be seconds")
+        self._check_span(hit)
+
+    def _check_judged(self, judged: Any) -> None:
+        """Check answers that were marked, or the name of a detector."""
+        if not isinstance(judged, dict) or set(judged) != {"query", "marks", "name", "detector"}:
+            raise Refused(422, "event_data must have the keys query, marks, name, detector")
+        marks = judged["marks"]
+        texts = (judged[key] for key in ("query", "name", "detector"))
+        if not all(isinstance(text, str) for text in texts):
+            raise Refused(422, "query, name and detector of event_data must be text")
+        if not isinstance(marks, list) or len(marks) > MAX_MARKS:
+            raise Refused(422, f"at most {MAX_MARKS} answers can be marked")
+        for mark in marks:
+            if not isinstance(mark, dict) or set(mark) != {"file", "start", "end", "right"}:
+                raise Refused(422, "a mark must have the keys file, start, end, right")
+            if type(mark["right"]) is not bool:
+                raise Refused(422, "right of a mark must be true or false")
+            self._check_span(mark)
+
+    def _check_span(self, span: dict[str, Any]) -> None:
+        """Check file, start and end; a mark may have no times."""
+        file = self.file_of(span["file"]) if isinstance(span["file"], str) else None
         if file is None:
             raise Refused(404, "event_data names no recording of this index")
-        start, end = hit["start"], hit["end"]
-        if not is_number(start) or not is_number(end) or not 0 <= start < end:
+        start, end = span["start"], span["end"]
+        if not all(time is None or is_number(time) and time >= 0 for time in (start, end)):
             raise Refused(422, "start and end of event_data must be seconds")
-        if start >= file.seconds:
+        if start is not None and end is not None and start >= end:
+            raise Refused(422, "start and end of event_data must be seconds")
+        if start is not None and start >= file.seconds:
             raise Refused(422, "start lies beyond the end of the recording")
 
 

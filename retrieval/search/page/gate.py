@@ -19,7 +19,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 
 from retrieval.search.page.clients import Client, Clients, Refused
 from retrieval.search.page.events import Events, parse
-from retrieval.search.page.link import LINK_FIELDS
+from retrieval.search.page.link import is_link_field
 from retrieval.search.page.password import Password, login_page
 
 EVENT_BYTES = 2**20
@@ -32,6 +32,8 @@ APP_ID = "/gradio_api/app_id"
 JOIN, ANSWERS = "/gradio_api/queue/join", "/gradio_api/queue/data"
 API_BYTES = 2**20  # of a request in JSON
 JSON_ROUTES = ("/api/search", "/api/moments")  # POST
+FACTS_ROUTES = ("/api/openapi.json", "/api/index", "/api/detectors")
+MAX_FIELDS = 60  # of a query string
 
 ROUTES: dict[str, set[str]] = {
     "/": {"GET", "HEAD"},
@@ -45,7 +47,7 @@ ROUTES: dict[str, set[str]] = {
     "/overview": {"GET"},
     "/whole": {"GET"},
     "/download": {"GET"},
-    "/api/openapi.json": {"GET"},
+    **dict.fromkeys(FACTS_ROUTES, {"GET"}),
     **dict.fromkeys(JSON_ROUTES, {"POST"}),
     "/presence": {"GET"},
     "/login": {"POST"},
@@ -55,7 +57,7 @@ ROUTES: dict[str, set[str]] = {
     ANSWERS: {"GET"},
 }
 # Open to programs with the token in place of a cookie; the page's other routes need its client.
-PROGRAM_ROUTES = {"/api/openapi.json", *JSON_ROUTES, "/recording", "/clip", "/picture", "/overview"}
+PROGRAM_ROUTES = {*FACTS_ROUTES, *JSON_ROUTES, "/recording", "/clip", "/picture", "/overview"}
 PROGRAM_ROUTES |= {"/download"}
 GRADIO_ROUTES = {"/", "/config", APP_ID, "/theme.css", "/favicon.ico"}
 PREFIXES = ("/assets/", "/static/", FILES)  # GET
@@ -315,7 +317,9 @@ def read_head(scope: Scope) -> Asked:
         raise Refused(400, "a body has a Content-Length or a Transfer-Encoding, not both")
     try:
         query = parse_qs(
-            scope["query_string"].decode("latin-1"), keep_blank_values=True, max_num_fields=20
+            scope["query_string"].decode("latin-1"),
+            keep_blank_values=True,
+            max_num_fields=MAX_FIELDS,
         )
     except ValueError:
         raise Refused(400, "the query string is too long") from None
@@ -324,7 +328,7 @@ def read_head(scope: Scope) -> Asked:
 
 def link_of(asked: Asked) -> str:
     """Return the link to a query that opens the page: its fields with ? before, or ""."""
-    fields = {name: value for name, value in asked.query.items() if name in LINK_FIELDS}
+    fields = {name: value for name, value in asked.query.items() if is_link_field(name)}
     return f"?{urlencode(fields)}" if fields else ""
 
 

@@ -8,11 +8,13 @@ import logging
 import math
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import wraps
 from html import escape
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 import numpy as np
@@ -20,10 +22,12 @@ import numpy as np
 from retrieval.base.errors import UserError
 from retrieval.search import AudioIndex, Hit
 from retrieval.search.cluster.address import StoreError
+from retrieval.search.detectors import Detector, Mark
+from retrieval.search.facets import Facet
 from retrieval.search.page.audio import read_excerpt
 from retrieval.search.page.clients import MAX_UPLOAD_MIB, Clients
 from retrieval.search.page.events import FOLDER_FIELD, UPLOAD_FIELD
-from retrieval.search.page.link import READ_LINK, link_to
+from retrieval.search.page.link import link_to, read_link
 from retrieval.search.page.results import cards, located, message, score_table
 
 EXAMPLES = (
@@ -35,6 +39,8 @@ EXAMPLES = (
 )
 MAX_SENTENCES = 200
 MAX_ANSWERS = 50
+MAX_COLUMNS = 20  # of metadata, with a field each
+MAX_DETECTORS = 200  # saved from the page
 MAX_FOLDERS = 200  # in the list of folders; others are typed
 MAX_WAITING = 64  # questions in the queue
 MAX_SESSIONS = 256  # with their last answers, which Gradio keeps
@@ -85,12 +91,15 @@ def make_page(index: AudioIndex, clients: Clients) -> gr.Blocks:
                 with gr.Row(elem_id="examples"):
                     small = {"size": "sm", "variant": "secondary", "min_width": 0}
                     examples = [gr.Button(example, **small) for example in EXAMPLES]
+                gr.HTML('<div id="detectors"></div>', elem_id="detector-list")
             with gr.Tab("With a sound"):
                 with gr.Row():
                     label = f"Your recording (at most {MAX_UPLOAD_MIB} MiB)"
                     clip = gr.File(label=label, height=190, elem_id="clip")
                     upload = gr.Textbox(visible="hidden", elem_id=UPLOAD_FIELD)
                     with gr.Column(elem_id="about-clip"):
+                        label = "What else do you want to hear? (may be empty)"
+                        beside = gr.Textbox(label=label, placeholder=EXAMPLES[-1], **one_line)
                         label = "Sentences to compare it with, one per line"
                         shown = "\n".join(EXAMPLES[:3])
                         sentences = gr.Textbox(label=label, placeholder=shown, lines=3, max_lines=8)
@@ -99,15 +108,23 @@ def make_page(index: AudioIndex, clients: Clients) -> gr.Blocks:
                                 "Find similar recordings", variant="primary", elem_id="by-sound"
                             )
                             score = gr.Button("Score the sentences", elem_id="score")
-        with gr.Accordion("Filters", open=False, elem_id="filters") as more, gr.Row():
-            folder = folder_field(index)
-            shortest = gr.Number(0, label="Shortest file, s", min_width=140)
-            longest = gr.Number(None, label="Longest file, s", placeholder="any", min_width=140)
-            k = gr.Slider(1, MAX_ANSWERS, value=10, step=1, label="Results", min_width=140)
+        with gr.Accordion("Filters and more", open=False, elem_id="filters") as more:
+            small, any_value = {"min_width": 140}, {"placeholder": "any", "min_width": 140}
+            with gr.Row():
+                folder = folder_field(index)
+                shortest = gr.Number(0, label="Shortest file, s", **small)
+                longest = gr.Number(None, label="Longest file, s", **any_value)
+                k = gr.Slider(1, MAX_ANSWERS, value=10, step=1, label="Results", **small)
+            with gr.Row():
+                label = "Not to be heard"
+                without = gr.Textbox(label=label, placeholder="a sentence", **one_line, **small)
+                lowest = gr.Number(None, label="Lowest score", **any_value)
+                columns = [column_field(facet) for facet in answers.columns]
         status = gr.HTML(answers.greeting(), elem_id="status")
         results = gr.HTML("", elem_id="results", js_on_load=SCRIPT, apply_default_css=False)
 
-        filters, outputs = [folder, shortest, longest, k], [status, results]
+        filters = [folder, shortest, longest, k, without, lowest, *columns]
+        outputs = [status, results]
         one_at_a_time = {
             "concurrency_limit": 1,
             "concurrency_id": "model",
@@ -119,7 +136,8 @@ def make_page(index: AudioIndex, clients: Clients) -> gr.Blocks:
         # The query of a link fills a hidden field, whose change asks: no link, no question.
         linked = gr.Textbox(visible="hidden", elem_id="linked-query")
         fields = [query, *filters, more, linked]
-        page.load(None, None, fields, js=READ_LINK.replace("MOST", str(MAX_ANSWERS)), **in_browser)
+        script = read_link([facet.column for facet in answers.columns], MAX_ANSWERS)
+        page.load(None, None, fields, js=script, **in_browser)
         linked.change(answers.words, [linked, *filters], outputs, **one_at_a_time)
         for button in examples:
             asked = button.click(None, button, query, js="(text) => text", **in_browser)
@@ -128,10 +146,11 @@ def make_page(index: AudioIndex, clients: Clients) -> gr.Blocks:
         # comes later than its row, and a click at once would find no recording.
         reference = "(file) => file ? file.path : ''"
         asked = by_sound.click(None, clip, upload, js=reference, **in_browser)
-        asked.then(answers.sound, [upload, *filters], outputs, **one_at_a_time)
+        asked.then(answers.sound, [upload, beside, *filters], outputs, **one_at_a_time)
         asked = score.click(None, clip, upload, js=reference, **in_browser)
         asked.then(answers.scores, [upload, sentences], outputs, **one_at_a_time)
         results.click(answers.like, filters, outputs, **one_at_a_time)
+        results.submit(answers.judged, filters, outputs, **one_at_a_time)
     page.state_session_capacity = MAX_SESSIONS
     page.queue(max_size=MAX_WAITING)
     page._queue.ANALYTICS_MAX_EVENTS = 1  # Gradio's statistics; no route shows them
@@ -156,6 +175,20 @@ def folder_field(index: AudioIndex) -> gr.Dropdown:
         min_width=140,
         visible=bool(all_folders),
     )
+
+
+def column_field(facet: Facet) -> gr.Dropdown | gr.Textbox:
+    """Return the field of a column of metadata: a list of its values, or a text if it has many."""
+    if facet.kind == "number":
+        span = "none" if facet.lowest is None else f"{facet.lowest:g}..{facet.highest:g}"
+        return gr.Textbox(label=facet.column, placeholder=span, lines=1, max_lines=1, min_width=140)
+    if facet.num_values > len(facet.values):
+        shown = str(facet.values[0][0]) if facet.values else ""
+        return gr.Textbox(
+            label=facet.column, placeholder=shown, lines=1, max_lines=1, min_width=140
+        )
+    values = [(f"{value} ({number:,})", value) for value, number in facet.values]
+    return gr.Dropdown([("any", ""), *values], value="", label=facet.column, min_width=140)
 
 
 def longest_excerpt(index: AudioIndex) -> float:
@@ -211,6 +244,7 @@ class Answers:
 
     def __init__(self, index: AudioIndex, clients: Clients):
         self.index, self.clients = index, clients
+        self.columns = index.facets().columns[:MAX_COLUMNS]
 
     def greeting(self) -> str:
         if not self.index.num_files:
@@ -222,43 +256,107 @@ class Answers:
         return message("Type a sentence and press Enter, or try one of the examples.")
 
     @answered
-    def words(
-        self, query: str, folder: str, shortest: float | None, longest: float | None, k: int
-    ) -> tuple[str, str]:
-        limits = filters(folder, shortest, longest)
-        search, notes = self.index.search, self.index.notes
-        asked = {"q": query, "within": folder, "k": k}
-        asked |= {"min_seconds": shortest or 0.0, "max_seconds": longest}
-        link = link_to(**asked)
-        return self._found(query, lambda: search(query, k, **limits), lambda: notes(query), link)
+    def words(self, query: str, *fields: Any) -> tuple[str, str]:
+        """Answer a sentence; fields: those below the question, as for `_wanted`."""
+        return self._sentence(query, self._wanted(*fields))
+
+    def _sentence(self, query: str, wanted: "Wanted") -> tuple[str, str]:
+        asked = {"without": wanted.without} if wanted.without else {}
+        link = link_to(q=query, **wanted.link)
+        if not wanted.without:
+            return self._found(query, lambda: self._search(query, wanted), self._notes(query), link)
+        shown, notes = f"{query} - {wanted.without}", self._notes(query, wanted.without)
+        return self._found(shown, lambda: self._search(query, wanted, **asked), notes, link)
 
     @answered
-    def sound(
-        self, reference: str, folder: str, shortest: float | None, longest: float | None, k: int
-    ) -> tuple[str, str]:
-        path, limits = self._upload(reference), filters(folder, shortest, longest)
-        query, search = f"like {path.name}", self.index.search_audio
-        return self._found(query, lambda: search(path, k, **limits), lambda: query)
+    def sound(self, reference: str, beside: str, *fields: Any) -> tuple[str, str]:
+        """Find recordings like an upload, and a sentence together with it."""
+        path, wanted = self._upload(reference), self._wanted(*fields)
+        sentence, query = beside.strip() or None, f"like {path.name}"
+        if not sentence and not wanted.without:
+            search = self.index.search_audio
+            return self._found(
+                query, lambda: search(path, wanted.k, **wanted.filters), lambda: query
+            )
+        asked = {"audio": path} | ({"without": wanted.without} if wanted.without else {})
+        given = [own for own in (sentence, wanted.without) if own]
+        query += f" and {sentence!r}" if sentence else ""
+        notes = self._notes(*given)
+        return self._found(
+            query,
+            lambda: self._search(sentence, wanted, **asked),
+            lambda: "; ".join(filter(None, [query, notes()])),
+        )
 
     @answered
-    def like(
-        self, folder: str, shortest: float | None, longest: float | None, k: int, hit: gr.EventData
-    ) -> tuple[str, str]:
+    def like(self, hit: gr.EventData, *fields: Any) -> tuple[str, str]:
         """Find recordings like the excerpt of a hit, without that excerpt."""
-        start, end, limits = float(hit.start), float(hit.end), filters(folder, shortest, longest)
-        if not 0 <= start < end <= start + longest_excerpt(self.index):
-            raise UserError("the excerpt to compare with must have a start and an end in seconds")
-        excerpt = read_excerpt(located(hit.file, self.index), start, end)
+        start, end, wanted = float(hit.start), float(hit.end), self._wanted(*fields)
+        excerpt = read_stretch(self.index, hit.file, start, end)
 
         def others() -> list[Hit]:
-            found = self.index.search_audio(excerpt, k + 1, **limits)
+            found = self.index.search_audio(excerpt, wanted.k + 1, **wanted.filters)
             overlaps = [
                 own.file == hit.file and own.start < end and start < own.end for own in found
             ]
-            return [own for own, same in zip(found, overlaps, strict=True) if not same][:k]
+            return [own for own, same in zip(found, overlaps, strict=True) if not same][: wanted.k]
 
         query = f"like {hit.file}, {start:.1f} to {end:.1f}\u00a0s"
         return self._found(query, others, lambda: query)
+
+    @answered
+    def judged(self, judged: gr.EventData, *fields: Any) -> tuple[str, str]:
+        """Rank by answers that were marked, save this ranking, or rank by a saved one."""
+        wanted, detectors = self._wanted(*fields), self.index.detectors
+        note = None
+        if judged.detector:
+            detector = detectors.load(judged.detector)
+            note = f"by the detector {judged.detector!r}, for {detector.query!r}"
+        elif not judged.marks:
+            return self._sentence(judged.query, wanted)
+        else:
+            detector = self.index.refine(judged.query, [Mark(**mark) for mark in judged.marks])
+            note = "scores are probabilities, learned from your marks"
+        if judged.name:
+            if len(detectors.names()) >= MAX_DETECTORS:
+                raise UserError(f"the index has {MAX_DETECTORS} detectors: delete one first")
+            detector = detectors.save(detector, judged.name, overwrite=False)
+            note = f"saved as the detector {judged.name!r}"
+        return self._found(
+            detector.query,
+            lambda: self._search(detector, wanted),
+            lambda: note,
+            marks=detector.marks,
+            link="",
+        )
+
+    def _wanted(
+        self,
+        folder: str,
+        shortest: float | None,
+        longest: float | None,
+        k: int,
+        without: str,
+        lowest: float | None,
+        *values: str,
+    ) -> "Wanted":
+        """Read the fields below the question; values: of the columns. Raises UserError."""
+        given = {
+            facet.column: value.strip()
+            for facet, value in zip(self.columns, values, strict=True)
+            if value.strip()
+        }
+        limits = filters(folder, shortest, longest) | ({"where": given} if given else {})
+        link = {"within": folder, "min_seconds": shortest or 0.0, "max_seconds": longest}
+        link |= {"k": k, "without": without.strip(), "min_score": lowest, "where": given}
+        return Wanted(k, limits, without.strip(), lowest, link)
+
+    def _search(self, query: str | Detector | None, wanted: "Wanted", **parts: Any) -> list[Hit]:
+        limits = {"min_score": wanted.lowest} if wanted.lowest is not None else {}
+        return self.index.search(query, wanted.k, **parts, **limits, **wanted.filters)
+
+    def _notes(self, *sentences: str) -> Callable[[], str | None]:
+        return lambda: "; ".join(filter(None, map(self.index.notes, sentences))) or None
 
     @answered
     def scores(self, reference: str, sentences: str) -> tuple[str, str]:
@@ -288,10 +386,16 @@ class Answers:
         search: Callable[[], list[Hit]],
         note: Callable[[], str | None],
         link: str | None = None,
+        marks: Sequence[Mark] = (),
     ) -> tuple[str, str]:
         """Answer with the cards of `search`, and with `note`, which is called after it.
 
-        link: To the query, if it is a sentence.
+        Args:
+            query: As it is shown.
+            search: Finds the answers.
+            note: Adds to the status line.
+            link: To the query, or ""; None if it is no sentence.
+            marks: Answers that were marked.
         """
         begin = time.perf_counter()
         hits = search()
@@ -300,8 +404,41 @@ class Answers:
             raise UserError("no recording matches the filters: widen them")
         files, in_all = len({hit.file for hit in hits}), count(self.index.num_files, "recording")
         text = f"{count(len(hits), 'answer')} in {files} of {in_all}, {took}"
-        found = cards(query, hits, self.index, link)
+        if not any(hit.is_match for hit in hits):
+            text = f"Nothing matches. The nearest: {text}"
+        found = cards(query, hits, self.index, link, marks)
         return message("; ".join(filter(None, [text, note()]))), found
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the fields below the question say.
+
+    Attributes:
+        k: Number of answers.
+        filters: Filters of AudioIndex.search.
+        without: A sentence that should not be heard, or "".
+        lowest: Lowest score, or None.
+        link: Fields of the link to the query, but for its sentence.
+    """
+
+    k: int
+    filters: dict[str, Any]
+    without: str
+    lowest: float | None
+    link: dict[str, Any]
+
+
+def read_stretch(index: AudioIndex, file: str, start: float, end: float) -> tuple[np.ndarray, int]:
+    """Read a part of a recording, at most as long as an excerpt; see read_excerpt.
+
+    Raises UserError.
+    """
+    if not 0 <= start < end <= start + longest_excerpt(index):
+        raise UserError(
+            f"start and end of a sound must be seconds, at most {longest_excerpt(index):.0f} apart"
+        )
+    return read_excerpt(located(file, index), start, end)
 
 
 def filters(folder: str, shortest: float | None, longest: float | None) -> dict[str, str | float]:

@@ -121,7 +121,16 @@ element.addEventListener("click", (event) => {
     const heard = event.target.closest(".heard, .band");
     const like = event.target.closest(".like");
     const whole = event.target.closest(".show-whole");
-    if (whole) {
+    const mark = event.target.closest(".mark");
+    if (mark) {
+        markAnswer(mark);
+    } else if (event.target.closest(".keep")) {
+        const name = element.querySelector("#detector-name");
+        if (name.value.trim()) judge(marksOf(), name.value.trim());
+        else name.focus();
+    } else if (event.target.closest(".forget")) {
+        judge([]);
+    } else if (whole) {
         showWhole(whole);
     } else if (heard) {
         playStretch(cardOf(heard), Number(heard.dataset.from), Number(heard.dataset.to));
@@ -139,7 +148,44 @@ element.addEventListener("click", (event) => {
     }
 });
 
+// The answers hold their sentence and all marks, so the server keeps none.
+const answersOf = () => element.querySelector(".answers").dataset;
+const marksOf = () => JSON.parse(answersOf().marks);
+
+function judge(marks, name = "") {
+    trigger("submit", { query: answersOf().query, marks: marks, name: name, detector: "" });
+}
+
+// The same mark again takes it back.
+function markAnswer(button) {
+    const { file, start, end } = cardOf(button).dataset;
+    const mark = { file: file, start: Number(start), end: Number(end), right: button.dataset.right === "true" };
+    const others = marksOf().filter((own) => own.file !== file || own.start !== mark.start || own.end !== mark.end);
+    const isTaken = button.getAttribute("aria-pressed") === "true";
+    for (const own of cardOf(button).querySelectorAll(".mark")) own.setAttribute("aria-pressed", String(own === button && !isTaken));
+    judge(isTaken ? others : [...others, mark]);
+}
+
+// Names of the saved detectors, as buttons below the question.
+async function showDetectors() {
+    const answer = await fetch("api/detectors").catch(() => null);
+    if (!answer || !answer.ok) return;
+    const { detectors } = await answer.json();
+    const list = document.getElementById("detectors");
+    list.replaceChildren(...detectors.map((name) => {
+        const button = document.createElement("button");
+        button.type = "button";
+        button.className = "detector";
+        button.textContent = name;
+        button.addEventListener("click", () => trigger("submit", { query: "", marks: [], name: "", detector: name }));
+        return button;
+    }));
+    if (detectors.length) list.prepend("Detectors: ");
+}
+showDetectors();
+
 element.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && event.target.id === "detector-name") element.querySelector(".keep").click();
     if (!event.target.matches(".timeline")) return;
     const card = cardOf(event.target);
     const audio = audioOf(card);
@@ -181,6 +227,7 @@ function showLink() {
 
 watch("value", () => {
     showLink();
+    if (element.querySelector(".learned")) showDetectors();
     if (scrollToResults) document.getElementById("status").scrollIntoView({ behavior: "smooth", block: "start" });
     scrollToResults = false;
 });

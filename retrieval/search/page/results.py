@@ -1,10 +1,14 @@
 """Answers as HTML; everything is escaped, since file names and sentences may come from anyone."""
 
 import contextlib
+import csv
 import io
+import json
 import zipfile
 from base64 import b64encode
+from collections.abc import Mapping, Sequence
 from html import escape
+from itertools import groupby
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -16,6 +20,7 @@ from retrieval.moments.export import by_file, csv_table, json_table, label_files
 from retrieval.moments.locator import Located
 from retrieval.moments.spans import Moment
 from retrieval.search import AudioIndex, Hit
+from retrieval.search.detectors import MARK_COLUMNS, Mark
 from retrieval.search.hits import stretches_of
 
 LABELS = {"audacity": "Audacity", "raven": "Raven"}  # formats of labels, and their names
@@ -27,14 +32,23 @@ def message(text: str, kind: str = "note") -> str:
     return f'<p class="message {kind}">{escape(text)}</p>'
 
 
-def cards(query: str, hits: list[Hit], index: AudioIndex, link: str | None = None) -> str:
+def cards(
+    query: str,
+    hits: list[Hit],
+    index: AudioIndex,
+    link: str | None = None,
+    marks: Sequence[Mark] = (),
+) -> str:
     """Return the answers to a query as a list of cards, after links that save all stretches.
 
-    link: To the query; None if `query` names a sound: then no curve over a whole file is drawn.
+    Args:
+        query: As it is shown.
+        hits: Its answers.
+        index: Their index.
+        link: To the query, or ""; None if `query` names a sound: then answers cannot be marked, and
+            no curve over a whole file is drawn.
+        marks: Answers that were marked.
     """
-    items = "".join(
-        card(rank, query, hit, index, link is not None) for rank, hit in enumerate(hits, 1)
-    )
     found = stretches_of(query, hits)
     links = [
         saved(csv_table(found).encode(), "text/csv", "stretches.csv", "CSV"),
@@ -45,9 +59,45 @@ def cards(query: str, hits: list[Hit], index: AudioIndex, link: str | None = Non
         links.append(saved(labels, "application/zip", f"{kind}.zip", f"{name} labels"))
     if link:
         links.append(f'<a class="save query-link" href="{escape(link)}">Link to this query</a>')
+    sentence = query if link is not None else None
+    right = {(mark.file, mark.start, mark.end): mark.right for mark in marks}
+    lists, line = "", False
+    for is_match, own in groupby(hits, lambda hit: hit.is_match):
+        if not is_match and not line:
+            lists, line = lists + unmatched(index), True
+        items = "".join(card(sentence, hit, index, right) for hit in own)
+        lists += f'<ol class="hits">{items}</ol>'
+    content = [mark.model_dump() for mark in marks]
+    data = f'data-query="{escape(sentence or "")}" data-marks="{escape(json.dumps(content))}"'
     return (
         f'<p class="save-all">Save the stretches of all answers: {" ".join(links)}</p>'
-        f'<ol class="hits">{items}</ol>'
+        f'{learned(marks) if marks else ""}<div class="answers" {data}>{lists}</div>'
+    )
+
+
+def unmatched(index: AudioIndex) -> str:
+    """Return the line above the answers that do not match."""
+    score = index.unrelated_score
+    reached = "" if score is None else f" ({score:.3f})"
+    return (
+        '<p class="line">Below this line: answers that score no more than sentences about something'
+        f" else reach in this index{reached}</p>"
+    )
+
+
+def learned(marks: Sequence[Mark]) -> str:
+    """Return the line that tells of marks, and keeps what was learned from them."""
+    right = sum(mark.right for mark in marks)
+    table = io.StringIO(newline="")
+    rows = [(mark.file, mark.start, mark.end, int(mark.right)) for mark in marks]
+    csv.writer(table).writerows([MARK_COLUMNS, *rows])
+    return (
+        f'<div class="learned"><span>Learned from {right} right and {len(marks) - right} wrong'
+        ' answers.</span><label class="hidden" for="detector-name">Name of the detector</label>'
+        '<input id="detector-name" maxlength="80" placeholder="a name" autocomplete="off">'
+        '<button type="button" class="keep">Save as detector</button>'
+        '<button type="button" class="forget">Forget the marks</button>'
+        f"{saved(table.getvalue().encode(), 'text/csv', 'marks.csv', 'Marks')}</div>"
     )
 
 
@@ -93,25 +143,51 @@ def located(file: str, index: AudioIndex) -> Path:
         ) from None
 
 
-def card(rank: int, query: str, hit: Hit, index: AudioIndex, is_sentence: bool = True) -> str:
-    """Return a hit with its player and picture, or with the reason why there are none."""
+def card(
+    query: str | None,
+    hit: Hit,
+    index: AudioIndex,
+    right: Mapping[tuple[str, float | None, float | None], bool],
+) -> str:
+    """Return a hit with its player and picture, or with the reason why there are none.
+
+    Args:
+        query: Its sentence; None for a sound.
+        hit: The answer.
+        index: Its index.
+        right: Marks by file, start and end of an excerpt.
+    """
     folder, _, name = hit.file.rpartition("/")
     folder = f'<span class="folder">{escape(folder)}/</span>' if folder else ""
     heading = (
-        f'<header><span class="rank" aria-hidden="true">{rank}</span>'
+        f'<header><span class="rank" aria-hidden="true">{hit.rank}</span>'
         f'<h2 title="{escape(hit.file)}">{folder}{escape(name)}</h2>'
         f'<span class="score" title="similarity">{hit.score:.3f}</span></header>'
     )
     try:
         located(hit.file, index)
-        body = timeline(hit, name) + facts(query, hit, name, index) + player(hit, name)
+        shown = right.get((hit.file, hit.start, hit.end))
+        body = timeline(hit, name) + facts(query or "", hit, name, index)
+        body += player(hit, name, "" if query is None else judging(name, shown))
         if hit.end - hit.start < hit.seconds - 0.05:
-            body += whole_button(query if is_sentence else "", hit, name)
+            body += whole_button(query or "", hit, name)
     except UserError as error:
         body = message(str(error), "error")
-    data = f'data-file="{escape(hit.file)}" data-start="{hit.start:.3f}" data-end="{hit.end:.3f}"'
-    label = f"{rank}: {escape(name)}"
+    data = f'data-file="{escape(hit.file)}" data-start="{hit.start!r}" data-end="{hit.end!r}"'
+    label = f"{hit.rank}: {escape(name)}"
     return f'<li class="hit" {data}><article aria-label="{label}">{heading}{body}</article></li>'
+
+
+def judging(name: str, right: bool | None) -> str:
+    """Return the buttons that mark an answer; right: how it is marked, or None."""
+    buttons = ""
+    for value, sign, title in ((True, "✓", "Right"), (False, "✗", "Wrong")):
+        buttons += (
+            f'<button type="button" class="mark" data-right="{str(value).lower()}"'
+            f' aria-pressed="{str(right is value).lower()}" title="{title} answer: rank by it"'
+            f' aria-label="{title}: {escape(name)}">{sign}</button>'
+        )
+    return buttons
 
 
 def timeline(hit: Hit, name: str) -> str:
@@ -182,11 +258,15 @@ def facts(query: str, hit: Hit, name: str, index: AudioIndex) -> str:
             '<span title="highest weight against that of mean pooling">'
             f"peak {peak:.1f} × the mean</span>"
         )
+    values = "".join(
+        f"<span>{escape(column)}: {escape(str(value))}</span>"
+        for column, value in hit.metadata.items()
+    )
     place = f"{hit.start:.1f}–{hit.end:.1f} s of {hit.seconds:.1f} s"
     if hit.start == 0 and hit.end >= hit.seconds - 0.05:
         place = f"whole file, {hit.seconds:.1f} s"
     saves = saving(query, hit, name, index)
-    return f'<div class="facts">{heard}<span>{place}</span>{saves}</div>'
+    return f'<div class="facts">{heard}<span>{place}</span>{values}{saves}</div>'
 
 
 def whole_button(query: str, hit: Hit, name: str) -> str:
@@ -258,12 +338,13 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def player(hit: Hit, name: str) -> str:
+def player(hit: Hit, name: str, buttons: str) -> str:
+    """Return the player of a recording, followed by `buttons` and its own."""
     start = f"#t={hit.start:.3f}" if hit.start else ""
     source = escape(f"recording?{urlencode({'file': hit.file})}") + start
     return (
         f'<div class="play"><audio controls preload="metadata" src="{source}"'
-        f' aria-label="Play {escape(name)}"></audio><button type="button" class="like"'
+        f' aria-label="Play {escape(name)}"></audio>{buttons}<button type="button" class="like"'
         f' aria-label="More like {escape(name)}">More like this</button></div>'
     )
 
