@@ -8,9 +8,9 @@ import logging
 import math
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from html import escape
 from itertools import islice
 from pathlib import Path
@@ -261,12 +261,13 @@ class Answers:
         return self._sentence(query, self._wanted(*fields))
 
     def _sentence(self, query: str, wanted: "Wanted") -> tuple[str, str]:
-        asked = {"without": wanted.without} if wanted.without else {}
-        link = link_to(q=query, **wanted.link)
+        answer = {"sentence": query, "link": link_to(q=query, **wanted.link)}
         if not wanted.without:
-            return self._found(query, lambda: self._search(query, wanted), self._notes(query), link)
+            notes, answer["can_mark"] = self._notes(query), True
+            return self._found(query, lambda: self._search(query, wanted), notes, **answer)
         shown, notes = f"{query} - {wanted.without}", self._notes(query, wanted.without)
-        return self._found(shown, lambda: self._search(query, wanted, **asked), notes, link)
+        search = partial(self._search, query, wanted, without=wanted.without)
+        return self._found(shown, search, notes, **answer)
 
     @answered
     def sound(self, reference: str, beside: str, *fields: Any) -> tuple[str, str]:
@@ -326,8 +327,9 @@ class Answers:
             detector.query,
             lambda: self._search(detector, wanted),
             lambda: note,
-            marks=detector.marks,
-            link="",
+            sentence=detector.query,
+            detector=detector,
+            can_mark=True,
         )
 
     def _wanted(
@@ -385,8 +387,7 @@ class Answers:
         query: str,
         search: Callable[[], list[Hit]],
         note: Callable[[], str | None],
-        link: str | None = None,
-        marks: Sequence[Mark] = (),
+        **answer: Any,
     ) -> tuple[str, str]:
         """Answer with the cards of `search`, and with `note`, which is called after it.
 
@@ -394,8 +395,7 @@ class Answers:
             query: As it is shown.
             search: Finds the answers.
             note: Adds to the status line.
-            link: To the query, or ""; None if it is no sentence.
-            marks: Answers that were marked.
+            **answer: More about the answers, see `cards`.
         """
         begin = time.perf_counter()
         hits = search()
@@ -406,7 +406,7 @@ class Answers:
         text = f"{count(len(hits), 'answer')} in {files} of {in_all}, {took}"
         if not any(hit.is_match for hit in hits):
             text = f"Nothing matches. The nearest: {text}"
-        found = cards(query, hits, self.index, link, marks)
+        found = cards(query, hits, self.index, **answer)
         return message("; ".join(filter(None, [text, note()]))), found
 
 

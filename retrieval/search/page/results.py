@@ -6,7 +6,7 @@ import io
 import json
 import zipfile
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from html import escape
 from itertools import groupby
 from pathlib import Path
@@ -20,7 +20,7 @@ from retrieval.moments.export import by_file, csv_table, json_table, label_files
 from retrieval.moments.locator import Located
 from retrieval.moments.spans import Moment
 from retrieval.search import AudioIndex, Hit
-from retrieval.search.detectors import MARK_COLUMNS, Mark
+from retrieval.search.detectors import MARK_COLUMNS, Detector
 from retrieval.search.hits import stretches_of
 
 LABELS = {"audacity": "Audacity", "raven": "Raven"}  # formats of labels, and their names
@@ -36,8 +36,10 @@ def cards(
     query: str,
     hits: list[Hit],
     index: AudioIndex,
-    link: str | None = None,
-    marks: Sequence[Mark] = (),
+    sentence: str | None = None,
+    link: str = "",
+    detector: Detector | None = None,
+    can_mark: bool = False,
 ) -> str:
     """Return the answers to a query as a list of cards, after links that save all stretches.
 
@@ -45,10 +47,12 @@ def cards(
         query: As it is shown.
         hits: Its answers.
         index: Their index.
-        link: To the query, or ""; None if `query` names a sound: then answers cannot be marked, and
-            no curve over a whole file is drawn.
-        marks: Answers that were marked.
+        sentence: To be heard, for the curve over a whole file; None if `query` names a sound.
+        link: To the query, or "".
+        detector: Learned from answers that were marked, if any were.
+        can_mark: Whether answers can be marked.
     """
+    marks = detector.marks if detector else ()
     found = stretches_of(query, hits)
     links = [
         saved(csv_table(found).encode(), "text/csv", "stretches.csv", "CSV"),
@@ -59,19 +63,18 @@ def cards(
         links.append(saved(labels, "application/zip", f"{kind}.zip", f"{name} labels"))
     if link:
         links.append(f'<a class="save query-link" href="{escape(link)}">Link to this query</a>')
-    sentence = query if link is not None else None
-    right = {(mark.file, mark.start, mark.end): mark.right for mark in marks}
+    right = {(mark.file, mark.start, mark.end): mark.right for mark in marks} if can_mark else None
     lists, line = "", False
     for is_match, own in groupby(hits, lambda hit: hit.is_match):
         if not is_match and not line:
             lists, line = lists + unmatched(index), True
-        items = "".join(card(sentence, hit, index, right) for hit in own)
+        items = "".join(card(query, hit, index, sentence, right) for hit in own)
         lists += f'<ol class="hits">{items}</ol>'
     content = [mark.model_dump() for mark in marks]
     data = f'data-query="{escape(sentence or "")}" data-marks="{escape(json.dumps(content))}"'
     return (
         f'<p class="save-all">Save the stretches of all answers: {" ".join(links)}</p>'
-        f'{learned(marks) if marks else ""}<div class="answers" {data}>{lists}</div>'
+        f'{learned(detector) if detector else ""}<div class="answers" {data}>{lists}</div>'
     )
 
 
@@ -85,17 +88,21 @@ def unmatched(index: AudioIndex) -> str:
     )
 
 
-def learned(marks: Sequence[Mark]) -> str:
-    """Return the line that tells of marks, and keeps what was learned from them."""
-    right = sum(mark.right for mark in marks)
-    table = io.StringIO(newline="")
-    rows = [(mark.file, mark.start, mark.end, int(mark.right)) for mark in marks]
+def learned(detector: Detector) -> str:
+    """Return the line that tells of marks, and saves what was learned from them."""
+    table, right = io.StringIO(newline=""), detector.num_right
+    rows = [(mark.file, mark.start, mark.end, int(mark.right)) for mark in detector.marks]
     csv.writer(table).writerows([MARK_COLUMNS, *rows])
-    return (
-        f'<div class="learned"><span>Learned from {right} right and {len(marks) - right} wrong'
-        ' answers.</span><label class="hidden" for="detector-name">Name of the detector</label>'
+    name = (
+        '<label class="hidden" for="detector-name">Name of the detector</label>'
         '<input id="detector-name" maxlength="80" placeholder="a name" autocomplete="off">'
         '<button type="button" class="keep">Save as detector</button>'
+    )
+    if detector.name:
+        name = f"<span>Saved as the detector {escape(detector.name)}.</span>"
+    return (
+        f'<div class="learned"><span>Learned from {right} right and'
+        f" {len(detector.marks) - right} wrong answers.</span>{name}"
         '<button type="button" class="forget">Forget the marks</button>'
         f"{saved(table.getvalue().encode(), 'text/csv', 'marks.csv', 'Marks')}</div>"
     )
@@ -144,18 +151,20 @@ def located(file: str, index: AudioIndex) -> Path:
 
 
 def card(
-    query: str | None,
+    query: str,
     hit: Hit,
     index: AudioIndex,
-    right: Mapping[tuple[str, float | None, float | None], bool],
+    sentence: str | None,
+    right: Mapping[tuple[str, float | None, float | None], bool] | None,
 ) -> str:
     """Return a hit with its player and picture, or with the reason why there are none.
 
     Args:
-        query: Its sentence; None for a sound.
+        query: As it is shown.
         hit: The answer.
         index: Its index.
-        right: Marks by file, start and end of an excerpt.
+        sentence: To be heard; None for a sound.
+        right: Marks by file, start and end of an excerpt; None: it cannot be marked.
     """
     folder, _, name = hit.file.rpartition("/")
     folder = f'<span class="folder">{escape(folder)}/</span>' if folder else ""
@@ -166,11 +175,12 @@ def card(
     )
     try:
         located(hit.file, index)
-        shown = right.get((hit.file, hit.start, hit.end))
-        body = timeline(hit, name) + facts(query or "", hit, name, index)
-        body += player(hit, name, "" if query is None else judging(name, shown))
+        buttons = ""
+        if right is not None:
+            buttons = judging(name, right.get((hit.file, hit.start, hit.end)))
+        body = timeline(hit, name) + facts(query, hit, name, index) + player(hit, name, buttons)
         if hit.end - hit.start < hit.seconds - 0.05:
-            body += whole_button(query or "", hit, name)
+            body += whole_button(sentence or "", hit, name)
     except UserError as error:
         body = message(str(error), "error")
     data = f'data-file="{escape(hit.file)}" data-start="{hit.start!r}" data-end="{hit.end!r}"'

@@ -20,6 +20,7 @@ import threading
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import quote, urlencode, urlsplit
@@ -35,6 +36,7 @@ from retrieval.config import load_config
 from retrieval.models.build import build_model
 from retrieval.moments.export import label_files
 from retrieval.search import AudioIndex
+from retrieval.search.detectors import Mark
 from retrieval.search.hits import stretches_of
 from retrieval.search.page import audio
 from retrieval.search.page.command import listen, main
@@ -491,6 +493,137 @@ def test_filters_and_more_like_this(page, indexed, sounds):
 
 
 @needs_chromium
+def test_marks_rank_at_once_and_are_saved_as_a_detector(page, indexed):
+    ask(page, QUERY)
+    status(page, "answers in")
+    index = AudioIndex.open(indexed)
+    hits = [hit for hit in index.search(QUERY, 10) if hit.file not in (GONE, "far/away/long.flac")]
+
+    def button(number: int, name: str):
+        return card_of(page, hits[number].file).get_by_role("button", name=f"{name}: ")
+
+    def check(*marks: Mark) -> None:
+        own = index.search(index.refine(QUERY, marks), 10)
+        assert found(page) == [hit.file for hit in own]
+        scores = page.locator(".score").all_inner_texts()
+        assert scores == [f"{hit.score:.3f}" for hit in own]
+
+    wrong, right = Mark.of(hits[0], False), Mark.of(hits[2], True)
+    button(0, "Wrong").click()
+    page.locator(".learned", has_text="0 right and 1 wrong").wait_for()
+    check(wrong)
+    button(2, "Right").focus()
+    page.keyboard.press("Enter")
+    page.locator(".learned", has_text="1 right and 1 wrong").wait_for()
+    check(wrong, right)
+    assert button(2, "Right").get_attribute("aria-pressed") == "true"
+    assert button(0, "Wrong").get_attribute("aria-pressed") == "true"
+    button(0, "Wrong").click()  # the same mark again takes it back
+    page.locator(".learned", has_text="1 right and 0 wrong").wait_for()
+    check(right)
+    try:
+        page.get_by_role("button", name="Save as detector").click()  # without a name
+        assert page.get_by_label("Name of the detector").evaluate(
+            "own => own === document.activeElement"
+        )
+        page.keyboard.type("my <b>tone")
+        page.keyboard.press("Enter")
+        assert "cannot be the name" in status(page, "name of a detector")
+        ask(page, QUERY)
+        status(page, "answers in")
+        button(2, "Right").click()
+        page.get_by_label("Name of the detector").fill("my tone")
+        page.keyboard.press("Enter")
+        status(page, "saved as the detector 'my tone'")
+        detector = index.detectors.load("my tone")
+        assert (detector.query, detector.marks) == (QUERY, (right,))
+        ask(page, "a shrill note")
+        page.locator(".learned").wait_for(state="detached")
+        page.get_by_role("button", name="my tone").click()
+        status(page, "by the detector 'my tone'")
+        check(right)
+        page.get_by_role("button", name="Forget the marks").click()
+        page.locator(".learned").wait_for(state="detached")
+        assert found(page) == [hit.file for hit in index.search(QUERY, 10)]
+    finally:
+        index.detectors.delete("my tone")
+
+
+@needs_chromium
+def test_filters_by_metadata_and_sentences_not_to_be_heard(browser, models, sounds, tmp_path):
+    table = "file_name,place,year\nlow steady.wav,<b>forest,2021\nfar/away/long.flac,town,2022\n"
+    (tmp_path / "metadata.csv").write_text(table)
+    index = AudioIndex.build(
+        sounds, models / "tap", tmp_path / "index", metadata=tmp_path / "metadata.csv"
+    )
+    with served(index) as address, opened(browser, address) as page:
+        page.get_by_role("button", name="Filters").click()
+        page.get_by_label("place", exact=True).click()
+        page.get_by_role("option", name="<b>forest (1)").click()
+        ask(page, QUERY)
+        status(page, "in 1 of ")
+        assert found(page) == ["low steady.wav"]
+        assert "place: <b>forest" in page.locator(".facts").inner_text()
+        page.wait_for_url("**where.place=**")
+        link = page.url
+        page.get_by_label("place", exact=True).click()
+        page.get_by_role("option", name="any").click()
+        page.get_by_label("year", exact=True).fill("2022..")
+        ask(page, QUERY)
+        page.wait_for_url("**where.year=2022..**")
+        assert set(found(page)) == {"far/away/long.flac"}
+        page.get_by_label("year", exact=True).fill("soon")
+        ask(page, QUERY)
+        assert "year holds numbers" in status(page, "year")
+        page.get_by_label("year", exact=True).fill("")
+        page.get_by_label("Not to be heard").fill("a shrill tone")
+        ask(page, QUERY)
+        page.wait_for_url("**without=**")
+        hits = index.search(QUERY, 10, without="a shrill tone")
+        assert found(page) == [hit.file for hit in hits]
+        assert page.locator(".mark").count() == 0  # marks belong to one sentence
+        page.get_by_label("Lowest score").fill(f"{hits[0].score - 1e-6:.6f}")
+        ask(page, QUERY)
+        page.wait_for_url("**min_score=**")
+        status(page, "1 answer in")
+    with (
+        served(index) as address,
+        opened(browser, address + urlsplit(link)._replace(scheme="", netloc="").geturl()) as page,
+    ):
+        status(page, "in 1 of ")
+        assert found(page) == ["low steady.wav"]
+        assert page.get_by_label("place", exact=True).input_value() == "<b>forest (1)"
+
+
+@needs_chromium
+def test_a_sentence_and_a_sound_are_searched_together(page, indexed, tmp_path):
+    clip = tmp_path / "my own.wav"
+    soundfile.write(clip, tone(3, 1, 1.0, np.random.default_rng(9)), SAMPLE_RATE)
+    upload(page, clip)
+    page.get_by_label("What else do you want to hear?").fill(QUERY)
+    page.get_by_role("button", name="Find similar").click()
+    status(page, "like my own.wav and ")
+    hits = AudioIndex.open(indexed).search(QUERY, 10, audio=clip)
+    assert found(page) == [hit.file for hit in hits]
+
+
+@needs_chromium
+def test_answers_that_do_not_match_are_below_a_line(browser, indexed, monkeypatch):
+    index = AudioIndex.open(indexed)
+    hits = index.search(QUERY)
+    with served(index) as address, opened(browser, address, complains=True) as page:
+        for num_matches in (2, 0):
+            judged = [replace(hit, is_match=hit.rank <= num_matches) for hit in hits]
+            monkeypatch.setattr(index, "search", lambda *_, found=judged, **__: found)
+            ask(page, QUERY)
+            status(page, "Nothing matches" if not num_matches else "answers in")
+            assert found(page) == [hit.file for hit in hits]
+            assert page.locator(".line").count() == 1
+            below = page.locator(".line ~ .hits .hit").count()
+            assert below == len(hits) - num_matches
+
+
+@needs_chromium
 def test_a_link_to_a_query_asks_it_again(browser, server, indexed):
     expected = [hit.file for hit in AudioIndex.open(indexed).search(QUERY, 1, within="far")]
     with opened(browser, server) as page:
@@ -664,7 +797,7 @@ def test_nothing_is_wider_than_a_phone_and_targets_are_large(browser, server):
             page.get_by_role("tab", name=tab).tap()
             assert page.evaluate("document.documentElement.scrollWidth") == 390
         heights = page.locator(
-            "#search, #examples button, .like, .heard, .save-all a, summary, audio"
+            "#search, #examples button, .like, .mark, .heard, .save-all a, summary, audio"
         ).evaluate_all("all => all.map(one => one.offsetHeight)")
         assert min(heights) >= 44
         assert page.locator(".hit").evaluate_all(

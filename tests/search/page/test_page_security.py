@@ -31,6 +31,7 @@ from tests.conftest import ROOT, mistake
 from tests.search.page.test_page import QUERY, indexed, models, served, sounds  # noqa: F401
 
 BOUNDARY = "----boundary"
+FIELDS = ("", 0, 8, 10, "", None)  # below the question: folder, lengths, number, ...
 NEEDS_ORIGIN = [
     ("POST", JOIN),
     ("POST", UPLOAD),
@@ -363,33 +364,39 @@ WRONG_EVENTS = [
     b'{"fn_index": true, "data": [], "session_hash": "s1"}',
     b'{"fn_index": WORDS, "data": ["a"], "session_hash": "s1"}',
     b'{"fn_index": WORDS, "data": "a tone", "session_hash": "s1"}',
-    b'{"fn_index": WORDS, "data": ["a tone", "no such folder", 0, 8, 10], "session_hash": "s1"}',
-    b'{"fn_index": WORDS, "data": ["a tone", "", "0", 8, 10], "session_hash": "s1"}',
-    b'{"fn_index": WORDS, "data": ["a tone", "", 0, 1e308, 10], "session_hash": "s1"}',
-    b'{"fn_index": WORDS, "data": ["a tone", "", 0, 8, 1000000], "session_hash": "s1"}',
-    b'{"fn_index": WORDS, "data": ["a tone", "", 0, 8, 2.5], "session_hash": "s1"}',
-    b'{"fn_index": WORDS, "data": ["a tone", "", 0, 8, true], "session_hash": "s1"}',
-    b'{"fn_index": WORDS, "data": ["a tone", "", 0, 8, 10], "session_hash": "../s1"}',
-    b'{"fn_index": WORDS, "data": ["a tone", "", 0, 8, 10], "session_hash": null}',
+    b'{"fn_index": WORDS, "data": ["a tone", "not one", 0, 8, 10, "", null], "session_hash": "s1"}',
+    b'{"fn_index": WORDS, "data": ["a tone", "", 0, 8, 10, 1, null], "session_hash": "s1"}',
+    b'{"fn_index": WORDS, "data": ["a tone", "", 0, 8, 10, "", "0"], "session_hash": "s1"}',
+    b'{"fn_index": WORDS, "data": ["a tone", "", 0, 8, 10, "", 1e99], "session_hash": "s1"}',
+    b'{"fn_index": WORDS, "data": ["a tone", "", "0", 8, 10, "", null], "session_hash": "s1"}',
+    b'{"fn_index": WORDS, "data": ["a tone", "", 0, 1e308, 10, "", null], "session_hash": "s1"}',
+    b'{"fn_index": WORDS, "data": ["a tone", "", 0, 8, 1000000, "", null], "session_hash": "s1"}',
+    b'{"fn_index": WORDS, "data": ["a tone", "", 0, 8, 2.5, "", null], "session_hash": "s1"}',
+    b'{"fn_index": WORDS, "data": ["a tone", "", 0, 8, true, "", null], "session_hash": "s1"}',
+    b'{"fn_index": WORDS, "data": ["a tone", "", 0, 8, 10, "", null], "session_hash": "../s1"}',
+    b'{"fn_index": WORDS, "data": ["a tone", "", 0, 8, 10, "", null], "session_hash": null}',
     (
-        b'{"fn_index": WORDS, "data": ["a tone", "", 0, 8, 10], "session_hash": "s1", '
+        b'{"fn_index": WORDS, "data": ["a tone", "", 0, 8, 10, "", null], "session_hash": "s1", '
         b'"event_data": {"file": "low steady.wav"}}'
     ),
-    b'{"fn_index": WORDS, "data": ["a tone", "", 0, 8, 10], "session_hash": "s1", "batched": true}',
-    b'{"fn_index": WORDS, "data": ["a tone", "../..", 0, 8, 10], "session_hash": "s1"}',
-    b'{"fn_index": WORDS, "data": ["a tone", "far/", 0, 8, 10], "session_hash": "s1"}',
-    b'{"fn_index": WORDS, "data": ["a tone", ["far"], 0, 8, 10], "session_hash": "s1"}',
     (
-        b'{"fn_index": WORDS, "data": ["a tone", "", 0, 8, 10], "session_hash": "s1", '
+        b'{"fn_index": WORDS, "data": ["a tone", "", 0, 8, 10, "", null], "session_hash": "s1", '
+        b'"batched": true}'
+    ),
+    b'{"fn_index": WORDS, "data": ["a tone", "../..", 0, 8, 10, "", null], "session_hash": "s1"}',
+    b'{"fn_index": WORDS, "data": ["a tone", "far/", 0, 8, 10, "", null], "session_hash": "s1"}',
+    b'{"fn_index": WORDS, "data": ["a tone", ["far"], 0, 8, 10, "", null], "session_hash": "s1"}',
+    (
+        b'{"fn_index": WORDS, "data": ["a tone", "", 0, 8, 10, "", null], "session_hash": "s1", '
         b'"event_data": ["text"]}'
     ),
-    b'{"fn_index": LIKE, "data": ["", 0, 8, 10], "session_hash": "s1"}',
+    b'{"fn_index": LIKE, "data": ["", 0, 8, 10, "", null], "session_hash": "s1"}',
     (
-        b'{"fn_index": LIKE, "data": ["", 0, 8, 10], "session_hash": "s1", '
+        b'{"fn_index": LIKE, "data": ["", 0, 8, 10, "", null], "session_hash": "s1", '
         b'"event_data": {"file": "low steady.wav", "start": 1e15, "end": 2e15}}'
     ),
     (
-        b'{"fn_index": LIKE, "data": ["", 0, 8, 10], "session_hash": "s1", '
+        b'{"fn_index": LIKE, "data": ["", 0, 8, 10, "", null], "session_hash": "s1", '
         b'"event_data": {"file": "low steady.wav", "start": 100, "end": 101}}'
     ),
 ]
@@ -484,9 +491,7 @@ def test_two_streams_of_a_session_that_break_off_leave_no_traceback(
     monkeypatch.setattr(index, "search", lambda *_, **__: go_on.wait(60) and [])
     try:
         assert (
-            browser.post(
-                JOIN, event_of(browser, "words", QUERY, "", 0, 9, 10, session_hash="twice")
-            )[0]
+            browser.post(JOIN, event_of(browser, "words", QUERY, *FIELDS, session_hash="twice"))[0]
             == 200
         )
         streams = []
@@ -503,6 +508,66 @@ def test_two_streams_of_a_session_that_break_off_leave_no_traceback(
     finally:
         go_on.set()
     assert "Traceback" not in capfd.readouterr().err
+
+
+MARK = {"file": "low steady.wav", "start": 0, "end": 1.5, "right": True}
+JUDGED = {"query": QUERY, "marks": [MARK], "name": "", "detector": ""}
+PLACES = [
+    "/etc/passwd",
+    "../secret.wav",
+    "http://127.0.0.1/x",
+    {"path": "/etc/passwd"},
+    [],
+    None,
+    1,
+]
+WRONG_MARKS = [
+    *(MARK | {"file": place} for place in PLACES),
+    *(MARK | {"right": value} for value in (1, "true", None)),
+    *(MARK | {key: value} for key in ("start", "end") for value in ("0", -1, 1e15, True, [0])),
+    *(MARK | span for span in ({"start": 1, "end": 1}, {"start": 2, "end": 1}, {"start": 99})),
+    *(MARK | {"url": "x"}, {"file": "low steady.wav"}, "low steady.wav", None, [MARK]),
+]
+
+
+def test_marks_and_detectors_name_files_of_the_index_only(browser, index, tmp_path, capfd):
+    event = event_of(browser, "judged", *FIELDS, session_hash="judging")
+    wrong = [JUDGED | {"marks": [MARK, mark]} for mark in WRONG_MARKS]
+    wrong += [JUDGED | {key: value} for key in JUDGED for value in PLACES[3:] if value != []]
+    wrong += [JUDGED | {"marks": [MARK] * 501}, JUDGED | {"marks": MARK}, {"marks": []}, [], None]
+    wrong += [JUDGED | {"more": 1}, JUDGED | {"query": []}, {"file": MARK["file"]}, "text"]
+    for judged in wrong:
+        code, body = browser.post(JOIN, event | {"event_data": judged})
+        assert code in (404, 422), judged
+        assert b"/etc" not in body
+    # names that are no names are answered with a line, and nothing is written
+    names = ["../x", "a/b", "/etc/passwd", "..", ".x", "x" * 81, "a\0b", "\ud800", "x\n"]
+    for key in ("name", "detector"):
+        for number, name in enumerate(names):
+            own = {"session_hash": f"{key}{number}", "event_data": JUDGED | {key: name}}
+            assert browser.post(JOIN, event | own)[0] == 200
+            assert "cannot be the name of a detector" in browser.answer(own["session_hash"])
+    assert index.detectors.names() == []
+    assert not list(index.path.parent.rglob("x*.json"))
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_detectors_saved_from_the_page_are_bounded_and_never_replaced(browser, index, monkeypatch):
+    event = event_of(browser, "judged", *FIELDS, session_hash="keeping")
+    monkeypatch.setattr("retrieval.search.page.page.MAX_DETECTORS", 1)
+    try:
+        for name, line in (("one", "saved as"), ("two", "delete one first"), ("one", "delete")):
+            assert browser.post(JOIN, event | {"event_data": JUDGED | {"name": name}})[0] == 200
+            assert line in browser.answer("keeping")
+        monkeypatch.setattr("retrieval.search.page.page.MAX_DETECTORS", 9)
+        before = index.detectors.load("one")
+        other = JUDGED | {"name": "one", "query": "a shrill tone"}
+        assert browser.post(JOIN, event | {"event_data": other})[0] == 200
+        assert "give another name" in browser.answer("keeping")
+        assert index.detectors.load("one") == before
+        assert index.detectors.names() == ["one"]
+    finally:
+        index.detectors.delete("one")
 
 
 # --- origins ---
@@ -623,9 +688,7 @@ def test_an_upload_belongs_to_its_client(address, browser, index, sounds):  # no
         assert other.ask("GET", "/gradio_api/queue/data?session_hash=mine")[0] == 404
     assert browser.post(JOIN, event)[0] == 200
     assert (
-        stranger.post(JOIN, event_of(stranger, "words", QUERY, "", 0, 8, 10, session_hash="mine"))[
-            0
-        ]
+        stranger.post(JOIN, event_of(stranger, "words", QUERY, *FIELDS, session_hash="mine"))[0]
         == 403
     )
     assert stranger.ask("GET", "/gradio_api/queue/data?session_hash=mine")[0] == 403
@@ -649,7 +712,7 @@ def test_an_upload_belongs_to_its_client(address, browser, index, sounds):  # no
 
 def test_an_upload_that_kills_its_decoder_gets_one_line(browser, sounds, crashing, capfd):  # noqa: F811
     reference = json.loads(browser.upload(b"die SIGSEGV 1", "bad.wav")[1])[0]
-    for name, *data in (("scores", reference, QUERY), ("sound", reference, "", None, None, 10)):
+    for name, *data in (("scores", reference, QUERY), ("sound", reference, "", *FIELDS)):
         assert browser.post(JOIN, event_of(browser, name, *data, session_hash=name))[0] == 200
         assert "bad.wav its decoder crashed (SIGSEGV)" in browser.answer(name)
     reference = json.loads(browser.upload((sounds / "low steady.wav").read_bytes())[1])[0]
@@ -726,7 +789,7 @@ def test_a_page_that_outlives_its_server_is_a_client_again(address):
     page.request("GET", "/presence", headers={"Cookie": stale})
     answer = page.getresponse()
     asking, uploading = Browser(address), Browser(address)
-    event = event_of(asking, "words", QUERY, "", 0, 9, 10, session_hash="outlived")
+    event = event_of(asking, "words", QUERY, *FIELDS, session_hash="outlived")
     asking.cookie = uploading.cookie = stale
     assert asking.post(JOIN, event)[0] == 200  # answered with a cookie
     code, body = uploading.upload(b"x")
@@ -820,7 +883,7 @@ def test_nothing_of_a_session_is_kept_when_its_page_has_its_answer(browser):
         gc.collect()
         return sum(isinstance(one, SessionState) for one in gc.get_objects())
 
-    before, event = kept(), event_of(browser, "words", QUERY, "", 0, 8, 10, session_hash="")
+    before, event = kept(), event_of(browser, "words", QUERY, *FIELDS, session_hash="")
     for number in range(20):
         assert browser.post(JOIN, event | {"session_hash": f"visit{number}"})[0] == 200
         assert "process_completed" in browser.answer(f"visit{number}")
@@ -828,7 +891,7 @@ def test_nothing_of_a_session_is_kept_when_its_page_has_its_answer(browser):
 
 
 def test_one_client_cannot_fill_the_queue(browser, address, index):
-    event = event_of(browser, "words", QUERY, "", 0, 8, 10, session_hash="flood")
+    event = event_of(browser, "words", QUERY, *FIELDS, session_hash="flood")
     with index._lock:  # nothing is answered meanwhile
         codes = [
             browser.post(JOIN, event | {"session_hash": f"flood{number % 2}"})[0]
@@ -874,7 +937,7 @@ def test_every_route_needs_the_password(index, sounds, monkeypatch):  # noqa: F8
         assert browser.ask("GET", "/")[0] == 200 and b"gradio" in browser.ask("GET", "/")[2]
         assert browser.ask("GET", "/recording?file=low%20steady.wav", Range="bytes=0-9")[0] == 206
         assert (
-            browser.post(JOIN, event_of(browser, "words", QUERY, "", 0, 8, 10, session_hash="p"))[0]
+            browser.post(JOIN, event_of(browser, "words", QUERY, *FIELDS, session_hash="p"))[0]
             == 200
         )
         assert "process_completed" in browser.answer("p")
