@@ -168,10 +168,11 @@ function markAnswer(button) {
 
 // Names of the saved detectors, as buttons below the question.
 async function showDetectors() {
+    const list = document.getElementById("detectors");
+    if (!list) return setTimeout(showDetectors, 200); // Gradio has not drawn it yet
     const answer = await fetch("api/detectors").catch(() => null);
     if (!answer || !answer.ok) return;
     const { detectors } = await answer.json();
-    const list = document.getElementById("detectors");
     list.replaceChildren(...detectors.map((name) => {
         const button = document.createElement("button");
         button.type = "button";

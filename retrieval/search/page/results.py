@@ -62,7 +62,7 @@ def cards(
         labels = zipped(labels_of(kind, query, hits, index))
         links.append(saved(labels, "application/zip", f"{kind}.zip", f"{name} labels"))
     if link:
-        links.append(f'<a class="save query-link" href="{escape(link)}">Link to this query</a>')
+        link = f'<a class="save query-link" href="{escape(link)}">Link to this query</a>'
     right = {(mark.file, mark.start, mark.end): mark.right for mark in marks} if can_mark else None
     lists, line = "", False
     for is_match, own in groupby(hits, lambda hit: hit.is_match):
@@ -73,7 +73,8 @@ def cards(
     content = [mark.model_dump() for mark in marks]
     data = f'data-query="{escape(sentence or "")}" data-marks="{escape(json.dumps(content))}"'
     return (
-        f'<p class="save-all">Save the stretches of all answers: {" ".join(links)}</p>'
+        '<div class="save-all"><details class="saving"><summary>Save all answers</summary>'
+        f"{' '.join(links)}</details>{link}</div>"
         f'{learned(detector) if detector else ""}<div class="answers" {data}>{lists}</div>'
     )
 

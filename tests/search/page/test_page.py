@@ -420,6 +420,7 @@ def test_stretches_are_saved_from_the_page(page, indexed, sounds, tmp_path):
         return path
 
     every = page.locator(".save-all")
+    every.locator("summary").click()
     stretches = [(hit, own) for hit in hits for own in hit.moments]
     with open(save(every.get_by_text("CSV")), encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -796,6 +797,7 @@ def test_nothing_is_wider_than_a_phone_and_targets_are_large(browser, server):
         for tab in ("With a sound", "With words"):
             page.get_by_role("tab", name=tab).tap()
             assert page.evaluate("document.documentElement.scrollWidth") == 390
+        page.locator(".save-all summary").tap()
         heights = page.locator(
             "#search, #examples button, .like, .mark, .heard, .save-all a, summary, audio"
         ).evaluate_all("all => all.map(one => one.offsetHeight)")
