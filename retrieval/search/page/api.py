@@ -254,11 +254,11 @@ def make_api(index: AudioIndex) -> FastAPI:
 
     @api.get("/detectors", summary="Names of the saved detectors")
     async def detectors(request: Request) -> DetectorsAnswer:
-        return DetectorsAnswer(detectors=await asyncio.to_thread(index.detectors.names))
+        return DetectorsAnswer(detectors=await answer(request, index.detectors.names))
 
     @api.post("/moments", summary="Find a sentence in one recording")
     async def moments(request: Request, asked: MomentsRequest) -> MomentsAnswer:
-        file = await asyncio.to_thread(index.file, asked.file)
+        file = await answer(request, lambda: index.file(asked.file))
         if file is None:
             raise Refused(404, "file: the index has no recording of this name")
         found = await answer(request, lambda: index.locate(asked.query, file.file))
