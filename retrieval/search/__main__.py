@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 FILES_LISTED = 20
 LONGEST_VALUE_SHOWN = 40  # characters
+COPIES_SHOWN = 3
 COLUMNS = ("query", "rank", "score", "file", "from", "to", "excerpt_from", "excerpt_to")
 COLUMNS += ("file_seconds", "moments", "matches")
 METHODS = ("auto", "head", "contribution", "runs")  # those of retrieval.moments.locator
@@ -143,7 +144,9 @@ def query(arguments: argparse.Namespace) -> int:
     for text in queries:
         if note := opened.notes(text):
             print(f"note: {note}", file=sys.stderr)
-    hits = opened.search_many(queries, arguments.k, min_score=arguments.min_score, **filters)
+    fold = not arguments.all_copies
+    least = arguments.min_score
+    hits = opened.search_many(queries, arguments.k, min_score=least, fold=fold, **filters)
     answers = [(str(text), own) for text, own in zip(queries, hits, strict=True)]
     unrelated = opened.unrelated_score if arguments.min_score is None else None
     finish_index(answers, opened, arguments, unrelated)
@@ -358,6 +361,7 @@ def write_answers(
             rows = [
                 dict(zip(COLUMNS[1:], (*row(hit), objects(hit), hit.is_match), strict=True))
                 | ({"metadata": hit.metadata} if columns else {})
+                | ({"copies": list(hit.copies)} if hit.copies else {})
                 for hit in hits
             ]
             content.append({"query": text, "hits": rows})
@@ -382,6 +386,9 @@ def write_answers(
             more = f"{f'(+{len(others)})' if others else '':5}" if several else ""
             about = ", ".join(map(shown, hit.metadata.values()))
             about = f"  ({about})" if about else ""
+            if hit.copies:
+                same = ", ".join(map(printable, hit.copies[:COPIES_SHOWN]))
+                about += f"  (= {same}{', ...' if len(hit.copies) > COPIES_SHOWN else ''})"
             file = printable(hit.file)
             print(f"{hit.rank:3}  {hit.score:6.3f}  {place(first)}{more}  {file}{about}")
             for moment in others if arguments.moments else ():
@@ -475,6 +482,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     method = "how moments are found in --file (docs/search.md); default: auto"
     add("--method", choices=METHODS, help=method)
     add("-k", type=int, default=10, help="answers to a query")
+    copies = "answer with every copy of a recording; default: copies are one answer"
+    add("--all-copies", action="store_true", help=copies)
     least = "only answers with this score or a higher one (docs/search.md)"
     add("--min-score", type=float, metavar="SCORE", help=least)
     fast = "use a text encoder in 8 bit, on a CPU; it is made at the first use"
@@ -665,6 +674,7 @@ def check_place(arguments: argparse.Namespace, parser: argparse.ArgumentParser) 
         "--min-seconds": arguments.min_seconds > 0,
         "--max-seconds": arguments.max_seconds < float("inf"),
         "--where": arguments.where,
+        "--all-copies": arguments.all_copies,
         "--fast-text": arguments.fast_text,
     }
     if wrong := [option for option, is_given in of_an_index.items() if is_given]:

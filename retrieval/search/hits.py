@@ -43,6 +43,7 @@ class Hit:
         attention: TAP's weights float32 (T,), which sum to 1; None for other poolings and sounds.
         frame_seconds: Length of a frame; frame t is centred at start + (t + 0.5) * frame_seconds.
         metadata: Known values of the file by column, if the index has metadata.
+        copies: Other files with the same recording, which were folded into this answer.
         is_match: False if unrelated sentences reach such a score too (AudioIndex.unrelated_score);
             True where that was not measured, and for sounds as queries. By a detector: False below
             its threshold.
@@ -58,6 +59,7 @@ class Hit:
     attention: np.ndarray | None
     frame_seconds: float
     metadata: Fields = field(default_factory=dict)
+    copies: tuple[str, ...] = ()
     is_match: bool = True
 
     @property

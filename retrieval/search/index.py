@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from retrieval.models.pretrained import exact_name
 from retrieval.moments.locator import Located
 from retrieval.search.cluster.address import Address
 from retrieval.search.combined import Parts, ranked, weighed
+from retrieval.search.copies import LOOK_AHEAD, Chooser
 from retrieval.search.detectors import Detector, Detectors, Mark
 from retrieval.search.encoder import ExcerptEncoder, collate
 from retrieval.search.facets import MOST_VALUES, Facets
@@ -49,6 +50,13 @@ QUERY_EXCERPTS = 20  # of a sound as query
 QUERY_BATCH = 4
 QUERIES_AT_ONCE = 64
 MOST_DETECTED = 20_000  # excerpts whose frames a detector reads with TAP
+
+
+class Wanted(NamedTuple):
+    """Number of answers; fold: copies of a recording are one."""
+
+    k: int
+    fold: bool
 
 
 class AudioIndex:
@@ -260,6 +268,7 @@ class AudioIndex:
         without: str | Sequence[str] = (),
         audio: Sound | None = None,
         min_score: float | None = None,
+        fold: bool = True,
         **filters: Any,
     ) -> list[Hit]:
         """Find the recordings that a sentence describes, or several of them and a sound together.
@@ -273,6 +282,7 @@ class AudioIndex:
             without: One or several sentences that should not be heard.
             audio: A sound that answers should be like; a file, or samples and their rate in Hz.
             min_score: Answers with a lower score are left out.
+            fold: Fold copies of a recording into one answer, see retrieval.search.copies.
             **filters: Those of Filters: within="birds/owls", only files below that folder of the
                 indexed one; min_seconds and max_seconds, only files of such a length;
                 where={"place": "forest", "year": (2020, 2024)}, only files of such metadata.
@@ -288,10 +298,10 @@ class AudioIndex:
             raise TypeError("also, without and audio go with a sentence; a Query has its own")
         if isinstance(query, Detector):
             least = -math.inf if min_score is None else min_score
-            return [hit for hit in self._search_by(query, k, **filters) if hit.score >= least]
+            return [hit for hit in self._search_by(query, k, fold, **filters) if hit.score >= least]
         if not isinstance(query, Query):
             query = Query.of(query, also=also, without=without, audio=audio)
-        return self.search_many([query], k, min_score=min_score, **filters)[0]
+        return self.search_many([query], k, min_score=min_score, fold=fold, **filters)[0]
 
     @torch.no_grad()
     def search_many(
@@ -300,6 +310,7 @@ class AudioIndex:
         k: int = 10,
         *,
         min_score: float | None = None,
+        fold: bool = True,
         **filters: Any,
     ) -> list[list[Hit]]:
         """Find the recordings that each of several queries describes; see `search`."""
@@ -307,7 +318,7 @@ class AudioIndex:
             raise TypeError("search_many takes several queries; one is for search")
         for query in queries:
             check_sentences(query, self.model.text_encoder)
-        num_candidates = candidates_for(k)
+        num_candidates, wanted = candidates_for(k), Wanted(k, fold)
         plain = {
             place: query if isinstance(query, str) else query.texts[0][0]
             for place, query in enumerate(queries)
@@ -324,7 +335,7 @@ class AudioIndex:
             for first in range(0, len(places), QUERIES_AT_ONCE):
                 part = places[first : first + QUERIES_AT_ONCE]
                 text = self._encode_text([plain[place] for place in part]).float()  # (n, D)
-                found = self._answer(text, k, num_candidates, selection)
+                found = self._answer(text, wanted, num_candidates, selection)
                 answers.update(zip(part, found, strict=True))
             for place, query in enumerate(queries):
                 if place not in plain:
@@ -335,37 +346,39 @@ class AudioIndex:
                         encoder = ExcerptEncoder(self.model, nullcontext, QUERY_BATCH)
                         heard, _ = encoder.encode(sounds[place])  # (n, D)
                     if not query.sentences:
-                        answers[place] = self._answer_sound(heard, k, num_candidates, allowed)
+                        answers[place] = self._answer_sound(heard, wanted, num_candidates, allowed)
                         continue
                     text = self._encode_text(list(query.sentences)).float()  # (P, D)
                     parts = weighed(query, text, heard)
-                    answers[place] = self._answer_parts(parts, k, num_candidates, allowed)
+                    answers[place] = self._answer_parts(parts, wanted, num_candidates, allowed)
         least = -math.inf if min_score is None else min_score
         return [
             [hit for hit in answers[place] if hit.score >= least] for place in range(len(queries))
         ]
 
     def _answer(
-        self, text: torch.Tensor, k: int, num_candidates: int, selection: Any
+        self, text: torch.Tensor, wanted: Wanted, num_candidates: int, selection: Any
     ) -> list[list[Hit]]:
         """Answer texts (n, D); if too many candidates overlap, again with four times as many."""
         clips, scores = self._two_stage.scores(text, num_candidates, selection)  # (n, K)
         answers = []
         for row, own in enumerate(text):
             own_scores = scores[row].tolist()
-            hits = self._hits(clips[row].tolist(), own_scores, own[None], k, own_scores)
-            if len(hits) < k and clips.shape[1] < self.store.count(selection):
-                (hits,) = self._answer(own[None], k, 4 * num_candidates, selection)
+            hits = self._hits(clips[row].tolist(), own_scores, own[None], wanted, own_scores)
+            if len(hits) < wanted.k and clips.shape[1] < self.store.count(selection):
+                (hits,) = self._answer(own[None], wanted, 4 * num_candidates, selection)
             answers.append(hits)
         return answers
 
-    def _answer_parts(self, parts: Parts, k: int, num_candidates: int, selection: Any) -> list[Hit]:
+    def _answer_parts(
+        self, parts: Parts, wanted: Wanted, num_candidates: int, selection: Any
+    ) -> list[Hit]:
         """Answer a query of several parts; if too many candidates overlap, ask for more."""
         clips, scores, judged = ranked(parts, self._two_stage, num_candidates, selection)
         heard = parts.text[: parts.num_heard], parts.weights[: parts.num_heard]
-        hits = self._hits(clips, scores, heard[0], k, judged, heard[1])
-        if len(hits) < k and num_candidates < self.store.count(selection):
-            return self._answer_parts(parts, k, 4 * num_candidates, selection)
+        hits = self._hits(clips, scores, heard[0], wanted, judged, heard[1])
+        if len(hits) < wanted.k and num_candidates < self.store.count(selection):
+            return self._answer_parts(parts, wanted, 4 * num_candidates, selection)
         return hits
 
     @property
@@ -433,10 +446,11 @@ class AudioIndex:
                 # The first stage's order is the final one, but with TAP.
                 if num >= num_clips or num_found < num or self.model.pooling.keeps_frames:
                     text = torch.tensor(detector.text, device=self.model.temperature.device)
-                    return self._hits(clips[:num_found], likely[:num_found], text[None], num_found)
+                    wanted = Wanted(num_found, fold=False)
+                    return self._hits(clips[:num_found], likely[:num_found], text[None], wanted)
                 num *= 4
 
-    def _search_by(self, detector: Detector, k: int, **filters: Any) -> list[Hit]:
+    def _search_by(self, detector: Detector, k: int, fold: bool, **filters: Any) -> list[Hit]:
         """Answer by a detector, in place of a sentence."""
         detector.check_model(self.store.meta.model, self.path)
         num_candidates = candidates_for(k)
@@ -445,7 +459,7 @@ class AudioIndex:
             selection = self.store.select(Filters(**filters))
             while True:
                 clips, likely = self._refinement.probabilities(detector, num_candidates, selection)
-                hits = self._hits(clips, likely, text[None], k)
+                hits = self._hits(clips, likely, text[None], Wanted(k, fold))
                 if len(hits) == k or len(clips) == self.store.count(selection):
                     least = detector.threshold
                     return [replace(hit, is_match=hit.score >= least) for hit in hits]
@@ -471,7 +485,7 @@ class AudioIndex:
         return self.search(audio=audio, k=k, **filters)
 
     def _answer_sound(
-        self, vectors: np.ndarray, k: int, num_candidates: int, selection: Any
+        self, vectors: np.ndarray, wanted: Wanted, num_candidates: int, selection: Any
     ) -> list[Hit]:
         """Answer a sound, vectors (n, D) of its excerpts."""
         clips, scores = self._two_stage.alike(vectors, num_candidates, selection)  # (n, K)
@@ -479,9 +493,9 @@ class AudioIndex:
         for clip, score in zip(clips.flat, scores.flat, strict=True):
             best[int(clip)] = max(float(score), best.get(int(clip), -math.inf))
         ranking = sorted(best, key=lambda clip: (-best[clip], clip))
-        hits = self._hits(ranking, [best[clip] for clip in ranking], None, k)
-        if len(hits) < k and clips.shape[1] < self.store.count(selection):
-            return self._answer_sound(vectors, k, 4 * num_candidates, selection)
+        hits = self._hits(ranking, [best[clip] for clip in ranking], None, wanted)
+        if len(hits) < wanted.k and clips.shape[1] < self.store.count(selection):
+            return self._answer_sound(vectors, wanted, 4 * num_candidates, selection)
         return hits
 
     @torch.no_grad()
@@ -621,17 +635,17 @@ class AudioIndex:
         clips: list[int],
         scores: list[float],
         text: torch.Tensor | None,
-        k: int,
+        wanted: Wanted,
         judged: list[float] | None = None,
         weights: Sequence[float] = (1.0,),
     ) -> list[Hit]:
-        """Make at most k answers of ranked excerpts.
+        """Make answers of ranked excerpts, as many as wanted.
 
         Args:
             clips: The excerpts, best first.
             scores: Of each excerpt.
             text: (P, D), the sentences that should be heard; None or P = 0 for a sound.
-            k: Largest number of answers.
+            wanted: Number of answers.
             judged: Of each excerpt the score to compare with that of unrelated sentences; None: it
                 cannot be compared.
             weights: Of each sentence.
@@ -639,16 +653,15 @@ class AudioIndex:
         unrelated = self.unrelated_score
         if judged is None or unrelated is None:
             judged, unrelated = scores, -math.inf
-        chosen, taken = [], {}
+        chosen, chooser, num_behind = [], Chooser(self.store, wanted.fold), 0
         threshold = float(self.model.moment_head.threshold) if self._has_head else None
         for excerpt, score, own in zip(self.store.excerpts(clips), scores, judged, strict=True):
-            _, file, start, end = excerpt
-            spans = taken.setdefault(file.file, [])
-            if all(end <= other_start or other_end <= start for other_start, other_end in spans):
-                spans.append((start, end))
-                chosen.append((excerpt, score, own >= unrelated))
-            if len(chosen) == k:
+            is_full = len(chosen) == wanted.k
+            num_behind += is_full
+            if num_behind > (LOOK_AHEAD if wanted.fold else 0):
                 break
+            if chooser.add(excerpt, is_full):
+                chosen.append((excerpt, score, own >= unrelated))
         heard = [None] * len(chosen)
         if text is not None and len(text):
             numbers = [excerpt.clip for excerpt, *_ in chosen]
@@ -662,8 +675,9 @@ class AudioIndex:
             centres = self.model.windows.frame_centres(num_frames) / rate  # (T,)
             frames = centres, self.model.frame_seconds, threshold
             hit = make_hit(len(hits) + 1, score, file, start, end, own, *frames)
+            copies = tuple(chooser.copies[len(hits)])
             fields_of_file = fields.get(file.file, {})
-            hits.append(replace(hit, metadata=fields_of_file, is_match=is_match))
+            hits.append(replace(hit, metadata=fields_of_file, is_match=is_match, copies=copies))
         return hits
 
     @property
