@@ -213,6 +213,8 @@ def write_inputs(root: Path) -> None:
     for name in clips:
         write_sound(root / "archive" / name, seconds=1.0)
     write_csv(root / "queries.csv", ["caption"], [["A tone."], ["A dog barks."]])
+    about = [["dog.wav", "garden", 2021], ["2024/rain.flac", "roof", 2024]]
+    write_csv(root / "metadata.csv", ["file_name", "place", "year"], about)
     relevance = [["A tone.", str(clips[:2])], ["A dog barks.", str(clips[2:])]]
     write_csv(root / "relevance.csv", ["query", "audio_filenames"], relevance)
     styles = [["evaluation_0.wav", "tone", "tags"], ["evaluation_1.wav", "A hum?", "questions"]]
