@@ -1,12 +1,12 @@
 """Which copies of a recording search folds, and whether it takes other recordings for copies.
 
-    python -m benchmarks.copies    # after `make demo`; 5 minutes
+    python -m benchmarks.copies    # after `make demo`
     python -m benchmarks.copies --runs runs --sample data/sample
 
 Writes the sample's 60 evaluation recordings as MP3, Ogg, Opus, at half the level, at 16 and 8 kHz,
 and without the first 5 or 20 ms, and correlates the frames of each copy with its recording's
-(retrieval/search/copies.py). Different recordings are all pairs of the development split's 300, also
-cut to their first 3 and 5 s.
+(retrieval/search/copies.py). Different recordings are all pairs of the development split's 300,
+also cut to their first 3 and 5 s.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """What frames of fewer bytes cost: mAP@10 and moments of search by --frames and its rate.
 
-    python -m benchmarks.frame_sizes    # after `make demo`; 5 minutes
+    python -m benchmarks.frame_sizes    # after `make demo`
     python -m benchmarks.frame_sizes --runs runs --sample data/sample
 
 Indexes the recordings of the sample's evaluation split anew for each setting, with the demo's
