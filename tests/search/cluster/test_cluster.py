@@ -202,8 +202,10 @@ def test_an_update_encodes_new_files_only(models, own, store, tmp_path):
     assert [file for file, _ in changes.unreadable] == ["broken.wav"]
     local = AudioIndex.build(own, models / "tap", tmp_path / "local")
     after = AudioIndex.open(store)
-    check_same(after.search(QUERY, 50), local.search(QUERY, 50))
-    check_same(before.search(QUERY, 50), local.search(QUERY, 50))  # it sees the newest state
+    # of copies, which have equal scores, either may be the answer
+    every = local.search(QUERY, 50, fold=False)
+    check_same(after.search(QUERY, 50, fold=False), every)
+    check_same(before.search(QUERY, 50, fold=False), every)  # it sees the newest state
     assert after.unreadable == local.unreadable and contents(store)
     assert moved.name in [file.file for file in after.files]
     # a folder that was moved is recognised
