@@ -14,8 +14,9 @@ was .03 without it and .99 with it (40,000 rows, D 512).
 Letters: n queries, B rows, D = dim, K nearest rows of a query.
 """
 
-import mmap
+import os
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -46,7 +47,7 @@ QUERY_BITS = 4
 ROWS_AT_ONCE = 2**14
 ROUNDING = 1e-6
 # A query reads each row of a small selection, which is exact: no slower than the search in bits.
-FEW_ROWS = 10_000
+FEW_ROWS = 5_000
 # A shortlist of more than this share of the allowed rows is no shortcut.
 LARGEST_SHARE = 0.25
 
@@ -98,7 +99,10 @@ class Approximate:
 
     def __init__(self, index: faiss.Index, facts: Facts, vectors: np.ndarray):
         self.facts, self.vectors = facts, vectors
-        self._index = index
+        self._index, self._file = index, None
+        if isinstance(vectors, np.memmap) and hasattr(os, "pread"):
+            self._file = os.open(vectors.filename, os.O_RDONLY)
+            weakref.finalize(self, os.close, self._file)
         self._core, self._rotation = index, None
         if facts.kind == "RaBitQ":
             self._core = faiss.downcast_index(index.index)
@@ -130,7 +134,10 @@ class Approximate:
         if index.ntotal != facts.rows or index.d != vectors.shape[1] or facts.rows > len(vectors):
             raise Unusable(f"{path.name} is of other vectors")
         _add(index, vectors)
-        return cls(index, facts, vectors)
+        try:
+            return cls(index, facts, vectors)
+        except OSError as error:
+            raise Unusable(f"the vectors cannot be read: {error.strerror}") from None
 
     def save(self, path: Path) -> Facts:
         """Write the file with all rows that there are now; return its record. Raises OSError."""
@@ -181,15 +188,22 @@ class Approximate:
     def _among(
         self, rows: np.ndarray, queries: np.ndarray, num: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Search only in some rows, as `_among`, and let go of their pages.
+        """Search only in some rows int64, ascending; results as those of `exact`."""
+        places, scores = exact(self._read(rows), queries, num)  # (n, K)
+        return np.where(places < 0, -1, rows[places]), scores
 
-        The system maps 16 pages around each row that is read, and keeps all: after 50 searches in
-        300,000 rows of 4 KB all 1.2 GB were resident.
+    def _read(self, rows: np.ndarray) -> np.ndarray:
+        """Return some rows float32 (K, D).
+
+        They are read from the file if the vectors are mapped: through the map the system keeps 16
+        pages around each row, all 1.2 GB of 300,000 rows after 50 searches, and takes longer.
         """
-        found = _among(self.vectors, rows, queries, num)
-        if isinstance(self.vectors.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-            self.vectors.base.madvise(mmap.MADV_DONTNEED)  # they stay in the page cache
-        return found
+        if self._file is None:
+            return self.vectors[rows]
+        dim = self.vectors.shape[1]
+        size = 4 * dim  # bytes
+        parts = [os.pread(self._file, size, place) for place in (rows * size).tolist()]
+        return np.frombuffer(b"".join(parts), np.float32).reshape(-1, dim)
 
     def _rotated(self, queries: np.ndarray) -> np.ndarray:
         """Return the rotated queries (n, D).
@@ -327,14 +341,6 @@ def _write(index: faiss.Index, path: Path, facts: Facts) -> Facts:
     return facts.model_copy(update={"file": path.name, "rows": index.ntotal, **about})
 
 
-def _among(
-    vectors: np.ndarray, rows: np.ndarray, queries: np.ndarray, num: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Search only in some rows int64, ascending, of vectors (B, D); as `exact`."""
-    places, scores = exact(vectors[rows], queries, num)  # (n, K)
-    return np.where(places < 0, -1, rows[places]), scores
-
-
 def _nearest_scores(
     vectors: np.ndarray, live: np.ndarray | None, queries: np.ndarray, progress: tqdm
 ) -> np.ndarray:
@@ -373,7 +379,7 @@ def _recall(
     for query, wanted in zip(queries, best, strict=True):
         (own,) = made._candidates(query[None], min(num_candidates, len(made.vectors)), selector)
         own = np.sort(own[own >= 0])
-        _, scores = _among(made.vectors, own, query[None], len(wanted))
+        _, scores = made._among(own, query[None], len(wanted))
         least = wanted[-1] - ROUNDING * np.abs(wanted[-1])
         shares.append(np.count_nonzero(scores >= least) / len(wanted))
     return float(np.mean(shares))
