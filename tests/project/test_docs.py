@@ -59,7 +59,8 @@ PARSED_ONLY = (
     "benchmarks.",
 )
 RUN_ALL_THE_SAME = ("benchmarks.compare_runs",)
-PARSED_OPTIONS = ("--download", "--scenes", "--onnx")  # network; the real sample corpus; minutes
+# network; the real sample corpus; minutes; a database
+PARSED_OPTIONS = ("--download", "--scenes", "--onnx", "--store")
 # Programs of others that the docs start; nothing of them runs here.
 PROGRAMS = {"curl", "docker", "hf", "mkdir", "mv", "nproc", "pre-commit", "source", "sudo"}
 PROGRAMS |= {"tensorboard"}
