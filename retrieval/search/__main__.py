@@ -495,7 +495,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     making.add_argument("--shard", metavar="NUMBER/OF", help=shard)
     for command in (making, asking, marking, detecting, listing):
-        add_place(command)
+        add_place(command, is_required=command is not asking)
         command.add_argument("--quiet", action="store_true", help="no progress bars")
         if command is listing:
             continue
@@ -506,8 +506,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         command.add_argument("--text-encoder", type=path_argument, metavar="NAME", help=tokenizer)
     arguments = parser.parse_args(argv)
     if arguments.command != "query":
-        if not arguments.index:
-            parser.error("give the place of the index: --index DIR, or --store URI")
         check_store_arguments(arguments, parser)
     if arguments.command == "index" and arguments.batch_size < 1:
         parser.error(f"--batch-size must be at least 1, found {arguments.batch_size}")

@@ -7,9 +7,9 @@ from retrieval.base.errors import UserError, user_path
 from retrieval.search.cluster.address import Address, is_address
 
 
-def add_place(parser: argparse.ArgumentParser) -> None:
+def add_place(parser: argparse.ArgumentParser, is_required: bool = False) -> None:
     """Add the options; both places become `index`, a Path or an Address."""
-    add = parser.add_argument
+    add = parser.add_mutually_exclusive_group(required=is_required).add_argument
     add("--index", type=_folder, metavar="DIR", help="folder of the index")
     store = (
         "in place of --index: an index in a PostgreSQL database, for several machines (docs/"
@@ -20,7 +20,7 @@ def add_place(parser: argparse.ArgumentParser) -> None:
         "with --store: where the frames are, a folder that all machines share or"
         " s3://bucket/prefix; default: where they were"
     )
-    add("--frames-store", metavar="PLACE", help=frames)
+    parser.add_argument("--frames-store", metavar="PLACE", help=frames)
 
 
 def check_store_arguments(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:

@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add_place(parser)
+    add_place(parser, is_required=True)
     host = "address to listen at; default: 127.0.0.1, this machine only"
     add("--host", default="127.0.0.1", help=host)
     add("--port", type=int, default=7860, help="default: 7860; 0: any free port")
@@ -55,8 +55,6 @@ def main(argv: list[str] | None = None) -> int:
     everyone = "open the page to everyone who reaches the port"
     add("--no-password", action="store_true", help=everyone)
     arguments = parser.parse_args(argv)
-    if not arguments.index:
-        parser.error("give the index that `python -m retrieval.search index` made: --index DIR")
     check_store_arguments(arguments, parser)
     if not 0 <= arguments.port <= 65535:
         parser.error(f"--port must be 0 to 65535, found {arguments.port}")

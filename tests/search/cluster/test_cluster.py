@@ -513,7 +513,7 @@ def test_options_of_a_database_need_one(sounds, store, tmp_path):
     assert "--shard" in one_line_of(*asked, "--store", store, "--shard", "3/2")
     assert "--store" in one_line_of(*asked)
     assert "--store" in one_line_of(*asked, "--index", store)
-    assert "given twice" in one_line_of(*asked, "--index", tmp_path, "--store", store)
+    assert "not allowed" in one_line_of(*asked, "--index", tmp_path, "--store", store)
     assert "--frames-store" in one_line_of("query", "a", "--index", "i", "--frames-store", "x")
 
 
