@@ -124,6 +124,7 @@ class Found(BaseModel):
     moments: list[Moment] = Field(description="best first")
     is_match: bool = Field(description="false if unrelated sentences reach such a score too")
     metadata: dict[str, str | float]
+    copies: list[str] = Field(description="other files with the same recording")
 
 
 class SearchAnswer(BaseModel):
@@ -344,6 +345,7 @@ def shown(hit: Hit) -> Found:
         moments=list(map(stretch, hit.moments)),
         is_match=hit.is_match,
         metadata=hit.metadata,
+        copies=list(hit.copies),
     )
 
 

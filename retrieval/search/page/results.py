@@ -273,6 +273,10 @@ def facts(query: str, hit: Hit, name: str, index: AudioIndex) -> str:
         f"<span>{escape(column)}: {escape(str(value))}</span>"
         for column, value in hit.metadata.items()
     )
+    if hit.copies:
+        word = "copy" if len(hit.copies) == 1 else "copies"
+        names = escape("\n".join(hit.copies))
+        values += f'<span class="copies" title="{names}">and {len(hit.copies)} {word}</span>'
     place = f"{hit.start:.1f}–{hit.end:.1f} s of {hit.seconds:.1f} s"
     if hit.start == 0 and hit.end >= hit.seconds - 0.05:
         place = f"whole file, {hit.seconds:.1f} s"

@@ -19,6 +19,7 @@ from retrieval.search.page import turns
 from retrieval.search.page.api import MAX_ANSWERS
 from retrieval.search.page.audio import read_excerpt
 from retrieval.search.page.gate import API_BYTES, JSON_ROUTES, PROGRAM_ROUTES, ROUTES
+from retrieval.search.page.results import cards
 from tests.conftest import ROOT
 from tests.search.page.test_page import QUERY, indexed, models, served, sounds  # noqa: F401
 from tests.search.page.test_page_security import Browser, wait_for
@@ -133,10 +134,14 @@ def test_several_sentences_a_sound_and_marks_are_as_in_python(address, index, so
 
 def test_the_scores_of_unrelated_sentences_are_told(address, index, monkeypatch):
     hits = index.search(QUERY)
-    judged = [replace(hit, is_match=hit.rank <= 2) for hit in hits]
+    copies = ("a<b>.wav", "far/b.wav")
+    judged = [replace(hit, is_match=hit.rank <= 2, copies=copies) for hit in hits]
+    shown = cards(QUERY, judged[1:2], index, QUERY)
+    assert "and 2 copies" in shown and "a&lt;b&gt;.wav" in shown and "<b>" not in shown
     monkeypatch.setattr(index, "search", lambda *_, **__: judged)
     answer = ask(address, "/api/search", {"query": QUERY})[1]
     assert [hit["is_match"] for hit in answer["hits"]] == [True, True] + [False] * (len(hits) - 2)
+    assert answer["hits"][0]["copies"] == list(copies)
     assert answer["unrelated_score"] == index.unrelated_score
 
 
