@@ -143,7 +143,7 @@ def test_the_page_takes_excerpts_and_scores_of_the_index(indexes):
     assert longest_excerpt(index) == 11.0
     page = Answers(index, SimpleNamespace(folder=indexes["pe_audio"]))
     best = index.search(QUERY)[0]
-    status, cards = page.words(QUERY, "", 0.0, None, 5)
+    status, cards = page.words(QUERY, "", 0.0, None, 5, "", None)
     assert "in 4 of 4" in status and f'title="similarity">{best.score:.3f}<' in cards
     assert "<svg" not in cards  # no attention
     long = SimpleNamespace(file="below/long.wav", start=5.0, end=15.0)
