@@ -77,6 +77,13 @@ def user_path(text: str) -> Path:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def printable(text: str) -> str:
+    """Replace the characters that break the line or control the terminal."""
+    return "".join(
+        character if character.isprintable() else repr(character)[1:-1] for character in text
+    )
+
+
 def one_line(error: Exception, longest: int = 200) -> str:
     """Return type and text of an exception in one line of at most `longest` characters."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:longest]

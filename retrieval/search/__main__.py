@@ -31,7 +31,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from retrieval.base.command import run_main
-from retrieval.base.errors import OneLineParser, UserError, user_path
+from retrieval.base.errors import OneLineParser, UserError, printable, user_path
 from retrieval.base.files import atomic_writer, check_not_among, check_writable
 from retrieval.base.launch import check_environment
 from retrieval.base.progress import set_quiet, silence_transformers
@@ -348,7 +348,7 @@ def write_answers(
         rows = [
             (
                 *(text, *row(hit), spans(hit), str(hit.is_match).lower()),
-                *(hit.metadata.get(name, "") for name in columns),
+                *(as_written(hit.metadata.get(name, "")) for name in columns),
             )
             for text, hits in answers
             for hit in hits
@@ -401,17 +401,16 @@ def place(moment: "Moment") -> str:
     return f"{clock(moment.start):>8}-{clock(moment.end):<8}"
 
 
-def printable(file: str) -> str:
-    """Replace the characters that break the line or control the terminal."""
-    return "".join(
-        character if character.isprintable() else repr(character)[1:-1] for character in file
-    )
-
-
 def shown(value: str | float) -> str:
     """Format a value of metadata; long texts are cut."""
     text = printable(value) if isinstance(value, str) else f"{value:.10g}"
     return text if len(text) <= LONGEST_VALUE_SHOWN else f"{text[:LONGEST_VALUE_SHOWN]}..."
+
+
+def as_written(value: str | float) -> str | float:
+    """Return a value of metadata as its file has it: 2020 and not 2020.0."""
+    is_whole = isinstance(value, float) and value.is_integer() and abs(value) < 2**53
+    return int(value) if is_whole else value
 
 
 def clock(seconds: float) -> str:

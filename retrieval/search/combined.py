@@ -54,11 +54,13 @@ def weighed(query: Query, text: torch.Tensor, sounds: np.ndarray | None) -> Part
         text: float32 (P, D), of its sentences.
         sounds: float32 (n, D), vectors of its sound's excerpts; None without a sound.
     """
-    total = sum(weight for _, weight in query.texts)
+    shares = [weight for _, weight in query.texts]
+    shares += [] if sounds is None else [query.audio_weight]
+    shares = np.array(shares, np.float64) / max(shares)  # first, since a sum can overflow
+    shares = shares / shares.sum()
     if sounds is not None:
-        total += query.audio_weight
-        sounds = unit(sounds) * (SOUND_SCALE * query.audio_weight / total)
-    weights = [weight / total for _, weight in query.texts]
+        sounds = unit(sounds) * np.float32(SOUND_SCALE * shares[-1])
+    weights = shares[: len(query.texts)].tolist()
     weights += [-WITHOUT_WEIGHT] * len(query.without)
     return Parts(text, np.array(weights, np.float32), len(query.texts), sounds)
 

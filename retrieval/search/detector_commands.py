@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from retrieval.base.errors import UserError
+from retrieval.base.errors import UserError, printable
 from retrieval.search.detectors import Detector, Detectors, Mark, read_marks, write_marks
 from retrieval.search.place import Place, place_of
 
@@ -82,7 +82,7 @@ def mark(arguments: argparse.Namespace, index: "AudioIndex") -> int:
     for hit in [hit for hit in likely if (hit.file, hit.start) not in seen][:TO_JUDGE]:
         is_whole = hit.start == 0 and hit.end >= hit.seconds
         place = hit.file if is_whole else f"{hit.file}@{hit.start:g}"
-        print(f"judge next: {hit.score:6.3f}  {place}")
+        print(f"judge next: {hit.score:6.3f}  {printable(place)}")
     return 0
 
 

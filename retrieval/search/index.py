@@ -297,7 +297,7 @@ class AudioIndex:
         if isinstance(query, (Query, Detector)) and (also or without or audio is not None):
             raise TypeError("also, without and audio go with a sentence; a Query has its own")
         if isinstance(query, Detector):
-            least = -math.inf if min_score is None else min_score
+            least = least_score(min_score)
             return [hit for hit in self._search_by(query, k, fold, **filters) if hit.score >= least]
         if not isinstance(query, Query):
             query = Query.of(query, also=also, without=without, audio=audio)
@@ -319,6 +319,7 @@ class AudioIndex:
         for query in queries:
             check_sentences(query, self.model.text_encoder)
         num_candidates, wanted = candidates_for(k), Wanted(k, fold)
+        least = least_score(min_score)
         plain = {
             place: query if isinstance(query, str) else query.texts[0][0]
             for place, query in enumerate(queries)
@@ -351,7 +352,6 @@ class AudioIndex:
                     text = self._encode_text(list(query.sentences)).float()  # (P, D)
                     parts = weighed(query, text, heard)
                     answers[place] = self._answer_parts(parts, wanted, num_candidates, allowed)
-        least = -math.inf if min_score is None else min_score
         return [
             [hit for hit in answers[place] if hit.score >= least] for place in range(len(queries))
         ]
@@ -698,6 +698,15 @@ class AudioIndex:
         mask = torch.ones(keys.shape[:2], dtype=torch.bool, device=text.device)
         logits = self.model.moment_logits_of_keys(text[None], keys, mask)[0]
         return logits.sigmoid().detach().cpu().numpy()
+
+
+def least_score(min_score: float | None) -> float:
+    """Return the lowest score of an answer; None: any. Raises UserError for NaN."""
+    if min_score is None:
+        return -math.inf
+    if math.isnan(min_score):
+        raise UserError("min_score must be a number, found nan")
+    return min_score
 
 
 def candidates_for(k: int) -> int:

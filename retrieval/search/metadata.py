@@ -19,7 +19,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
-from retrieval.base.errors import UserError, one_line
+from retrieval.base.errors import UserError, one_line, printable
 
 Kind = Literal["text", "number"]
 Fields = dict[str, str | float]  # known values of a file by column
@@ -28,6 +28,7 @@ FILE_NAME = "file_name"
 # columns of answers and names of filters: the same name for two things would confuse
 BUILT_IN = ("query", "rank", "score", "file", "folder", "from", "to", "excerpt_from", "excerpt_to")
 BUILT_IN += ("seconds", "file_seconds", "moments", "copies", "within", "without", "where", "k")
+BUILT_IN += ("matches", "metadata")
 BUILT_IN += ("min_score", "min_seconds", "max_seconds", "fold")
 MOST_COLUMNS, LONGEST_VALUE = 100, 1000  # characters
 FEW_TEXTS = 0.2  # share of texts in a column of numbers up to which they are taken for mistakes
@@ -313,5 +314,5 @@ def _near(name: str, known: Collection[str], what: str) -> str:
 
 def _shown(text: str) -> str:
     """Cut and quote a text of a file for a message of one line."""
-    text = "".join(own if own.isprintable() else repr(own)[1:-1] for own in text)
+    text = printable(text)
     return text if len(text) <= LONGEST_SHOWN else text[:LONGEST_SHOWN] + "..."

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from retrieval.base.errors import UserError
 from retrieval.config import load_config
 from retrieval.models.build import build_model
 from retrieval.models.pooling import MeanPooling
@@ -125,6 +127,9 @@ def test_min_score_leaves_answers_out_and_changes_no_other(indexed):
     kept = index.search(QUERY, 50, min_score=least)
     assert [(hit.file, hit.score) for hit in kept] == [(hit.file, hit.score) for hit in hits[:5]]
     assert index.search(QUERY, 50, min_score=hits[0].score + 1) == []
+    assert len(index.search(QUERY, 50, min_score=-math.inf)) == len(hits)
+    with pytest.raises(UserError, match="min_score"):
+        index.search(QUERY, min_score=math.nan)
 
 
 def test_score_is_measured_again_after_changes_only(indexed, sounds, tmp_path, monkeypatch):

@@ -163,6 +163,22 @@ def test_parts_do_what_they_say():
     assert clips.best(beside)[0] == both and clips.best(Query.of("rain"))[0] == rain
 
 
+@pytest.mark.parametrize("factor", [1.0, 1e-300, 1.5e308])
+def test_only_the_ratio_of_weights_counts(factor):
+    also, text = [("b", factor), ("c", factor / 2)], torch.eye(4)[:3]
+    expected = [0.4, 0.4, 0.2] if factor == 1 else [0, 2 / 3, 1 / 3]
+    if factor < 1:
+        expected = [1, 0, 0]
+    query = Query.of("a", also=also)
+    np.testing.assert_allclose(weighed(query, text, None).weights, expected, atol=1e-6)
+    # beside a sound of the same weight as b: half of the sum would overflow float64
+    query = Query(tuple(also), audio=(np.zeros(3), 8000), audio_weight=factor)
+    sound = np.ones((1, 4), np.float32)
+    parts = weighed(query, text[:2], sound)
+    np.testing.assert_allclose(parts.weights, [0.4, 0.2], atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(parts.sounds), 0.4 * SOUND_SCALE, rtol=1e-6)
+
+
 def test_one_sentence_is_the_plain_search(indexes):
     index = AudioIndex.open(indexes["tap"])
     plain, query = index.search(LOW, 50), index.search(Query(((LOW, 3.0),)), 50)

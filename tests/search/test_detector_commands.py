@@ -10,6 +10,7 @@ import pytest
 from retrieval.search import AudioIndex, Mark
 from retrieval.search.__main__ import main
 from retrieval.search.detectors import Detectors, read_marks
+from retrieval.search.storage import connect
 from tests.conftest import mistake
 from tests.search.test_search import QUERY, indexed, models, sounds  # noqa: F401
 
@@ -64,6 +65,13 @@ def test_rounds_of_marks(index: Path, names: list[str], sounds: Path, capsys):  
     assert "low" in run(capsys, "detectors", index)
     run(capsys, "detectors", index, "--delete", "low")
     assert "low" not in run(capsys, "detectors", index)
+
+
+def test_names_of_two_lines_are_printed_in_one(index: Path, names: list[str], capsys):
+    with connect(index) as database:
+        database.execute("UPDATE files SET file = ? WHERE file = ?", ("a\nb.wav", names[1]))
+    out = run(capsys, "mark", index, "low", "--query", QUERY, "--right", names[0])
+    assert r"a\nb.wav" in out and "a\nb.wav" not in out
 
 
 def test_marks_of_one_kind_are_noted(index: Path, names: list[str], capsys):

@@ -60,6 +60,7 @@ def test_a_column_with_many_texts_is_text(tmp_path):
         ("file_name\nowl.wav\n", ["1 columns"]),
         ("file_name,place,place\n", ["column 3", "place", "column 2"]),
         ("file_name,Score\n", ["column 2", "Score"]),
+        ("file_name,matches\n", ["column 2", "matches"]),
         ("file_name,a=b\n", ["column 2", "a=b"]),
         ("file_name,\n", ["column 2"]),
         ("file_name,place\nowl.wav,x,y\n", ["row 2", "3 fields"]),

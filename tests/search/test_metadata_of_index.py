@@ -154,7 +154,7 @@ def test_the_commands(model, sounds, table, tmp_path, capsys):
     assert (row["file"], row["place"], row["year"], row["by"]) == (
         "c.wav",
         "forest",
-        "2023.0",
+        "2023",
         "Ben",
     )
     assert main([*asked, "--json"]) == 0
