@@ -150,7 +150,7 @@ def test_the_page_takes_excerpts_and_scores_of_the_index(indexes):
     status, cards = page.like(long, "", 0.0, None, 5, "", None)
     assert "like below/long.wav" in status and "two.wav" in cards
     too_long = SimpleNamespace(file="below/long.wav", start=0.0, end=20.0)
-    assert "must have a start and an end" in page.like(too_long, "", 0.0, None, 5, "", None)[0]
+    assert "start and end of a sound" in page.like(too_long, "", 0.0, None, 5, "", None)[0]
     table = score_table(["a", "b", "c"], [37.5, -12.25, 3.75])
     assert "width:100.0%" in table and "width:10.0%" in table and "width:0.0%" in table
     assert "37.500" in table and "-12.250" in table
