@@ -41,13 +41,16 @@ class IndexedClips:
         self._vectors, self._frames = vectors, frames
         self._first_frames, self._num_frames = first_frames, num_frames
         self._rows = np.arange(len(vectors)) if rows is None else rows
-        # clips by row, for clips that share rows: those of row r stand from _starts[r] on
-        self._clips_by_row = np.argsort(self._rows, kind="stable")  # (B,)
-        counts = np.bincount(self._rows, minlength=len(vectors))  # (R,)
-        self._row_starts = np.cumsum(counts) - counts
-        self._row_counts = counts
-        self._used_rows = None if counts.all() else counts > 0
-        self._shares_rows = bool((counts > 1).any())
+        # True for an index whose files were added in order and never changed
+        self._is_in_order = np.array_equal(self._rows, np.arange(len(vectors)))
+        self._used_rows, self._shares_rows = None, False
+        if not self._is_in_order:
+            counts = np.bincount(self._rows, minlength=len(vectors))  # (R,)
+            self._used_rows = None if counts.all() else counts > 0
+            self._shares_rows = bool((counts > 1).any())
+            # clips by row, for clips that share rows: those of row r stand from _row_starts[r] on
+            self._clips_by_row = np.argsort(self._rows, kind="stable")  # (B,)
+            self._row_starts, self._row_counts = np.cumsum(counts) - counts, counts
 
     @property
     def has_frames(self) -> bool:
@@ -77,6 +80,8 @@ class IndexedClips:
         search = self._nearest_by_cosine if cosine else self._nearest_rows
         rows, scores = search(vectors, num, allowed)  # (n, num or all allowed rows)
         check_not_nan(torch.from_numpy(scores))
+        if self._is_in_order:
+            return rows, scores
         if not self._shares_rows:
             return self._clips_by_row[self._row_starts[rows]], scores
         return self._clips_of_rows(rows, scores, num, selection)
