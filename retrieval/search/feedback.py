@@ -8,7 +8,7 @@ A few marks are far fewer than dimensions, so the fit needs to know more than th
 - The index: vectors are whitened on the same sample, so that directions in which all recordings
   differ count less.
 
-The numbers below were chosen by benchmarks/feedback.py; docs/search.md has its table.
+The numbers below were chosen by benchmarks/feedback.py; docs/detectors.md has its table.
 
 Letters: M marks, S excerpts of the sample, D = dim.
 """

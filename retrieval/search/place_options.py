@@ -12,8 +12,8 @@ def add_place(parser: argparse.ArgumentParser, is_required: bool = False) -> Non
     add = parser.add_mutually_exclusive_group(required=is_required).add_argument
     add("--index", type=_folder, metavar="DIR", help="folder of the index")
     store = (
-        "in place of --index: an index in a PostgreSQL database, for several machines (docs/"
-        "search.md): postgresql://user@host/database?index=NAME"
+        "in place of --index: an index in a PostgreSQL database, for several machines"
+        " (docs/large_indexes.md): postgresql://user@host/database?index=NAME"
     )
     add("--store", dest="index", type=_address, metavar="URI", help=store)
     frames = (

@@ -136,7 +136,7 @@ def explained(address: Address, advice: str = "") -> Iterator[None]:
 
 def _reason(error: psycopg.Error, text: str, advice: str) -> str:
     if isinstance(error, errors.InsufficientPrivilege):
-        who = "ask the database's administrator, see docs/search.md"
+        who = "ask the database's administrator, see docs/large_indexes.md"
         return f"lacks a right of this user ({text}); {who}"
     if isinstance(error, (errors.DiskFull, errors.ReadOnlySqlTransaction)):
         return f"cannot be written ({text}); make room there, or open it for writing{advice}"
@@ -199,7 +199,7 @@ def read_state(connection: psycopg.Connection, address: Address) -> State | None
     if not all(found.values()):
         raise StoreError(
             f"--store {address} lacks a right of this user (USAGE of schema {address.name});"
-            " ask the database's administrator, see docs/search.md"
+            " ask the database's administrator, see docs/large_indexes.md"
         )
     if "meta" not in names or "shards" not in names:
         raise UserError(

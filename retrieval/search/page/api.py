@@ -1,7 +1,7 @@
 """JSON endpoints of the page's server for other programs: search, and moments in one recording.
 
 Requests pass gate.py first, as those of the page. Each model below is a part of the description
-that /api/openapi.json gives. See docs/search.md.
+that /api/openapi.json gives. See docs/search_page.md.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 """Access control in front of the page: refuses every request that is not on its lists.
 
 It checks host name, route, origin, client (and password) and event, in this order, before a request
-reaches Gradio or the disk. See docs/search.md.
+reaches Gradio or the disk. See docs/search_page.md.
 """
 
 import asyncio

@@ -211,7 +211,7 @@ def test_the_description_names_the_routes_and_their_fields(address):
 
 
 def test_the_client_of_the_docs_works(closed, index, monkeypatch):
-    text = (ROOT / "docs" / "search.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "search_page.md").read_text(encoding="utf-8")
     (client,) = (
         block
         for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL)
