@@ -264,7 +264,7 @@ class AudioIndex:
         query: str | Query | Detector | None = None,
         k: int = 10,
         *,
-        also: Sequence[str | tuple[str, float]] = (),
+        also: str | Sequence[str | tuple[str, float]] = (),
         without: str | Sequence[str] = (),
         audio: Sound | None = None,
         min_score: float | None = None,

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,7 @@ class Query:
         cls,
         text: str | None = None,
         *,
-        also: Sequence[str | tuple[str, float]] = (),
+        also: str | Sequence[str | tuple[str, float]] = (),
         without: str | Sequence[str] = (),
         audio: Sound | None = None,
         audio_weight: float = 1.0,
@@ -57,7 +58,7 @@ class Query:
             UserError: Nothing to search for, a weight that is not above 0, or a sentence twice.
         """
         texts = () if text is None else ((text, 1.0),)
-        for own in also:
+        for own in (also,) if isinstance(also, str) else also:
             pair = (own, 1.0) if isinstance(own, str) else tuple(own)
             if len(pair) != 2 or not isinstance(pair[0], str):
                 raise UserError(f"also takes sentences, or pairs with a weight, found {own!r}")
@@ -87,7 +88,7 @@ class Query:
         weights = [(repr(short(text)), weight) for text, weight in self.texts]
         weights += [("the sound", self.audio_weight)] if self.audio is not None else []
         for name, weight in weights:
-            is_number = isinstance(weight, (int, float)) and math.isfinite(weight)
+            is_number = isinstance(weight, Real) and math.isfinite(weight)
             if not is_number or weight <= 0:
                 hint = "; for what should not be heard there is `without`" if is_number else ""
                 raise UserError(f"the weight of {name} must be above 0, found {weight!r}{hint}")

@@ -235,6 +235,11 @@ def test_more_answers_than_candidates(indexes, monkeypatch):
     assert index.search(LOW, 3, without=FAST, min_seconds=1e6) == []
 
 
+def test_one_sentence_and_numbers_of_numpy():
+    assert Query.of(LOW, also=HIGH) == Query.of(LOW, also=[HIGH])
+    assert Query.of(LOW, also=[(HIGH, np.float32(0.5))]) == Query.of(LOW, also=[(HIGH, 0.5)])
+
+
 @pytest.mark.parametrize(
     ("arguments", "culprit"),
     [

@@ -10,8 +10,8 @@ import torch
 
 from retrieval.config import load_config
 from retrieval.models.build import build_model
-from retrieval.search import AudioIndex
-from retrieval.search.copies import correlation, steps_of
+from retrieval.search import AudioIndex, copies
+from retrieval.search.copies import Chooser, correlation, steps_of
 from tests.conftest import SAMPLE_RATE
 from tests.corpora import write_by_ffmpeg
 
@@ -102,3 +102,15 @@ def test_the_correlation_is_that_of_a_loop():
     expected = np.corrcoef(first.flatten(), second.flatten())[0, 1]
     assert correlation(own, theirs[:]) == pytest.approx(expected, abs=1e-5)
     assert np.isnan(correlation(own, np.zeros_like(own)))  # silence is no copy
+
+
+def test_many_answers_are_compared_with_the_last_ones(index, monkeypatch):
+    compared = []
+    are_copies = Chooser._are_copies
+    monkeypatch.setattr(Chooser, "_are_copies", lambda *own: compared.append(1) or are_copies(*own))
+    folded = [(hit.file, hit.copies) for hit in index.search(QUERY, k=50)]
+    num_all = len(compared)
+    monkeypatch.setattr(copies, "MOST_COMPARED", 2)
+    compared.clear()
+    assert index.search(QUERY, k=50)[0].file == folded[0][0]
+    assert len(compared) < num_all and len(compared) <= 2 * index.num_files

@@ -69,6 +69,7 @@ def test_columns_are_filters_and_stand_in_the_answers(built, sounds):
     assert found(index, place="forest") == {"birds/a.wav", "c.wav"}
     assert found(index, place=["forest", "lake"], year=(2021, None)) == {"birds/b.wav", "c.wav"}
     assert found(index, year="2021.5") == {"birds/b.wav"}
+    assert found(index, year=np.int64(2023)) == {"c.wav"}
     assert found(index, year=(1990, 1999)) == set()
     hits = index.search_audio(sounds / "d.wav", where={"by": ["Ann", "Ben"]}, within="birds")
     assert [hit.file for hit in hits] == ["birds/b.wav"]
