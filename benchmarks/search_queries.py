@@ -1,6 +1,6 @@
 """Queries whose answer is known: sentences about absent sounds, and sentences combined.
 
-    python -m benchmarks.search_queries --checkpoint runs/sample_tap/best --work /tmp/scenes
+    python -m benchmarks.search_queries --checkpoint runs/sample_tap/best --work data/scenes
 
 Writes new scenes of the sample corpus's kinds (--single of each kind with that kind only, and
 --mixed of 1 to 4 kinds) and indexes them. Prints, for collections that hold all kinds, half of
