@@ -27,7 +27,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retrieval.base.command import run_main
@@ -190,14 +190,16 @@ def filters_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the filters of a search. Raises UserError for a wrong --where."""
     from retrieval.search.metadata import parse_where
 
-    within = PurePosixPath(arguments.within).as_posix().strip("/.")
     limits = {"min_seconds": arguments.min_seconds, "max_seconds": arguments.max_seconds}
-    return {"within": within, **limits, "where": parse_where(arguments.where)}
+    return {"within": arguments.within, **limits, "where": parse_where(arguments.where)}
 
 
 def check_within(arguments: argparse.Namespace, within: str, index: "AudioIndex") -> None:
     """Raise UserError if the index has no files below the folder of --within."""
-    if within and within not in index.folders:
+    from retrieval.search.filters import Filters
+
+    folder = Filters(within).folder
+    if folder and folder not in index.folders:
         raise UserError(
             f"--within {arguments.within}: the index has no files below such a folder; it has:"
             f" {', '.join(index.folders[:FILES_LISTED]) or 'none'}"
@@ -367,9 +369,11 @@ def write_answers(
             content.append({"query": text, "hits": rows})
         print(json.dumps(content, indent=2, ensure_ascii=False))
         return
+    least = getattr(arguments, "min_score", None)  # detect has none
+    limit = "" if least is None else f" with a score of {least:g} or more"
     for text, hits in answers:
         if len(answers) > 1 or not hits:
-            print(f"{text}:" + ("" if hits else " nothing found"))
+            print(f"{text}:" + ("" if hits else f" nothing found{limit}"))
         several = any(len(hit.moments) > 1 for hit in hits) and not arguments.moments
         last_match = max((hit.rank for hit in hits if hit.is_match), default=0)
         if hits and not last_match and unrelated_score is not None:

@@ -3,12 +3,15 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
+
+from retrieval.base.errors import UserError
 
 
 @dataclass(frozen=True)
 class Filters:
-    """Conditions on the recording of an answer; all of them must hold.
+    """Conditions on the recording of an answer; all of them must hold. Raises UserError.
 
     Attributes:
         within: Folder below the indexed one, such as "birds/owls"; "": every folder.
@@ -25,10 +28,24 @@ class Filters:
     without: str = ""
     where: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self):
+        for name in ("within", "without"):
+            if not isinstance(value := getattr(self, name), str):
+                raise UserError(f"{name} must be a name below the indexed folder, found {value!r}")
+        for name in ("min_seconds", "max_seconds"):
+            value = getattr(self, name)
+            if not isinstance(value, Real) or math.isnan(value):
+                raise UserError(f"{name} must be a number of seconds, found {value!r}")
+        if not isinstance(self.where, Mapping):
+            raise UserError(
+                'where must give a value to each column, such as {"place": "forest"}, found'
+                f" {self.where!r}"
+            )
+
     @property
     def folder(self) -> str:
-        """`within` without borders."""
-        return self.within.strip("/")
+        """`within` without "." and borders."""
+        return "/".join(part for part in self.within.split("/") if part not in ("", "."))
 
     @property
     def limit_length(self) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import islice
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -711,6 +712,6 @@ def least_score(min_score: float | None) -> float:
 
 def candidates_for(k: int) -> int:
     """Return the number of candidates of a query for k answers. Raises UserError for k below 1."""
-    if k < 1:
-        raise UserError(f"k must be at least 1, found {k}")
+    if not isinstance(k, Integral) or k < 1:
+        raise UserError(f"k must be a whole number from 1 on, found {k!r}")
     return max(CANDIDATES, CANDIDATES_PER_HIT * k)

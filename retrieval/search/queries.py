@@ -58,12 +58,12 @@ class Query:
             UserError: Nothing to search for, a weight that is not above 0, or a sentence twice.
         """
         texts = () if text is None else ((text, 1.0),)
-        for own in (also,) if isinstance(also, str) else also:
+        for own in (also,) if isinstance(also, str) else also or ():
             pair = (own, 1.0) if isinstance(own, str) else tuple(own)
             if len(pair) != 2 or not isinstance(pair[0], str):
                 raise UserError(f"also takes sentences, or pairs with a weight, found {own!r}")
             texts += (pair,)
-        without = (without,) if isinstance(without, str) else tuple(without)
+        without = (without,) if isinstance(without, str) else tuple(without or ())
         query = cls(texts, without, audio, audio_weight)
         query.check()
         return query

@@ -108,8 +108,9 @@ def build_index(
     place.check_target()
     before = None if overwrite else place.read_meta()
     if before is None and checkpoint is None:
+        found = "is made anew" if overwrite else "does not exist yet"
         raise UserError(
-            f"index {index} does not exist yet: add --checkpoint MODEL, such as runs/tap/best or"
+            f"index {index} {found}: add --checkpoint MODEL, such as runs/tap/best or"
             " laion/clap-htsat-unfused"
         )
     found, _, _ = files_to_index(folder)

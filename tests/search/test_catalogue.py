@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from retrieval.base.errors import UserError
 from retrieval.search import catalogue
 from retrieval.search.catalogue import CATALOGUE, Catalogue, Files
 from retrieval.search.clips import IndexedClips, unit
@@ -163,13 +164,14 @@ def test_files_are_found_by_name():
         Filters(without="b/a.wav"),
         Filters(without="absent"),
         Filters(min_seconds=100.0),
-        Filters(max_seconds=float("nan")),
+        Filters(within="./b//c/."),
+        Filters(within="../b"),
     ],
 )
 def test_filters_against_a_loop(path, filters):
     store = LocalStore(path)
     selection = store.select(filters)
-    folder = filters.within.strip("/")
+    folder = {"/b/c/": "b/c", "./b//c/.": "b/c"}.get(filters.within, filters.within)
     expected = [
         clip
         for clip, file, *_ in store.excerpts(range(len(store)))
@@ -180,6 +182,22 @@ def test_filters_against_a_loop(path, filters):
     assert store.count(selection) == len(expected)
     query = np.random.default_rng(1).standard_normal((1, DIM)).astype(np.float32)
     assert sorted(store.nearest(query, 100, selection)[0][0]) == expected
+
+
+@pytest.mark.parametrize(
+    "filters",
+    [
+        {"within": None},
+        {"without": 3},
+        {"min_seconds": float("nan")},
+        {"max_seconds": "7"},
+        {"where": "place=forest"},
+        {"where": None},
+    ],
+)
+def test_wrong_filters_are_named(filters):
+    with pytest.raises(UserError, match=next(iter(filters))):
+        Filters(**filters)
 
 
 @pytest.mark.parametrize("cosine", [False, True])
