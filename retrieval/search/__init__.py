@@ -17,14 +17,14 @@ In Python:
             print(f"{hit.score:.3f}  {hit.file}  {moment.start:.1f}-{moment.end:.1f} s")
     index.search_audio("recordings/dog.wav")  # more like this
 
-    # Mark answers, and search by what they have in common.
+    # Mark answers right or wrong, and search by these marks.
     hits = index.search("a wren")
     wren = index.refine("a wren", [Mark.of(hits[0], right=True), Mark.of(hits[1], right=False)])
     index.search(wren)
 
     find_moments("meeting.wav", ["a phone rings"], "runs/tap/best").moments  # without an index
 
-All names are loaded when they are first used.
+Each name is loaded at its first use.
 """
 
 import lazy_loader

@@ -1,4 +1,4 @@
-"""Search recordings by a sentence or by a sound; index them first.
+"""Index recordings; then search them by a sentence or a sound.
 
     python -m retrieval.search index FOLDER --checkpoint runs/tap/best --index DIR
     python -m retrieval.search index FOLDER --checkpoint laion/clap-htsat-unfused --index DIR
@@ -13,11 +13,10 @@
     python -m retrieval.search detect wren --index DIR     # all excerpts that it finds
     python -m retrieval.search detectors --index DIR       # list them
 
-Run `index` again after changes: only new and changed recordings are encoded. It reads WAV, FLAC,
+Run `index` again after changes: it encodes only new and changed recordings. It reads WAV, FLAC,
 Ogg, Opus, MP3, AIFF, M4A, the sound of MP4 and WebM, and more (docs/corpora.md), under any file
-name. Files of any length are cut into overlapping excerpts, so that an answer is a file and a place
-in it: the stretches where the sentence is heard. In an index of CLAP, and for sounds as queries,
-the place is the excerpt.
+name. It cuts long files into overlapping excerpts. An answer is a file, and the stretches of it
+where the sentence is heard. With CLAP, and if the query is a sound, the stretch is the excerpt.
 """
 
 import argparse
@@ -219,9 +218,9 @@ def finish_index(
     arguments: argparse.Namespace,
     unrelated_score: float | None = None,
 ) -> None:
-    """Write and print answers of an index; note the files that are no longer there.
+    """Write and print answers of an index; note files that no longer exist.
 
-    unrelated_score: draw a line between answers that match and others; None: draw none.
+    unrelated_score: score of the line between answers that match and others; None: no line.
     """
     notes, gone = {}, set()  # notes in order, each once
     for file in sorted({hit.file for _, hits in answers for hit in hits}):
@@ -237,7 +236,7 @@ def finish_index(
 
 
 def asked(arguments: argparse.Namespace) -> "Query":
-    """Return the query of the options. Raises UserError."""
+    """Return the query that the options describe. Raises UserError."""
     from retrieval.search.queries import Query
 
     weight = 1.0 if arguments.audio_weight is None else arguments.audio_weight
@@ -276,12 +275,12 @@ def finish(
     """Write and print answers.
 
     Args:
-        answers: Of each query.
-        path_of: Gives the path of a file of an answer.
-        gone: Files that are no longer there.
-        arguments: Of the command.
-        columns: Of metadata.
-        unrelated_score: Draw a line between answers that match and others; None: draw none.
+        answers: Each query with its answers.
+        path_of: Returns the path of an answer's file.
+        gone: Files that no longer exist.
+        arguments: Arguments of the command.
+        columns: Columns of metadata.
+        unrelated_score: Score of the line between answers that match and others; None: no line.
     """
     written = export(answers, path_of, gone, arguments)
     write_answers(answers, arguments, columns, unrelated_score)
@@ -333,7 +332,7 @@ def write_answers(
     columns: Sequence[str],
     unrelated_score: float | None,
 ) -> None:
-    """Print answers as lines or JSON, and write them to --csv; columns: of metadata."""
+    """Print answers as lines or JSON, and write them to --csv; columns: those of metadata."""
 
     def row(hit: "Hit") -> tuple:
         times = hit.attended_from, hit.attended_to, hit.start, hit.end, hit.seconds
@@ -412,7 +411,7 @@ def shown(value: str | float) -> str:
 
 
 def as_written(value: str | float) -> str | float:
-    """Return a value of metadata as its file has it: 2020 and not 2020.0."""
+    """Return a value of metadata as the CSV has it: 2020, not 2020.0."""
     is_whole = isinstance(value, float) and value.is_integer() and abs(value) < 2**53
     return int(value) if is_whole else value
 
@@ -435,66 +434,68 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True, metavar=metavar)
     making = commands.add_parser("index", help="make an index, or bring it up to date")
     add = making.add_argument
-    folder = "recordings, in any sub-folders; after a move, the new folder"
+    folder = "folder of the recordings, with sub-folders; after a move, the new folder"
     add("folder", type=path_argument, metavar="FOLDER", help=folder)
     checkpoint = (
-        "model folder; CLAP or PE-Audio, as a folder or by hub name, such as"
-        " laion/clap-htsat-unfused; or a .ckpt of salsa; default: that of the existing index"
+        "model folder; or CLAP or PE-Audio by folder or hub name, such as"
+        " laion/clap-htsat-unfused; or a .ckpt of salsa; default: the model of the existing index"
     )
     add("--checkpoint", type=path_argument, metavar="MODEL", help=checkpoint)
-    excerpt = "longest excerpt; default: the model's clip_seconds, for CLAP and PE-Audio 10"
+    excerpt = "longest excerpt, s; default: the model's clip_seconds; CLAP and PE-Audio: 10"
     add("--excerpt-seconds", type=float, help=excerpt)
-    hop = "from one excerpt of a long file to the next; default: half of an excerpt"
+    hop = "distance of the excerpts of a long file, s; default: half of an excerpt"
     add("--hop-seconds", type=float, help=hop)
     frames = (
-        "float16: keep frames, so that answers say when in an excerpt; int8: in half the bytes;"
-        " none: the excerpt only; default: float16, if the model has several frames a window"
+        "frames to keep, by which answers say when in an excerpt; int8: half the bytes of float16;"
+        " none: excerpts only; default: float16 if the model has several frames a window"
     )
     add("--frames", choices=["float16", "int8", "none"], help=frames)
-    rate = "keep averages of neighbouring frames, about so many a second; default: all frames"
+    rate = "keep averages of neighbouring frames, about R a second; default: all frames"
     add("--frames-per-second", type=float, metavar="R", help=rate)
     metadata = (
-        "CSV with a column file_name; its other columns become filters; default: that of the index"
+        "CSV with a column file_name; its other columns become filters; default: keep those of the"
+        " index"
     )
     add("--metadata", type=path_argument, metavar="FILE", help=metadata)
-    add("--batch-size", type=int, default=16, help="excerpts encoded at once")
+    add("--batch-size", type=int, default=16, help="number of excerpts encoded at once")
     precisions = ["auto", "no", "bf16", "fp16"]
-    add("--mixed-precision", choices=precisions, default="auto", help="of the encoder")
-    add("--overwrite", action="store_true", help="forget the content of the index; make it anew")
-    asking = commands.add_parser("query", help="search an index, or one file")
+    add("--mixed-precision", choices=precisions, default="auto", help="precision of the encoder")
+    add("--overwrite", action="store_true", help="delete the content of the index; make it anew")
+    asking = commands.add_parser("query", help="search in an index, or in one file")
     add = asking.add_argument
-    add("text", nargs="?", help="a sentence")
-    audio = "a sound in place of the sentence, or beside it"
+    add("text", nargs="?", help="the sentence to search for")
+    audio = "sound to search for, without or with a sentence"
     add("--audio", type=path_argument, metavar="FILE", help=audio)
-    also = "another sentence that should be heard, and its weight beside the first one (default: 1)"
+    also = "another sentence that should be heard; its weight relative to the first (default: 1)"
     metavar = ("SENTENCE", "WEIGHT")
     add("--also", nargs="+", action="append", default=[], metavar=metavar, help=also)
-    without = "a sentence that should not be heard; may be given several times"
+    without = "a sentence that should not be heard; may be repeated"
     add("--without", action="append", default=[], metavar="SENTENCE", help=without)
-    weight = "weight of the sound beside the sentence (default: 1)"
+    weight = "weight of the sound relative to the sentence (default: 1)"
     add("--audio-weight", type=float, metavar="WEIGHT", help=weight)
-    queries = "several sentences: a line each, or a CSV with a column caption"
+    queries = "file of sentences: one per line, or a CSV with a column caption"
     add("--queries", type=path_argument, metavar="FILE", help=queries)
     checkpoint = (
-        "where the index's model is now; default: where it was. With --file: the model, any that an"
-        " index takes"
+        "present place of the index's model; default: where it was. With --file: the model, as for"
+        " index"
     )
     add("--checkpoint", type=path_argument, metavar="MODEL", help=checkpoint)
-    one = "search in this file, of any length, without an index; needs --checkpoint"
+    one = "search in this one file, without an index; needs --checkpoint"
     add("--file", type=path_argument, metavar="FILE", help=one)
-    method = "how moments are found in --file (docs/search.md); default: auto"
+    method = "way to find moments with --file (docs/search.md); default: auto"
     add("--method", choices=METHODS, help=method)
-    add("-k", type=int, default=10, help="answers to a query")
-    copies = "answer with every copy of a recording; default: copies are one answer"
+    add("-k", type=int, default=10, help="number of answers to a query (default: 10)")
+    copies = "show each copy of a recording as an answer; default: copies are one answer"
     add("--all-copies", action="store_true", help=copies)
-    least = "only answers with this score or a higher one (docs/search.md)"
+    least = "leave out answers with a lower score (docs/search.md)"
     add("--min-score", type=float, metavar="SCORE", help=least)
-    fast = "use a text encoder in 8 bit, on a CPU; it is made at the first use"
+    fast = "on a CPU, use a text encoder in 8 bit; it is made at the first use"
     add("--fast-text", action="store_true", help=fast)
     add_answer_options(asking)
     marking, detecting, listing = add_detector_commands(commands)
     shard = (
-        "bring only this share of the files up to date, such as 3/16: other processes do the others"
+        "with --store: update only this share of the files, such as 3/16; other processes do the"
+        " others"
     )
     making.add_argument("--shard", metavar="NUMBER/OF", help=shard)
     for command in (making, asking, marking, detecting, listing):
@@ -504,7 +505,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
             continue
         default = "roberta-large" if command is making else "as when the index was made"
         tokenizer = (
-            f"tokenizer of a .ckpt, which has none: a folder or hub name; default: {default}"
+            f"tokenizer for a .ckpt, by folder or hub name; default: {default}"
         )
         command.add_argument("--text-encoder", type=path_argument, metavar="NAME", help=tokenizer)
     arguments = parser.parse_args(argv)
@@ -527,63 +528,63 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def add_answer_options(command: argparse.ArgumentParser) -> None:
     """Add the options that filter answers and write them."""
     add = command.add_argument
-    within = "only files below this one, relative to the indexed folder"
+    within = "only files in this sub-folder of the indexed folder"
     add("--within", default="", metavar="SUBFOLDER", help=within)
     add("--min-seconds", type=float, default=0.0, help="only files of this length or longer")
     longest = "only files of this length or shorter"
     add("--max-seconds", type=float, default=float("inf"), help=longest)
     where = (
-        "only files of such metadata, place=forest, or a range of numbers, year=2020..2024; may be"
-        " repeated: a column given twice accepts both values"
+        "only files with this metadata, such as place=forest or year=2020..2024; may be repeated: a"
+        " column given twice accepts both values"
     )
     add("--where", action="append", default=[], metavar="COLUMN=VALUE", help=where)
-    add("--moments", action="store_true", help="print all stretches of an answer, a line each")
+    add("--moments", action="store_true", help="print all stretches of an answer, one per line")
     add("--json", action="store_true", help="print JSON")
-    add("--csv", type=path_argument, metavar="FILE", help="write the answers to a file too")
+    add("--csv", type=path_argument, metavar="FILE", help="also write the answers to this file")
     labels = (
-        "write the stretches as labels too, to --output: label tracks of Audacity or selection"
-        " tables of Raven, a file for each recording; or one CSV or JSON"
+        "also write the stretches to --output: label tracks of Audacity or selection tables of"
+        " Raven, a file for each recording; or one CSV or JSON"
     )
     add("--labels", choices=LABELS, help=labels)
-    output = "folder of the label tracks or selection tables; file of the CSV or JSON"
+    output = "for --labels: folder of the tracks or tables, or file of the CSV or JSON"
     add("--output", type=path_argument, metavar="PATH", help=output)
-    clips = "write each stretch as a WAV too, to this new folder"
+    clips = "also write each stretch as a WAV into this new folder"
     add("--clips", type=path_argument, metavar="FOLDER", help=clips)
 
 
 def add_detector_commands(commands: argparse._SubParsersAction) -> list[argparse.ArgumentParser]:
     """Add the commands mark, detect and detectors."""
     told = {
-        "mark": "learn a detector from answers that are right or wrong",
+        "mark": "learn a detector from answers marked right or wrong",
         "detect": "find all excerpts that a detector accepts",
         "detectors": "list the detectors of an index, or delete one",
     }
     made = {name: commands.add_parser(name, help=text) for name, text in told.items()}
-    where = "folder of the detectors; default: that of the index"
+    where = "folder of the detectors; default: detectors/ in the index"
     for name, command in made.items():
         command.add_argument("--detectors", type=path_argument, metavar="FOLDER", help=where)
         if name != "detectors":
-            command.add_argument("name", metavar="NAME", help="of the detector")
-            model = "where the index's model is now; default: where it was"
+            command.add_argument("name", metavar="NAME", help="name of the detector")
+            model = "present place of the index's model; default: where it was"
             command.add_argument("--checkpoint", type=path_argument, metavar="MODEL", help=model)
             command.set_defaults(fast_text=False)
     add = made["mark"].add_argument
-    add("--query", metavar="TEXT", help="a sentence that says what a new detector is for")
-    right = "answers: names in the index, or paths; of a long file with a time, FILE@1:02.5"
+    add("--query", metavar="TEXT", help="sentence that describes the sound, for a new detector")
+    right = "right answers: names in the index, or paths; with a time in a long file, FILE@1:02.5"
     add("--right", nargs="+", default=[], metavar="FILE", help=right)
-    add("--wrong", nargs="+", default=[], metavar="FILE", help="what is none, likewise")
+    add("--wrong", nargs="+", default=[], metavar="FILE", help="wrong answers, in the same form")
     marks = "further marks: a CSV with the columns file, start, end, right"
     add("--marks", type=path_argument, metavar="FILE", help=marks)
-    new = "forget the marks of a detector of this name"
+    new = "delete the marks of an existing detector of this name"
     add("--overwrite", action="store_true", help=new)
-    labels = "write all its marks too, to --output; as for query"
+    labels = "also write all marks of the detector to --output; formats as for query"
     add("--labels", choices=LABELS, help=labels)
-    add("--output", type=path_argument, metavar="PATH", help="as for query")
+    add("--output", type=path_argument, metavar="PATH", help="place of the labels, as for query")
     made["mark"].set_defaults(csv=None, clips=None)
-    least = "report excerpts from this probability; default: the detector's own"
+    least = "report excerpts with at least this probability; default: the detector's threshold"
     made["detect"].add_argument("--min-probability", type=float, metavar="P", help=least)
     add_answer_options(made["detect"])
-    made["detectors"].add_argument("--delete", metavar="NAME", help="remove this detector")
+    made["detectors"].add_argument("--delete", metavar="NAME", help="delete this detector")
     return list(made.values())
 
 
@@ -685,7 +686,7 @@ def check_place(arguments: argparse.Namespace, parser: argparse.ArgumentParser) 
 def check_export_arguments(
     arguments: argparse.Namespace, parser: argparse.ArgumentParser, files_read: list[Path]
 ) -> None:
-    """Exit with one line if --labels, --output or --clips are wrong, before anything is loaded."""
+    """Exit with one line if --labels, --output or --clips are wrong, before a model is loaded."""
     labels, output, clips = arguments.labels, arguments.output, arguments.clips
     if bool(labels) != bool(output):
         parser.error("--labels FORMAT and --output PATH belong together: give both")

@@ -1,15 +1,15 @@
-"""Nearest neighbours among very many vectors, by a small file derived from them.
+"""Approximate nearest neighbours: a small file makes searches in many vectors fast.
 
 Above some 100,000 rows a flat search reads too much memory for each query. The file holds every
-vector in about one bit a number (RaBitQ, https://arxiv.org/abs/2405.12497); a search compares the
-query with all of them, and ranks the best `candidates_factor` x K again by the exact dot products
-with the vectors themselves, which stay mapped. Scores are therefore those of the flat search; a row
-can be missing. How many are missing depends on the vectors, so `build` measures it with queries and
+vector in about one bit a number (RaBitQ, https://arxiv.org/abs/2405.12497). A search compares the
+query with all of them, then ranks the best `candidates_factor` x K by exact dot products with the
+memory-mapped vectors. So scores are those of the flat search, but a row can be missing. How many
+are missing depends on the vectors: `build` measures it with queries. If too many are missing, it
 takes more candidates, then 8 bits a number (SQ8), then no file (flat).
 
-Vectors are turned by a random rotation first, without which numbers of very different size, or
-vectors with few large numbers, are badly kept by one bit: the recall of vectors with heavy tails
-was .03 without it and .99 with it (40,000 rows, D 512).
+A random rotation is applied to the vectors first. Without it one bit keeps too little of vectors
+whose numbers differ much in size: the recall of vectors with heavy tails was .03 without it and .99
+with it (40,000 rows, D 512).
 
 Letters: n queries, B rows, D = dim, K nearest rows of a query.
 """
@@ -53,17 +53,17 @@ LARGEST_SHARE = 0.25
 
 
 class Facts(BaseModel):
-    """What a file of nearest neighbours is, as the index records it.
+    """Record of a file of nearest neighbours, kept in the index.
 
     Attributes:
         kind: RaBitQ, SQ8, or flat: no file, because neither found enough of the nearest rows.
-        file: Its name; empty for flat.
-        generation: Of the vectors that it is derived from.
-        rows: Number of the first rows that are in it.
-        rows_when_trained: Rows there were when it was trained and measured.
-        candidates_factor: Candidates for each row that is asked for.
-        recall: Share of the exact NEAREST rows that were found when it was measured.
-        bytes, sha256: Size and digest. FAISS crashes on some damaged files.
+        file: Name of the file; empty for flat.
+        generation: Generation of the vectors that it is derived from.
+        rows: Number of rows in it, from the first on.
+        rows_when_trained: Number of rows when it was trained and measured.
+        candidates_factor: Number of candidates for each requested row.
+        recall: Share of the exact NEAREST rows that it found when it was measured.
+        bytes, sha256: Size and digest, checked first because FAISS crashes on some damaged files.
     """
 
     model_config = ConfigDict(strict=True, frozen=True)
@@ -94,7 +94,7 @@ class Approximate:
 
     Attributes:
         facts: Record of the file.
-        vectors: float32 (B, D), with the rows that were added since.
+        vectors: float32 (B, D), including rows added since the file was written.
     """
 
     def __init__(self, index: faiss.Index, facts: Facts, vectors: np.ndarray):
@@ -111,15 +111,15 @@ class Approximate:
 
     @classmethod
     def load(cls, path: Path, facts: Facts, vectors: np.ndarray) -> "Approximate":
-        """Open a file, and add the rows that it lacks.
+        """Open a file, and add rows that are not in it.
 
         Args:
             path: The file.
             facts: Its record.
-            vectors: float32 (B, D), the vectors that it was made of, and later ones.
+            vectors: float32 (B, D), its vectors and later ones.
 
         Raises:
-            Unusable: The file is absent, or not the one that was recorded.
+            Unusable: The file is absent, or differs from its record.
         """
         try:
             if path.stat().st_size != facts.bytes or sha256_of(path) != facts.sha256:
@@ -140,13 +140,13 @@ class Approximate:
             raise Unusable(f"the vectors cannot be read: {error.strerror}") from None
 
     def save(self, path: Path) -> Facts:
-        """Write the file with all rows that there are now; return its record. Raises OSError."""
+        """Write the file with all present rows; return its record. Raises OSError."""
         return _write(self._index, path, self.facts)
 
     def search(
         self, queries: np.ndarray, num: int, allowed: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Find the rows with the highest dot products; all but a few of them.
+        """Find the rows with the highest dot products; a few can be missing.
 
         Arguments, results and errors are those of retrieval.search.exact. Scores are exact. Small
         selections are searched exactly.
@@ -226,7 +226,7 @@ def updated(
     queries: Callable[[], np.ndarray],
     generation: int,
 ) -> Facts | None:
-    """Bring the file of an index up to date with its vectors, under a new name if it changes.
+    """Update the file of an index to its vectors, under a new name if it changes.
 
     A file is made above APPROXIMATE_FROM rows, and made again when there are twice as many rows as
     when it was measured, or when it is damaged. Fewer new rows are added to it; up to MOST_MISSING

@@ -1,11 +1,14 @@
-"""The score that unrelated sentences reach on an index: an answer below it is no match.
+"""Score that unrelated sentences reach on an index; an answer below it is no match.
 
-General sentences (sentences.py) are scored against the excerpts that are nearest to any of them. A
-quantile of their best scores would not do: in a general collection most of them are heard
-somewhere, in a folder of birds few. So pairs that may be related are set aside first. A recording
-holds a few sounds; those of the sentences that score best with an excerpt count as related to it. A
-sentence's highest score with any other excerpt is the one that it reaches unrelated, and most
-sentences stay below the result. Shares chosen by benchmarks/calibration.py.
+1. Score general sentences (sentences.py) against the excerpts that are nearest to any of them.
+2. Set aside pairs that may be related: with each excerpt, the share RELATED of the sentences that
+   scores best. A recording holds only a few sounds.
+3. Take each sentence's highest score among the other pairs. The result is the quantile BELOW of
+   these.
+
+A plain quantile of the best scores would be wrong: many of the sentences describe sounds of a
+general collection, few describe those of a folder of birds. benchmarks/search_queries.py measures
+the errors of the result.
 
 Letters: S sentences, M excerpts, D = dim.
 """
@@ -40,10 +43,10 @@ def unrelated_score(
     Args:
         model: The model of the index.
         clips: The index.
-        encode_text: In place of model.encode_text.
+        encode_text: Replaces model.encode_text, such as by an encoder in 8 bit.
 
     Returns:
-        A score on the scale of the answers' ones; None if the index is empty, or if the model knows
+        The score, on the scale of answers; None if the index is empty, or if the model knows
         all words of fewer than FEWEST_SENTENCES sentences.
 
     Raises:
@@ -63,10 +66,10 @@ def unrelated_score(
 
 
 def highest_unrelated(scores: np.ndarray) -> float | None:
-    """Return the score that a share BELOW of the sentences do not reach with unrelated excerpts.
+    """Return the score that the share BELOW of the sentences stays under with unrelated excerpts.
 
     Args:
-        scores: (S, M), of sentences and excerpts.
+        scores: (S, M), each sentence with each excerpt.
 
     Returns:
         The score; None if each sentence may be related to all excerpts.
@@ -79,7 +82,7 @@ def highest_unrelated(scores: np.ndarray) -> float | None:
 
 
 def known_sentences(encoder: TextEncoder) -> list[str]:
-    """Return at most MOST_SENTENCES sentences of all kinds whose words the model knows."""
+    """Return at most MOST_SENTENCES sentences, of all groups, whose words the model knows."""
     words = sorted({word for sentence in SENTENCES for word in sentence.split()})
     unknown = set(unknown_words(words, encoder))
     known = [sentence for sentence in SENTENCES if unknown.isdisjoint(sentence.split())]

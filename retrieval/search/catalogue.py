@@ -1,8 +1,8 @@
-"""The table of an index in memory: its files in order of name, their excerpts, and where these lie.
+"""Table of an index in memory: files in order of name, excerpts, and the rows of their vectors.
 
-SQLite holds the table. To read a million excerpts from it takes seconds, so the writer of a large
-index also saves the table as arrays, in `catalogue.npz`. The arrays are used only if the counter of
-changes that they carry is that of the database: triggers raise it, so no writer can forget it.
+SQLite holds the table. Reading a million excerpts from it takes seconds, so the writer of a large
+index also saves the table as arrays, in `catalogue.npz`. A reader uses the arrays only if their
+counter of changes equals that of the database. Triggers raise the counter at every change.
 
 Letters: F files, B excerpts.
 """
@@ -33,7 +33,7 @@ CREATE TRIGGER IF NOT EXISTS file_removed AFTER DELETE ON files
 
 
 class Files(Sequence):
-    """Files in order of name, without an object for each.
+    """Files in order of name, stored as arrays.
 
     Args:
         names: Their names in UTF-8, one after the other, uint8.
@@ -46,7 +46,7 @@ class Files(Sequence):
 
     @classmethod
     def of(cls, files: Iterable[tuple[str, float]]) -> "Files":
-        """Take names and seconds, in order of the names' bytes."""
+        """Make it from names and seconds, in order of the names' bytes."""
         names, seconds = zip(*files, strict=True) if files else ((), ())
         encoded = [name.encode() for name in names]
         return cls(
@@ -92,7 +92,7 @@ class Files(Sequence):
         return number if found else None
 
     def below(self, folder: str) -> slice:
-        """Return the numbers of the files below a folder, which stand side by side."""
+        """Return the numbers of the files below a folder, which are consecutive."""
         inside = f"{folder}/"
         return slice(self.place(inside), self.place(f"{folder}0"))  # "0" comes after "/"
 
@@ -123,7 +123,7 @@ class Catalogue:
         file_of: int64 (B,), number of each excerpt's file.
         starts, stops: float64 (B,), in s from the beginning of the file.
         rows: int64 (B,), row of each excerpt's vector; copies of a file share rows.
-        first_frames, num_frames: int64 (B,), place of its frames.
+        first_frames, num_frames: int64 (B,), first frame and number of frames of each excerpt.
     """
 
     files: Files
@@ -153,7 +153,7 @@ class Catalogue:
         )
 
     def save(self, folder: Path, stamp: tuple[int, int]) -> None:
-        """Write the arrays, with the state of the database that they belong to."""
+        """Write the arrays, with the state of their database."""
         arrays = {
             "stamp": np.array(stamp, np.int64),
             "names": self.files.names,
@@ -179,13 +179,13 @@ class Catalogue:
 
 
 def stamp_of(database: sqlite3.Connection, generation: int) -> tuple[int, int] | None:
-    """Return what tells one state of the table from another; None if nothing counts changes."""
+    """Return an identifier of the state of the table; None if nothing counts changes."""
     row = database.execute("SELECT value FROM meta WHERE key = 'changes'").fetchone()
     return None if row is None else (generation, int(row[0]))
 
 
 def update_saved(folder: Path, database: sqlite3.Connection, generation: int) -> None:
-    """Save the table of a large index as arrays; remove those of one that is small now."""
+    """Save the table of a large index as arrays; remove the arrays of a small one."""
     for path in folder.glob(f".{CATALOGUE}.*.tmp"):  # of a killed writer
         path.unlink()
     (num_excerpts,) = database.execute("SELECT count(*) FROM excerpts").fetchone()

@@ -69,7 +69,7 @@ class IndexedClips:
         selection: np.ndarray | None = None,
         cosine: bool = False,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Find clips as ClipStore.nearest says; selection: bool (B,). Raises UserError for NaN."""
+        """Find clips, see ClipStore.nearest; selection: bool (B,). Raises UserError for NaN."""
         num = min(num, self.count(selection))
         if not num:
             return np.zeros((len(vectors), 0), np.int64), np.zeros((len(vectors), 0), np.float32)
@@ -123,7 +123,7 @@ class IndexedClips:
         return clips, products
 
     def prefetch(self, clips: Sequence[int]) -> None:
-        """Do nothing: the system reads mapped frames when they are touched."""
+        """Do nothing: the system reads mapped frames at their first use."""
 
     def frames(self, clip: int) -> Tensor | None:
         """Return the frames (T, D) of a clip, without a copy; None without frames."""

@@ -3,9 +3,9 @@
 score = (sum of weight x score of each sentence + weight x SOUND_SCALE x cosine of the sound)
         / (sum of these weights) - WITHOUT_WEIGHT x score of each sentence that should not be heard
 
-The scores of sentences are those of `model.score`, with TAP by the frames. The first stage's scores
-are linear in the query's vector, so one weighted sum of vectors finds the candidates. Dot products
-have no scale of their own: beside a sound, sentences of such models are compared by cosines too.
+Sentences are scored by `model.score`, with TAP from the frames. The first stage's scores are linear
+in the query's vector, so one weighted sum of vectors finds the candidates. Dot products have no
+fixed scale: in a query with a sound, models that use them compare sentences by cosines too.
 
 Letters: P sentences of a query, n excerpts of a sound, K candidates, D = dim.
 """
@@ -47,7 +47,7 @@ class Parts:
 
 
 def weighed(query: Query, text: torch.Tensor, sounds: np.ndarray | None) -> Parts:
-    """Weigh the encoded parts of a query.
+    """Apply the weights to the encoded parts of a query.
 
     Args:
         query: The query.

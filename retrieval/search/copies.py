@@ -1,10 +1,10 @@
 """Copies among answers: files with the same recording, folded into one answer.
 
-Copies are files of one length in which the same is heard at the same times: identical files, and
-the same recording as MP3, Ogg or Opus, louder or quieter, at another sample rate, or without its
-first milliseconds. The vectors of two excerpts do not tell these from similar recordings. Their
-frames do: over time the frames of copies rise and fall together, also at another level, and those
-of different recordings do not (measured: benchmarks/copies.py).
+Copies are files of one length with the same sound at the same times: identical files, and the same
+recording as MP3, Ogg or Opus, louder or quieter, at another sample rate, or without its first
+milliseconds. Vectors of excerpts do not distinguish copies from similar recordings; frames do. Over
+time the frames of copies rise and fall together, also at another level. Frames of different
+recordings do not (measured: benchmarks/copies.py).
 
 Letters: T frames of an excerpt, L steps of it, D = dim.
 """
@@ -29,11 +29,11 @@ LOOK_AHEAD = 10  # excerpts behind the last answer that may still be copies of a
 
 
 class Chooser:
-    """Chooses answers among ranked excerpts: of those that overlap, and of copies, the best.
+    """Chooses answers among ranked excerpts: the best of overlapping ones, and of copies.
 
     Args:
         store: The index.
-        fold: Fold copies; False: every file stands for itself.
+        fold: Fold copies; False: each copy is an answer.
 
     Attributes:
         files: File of each answer.
@@ -54,7 +54,7 @@ class Chooser:
     def add(self, excerpt: IndexedExcerpt, is_full: bool = False) -> bool:
         """Take the next excerpt; return True if it is an answer.
 
-        is_full: there are answers enough; it may only be a copy of one of them.
+        is_full: There are enough answers: it is only checked whether it is a copy of one.
         """
         name = excerpt.file.file
         if name not in self._original:
@@ -117,7 +117,7 @@ class Chooser:
 
 
 def steps_of(frames: np.ndarray, seconds: float) -> np.ndarray:
-    """Average frames (T, D) over windows of two steps, one a step: (L, D)."""
+    """Average frames (T, D) over windows of two steps; one window starts at each step: (L, D)."""
     size = max(1, round(STEP_SECONDS * len(frames) / seconds))  # frames
     num_steps = len(frames) // size
     steps = frames[: num_steps * size].reshape(num_steps, size, -1).mean(axis=1)
@@ -125,7 +125,7 @@ def steps_of(frames: np.ndarray, seconds: float) -> np.ndarray:
 
 
 def correlation(first: np.ndarray, second: np.ndarray) -> float:
-    """Return the correlation over time of steps (L, D), all dimensions together.
+    """Return the correlation over time of two sounds in steps (L, D), over all dimensions.
 
     The longer one is cut. NaN if one does not change.
     """

@@ -31,7 +31,7 @@ def _place(arguments: argparse.Namespace) -> Place:
 
 
 def list_detectors(arguments: argparse.Namespace) -> int:
-    """Print the detectors, a line each, or delete one."""
+    """Print the detectors, one per line, or delete one."""
     saved = folder_of(arguments)
     if not arguments.detectors and _place(arguments).read_meta() is None:
         raise UserError(f"there is no index {arguments.index}: give its place, or --detectors")
@@ -47,7 +47,7 @@ def list_detectors(arguments: argparse.Namespace) -> int:
 
 
 def mark(arguments: argparse.Namespace, index: "AudioIndex") -> int:
-    """Learn a detector from marks, and those that it has, and save it."""
+    """Learn a detector from new marks and its earlier ones, and save it."""
     saved, name = folder_of(arguments), arguments.name
     is_new = arguments.overwrite or not saved.path(name).is_file()
     before = None if is_new else saved.load(name)
@@ -118,8 +118,8 @@ def _given_marks(arguments: argparse.Namespace, index: "AudioIndex") -> list[Mar
 def parse_mark(text: str, right: bool, index: "AudioIndex") -> Mark:
     """Read FILE, FILE@START or FILE@START-END; times as 12.5 or 1:02.5.
 
-    FILE is a name in the index, or a path into its folder. Raises UserError if the index does not
-    have it.
+    FILE is a name in the index, or a path to a file in its folder. Raises UserError if the index
+    does not have it.
     """
     if (whole := _name(text, index)) is not None:
         return Mark(file=whole, right=right)

@@ -29,12 +29,12 @@ class _Frozen(BaseModel):
 
 
 class Mark(_Frozen):
-    """A stretch of a recording that was judged. The excerpt with the largest overlap counts.
+    """A stretch of a recording, marked right or wrong. It marks the excerpt of largest overlap.
 
     Attributes:
         file: Name of the recording in its index.
-        start, end: Seconds. No end: the excerpt at `start`. Neither: the whole file, if it is one
-            excerpt.
+        start, end: Seconds. Without `end`: the excerpt at `start`. Without both: the whole file,
+            which must be one excerpt.
         right: Whether it is an answer to the query.
     """
 
@@ -61,11 +61,11 @@ class Detector(_Frozen):
     the index, or with TAP its output for the sentence.
 
     Attributes:
-        name: The name that it was saved by; "" before.
+        name: Name under which it is saved; "" before.
         query: The sentence.
         model: sha256 of the files of the index's model.
         model_path: Place of that model.
-        marks: Those that it learned from.
+        marks: The marks that it learned from.
         text: Encoded sentence (D,).
         vector: (D,).
         bias: Log-odds.
@@ -98,7 +98,7 @@ class Detector(_Frozen):
         return sigmoid(features @ np.array(self.vector, np.float32) + self.bias)
 
     def check_model(self, identity: ModelIdentity, index: Path) -> None:
-        """Raise UserError if this is not a detector of an index's model."""
+        """Raise UserError if this detector belongs to another model than the index's."""
         if self.model != identity.digests:
             raise UserError(
                 f"detector {self.name or self.query!r} was made with the model {self.model_path},"
@@ -108,15 +108,15 @@ class Detector(_Frozen):
 
 
 def numbers(vector: np.ndarray) -> tuple[float, ...]:
-    """Return float32 (D,) as numbers of nine digits, from which it can be restored exactly."""
+    """Return float32 (D,) as numbers of nine digits, which restore it exactly."""
     return tuple(float(f"{value:.9g}") for value in vector.tolist())
 
 
 class Detectors:
-    """Detectors in a folder, a file each.
+    """Detectors saved in a folder, one file each.
 
     Args:
-        folder: Need not exist.
+        folder: The folder, which need not exist.
     """
 
     def __init__(self, folder: Path):
@@ -128,7 +128,7 @@ class Detectors:
         return sorted(file.stem for file in files if NAME.fullmatch(file.stem))
 
     def path(self, name: str) -> Path:
-        """Return the file of a detector. Raises UserError for a name that cannot be a file's."""
+        """Return the file of a detector. Raises UserError for a name that no file can have."""
         if not NAME.fullmatch(name) or name != name.strip(" .") or not is_unicode(name):
             raise UserError(
                 f"{name!r} cannot be the name of a detector: it needs 1 to 80 letters, digits,"
@@ -150,7 +150,7 @@ class Detectors:
             raise UserError(f"{path} is damaged, or no detector: {one_line(error)}") from None
 
     def save(self, detector: Detector, name: str, overwrite: bool = True) -> Detector:
-        """Write a detector under a name, in one step.
+        """Write a detector under a name, atomically.
 
         Args:
             detector: The detector.
@@ -161,7 +161,7 @@ class Detectors:
             The detector with this name.
 
         Raises:
-            UserError: The name is no name or taken, or the folder cannot be written.
+            UserError: The name is not allowed or exists, or the folder is not writable.
         """
         path = self.path(name)
         if path.exists() and not overwrite:

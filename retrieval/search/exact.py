@@ -1,7 +1,7 @@
-"""Exact search in vectors that need not be in memory.
+"""Exact search in vectors, in memory or memory-mapped.
 
-faiss.IndexFlatIP keeps a copy of its vectors. Its search is one function of FAISS, which is called
-here on vectors as they lie, such as a memory map: the results are the same to the last bit.
+faiss.IndexFlatIP copies its vectors. This module calls its search function on the vectors in place,
+such as a memory map. The results are the same to the last bit.
 
 Letters: n queries, B rows, D = dim, K nearest rows of a query.
 """
@@ -27,8 +27,8 @@ def exact(
 
     Returns:
         Rows int64 (n, K) and dot products float32 (n, K), best first, in the order of
-        faiss.IndexFlatIP. K is `num`, or the number of allowed rows if these are fewer. Row -1 and
-        NaN stand at the end where dot products are NaN.
+        faiss.IndexFlatIP. K is `num`, or the number of allowed rows if these are fewer. Rows whose
+        dot products are NaN come last, as row -1 and NaN.
 
     Raises:
         ValueError: The vectors or queries have another type or shape.
@@ -58,12 +58,12 @@ def exact(
 
 
 def selector_of(allowed: np.ndarray) -> faiss.IDSelector:
-    """Return FAISS's form of bool (B,): True for rows that may be found."""
+    """Convert bool (B,), True for rows that may be found, to FAISS's selector."""
     return faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
 
 
 def check_vectors(vectors: np.ndarray, queries: np.ndarray) -> None:
-    """Raise ValueError for arrays that FAISS, which sees only their addresses, would misread."""
+    """Raise ValueError for arrays that FAISS would misread, since it sees only their addresses."""
     for name, array in (("vectors", vectors), ("queries", queries)):
         if array.dtype != np.float32 or array.ndim != 2:
             raise ValueError(f"{name} must be float32 of 2 axes, found {array.dtype} {array.shape}")

@@ -1,4 +1,4 @@
-"""Metadata of all files of an index in arrays: filters, and counts of what there is to filter by.
+"""Metadata of all files of an index in arrays: filters, and counts of their values.
 
 A text column is an array of codes into its values, a number column an array of floats, so that a
 million files are filtered and counted in milliseconds. A column is read when it is first asked for.
@@ -42,7 +42,7 @@ class Facet:
 
 @dataclass(frozen=True)
 class Facets:
-    """What an index can be filtered by.
+    """Folders and columns that an index can be filtered by.
 
     Attributes:
         folders: Every folder below the indexed one, in order of name, with the number of files in
@@ -91,7 +91,7 @@ class MetadataArrays:
         return self._arrays[column], self._codes[column]
 
     def values(self, columns: Sequence[str]) -> dict[str, Mapping[str, int] | None]:
-        """Return all columns, and of those in `columns` the texts; for resolve_where."""
+        """Return all columns, with the texts of those in `columns`; for resolve_where."""
         return {own: self._column(own)[1] if own in columns else None for own in self.kinds}
 
     def select(self, where: Where) -> np.ndarray:

@@ -1,10 +1,10 @@
-"""Learn a ranking from a query and answers that were marked right or wrong.
+"""Learn a ranking from a query and from answers marked right or wrong.
 
-A few marks are far fewer than dimensions, so the fit needs to know more than them:
+There are far fewer marks than dimensions, so the fit uses two more sources:
 
-- The query: a sample of the index is labelled with the probabilities that its scores suggest, with
-  little weight each. The more marks there are, the less the query counts. The sample also shows the
-  fit what the rest of the index sounds like, and one kind of marks is enough.
+- The query: its scores give probabilities, which label a sample of the index, with little weight
+  each. The more marks there are, the less the query counts. The sample also represents the rest of
+  the index, so one kind of marks is enough.
 - The index: vectors are whitened on the same sample, so that directions in which all recordings
   differ count less.
 
@@ -35,12 +35,12 @@ COARSE_MARK_WEIGHT = 5.0  # of a marked excerpt beside one of the sample
 
 @dataclass(frozen=True)
 class Linear:
-    """A linear classifier: log-odds = vector . features + bias.
+    """Linear classifier: log-odds = vector . features + bias.
 
     Attributes:
         vector: float32 (D,).
-        bias: Log-odds of features of zero.
-        threshold: Probability from which an excerpt counts as found.
+        bias: Log-odds of an excerpt whose features are 0.
+        threshold: Least probability of an excerpt that counts as found.
     """
 
     vector: np.ndarray
@@ -70,7 +70,7 @@ class Background:
         return self._scaled(features - self._mean)
 
     def unwhiten(self, vector: np.ndarray, bias: float) -> tuple[np.ndarray, float]:
-        """Return vector and bias for features as they are, from those for whitened ones."""
+        """Convert vector and bias of whitened features to those of the original features."""
         vector = self._scaled(vector)
         return vector, float(bias - vector @ self._mean)
 
@@ -178,7 +178,7 @@ def approximate(
     background: Background,
     sample_features: np.ndarray,
 ) -> np.ndarray:
-    """Find the vector of the first stage whose products come close to a classifier's log-odds.
+    """Fit a vector of the first stage whose products approximate a classifier's log-odds.
 
     With TAP, a text has its own features of each excerpt, made from all frames; the first stage
     finds the candidates by one vector for all texts. The query's own vector finds far fewer of the

@@ -1,4 +1,4 @@
-"""Filters of a search: which recordings may be answers."""
+"""Filters of a search: conditions on the recordings of answers."""
 
 import math
 from collections.abc import Mapping
@@ -44,7 +44,7 @@ class Filters:
 
     @property
     def folder(self) -> str:
-        """`within` without "." and borders."""
+        """`within` without empty parts and parts ".", joined by single slashes."""
         return "/".join(part for part in self.within.split("/") if part not in ("", "."))
 
     @property

@@ -1,8 +1,8 @@
 """Frames of an index in fewer bytes: float16 or int8, all of them or averages of neighbours.
 
-What is coded are the frames that an index holds: after TAP's norm, for other poolings by
-pooling.directions. Both codings and averages work on these numbers, so nothing but the frames
-changes: a search decodes them to as many frames as the model made, and goes on as ever.
+Both codings, and averages, are applied to the frames that an index holds: after TAP's norm, for
+other poolings by pooling.directions. A search decodes rows to as many frames as the model made, so
+the rest of the search is the same for every coding.
 
 Letters: T frames of an excerpt, M rows of them on disk (averages, or T), D = dim.
 """
@@ -21,7 +21,7 @@ LARGEST = 127  # of int8; -128 is not used, so that the range is symmetric
 
 @dataclass(frozen=True)
 class FrameType:
-    """A form of frames on disk.
+    """Format of frames on disk.
 
     Attributes:
         ending: Of the file's name.
@@ -74,14 +74,14 @@ FRAME_TYPES = {
 
 
 class Averaging(BaseModel):
-    """Averages of neighbouring frames, about as many a second as asked for.
+    """Averages of neighbouring frames, at about the requested rate.
 
     A window of F frames becomes A groups, of sizes that differ by one at most. A group never
     crosses the border of a window: windows may overlap or leave gaps. In an excerpt's last window
     only its valid frames count.
 
     Attributes:
-        frames_per_second: As asked for.
+        frames_per_second: Requested rate.
         frames_per_window: F.
         averages_per_window: A, below F.
     """
@@ -96,7 +96,7 @@ class Averaging(BaseModel):
     def of(
         cls, frames_per_second: float, frames_per_window: int, window_seconds: float
     ) -> "Averaging | None":
-        """Return the averaging to a rate; None if it keeps every frame.
+        """Return the averaging for a rate; None if it keeps every frame.
 
         Raises:
             UserError: The rate is not above 0, or above that of the model.
@@ -137,19 +137,19 @@ class Averaging(BaseModel):
     def spread(self, averages: torch.Tensor, num_frames: int) -> torch.Tensor:
         """Give each of T frames its group's average: (M, D) to (T, D).
 
-        So attention counts a group as many times as it has frames, and times stay those of frames.
+        So attention counts a group as often as it has frames, and times stay those of frames.
         """
         return averages[torch.from_numpy(self.groups(num_frames))]
 
 
 @dataclass(frozen=True)
 class FrameCoding:
-    """Turns the frames of excerpts to rows on disk, and back.
+    """Converts the frames of excerpts to rows on disk, and back.
 
     Attributes:
         frame_type: One of FRAME_TYPES.
         dim: D.
-        averaging: Averages that are kept; None: all frames.
+        averaging: Averages to keep; None: all frames.
     """
 
     frame_type: str
@@ -163,7 +163,7 @@ class FrameCoding:
 
     @property
     def row(self) -> np.dtype:
-        """Type of a row in numpy; an array of M rows in float16 has shape (M, D)."""
+        """Numpy type of a row; an array of M rows in float16 has shape (M, D)."""
         return FRAME_TYPES[self.frame_type].row(self.dim)
 
     def num_rows(self, num_frames: np.ndarray | int) -> np.ndarray | int:

@@ -31,8 +31,8 @@ class Hit:
 
     Attributes:
         rank: 1 is the best.
-        score: Of the model, by `model.score`: a cosine or a dot product. For a sound as query the
-            cosine of two clip vectors.
+        score: By `model.score`: a cosine or a dot product. If the query is a sound, the cosine of
+            two clip vectors.
         file: Path below the indexed folder, with "/" between folders.
         start, end: The excerpt; a short file is one excerpt.
         moments: The stretches of the excerpt where the sentence is heard, best first. With a moment
@@ -103,8 +103,8 @@ def averaged(curves: Sequence[FrameCurves | None], weights: Sequence[float]) -> 
     """Return the weighted mean of the curves of several sentences in one excerpt.
 
     Args:
-        curves: Of each sentence; None without frames.
-        weights: Of each sentence, above 0.
+        curves: Curve of each sentence; None without frames.
+        weights: Weight of each sentence, above 0.
     """
     if len(curves) == 1 or curves[0] is None:
         return curves[0]

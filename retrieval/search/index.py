@@ -66,11 +66,11 @@ class AudioIndex:
     Searches may come from several threads; they take turns.
 
     Attributes:
-        place: Where it lives: a folder, or a database that several machines reach.
+        place: Place of the index: a folder, or a database that several machines reach.
         path: Its folder, or the address of the database.
         folder: Folder of the recordings.
         model: The model, a DualEncoder.
-        store: Where its files, vectors and frames are.
+        store: Its files, vectors and frames.
         excerpt_seconds: Length of its longest excerpts.
         is_complete: False if the last update was interrupted.
         changes: Counts of the last `build` or `add`.
@@ -98,7 +98,7 @@ class AudioIndex:
 
     @property
     def files(self) -> Sequence[IndexedFile]:
-        """Its files in order of name; an object is made for each that is read."""
+        """Files in order of name; each is read when it is asked for."""
         return self.store.files
 
     @property
@@ -257,7 +257,7 @@ class AudioIndex:
 
     @property
     def unrelated_score(self) -> float | None:
-        """The score that unrelated sentences reach (calibration.py); None: not measured."""
+        """Score that unrelated sentences reach (calibration.py); None: not measured."""
         return self.store.meta.unrelated_score
 
     def search(
@@ -314,7 +314,7 @@ class AudioIndex:
         fold: bool = True,
         **filters: Any,
     ) -> list[list[Hit]]:
-        """Find the recordings that each of several queries describes; see `search`."""
+        """Find the recordings that each query describes; see `search`."""
         if isinstance(queries, str):
             raise TypeError("search_many takes several queries; one is for search")
         for query in queries:
@@ -384,11 +384,11 @@ class AudioIndex:
 
     @property
     def detectors(self) -> Detectors:
-        """The detectors that are saved in the index."""
+        """Detectors saved in the index."""
         return Detectors(self.place.folder / "detectors")
 
     def refine(self, query: str, marks: Sequence[Mark]) -> Detector:
-        """Learn a ranking from a sentence and answers that were marked right or wrong.
+        """Learn a detector from a sentence and answers marked right or wrong.
 
         `search` takes it in place of the sentence; `detectors.save` keeps it.
 

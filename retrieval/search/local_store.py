@@ -1,4 +1,4 @@
-"""An index on this machine: SQLite's tables, vectors and frames as memory maps; see storage.py.
+"""Index on this machine: tables of SQLite, vectors and frames as memory maps; see storage.py.
 
 Letters: B clips, F files.
 """
@@ -55,7 +55,7 @@ class LocalStore(IndexedClips):
         return self._coded_frames is not None
 
     def frames(self, clip: int) -> torch.Tensor | None:
-        """Return the frames (T, D) of a clip; all of them in float16 without a copy."""
+        """Return the frames (T, D) of a clip; without a copy if float16 holds all of them."""
         if self._coded_frames is None:
             return None
         coding, num_frames = self.meta.coding, int(self._num_frames[clip])

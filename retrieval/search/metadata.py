@@ -1,12 +1,12 @@
-"""Metadata of recordings: a CSV beside them, whose columns become filters.
+"""Metadata of recordings: a CSV whose columns become filters.
 
     file_name,place,year
     birds/owl.wav,forest,2021
     rain.wav,,2023
 
 The first column names a file of the index: its path below the indexed folder, or its base name if
-no other file has it. A column whose values are all numbers is a column of numbers, and can be asked
-for ranges; every other column holds text. An empty field is unknown: it passes no filter.
+no other file has it. A column whose values are all numbers takes ranges; every other column holds
+text. An empty field is unknown: it passes no filter.
 """
 
 import csv
@@ -58,8 +58,8 @@ class Metadata:
         columns: Kind of each column, in order.
         fields: Known values of each file of the index that has a row.
         num_rows: Rows of the file.
-        unknown: First names that are no file of the index; see `num_unknown`.
-        num_unknown: Number of such rows.
+        unknown: The first names that are not files of the index.
+        num_unknown: Number of rows with such names.
     """
 
     columns: dict[str, Kind]
@@ -193,7 +193,7 @@ class _Names:
             self.by_base.setdefault(path.rpartition("/")[2], []).append(file)
 
     def find(self, name: str) -> list[str]:
-        """Return the files that a name may mean."""
+        """Return the files that a name in the CSV can refer to."""
         if name in self.files:
             return [name]
         composed = unicodedata.normalize("NFC", name)
@@ -205,7 +205,7 @@ class _Names:
 
 
 def number_of(text: str) -> float | None:
-    """Return the number that a text writes in digits with a decimal point; None for other texts."""
+    """Parse a number of digits with a decimal point; return None for other texts."""
     if not NUMBER.fullmatch(text) or not math.isfinite(value := float(text)):
         return None
     return value
@@ -215,7 +215,7 @@ def number_of(text: str) -> float | None:
 
 
 def parse_where(conditions: Sequence[str]) -> dict[str, list[str]]:
-    """Parse the terminal's `place=forest` and `year=2020..2024`; a column may come twice.
+    """Parse `place=forest` and `year=2020..2024` of --where; a column may be repeated.
 
     Raises UserError.
     """
@@ -234,7 +234,7 @@ def parse_where(conditions: Sequence[str]) -> dict[str, list[str]]:
 def resolve_where(
     where: Mapping[str, Any], values: Mapping[str, Collection[str] | None]
 ) -> dict[str, tuple[str | Range, ...]]:
-    """Check conditions against an index, and give them the one form that a store applies.
+    """Check conditions against an index, and convert them to the form that a store applies.
 
     Args:
         where: By column a value, or a list of values of which a file must have one. In a column of

@@ -3,7 +3,7 @@
     metadata_columns    name and kind of each column
     metadata            a row for each file, by its name: c0, c1, ... hold the columns
 
-Rows are kept under the names of files, so they survive changes of a file's content.
+Rows belong to file names, so metadata stays when the content of a file changes.
 """
 
 import sqlite3

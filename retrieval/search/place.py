@@ -1,4 +1,4 @@
-"""Where an index lives: in a folder of this machine, or in a database that many machines reach."""
+"""Place of an index: a folder of this machine, or a database that many machines reach."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -14,7 +14,7 @@ from retrieval.search.store import Store, Writer
 
 
 class Place(Protocol):
-    """Where an index lives.
+    """Place of an index.
 
     Attributes:
         name: Its name in messages: a folder, or an address.
@@ -73,11 +73,11 @@ def place_of(
 
     Args:
         index: A folder, or postgresql://user@host/database?index=NAME.
-        frames_store: For a database, where its frames are: a folder, or a URI of fsspec.
+        frames_store: For a database, the place of its frames: a folder, or a URI of fsspec.
         shard: For a database, the share of the files to keep up to date, such as "3/16".
 
     Raises:
-        UserError: The address or the shard is wrong, or belongs to no database.
+        UserError: The address or the shard is wrong, or a folder has options for databases.
     """
     if is_address(index):
         index = Address.parse(str(index))

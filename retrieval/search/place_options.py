@@ -8,16 +8,16 @@ from retrieval.search.cluster.address import Address, is_address
 
 
 def add_place(parser: argparse.ArgumentParser, is_required: bool = False) -> None:
-    """Add the options; both places become `index`, a Path or an Address."""
+    """Add the options; --index and --store both set `index`, to a Path or an Address."""
     add = parser.add_mutually_exclusive_group(required=is_required).add_argument
     add("--index", type=_folder, metavar="DIR", help="folder of the index")
     store = (
-        "in place of --index: an index in a PostgreSQL database, for several machines"
-        " (docs/large_indexes.md): postgresql://user@host/database?index=NAME"
+        "instead of --index: an index in a PostgreSQL database, for several machines"
+        " (docs/large_indexes.md), as postgresql://user@host/database?index=NAME"
     )
     add("--store", dest="index", type=_address, metavar="URI", help=store)
     frames = (
-        "with --store: where the frames are, a folder that all machines share or"
+        "with --store: place of the frames, a folder that all machines share or"
         " s3://bucket/prefix; default: where they were"
     )
     parser.add_argument("--frames-store", metavar="PLACE", help=frames)

@@ -45,7 +45,7 @@ class Query:
         audio: Sound | None = None,
         audio_weight: float = 1.0,
     ) -> "Query":
-        """Make a query of plain values, as programs and forms give them.
+        """Make a query from plain values, as programs and forms give them.
 
         Args:
             text: A sentence, of weight 1; None: none.
@@ -55,7 +55,7 @@ class Query:
             audio_weight: Its weight.
 
         Raises:
-            UserError: Nothing to search for, a weight that is not above 0, or a sentence twice.
+            UserError: Nothing to search for, a weight that is not above 0, or a repeated sentence.
         """
         texts = () if text is None else ((text, 1.0),)
         for own in (also,) if isinstance(also, str) else also or ():
@@ -75,11 +75,11 @@ class Query:
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is one sentence and nothing else."""
+        """True if it is one sentence and nothing else."""
         return len(self.texts) == 1 and not self.without and self.audio is None
 
     def check(self) -> None:
-        """Raise UserError for a query of nothing, a wrong weight, or the same sentence twice."""
+        """Raise UserError for an empty query, a wrong weight, or a repeated sentence."""
         if not self.texts and self.audio is None:
             found = (
                 f"has only `without`, {short(self.without[0])!r}" if self.without else "is empty"

@@ -24,7 +24,7 @@ class Refinement:
 
     Args:
         store: The index.
-        two_stage: Its scores.
+        two_stage: Scores texts against the index.
     """
 
     def __init__(self, store: Store, two_stage: TwoStage):
@@ -39,10 +39,10 @@ class Refinement:
         Args:
             query: The sentence.
             text: float32 (D,), of encode_text.
-            marks: Of two marks on one excerpt the last counts.
+            marks: Of several marks on one excerpt the last counts.
 
         Raises:
-            UserError: A file or time that the index has not, or an index without excerpts.
+            UserError: The index does not have a file or time of a mark, or has no excerpts.
         """
         marked = {self.excerpt_of(mark).clip: mark for mark in marks}
         if not self._sample():
@@ -74,7 +74,7 @@ class Refinement:
     def probabilities(
         self, detector: Detector, num_candidates: int, selection: Any
     ) -> tuple[list[int], list[float]]:
-        """Return the best excerpts of a selection by the first stage, and their probabilities.
+        """Return the best excerpts of a selection, by the first stage, with their probabilities.
 
         Args:
             detector: Of the index's model.

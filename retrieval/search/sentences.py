@@ -1,8 +1,8 @@
-"""Everyday sentences about sounds, of all kinds, for tests of an index on its own data.
+"""General sentences about sounds, for measurements on an index.
 
-An index is measured with them: the score that unrelated sentences reach (calibration.py), and
-whether a faster search finds the best excerpts of a text. Sentences are about what many collections
-may hold; of any one collection most describe nothing, or little.
+They measure the score that unrelated sentences reach (calibration.py), and whether an approximate
+search finds the best excerpts of a text. They describe sounds of many kinds of collections: most of
+them fit few recordings of a given collection, or none.
 """
 
 from collections.abc import Sequence
@@ -245,6 +245,6 @@ SENTENCES: tuple[str, ...] = (
 
 
 def spread(number: int, sentences: Sequence[str] = SENTENCES) -> list[str]:
-    """Return at most `number` sentences, evenly from all groups; the same ones each time."""
+    """Return at most `number` sentences, evenly from all groups; always the same ones."""
     step = max(1.0, len(sentences) / number)
     return [sentences[int(place * step)] for place in range(min(number, len(sentences)))]

@@ -4,22 +4,22 @@
                             of the other files are valid
     INDEX/vectors-G.f32     float32 (rows, D), by pooling.directions: FAISS searches them
     INDEX/frames-G.f16      float16 (frames of all rows, D): after TAP's norm, for other poolings
-                            by pooling.directions; they say when a text is heard. Absent with
-                            --frames none, or if the model has one vector a window
-    INDEX/frames-G.i8       in its place with --frames int8; both may hold averages of frames
+                            by pooling.directions. A search finds moments in them. Absent
+                            with --frames none, or if the model has one vector a window
+    INDEX/frames-G.i8       the same with --frames int8; both may hold averages of frames
                             (frame_coding.py)
     INDEX/approximate-N.faiss  of a large index: the vectors in few bits, for a faster search
                             (approximate.py); `meta` names it
     INDEX/catalogue.npz     the tables of a large index as arrays, to open it faster (catalogue.py)
     INDEX/unreadable.csv    files that were left out, with reasons
-    INDEX/fast_text/        the model's text tower in 8 bit, once it was asked for (fast_text.py)
-    INDEX/detectors/        rankings learned from marks, NAME.json each (detectors.py)
+    INDEX/fast_text/        the model's text tower in 8 bit, made at its first use (fast_text.py)
+    INDEX/detectors/        rankings learned from marks, as NAME.json (detectors.py)
     INDEX/.lock             held by the process that writes
 
-A writer appends rows first, and then confirms them in a transaction of SQLite. A kill at any moment
-leaves an index as it was after an earlier file; the next writer cuts off unconfirmed rows. G rises
-when a writer copies the index without the rows of removed files. A reader maps the files of one G
-and keeps them, whatever a writer does meanwhile.
+A writer first appends rows, then confirms them in a transaction of SQLite. A kill at any moment
+leaves the index as it was after an earlier file; the next writer cuts off unconfirmed rows. G
+increases when a writer copies the index without the rows of removed files. A reader maps the files
+of one G and keeps them while a writer changes the index.
 
 Letters: B excerpts in the index, D = dim.
 """
@@ -222,7 +222,7 @@ def mapped(folder: Path, meta: IndexMeta) -> tuple[np.ndarray, np.ndarray | None
 
 
 def rows_of_files(meta: IndexMeta) -> list[tuple[np.dtype, int]]:
-    """Return type and number of the rows in each of array_files."""
+    """Return the type and the number of rows in each of array_files."""
     frames = [(meta.coding.row, meta.num_frames)] if meta.has_frames else []
     return [(np.dtype((np.float32, (meta.dim,))), meta.num_rows), *frames]
 

@@ -1,4 +1,4 @@
-"""What AudioIndex asks of the place where an index lives.
+"""Interfaces of an index: for searches (ClipStore, Store) and for updates (Writer).
 
 Letters: n queries, K clips, T frames, D = dim. Clips are excerpts of files, named by numbers.
 """
@@ -29,7 +29,7 @@ class IndexedExcerpt(NamedTuple):
 
 
 class ClipStore(Protocol):
-    """Vectors and frames of clips; TwoStage needs no more.
+    """Vectors and frames of clips, as TwoStage needs them.
 
     Attributes:
         has_frames: Whether it holds the clips' frames.
@@ -51,8 +51,8 @@ class ClipStore(Protocol):
         Args:
             vectors: float32 (n, D).
             num: Number of clips.
-            selection: Of `select`; None: all clips.
-            cosine: Compare by cosines, in which the lengths of the clips' vectors do not count.
+            selection: Result of `select`; None: all clips.
+            cosine: Compare by cosines, which ignore the lengths of the clips' vectors.
 
         Returns:
             Clips int64 (n, K) and their products float32 (n, K), best first; K is `num`, or the
@@ -63,7 +63,7 @@ class ClipStore(Protocol):
         """
 
     def prefetch(self, clips: Sequence[int]) -> None:
-        """Announce that the frames of these clips are read next."""
+        """Announce that the frames of these clips will be read next."""
 
     def frames(self, clip: int) -> Tensor | None:
         """Return the frames (T, D) of a clip, of any float type; None without frames."""
@@ -81,8 +81,8 @@ class Store(ClipStore, Protocol):
     Attributes:
         meta: Its record.
         files: Its files in order of name, read when they are asked for.
-        num_files: Their number.
-        seconds: Their length, added up.
+        num_files: Number of its files.
+        seconds: Total length of its files.
         folders: Folders with files.
         unreadable: (file, reason) of the files that were left out.
         columns: Kind of each column of metadata.
@@ -112,27 +112,27 @@ class Store(ClipStore, Protocol):
         """Return the clips of a file, by start."""
 
     def sample(self, num: int) -> list[int]:
-        """Return at most `num` clips from everywhere in the index, for one state always the same.
+        """Return `num` clips spread over the index, or all if it has fewer.
 
-        If there are not as many, they are all clips.
+        They are always the same for one state of the index.
         """
 
     def fields(self, names: Sequence[str]) -> dict[str, Fields]:
-        """Return the known metadata of some files; a file without any may be left out."""
+        """Return the known metadata of some files; files without any may be left out."""
 
     def facets(self, most_values: int) -> Facets:
-        """Count what there is to filter by, at most so many values of a column."""
+        """Count the values to filter by, at most so many of a column."""
 
 
 class Writer(Protocol):
-    """An index, opened by the one process that brings it, or a share of it, up to date.
+    """Index opened for an update, by the one process that updates it or a share of it.
 
     Changes count from the next `commit` on.
 
     Attributes:
         folder: Where the index lives.
         meta: Its record.
-        share: Files that this writer keeps; the others it leaves as they are.
+        share: Files that this writer updates; it does not change the others.
     """
 
     folder: Path | Address
@@ -165,25 +165,25 @@ class Writer(Protocol):
     def add_file(
         self, found: Found, sha256: str, seconds: float, excerpts: list[tuple[Any, ...]]
     ) -> None:
-        """Add a file of that many s; excerpts: start and stop in s, then the place, of each."""
+        """Add a file of length `seconds`; excerpts: start and stop in s, and place, of each."""
 
     def add_known(self, found: Found, sha256: str) -> str | None:
-        """Add a file whose content the index has; return the other's name, None if it has not."""
+        """Add a file whose content the index has; return the other file's name, or None."""
 
     def move_folder(self, folder: Path, recognised: list[tuple[Found, str]]) -> None:
-        """Make this the index of `folder`, with files that were recognised by their sha256."""
+        """Make this the index of `folder`, with the files recognised by their sha256."""
 
     def add_unreadable(self, file: str, reason: str, found: Found | None = None) -> None:
-        """List a file that was left out; found: do not try it again while it is the same."""
+        """List a file that was left out; found: do not try it again until it changes."""
 
     def remove(self, file: str) -> None:
         """Remove a file from the index, or from the list of those that were left out."""
 
     def commit(self, **changes: Any) -> None:
-        """Make everything since the last commit part of the index; changes: of fields of `meta`."""
+        """Make all since the last commit part of the index; changes: new fields of `meta`."""
 
     def finish(self, gate_queries: Callable[[], np.ndarray] | None = None) -> None:
-        """Remove numbers of files that are gone, and write the files that are derived.
+        """Remove the numbers of removed files, and write derived files.
 
         gate_queries: returns vectors float32 (n, D) of texts, with which an approximate search is
             measured; None: leave it as it is.

@@ -84,9 +84,8 @@ class TwoStage:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Find the clips with the highest cosines to clip vectors float32 (N, D).
 
-        Dot products of two clips favour vectors of great length, which would be similar to
-        everything; cosines do not. Arguments, results and errors are those of `scores`; of equal
-        cosines any may come first.
+        Dot products of two clips would favour long vectors; cosines do not. Arguments, results and
+        errors are those of `scores`, but clips of equal cosines come in any order.
         """
         needs_cosines = self.pooling.similarity != "cosine"  # else all vectors have length 1
         return self.clips.nearest(unit(vectors), num_candidates, selection, needs_cosines)
@@ -141,7 +140,7 @@ class TwoStage:
 
     @torch.no_grad()
     def pooled(self, text: Tensor, clips: Sequence[int]) -> np.ndarray:
-        """Return TAP's outputs for one text float32 (D,) in clips, as float32 (K, D).
+        """Return TAP's outputs of K clips for one text float32 (D,), as float32 (K, D).
 
         Their products with pooling.directions(text) are the text's scores.
         """

@@ -55,12 +55,12 @@ class Changes:
 
     Attributes:
         added, changed, removed, unchanged: Numbers of files.
-        moved: Files, also copies, with content that the index had; they are not encoded again.
+        moved: Files (also copies) whose content the index already had; not encoded again.
         unreadable: (file, reason) of the files that were left out.
         one_channel: Added or changed files whose channels cancel each other: their first channel
             was used.
         passed_over: Number of files that are not sound files, by ending.
-        metadata: That of --metadata.
+        metadata: Metadata of --metadata.
     """
 
     added: int = 0
@@ -195,7 +195,7 @@ def keeps_frames(model: DualEncoder, frames: str | None, before: IndexMeta | Non
 
 
 def frame_type_of(frames: str | None, before: IndexMeta | None) -> str:
-    """Return the type of an index's frames; without any it is that of IndexMeta."""
+    """Return the type of an index's frames; without frames the default of IndexMeta."""
     if frames in FRAME_TYPES:
         return frames
     is_kept = frames is None and before is not None
@@ -205,7 +205,7 @@ def frame_type_of(frames: str | None, before: IndexMeta | None) -> str:
 def averaging_of(
     model: DualEncoder, frames_per_second: float | None, before: IndexMeta | None
 ) -> Averaging | None:
-    """Return how an index averages frames; None for the rate: as before. Raises UserError."""
+    """Return the averaging of an index; frames_per_second None: as before. Raises UserError."""
     if frames_per_second is None:
         return before and before.averaging
     window_seconds = model.windows.window_samples / model.sample_rate
@@ -242,7 +242,7 @@ def _measured(writer: Writer, place: Place, model: DualEncoder) -> Store:
 def update_index(
     writer: Writer, folder: Path, encoder: ExcerptEncoder, metadata: Metadata | None = None
 ) -> Changes:
-    """Bring an index up to date with `folder`, which may be a new place of the indexed one.
+    """Bring an index up to date with `folder`, which may be the indexed one after a move.
 
     Metadata replaces that of the index in the last transaction; None keeps it.
 

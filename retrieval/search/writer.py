@@ -261,7 +261,7 @@ class IndexWriter:
         self._pending.clear()
 
     def finish(self, gate_queries: Callable[[], np.ndarray] | None = None) -> None:
-        """Copy the index without removed rows if these are many; write files derived from it.
+        """Copy the index without removed rows if these are many; write derived files.
 
         gate_queries: returns vectors float32 (n, D) of texts, with which the approximate search of
             a large index is measured; None: leave its file as it is.

@@ -1,4 +1,4 @@
-"""Address of an index in a database, and the share of its files that one process keeps.
+"""Address of an index in a database, and the share of its files that one process updates.
 
 postgresql://user@host/database?index=birds
 """
@@ -18,9 +18,9 @@ SHARE_BITS = 31  # of the number by which a file belongs to a share
 
 
 class StoreError(UserError):
-    """The database of an index, or the store of its frames, does not do its part.
+    """The database of an index, or the store of its frames, failed or is out of reach.
 
-    The message names machines: the page keeps it for its own log.
+    The message names machines, so the page writes it to its log only.
     """
 
 
@@ -30,7 +30,7 @@ def is_address(text: object) -> bool:
 
 
 def redacted(text: str) -> str:
-    """Return an address without its passwords, also one that is not well formed."""
+    """Return an address without its passwords, also a malformed one."""
     text = re.sub(r"//([^:/@?#]*):.*@", r"//\1:***@", text)
     return re.sub(r"(?i)(password=)[^&\s]*", r"\1***", text)
 
@@ -42,7 +42,7 @@ class Address:
     Attributes:
         uri: For libpq.
         name: Name of the index, which is a schema of the database.
-        shown: For messages.
+        shown: Address without passwords, for messages.
     """
 
     uri: str = field(repr=False)

@@ -2,16 +2,16 @@
 
 An index is a schema of the database, with the tables
 
-    meta          the record of the index (storage.IndexMeta), the place of its frames, and `uid`:
-                  a new one whenever the index is made anew
+    meta          the record of the index (storage.IndexMeta), the place of its frames, and `uid`,
+                  which is new when the index is made anew
     files         name, size, time, sha256, length, number of excerpts, share
     excerpts      start and stop in s, vector, and the place of its frames
     objects       files of frames (frames.py): registered before they are written
     shards        for each `--shard` whether its last update is complete
     unreadable    files that were left out, with reasons
-    metadata, metadata_columns    of `index --metadata`
+    metadata, metadata_columns    columns of `index --metadata`
 
-Every change is one transaction. Names of excerpts (`id`) are never used twice.
+Every change is one transaction. Excerpt ids are never reused.
 
 Letters: D = dim.
 """
@@ -74,7 +74,7 @@ CREATE TABLE metadata (file text COLLATE "C" PRIMARY KEY, fields jsonb NOT NULL)
 
 
 class State(NamedTuple):
-    """Record of an index in a database; meta.complete is that of all shards."""
+    """Record of an index in a database; meta.complete: all shards are complete."""
 
     meta: IndexMeta
     uid: str
@@ -108,7 +108,7 @@ def connect(address: Address) -> psycopg.Connection:
 
 
 def prepare(connection: psycopg.Connection, address: Address) -> None:
-    """Set up a connection: the index's tables need no schema, and vectors become arrays."""
+    """Set up a connection: look up tables in the index's schema; convert vectors to arrays."""
     own = connection.execute(
         "SELECT n.nspname FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace"
         " WHERE e.extname = %s",
@@ -125,7 +125,7 @@ def prepare(connection: psycopg.Connection, address: Address) -> None:
 def explained(address: Address, advice: str = "") -> Iterator[None]:
     """Turn errors of the database into UserError of one line, without passwords.
 
-    advice: follows the remedy of an error that passes.
+    advice: Text added to the remedy of a temporary error.
     """
     try:
         yield
@@ -150,7 +150,7 @@ def _reason(error: psycopg.Error, text: str, advice: str) -> str:
 
 
 class Database:
-    """A connection for reads, opened again when it is lost. Its threads take turns."""
+    """A connection for reads, reopened when it is lost. Threads take turns."""
 
     def __init__(self, address: Address):
         self.address = address
@@ -187,7 +187,7 @@ class Database:
 
 
 def read_state(connection: psycopg.Connection, address: Address) -> State | None:
-    """Read the record of the index; None if there is none. Raises UserError for other tables."""
+    """Read the record of the index; None without index. Raises UserError for foreign tables."""
     query = (
         "SELECT c.relname, has_schema_privilege(n.oid, 'USAGE') FROM pg_class c"
         " JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = %s"
@@ -229,7 +229,7 @@ def create(
 ) -> None:
     """Make an empty index, unless another process has just made it. Raises UserError.
 
-    overwrite: replace the one that is there, in the same transaction.
+    overwrite: Replace an existing index, in the same transaction.
     """
     if meta.dim > LARGEST_DIM:
         raise UserError(

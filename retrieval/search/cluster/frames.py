@@ -1,12 +1,12 @@
-"""Frames of an index beyond one machine: objects in a folder or store that all machines reach.
+"""Frames of an index in a database: objects in a folder or store that all machines reach.
 
-    ROOT/NAME-UID/0/17.f16      frames of the excerpts that were encoded together, one after the
-                                other, or .i8 (frame_coding.py); never changed
+    ROOT/NAME-UID/0/17.f16      frames of excerpts that were encoded together, in order (.i8: int8,
+                                see frame_coding.py); never changed
 
-ROOT is anything that fsspec opens: a shared folder, s3://bucket/prefix, ... A writer registers an
-object in the database before it writes it, and removes it an hour after the last excerpt that names
-it is gone. So a killed writer leaves no object behind for ever, and a query that is under way still
-finds those that it needs.
+ROOT is any place that fsspec opens: a shared folder, s3://bucket/prefix, ... A writer registers an
+object in the database before it writes it, so a later one can remove objects of a killed writer.
+An object is removed one hour after its last excerpt is removed, so that running queries still find
+it.
 
 Letters: T frames, D = dim.
 """
@@ -45,10 +45,10 @@ class FrameObjects:
     Args:
         root: Folder, or a URI of fsspec.
         folder: Name of the index's own folder in it.
-        coding: Of the frames.
+        coding: Coding of the frames.
 
     Raises:
-        UserError: No such kind of store, or its package is absent.
+        UserError: The kind of store is unknown, or its package is not installed.
     """
 
     def __init__(self, root: str, folder: str, coding: FrameCoding):
@@ -89,7 +89,7 @@ class FrameObjects:
             self._files.pipe_file(path, content)
 
     def read(self, places: Sequence[FramesPlace]) -> list[np.ndarray]:
-        """Read the rows of frames of several excerpts, side by side.
+        """Read the rows of frames of several excerpts in parallel.
 
         Raises:
             UserError: The store cannot be reached, or an object is absent or too short.
@@ -115,7 +115,7 @@ class FrameObjects:
         return arrays
 
     def remove(self, number: int) -> None:
-        """Remove an object, which may be absent. Raises UserError."""
+        """Remove an object if it exists. Raises UserError."""
         with self._explained("written"):
             try:
                 self._files.rm_file(self.path(number))

@@ -30,7 +30,7 @@ def replace_metadata(connection: psycopg.Connection, metadata: Metadata) -> None
 
 
 def copy_metadata(connection: psycopg.Connection, sources: Mapping[str, str]) -> None:
-    """Give files that have none the metadata of others of the same content; sources: by name."""
+    """Copy metadata to files without any, from files of the same content; sources: by name."""
     copy = (
         "INSERT INTO metadata SELECT own.target, m.fields"
         " FROM unnest(%s::text[], %s::text[]) AS own (target, source)"

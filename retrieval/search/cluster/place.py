@@ -1,4 +1,4 @@
-"""An index in a database, as AudioIndex and its update see it."""
+"""Place of an index in a database, for AudioIndex and its update."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +25,7 @@ class DatabasePlace:
     Attributes:
         name: Its address.
         share: The files that a writer keeps up to date.
-        frames_store: Where its frames are; None: where the index says.
+        frames_store: Place of its frames; None: the one recorded in the index.
     """
 
     name: Address

@@ -1,4 +1,4 @@
-"""Searches in an index in a database: PostgreSQL finds the candidates, by comparing all vectors.
+"""Searches in an index in a database: PostgreSQL compares all vectors to find candidates.
 
 Letters: n queries, K clips, T frames, D = dim.
 """
@@ -54,12 +54,12 @@ class Selection:
 class DatabaseStore:
     """An index in a database, opened for searches; a Store.
 
-    Searches see the newest state of the tables, `num_files` and `seconds` are of the opening. An
-    index that was made anew is refused until it is opened again.
+    Searches see the newest state of the tables; `num_files` and `seconds` are those at opening. If
+    the index is made anew meanwhile, searches raise an error until it is opened again.
 
     Args:
         address: Of the index.
-        frames_store: Where its frames are now; None: where they were written.
+        frames_store: Present place of its frames; None: where they were written.
 
     Raises:
         UserError: The database cannot be reached, or holds no such index.
@@ -158,7 +158,7 @@ class DatabaseStore:
         selection: Selection | None = None,
         cosine: bool = False,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Find clips as Store.nearest says; of equal products the older clip. Raises UserError."""
+        """Find clips, see Store.nearest; of equal products the older first. Raises UserError."""
         vectors = unit(vectors) if cosine else vectors
         # <#> is the negative product, <=> is 1 - cosine, or NaN for zeros, whose cosine is 0 here
         order = "coalesce(nullif(e.vector <=> %s, 'NaN'), 1)" if cosine else "e.vector <#> %s"
@@ -256,7 +256,7 @@ class DatabaseStore:
         return np.array([place.count for _, place in self._placed(clips)], dtype=np.int64)
 
     def prefetch(self, clips: Sequence[int]) -> None:
-        """Announce clips in the order in which `frames` asks for them; it then reads several."""
+        """Announce clips in the order in which `frames` is called, to read several at once."""
         with self._lock:
             self._order = [int(clip) for clip in clips]
             self._announced = {clip: position for position, clip in enumerate(self._order)}
@@ -294,7 +294,7 @@ class DatabaseStore:
 
 
 class DatabaseFiles(Sequence):
-    """Files of an index in order of name, read when they are asked for."""
+    """Files of an index in order of name, read on access."""
 
     def __init__(self, store: DatabaseStore, num_files: int):
         self._store, self._num_files = store, num_files

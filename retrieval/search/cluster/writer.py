@@ -1,8 +1,8 @@
-"""Write an index in a database; several machines may do so at once.
+"""Write an index in a database; several machines may write at once.
 
-Frames are written first, as objects; then one transaction makes everything since the last one part
-of the index. A kill at any moment leaves the index as it was after a transaction. Two writers of
-one file: the later transaction counts.
+A writer first writes frames, as objects. Then one transaction makes all changes since the last one
+part of the index. A kill at any moment leaves the index as it was after a transaction. If two
+writers write one file, the later transaction counts.
 """
 
 import json
@@ -79,7 +79,7 @@ class DatabaseWriter:
     Attributes:
         folder: Address of the index.
         meta: Its record; `complete` and `reader` are those of this writer's share.
-        share: The share of the files that this writer keeps.
+        share: The share of the files that this writer updates.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class DatabaseWriter:
     ) -> Iterator["DatabaseWriter"]:
         """Open an index, or create one with the record `meta`. A second writer of a share waits.
 
-        Raises UserError, also for a database that is gone within the block.
+        Raises UserError, also if the database is lost within the block.
         """
         with explained(address, GOES_ON), ExitStack() as stack:
             connection = stack.enter_context(connect(address))
@@ -160,13 +160,13 @@ class DatabaseWriter:
         return sorted(self._own("file, reason", "unreadable"))
 
     def digests(self) -> dict[str, str]:
-        """Return the sha256 of each file of all shares: a content is encoded once."""
+        """Return the sha256 of each file of all shares, so that equal files are encoded once."""
         return dict(self._rows("SELECT file, sha256 FROM files"))
 
     def append(
         self, vectors: np.ndarray, frames: list[np.ndarray] | None
     ) -> list[tuple[int | None, int, int, np.ndarray]]:
-        """Begin to write the frames of encoded excerpts, as one object.
+        """Start to write the frames of encoded excerpts, as one object.
 
         Args:
             vectors: float32 (b, D).
@@ -193,7 +193,7 @@ class DatabaseWriter:
     def add_file(
         self, found: Found, sha256: str, seconds: float, excerpts: list[tuple[Any, ...]]
     ) -> None:
-        """Add a file, in place of the one with its name.
+        """Add a file, or replace the one of the same name.
 
         Args:
             found: Name, size and time.
@@ -235,7 +235,7 @@ class DatabaseWriter:
         self.commit(folder=str(folder.resolve()), complete=False)
 
     def add_unreadable(self, file: str, reason: str, found: Found | None = None) -> None:
-        """List a file that was left out; found: do not try it again while it is the same."""
+        """List a file that was left out; found: do not try it again until it changes."""
         row = found and found.size, found and found.mtime_ns, reason
         self._pending[file] = _Change(unreadable=row)
 
@@ -248,9 +248,9 @@ class DatabaseWriter:
         self._metadata = metadata
 
     def commit(self, **changes: Any) -> None:
-        """Make everything since the last commit part of the index, or nothing of it.
+        """Make all changes since the last commit part of the index, or none of them.
 
-        changes: of fields of `meta`.
+        changes: New values of fields of `meta`.
         """
         while self._uploads:
             self._uploads.popleft().result()
@@ -374,9 +374,9 @@ class DatabaseWriter:
         self._connection.execute("DELETE FROM meta WHERE key = ANY(%s)", [absent])
 
     def finish(self, gate_queries: Callable[[], np.ndarray] | None = None) -> None:
-        """Remove the frames of excerpts that are gone, and let the database count its rows.
+        """Remove the frames of removed excerpts, and update the database's statistics.
 
-        gate_queries is not used: the search is the database's own.
+        gate_queries is not used, because the database searches exactly.
         """
         with suppress(errors.InsufficientPrivilege):
             self._connection.execute("ANALYZE files, excerpts")
