@@ -504,9 +504,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         if command is listing:
             continue
         default = "roberta-large" if command is making else "as when the index was made"
-        tokenizer = (
-            f"tokenizer for a .ckpt, by folder or hub name; default: {default}"
-        )
+        tokenizer = f"tokenizer for a .ckpt, by folder or hub name; default: {default}"
         command.add_argument("--text-encoder", type=path_argument, metavar="NAME", help=tokenizer)
     arguments = parser.parse_args(argv)
     if arguments.command != "query":
