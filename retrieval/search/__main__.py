@@ -91,14 +91,16 @@ def index(arguments: argparse.Namespace) -> int:
         shard=arguments.shard,
         metadata=arguments.metadata,
     )
-    for file, reason in built.unreadable[:FILES_LISTED]:
+    unreadable = built.changes.unreadable  # of this shard
+    for file, reason in unreadable[:FILES_LISTED]:
         print(f"left out: {printable(file)}: {reason}", file=sys.stderr)
-    if (num_more := len(built.unreadable) - FILES_LISTED) > 0:
+    if (num_more := len(unreadable) - FILES_LISTED) > 0:
         is_folder = isinstance(arguments.index, Path)
         see = f", see {arguments.index / 'unreadable.csv'}" if is_folder else ""
         print(f"left out: {num_more} more{see}", file=sys.stderr)
     hours, took = built.seconds / 3600, time.monotonic() - started
-    counts = f"{built.num_files:,} files, {hours:.2f} hours; {built.changes}"
+    of_shard = f"shard {arguments.shard}: " if arguments.shard else ""
+    counts = f"{built.num_files:,} files, {hours:.2f} hours; {of_shard}{built.changes}"
     print(f"{arguments.index}: {counts} in {took:.1f} s")
     if metadata := built.changes.metadata:
         kinds = ", ".join(f"{printable(name)} ({kind})" for name, kind in metadata.columns.items())
@@ -115,6 +117,8 @@ def index(arguments: argparse.Namespace) -> int:
         print(f"large index: {found}")
     if built.unrelated_score is not None:
         print(f"unrelated sentences reach a score of {built.unrelated_score:.3f}")
+    elif not built.is_complete:
+        print("note: other shards are not indexed yet; the index is complete when all are")
     elif built.num_files:
         print(
             "note: the model knows the words of too few general sentences to measure the score that"
@@ -177,11 +181,10 @@ def open_index(arguments: argparse.Namespace) -> "AudioIndex":
         frames_store=arguments.frames_store,
     )
     if not opened.is_complete:
-        print(
-            f"note: the last update of {arguments.index} was interrupted, files are missing; run"
-            " the index command again",
-            file=sys.stderr,
-        )
+        reason = "its last update was interrupted; run the index command again"
+        if not isinstance(arguments.index, Path):
+            reason = "a shard is missing or was interrupted; run the index command for each shard"
+        print(f"note: files of {arguments.index} are missing: {reason}", file=sys.stderr)
     return opened
 
 

@@ -118,8 +118,8 @@ def _given_marks(arguments: argparse.Namespace, index: "AudioIndex") -> list[Mar
 def parse_mark(text: str, right: bool, index: "AudioIndex") -> Mark:
     """Read FILE, FILE@START or FILE@START-END; times as 12.5 or 1:02.5.
 
-    FILE is a name in the index, or a path to a file in its folder. Raises UserError if the index
-    does not have it.
+    FILE is a name in the index, a path into its folder, or a base name that one file has. Raises
+    UserError if the index does not have it.
     """
     if (whole := _name(text, index)) is not None:
         return Mark(file=whole, right=right)
@@ -136,11 +136,18 @@ def parse_mark(text: str, right: bool, index: "AudioIndex") -> Mark:
 def _name(text: str, index: "AudioIndex") -> str | None:
     if index.file(text):
         return text
-    path = Path(text).absolute()
-    if not path.is_relative_to(index.folder):
-        return None
-    name = path.relative_to(index.folder).as_posix()
-    return name if index.file(name) else None
+    for path in (Path(text).absolute(), Path(text).resolve()):
+        if path.is_relative_to(index.folder):
+            name = path.relative_to(index.folder).as_posix()
+            if index.file(name):
+                return name
+    named = [own.file for own in index.files if own.file.rpartition("/")[2] == text]
+    if len(named) > 1:
+        raise UserError(
+            f"several files of the index are called {text!r}, such as {named[0]} and {named[1]}:"
+            " give the whole name"
+        )
+    return named[0] if named else None
 
 
 def _seconds(time: str) -> float:

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -669,7 +669,8 @@ class AudioIndex:
             ask = self._asked if self._has_head else self._two_stage.heard
             of_sentences = [ask(sentence, numbers) for sentence in text]
             heard = [averaged(own, weights) for own in zip(*of_sentences, strict=True)]
-        fields = self.store.fields([excerpt.file.file for excerpt, *_ in chosen])
+        names = [excerpt.file.file for excerpt, *_ in chosen]
+        fields = self.store.fields([*names, *chain.from_iterable(chooser.copies)])
         rate, hits = self.model.sample_rate, []
         for ((_, file, start, end), score, is_match), own in zip(chosen, heard, strict=True):
             num_frames = 0 if own is None else len(own.values)
@@ -677,8 +678,10 @@ class AudioIndex:
             frames = centres, self.model.frame_seconds, threshold
             hit = make_hit(len(hits) + 1, score, file, start, end, own, *frames)
             copies = tuple(chooser.copies[len(hits)])
-            fields_of_file = fields.get(file.file, {})
-            hits.append(replace(hit, metadata=fields_of_file, is_match=is_match, copies=copies))
+            known: dict[str, str | float] = {}
+            for name in (file.file, *copies):  # what is unknown of a file, its copies may tell
+                known = fields.get(name, {}) | known
+            hits.append(replace(hit, metadata=known, is_match=is_match, copies=copies))
         return hits
 
     @property

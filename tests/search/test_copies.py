@@ -75,6 +75,23 @@ def test_copies_are_one_answer_and_other_recordings_are_not(index):
     assert [hit.score for hit in folded] == sorted((hit.score for hit in folded), reverse=True)
 
 
+def test_an_answer_knows_the_metadata_of_its_copies(index, monkeypatch):
+    best = next(hit for hit in index.search(QUERY, k=50) if hit.copies)
+    known = {
+        best.copies[-1]: {"place": "lake", "year": 2020.0},
+        best.copies[0]: {"place": "forest"},
+        "other 3.wav": {"place": "moon"},
+    }
+    monkeypatch.setattr(
+        index.store, "fields", lambda names: {own: known[own] for own in names if own in known}
+    )
+    both = known[best.copies[-1]] | known[best.copies[0]]  # the copy that ranks higher counts
+    for hit in index.search(QUERY, k=50):
+        assert hit.metadata == (both if hit.file == best.file else known.get(hit.file, {}))
+    for hit in index.search(QUERY, k=50, fold=False):
+        assert hit.metadata == known.get(hit.file, {})
+
+
 def test_k_answers_stay_k(index, monkeypatch):
     monkeypatch.setattr("retrieval.search.index.CANDIDATES", 2)
     monkeypatch.setattr("retrieval.search.index.CANDIDATES_PER_HIT", 1)

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from retrieval.search import AudioIndex, Mark
+from retrieval.base.errors import UserError
+from retrieval.search import AudioIndex, IndexedFile, Mark
 from retrieval.search.__main__ import main
+from retrieval.search.detector_commands import parse_mark
 from retrieval.search.detectors import Detectors, read_marks
 from retrieval.search.storage import connect
 from tests.conftest import mistake
@@ -141,6 +143,24 @@ def test_mistakes_in_marks(index: Path, arguments: list[str], culprit: str):
     message = mistake(main, *command("mark", index, "low", "--query", QUERY, *arguments))
     assert culprit in message
     assert not (index / "detectors").exists()
+
+
+def test_a_file_is_named_by_its_base_name_or_a_path_through_a_link(
+    index: Path,
+    tmp_path: Path,
+    sounds: Path,  # noqa: F811
+):
+    opened = AudioIndex.open(index)
+    (name,) = [own.file for own in opened.files if own.file == "below/low steady.wav"]
+    (tmp_path / "link").symlink_to(sounds, target_is_directory=True)
+    for text in (name, "low steady.wav", str(tmp_path / "link" / name)):
+        assert parse_mark(text, True, opened).file == name
+        assert parse_mark(f"{text}@0.25", True, opened).start == 0.25
+    with pytest.raises(UserError, match="several"):
+        files = [IndexedFile(f"{folder}/x.wav", 1.0) for folder in "ab"]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(AudioIndex, "files", files)
+            parse_mark("x.wav", True, opened)
 
 
 def test_other_mistakes(index: Path, names: list[str], capsys):
