@@ -50,7 +50,8 @@ def work(num_clips: int, num_queries: int) -> int:
 
     from retrieval.evaluation.result import retrieval_metrics
     from retrieval.models.pooling import MeanPooling
-    from retrieval.search.two_stage import IndexedClips, TwoStage
+    from retrieval.search.clips import IndexedClips
+    from retrieval.search.two_stage import TwoStage
 
     pooling, generator = MeanPooling(), torch.Generator().manual_seed(num_clips)
     right = torch.randperm(num_clips, generator=generator)[:num_queries]  # (N,)
@@ -78,7 +79,7 @@ def work(num_clips: int, num_queries: int) -> int:
     kept = torch.empty(num_clips, DIM)  # (B, D)
     for first, vectors in blocks(num_clips):
         kept[first : first + len(vectors)] = torch.nn.functional.normalize(vectors)
-    clips, found = TwoStage(pooling, IndexedClips(kept)).scores(text, NUM_TOP)
+    clips, found = TwoStage(pooling, IndexedClips(kept.numpy())).scores(text, NUM_TOP)
     print(
         f"best {NUM_TOP} of every query without the matrix, clips made and kept:"
         f" {time.perf_counter() - start:.1f} s"

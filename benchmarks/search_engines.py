@@ -18,6 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
+from retrieval.base.command import run_main
+from retrieval.base.errors import OneLineParser
+
 DIM, QUERIES, NUM, GROUPS = 512, 20, 100, 20
 # (query, whether only group 3) -> rows and products, best first
 Search = Callable[[np.ndarray, bool], tuple[list[int], list[float]]]
@@ -93,8 +96,10 @@ def milvus(vectors: np.ndarray, groups: np.ndarray) -> Iterator[Search]:
         yield search
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main() -> int:
+    parser = OneLineParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("engine", choices=["postgresql", "milvus"])
     parser.add_argument("--rows", type=int, default=100_000)
     arguments = parser.parse_args()
@@ -127,7 +132,8 @@ def main() -> None:
                 f"{name}: {1000 * statistics.median(times):.1f} ms; other answers than numpy:"
                 f" {num_other} of {QUERIES}; largest difference of a score: {difference:.1e}"
             )
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -572,8 +572,14 @@ def add_detector_commands(commands: argparse._SubParsersAction) -> list[argparse
     add = made["mark"].add_argument
     add("--query", metavar="TEXT", help="sentence that describes the sound, for a new detector")
     right = "right answers: names in the index, or paths; with a time in a long file, FILE@1:02.5"
-    add("--right", nargs="+", default=[], metavar="FILE", help=right)
-    add("--wrong", nargs="+", default=[], metavar="FILE", help="wrong answers, in the same form")
+    add("--right", nargs="+", default=[], metavar="FILE[@START]", help=right)
+    add(
+        "--wrong",
+        nargs="+",
+        default=[],
+        metavar="FILE[@START]",
+        help="wrong answers, in the same form",
+    )
     marks = "further marks: a CSV with the columns file, start, end, right"
     add("--marks", type=path_argument, metavar="FILE", help=marks)
     new = "delete the marks of an existing detector of this name"

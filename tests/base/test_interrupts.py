@@ -103,7 +103,7 @@ def test_ctrl_c_in_the_middle_of_a_start(tiny, model, index, tmp_path, name):
         "search": (
             ["-m", "retrieval.search", "query", "dog", "--index", str(index)],
             f"retrieval.search {TORCH}",
-            "retrieval.search.queries",
+            "retrieval.search.whole_file",
             700,
         ),
         "build": (

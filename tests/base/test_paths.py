@@ -31,6 +31,7 @@ NEEDED = {
     "loss.teachers": ["loss.name=distillation"],
     "data.frame_cache": ["audio_encoder.frozen=true"],
 }  # by these settings
+PATH_TYPES = {"Path", "path_argument", "_folder"}
 METAVARS = {"DIR", "FILE", "PATH", "FOLDER", "ROOT", "CSV"}
 
 
@@ -136,7 +137,7 @@ def test_every_option_that_names_a_file_has_the_type_of_paths():
                 metavars = ast.walk(keywords["metavar"]) if "metavar" in keywords else ()
                 if METAVARS & {each.value for each in metavars if isinstance(each, ast.Constant)}:
                     found += 1
-                    if getattr(keywords.get("type"), "id", None) not in ("Path", "path_argument"):
+                    if getattr(keywords.get("type"), "id", None) not in PATH_TYPES:
                         wrong.append(f"{path.name}: {ast.unparse(node)[:80]}")
             elif name == "ArgumentParser":
                 wrong.append(f"{path.name}: {ast.unparse(node)[:80]}")

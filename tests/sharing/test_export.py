@@ -30,7 +30,8 @@ from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.pooling import TextAwareAttentionPooling
 from retrieval.models.pretrained import load_pretrained
 from retrieval.models.text import load_tokenizer, text_architecture
-from retrieval.search.two_stage import IndexedClips, TwoStage
+from retrieval.search.clips import IndexedClips
+from retrieval.search.two_stage import TwoStage
 from retrieval.sharing.export import checks, onnx_files, parquet
 from retrieval.sharing.export.command import main
 from retrieval.sharing.export.graphs import AudioTower, Score
@@ -490,7 +491,7 @@ def test_the_vectors_and_frames_give_the_scores_of_the_model(
     with torch.no_grad():
         keys = model.pooling.norm(torch.cat(frames))
     indexed = IndexedClips(
-        functional.normalize(vectors), keys, num_frames.cumsum() - num_frames, num_frames
+        functional.normalize(vectors).numpy(), keys, num_frames.cumsum() - num_frames, num_frames
     )
     found = torch.empty(16, 8)
     chosen, scores = TwoStage(model.pooling, indexed).scores(texts, 8)

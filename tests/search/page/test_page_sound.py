@@ -16,7 +16,7 @@ from retrieval.search.page import audio, server, turns
 from retrieval.search.page.clients import Refused
 from tests.conftest import SAMPLE_RATE, tone
 from tests.search.page.test_page import QUERY, models, served  # noqa: F401
-from tests.search.page.test_page_security import JOIN, Browser, event_of, wait_for
+from tests.search.page.test_page_security import FIELDS, JOIN, Browser, event_of, wait_for
 
 SECONDS = 3.0
 
@@ -269,9 +269,7 @@ def test_a_query_is_answered_while_fifty_ranges_wait(index, monkeypatch):
             asking = Browser(address)
             assert asking.ask("GET", "/")[0] == 200
             assert (
-                asking.post(JOIN, event_of(asking, "words", QUERY, "", 0, 9, 10, session_hash="q"))[
-                    0
-                ]
+                asking.post(JOIN, event_of(asking, "words", QUERY, *FIELDS, session_hash="q"))[0]
                 == 200
             )
             assert '"process_completed"' in asking.answer("q")
