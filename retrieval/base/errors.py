@@ -84,6 +84,11 @@ def printable(text: str) -> str:
     )
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number and its noun: 1 file, 2 files."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def one_line(error: Exception, longest: int = 200) -> str:
     """Return type and text of an exception in one line of at most `longest` characters."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:longest]

@@ -22,7 +22,7 @@ from retrieval.base.folders import whole_folder
 from retrieval.base.sound import UnreadableSound
 from retrieval.moments.spans import Moment
 
-COLUMNS = ("query", "file", "from", "to", "score", "rank", "file_seconds")
+COLUMNS = ("query", "file", "from", "to", "score", "rank", "file_seconds", "matches")
 RAVEN_COLUMNS = ("Selection", "View", "Channel", "Begin Time (s)", "End Time (s)")
 RAVEN_COLUMNS += ("Low Freq (Hz)", "High Freq (Hz)", "Begin File", "Score", "Annotation")
 # A label file is called by its recording and this ending. Audacity takes any text file; Raven's is
@@ -49,6 +49,7 @@ class Stretch:
         seconds: Length of the recording.
         rank: Of the answer that it belongs to, 1 is the best.
         moment: Its times and score.
+        is_match: Whether the answer matches the query, or is merely one of the nearest.
     """
 
     query: str
@@ -56,6 +57,7 @@ class Stretch:
     seconds: float
     rank: int
     moment: Moment
+    is_match: bool = True
 
 
 def audacity_labels(stretches: Sequence[Stretch]) -> str:
@@ -87,7 +89,8 @@ def raven_table(stretches: Sequence[Stretch], highest: float) -> str:
 def csv_table(stretches: Sequence[Stretch]) -> str:
     """Return a row for each stretch, under COLUMNS, in the order given."""
     text = io.StringIO(newline="")
-    csv.writer(text).writerows([COLUMNS, *map(_row, stretches)])
+    rows = [(*row[:-1], str(row[-1]).lower()) for row in map(_row, stretches)]
+    csv.writer(text).writerows([COLUMNS, *rows])
     return text.getvalue()
 
 
@@ -100,7 +103,7 @@ def json_table(stretches: Sequence[Stretch]) -> str:
 def _row(own: Stretch) -> tuple:
     start, end, score = own.moment
     times = round(start, 3), round(end, 3), round(score, 6)
-    return own.query, own.file, *times, own.rank, round(own.seconds, 3)
+    return own.query, own.file, *times, own.rank, round(own.seconds, 3), own.is_match
 
 
 def plain(text: str) -> str:

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retrieval.base.command import run_main
-from retrieval.base.errors import OneLineParser, UserError, printable, user_path
+from retrieval.base.errors import OneLineParser, UserError, counted, printable, user_path
 from retrieval.base.files import atomic_writer, check_not_among, check_writable
 from retrieval.base.launch import check_environment
 from retrieval.base.progress import set_quiet, silence_transformers
@@ -100,18 +100,18 @@ def index(arguments: argparse.Namespace) -> int:
         print(f"left out: {num_more} more{see}", file=sys.stderr)
     hours, took = built.seconds / 3600, time.monotonic() - started
     of_shard = f"shard {arguments.shard}: " if arguments.shard else ""
-    counts = f"{built.num_files:,} files, {hours:.2f} hours; {of_shard}{built.changes}"
+    counts = f"{counted(built.num_files, 'file')}, {hours:.2f} hours; {of_shard}{built.changes}"
     print(f"{arguments.index}: {counts} in {took:.1f} s")
     if metadata := built.changes.metadata:
         kinds = ", ".join(f"{printable(name)} ({kind})" for name, kind in metadata.columns.items())
         num_known = sum(built.file(file) is not None for file in metadata.fields)
-        print(f"metadata: of {num_known:,} of {built.num_files:,} files; columns: {kinds}")
+        print(f"metadata: of {num_known:,} of {counted(built.num_files, 'file')}; columns: {kinds}")
         if metadata.num_unknown:
             first = ", ".join(metadata.unknown)
             more = ", ..." if metadata.num_unknown > len(metadata.unknown) else ""
             print(
-                f"note: {metadata.num_unknown:,} rows of {arguments.metadata} name no file of the"
-                f" folder: {first}{more}"
+                f"note: the folder has no file for {counted(metadata.num_unknown, 'row')} of"
+                f" {arguments.metadata}: {first}{more}"
             )
     if (found := built.store.meta.approximate) is not None:
         print(f"large index: {found}")
@@ -127,11 +127,12 @@ def index(arguments: argparse.Namespace) -> int:
     if passed_over := built.changes.passed_over:
         common = passed_over.most_common(10)
         endings = ", ".join(f"{number:,} {ending or 'without ending'}" for ending, number in common)
-        print(f"passed over: {passed_over.total():,} files that are not sound files: {endings}")
+        num_files = counted(passed_over.total(), "file")
+        print(f"passed over, since not sound: {num_files}: {endings}")
     if built.changes.one_channel:
         print(
-            f"note: the channels of {built.changes.one_channel:,} of these files cancel each other;"
-            " their first channel was used"
+            f"note: the channels of {counted(built.changes.one_channel, 'file')} cancel each other;"
+            " the first channel was used"
         )
     return 0
 
@@ -151,7 +152,7 @@ def query(arguments: argparse.Namespace) -> int:
     least = arguments.min_score
     hits = opened.search_many(queries, arguments.k, min_score=least, fold=fold, **filters)
     answers = [(str(text), own) for text, own in zip(queries, hits, strict=True)]
-    unrelated = opened.unrelated_score if arguments.min_score is None else None
+    unrelated = None if arguments.audio else opened.unrelated_score  # not compared with sounds
     finish_index(answers, opened, arguments, unrelated)
     return 0
 
@@ -223,7 +224,7 @@ def finish_index(
 ) -> None:
     """Write and print answers of an index; note files that no longer exist.
 
-    unrelated_score: score of the line between answers that match and others; None: no line.
+    unrelated_score: score that unrelated sentences reach; None: not compared.
     """
     notes, gone = {}, set()  # notes in order, each once
     for file in sorted({hit.file for _, hits in answers for hit in hits}):
@@ -283,7 +284,7 @@ def finish(
         gone: Files that no longer exist.
         arguments: Arguments of the command.
         columns: Columns of metadata.
-        unrelated_score: Score of the line between answers that match and others; None: no line.
+        unrelated_score: Score that unrelated sentences reach; None: not compared.
     """
     written = export(answers, path_of, gone, arguments)
     write_answers(answers, arguments, columns, unrelated_score)
@@ -313,19 +314,27 @@ def export(
     if not arguments.labels and not arguments.clips:
         return []
     from retrieval.moments.export import write_clips, write_labels
-    from retrieval.search.hits import stretches_of
+    from retrieval.search.hits import detected_stretches, stretches_of
 
-    found = [own for text, hits in answers for own in stretches_of(text, hits)]
+    stretches = detected_stretches if arguments.command == "detect" else stretches_of
+    found = [own for text, hits in answers for own in stretches(text, hits)]
+    least = getattr(arguments, "min_score", None)  # detect has none
+    if least is None and (num_others := sum(not own.is_match for own in found)):
+        print(
+            f"note: answers that do not match have {num_others:,} of the {len(found):,} exported"
+            " stretches; --min-score SCORE leaves answers out",
+            file=sys.stderr,
+        )
     there = [own for own in found if own.file not in gone]
     written = []
     if arguments.clips:  # first: its folder must be new, and may hold the others
         clips = write_clips(arguments.clips, there, path_of)
-        written.append(f"{arguments.clips}, {len(clips):,} clips")
+        written.append(f"{arguments.clips}, {counted(len(clips), 'clip')}")
     if arguments.labels:
         own = there if arguments.labels == "raven" else found
         files = write_labels(arguments.labels, arguments.output, own, path_of)
         is_folder = arguments.output not in files
-        written.append(f"{arguments.output}" + f", {len(files):,} files" * is_folder)
+        written.append(f"{arguments.output}" + f", {counted(len(files), 'file')}" * is_folder)
     return written
 
 
@@ -335,11 +344,14 @@ def write_answers(
     columns: Sequence[str],
     unrelated_score: float | None,
 ) -> None:
-    """Print answers as lines or JSON, and write them to --csv; columns: those of metadata."""
+    """Print answers as lines or JSON, and write them to --csv; arguments: see `finish`."""
 
     def row(hit: "Hit") -> tuple:
         times = hit.attended_from, hit.attended_to, hit.start, hit.end, hit.seconds
         return hit.rank, round(hit.score, 6), hit.file, *(round(time, 2) for time in times)
+
+    def judged(hit: "Hit") -> float:
+        return round(hit.score if hit.judged_score is None else hit.judged_score, 6)
 
     def spans(hit: "Hit") -> str:
         return " ".join(f"{own.start:.2f}-{own.end:.2f}" for own in hit.moments)
@@ -366,27 +378,36 @@ def write_answers(
                 dict(zip(COLUMNS[1:], (*row(hit), objects(hit), hit.is_match), strict=True))
                 | ({"metadata": hit.metadata} if columns else {})
                 | ({"copies": list(hit.copies)} if hit.copies else {})
+                | ({} if hit.judged_score is None else {"judged_score": judged(hit)})
                 for hit in hits
             ]
-            content.append({"query": text, "hits": rows})
+            limit = None if unrelated_score is None else round(unrelated_score, 6)
+            limits = {"unrelated_score": limit} if arguments.command == "query" else {}
+            content.append({"query": text, **limits, "hits": rows})
         print(json.dumps(content, indent=2, ensure_ascii=False))
         return
     least = getattr(arguments, "min_score", None)  # detect has none
     limit = "" if least is None else f" with a score of {least:g} or more"
+    has_line = unrelated_score is not None and least is None  # a score of the user's: no line
     for text, hits in answers:
         if len(answers) > 1 or not hits:
             print(f"{text}:" + ("" if hits else f" nothing found{limit}"))
         several = any(len(hit.moments) > 1 for hit in hits) and not arguments.moments
         last_match = max((hit.rank for hit in hits if hit.is_match), default=0)
-        if hits and not last_match and unrelated_score is not None:
+        subtracts = any(hit.judged_score is not None for hit in hits)
+        if hits and not last_match and has_line:
+            wanted = "by the wanted sentences alone, " if subtracts else ""
             print(
-                f"nothing matches {text!r}: the best answer has {hits[0].score:.3f}, unrelated"
-                f" sentences reach {unrelated_score:.3f}; the nearest:"
+                f"nothing matches {text!r}: {wanted}the best answer has"
+                f" {max(map(judged, hits)):.3f}, unrelated sentences reach {unrelated_score:.3f};"
+                " the nearest:"
             )
         for hit in hits:
-            if 0 < last_match == hit.rank - 1 and unrelated_score is not None:
+            if 0 < last_match == hit.rank - 1 and has_line:
+                wanted = ", judged by the wanted sentences alone" if subtracts else ""
                 print(
-                    f"---  no better than unrelated sentences, which reach {unrelated_score:.3f}:"
+                    f"---  no better than unrelated sentences, which reach {unrelated_score:.3f}"
+                    f"{wanted}:"
                 )
             first, *others = hit.moments
             more = f"{f'(+{len(others)})' if others else '':5}" if several else ""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from retrieval.base.errors import UserError, printable
+from retrieval.base.errors import UserError, counted, printable
 from retrieval.search.detectors import Detector, Detectors, Mark, read_marks, write_marks
 from retrieval.search.place import Place, place_of
 
@@ -63,8 +63,7 @@ def mark(arguments: argparse.Namespace, index: "AudioIndex") -> int:
         known = [own for own in before.marks if index.file(own.file)]
         if num_gone := len(before.marks) - len(known):
             print(
-                f"note: {num_gone} of its marks are of files that this index does not have; they"
-                " are dropped",
+                f"note: dropped {counted(num_gone, 'mark')} of files that this index does not have",
                 file=sys.stderr,
             )
         given = known + given
@@ -187,5 +186,5 @@ def stretches_of_marks(detector: Detector, index: "AudioIndex") -> "Sequence[Str
         times = (excerpt.start, excerpt.end) if own.end is None else (own.start, own.end)
         label = name if own.right else f"not {name}"
         moment = Moment(*times, float(own.right))
-        found.append(Stretch(label, own.file, excerpt.file.seconds, rank, moment))
+        found.append(Stretch(label, own.file, excerpt.file.seconds, rank, moment, own.right))
     return found

@@ -182,6 +182,8 @@ class Detectors:
 def read_marks(path: Path) -> list[Mark]:
     """Read a CSV with the columns file and right, and start and end in s, which may be empty.
 
+    The times may also be called from and to, as in the exports of answers.
+
     Raises:
         UserError: No such file, a missing column, or a wrong value; names the line.
     """
@@ -193,17 +195,22 @@ def read_marks(path: Path) -> list[Mark]:
         raise UserError(f"{path} is not UTF-8 text: save it as CSV in UTF-8") from None
     rows = csv.DictReader(text.splitlines())
     if missing := [name for name in ("file", "right") if name not in (rows.fieldnames or ())]:
+        adds = " with yes or no in each row" if missing[0] == "right" else ""
         raise UserError(
-            f"{path} has no column {missing[0]}; a CSV of marks has the columns"
-            f" {', '.join(MARK_COLUMNS)}"
+            f"{path} has no column {missing[0]}: add a column {missing[0]}{adds}; a CSV of marks"
+            f" has the columns {', '.join(MARK_COLUMNS)} (or from, to for start, end)"
         )
+    times_in = [
+        column if column in rows.fieldnames else other
+        for column, other in (("start", "from"), ("end", "to"))
+    ]
     marks = []
     for row in rows:
         place = f"{path}, line {rows.line_num}"
         right = RIGHT.get((row["right"] or "").strip().lower())
         if right is None:
-            raise UserError(f"{place}: right is {row['right']!r}, expected 1 or 0")
-        times = [_seconds(row.get(column), column, place) for column in ("start", "end")]
+            raise UserError(f"{place}: right is {row['right']!r}, expected yes or no")
+        times = [_seconds(row.get(column), column, place) for column in times_in]
         marks.append(Mark(file=row["file"] or "", start=times[0], end=times[1], right=right))
     return marks
 

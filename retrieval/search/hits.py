@@ -47,6 +47,8 @@ class Hit:
         is_match: False if unrelated sentences reach such a score too (AudioIndex.unrelated_score);
             True where that was not measured, and for sounds as queries. By a detector: False below
             its threshold.
+        judged_score: The score that `is_match` is about, where it is not `score`: in a query with
+            `without`, the mean of the sentences that should be heard. Otherwise None.
     """
 
     rank: int
@@ -61,6 +63,7 @@ class Hit:
     metadata: Fields = field(default_factory=dict)
     copies: tuple[str, ...] = ()
     is_match: bool = True
+    judged_score: float | None = None
 
     @property
     def attended_from(self) -> float:
@@ -173,7 +176,18 @@ def make_hit(
 def stretches_of(query: str, hits: Sequence[Hit]) -> list[Stretch]:
     """Return the stretches of the answers to a query, in their order, to be exported."""
     return [
-        Stretch(query, hit.file, hit.seconds, hit.rank, moment)
+        Stretch(query, hit.file, hit.seconds, hit.rank, moment, hit.is_match)
         for hit in hits
         for moment in hit.moments
+    ]
+
+
+def detected_stretches(name: str, hits: Sequence[Hit]) -> list[Stretch]:
+    """Return the best stretch of each excerpt that a detector accepts, with its probability.
+
+    Other stretches of an excerpt are those of the sentence: the detector has not judged them.
+    """
+    return [
+        Stretch(name, hit.file, hit.seconds, hit.rank, hit.moments[0]._replace(score=hit.score))
+        for hit in hits
     ]

@@ -662,7 +662,8 @@ class AudioIndex:
             if num_behind > (LOOK_AHEAD if wanted.fold else 0):
                 break
             if chooser.add(excerpt, is_full):
-                chosen.append((excerpt, score, own >= unrelated))
+                other = None if own == score else own
+                chosen.append((excerpt, score, own >= unrelated, other))
         heard = [None] * len(chosen)
         if text is not None and len(text):
             numbers = [excerpt.clip for excerpt, *_ in chosen]
@@ -672,7 +673,7 @@ class AudioIndex:
         names = [excerpt.file.file for excerpt, *_ in chosen]
         fields = self.store.fields([*names, *chain.from_iterable(chooser.copies)])
         rate, hits = self.model.sample_rate, []
-        for ((_, file, start, end), score, is_match), own in zip(chosen, heard, strict=True):
+        for ((_, file, start, end), score, is_match, other), own in zip(chosen, heard, strict=True):
             num_frames = 0 if own is None else len(own.values)
             centres = self.model.windows.frame_centres(num_frames) / rate  # (T,)
             frames = centres, self.model.frame_seconds, threshold
@@ -681,7 +682,8 @@ class AudioIndex:
             known: dict[str, str | float] = {}
             for name in (file.file, *copies):  # what is unknown of a file, its copies may tell
                 known = fields.get(name, {}) | known
-            hits.append(replace(hit, metadata=known, is_match=is_match, copies=copies))
+            about = {"is_match": is_match, "judged_score": other}
+            hits.append(replace(hit, metadata=known, copies=copies, **about))
         return hits
 
     @property

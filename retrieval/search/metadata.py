@@ -20,7 +20,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
 
-from retrieval.base.errors import UserError, one_line, printable
+from retrieval.base.errors import UserError, counted, one_line, printable
 
 Kind = Literal["text", "number"]
 Fields = dict[str, str | float]  # known values of a file by column
@@ -162,8 +162,8 @@ def _read_rows(
     if not texts:
         first = f", such as {', '.join(unknown)}" if unknown else ""
         raise UserError(
-            f"--metadata {path}: none of its {num_rows:,} rows names a file of the index{first};"
-            f" {FILE_NAME} is the path below the indexed folder"
+            f"--metadata {path}: none of its {counted(num_rows, 'row')} names a file of the"
+            f" index{first}; {FILE_NAME} is the path below the indexed folder"
         )
     kinds, fields = {}, {file: {} for file in texts}
     for position, name in enumerate(columns):
@@ -264,6 +264,11 @@ def resolve_where(
         for one in several:
             if not isinstance(one, str) or one not in known:
                 near = _near(str(one), known, "values")
+                if isinstance(one, (tuple, Range)) or ".." in str(one):
+                    raise UserError(
+                        f"{column}={_shown(str(one))} is a range, which needs a column of numbers;"
+                        f" {column} holds texts{near}"
+                    )
                 raise UserError(f"no file has {column}={_shown(str(one))}{near}")
         resolved[column] = tuple(several)
     return resolved

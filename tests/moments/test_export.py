@@ -102,8 +102,9 @@ def test_tables(sounds, stretches, tmp_path):
             "score": stretch.moment.score,
             "rank": stretch.rank,
             "file_seconds": stretch.seconds,
+            "matches": True,
         }
-        assert row == {key: str(value) for key, value in own.items()}
+        assert row == {key: str(value) for key, value in own.items()} | {"matches": "true"}
     assert io.StringIO(export.csv_table([]), newline="").read() == ",".join(export.COLUMNS) + "\r\n"
 
 

@@ -193,6 +193,62 @@ def test_terminal_draws_a_line(indexed, tmp_path, capsys, unrelated, num_matches
     assert len(capsys.readouterr().out.splitlines()) == 2  # the user's own number: no line
 
 
+def test_the_line_says_which_score_it_judges_if_sentences_are_subtracted(indexed, tmp_path, capsys):
+    path = Path(shutil.copytree(indexed, tmp_path / "index"))
+    other = "a high fast tone"
+    plain = AudioIndex.open(path).search(QUERY, 50, fold=False)
+    plain = {(hit.file, hit.start): hit.score for hit in plain}
+    hits = AudioIndex.open(path).search(QUERY, 4, without=other)
+    judged = sorted(hit.judged_score for hit in hits)
+    assert all(hit.judged_score != hit.score for hit in hits)
+    scores = [(hit.judged_score, plain.get((hit.file, hit.start))) for hit in hits]
+    same = [own == pytest.approx(one, abs=1e-5) for own, one in scores if one is not None]
+    assert len(same) > 1 and all(same)
+    arguments = ["query", QUERY, "--index", str(path), "-k", "4"]
+    for unrelated in (10.0, (judged[0] + judged[1]) / 2):
+        with connect(path) as database:
+            update = "UPDATE meta SET value = ? WHERE key = 'unrelated_score'"
+            database.execute(update, (json.dumps(unrelated),))
+        assert main([*arguments, "--without", other]) == 0
+        said = [line for line in capsys.readouterr().out.splitlines() if "unrelated" in line]
+        assert all("by the wanted sentences alone" in line for line in said)
+        if unrelated == 10:
+            assert len(said) == 1 and f"{judged[-1]:.3f}" in said[0]
+        assert main([*arguments, "--without", other, "--json"]) == 0
+        (content,) = json.loads(capsys.readouterr().out)
+        assert content["unrelated_score"] == pytest.approx(unrelated, abs=1e-6)
+        for hit in content["hits"]:
+            assert hit["matches"] == (hit["judged_score"] >= unrelated)
+    assert main(arguments) == 0  # control
+    assert "alone" not in capsys.readouterr().out
+    assert main([*arguments, "--json"]) == 0
+    (content,) = json.loads(capsys.readouterr().out)
+    assert not any("judged_score" in hit for hit in content["hits"])
+
+
+@pytest.mark.parametrize("kind", ["csv", "json", "audacity"])
+def test_exports_say_which_answers_do_not_match(indexed, tmp_path, capsys, kind):
+    path, output = Path(shutil.copytree(indexed, tmp_path / "index")), tmp_path / f"out.{kind}"
+    hits = AudioIndex.open(path).search(QUERY, 4)
+    with connect(path) as database:
+        update = "UPDATE meta SET value = ? WHERE key = 'unrelated_score'"
+        database.execute(update, (json.dumps((hits[1].score + hits[2].score) / 2),))
+    export = ["--labels", kind, "--output", str(output)]
+    arguments = ["query", QUERY, "--index", str(path), "-k", "4", *export]
+    assert main(arguments) == 0
+    counts = [len(hit.moments) for hit in hits]
+    assert f" {sum(counts[2:])} of the {sum(counts)} " in capsys.readouterr().err
+    if kind != "audacity":
+        text = output.read_text(encoding="utf-8")
+        rows = json.loads(text) if kind == "json" else list(csv.DictReader(text.splitlines()))
+        assert list(rows[0])[-1] == "matches"
+        expected = [rank < 2 for rank, count in enumerate(counts) for _ in range(count)]
+        written = [str(value).lower() for value in expected] if kind == "csv" else expected
+        assert [row["matches"] for row in rows] == written
+    assert main([*arguments, "--min-score", "-1000"]) == 0
+    assert "match" not in capsys.readouterr().err
+
+
 def test_sentences_of_the_list_are_taken_for_a_tokenizer_that_knows_all_words(indexed):
     encoder = AudioIndex.open(indexed).model.text_encoder
     with pytest.MonkeyPatch.context() as patch:

@@ -96,6 +96,12 @@ def test_detect_writes_what_it_finds(index: Path, names: list[str], tmp_path: Pa
     assert {row["file"] for row in rows} == {
         hit.file for hit in hits if hit.file.startswith("below/")
     }
+    # one stretch of each excerpt, with the probability: the detector has not judged the others
+    options[-1] = ""
+    run(capsys, "detect", index, "low", "--min-probability", "0", *options)
+    rows = list(csv.DictReader(table.read_text(encoding="utf-8").splitlines()))
+    assert sum(len(hit.moments) for hit in hits) > len(hits) == len(rows)  # control: it has others
+    assert [float(row["score"]) for row in rows] == [round(hit.score, 6) for hit in hits]
     # on another index of the same model
     other = Path(shutil.copytree(index, tmp_path / "other"))
     shutil.rmtree(other / "detectors")
@@ -124,6 +130,29 @@ def test_marks_are_exported_and_read_again(index: Path, names: list[str], tmp_pa
         "not low",
         "not low",
     ]
+
+
+def test_exported_answers_with_a_column_right_are_marks(index: Path, tmp_path: Path, capsys):
+    table = tmp_path / "answers.csv"
+    assert (
+        main(["query", QUERY, "--index", str(index), "--labels", "csv", "--output", str(table)])
+        == 0
+    )
+    message = mistake(main, *command("mark", index, "low", "--query", QUERY, "--marks", table))
+    assert "add a column right" in message
+    rows = list(csv.DictReader(table.read_text(encoding="utf-8").splitlines()))
+    with open(table, "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, [*rows[0], "right"])
+        writer.writeheader()
+        writer.writerows(
+            row | {"right": "no" if number else "yes"} for number, row in enumerate(rows)
+        )
+    marks = read_marks(table)
+    assert [(mark.file, mark.start, mark.end, mark.right) for mark in marks] == [
+        (row["file"], float(row["from"]), float(row["to"]), number == 0)
+        for number, row in enumerate(rows)
+    ]
+    run(capsys, "mark", index, "low", "--query", QUERY, "--marks", table)
 
 
 @pytest.mark.parametrize(

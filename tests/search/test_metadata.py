@@ -154,6 +154,17 @@ def test_counts_are_those_of_a_loop(table, most):
     assert facets[0].lowest is None
 
 
+def test_ranges_of_a_column_of_texts_are_refused():
+    dates = {"recorded": {"2022-03-01", "a..b"}}
+    for given in ("2022-01-01..2022-12-31", (2020, None)):
+        with pytest.raises(UserError, match="recorded.*column of numbers"):
+            resolve_where({"recorded": given}, dates)
+    assert resolve_where({"recorded": "a..b"}, dates) == {"recorded": ("a..b",)}
+    with pytest.raises(UserError) as error:  # control
+        resolve_where({"recorded": "2022"}, dates)
+    assert "numbers" not in str(error.value)
+
+
 def test_ranges_of_the_terminal():
     where = parse_where(["year=2020..2024", "year = 1999", "place=a=b"])
     assert where == {"year": ["2020..2024", "1999"], "place": ["a=b"]}

@@ -146,7 +146,7 @@ def test_the_commands(model, sounds, table, tmp_path, capsys):
     assert main([*made, *options]) == 0
     out = capsys.readouterr().out
     assert "metadata: of 3 of 4 files; columns: place (text), year (number), by (text)" in out
-    assert "1 rows" in out and "gone.wav" in out
+    assert "1 row of" in out and "gone.wav" in out
     asked = ["query", QUERY, *options, "--where", "place=forest", "--where", "year=2021.."]
     assert main([*asked, "--csv", str(tmp_path / "answers.csv")]) == 0
     assert "c.wav  (forest, 2023, Ben)" in capsys.readouterr().out

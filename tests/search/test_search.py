@@ -651,8 +651,8 @@ def test_files_of_other_names_are_indexed_and_what_is_no_sound_is_counted(
     )
     printed = capsys.readouterr()
     assert (
-        "passed over: 1 files that are not sound files: 1 .txt" in printed.out
-        and "the channels of 1 of these files cancel" in printed.out
+        "passed over, since not sound: 1 file: 1 .txt" in printed.out
+        and "the channels of 1 file cancel" in printed.out
     )
     index = AudioIndex.open(tmp_path / "index")
     assert {"recorder.dat", "old.aifc", "phone.m4a"} <= {file.file for file in index.files}
