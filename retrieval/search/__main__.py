@@ -345,6 +345,7 @@ def write_answers(
     unrelated_score: float | None,
 ) -> None:
     """Print answers as lines or JSON, and write them to --csv; arguments: see `finish`."""
+    from retrieval.search.metadata import as_written, fields_as_written
 
     def row(hit: "Hit") -> tuple:
         times = hit.attended_from, hit.attended_to, hit.start, hit.end, hit.seconds
@@ -376,7 +377,7 @@ def write_answers(
         for text, hits in answers:
             rows = [
                 dict(zip(COLUMNS[1:], (*row(hit), objects(hit), hit.is_match), strict=True))
-                | ({"metadata": hit.metadata} if columns else {})
+                | ({"metadata": fields_as_written(hit.metadata)} if columns else {})
                 | ({"copies": list(hit.copies)} if hit.copies else {})
                 | ({} if hit.judged_score is None else {"judged_score": judged(hit)})
                 for hit in hits
@@ -432,12 +433,6 @@ def shown(value: str | float) -> str:
     """Format a value of metadata; long texts are cut."""
     text = printable(value) if isinstance(value, str) else f"{value:.10g}"
     return text if len(text) <= LONGEST_VALUE_SHOWN else f"{text[:LONGEST_VALUE_SHOWN]}..."
-
-
-def as_written(value: str | float) -> str | float:
-    """Return a value of metadata as the CSV has it: 2020, not 2020.0."""
-    is_whole = isinstance(value, float) and value.is_integer() and abs(value) < 2**53
-    return int(value) if is_whole else value
 
 
 def clock(seconds: float) -> str:

@@ -211,6 +211,17 @@ def number_of(text: str) -> float | None:
     return value
 
 
+def as_written(value: str | float) -> str | float:
+    """Return a value as the metadata file has it: 2020, not 2020.0."""
+    is_whole = isinstance(value, float) and value.is_integer() and abs(value) < 2**53
+    return int(value) if is_whole else value
+
+
+def fields_as_written(fields: Fields) -> Fields:
+    """Return all values of a file as its metadata file has them."""
+    return {column: as_written(value) for column, value in fields.items()}
+
+
 # --- filters ---
 
 
@@ -252,7 +263,7 @@ def resolve_where(
     resolved = {}
     for column, given in where.items():
         if column not in values:
-            near = _near(column, values, "columns")
+            near = near_names(column, values, "columns")
             raise UserError(f"the index has no column {_shown(str(column))!r} of metadata{near}")
         known = values[column]
         several = list(given) if isinstance(given, (list, set, frozenset)) else [given]
@@ -263,7 +274,7 @@ def resolve_where(
             continue
         for one in several:
             if not isinstance(one, str) or one not in known:
-                near = _near(str(one), known, "values")
+                near = near_names(str(one), known, "values")
                 if isinstance(one, (tuple, Range)) or ".." in str(one):
                     raise UserError(
                         f"{column}={_shown(str(one))} is a range, which needs a column of numbers;"
@@ -305,7 +316,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
-def _near(name: str, known: Collection[str], what: str) -> str:
+def near_names(name: str, known: Collection[str], what: str) -> str:
     """Name the nearest of some names, or the first."""
     if not known:
         return "; index the folder with --metadata FILE.csv first" if what == "columns" else ""

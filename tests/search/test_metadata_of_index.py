@@ -160,7 +160,8 @@ def test_the_commands(model, sounds, table, tmp_path, capsys):
     )
     assert main([*asked, "--json"]) == 0
     (hit,) = json.loads(capsys.readouterr().out)[0]["hits"]
-    assert hit["metadata"] == {"place": "forest", "year": 2023.0, "by": "Ben"}
+    assert hit["metadata"] == {"place": "forest", "year": 2023, "by": "Ben"}
+    assert isinstance(hit["metadata"]["year"], int)  # as in the CSV, not 2023.0
     with pytest.raises(UserError, match="COLUMN=VALUE"):
         main(["query", QUERY, *options, "--where", "place"])
     with pytest.raises(SystemExit):

@@ -14,12 +14,13 @@ from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBearer
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from retrieval.base.errors import UserError
 from retrieval.search import AudioIndex, Hit, Query
 from retrieval.search.cluster.address import StoreError
 from retrieval.search.detectors import Detector, Mark
+from retrieval.search.metadata import as_written, fields_as_written
 from retrieval.search.page.clients import Refused
 from retrieval.search.page.events import MAX_MARKS
 from retrieval.search.page.page import UNREACHABLE, filters, read_stretch, without_folders
@@ -41,6 +42,7 @@ Text = Annotated[str, Field(min_length=1, max_length=LONGEST)]
 Name = Annotated[str, Field(max_length=LONGEST_NAME)]
 Seconds = Annotated[float, Field(ge=0, le=MAX_SECONDS)]
 Value = Annotated[str, Field(max_length=LONGEST_NAME)] | float
+Number = int | float  # whole numbers of metadata stay whole
 Answer = TypeVar("Answer")
 
 
@@ -55,6 +57,31 @@ class Part(Asked):
 
     text: Text
     weight: float = Field(1.0, gt=0, le=1000, description="beside 1 of the first sentence")
+
+
+def listed(given: Any) -> Any:
+    """Return a list of a string, as Python's `also` and `without` take one."""
+    return [given] if isinstance(given, str) else given
+
+
+def as_part(given: Any) -> Any:
+    """Return the fields of a Part for a sentence, or for a pair of sentence and weight."""
+    if isinstance(given, str):
+        return {"text": given}
+    if isinstance(given, list):
+        if len(given) != 2:
+            raise ValueError("expected a sentence, [sentence, weight], or an object with text")
+        return {"text": given[0], "weight": given[1]}
+    return given
+
+
+OnePart = Annotated[
+    Part, BeforeValidator(as_part, json_schema_input_type=Text | tuple[Text, float] | Part)
+]
+SeveralParts = Annotated[list[OnePart], Field(max_length=MAX_PARTS)]
+SeveralTexts = Annotated[list[Text], Field(max_length=MAX_PARTS)]
+Parts = Annotated[SeveralParts, BeforeValidator(listed, json_schema_input_type=Text | SeveralParts)]
+Texts = Annotated[SeveralTexts, BeforeValidator(listed, json_schema_input_type=Text | SeveralTexts)]
 
 
 class Sound(Asked):
@@ -78,8 +105,8 @@ class SearchRequest(Asked):
     """A search, as in the page and on the terminal: by a sentence, a sound, both, or a detector."""
 
     query: Text | None = Field(None, description="the sentence", examples=["a dog barks twice"])
-    also: list[Part] = Field([], max_length=MAX_PARTS, description="sentences to be heard too")
-    without: list[Text] = Field([], max_length=MAX_PARTS, description="sentences not to be heard")
+    also: Parts = Field([], description="sentences to be heard too")
+    without: Texts = Field([], description="sentences not to be heard")
     like: Sound | None = Field(None, description="a sound that answers should be like")
     marks: list[Judged] = Field([], max_length=MAX_MARKS, description="answers to `query`, judged")
     detector: Name | None = Field(None, description="a saved detector, in place of the sentence")
@@ -116,14 +143,16 @@ class Found(BaseModel):
     """An answer: an excerpt of a recording, and the stretches of it that fit the sentence."""
 
     rank: int = Field(description="1 is the best")
-    score: float = Field(description="similarity of sentence and excerpt")
+    score: float = Field(description="similarity to the query; by marks or detector: probability")
     file: str = Field(description="name of the recording in the index")
     seconds: float = Field(description="length of the recording")
     start: float = Field(description="start of the excerpt, s")
     end: float = Field(description="end of the excerpt, s")
     moments: list[Moment] = Field(description="best first")
-    is_match: bool = Field(description="false if unrelated sentences reach such a score too")
-    metadata: dict[str, str | float]
+    is_match: bool = Field(
+        description="false if unrelated sentences reach it too, or below `threshold`"
+    )
+    metadata: dict[str, str | Number]
     copies: list[str] = Field(description="other files with the same recording")
 
 
@@ -132,7 +161,12 @@ class SearchAnswer(BaseModel):
 
     query: str = Field(description="in one line; of a detector, its sentence")
     note: str | None = Field(description="words of the sentence that the model does not read")
-    unrelated_score: float | None = Field(description="that unrelated sentences reach")
+    unrelated_score: float | None = Field(
+        description="that unrelated sentences reach; null by marks or detector"
+    )
+    threshold: float | None = Field(
+        description="probability from which an answer matches, by marks or detector; else null"
+    )
     seconds: float = Field(description="time that the search took")
     hits: list[Found]
 
@@ -161,8 +195,8 @@ class Column(BaseModel):
     name: str
     kind: str = Field(description="text or number")
     values: dict[str, int] = Field(description="number of files by value; the most frequent ones")
-    lowest: float | None
-    highest: float | None
+    lowest: Number | None
+    highest: Number | None
 
 
 class IndexAnswer(BaseModel):
@@ -283,12 +317,15 @@ def searched(index: AudioIndex, asked: SearchRequest) -> SearchAnswer:
     begin = time.perf_counter()
     hits = index.search(query, asked.k, **limits) if index.num_files else []
     took = time.perf_counter() - begin
-    sentences = [query.query] if isinstance(query, Detector) else list(query.sentences)
+    detector = query if isinstance(query, Detector) else None
+    sentences = list(query.sentences) if detector is None else [detector.query]
     notes = filter(None, map(index.notes, sentences))
     return SearchAnswer(
-        query=query.query if isinstance(query, Detector) else str(query),
+        query=str(query) if detector is None else detector.query,
         note="; ".join(notes) or None,
-        unrelated_score=index.unrelated_score,
+        # probabilities of a detector cannot be compared with the scores of sentences
+        unrelated_score=index.unrelated_score if detector is None else None,
+        threshold=None if detector is None else detector.threshold,
         seconds=took,
         hits=list(map(shown, hits)),
     )
@@ -324,9 +361,9 @@ def facts(index: AudioIndex) -> IndexAnswer:
             Column(
                 name=own.column,
                 kind=own.kind,
-                values={str(value): num for value, num in own.values},
-                lowest=own.lowest,
-                highest=own.highest,
+                values={str(as_written(value)): num for value, num in own.values},
+                lowest=as_written(own.lowest),
+                highest=as_written(own.highest),
             )
             for own in found.columns
         ],
@@ -344,7 +381,7 @@ def shown(hit: Hit) -> Found:
         end=hit.end,
         moments=list(map(stretch, hit.moments)),
         is_match=hit.is_match,
-        metadata=hit.metadata,
+        metadata=fields_as_written(hit.metadata),
         copies=list(hit.copies),
     )
 

@@ -4,6 +4,7 @@ The model answers one query at a time; others wait in Gradio's queue. Fields hol
 only: events name an upload by its reference (clients.py), so Gradio never gets a path.
 """
 
+import json
 import logging
 import math
 import re
@@ -19,16 +20,19 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
-from retrieval.base.errors import UserError
+from retrieval.base.errors import UserError, printable
 from retrieval.search import AudioIndex, Hit
 from retrieval.search.cluster.address import StoreError
 from retrieval.search.detectors import Detector, Mark
 from retrieval.search.facets import Facet
+from retrieval.search.filters import Filters
+from retrieval.search.metadata import as_written, near_names
 from retrieval.search.page.audio import read_excerpt
 from retrieval.search.page.clients import MAX_UPLOAD_MIB, Clients
 from retrieval.search.page.events import FOLDER_FIELD, UPLOAD_FIELD
-from retrieval.search.page.link import link_to, read_link
+from retrieval.search.page.link import GIVE_LINK, Link, link_to, read_link, unused_line
 from retrieval.search.page.results import cards, located, message, score_table
+from retrieval.search.queries import short
 
 EXAMPLES = (
     "a clock ticks quietly",
@@ -117,7 +121,7 @@ def make_page(index: AudioIndex, clients: Clients) -> gr.Blocks:
                 k = gr.Slider(1, MAX_ANSWERS, value=10, step=1, label="Results", **small)
             with gr.Row():
                 label = "Not to be heard"
-                without = gr.Textbox(label=label, placeholder="a sentence", **one_line, **small)
+                without = gr.Textbox("", label=label, placeholder="a sentence", **one_line, **small)
                 lowest = gr.Number(None, label="Lowest score", **any_value)
                 columns = [column_field(facet) for facet in answers.columns]
         status = gr.HTML(answers.greeting(), elem_id="status")
@@ -133,12 +137,13 @@ def make_page(index: AudioIndex, clients: Clients) -> gr.Blocks:
         }
         asked = [query.submit, search.click]
         gr.on(asked, answers.words, [query, *filters], outputs, **one_at_a_time)
-        # The query of a link fills a hidden field, whose change asks: no link, no question.
+        # A link fills a hidden field, whose change asks: no link, no question.
         linked = gr.Textbox(visible="hidden", elem_id="linked-query")
-        fields = [query, *filters, more, linked]
-        script = read_link([facet.column for facet in answers.columns], MAX_ANSWERS)
-        page.load(None, None, fields, js=script, **in_browser)
-        linked.change(answers.words, [linked, *filters], outputs, **one_at_a_time)
+        usual = json.dumps([field.value for field in filters])
+        script = GIVE_LINK.replace("USUAL", usual)
+        page.load(None, None, [query, linked, *filters], js=script, **in_browser)
+        filled, once = [*outputs, *filters, more], {"show_progress_on": outputs}
+        linked.change(answers.linked, linked, filled, **once, **one_at_a_time)
         for button in examples:
             asked = button.click(None, button, query, js="(text) => text", **in_browser)
             asked.then(answers.words, [query, *filters], outputs, **one_at_a_time)
@@ -178,17 +183,29 @@ def folder_field(index: AudioIndex) -> gr.Dropdown:
 
 
 def column_field(facet: Facet) -> gr.Dropdown | gr.Textbox:
-    """Return the field of a column of metadata: a list of its values, or a text if it has many."""
+    """Return the field of a column of metadata: a list of its values, or a text if it has many.
+
+    A text has the value "", since below a closed heading the browser sends null for none.
+    """
     if facet.kind == "number":
-        span = "none" if facet.lowest is None else f"{facet.lowest:g}..{facet.highest:g}"
-        return gr.Textbox(label=facet.column, placeholder=span, lines=1, max_lines=1, min_width=140)
-    if facet.num_values > len(facet.values):
+        span = "none"
+        if facet.lowest is not None:
+            span = f"{as_written(facet.lowest)}..{as_written(facet.highest)}"
+        return gr.Textbox(
+            "", label=facet.column, placeholder=span, lines=1, max_lines=1, min_width=140
+        )
+    if not is_list(facet):
         shown = str(facet.values[0][0]) if facet.values else ""
         return gr.Textbox(
-            label=facet.column, placeholder=shown, lines=1, max_lines=1, min_width=140
+            "", label=facet.column, placeholder=shown, lines=1, max_lines=1, min_width=140
         )
     values = [(f"{value} ({number:,})", value) for value, number in facet.values]
     return gr.Dropdown([("any", ""), *values], value="", label=facet.column, min_width=140)
+
+
+def is_list(facet: Facet) -> bool:
+    """Whether the field of a column is a list of its values."""
+    return facet.kind == "text" and facet.num_values <= len(facet.values)
 
 
 def longest_excerpt(index: AudioIndex) -> float:
@@ -244,7 +261,10 @@ class Answers:
 
     def __init__(self, index: AudioIndex, clients: Clients):
         self.index, self.clients = index, clients
-        self.columns = index.facets().columns[:MAX_COLUMNS]
+        columns = index.facets().columns
+        self.columns = columns[:MAX_COLUMNS]
+        self.without_field = {facet.column for facet in columns[MAX_COLUMNS:]}
+        self.folders = frozenset(index.folders)
 
     def greeting(self) -> str:
         if not self.index.num_files:
@@ -268,6 +288,45 @@ class Answers:
         shown, notes = f"{query} - {wanted.without}", self._notes(query, wanted.without)
         search = partial(self._search, query, wanted, without=wanted.without)
         return self._found(shown, search, notes, **answer)
+
+    def linked(self, link: str) -> tuple[Any, ...]:
+        """Answer a link.
+
+        Returns:
+            Status and results, the values of the fields below the question, and whether these are
+            shown. A field that cannot hold its value is left empty.
+        """
+        given = read_link(link, MAX_ANSWERS)
+        has_query = bool(given.fields["q"].strip())
+        status, results = self._linked(given) if has_query else (self.greeting(), "")
+        if line := unused_line(given.unused):
+            status += message(line)
+        fields, where = given.fields, given.where
+        folder = within(fields["within"])
+        values = []
+        for facet in self.columns:
+            value = where.get(facet.column, "")
+            can_hold = not is_list(facet) or value in (own for own, _ in facet.values)
+            values.append(value if can_hold else "")
+        return (
+            *(status, results, folder if folder in self.folders else "", fields["min_seconds"]),
+            *(fields["max_seconds"], fields["k"], fields["without"], fields["min_score"]),
+            *(*values, gr.Accordion(open=given.has_more)),
+        )
+
+    @answered
+    def _linked(self, link: Link) -> tuple[str, str]:
+        given = dict(link.fields)
+        query, folder = given.pop("q"), within(given.pop("within"))
+        if folder and folder not in self.folders:
+            near = near_names(folder, self.folders, "folders")
+            raise UserError(f"the index has no folder {printable(short(folder))!r}{near}")
+        if hidden := self.without_field.intersection(link.where):
+            raise UserError(
+                f"the page has no field for the column {hidden.pop()!r}: it has those of the first"
+                f" {MAX_COLUMNS} columns"
+            )
+        return self._sentence(query, wanted_of(folder, **given, where=link.where))
 
     @answered
     def sound(self, reference: str, beside: str, *fields: Any) -> tuple[str, str]:
@@ -313,6 +372,7 @@ class Answers:
         if judged.detector:
             detector = detectors.load(judged.detector)
             note = f"by the detector {judged.detector!r}, for {detector.query!r}"
+            note += "; scores are probabilities"
         elif not judged.marks:
             return self._sentence(judged.query, wanted)
         else:
@@ -323,11 +383,15 @@ class Answers:
                 raise UserError(f"the index has {MAX_DETECTORS} detectors: delete one first")
             detector = detectors.save(detector, judged.name, overwrite=False)
             note = f"saved as the detector {judged.name!r}"
+        # The link opens the answers to the sentence: marks are not in it, and other fields that a
+        # detector does not use.
+        link = wanted.link | {"without": "", "min_score": None}
         return self._found(
             detector.query,
             lambda: self._search(detector, wanted),
             lambda: note,
             sentence=detector.query,
+            link=link_to(q=detector.query, **link),
             detector=detector,
             can_mark=True,
         )
@@ -348,10 +412,7 @@ class Answers:
             for facet, value in zip(self.columns, values, strict=True)
             if value.strip()
         }
-        limits = filters(folder, shortest, longest) | ({"where": given} if given else {})
-        link = {"within": folder, "min_seconds": shortest or 0.0, "max_seconds": longest}
-        link |= {"k": k, "without": without.strip(), "min_score": lowest, "where": given}
-        return Wanted(k, limits, without.strip(), lowest, link)
+        return wanted_of(folder, shortest, longest, k, without, lowest, given)
 
     def _search(self, query: str | Detector | None, wanted: "Wanted", **parts: Any) -> list[Hit]:
         limits = {"min_score": wanted.lowest} if wanted.lowest is not None else {}
@@ -405,7 +466,11 @@ class Answers:
         files, in_all = len({hit.file for hit in hits}), count(self.index.num_files, "recording")
         text = f"{count(len(hits), 'answer')} in {files} of {in_all}, {took}"
         if not any(hit.is_match for hit in hits):
-            text = f"Nothing matches. The nearest: {text}"
+            detector = answer.get("detector")
+            reason = "Nothing matches"
+            if detector is not None:
+                reason = f"Nothing reaches the detector's threshold of {detector.threshold:.3f}"
+            text = f"{reason}. The nearest: {text}"
         found = cards(query, hits, self.index, **answer)
         return message("; ".join(filter(None, [text, note()]))), found
 
@@ -427,6 +492,27 @@ class Wanted:
     without: str
     lowest: float | None
     link: dict[str, Any]
+
+
+def wanted_of(
+    folder: str,
+    min_seconds: float | None,
+    max_seconds: float | None,
+    k: int,
+    without: str,
+    min_score: float | None,
+    where: dict[str, str],
+) -> Wanted:
+    """Read the fields below the question; where: values by column. Raises UserError."""
+    limits = filters(folder, min_seconds, max_seconds) | ({"where": where} if where else {})
+    link = {"within": folder, "min_seconds": min_seconds or 0.0, "max_seconds": max_seconds}
+    link |= {"k": k, "without": without.strip(), "min_score": min_score, "where": where}
+    return Wanted(k, limits, without.strip(), min_score, link)
+
+
+def within(folder: str) -> str:
+    """Return the name of a folder as the index has it: without slashes at its end."""
+    return Filters(within=folder).folder
 
 
 def read_stretch(index: AudioIndex, file: str, start: float, end: float) -> tuple[np.ndarray, int]:

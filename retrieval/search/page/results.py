@@ -22,6 +22,7 @@ from retrieval.moments.spans import Moment
 from retrieval.search import AudioIndex, Hit
 from retrieval.search.detectors import MARK_COLUMNS, Detector
 from retrieval.search.hits import stretches_of
+from retrieval.search.metadata import fields_as_written
 
 LABELS = {"audacity": "Audacity", "raven": "Raven"}  # formats of labels, and their names
 CURVE_POINTS = 1000  # of the curve over a whole file
@@ -67,8 +68,9 @@ def cards(
     lists, line = "", False
     for is_match, own in groupby(hits, lambda hit: hit.is_match):
         if not is_match and not line:
-            lists, line = lists + unmatched(index), True
-        items = "".join(card(query, hit, index, sentence, right) for hit in own)
+            lists, line = lists + unmatched(index, detector), True
+        kind = "similarity" if detector is None else "probability"
+        items = "".join(card(query, hit, index, sentence, right, kind) for hit in own)
         lists += f'<ol class="hits">{items}</ol>'
     content = [mark.model_dump() for mark in marks]
     data = f'data-query="{escape(sentence or "")}" data-marks="{escape(json.dumps(content))}"'
@@ -79,8 +81,13 @@ def cards(
     )
 
 
-def unmatched(index: AudioIndex) -> str:
+def unmatched(index: AudioIndex, detector: Detector | None) -> str:
     """Return the line above the answers that do not match."""
+    if detector is not None:
+        return (
+            '<p class="line">Below this line: answers that score less than the detector\'s own'
+            f" threshold of {detector.threshold:.3f}</p>"
+        )
     score = index.unrelated_score
     reached = "" if score is None else f" ({score:.3f})"
     return (
@@ -92,6 +99,7 @@ def unmatched(index: AudioIndex) -> str:
 def learned(detector: Detector) -> str:
     """Return the line that tells of marks, and saves what was learned from them."""
     table, right = io.StringIO(newline=""), detector.num_right
+    wrong = len(detector.marks) - right
     rows = [(mark.file, mark.start, mark.end, int(mark.right)) for mark in detector.marks]
     csv.writer(table).writerows([MARK_COLUMNS, *rows])
     name = (
@@ -103,7 +111,7 @@ def learned(detector: Detector) -> str:
         name = f"<span>Saved as the detector {escape(detector.name)}.</span>"
     return (
         f'<div class="learned"><span>Learned from {right} right and'
-        f" {len(detector.marks) - right} wrong answers.</span>{name}"
+        f" {wrong} wrong answer{'s' * (wrong != 1)}.</span>{name}"
         '<button type="button" class="forget">Forget the marks</button>'
         f"{saved(table.getvalue().encode(), 'text/csv', 'marks.csv', 'Marks')}</div>"
     )
@@ -157,6 +165,7 @@ def card(
     index: AudioIndex,
     sentence: str | None,
     right: Mapping[tuple[str, float | None, float | None], bool] | None,
+    kind: str,
 ) -> str:
     """Return a hit with its player and picture, or with the reason why there are none.
 
@@ -166,13 +175,14 @@ def card(
         index: Its index.
         sentence: To be heard; None for a sound.
         right: Marks by file, start and end of an excerpt; None: it cannot be marked.
+        kind: Of its score: similarity or probability.
     """
     folder, _, name = hit.file.rpartition("/")
     folder = f'<span class="folder">{escape(folder)}/</span>' if folder else ""
     heading = (
         f'<header><span class="rank" aria-hidden="true">{hit.rank}</span>'
         f'<h2 title="{escape(hit.file)}">{folder}{escape(name)}</h2>'
-        f'<span class="score" title="similarity">{hit.score:.3f}</span></header>'
+        f'<span class="score" title="{kind}">{hit.score:.3f}</span></header>'
     )
     try:
         located(hit.file, index)
@@ -271,7 +281,7 @@ def facts(query: str, hit: Hit, name: str, index: AudioIndex) -> str:
         )
     values = "".join(
         f"<span>{escape(column)}: {escape(str(value))}</span>"
-        for column, value in hit.metadata.items()
+        for column, value in fields_as_written(hit.metadata).items()
     )
     if hit.copies:
         word = "copy" if len(hit.copies) == 1 else "copies"

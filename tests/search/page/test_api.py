@@ -16,13 +16,14 @@ import pytest
 from retrieval.search import AudioIndex
 from retrieval.search.detectors import Mark
 from retrieval.search.page import turns
-from retrieval.search.page.api import MAX_ANSWERS
+from retrieval.search.page.api import MAX_ANSWERS, MAX_PARTS
 from retrieval.search.page.audio import read_excerpt
-from retrieval.search.page.gate import API_BYTES, JSON_ROUTES, PROGRAM_ROUTES, ROUTES
+from retrieval.search.page.gate import API_BYTES, JOIN, JSON_ROUTES, PROGRAM_ROUTES, ROUTES
+from retrieval.search.page.link import link_to, read_link
 from retrieval.search.page.results import cards
 from tests.conftest import ROOT
 from tests.search.page.test_page import QUERY, indexed, models, served, sounds  # noqa: F401
-from tests.search.page.test_page_security import Browser, wait_for
+from tests.search.page.test_page_security import Browser, event_of, wait_for
 
 FILE = "far/away/long.flac"
 TOKEN = "correct horse"
@@ -127,9 +128,40 @@ def test_several_sentences_a_sound_and_marks_are_as_in_python(address, index, so
         code, answer = ask(address, "/api/search", {"detector": "my tone", "k": 3})
         assert names == ["my tone"] and (code, answer["query"]) == (200, QUERY)
         assert [hit["file"] for hit in answer["hits"]] == [hit.file for hit in own][:3]
+        assert answer["threshold"] == detector.threshold and answer["unrelated_score"] is None
     finally:
         index.detectors.delete("my tone")
     assert len(search(address, min_score=hits[2].score - 1e-6)) == 3
+
+
+def test_sentences_and_weights_have_the_forms_of_python(address, index):
+    own = index.search(QUERY, also=[("a tone", 0.5)], without="a shrill tone")
+    for also in ([["a tone", 0.5]], [{"text": "a tone", "weight": 0.5}]):
+        for without in ("a shrill tone", ["a shrill tone"]):
+            found = search(address, also=also, without=without)
+            assert [hit["score"] for hit in found] == pytest.approx([hit.score for hit in own])
+    expected = [hit.score for hit in index.search(QUERY, also="a tone")]
+    for also in ("a tone", ["a tone"], [["a tone", 1]]):
+        found = search(address, also=also)
+        assert [hit["score"] for hit in found] == pytest.approx(expected)
+    assert expected != pytest.approx([hit.score for hit in index.search(QUERY)])
+
+
+def test_probabilities_are_compared_with_the_threshold_of_their_detector(address, index):
+    hits = index.search(QUERY)
+    detector = index.refine(QUERY, [Mark.of(hits[0], True), Mark.of(hits[1], False)])
+    detector = detector.model_copy(update={"threshold": 0.625})
+    judged = [replace(hit, is_match=hit.rank == 1) for hit in index.search(detector)]
+    shown = cards(QUERY, judged, index, QUERY, detector=detector, can_mark=True)
+    assert "threshold of 0.625" in shown and "1 right and 1 wrong answer." in shown
+    assert 'title="probability"' in shown and 'title="similarity"' not in shown
+    shown = cards(QUERY, judged, index, QUERY)
+    assert "threshold" not in shown and 'title="similarity"' in shown
+    marks = [mark.model_dump() for mark in detector.marks]
+    answer = ask(address, "/api/search", {"query": QUERY, "marks": marks})[1]
+    assert answer["unrelated_score"] is None and 0 <= answer["threshold"] <= 1
+    answer = ask(address, "/api/search", {"query": QUERY})[1]
+    assert answer["unrelated_score"] == index.unrelated_score and answer["threshold"] is None
 
 
 def test_the_scores_of_unrelated_sentences_are_told(address, index, monkeypatch):
@@ -164,6 +196,93 @@ def test_metadata_filters_as_on_the_terminal(with_metadata):
     place, year = contents["columns"]
     assert place["values"] == {"forest": 2, "town": 1}
     assert (year["kind"], year["lowest"], year["highest"]) == ("number", 2021, 2023)
+    assert year["values"] == {"2021": 1, "2022": 1, "2023": 1}  # as in the CSV, not 2021.0
+    body = json.dumps(search(address) + contents["columns"])
+    assert '"year": 2021' in body and "2021.0" not in body and "2023.0" not in body
+    hits = index.search(QUERY, where={"year": 2021})
+    assert "year: 2021</span>" in cards(QUERY, hits, index)
+
+
+# --- links, and events of the page ---
+
+
+def post(address: str, name: str, *data: object, **event: object) -> str:
+    """Post an event as the page does; return what the page gets."""
+    browser = Browser(address)
+    browser.ask("GET", "/")
+    code, body = browser.post(JOIN, event_of(browser, name, *data, session_hash="own") | event)
+    assert code == 200, body
+    return browser.answer("own")
+
+
+def opened_link(address: str, link: str) -> tuple[str, str, list]:
+    """Return status, results and values of the fields that the page gets for a link."""
+    lines = [line for line in post(address, "linked", link).splitlines() if "completed" in line]
+    output = json.loads(lines[-1].removeprefix("data: "))["output"]
+    status, results, *fields = output["data"]
+    return status, results, fields
+
+
+def test_a_link_fills_the_fields_and_names_what_it_does_not_use(with_metadata):
+    index, address = with_metadata
+    status, results, fields = opened_link(address, "?q=low+tone&where.place=town&k=3&within=far/")
+    assert "in 1 of" in status and "not used" not in status
+    assert f'data-file="{FILE}"' in results
+    assert fields[:-1] == ["far", 0, None, 3, "", None, "town", ""]
+    status, results, fields = opened_link(
+        address, "?q=low+tone&k=500&year=2021&min_seconds=soon&k=2&min_score=0.001.1"
+    )
+    assert f"in {index.num_files} of" in status and results
+    for part in ("k=500", "from 1 to 50", "year=2021", "min_seconds=soon", "k=2 (", "min_score"):
+        assert part in status
+    assert fields[:-1] == ["", 0, None, 10, "", None, "", ""]
+    status, results, _ = opened_link(address, f"?{'&'.join(f'a{own}=b' for own in range(2000))}")
+    assert "not used from the link" in status and results == ""
+    assert opened_link(address, "?<b>=<script>&q=tone")[0].count("&lt;") == 2
+
+
+@pytest.mark.parametrize(
+    ("field", "lines"),
+    [
+        ("where.place=Town", ("no file has place=Town", "did you mean town?")),
+        ("where.plase=town", ("no column", "did you mean place?")),
+        ("where.year=soon", ("year holds numbers",)),
+        ("within=fax", ("no folder", "did you mean far?")),
+        ("within=../..", ("no folder",)),
+    ],
+)
+def test_a_link_with_a_filter_that_the_index_lacks_says_so(with_metadata, field, lines):
+    status, results, fields = opened_link(with_metadata[1], f"?q=low+tone&min_seconds=0.5&{field}")
+    assert results == "" and all(line in status for line in lines) and "argument" not in status
+    # other fields are filled, and all of them can be sent again
+    kept = "soon" if "soon" in field else ""
+    assert fields[:-1] == ["", 0.5, None, 10, "", None, "", kept]
+    answer = post(with_metadata[1], "words", "low tone", *fields[:-2], "")
+    assert "answers in" in answer
+
+
+def test_a_link_reads_back_what_it_was_made_of():
+    fields = {"q": "a & b=c", "without": "rain", "within": "far", "k": 20, "min_score": -0.25}
+    fields |= {"min_seconds": 1.5, "max_seconds": 9.0}
+    found = read_link(link_to({"place": "a+b", "year": "2020..2022"}, **fields), 50)
+    assert (found.fields, found.unused) == (fields, ())
+    assert found.where == {"place": "a+b", "year": "2020..2022"} and found.has_more
+    assert not read_link("?q=rain&k=51", 50).has_more
+
+
+def test_answers_by_marks_and_detectors_keep_the_link_of_the_sentence(with_metadata):
+    index, address = with_metadata
+    # a detector uses neither the sentence that should not be heard nor its score: not in the link
+    fields = ["far", 0, None, 10, "a shrill tone", 0.01, "", ""]
+    judged = {"query": QUERY, "marks": [MARK], "name": "", "detector": ""}
+    link = "?q=A+steady+low+tone.&amp;within=far\\"
+    assert link in post(address, "judged", *fields, event_data=judged)
+    index.detectors.save(index.refine(QUERY, [Mark(**MARK)]), "kept")
+    try:
+        answer = post(address, "judged", *fields, event_data=judged | {"detector": "kept"})
+        assert link in answer and "scores are probabilities" in answer
+    finally:
+        index.detectors.delete("kept")
 
 
 def test_moments_of_a_recording_are_those_of_locate(address, index):
@@ -202,6 +321,8 @@ def test_the_description_names_the_routes_and_their_fields(address):
     }
     schemas = description["components"]["schemas"]
     assert schemas["SearchRequest"]["properties"]["k"]["maximum"] == MAX_ANSWERS
+    text, several = schemas["SearchRequest"]["properties"]["also"]["anyOf"]
+    assert text["type"] == "string" and several["maxItems"] == MAX_PARTS
     assert schemas["MomentsRequest"]["required"] == ["file", "query"]
     assert schemas["SearchRequest"]["additionalProperties"] is False
     (scheme,) = description["components"]["securitySchemes"].values()
@@ -329,8 +450,10 @@ WRONG_FIELDS = [
     *({"min_seconds": value} for value in (-1, 1e10, "0", None, True, [0])),
     *({"max_seconds": value} for value in (-1, 1e10, "9", False, {})),
     {"min_seconds": 5, "max_seconds": 4},
-    *({"without": value} for value in ("a tone", [""], [1], [QUERY], ["a tone"] * 21, {"a": 1})),
-    *({"also": value} for value in (["a tone"], [{"text": "a tone", "weight": 0.0}])),
+    *({"without": value} for value in (QUERY, "", [""], [1], [QUERY], ["a tone"] * 21, {"a": 1})),
+    *({"also": value} for value in ([QUERY], [{"text": "a tone", "weight": 0.0}])),
+    *({"also": [value]} for value in ([], ["a tone"], ["a tone", "2"], ["a tone", 1, 2], [1, 1])),
+    *({"also": [value]} for value in (["a tone", 0], 1, None, "", [["a tone", 1], 1])),
     *({"also": [{"text": "a tone", "weight": value}]} for value in (-1, 1e300, "1", None)),
     *({"min_score": value} for value in ("0", True, 1e300, [0])),
     *({"where": value} for value in ([], "place=forest", {"place": "forest"}, {"a": {}}, {"": ""})),

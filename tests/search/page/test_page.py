@@ -677,10 +677,16 @@ def test_a_link_that_looks_like_code_is_a_query(browser, server, query):
 
 
 @needs_chromium
-def test_a_link_to_a_folder_that_the_index_lacks_says_so(browser, server):
-    with opened(browser, f"{server}/?q=tone&within=../..", complains=True) as page:
-        page.get_by_text("the index has no such folder").first.wait_for()
+def test_after_a_link_that_the_index_cannot_answer_the_page_can_be_used(browser, server):
+    with opened(browser, f"{server}/?q=tone&within=../..&year=2021") as page:
+        status(page, "the index has no folder '../..'")
+        status(page, "not used from the link: year=2021")
         assert found(page) == []
+        page.get_by_role("button", name="Search").click()
+        status(page, "answers in")
+        page.get_by_role("button", name="Wrong").first.click()
+        page.locator(".learned").wait_for()
+        assert page.url == f"{server}/?q=tone"
 
 
 @needs_chromium
