@@ -152,6 +152,9 @@ class Found(BaseModel):
     is_match: bool = Field(
         description="false if unrelated sentences reach it too, or below `threshold`"
     )
+    judged_score: float | None = Field(
+        description="with `without`: score of the wanted sentences, which `is_match` is about"
+    )
     metadata: dict[str, str | Number]
     copies: list[str] = Field(description="other files with the same recording")
 
@@ -381,6 +384,7 @@ def shown(hit: Hit) -> Found:
         end=hit.end,
         moments=list(map(stretch, hit.moments)),
         is_match=hit.is_match,
+        judged_score=hit.judged_score,
         metadata=fields_as_written(hit.metadata),
         copies=list(hit.copies),
     )

@@ -68,7 +68,8 @@ def cards(
     lists, line = "", False
     for is_match, own in groupby(hits, lambda hit: hit.is_match):
         if not is_match and not line:
-            lists, line = lists + unmatched(index, detector), True
+            subtracts = any(hit.judged_score is not None for hit in hits)
+            lists, line = lists + unmatched(index, detector, subtracts), True
         kind = "similarity" if detector is None else "probability"
         items = "".join(card(query, hit, index, sentence, right, kind) for hit in own)
         lists += f'<ol class="hits">{items}</ol>'
@@ -81,8 +82,11 @@ def cards(
     )
 
 
-def unmatched(index: AudioIndex, detector: Detector | None) -> str:
-    """Return the line above the answers that do not match."""
+def unmatched(index: AudioIndex, detector: Detector | None, subtracts: bool = False) -> str:
+    """Return the line above the answers that do not match.
+
+    subtracts: scores are lowered by a sentence that is not to be heard; matches are not.
+    """
     if detector is not None:
         return (
             '<p class="line">Below this line: answers that score less than the detector\'s own'
@@ -90,6 +94,8 @@ def unmatched(index: AudioIndex, detector: Detector | None) -> str:
         )
     score = index.unrelated_score
     reached = "" if score is None else f" ({score:.3f})"
+    if subtracts:
+        reached += ", judged without the sound that is not to be heard"
     return (
         '<p class="line">Below this line: answers that score no more than sentences about something'
         f" else reach in this index{reached}</p>"
