@@ -12,7 +12,7 @@ answers a round drawn at random.
 
 Each of the 32 kinds of sound is asked for. The table has every third of them, ten, and the means of
 both. A recording is relevant if the sound is heard in it. --set changes a number of
-retrieval/search/feedback.py.
+retrieval/search/feedback/fit.py.
 """
 
 import argparse
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from retrieval.search import AudioIndex, Detector
     from retrieval.search.store import IndexedExcerpt
 
-SEED = 18  # of the corpus; with 17 the numbers of retrieval/search/feedback.py were chosen
+SEED = 18  # of the corpus; with 17 the numbers of retrieval/search/feedback/fit.py were chosen
 RECORDINGS = 400  # to mark, and as many held out
 PER_ROUND = 5
 ROUNDS = 4
@@ -203,20 +203,20 @@ def main() -> int:
     )
     add = parser.add_argument
     add("--checkpoint", type=Path, nargs="+", default=[Path("runs/sample_tap/best")])
-    changed = "a number of retrieval/search/feedback.py, such as SAMPLE_WEIGHT=40"
+    changed = "a number of retrieval/search/feedback/fit.py, such as SAMPLE_WEIGHT=40"
     add("--set", nargs="+", default=[], metavar="NAME=NUMBER", help=changed)
     add("--seed", type=int, default=SEED, help="of the recordings")
     add("--quick", action="store_true", help="a random model and a few recordings")
     arguments = parser.parse_args()
     set_quiet(True)
     silence_transformers()
-    from retrieval.search import feedback
+    from retrieval.search.feedback import fit
 
     for text in arguments.set:
         name, _, number = text.partition("=")
-        if not isinstance(getattr(feedback, name, None), (int, float)):
-            parser.error(f"--set {text}: retrieval/search/feedback.py has no number {name}")
-        setattr(feedback, name, float(number))
+        if not isinstance(getattr(fit, name, None), (int, float)):
+            parser.error(f"--set {text}: retrieval/search/feedback/fit.py has no number {name}")
+        setattr(fit, name, float(number))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         sizes = ["1", "6", "6"] if arguments.quick else ["1", *2 * [str(RECORDINGS)]]

@@ -50,7 +50,7 @@ def work(num_clips: int, num_queries: int) -> int:
 
     from retrieval.evaluation.result import retrieval_metrics
     from retrieval.models.pooling import MeanPooling
-    from retrieval.search.clips import IndexedClips
+    from retrieval.search.local.clips import IndexedClips
     from retrieval.search.two_stage import TwoStage
 
     pooling, generator = MeanPooling(), torch.Generator().manual_seed(num_clips)

@@ -49,10 +49,10 @@ def write_index(path: Path, checkpoint: Path, num_clips: int) -> None:
     import torch
 
     from retrieval.models.dual_encoder import DualEncoder
+    from retrieval.search.index_meta import IndexMeta
+    from retrieval.search.local.writer import IndexWriter, locked
     from retrieval.search.model_identity import ModelIdentity
     from retrieval.search.sound import Found
-    from retrieval.search.storage import IndexMeta
-    from retrieval.search.writer import IndexWriter, locked
 
     model = DualEncoder.from_pretrained(checkpoint)
     dim, clip_seconds = model.dim, model.clip_seconds

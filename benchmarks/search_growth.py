@@ -57,10 +57,10 @@ def queries_of(num: int, dim: int) -> np.ndarray:
 
 def write_index(path: Path, num: int, dim: int) -> float:
     """Write an index; return the seconds that the files derived from it took."""
+    from retrieval.search.index_meta import IndexMeta
+    from retrieval.search.local.writer import IndexWriter, locked
     from retrieval.search.model_identity import ModelIdentity
     from retrieval.search.sound import Found
-    from retrieval.search.storage import IndexMeta
-    from retrieval.search.writer import IndexWriter, locked
 
     model, lengths = ModelIdentity(path="none", files={}), {"hop_seconds": 1.0, "clip_seconds": 1.0}
     meta = IndexMeta(folder=str(path), model=model, dim=dim, has_frames=False, **lengths)
@@ -87,7 +87,7 @@ class StoreBefore:
         import faiss
 
         from retrieval.search.hits import IndexedFile
-        from retrieval.search.storage import connect, mapped, read_meta
+        from retrieval.search.local.storage import connect, mapped, read_meta
 
         with connect(path) as database:
             meta = read_meta(database, path)
@@ -128,7 +128,7 @@ def measure(way: str, path: Path, num_queries: int) -> dict[str, Any]:
     import faiss  # noqa: F401  # imports are not part of the opening
     import torch  # noqa: F401
 
-    from retrieval.search.local_store import LocalStore
+    from retrieval.search.local.store import LocalStore
 
     imported = memory()["resident"]
     start = time.perf_counter()

@@ -43,7 +43,7 @@ from retrieval.evaluation.metrics.text_audio_retrieval.ranking import metrics_of
 from retrieval.evaluation.score_matrix import captions_of
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.pooling import TextAwareAttentionPooling
-from retrieval.search.clips import IndexedClips
+from retrieval.search.local.clips import IndexedClips
 from retrieval.search.two_stage import TwoStage
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -32,7 +32,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "detectors": ["Detector", "Mark"],
+        "feedback.detectors": ["Detector", "Mark"],
         "hits": ["Hit", "IndexedFile"],
         "index": ["AudioIndex"],
         "queries": ["Query"],

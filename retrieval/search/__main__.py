@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
         return index(arguments)
     if arguments.command == "query":
         return query_file(arguments) if arguments.file else query(arguments)
-    from retrieval.search import detector_commands
+    from retrieval.search.feedback import commands as detector_commands
 
     if arguments.command == "detectors":
         return detector_commands.list_detectors(arguments)
@@ -159,7 +159,7 @@ def query(arguments: argparse.Namespace) -> int:
 
 def detect(arguments: argparse.Namespace) -> int:
     """Print and write all excerpts that a detector finds."""
-    from retrieval.search.detector_commands import folder_of
+    from retrieval.search.feedback.commands import folder_of
 
     detector, filters = folder_of(arguments).load(arguments.name), filters_of(arguments)
     opened = open_index(arguments)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from retrieval.search.clips import unit
+from retrieval.search.local.clips import unit
 from retrieval.search.queries import Query
 from retrieval.search.two_stage import TwoStage
 

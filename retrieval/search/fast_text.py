@@ -21,8 +21,8 @@ from retrieval.base.errors import UserError, one_line
 from retrieval.base.files import read_json
 from retrieval.base.folders import MADE_FROM, whole_folder
 from retrieval.models.dual_encoder import DualEncoder
+from retrieval.search.local.writer import FAST_TEXT, locked
 from retrieval.search.model_identity import ModelIdentity
-from retrieval.search.writer import FAST_TEXT, locked
 from retrieval.sharing.export.onnx_files import open_session, text_part, write_graph
 
 GRAPH = "text.onnx"

@@ -27,17 +27,17 @@ from retrieval.moments.locator import Located
 from retrieval.search.cluster.address import Address
 from retrieval.search.combined import Parts, ranked, weighed
 from retrieval.search.copies import LOOK_AHEAD, Chooser
-from retrieval.search.detectors import Detector, Detectors, Mark
 from retrieval.search.encoder import ExcerptEncoder, collate
 from retrieval.search.facets import MOST_VALUES, Facets
+from retrieval.search.feedback.detectors import Detector, Detectors, Mark
+from retrieval.search.feedback.refinement import Refinement
 from retrieval.search.filters import Filters
 from retrieval.search.hits import FrameCurves, Hit, IndexedFile, averaged, make_hit
+from retrieval.search.index_meta import folder_gone
 from retrieval.search.model_identity import ModelIdentity, load_model
 from retrieval.search.place import Place, place_of
 from retrieval.search.queries import Query, Sound, check_query, check_sentences, query_notes
-from retrieval.search.refinement import Refinement
 from retrieval.search.sound import Excerpt, cut, read_excerpts
-from retrieval.search.storage import folder_gone
 from retrieval.search.store import IndexedExcerpt, Store
 from retrieval.search.two_stage import TwoStage
 from retrieval.search.whole_file import WholeFile

@@ -8,8 +8,9 @@ from typing import Protocol
 
 from retrieval.base.errors import UserError
 from retrieval.search.cluster.address import Address, Share, is_address
-from retrieval.search.local_store import LocalStore
-from retrieval.search.storage import DATABASE, IndexMeta, read_index_meta
+from retrieval.search.index_meta import IndexMeta
+from retrieval.search.local.storage import DATABASE, read_index_meta
+from retrieval.search.local.store import LocalStore
 from retrieval.search.store import Store, Writer
 
 
@@ -51,7 +52,7 @@ class FolderPlace:
         return read_index_meta(self.name) if (self.name / DATABASE).exists() else None
 
     def check_target(self) -> None:
-        from retrieval.search.writer import check_target  # searches do without the writer
+        from retrieval.search.local.writer import check_target  # searches do without the writer
 
         check_target(self.name)
 
@@ -60,7 +61,7 @@ class FolderPlace:
 
     @contextmanager
     def writer(self, meta: IndexMeta, overwrite: bool) -> Iterator[Writer]:
-        from retrieval.search.writer import IndexWriter, locked
+        from retrieval.search.local.writer import IndexWriter, locked
 
         with locked(self.name), IndexWriter.opened(self.name, meta, overwrite) as writer:
             yield writer

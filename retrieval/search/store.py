@@ -14,9 +14,9 @@ from retrieval.search.cluster.address import Address, Share
 from retrieval.search.facets import Facets
 from retrieval.search.filters import Filters
 from retrieval.search.hits import IndexedFile
+from retrieval.search.index_meta import IndexMeta
 from retrieval.search.metadata import Fields, Kind, Metadata
 from retrieval.search.sound import Found
-from retrieval.search.storage import IndexMeta
 
 
 class IndexedExcerpt(NamedTuple):

@@ -20,8 +20,8 @@ from torch.nn import functional
 
 from retrieval.models.dual_encoder import check_not_nan
 from retrieval.models.pooling import Pooling
-from retrieval.search.clips import unit
 from retrieval.search.hits import FrameCurves
+from retrieval.search.local.clips import unit
 from retrieval.search.store import ClipStore
 
 MOST_SIZES_KEPT = 2**23  # frames, of 8 bytes

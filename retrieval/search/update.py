@@ -29,12 +29,12 @@ from retrieval.models.pretrained import exact_name
 from retrieval.search.calibration import unrelated_score
 from retrieval.search.encoder import ExcerptEncoder
 from retrieval.search.frame_coding import FRAME_TYPES, Averaging
+from retrieval.search.index_meta import IndexMeta, folder_gone
 from retrieval.search.metadata import Metadata, read_metadata
 from retrieval.search.model_identity import ModelIdentity, load_model
 from retrieval.search.place import Place
 from retrieval.search.sentences import SENTENCES
 from retrieval.search.sound import Excerpt, Found, files_to_index, read_excerpts
-from retrieval.search.storage import IndexMeta, folder_gone
 from retrieval.search.store import Store, Writer
 
 Result = TypeVar("Result")

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import feedback
 from benchmarks.feedback import average_precision, is_right
-from retrieval.search import feedback as learning
+from retrieval.search.feedback import fit as learning
 from retrieval.search.hits import IndexedFile
 from retrieval.search.store import IndexedExcerpt
 from tests.conftest import mistake, run_here

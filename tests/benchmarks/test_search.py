@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks import search, search_growth
-from retrieval.search import approximate
+from retrieval.search.local import approximate
 from tests.conftest import mistake, run_here
 
 

@@ -282,7 +282,7 @@ def test_negative_control_an_unguarded_module_is_seen():
         ("locking", ["retrieval/base/locks.py"]),
         ("posix_fallocate", ["retrieval/base/files.py"]),
         # the database of an index is replaced by SQLite's own rules
-        ("os.replace", ["retrieval/base/files.py", "retrieval/search/writer.py"]),
+        ("os.replace", ["retrieval/base/files.py", "retrieval/search/local/writer.py"]),
         ("sched_getaffinity", ["retrieval/base/processes.py"]),
     ],
 )

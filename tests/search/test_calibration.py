@@ -23,8 +23,8 @@ from retrieval.search.calibration import (
     known_sentences,
     unrelated_score,
 )
+from retrieval.search.local.storage import connect
 from retrieval.search.sentences import SENTENCES
-from retrieval.search.storage import connect
 from tests.conftest import NOTES, RHYTHMS
 from tests.search.test_search import write_sounds
 
@@ -270,7 +270,7 @@ def test_mean_pooling_on_known_vectors():
         pooling = MeanPooling()
         text_encoder = None
 
-    from retrieval.search.clips import IndexedClips
+    from retrieval.search.local.clips import IndexedClips
 
     noise = 0.05 * random.normal(size=(200, 64))
     birds = (topics[0] + topics[25] + noise).astype(np.float32)

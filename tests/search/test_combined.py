@@ -19,8 +19,8 @@ from retrieval.models.pooling import MeanPooling
 from retrieval.models.pretrained import load_pretrained
 from retrieval.search import AudioIndex, Query
 from retrieval.search.__main__ import main
-from retrieval.search.clips import IndexedClips
 from retrieval.search.combined import SOUND_SCALE, WITHOUT_WEIGHT, ranked, weighed
+from retrieval.search.local.clips import IndexedClips
 from retrieval.search.two_stage import TwoStage
 from tests.conftest import SAMPLE_RATE, mistake, tone
 from tests.pretrained_models import RATE, make

@@ -10,14 +10,14 @@ import pytest
 
 from retrieval.base.errors import UserError
 from retrieval.search.facets import MetadataArrays
-from retrieval.search.metadata import Metadata, Range, parse_where, read_metadata, resolve_where
-from retrieval.search.metadata_storage import (
+from retrieval.search.local.metadata import (
     read_column,
     read_columns,
     read_fields,
     statements_to_copy,
     statements_to_replace,
 )
+from retrieval.search.metadata import Metadata, Range, parse_where, read_metadata, resolve_where
 
 FILES = ["birds/owl.wav", "birds/Málaga.wav", "rain.wav", "sea/1.wav", "lake/1.wav"]
 

@@ -27,8 +27,9 @@ from retrieval.models.build import build_model
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.pooling import TextAwareAttentionPooling
 from retrieval.moments.locator import Locator
-from retrieval.search import AudioIndex, approximate, sound, storage, update, writer
+from retrieval.search import AudioIndex, sound, update
 from retrieval.search.__main__ import main
+from retrieval.search.local import approximate, storage, writer
 from tests.conftest import (
     NOTES,
     PATIENCE,
@@ -1312,7 +1313,7 @@ def test_opening_an_index_loads_neither_trainer_nor_writer_nor_page(indexed):
     loaded = set(result.stdout.split())
     rooms = {name.split(".")[1] for name in loaded if name.startswith("retrieval.")}
     assert rooms == {"base", "models", "moments", "search"}
-    assert not loaded & {"retrieval.search.update", "retrieval.search.writer"}
+    assert not loaded & {"retrieval.search.update", "retrieval.search.local.writer"}
     unneeded = {"tensorboard", "torch.utils.tensorboard", "onnx", "onnxruntime", "gradio"}
     assert not loaded & (unneeded | {"datasets", "pandas", "matplotlib"})
 

@@ -22,8 +22,8 @@ from retrieval.models.pooling import (
     Pooling,
     TextAwareAttentionPooling,
 )
-from retrieval.search.clips import IndexedClips
 from retrieval.search.encoder import ExcerptEncoder
+from retrieval.search.local.clips import IndexedClips
 from retrieval.search.sound import Excerpt
 from retrieval.search.two_stage import TwoStage
 

@@ -30,7 +30,7 @@ from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.pooling import TextAwareAttentionPooling
 from retrieval.models.pretrained import load_pretrained
 from retrieval.models.text import load_tokenizer, text_architecture
-from retrieval.search.clips import IndexedClips
+from retrieval.search.local.clips import IndexedClips
 from retrieval.search.two_stage import TwoStage
 from retrieval.sharing.export import checks, onnx_files, parquet
 from retrieval.sharing.export.command import main

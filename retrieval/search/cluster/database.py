@@ -2,7 +2,7 @@
 
 An index is a schema of the database, with the tables
 
-    meta          the record of the index (storage.IndexMeta), the place of its frames, and `uid`,
+    meta          the record of the index (IndexMeta), the place of its frames, and `uid`,
                   which is new when the index is made anew
     files         name, size, time, sha256, length, number of excerpts, share
     excerpts      start and stop in s, vector, and the place of its frames
@@ -26,7 +26,7 @@ from typing import NamedTuple, TypeVar
 from retrieval.base.errors import UserError, one_line
 from retrieval.base.extras import needs_extra
 from retrieval.search.cluster.address import Address, StoreError, redacted
-from retrieval.search.storage import IndexMeta, meta_rows, parse_meta
+from retrieval.search.index_meta import IndexMeta, meta_rows, parse_meta
 
 with needs_extra("search-cluster"):
     import psycopg

@@ -14,7 +14,7 @@ from retrieval.search.cluster.database import Database, read_state
 from retrieval.search.cluster.frames import FrameObjects
 from retrieval.search.cluster.store import DatabaseStore
 from retrieval.search.frame_coding import FrameCoding
-from retrieval.search.storage import IndexMeta
+from retrieval.search.index_meta import IndexMeta
 from retrieval.search.store import Store, Writer
 
 

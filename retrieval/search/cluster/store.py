@@ -18,7 +18,6 @@ from torch import Tensor
 
 from retrieval.base.errors import UserError
 from retrieval.models.dual_encoder import check_not_nan
-from retrieval.search.clips import unit
 from retrieval.search.cluster.address import Address, StoreError
 from retrieval.search.cluster.database import Database, State, read_state
 from retrieval.search.cluster.frames import FrameObjects, FramesPlace
@@ -33,6 +32,7 @@ from retrieval.search.cluster.metadata import (
 from retrieval.search.facets import Facets
 from retrieval.search.filters import Filters
 from retrieval.search.hits import IndexedFile
+from retrieval.search.local.clips import unit
 from retrieval.search.metadata import Fields, Kind
 from retrieval.search.store import IndexedExcerpt
 

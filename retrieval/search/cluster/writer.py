@@ -33,9 +33,9 @@ from retrieval.search.cluster.database import (
 )
 from retrieval.search.cluster.frames import FrameObjects
 from retrieval.search.cluster.metadata import copy_metadata, replace_metadata
+from retrieval.search.index_meta import IndexMeta, meta_rows
 from retrieval.search.metadata import Metadata
 from retrieval.search.sound import Found
-from retrieval.search.storage import IndexMeta, meta_rows
 
 GOES_ON = "; then run the command again: it goes on from here"
 UPLOADS = 4  # of frames, side by side

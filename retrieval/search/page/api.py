@@ -19,7 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from retrieval.base.errors import UserError
 from retrieval.search import AudioIndex, Hit, Query
 from retrieval.search.cluster.address import StoreError
-from retrieval.search.detectors import Detector, Mark
+from retrieval.search.feedback.detectors import Detector, Mark
 from retrieval.search.metadata import as_written, fields_as_written
 from retrieval.search.page.clients import Refused
 from retrieval.search.page.events import MAX_MARKS

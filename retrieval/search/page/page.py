@@ -23,8 +23,8 @@ import numpy as np
 from retrieval.base.errors import UserError, printable
 from retrieval.search import AudioIndex, Hit
 from retrieval.search.cluster.address import StoreError
-from retrieval.search.detectors import Detector, Mark
 from retrieval.search.facets import Facet
+from retrieval.search.feedback.detectors import Detector, Mark
 from retrieval.search.filters import Filters
 from retrieval.search.metadata import as_written, near_names
 from retrieval.search.page.audio import read_excerpt

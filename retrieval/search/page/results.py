@@ -20,7 +20,7 @@ from retrieval.moments.export import by_file, csv_table, json_table, label_files
 from retrieval.moments.locator import Located
 from retrieval.moments.spans import Moment
 from retrieval.search import AudioIndex, Hit
-from retrieval.search.detectors import MARK_COLUMNS, Detector
+from retrieval.search.feedback.detectors import MARK_COLUMNS, Detector
 from retrieval.search.hits import stretches_of
 from retrieval.search.metadata import fields_as_written
 

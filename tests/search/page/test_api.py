@@ -14,7 +14,7 @@ from urllib.parse import quote, urlsplit
 import pytest
 
 from retrieval.search import AudioIndex
-from retrieval.search.detectors import Mark
+from retrieval.search.feedback.detectors import Mark
 from retrieval.search.page import turns
 from retrieval.search.page.api import MAX_ANSWERS, MAX_PARTS
 from retrieval.search.page.audio import read_excerpt

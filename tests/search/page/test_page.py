@@ -36,7 +36,7 @@ from retrieval.config import load_config
 from retrieval.models.build import build_model
 from retrieval.moments.export import label_files
 from retrieval.search import AudioIndex
-from retrieval.search.detectors import Mark
+from retrieval.search.feedback.detectors import Mark
 from retrieval.search.hits import stretches_of
 from retrieval.search.page import audio
 from retrieval.search.page.command import listen, main

@@ -13,7 +13,7 @@
     INDEX/catalogue.npz     the tables of a large index as arrays, to open it faster (catalogue.py)
     INDEX/unreadable.csv    files that were left out, with reasons
     INDEX/fast_text/        the model's text tower in 8 bit, made at its first use (fast_text.py)
-    INDEX/detectors/        rankings learned from marks, as NAME.json (detectors.py)
+    INDEX/detectors/        rankings learned from marks, as NAME.json (feedback/)
     INDEX/.lock             held by the process that writes
 
 A writer first appends rows, then confirms them in a transaction of SQLite. A kill at any moment
@@ -24,30 +24,22 @@ of one G and keeps them while a writer changes the index.
 Letters: B excerpts in the index, D = dim.
 """
 
-import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
 from retrieval.base.access import check_readable
 from retrieval.base.errors import UserError, one_line
-from retrieval.search.approximate import Facts
-from retrieval.search.catalogue import COUNTER, Catalogue, stamp_of
-from retrieval.search.frame_coding import Averaging, FrameCoding
+from retrieval.search.index_meta import IndexMeta, damaged, meta_rows, parse_meta
+from retrieval.search.local.catalogue import COUNTER, Catalogue, stamp_of
+from retrieval.search.local.metadata import read_columns
 from retrieval.search.metadata import Kind
-from retrieval.search.metadata_storage import read_columns
-from retrieval.search.model_identity import ModelIdentity
 
-SCHEMA = 1
 DATABASE = "index.sqlite"
-# fields of IndexMeta that an index may lack: that of an older version, or None
-NEWER = {"reader", "frame_type", "averaging", "approximate", "unrelated_score"}
 ROWS_CHECKED = 1000  # at least, evenly spread
 TABLES = (
     """
@@ -63,65 +55,6 @@ CREATE TABLE unreadable (file TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER, 
 """
     + COUNTER
 )
-
-
-class IndexMeta(BaseModel):
-    """Table `meta` of an index: its origin, and the number of rows and frames that are valid."""
-
-    model_config = ConfigDict(strict=True)
-
-    folder: str
-    model: ModelIdentity
-    hop_seconds: float
-    clip_seconds: float  # longest excerpt
-    dim: NonNegativeInt
-    has_frames: bool
-    complete: bool = False  # False: the last update was interrupted
-    reader: int | None = None  # READER_VERSION of the last complete update
-    generation: NonNegativeInt = 0
-    num_rows: NonNegativeInt = 0
-    num_frames: NonNegativeInt = 0  # rows of the file of frames
-    frame_type: Literal["float16", "int8"] = "float16"
-    averaging: Averaging | None = None  # of frames; None: all are kept
-    approximate: Facts | None = None  # of a large index
-    unrelated_score: float | None = None  # see calibration.py; None: not measured
-
-    @property
-    def coding(self) -> FrameCoding:
-        """Form of the frames on disk, if there are any."""
-        return FrameCoding(self.frame_type, self.dim, self.averaging)
-
-    @property
-    def _frames(self) -> str:
-        """The setting --frames."""
-        return self.frame_type if self.has_frames else "none"
-
-    def check_as_before(self, before: "IndexMeta", index: object) -> None:
-        """Raise UserError if an index made as `before` cannot be continued as this says."""
-        before.model.check_same(self.model, index)
-        if before.clip_seconds != self.clip_seconds:
-            raise UserError(
-                f"index {index} was made with --excerpt-seconds {before.clip_seconds:g}, not"
-                f" {self.clip_seconds:g}; add --overwrite"
-            )
-        if before.hop_seconds != self.hop_seconds:
-            raise UserError(
-                f"index {index} was made with --hop-seconds {before.hop_seconds:g}, not"
-                f" {self.hop_seconds:g}; add --overwrite"
-            )
-        if before._frames != self._frames:
-            raise UserError(
-                f"index {index} was made with --frames {before._frames}, not {self._frames}; add"
-                " --overwrite"
-            )
-        if before.averaging != self.averaging:
-            made_with, wanted = (
-                f"--frames-per-second {own.frames_per_second:g}" if own else "all frames"
-                for own in (before.averaging, self.averaging)
-            )
-            raise UserError(
-                f"index {index} was made with {made_with}, not {wanted}; add --overwrite"
-            )
 
 
 @dataclass(frozen=True)
@@ -195,21 +128,6 @@ def read_index_meta(folder: Path) -> IndexMeta:
         return read_meta(database, folder)
 
 
-def damaged(folder: object, reason: str) -> UserError:
-    return UserError(
-        f"index {folder} is damaged ({reason}); make it again: python -m retrieval.search index"
-        f" FOLDER --index {folder} --overwrite"
-    )
-
-
-def folder_gone(folder: Path, index: object) -> UserError:
-    return UserError(
-        f"folder {folder} of index {index} is gone; if it was moved, give its new place, and"
-        " nothing is encoded again: python -m retrieval.search index ITS_NEW_PLACE"
-        f" --index {index}"
-    )
-
-
 def mapped(folder: Path, meta: IndexMeta) -> tuple[np.ndarray, np.ndarray | None]:
     """Map the files of vectors (rows, D), and the rows of frames if there are any."""
     arrays = []
@@ -271,39 +189,8 @@ def read_meta(database: sqlite3.Connection, folder: Path) -> IndexMeta:
     return parse_meta(values, folder)
 
 
-def parse_meta(values: dict[str, str], index: object) -> IndexMeta:
-    """Read the rows of `meta`, whose values are JSON; `index` names the index in messages.
-
-    Raises UserError if they are damaged or of another version.
-    """
-    try:
-        schema = json.loads(values.pop("schema"))
-        if schema == SCHEMA:
-            pairs = ", ".join(f"{json.dumps(key)}: {value}" for key, value in values.items())
-            meta = IndexMeta.model_validate_json(f"{{{pairs}}}")
-            missing = IndexMeta.model_fields.keys() - values.keys() - NEWER
-            if missing:
-                raise ValueError(f"no {', '.join(sorted(missing))}")
-            return meta
-    except ValidationError as error:
-        names = {".".join(map(str, wrong["loc"])) for wrong in error.errors()}
-        raise damaged(index, f"wrong {', '.join(sorted(names))}") from None
-    except (TypeError, ValueError, KeyError) as error:
-        raise damaged(index, one_line(error)) from None
-    raise UserError(
-        f"index {index} is of version {schema}, this program reads version {SCHEMA}; make it"
-        " again with --overwrite"
-    )
-
-
 def write_meta(database: sqlite3.Connection, meta: IndexMeta) -> None:
     rows = meta_rows(meta)
     database.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", rows)
     absent = [(key,) for key in IndexMeta.model_fields.keys() - dict(rows).keys()]
     database.executemany("DELETE FROM meta WHERE key = ?", absent)
-
-
-def meta_rows(meta: IndexMeta) -> list[tuple[str, str]]:
-    """Return the rows of the table `meta`, as parse_meta reads them."""
-    values = {"schema": SCHEMA} | meta.model_dump(mode="json", exclude_none=True)
-    return [(key, json.dumps(value)) for key, value in values.items()]

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from retrieval.base.errors import UserError
-from retrieval.search.detectors import Detector, Mark, numbers
-from retrieval.search.feedback import SAMPLE, Background, approximate, fit
+from retrieval.search.feedback.detectors import Detector, Mark, numbers
+from retrieval.search.feedback.fit import SAMPLE, Background, approximate, fit
 from retrieval.search.store import IndexedExcerpt, Store
 from retrieval.search.two_stage import TwoStage
 

@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 
 from retrieval.base.errors import UserError
-from retrieval.search import catalogue
-from retrieval.search.catalogue import CATALOGUE, Catalogue, Files
-from retrieval.search.clips import IndexedClips, unit
 from retrieval.search.filters import Filters
-from retrieval.search.local_store import LocalStore
+from retrieval.search.index_meta import IndexMeta
+from retrieval.search.local import catalogue
+from retrieval.search.local.catalogue import CATALOGUE, Catalogue, Files
+from retrieval.search.local.clips import IndexedClips, unit
+from retrieval.search.local.storage import connect
+from retrieval.search.local.store import LocalStore
+from retrieval.search.local.writer import IndexWriter, locked
 from retrieval.search.model_identity import ModelIdentity
 from retrieval.search.sound import Found
-from retrieval.search.storage import IndexMeta, connect
-from retrieval.search.writer import IndexWriter, locked
 
 NAMES = (
     *("a.wav", "b/a.wav", "b/é.wav", "b/c/d.wav", "b-c/x.wav", "b0.wav", "b/z.wav", "c.wav"),
@@ -204,7 +205,7 @@ def test_wrong_filters_are_named(filters):
 @pytest.mark.parametrize("num", [1, 5, 100])
 def test_clips_may_share_rows_and_rows_may_be_dead(num, cosine, monkeypatch):
     """Copies of a file share rows; rows of removed files belong to no clip."""
-    monkeypatch.setattr("retrieval.search.clips.UNIT_ROWS", 7)
+    monkeypatch.setattr("retrieval.search.local.clips.UNIT_ROWS", 7)
     rng = np.random.default_rng(2)
     vectors = rng.standard_normal((30, DIM)).astype(np.float32)
     rows = rng.choice(30, 40)

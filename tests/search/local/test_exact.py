@@ -4,7 +4,7 @@ import faiss
 import numpy as np
 import pytest
 
-from retrieval.search.exact import exact
+from retrieval.search.local.exact import exact
 
 SHAPES = [  # rows, dim, queries, rows to find
     (1, 3, 1, 1),

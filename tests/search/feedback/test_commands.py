@@ -10,9 +10,9 @@ import pytest
 from retrieval.base.errors import UserError
 from retrieval.search import AudioIndex, IndexedFile, Mark
 from retrieval.search.__main__ import main
-from retrieval.search.detector_commands import parse_mark
-from retrieval.search.detectors import Detectors, read_marks
-from retrieval.search.storage import connect
+from retrieval.search.feedback.commands import parse_mark
+from retrieval.search.feedback.detectors import Detectors, read_marks
+from retrieval.search.local.storage import connect
 from tests.conftest import mistake
 from tests.search.test_search import QUERY, indexed, models, sounds  # noqa: F401
 

@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 
 from retrieval.base.errors import UserError
-from retrieval.search import approximate, writer
-from retrieval.search.approximate import Approximate, Facts, Unusable, build
-from retrieval.search.exact import exact
 from retrieval.search.filters import Filters
-from retrieval.search.local_store import LocalStore
+from retrieval.search.local import approximate, writer
+from retrieval.search.local.approximate import Approximate, Facts, Unusable, build
+from retrieval.search.local.exact import exact
+from retrieval.search.local.storage import read_index_meta
+from retrieval.search.local.store import LocalStore
+from retrieval.search.local.writer import IndexWriter, locked
 from retrieval.search.sound import Found
-from retrieval.search.storage import read_index_meta
-from retrieval.search.writer import IndexWriter, locked
-from tests.search.test_catalogue import make_meta
+from tests.search.local.test_catalogue import make_meta
 
 ROWS, DIM, NEAREST, PATIENCE = 12_000, 128, 20, 60
 ROWS_OF_FILE = 100

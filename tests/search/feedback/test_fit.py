@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from retrieval.search import feedback
-from retrieval.search.feedback import Background, approximate, fit, sigmoid
+from retrieval.search.feedback import fit as feedback
+from retrieval.search.feedback.fit import Background, approximate, fit, sigmoid
 
 DIM = 12
 

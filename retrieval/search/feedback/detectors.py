@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from retrieval.base.errors import UserError, one_line
 from retrieval.base.files import atomic_writer, is_unicode
-from retrieval.search.feedback import sigmoid
+from retrieval.search.feedback.fit import sigmoid
 from retrieval.search.model_identity import ModelIdentity
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from retrieval.base.errors import UserError, counted, printable
-from retrieval.search.detectors import Detector, Detectors, Mark, read_marks, write_marks
+from retrieval.search.feedback.detectors import Detector, Detectors, Mark, read_marks, write_marks
 from retrieval.search.place import Place, place_of
 
 if TYPE_CHECKING:

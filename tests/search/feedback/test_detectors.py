@@ -9,7 +9,7 @@ import torch
 
 from retrieval.base.errors import UserError
 from retrieval.search import AudioIndex, Detector, Mark
-from retrieval.search.detectors import Detectors, read_marks, write_marks
+from retrieval.search.feedback.detectors import Detectors, read_marks, write_marks
 from tests.search.test_search import QUERY, indexed, models, sounds  # noqa: F401
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from retrieval.models.dual_encoder import check_not_nan
-from retrieval.search.exact import exact
+from retrieval.search.local.exact import exact
 
 UNIT_ROWS = 2**16  # normalised at once for cosines
 

@@ -12,14 +12,14 @@ import numpy as np
 import torch
 
 from retrieval.base.errors import UserError
-from retrieval.search.approximate import Approximate, Unusable
-from retrieval.search.clips import IndexedClips
 from retrieval.search.facets import Facets, MetadataArrays
 from retrieval.search.filters import Filters
 from retrieval.search.hits import IndexedFile
+from retrieval.search.local.approximate import Approximate, Unusable
+from retrieval.search.local.clips import IndexedClips
+from retrieval.search.local.metadata import read_column, read_columns, read_fields
+from retrieval.search.local.storage import Contents, connect, read_index
 from retrieval.search.metadata import Fields, resolve_where
-from retrieval.search.metadata_storage import read_column, read_columns, read_fields
-from retrieval.search.storage import Contents, connect, read_index
 from retrieval.search.store import IndexedExcerpt
 
 

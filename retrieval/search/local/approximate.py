@@ -29,7 +29,7 @@ from retrieval.base.errors import one_line
 from retrieval.base.extras import needs_extra
 from retrieval.base.files import atomic_path, sha256_of
 from retrieval.base.progress import bar
-from retrieval.search.exact import check_vectors, exact, selector_of
+from retrieval.search.local.exact import check_vectors, exact, selector_of
 
 with needs_extra("search"):
     import faiss
@@ -148,7 +148,7 @@ class Approximate:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Find the rows with the highest dot products; a few can be missing.
 
-        Arguments, results and errors are those of retrieval.search.exact. Scores are exact. Small
+        Arguments, results and errors are those of exact.py. Scores are exact. Small
         selections are searched exactly.
         """
         check_vectors(self.vectors, queries)

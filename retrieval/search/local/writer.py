@@ -15,20 +15,18 @@ import numpy as np
 from retrieval.base.errors import UserError
 from retrieval.base.files import atomic_writer, disk_errors
 from retrieval.base.locks import LOCK, take_lock
-from retrieval.search.approximate import FILES, updated
-from retrieval.search.catalogue import CATALOGUE, COUNTER, update_saved
 from retrieval.search.cluster.address import Share
-from retrieval.search.metadata import Metadata
-from retrieval.search.metadata_storage import (
+from retrieval.search.index_meta import IndexMeta
+from retrieval.search.local.approximate import FILES, updated
+from retrieval.search.local.catalogue import CATALOGUE, COUNTER, update_saved
+from retrieval.search.local.metadata import (
     read_columns,
     statements_to_copy,
     statements_to_replace,
 )
-from retrieval.search.sound import Found
-from retrieval.search.storage import (
+from retrieval.search.local.storage import (
     DATABASE,
     TABLES,
-    IndexMeta,
     array_files,
     connect,
     mapped,
@@ -36,6 +34,8 @@ from retrieval.search.storage import (
     rows_of_files,
     write_meta,
 )
+from retrieval.search.metadata import Metadata
+from retrieval.search.sound import Found
 
 UNREADABLE, FAST_TEXT = "unreadable.csv", "fast_text"
 MOST_DEAD = 0.5  # share of rows of removed files; above it the index is copied without them

@@ -1,0 +1,1 @@
+"""Answers that were marked right or wrong, and the detectors learned from them."""
