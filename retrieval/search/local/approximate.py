@@ -1,6 +1,6 @@
 """Approximate nearest neighbours: a small file makes searches in many vectors fast.
 
-Above some 100,000 rows a flat search reads too much memory for each query. The file holds every
+Above some 200,000 rows a flat search reads too much memory for each query. The file holds every
 vector in about one bit a number (RaBitQ, https://arxiv.org/abs/2405.12497). A search compares the
 query with all of them, then ranks the best `candidates_factor` x K by exact dot products with the
 memory-mapped vectors. So scores are those of the flat search, but a row can be missing. How many

@@ -20,7 +20,7 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
-from retrieval.base.errors import UserError, printable
+from retrieval.base.errors import UserError, counted, printable
 from retrieval.search import AudioIndex, Hit
 from retrieval.search.cluster.address import StoreError
 from retrieval.search.facets import Facet
@@ -216,15 +216,11 @@ def longest_excerpt(index: AudioIndex) -> float:
 def heading(index: AudioIndex) -> str:
     minutes = index.seconds / 60
     length = f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
-    about = f"{count(index.num_files, 'recording')}, {length}, in {index.folder.name}"
+    about = f"{counted(index.num_files, 'recording')}, {length}, in {index.folder.name}"
     if index.unreadable:
-        about += f"; {count(len(index.unreadable), 'file')} could not be read"
+        about += f"; {counted(len(index.unreadable), 'file')} could not be read"
     names = escape("\n".join(f"{file}: {reason}" for file, reason in index.unreadable[:20]))
     return f'<h1>Search recordings</h1><p title="{names}">{escape(about)}</p>'
-
-
-def count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def answered(function: Callable[..., tuple[str, str]]) -> Callable[..., tuple[str, str]]:
@@ -432,7 +428,7 @@ class Answers:
                 f"at most {MAX_SENTENCES} sentences can be scored at once, found {len(lines)}"
             )
         table = score_table(lines, self.index.score_audio(path, lines))
-        return message(f"{path.name} against {count(len(lines), 'sentence')}"), table
+        return message(f"{path.name} against {counted(len(lines), 'sentence')}"), table
 
     def _upload(self, reference: str) -> Path:
         """Return the path of the upload. Raises UserError if there is none, or if it is empty."""
@@ -463,8 +459,8 @@ class Answers:
         took = f"{1000 * (time.perf_counter() - begin):.0f}\u00a0ms"
         if not hits:
             raise UserError("no recording matches the filters: widen them")
-        files, in_all = len({hit.file for hit in hits}), count(self.index.num_files, "recording")
-        text = f"{count(len(hits), 'answer')} in {files} of {in_all}, {took}"
+        files, in_all = len({hit.file for hit in hits}), counted(self.index.num_files, "recording")
+        text = f"{counted(len(hits), 'answer')} in {files} of {in_all}, {took}"
         if not any(hit.is_match for hit in hits):
             detector = answer.get("detector")
             reason = "Nothing matches"
