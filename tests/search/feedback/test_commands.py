@@ -14,17 +14,17 @@ from retrieval.search.feedback.commands import parse_mark
 from retrieval.search.feedback.detectors import Detectors, read_marks
 from retrieval.search.local.storage import connect
 from tests.conftest import mistake
-from tests.search.test_search import QUERY, indexed, models, sounds  # noqa: F401
+from tests.search.test_search import QUERY
 
 
 @pytest.fixture
-def index(indexed, tmp_path) -> Path:  # noqa: F811
+def index(indexed, tmp_path) -> Path:
     """A copy, with room for detectors."""
     return Path(shutil.copytree(indexed, tmp_path / "index"))
 
 
 @pytest.fixture(scope="module")
-def names(indexed) -> list[str]:  # noqa: F811
+def names(indexed) -> list[str]:
     """Files of one excerpt, the best answers first."""
     hits = AudioIndex.open(indexed).search(QUERY, 50)
     return [hit.file for hit in hits if hit.file != "long.flac"]
@@ -39,7 +39,7 @@ def run(capsys, *arguments) -> str:
     return capsys.readouterr().out
 
 
-def test_rounds_of_marks(index: Path, names: list[str], sounds: Path, capsys):  # noqa: F811
+def test_rounds_of_marks(index: Path, names: list[str], sounds: Path, capsys):
     out = run(
         capsys, "mark", index, "low", "--query", QUERY, "--right", names[0], "--wrong", names[1]
     )
@@ -177,7 +177,7 @@ def test_mistakes_in_marks(index: Path, arguments: list[str], culprit: str):
 def test_a_file_is_named_by_its_base_name_or_a_path_through_a_link(
     index: Path,
     tmp_path: Path,
-    sounds: Path,  # noqa: F811
+    sounds: Path,
 ):
     opened = AudioIndex.open(index)
     (name,) = [own.file for own in opened.files if own.file == "below/low steady.wav"]

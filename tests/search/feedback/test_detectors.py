@@ -10,17 +10,17 @@ import torch
 from retrieval.base.errors import UserError
 from retrieval.search import AudioIndex, Detector, Mark
 from retrieval.search.feedback.detectors import Detectors, read_marks, write_marks
-from tests.search.test_search import QUERY, indexed, models, sounds  # noqa: F401
+from tests.search.test_search import QUERY
 
 
 @pytest.fixture(scope="module")
-def index(indexed) -> AudioIndex:  # noqa: F811
+def index(indexed) -> AudioIndex:
     """With TAP; not to be changed."""
     return AudioIndex.open(indexed)
 
 
 @pytest.fixture(scope="module")
-def mean(models, sounds, tmp_path_factory) -> AudioIndex:  # noqa: F811
+def mean(models, sounds, tmp_path_factory) -> AudioIndex:
     return AudioIndex.build(sounds, models / "mean", tmp_path_factory.mktemp("mean") / "index")
 
 
