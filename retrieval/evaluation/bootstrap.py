@@ -1,7 +1,7 @@
-"""Paired bootstrap over clips: is one system better than another?
+"""Bootstrap over clips: how sure are a system's metrics, and is one system better than another?
 
 The captions of one clip resemble each other, so queries are not independent: clips are drawn with
-replacement, and each brings all its queries. Both systems are scored on the same draws. The
+replacement, and each brings all its queries. Two systems are scored on the same draws. The
 interval is Efron's percentile interval (Efron and Tibshirani: An Introduction to the Bootstrap,
 1993, chapter 13). It covers the choice of queries, not the seed of the training.
 
@@ -26,12 +26,18 @@ ELEMENTS_AT_ONCE = 2**22  # numbers of one block of resamples: 32 MiB
 
 
 @dataclass(frozen=True)
-class Difference:
-    """second - first of one metric, in the metric's unit."""
+class Interval:
+    """Mean of one metric, and its confidence interval, in the metric's unit."""
 
     mean: float
-    low: float  # of the interval
+    low: float
     high: float
+
+
+@dataclass(frozen=True)
+class Difference(Interval):
+    """second - first of one metric."""
+
     p_value: float  # two-sided
 
 
@@ -90,6 +96,60 @@ def paired_bootstrap(
             f" {len(clips)} clips"
         )
     differences = np.asarray(second, dtype=np.float64) - first  # (Q, M)
+    means = _resampled_means(differences, clips, num_resamples, seed)  # (R, M)
+    means[np.abs(means) < 1e-12] = 0  # rounding errors of sums that cancel
+    one_side = np.minimum((means <= 0).sum(axis=0), (means >= 0).sum(axis=0))
+    p_values = np.minimum(1, 2 * (one_side + 1) / (num_resamples + 1))
+    return [
+        Difference(*map(float, row))
+        for row in zip(
+            differences.mean(axis=0), *_percentiles(means, confidence), p_values, strict=True
+        )
+    ]
+
+
+def bootstrap_intervals(
+    values: np.ndarray,
+    clips: Sequence,
+    num_resamples: int = 10_000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> list[Interval]:
+    """Return the means of one system's metrics with their intervals.
+
+    Args:
+        values: (Q, M), metrics of each query; of several runs their mean.
+        clips: Q clips, equal for queries that are drawn together.
+        num_resamples: R.
+        confidence: Coverage of the interval.
+        seed: Seed of the draws.
+
+    Returns:
+        M intervals.
+
+    Raises:
+        UserError: All queries belong to one clip, so all resamples are equal.
+    """
+    if values.ndim != 2 or len(values) != len(clips) or not len(values):
+        raise ValueError(
+            f"expected (Q, M) and Q clips, found {values.shape} and {len(clips)} clips"
+        )
+    values = np.asarray(values, dtype=np.float64)
+    low, high = _percentiles(_resampled_means(values, clips, num_resamples, seed), confidence)
+    rows = zip(values.mean(axis=0), low, high, strict=True)
+    return [Interval(*map(float, row)) for row in rows]
+
+
+def _percentiles(means: np.ndarray, confidence: float) -> np.ndarray:
+    """Return the ends of the interval of resampled means (R, M): (2, M)."""
+    tail = 100 * (1 - confidence) / 2
+    return np.percentile(means, [tail, 100 - tail], axis=0)
+
+
+def _resampled_means(
+    values: np.ndarray, clips: Sequence, num_resamples: int, seed: int
+) -> np.ndarray:
+    """Return the means (R, M) of values (Q, M) over resamples of their clips. Raises UserError."""
     _, clip_of_query = np.unique(np.asarray(clips), return_inverse=True)
     num_clips = int(clip_of_query.max()) + 1
     if num_clips < 2:
@@ -98,9 +158,9 @@ def paired_bootstrap(
             f" least two, better {FEW_CLIPS} or more"
         )
     # (C, M + 1), the last column counts queries
-    sums = np.zeros((num_clips, differences.shape[1] + 1))
-    np.add.at(sums, clip_of_query, np.column_stack([differences, np.ones(len(differences))]))
-    means = np.empty((num_resamples, differences.shape[1]))  # (R, M)
+    sums = np.zeros((num_clips, values.shape[1] + 1))
+    np.add.at(sums, clip_of_query, np.column_stack([values, np.ones(len(values))]))
+    means = np.empty((num_resamples, values.shape[1]))  # (R, M)
     random = np.random.default_rng(seed)
     at_once = max(1, ELEMENTS_AT_ONCE // num_clips)
     for start in range(0, num_resamples, at_once):
@@ -111,12 +171,4 @@ def paired_bootstrap(
         counts = np.bincount(offsets.ravel(), minlength=drawn.size).reshape(drawn.shape)
         totals = counts.astype(np.float64) @ sums  # (r, M + 1)
         means[start : start + len(drawn)] = totals[:, :-1] / totals[:, -1:]
-    means[np.abs(means) < 1e-12] = 0  # rounding errors of sums that cancel
-    tail = 100 * (1 - confidence) / 2
-    low, high = np.percentile(means, [tail, 100 - tail], axis=0)
-    one_side = np.minimum((means <= 0).sum(axis=0), (means >= 0).sum(axis=0))
-    p_values = np.minimum(1, 2 * (one_side + 1) / (num_resamples + 1))
-    return [
-        Difference(*map(float, row))
-        for row in zip(differences.mean(axis=0), low, high, p_values, strict=True)
-    ]
+    return means

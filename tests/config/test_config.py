@@ -310,17 +310,6 @@ PUBLISHED = {
     },
     "all_stage1": {"seed": 409194, "audio_lr": 2e-5, "pooling": "mean", "batch_size": 64},
 }
-SCORES = {
-    "baseline": ("27.685", "16.861", "41.780", "56.612"),
-    "low_lr": ("30.103", "18.526", "46.010", "59.694"),
-    "tap": ("31.041", "19.368", "46.775", "60.976"),
-    "passt_stage1": ("28.20", "17.24", "42.31", "56.47"),
-    "passt_stage2": ("29.94", "18.48", "45.58", "60.40"),
-    "passt": ("30.16", "18.96", "44.93", "59.44"),
-    "passt_tap": ("31.91", "20.53", "47.46", "60.65"),
-    "passt_tap_captions": ("32.45", "20.84", "48.51", "61.56"),
-    "all_stage1": ("40.11", "27.69", "57.05", "70.50"),
-}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -380,14 +369,6 @@ def test_published_experiments_share_the_recipe(name: str):
         published.get("batch_size", 16),
         None,
     )
-
-
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_headers_of_published_experiments_give_the_published_scores(name: str):
-    header = (CONFIGS / f"{name}.yaml").read_text(encoding="utf-8")
-    map_10, *recall = SCORES[name]
-    assert f"mAP@10 {map_10}, R@1 {recall[0]}, R@5 {recall[1]}, R@10 {recall[2]}" in header
-    assert "Measured here:" in header
 
 
 @pytest.mark.parametrize(

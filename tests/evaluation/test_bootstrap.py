@@ -1,4 +1,4 @@
-"""Paired bootstrap: against a slow loop over the same draws, and cases with a known answer."""
+"""Bootstrap over clips: against a slow loop over the same draws, and cases with a known answer."""
 
 import math
 from dataclasses import astuple
@@ -7,7 +7,12 @@ import numpy as np
 import pytest
 
 from retrieval.base.errors import UserError
-from retrieval.evaluation.bootstrap import narrow_intervals_warning, paired_bootstrap, query_metrics
+from retrieval.evaluation.bootstrap import (
+    bootstrap_intervals,
+    narrow_intervals_warning,
+    paired_bootstrap,
+    query_metrics,
+)
 from retrieval.evaluation.metrics.text_audio_retrieval.ranking import metrics_of_ranks
 
 
@@ -52,6 +57,23 @@ def test_against_a_slow_loop():
     other = paired_bootstrap(first, second, clips, num_resamples=300, seed=6)[0]
     # negative control: other draws
     assert other.low != pytest.approx(np.percentile(means[:, 0], 2.5), abs=1e-6)
+
+
+def test_the_interval_of_one_system_against_a_slow_loop():
+    values, _, clips = example()
+    means = slow_means(np.zeros_like(values), values, clips, 300, seed=5)
+    found = bootstrap_intervals(values, clips, num_resamples=300, confidence=0.9, seed=5)
+    for metric, interval in enumerate(found):
+        assert interval.mean == pytest.approx(values[:, metric].mean())
+        expected = np.percentile(means[:, metric], [5, 95])
+        assert [interval.low, interval.high] == pytest.approx(expected)
+    # negative control: queries drawn by themselves, which are more than clips
+    by_query = bootstrap_intervals(values, range(len(values)), num_resamples=300, seed=5)
+    assert by_query[0].low != pytest.approx(found[0].low, abs=1e-6)
+    with pytest.raises(UserError, match="all queries belong to one"):
+        bootstrap_intervals(values, ["a.wav"] * len(values))
+    with pytest.raises(ValueError, match="expected"):
+        bootstrap_intervals(values, clips[1:])
 
 
 def test_blocks_of_resamples_do_not_change_the_draws(monkeypatch):
