@@ -160,12 +160,6 @@ class DualEncoder(nn.Module, PyTorchModelHubMixin):
         return dict(self._hub_mixin_config)
 
     @property
-    def tokens_per_clip(self) -> int:
-        """Number of vectors of a full-length clip that the audio blocks compute on in training."""
-        window_samples = self._resampled(self.windows.window_samples)
-        return self.windows.num_windows * self.audio_encoder.num_tokens(window_samples)
-
-    @property
     def frame_seconds(self) -> float:
         """Length of a frame in seconds."""
         return self.windows.frame_samples / self.sample_rate

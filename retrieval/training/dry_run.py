@@ -5,7 +5,7 @@ from pathlib import Path
 import yaml
 
 from retrieval.base.checkpoints import hub_name
-from retrieval.base.errors import UserError
+from retrieval.base.errors import UserError, one_line
 from retrieval.base.launch import choose_precision
 from retrieval.config import Config
 from retrieval.data import EpochBatches, check_batch_size, num_steps_per_epoch
@@ -14,6 +14,7 @@ from retrieval.models.dual_encoder import DualEncoder
 from retrieval.training.optim import parameter_groups
 from retrieval.training.services import check_packages
 from retrieval.training.splits import open_splits
+from retrieval.training.step_memory import step_memory
 
 CLOTHO_PAIRS = 19_195  # 3,839 development clips, five captions each
 GIB = 2**30
@@ -40,7 +41,7 @@ def describe(config: Config) -> str:
     if num_fixed := total - num_trained:
         lines.append(f"{'fixed':<18} {num_fixed:>13,}")
     lines += [f"{'all':<18} {total:>13,}", "", _steps(config)]
-    lines.append(_memory(config, model, total, num_trained))
+    lines.append(_memory(config, model))
     lines += [f"warning: {warning}" for warning in warnings_of(config)]
     lines += [f"missing: {file}" for file in missing_files(config)]
     return "\n".join(lines)
@@ -83,45 +84,24 @@ def missing_files(config: Config) -> list[str]:
     return [f"{setting}: {path}" for setting, path in pairs if not Path(path).exists()]
 
 
-def _memory(config: Config, model: DualEncoder, num_parameters: int, num_trained: int) -> str:
-    """Estimate the memory of one process.
+def _memory(config: Config, model: DualEncoder) -> str:
+    """Estimate the memory of one process; `model` has no use afterwards."""
+    import torch
 
-    Weights, their average, gradients and Adam's two moments are exact. Activations: a block keeps
-    34 bytes per token and channel at 16 bits with fused attention (Korthikanti et al., 2022, arXiv
-    2205.05198), twice that at 32 bits. With train.activation_checkpointing it keeps its input (2
-    and 4 bytes), and one block at a time keeps all. With LoRA it is an upper bound: a frozen layer
-    needs no input of its own for a gradient.
-    """
-    has_average = config.train.ema_decay is not None
-    fixed = num_parameters * 4 + num_trained * 4 * (3 + has_average)
-    held = "weights, their average, gradients" if has_average else "weights, gradients"
     is_auto = config.train.mixed_precision == "auto"
     # fp16 may be planned where there is no GPU
     precision = choose_precision("auto") if is_auto else config.train.mixed_precision
-    per_channel = 68 if precision == "no" else 34
-    batch = config.train.batch_size
-    text = model.text_encoder.model.config
-    blocks = model.audio_encoder.repeated_blocks()
-    # numbers that a layer of each encoder puts out for one pair; layers that keep activations
-    audio_row = model.tokens_per_clip * model.audio_encoder.feature_dim
-    text_row = config.text_encoder.max_tokens * text.hidden_size
-    audio_depth = 0 if config.audio_encoder.frozen else len(blocks)
-    text_depth = 0 if config.text_encoder.frozen else text.num_hidden_layers
-    per_pair = 0
-    for row, depth in ((audio_row, audio_depth), (text_row, text_depth)):
-        if config.train.activation_checkpointing:
-            per_pair += row * (per_channel // 17 * depth + per_channel * bool(depth))
-        else:
-            per_pair += row * per_channel * depth
-    activations = min(batch, config.train.micro_batch_size or batch) * per_pair
-    frames = batch * model.windows.num_frames * config.dim * 4
-    activations += frames * (4 if model.pooling.keeps_frames else 1)
-    unknown = ""
-    if not blocks and not config.audio_encoder.frozen:
-        unknown = f", those of {config.audio_encoder.name} not counted,"
-    bits = f"{'32' if per_channel == 68 else '16'} bit{' on this machine' if is_auto else ''}"
+    bits = f"{'32' if precision == 'no' else '16'} bit{' on this machine' if is_auto else ''}"
+    size = f"at batch {config.train.batch_size} ({bits})"
+    on_gpu = torch.cuda.is_available() or precision != "no"
+    try:
+        memory = step_memory(config, model, precision, on_gpu=on_gpu)
+    except Exception as error:  # an encoder of somebody else may need numbers, which are not there
+        return f"memory {size}: not known, the model runs with weights only ({one_line(error)})"
+    kept = "weights, their average" if config.train.ema_decay is not None else "weights"
     return (
-        f"memory, estimated, one process: {fixed / GIB:.1f} GiB {held} and AdamW "
-        f"+ about {activations / GIB:.1f} GiB activations{unknown} "
-        f"at batch {batch} ({bits}); the measured peak is the curve train/memory_gib"
+        f"memory, estimated, one process: {memory.peak / GIB:.1f} GiB {size}, of it"
+        f" {memory.kept / GIB:.1f} GiB {kept} and AdamW,"
+        f" {(memory.peak - memory.kept) / GIB:.1f} GiB activations and gradients at their most;"
+        " the measured peak is the curve train/memory_gib"
     )

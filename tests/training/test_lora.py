@@ -232,6 +232,6 @@ def test_dry_run_counts_the_base_as_fixed(capsys):
         if name not in ("fixed", "all")
     )
     total = int(adapted["all"][0].replace(",", ""))
-    expected = f"{(4 * total + 12 * trained) / 2**30:.1f} GiB weights, gradients and AdamW"
+    expected = f"{(4 * total + 8 * trained) / 2**30:.1f} GiB weights and AdamW"
     adapted_text, plain_text = texts.values()
     assert expected in adapted_text and expected not in plain_text

@@ -51,10 +51,6 @@ class AudioEncoder(nn.Module):
         """Return T of a window of `num_samples`; raise UserError if it is too short or long."""
         raise NotImplementedError
 
-    def num_tokens(self, num_samples: int) -> int:
-        """Return the number of vectors per window that the blocks compute on in training."""
-        return self.num_frames(num_samples)
-
     def log_mel(self, waveform: Tensor) -> Tensor:
         """Return the log-mel spectrogram (W, M, C) of waveform (W, S), also to look at."""
         raise NotImplementedError

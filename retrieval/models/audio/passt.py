@@ -130,12 +130,6 @@ class Passt(AudioEncoder):
             )
         return num_patches if self.sequence else 1
 
-    def num_tokens(self, num_samples: int) -> int:
-        """Return the number of patches that patchout leaves, and two tokens."""
-        num_rows = self.freq_new_pos_embed.shape[2] - self.patchout_frequency
-        num_patches = self._num_patches(num_columns(num_samples)) - self.patchout_time
-        return 2 + num_rows * num_patches
-
     def _num_patches(self, columns: int) -> int:
         return (columns - PATCH) // self.stride + 1
 
