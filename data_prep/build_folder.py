@@ -37,8 +37,10 @@ from hashlib import sha256
 from pathlib import Path, PurePosixPath
 
 from data_prep.cache.build_command import (
+    add_fractions,
     build_from_plans,
     build_parser,
+    check_fractions,
     check_options,
     check_output,
 )
@@ -88,26 +90,14 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         choices=SPLITS,
         help="where all clips go (default: development, or evaluation without captions)",
     )
-    fractions_help = "deal the clips out at random: shares that add up to 1"
-    ways.add_argument(
-        "--fractions",
-        type=float,
-        nargs=3,
-        metavar=("DEVELOPMENT", "VALIDATION", "EVALUATION"),
-        help=fractions_help,
-    )
+    add_fractions(ways)
     parser.add_argument("--seed", type=int, help="of --fractions (default: 0)")
     return parser.parse_args(argv)
 
 
 def build(arguments: argparse.Namespace) -> None:
     check_options(arguments)
-    fractions = arguments.fractions
-    if fractions and not (min(fractions) >= 0 and abs(sum(fractions) - 1) <= 1e-6):  # nor NaN
-        given = " ".join(f"{share:g}" for share in fractions)
-        raise UserError(f"--fractions {given}: expected three shares of 0 or more that add up to 1")
-    if arguments.seed is not None and not fractions:
-        raise UserError("--seed has no effect without --fractions")
+    check_fractions(arguments.fractions, arguments.seed)
     output = arguments.output or arguments.audio / "cache"
     sources = {"--audio": arguments.audio, "--csv": arguments.csv, "--moments": arguments.moments}
     check_output(output, {option: path for option, path in sources.items() if path})

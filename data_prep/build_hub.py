@@ -5,7 +5,7 @@
     python data_prep/build_hub.py --dataset downloads/my_corpus --split development=train \\
         evaluation=test --output data/mine
     python data_prep/build_hub.py --dataset parquet --data-files https://host/a.parquet \\
-        --output data/mine
+        --fractions 0.8 0.1 0.1 --output data/mine
 
 The dataset is a name on the Hugging Face hub, a folder (Parquet, audiofolder, WebDataset tars,
 JSON, CSV, or written by `save_to_disk`), or a kind of files with `--data-files`. The command finds
@@ -28,14 +28,21 @@ from data_prep.command import run  # first: from here on Ctrl-C prints one line
 import argparse
 
 from data_prep.cache.arrow_cache import CacheSettings
-from data_prep.cache.build_command import CODECS, build_parser, check_options, check_output
+from data_prep.cache.build_command import (
+    CODECS,
+    add_fractions,
+    build_parser,
+    check_fractions,
+    check_options,
+    check_output,
+)
 from data_prep.cache.split_plan import print_report
 from data_prep.cache.stream import build_from_stream
 from data_prep.corpora.exclusions import Exclusions
 from retrieval.base.command import run_main
 from retrieval.base.errors import UserError
 from retrieval.base.progress import set_quiet
-from retrieval.data.schema import DEVELOPMENT, VALIDATION
+from retrieval.data.schema import DEVELOPMENT, SPLITS, VALIDATION
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -61,6 +68,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         " Several THEIRS may be joined into one OURS (default: train, validation and test become"
         " the three)",
     )
+    add_fractions(parser)
+    parser.add_argument("--seed", type=int, help="of --fractions (default: 0)")
     parser.add_argument("--audio-column", metavar="COLUMN", help="sounds (default: found)")
     parser.add_argument(
         "--caption-columns",
@@ -127,6 +136,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def build(arguments: argparse.Namespace) -> None:
     check_options(arguments)
+    check_fractions(arguments.fractions, arguments.seed)
     folder = Path(arguments.dataset)
     check_output(arguments.output, {"--dataset": folder} if folder.exists() else {})
     if folder.is_dir() and arguments.output.resolve().is_relative_to(folder.resolve()):
@@ -145,7 +155,7 @@ def build(arguments: argparse.Namespace) -> None:
         exclusions.add_audiocaps(path)
 
     # here: `datasets` takes a second, and --help and errors above should not wait for it
-    from data_prep.corpora.hub_clips import FREESOUND, YOUTUBE, HubClips, choose_columns
+    from data_prep.corpora.hub_clips import FREESOUND, YOUTUBE, Deal, HubClips, choose_columns
     from data_prep.corpora.hub_dataset import open_dataset
 
     dataset, splits = open_dataset(
@@ -156,6 +166,10 @@ def build(arguments: argparse.Namespace) -> None:
         arguments.split,
         arguments.streaming,
     )
+    deal = None
+    if arguments.fractions:
+        deal = Deal(dict(zip(SPLITS, arguments.fractions)), arguments.seed or 0)
+        splits = deal.splits(dataset.name, splits)
     columns = choose_columns(
         dataset,
         arguments.audio_column,
@@ -185,7 +199,8 @@ def build(arguments: argparse.Namespace) -> None:
     if DEVELOPMENT in splits and VALIDATION not in splits:
         print(
             "note: train.py needs a validation split, and the dataset has none: give one of its"
-            " splits that name, such as --split development=train validation=test",
+            " splits that name, such as --split development=train validation=test, or deal the"
+            " clips out, such as --fractions 0.8 0.1 0.1",
             flush=True,
         )
     for kind, column in columns.external.items():
@@ -197,7 +212,7 @@ def build(arguments: argparse.Namespace) -> None:
                 f" give {option}",
                 flush=True,
             )
-    corpus = HubClips(dataset, splits, columns, exclusions)
+    corpus = HubClips(dataset, splits, columns, exclusions, deal)
     codec, max_seconds = CODECS[arguments.codec], arguments.max_seconds or None
     settings = CacheSettings("hub", codec, arguments.sample_rate, max_seconds)
     info, plans = build_from_stream(

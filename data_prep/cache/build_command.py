@@ -8,7 +8,7 @@ from data_prep.cache.split_plan import SplitPlan, print_report
 from retrieval.base.errors import OneLineParser, UserError
 from retrieval.base.folders import check_has_name
 from retrieval.base.processes import usable_cores
-from retrieval.data.schema import FLAC, MP3, PCM
+from retrieval.data.schema import FLAC, MP3, PCM, SPLITS
 
 CODECS = {"pcm": PCM, "flac": FLAC, "mp3": MP3}
 MIN_RATE, MAX_RATE = 8_000, 192_000  # Hz, as in the training configuration
@@ -85,6 +85,26 @@ def check_options(arguments: argparse.Namespace) -> None:
         raise UserError(
             f"--max-seconds {arguments.max_seconds:g}: expected seconds, or 0 for whole clips"
         )
+
+
+def add_fractions(parser: argparse._ActionsContainer) -> None:
+    """Add --fractions to a parser, or to a group of options of which one may be given."""
+    parser.add_argument(
+        "--fractions",
+        type=float,
+        nargs=3,
+        metavar=tuple(split.upper() for split in SPLITS),
+        help="deal the clips out at random: shares that add up to 1",
+    )
+
+
+def check_fractions(fractions: list[float] | None, seed: int | None) -> None:
+    """Raise UserError for shares that do not add up to 1, and for a seed without shares."""
+    if fractions and not (min(fractions) >= 0 and abs(sum(fractions) - 1) <= 1e-6):  # nor NaN
+        given = " ".join(f"{share:g}" for share in fractions)
+        raise UserError(f"--fractions {given}: expected three shares of 0 or more that add up to 1")
+    if seed is not None and not fractions:
+        raise UserError("--seed has no effect without --fractions")
 
 
 def check_output(output: Path, sources: dict[str, Path]) -> None:

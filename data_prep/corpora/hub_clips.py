@@ -3,7 +3,8 @@
 A row is a clip with one or several captions. With id columns, rows of one id are one clip; their
 sounds must be the same. Validation and evaluation are read before development: a clip of
 development is left out if its Freesound or YouTube id is also in validation or evaluation, or in
-the lists of the --exclude options.
+the lists of the --exclude options. With --fractions the clips of development are dealt out to the
+splits: the dataset is read once for each of them.
 """
 
 import json
@@ -11,7 +12,7 @@ import math
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -32,7 +33,7 @@ from data_prep.cache.stream import (
 from data_prep.corpora.clip_ids import freesound_id, is_unknown, youtube_id
 from data_prep.corpora.csv_files import one_spaced
 from data_prep.corpora.exclusions import FREESOUND_COLUMNS, YOUTUBE_COLUMNS, Exclusions
-from data_prep.corpora.hub_dataset import HubDataset, kind_of_value, value_of
+from data_prep.corpora.hub_dataset import HubDataset, empty_split, kind_of_value, value_of
 from retrieval.base.errors import UserError, one_line
 from retrieval.data.schema import COLUMNS as CACHE_COLUMNS
 from retrieval.data.schema import DEVELOPMENT, MOMENTS, SPLITS
@@ -136,7 +137,10 @@ def _find_audio(name: str, kinds: dict[str, str], there: str) -> str:
     if len(found) == 1 or named:
         return (named or found)[0]
     if not found:
-        raise UserError(f"{name} has no column of sounds: {there}")
+        hint = ""
+        if "text" in kinds.values():
+            hint = "; give a column that names files of the dataset as --audio-column"
+        raise UserError(f"{name} has no column of sounds: {there}{hint}")
     raise UserError(
         f"{name} has several columns of sounds, choose one with --audio-column: {there}"
     )
@@ -162,6 +166,47 @@ def _number_in(column: str) -> int:
     return int(found[0]) if found else -1
 
 
+@dataclass(frozen=True)
+class Deal:
+    """How the clips of development are dealt out at random.
+
+    A clip's split follows from its id, or from its sound if there are no id columns, so that equal
+    sounds are in one split. It does not depend on the other clips, and the shares are met roughly.
+    """
+
+    shares: dict[str, float]  # of all SPLITS, their sum is 1
+    seed: int
+
+    def splits(self, name: str, found: dict[str, list[str]]) -> dict[str, list[str]]:
+        """Return the dataset's splits of each split, for those that they are without a deal.
+
+        Raises UserError if there is nothing to deal out, or a split has clips of its own.
+        """
+        if DEVELOPMENT not in found:
+            raise UserError(
+                f"--fractions: no split of {name} becomes development: say which with --split"
+            )
+        for split, share in self.shares.items():
+            if share and split != DEVELOPMENT and split in found:
+                raise UserError(
+                    f"--fractions: {name} has a split for {split}, {found[split][0]}: give 0 as"
+                    f" the share of {split}, or leave that split out with --split"
+                )
+        dealt = {split: found[DEVELOPMENT] for split, share in self.shares.items() if share}
+        others = {split: own for split, own in found.items() if split != DEVELOPMENT}
+        return {split: (dealt | others)[split] for split in SPLITS if split in dealt | others}
+
+    def split_of(self, key: str) -> str:
+        """Return the split of a clip with this id."""
+        digest = blake2b(f"{self.seed}\n{key}".encode(), digest_size=8).digest()
+        place, end = int.from_bytes(digest, "big") / 2**64, 0.0
+        for split, share in self.shares.items():
+            end += share
+            if place < end:
+                return split
+        return max(self.shares, key=self.shares.get)  # the sum is 1 but for rounding
+
+
 class HubClips:
     """The clips of a dataset, for build_from_stream."""
 
@@ -171,9 +216,10 @@ class HubClips:
         splits: dict[str, list[str]],
         columns: Columns,
         exclusions: Exclusions,
+        deal: Deal | None = None,
     ):
         self.dataset, self.columns, self.exclusions = dataset, columns, exclusions
-        self.theirs = splits
+        self.theirs, self.deal = splits, deal
         # development last: the ids of the others are known then
         self.splits = [split for split in reversed(SPLITS) if split in splits]
         self.metadata_columns = [name.replace(".", "_") for name in columns.kept]
@@ -181,7 +227,9 @@ class HubClips:
 
     def digest(self) -> str:
         columns = [getattr(self.columns, name) for name in self.columns.__dataclass_fields__]
-        return json.dumps([self.dataset.origin, self.theirs, columns, self.exclusions.digest()])
+        content = [self.dataset.origin, self.theirs, columns, self.exclusions.digest()]
+        # without a deal as before, so that caches of earlier versions stay valid
+        return json.dumps(content + ([asdict(self.deal)] if self.deal else []))
 
     def events(
         self, memories: dict[str, SplitMemory], split: str, place: dict[str, Any] | None
@@ -201,10 +249,13 @@ class HubClips:
                 if event is not None:
                     yield event, HubPlace(part, num_before, here)
             if here is None and inner is None:
-                raise UserError(
-                    f"{self.dataset.name}: the split {theirs} is empty: leave it out, with --split"
-                )
+                raise empty_split(self.dataset.name, theirs)
             num_before += here.row if here else inner["row"]
+        if self._is_dealt(split) and not (memory.num_clips or memory.lost or memory.excluded):
+            raise UserError(
+                f"--fractions: {self.deal.shares[split]:g} of {num_before} rows gives no clip for"
+                f" {split}; give a larger share"
+            )
 
     def notes(self, memories: dict[str, SplitMemory]) -> dict[str, list[str]]:
         notes: dict[str, list[str]] = {split: [] for split in memories}
@@ -239,6 +290,10 @@ class HubClips:
         if key in memory.excluded:
             return None
         name, sound, digest, reason = self._sound(value_of(row, columns.audio))
+        if self._is_dealt(split) and split != self.deal.split_of(
+            key if columns.ids else self._identity(sound, digest, key)
+        ):
+            return None
         if key in memory.clip_ids:
             if digest and digest != memory.digests[key]:
                 raise UserError(
@@ -269,6 +324,15 @@ class HubClips:
         clip_id = f"{split}/{key if columns.ids else file_name}"
         clip = Clip(clip_id, file_name, "", captions, metadata)
         return NewClip(clip, sound, digest, key, ids)
+
+    def _is_dealt(self, split: str) -> bool:
+        return self.deal is not None and self.deal.shares[split] > 0
+
+    def _identity(self, sound: bytes | Path, digest: str, key: str) -> str:
+        """Return what equal sounds have in common, on any machine; the key if there is none."""
+        if isinstance(sound, Path):
+            return os.path.relpath(sound, self.dataset.root)
+        return digest or key
 
     def _key(self, row: dict[str, Any], number: int) -> str | None:
         if not self.columns.ids:

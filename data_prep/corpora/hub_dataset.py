@@ -10,6 +10,11 @@ Parquet, of which `datasets` holds a whole row group in memory, and tars, which 
 first samples have different members. Other files are read by `datasets`.
 """
 
+import bz2
+import copy
+import gzip
+import io
+import lzma
 import os
 import re
 import tarfile
@@ -36,7 +41,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id
 
 from retrieval.base.errors import UserError, one_line
-from retrieval.base.files import parse_json
+from retrieval.base.files import parse_json, read_json
 from retrieval.base.sound_kinds import AUDIO_ENDINGS
 from retrieval.data.schema import DEVELOPMENT, EVALUATION, SPLITS, VALIDATION
 
@@ -60,6 +65,7 @@ BATCH_ROWS = 16  # rows of a Parquet file in memory; row groups may have gigabyt
 BUFFER_BYTES = 2**22  # of each column that is read
 PEEKED_ROWS = 16  # to see the columns of files without a schema
 TAR_BLOCK = 512  # bytes
+DECOMPRESSORS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
 SAMPLE = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)  # key and field of a tar's member
 SOUND = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
 
@@ -99,7 +105,8 @@ class HubDataset:
 
         Raises UserError, also for a connection that breaks off again and again.
         """
-        rows, num_rows = self._splits[split], place["row"] if place else 0
+        # a copy: with --fractions a split is read again, and each reading has a place of its own
+        rows, num_rows = copy.deepcopy(self._splits[split]), place["row"] if place else 0
         if place and place["version"] == _version(rows):
             rows.load_state_dict(place["state"])
         elif place:  # other versions may count otherwise: read the rows again
@@ -356,6 +363,8 @@ def _streamed(
             rows = builder.as_streaming_dataset()
     except UserError:
         raise
+    except StopIteration:  # of JSON without a line
+        raise UserError(f"{name} cannot be opened: its first file is empty") from None
     except Exception as error:
         raise UserError(f"{name} cannot be opened ({one_line(error, longest=300)})") from None
     dataset = HubDataset(name, kind, origin, files, root, is_remote, dict(rows))
@@ -368,18 +377,28 @@ def _open_saved(
 ) -> tuple[HubDataset, dict[str, list[str]]]:
     if config:
         raise UserError(f"--config has no effect on {folder}, which save_to_disk has written")
+    loaded: dict[str, datasets.Dataset] = {}
     try:
-        loaded = datasets.load_from_disk(str(folder))
+        if (folder / "dataset_dict.json").is_file():
+            names = read_json(folder / "dataset_dict.json")["splits"]
+            folders = {split: folder / split for split in names}
+        else:
+            folders = {str(read_json(folder / "state.json").get("_split") or "train"): folder}
+        chosen = choose_splits(str(folder), list(folders), splits)
+        for split in _flat(chosen):
+            # `datasets` cannot load a split without rows
+            if not read_json(folders[split] / "state.json")["_data_files"]:
+                raise empty_split(str(folder), split)
+            loaded[split] = datasets.Dataset.load_from_disk(str(folders[split]))
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(f"{folder} cannot be opened ({one_line(error, longest=300)})") from None
-    if isinstance(loaded, datasets.Dataset):
-        loaded = {str(loaded.split or "train"): loaded}
-    chosen = choose_splits(str(folder), list(loaded), splits)
     files = {
-        split: [entry["filename"] for entry in loaded[split].cache_files] for split in _flat(chosen)
+        split: [entry["filename"] for entry in found.cache_files] for split, found in loaded.items()
     }
     origin = {split: [_stamp(file) for file in files[split]] for split in files}
-    rows = {split: loaded[split].to_iterable_dataset() for split in files}
+    rows = {split: found.to_iterable_dataset() for split, found in loaded.items()}
     dataset = HubDataset(str(folder), "saved", origin, files, str(folder.absolute()), False, rows)
     dataset.columns = _columns(dataset)
     return dataset, chosen
@@ -532,10 +551,11 @@ def _parquet_rows(
 
 @contextmanager
 def _open_parquet(path: str) -> Iterator[pq.ParquetFile]:
-    # pre_buffer would read a whole row group, which may have gigabytes
+    # pre_buffer would read a whole row group, which may have gigabytes; checksums: if it has them
+    options = {"pre_buffer": False, "page_checksum_verification": True}
     with (
         xopen(path, "rb") as opened,
-        pq.ParquetFile(opened, pre_buffer=False, buffer_size=BUFFER_BYTES) as file,
+        pq.ParquetFile(opened, buffer_size=BUFFER_BYTES, **options) as file,
     ):
         yield file
 
@@ -552,7 +572,7 @@ def _tar_samples(path: str) -> Iterator[dict[str, Any]]:
     """
     with (
         xopen(path, "rb") as opened,
-        tarfile.open(fileobj=(file := _Watched(opened)), mode="r|*") as archive,
+        tarfile.open(fileobj=(file := _Watched(_decompressed(opened))), mode="r|") as archive,
     ):
         sample: dict[str, Any] = {}
         for member in archive:
@@ -580,6 +600,35 @@ def _tar_samples(path: str) -> Iterator[dict[str, Any]]:
             yield sample
 
 
+def _decompressed(file: BinaryIO) -> BinaryIO:
+    """Return the content of a file compressed by gzip, bzip2 or xz; any other file as it is.
+
+    Reading raises EOFError where a compressed file is cut off. Python's tarfile, which decompresses
+    as well, takes that for the end.
+    """
+    buffered = io.BufferedReader(_Unseekable(file), BUFFER_BYTES)
+    first = buffered.peek(max(map(len, DECOMPRESSORS)))
+    for mark, opened in DECOMPRESSORS.items():
+        if first.startswith(mark):
+            return opened(buffered)
+    return buffered
+
+
+class _Unseekable(io.RawIOBase):
+    """Bytes from first to last, of a file on the disk or over the network."""
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, target: memoryview) -> int:
+        content = self._file.read(len(target))
+        target[: len(content)] = content
+        return len(content)
+
+
 class _Watched:
     """A tar that knows whether it has been read to its end mark.
 
@@ -593,7 +642,7 @@ class _Watched:
     def read(self, size: int) -> bytes:
         content = self._file.read(size)
         if not self._num_bytes:
-            self._is_tar = content[257:262] == b"ustar"  # not compressed
+            self._is_tar = content[257:262] == b"ustar"
         self._num_bytes += len(content)
         self._last = (self._last + content)[-TAR_BLOCK:]
         return content
@@ -614,6 +663,11 @@ def _parsed(text: str) -> Any:
 
 
 # --- columns ---
+
+
+def empty_split(name: str, split: str) -> UserError:
+    """Return the error for a split of a dataset without rows."""
+    return UserError(f"{name}: the split {split} is empty: leave it out, with --split")
 
 
 def kind_of_value(value: Any) -> str:
@@ -695,6 +749,8 @@ def _columns(dataset: HubDataset) -> dict[str, str]:
             break
         for name, value in row.items():
             _add_fields(columns, name, value, kind_of_value)
+    if not columns:
+        raise empty_split(dataset.name, split)
     return columns
 
 

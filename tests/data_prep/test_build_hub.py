@@ -1,10 +1,13 @@
 """data_prep/build_hub.py: every format that `datasets` writes, splits, columns, bad input."""
 
+import bz2
 import contextlib
 import csv
+import gzip
 import hashlib
 import io
 import json
+import lzma
 import os
 import re
 import shutil
@@ -394,6 +397,71 @@ configs:
     assert_holds(tmp_path / "other", [2, 12])
 
 
+@pytest.mark.parametrize("kind", ["parquet", "folder", "ids"])
+def test_clips_are_dealt_out(tmp_path, kind, monkeypatch, capsys):
+    """A dataset with one split: each clip is in one of ours, by its sound or id and the seed."""
+    monkeypatch.setattr(stream, "SHARD_CLIPS", 4)
+    numbers, options = range(40), ["--fractions", 0.5, 0.25, 0.25]
+    if kind == "folder":
+        write_folder(tmp_path / "corpus", numbers)
+    else:
+        rows = rows_of(numbers, name=lambda n: f"clip {n}")
+        # the second captions of the first clips, as rows of their own
+        rows += [row | {"caption": f"Again {row['name']}."} for row in rows[:20]]
+        write_parquet(tmp_path / "corpus" / "train.parquet", rows, batch_size=7)
+        options += ["--id-column", "name"] * (kind == "ids")
+
+    def dealt(output: str, *more: object) -> dict[str, set[bytes]]:
+        """split -> its sounds."""
+        assert build(tmp_path / "corpus", tmp_path / output, *options, *more) == 0
+        found = datasets.load_from_disk(str(tmp_path / output))
+        return {split: {row["audio"] for row in rows} for split, rows in found.items()}
+
+    first = dealt("cache")
+    assert first.keys() == {"development", "validation", "evaluation"}
+    assert sum(map(len, first.values())) == 40 == len(set.union(*first.values()))
+    assert 10 <= len(first["development"]) <= 30  # 20 expected, a standard deviation of 3.2
+    captions = [info["num_captions"] for info in read_info(tmp_path / "cache")["splits"].values()]
+    assert sum(captions) == (40 if kind == "folder" else 60)
+    assert "train.py needs a validation split" not in capsys.readouterr().out
+    assert build(tmp_path / "corpus", tmp_path / "cache", *options) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert dealt("other", "--seed", 1) != first  # negative control
+    # an interrupted build goes on
+    real = stream.run_stream
+
+    def interrupted(jobs, num_proc):
+        for number, item in enumerate(real(jobs, num_proc)):
+            if number == 3:
+                raise KeyboardInterrupt
+            yield item
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stream, "run_stream", interrupted)
+        assert build(tmp_path / "corpus", tmp_path / "late", *options) == 130
+    assert dealt("late") == first
+    assert arrow_files(tmp_path / "late") == arrow_files(tmp_path / "cache")
+
+
+def test_a_deal_leaves_the_dataset_s_own_splits_as_they_are(tmp_path, capsys):
+    write_parquet(tmp_path / "corpus" / "train.parquet", rows_of(range(30)))
+    write_parquet(tmp_path / "corpus" / "test.parquet", rows_of(range(50, 53)))
+    made = ("--fractions", 0.8, 0.2, 0)
+    assert build(tmp_path / "corpus", tmp_path / "cache", *made) == 0
+    assert_holds(tmp_path / "cache", range(50, 53), "evaluation")
+    counts = [len(clips(tmp_path / "cache", split)) for split in ("development", "validation")]
+    assert sum(counts) == 30 and counts[0] > counts[1] > 0
+    shutil.rmtree(tmp_path / "cache")
+    corpus = tmp_path / "corpus"
+    refused(tmp_path, capsys, "evaluation, test", corpus, "--fractions", 0.8, 0.1, 0.1)
+    refused(tmp_path, capsys, "add up to 1", corpus, "--fractions", 0.8, 0.1, 0.2)
+    refused(tmp_path, capsys, "no effect without", corpus, "--seed", 3)
+    only_test = ("--split", "evaluation=test", *made)
+    refused(tmp_path, capsys, "becomes development", corpus, *only_test)
+    few = ("--split", "development=train", "--fractions", 0.9999, 0.0001, 0)
+    refused(tmp_path, capsys, "0.0001 of 30 rows", corpus, *few)
+
+
 def test_metadata_is_kept(tmp_path, capsys):
     rows = rows_of(range(2), license=lambda n: "CC0", seconds=lambda n: n / 2, tags=lambda n: ["a"])
     write_parquet(tmp_path / "corpus" / "train.parquet", rows)
@@ -730,6 +798,38 @@ def test_damaged_files(tmp_path, capsys):
     refused(tmp_path, capsys, "parquet", tmp_path / "parquet")
 
 
+def test_checksums_of_a_parquet_file_are_checked(tmp_path, capsys):
+    """Without them, damage within a sound is another sound."""
+    for has_checksums in (False, True):
+        path = write_parquet(tmp_path / "corpus" / "train.parquet", rows_of(range(9)))
+        options = {"row_group_size": 3, "compression": "none", "use_dictionary": False}
+        options["write_statistics"] = False  # a sound is nowhere but in its page
+        pq.write_table(pq.read_table(path), path, write_page_checksum=has_checksums, **options)
+        content = bytearray(path.read_bytes())
+        place = content.index(wav(7)) + 700
+        content[place : place + 20] = bytes(20)
+        path.write_bytes(content)
+        if has_checksums:
+            refused(tmp_path, capsys, "train.parquet", tmp_path / "corpus")
+        else:
+            assert build(tmp_path / "corpus", tmp_path / "cache") == 0
+            shutil.rmtree(tmp_path / "cache")
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress])
+def test_a_compressed_tar(tmp_path, compress, capsys):
+    """`datasets` takes any tar of the ending .tar.gz. Cut off, it is not a shorter one."""
+    whole = write_tar(tmp_path / "whole.tar", tar_members(range(6))).read_bytes()
+    path = tmp_path / "corpus" / "train.tar.gz"
+    path.parent.mkdir()
+    content = compress(whole)
+    path.write_bytes(content[: len(content) // 2])
+    refused(tmp_path, capsys, "train.tar.gz", tmp_path / "corpus")
+    path.write_bytes(content)
+    assert build(tmp_path / "corpus", tmp_path / "cache") == 0
+    assert_holds(tmp_path / "cache", range(6))
+
+
 @pytest.mark.parametrize("num_bytes", [2_560, 3_000, 3_072, 3_500])
 def test_a_tar_that_is_cut_off(tmp_path, num_bytes, monkeypatch, capsys):
     """Also between two members, where Python's tarfile takes it for the end."""
@@ -768,13 +868,41 @@ def test_folders_that_are_no_dataset(tmp_path, capsys):
     refused(tmp_path, capsys, "Arrow cache of this project", tmp_path / "ours")
 
 
+def made_empty(rows: list[dict]) -> datasets.Dataset:
+    return dataset_of(rows).select([])
+
+
 def test_an_empty_split(tmp_path, capsys):
     write_parquet(tmp_path / "corpus" / "train.parquet", rows_of(range(2)))
-    made = dataset_of(rows_of([0]))
-    made.select([]).to_parquet(str(tmp_path / "corpus" / "test.parquet"))
+    made_empty(rows_of([0])).to_parquet(str(tmp_path / "corpus" / "test.parquet"))
     refused(tmp_path, capsys, "test is empty", tmp_path / "corpus")
     options = ("--split", "development=train")
     assert build(tmp_path / "corpus", tmp_path / "cache", *options) == 0
+
+
+def test_an_empty_split_of_other_formats(tmp_path, capsys):
+    parts = {"train": dataset_of(rows_of(range(2))), "test": made_empty(rows_of([0]))}
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "saved")
+    write_tar(tmp_path / "tar" / "train.tar", tar_members(range(2)))
+    write_tar(tmp_path / "tar" / "test.tar", [])
+    for number, name in enumerate(("saved", "tar")):
+        refused(tmp_path, capsys, "test is empty", tmp_path / name)
+        output = tmp_path / f"built_{number}"
+        assert build(tmp_path / name, output, "--split", "development=train") == 0
+        assert_holds(output, range(2))
+    (tmp_path / "json").mkdir()
+    (tmp_path / "json" / "train.jsonl").write_text("")
+    refused(tmp_path, capsys, "empty", tmp_path / "json")
+
+
+def test_names_of_files_in_a_column_of_text(tmp_path, capsys):
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "0.wav").write_bytes(wav(0))
+    line = json.dumps({"audio": "0.wav", "caption": "Caption of 0."})
+    (tmp_path / "corpus" / "train.jsonl").write_text(line)
+    refused(tmp_path, capsys, "as --audio-column", tmp_path / "corpus")
+    assert build(tmp_path / "corpus", tmp_path / "cache", "--audio-column", "audio") == 0
+    assert_holds(tmp_path / "cache", [0])
 
 
 # ---- a server
