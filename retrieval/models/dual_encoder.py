@@ -573,8 +573,8 @@ def check_folder(directory: Path) -> None:
             hint = (
                 f"did you mean {' or '.join(inside)}?"
                 if inside
-                else "a model folder is written by train.py as RUN/best and RUN/last; a model of"
-                " transformers is loaded by retrieval.models.pretrained.load_pretrained"
+                else "train.py writes model folders as RUN/best and RUN/last; in Python, models of"
+                " transformers are loaded by retrieval.models.pretrained.load_pretrained"
             )
             raise UserError(f"checkpoint {directory} has no {file}; {hint}")
 

@@ -636,6 +636,13 @@ def huggingface_arguments(name: str) -> dict[str, dict[str, Any]]:
         extractor = AutoFeatureExtractor.from_pretrained(name, **settings)
     except Exception as error:
         raise unreachable("audio encoder", name, error) from None
+    for setting in ("sampling_rate", "hop_length"):  # the latter: not of all
+        value = getattr(extractor, setting, 1)
+        if not isinstance(value, int) or value < 1:
+            raise UserError(
+                f"audio encoder {name}: its preprocessor has {setting} {value!r}, expected 1 or"
+                " more; copy it again"
+            )
     return {
         "architecture": without_code(config.to_dict()),
         "feature_extractor": extractor.to_dict(),

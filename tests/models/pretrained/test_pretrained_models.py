@@ -329,10 +329,13 @@ def test_sizes_that_no_weights_have_are_refused_before_they_take_memory(folders,
 
 @pytest.mark.parametrize("name", ["sampling_rate", "hop_length"])
 @pytest.mark.parametrize("family", ["clap", "pe_audio"])
-def test_zeros_in_the_preprocessor(folders, tmp_path, family, name):
+def test_impossible_numbers_in_the_preprocessor(folders, tmp_path, family, name):
     folder = copy_of(folders, tmp_path, family)
-    edited(folder, "processor_config.json", lambda c: c["feature_extractor"].update({name: 0}))
-    refusal(folder)
+    content = json.loads((folder / "processor_config.json").read_text())
+    for value in (0, -16_000, "16k", None):
+        content["feature_extractor"][name] = value
+        (folder / "processor_config.json").write_text(json.dumps(content))
+        refusal(folder)
 
 
 def test_a_weight_of_another_shape_is_named(folders, tmp_path):
