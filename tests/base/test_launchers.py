@@ -16,11 +16,11 @@ import torch
 from accelerate.commands.config.config_args import ClusterConfig
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
-from torch import multiprocessing
 
 from retrieval.config import load_config
 from retrieval.training import loop
 from retrieval.training.states import latest_state
+from tests import warm_processes
 from tests.conftest import PATIENCE, wait_for
 from tests.many_processes import free_port, run_script, run_scripts
 from tests.training.test_training import losses_of
@@ -339,7 +339,7 @@ def resumed(tiny, tmp_path_factory) -> dict[str, Any]:
             ),
         }
         states = {name: latest_state(folder / name).name for name in ("1 to 2", "1 within")}
-        multiprocessing.spawn(run_scripts, (free_port(), of_two, folder), nprocs=2)
+        warm_processes.spawn(run_scripts, (free_port(), of_two, folder), nprocs=2)
         states |= {name: latest_state(folder / name).name for name in ("2 to 1", "2 within")}
         ranks = [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
         said |= ranks[0] | {

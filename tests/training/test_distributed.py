@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import multiprocessing, nn
+from torch import nn
 from torch.distributed import all_reduce, init_process_group
 
 from retrieval.base import exchange
 from retrieval.losses.functions import nt_xent
-from tests import many_processes
+from tests import many_processes, warm_processes
 from tests.conftest import PATIENCE, ROOT
 
 NUM_PAIRS, FEATURES, DIM = 5, 6, 4
@@ -134,7 +134,7 @@ def own_share(rank: int) -> list[int]:
 def two_processes(tmp_path_factory) -> list[dict]:
     folder = tmp_path_factory.mktemp("two_processes")
     port = many_processes.free_port()
-    multiprocessing.spawn(one_of_two_processes, (port, folder), nprocs=2)
+    warm_processes.spawn(one_of_two_processes, (port, folder), nprocs=2)
     return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from torch import multiprocessing
 
 import train as train_script
 from retrieval.base.errors import UserError
@@ -22,7 +21,7 @@ from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.frame_cache import cached_frames
 from retrieval.models.pretrained import load_pretrained
 from retrieval.moments.locator import Locator
-from tests import many_processes
+from tests import many_processes, warm_processes
 from tests.pretrained_models import RATE, make
 from tests.timed_tones import write_timed_cache
 from tests.training.test_micro_batches import assert_equal
@@ -179,7 +178,7 @@ def work(rank: int, port: int, tiny: Path, pretrained: dict[str, Path], folder: 
 def of_two(tiny, pretrained, tmp_path_factory) -> list[dict]:
     folder = tmp_path_factory.mktemp("of_two")
     arguments = (many_processes.free_port(), tiny, pretrained, folder)
-    multiprocessing.spawn(work, arguments, nprocs=2)
+    warm_processes.spawn(work, arguments, nprocs=2)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

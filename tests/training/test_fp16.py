@@ -13,7 +13,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch import multiprocessing
 
 from retrieval import losses
 from retrieval.base import exchange
@@ -23,7 +22,7 @@ from retrieval.config import load_config
 from retrieval.training import loop, setup
 from retrieval.training.setup import Run
 from retrieval.training.states import latest_state
-from tests import many_processes
+from tests import many_processes, warm_processes
 
 NO_DROPOUT = ["text_encoder.dropout=0", "pooling.attention_dropout=0", "evaluation.num_pictures=0"]
 SCALE = 1024.0
@@ -324,7 +323,7 @@ def test_processes_agree_on_a_skipped_step_and_on_one_process_s_numbers(tiny, tm
     DistributedDataParallel is there, too.
     """
     ports = [many_processes.free_port(), many_processes.free_port()]
-    multiprocessing.spawn(overflows_once, (ports, tiny, tmp_path), nprocs=3)
+    warm_processes.spawn(overflows_once, (ports, tiny, tmp_path), nprocs=3)
     first, second, alone = (torch.load(tmp_path / f"{rank}.pt") for rank in range(3))
     for own, other in zip(first, second, strict=True):
         assert (

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import multiprocessing
 
 from retrieval.data import PairDataset, collate_pairs, open_cache
 from retrieval.evaluation.score_files import write_scores
@@ -18,6 +17,7 @@ from retrieval.models.text import TextEncoder, load_tokenizer, text_architecture
 from retrieval.training.objective import CaptionSimilarity
 from retrieval.training.optim import learning_rate
 from retrieval.training.setup import Run
+from tests import warm_processes
 from tests.conftest import SCORING_RECORD
 from tests.many_processes import (
     AUDIO_BATCH_SIZES,
@@ -68,7 +68,7 @@ def results(inputs, tmp_path_factory) -> dict[int, list[dict[str, Any]]]:
     from accelerate.state import AcceleratorState
 
     folder = tmp_path_factory.mktemp("many")
-    multiprocessing.spawn(
+    warm_processes.spawn(
         work, ({number: free_port() for number in (3, 2)}, inputs, folder), nprocs=3
     )
     AcceleratorState._reset_state(reset_partial_state=True)

@@ -7,14 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import multiprocessing
 
 from retrieval.base import exchange
 from retrieval.base.errors import UserError
 from retrieval.training import micro_batches
 from retrieval.training.loop import batch_loss, train_step
 from retrieval.training.setup import Run
-from tests import many_processes
+from tests import many_processes, warm_processes
 from tests.models.lora_models import change_adapters
 
 DROPOUT = ["text_encoder.dropout=0.2", "pooling.attention_dropout=0.2"]
@@ -281,7 +280,7 @@ def one_of_two(rank: int, port: int, tiny: Path, folder: Path) -> None:
 
 def test_two_processes_in_parts_equal_one_process_with_the_whole(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    multiprocessing.spawn(one_of_two, (many_processes.free_port(), tiny, tmp_path), nprocs=2)
+    warm_processes.spawn(one_of_two, (many_processes.free_port(), tiny, tmp_path), nprocs=2)
     results = torch.load(tmp_path / "results.pt")
     for name, settings in CASES.items():
         for kind, size in SIZES.items():

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import multiprocessing
 
 from retrieval.base.errors import UserError
 from retrieval.config import load_config
@@ -23,7 +22,7 @@ from retrieval.moments.result import score_answers
 from retrieval.moments.split import answer_split, truths_of
 from retrieval.training import loop
 from retrieval.training.moments import THRESHOLDS
-from tests import many_processes
+from tests import many_processes, warm_processes
 from tests.conftest import SAMPLE_RATE
 from tests.timed_tones import write_timed_cache
 from tests.training.test_micro_batches import assert_equal
@@ -244,7 +243,7 @@ def work(rank: int, size: int, port: int, tiny: Path, timed: Path, started: Path
 def of_two(tiny, timed, started, tmp_path_factory) -> list[dict]:
     folder = tmp_path_factory.mktemp("of_two")
     arguments = (2, many_processes.free_port(), tiny, timed, started, folder)
-    multiprocessing.spawn(work, arguments, nprocs=2)
+    warm_processes.spawn(work, arguments, nprocs=2)
     return [torch.load(folder / f"{rank}_of_2.pt") for rank in range(2)]
 
 
