@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import soundfile
+import soxr
 import torch
 from torch.nn import functional
 
@@ -20,6 +21,7 @@ from retrieval.search.page.page import Answers, longest_excerpt
 from retrieval.search.page.results import score_table
 from tests.conftest import mistake, run_here, write_text_encoder
 from tests.hub_stub import go_offline, running_hub, use_hub
+from tests.models.pretrained.test_pretrained_models import original_audio, original_text
 from tests.models.pretrained.test_salsa import (
     ATST,
     TAP,
@@ -27,7 +29,7 @@ from tests.models.pretrained.test_salsa import (
     small_model,
     write_checkpoint,
 )
-from tests.pretrained_models import RATE, make
+from tests.pretrained_models import FAMILIES, RATE, make
 
 QUERY = "A dog barks loudly"
 SECONDS = {"short.wav": 0.4, "one.wav": 1.0, "two.wav": 2.3, "below/long.wav": 23.0}
@@ -114,6 +116,24 @@ def test_answers_are_excerpts_of_10_s_with_the_scores_of_the_model(
     (score, _) = index.score_audio(sounds / "one.wav", sentences)
     hit = next(hit for hit in hits if hit["file"] == "one.wav")
     assert score == pytest.approx(hit["score"], abs=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_stereo_file_of_another_rate_has_the_scores_of_the_original(tmp_path, family):
+    """Of transformers' own model and processor, for the average of the channels."""
+    original, processor = make(family, tmp_path / "model")
+    stereo = 0.2 * np.random.default_rng(0).standard_normal((44_100, 2)).astype(np.float32)
+    stereo[22_050:] *= 0.1
+    (tmp_path / "sounds").mkdir()
+    path = tmp_path / "sounds" / "stereo.wav"
+    soundfile.write(path, stereo, 44_100, subtype="FLOAT")
+    sentences = [QUERY, "rain falls", "the wind blows"]
+    mono = torch.from_numpy(soxr.resample(stereo.mean(axis=1), 44_100, RATE))
+    audio = original_audio(family, original, processor, mono)
+    expected = original_text(family, original, processor, sentences) @ audio
+    index = AudioIndex.build(tmp_path / "sounds", tmp_path / "model", tmp_path / "index")
+    found = index.score_audio(path, sentences)
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-5)
 
 
 def test_frames_of_models_that_have_none_are_refused(folders, sounds, tmp_path):
