@@ -13,13 +13,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-import torchaudio
 from torch import Tensor
 from torch.nn import functional
 
 from retrieval.models.audio.atst import AtstFrame, Attention
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.pooling import TextAwareAttentionPooling
+from retrieval.models.windows import resample
 
 
 def encode_audio(model: DualEncoder, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -31,8 +31,7 @@ def encode_audio(model: DualEncoder, waveform: Tensor, lengths: Tensor) -> tuple
     waveform = functional.pad(waveform, (0, grid.clip_samples - waveform.shape[1]))
     # (B W, window_samples)
     windows = waveform.unfold(1, grid.window_samples, grid.hop_samples).flatten(0, 1)
-    with torch.autocast(windows.device.type, enabled=False):
-        windows = torchaudio.functional.resample(windows, model.sample_rate, encoder.sample_rate)
+    windows = resample(windows, model.sample_rate, encoder.sample_rate)
     # (B, T, feature_dim)
     features = _atst(encoder, windows).view(len(waveform), grid.num_frames, -1)
     mask = torch.arange(grid.num_frames) < grid.num_valid_frames(lengths.cpu())[:, None]  # (B, T)
@@ -73,6 +72,12 @@ def _softmax_matrices(model: DualEncoder) -> Iterator[None]:
         yield
     finally:
         text.set_attn_implementation(usual)
+
+
+def mean_score(text: Tensor, frames: Tensor, mask: Tensor) -> Tensor:
+    """Score text (N, D) against the average of the valid frames of (B, T, D), mask (B, T)."""
+    average = (frames * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)  # (B, D)
+    return functional.cosine_similarity(text[:, None], average, dim=-1)
 
 
 def score(pooling: TextAwareAttentionPooling, text: Tensor, frames: Tensor, mask: Tensor) -> Tensor:

@@ -85,8 +85,8 @@ QUICK_AUDIO = [
 ]
 
 
-def make_model(quick: bool) -> tuple[DualEncoder, Config]:
-    """Make the model of configs/tap.yaml with random weights, or a tiny one; it knows WORDS."""
+def make_model(quick: bool, name: str = "tap") -> tuple[DualEncoder, Config]:
+    """Make the model of a file in configs/ with random weights, or a tiny one; it knows WORDS."""
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         make_tokenizer().save_pretrained(folder)
@@ -100,7 +100,7 @@ def make_model(quick: bool) -> tuple[DualEncoder, Config]:
             "audio_encoder.checkpoint=null",
         ]
         config = load_config(
-            ROOT / "configs" / "tap.yaml", settings + (QUICK_AUDIO if quick else [])
+            ROOT / "configs" / f"{name}.yaml", settings + (QUICK_AUDIO if quick else [])
         )
         return build_model(config), config
 
@@ -135,6 +135,17 @@ def make_clips(num_clips: int, sample_rate: int) -> list[np.ndarray]:
     ]
 
 
+def make_batch(batch_size: int, sample_rate: int) -> dict[str, Any]:
+    """Make a batch of noise under random captions, each pair a clip of its own."""
+    pairs = zip(make_clips(batch_size, sample_rate), make_captions(batch_size), strict=True)
+    return collate_pairs(
+        [
+            {"waveform": clip, "caption": caption, "clip": number, "pair": number}
+            for number, (clip, caption) in enumerate(pairs)
+        ]
+    )
+
+
 def make_run(model: DualEncoder, config: Config, accelerator: Accelerator) -> Run:
     """Make a Run with the parts that train_step reads."""
     optimizer = make_optimizer(model.to(accelerator.device), config.optimizer)
@@ -152,6 +163,14 @@ def make_run(model: DualEncoder, config: Config, accelerator: Accelerator) -> Ru
     return Run(config=config, folder=Path(), steps_per_epoch=1, **parts, **absent)
 
 
+def plain_optimizer(model: DualEncoder, config: Config) -> torch.optim.AdamW:
+    """AdamW, parameter by parameter."""
+    optimizer = make_optimizer(model, config.optimizer)
+    for group in optimizer.param_groups:
+        group |= {"fused": False, "foreach": False}
+    return optimizer
+
+
 def plain_step(run: Run, optimizer: torch.optim.Optimizer, batch: dict[str, Any]) -> float:
     set_learning_rates(optimizer, 0.0, run.config.optimizer.schedule.model_dump())
     optimizer.zero_grad()
@@ -167,7 +186,11 @@ def plain_loss(run: Run, batch: dict[str, Any]) -> torch.Tensor:
         run.model, batch["waveform"].to(run.accelerator.device, non_blocking=True), batch["lengths"]
     )
     text = plain.encode_text(run.model, batch["captions"])
-    return _loss_of_scores(run, batch, plain.score(run.model.pooling, text, frames, mask))
+    if run.model.pooling.keeps_frames:
+        scores = plain.score(run.model.pooling, text, frames, mask)
+    else:
+        scores = plain.mean_score(text, frames, mask)
+    return _loss_of_scores(run, batch, scores)
 
 
 def our_loss(run: Run, batch: dict[str, Any]) -> torch.Tensor:
@@ -204,8 +227,9 @@ def differences(run: Run, batch: dict[str, Any]) -> tuple[float, float]:
         text.query,
         model.audio_projection,
         model.text_projection,
-        model.pooling.value,
     ]
+    if model.pooling.keeps_frames:
+        watched.append(model.pooling.value)
     losses, gradients = [], []
     for way in (our_loss, plain_loss):
         loss = way(run, batch)
@@ -242,25 +266,33 @@ def report(seconds: dict[str, list[float]]) -> float:
     return ratio
 
 
+def step_flops(run: Run, batch: dict[str, Any]) -> int:
+    """Count the floating-point operations of a step of ours, by matrix products and attention."""
+    with FlopCounterMode(display=False) as counter:
+        train_step(run, batch)
+    return counter.get_total_flops()
+
+
+def data_sheet_peak() -> float | None:
+    """Return the GPU's dense bf16 peak in TFLOP/s; None for a GPU that PEAKS does not name."""
+    name = torch.cuda.get_device_name()
+    return next((peak for part, peak in PEAKS.items() if part in name), None)
+
+
 def share_of_peak(run: Run, batch: dict[str, Any], seconds: float) -> float | None:
     """Print the TFLOP/s of a step of ours.
 
     Returns their share of the GPU's dense bf16 peak, or None for a GPU that PEAKS does not name.
     """
-    with FlopCounterMode(display=False) as counter:
-        train_step(run, batch)
-    achieved = counter.get_total_flops() / seconds / 1e12
-    name = torch.cuda.get_device_name()
-    peak = next((peak for part, peak in PEAKS.items() if part in name), None)
+    flops = step_flops(run, batch)
+    achieved = flops / seconds / 1e12
+    name, peak = torch.cuda.get_device_name(), data_sheet_peak()
     of_peak = (
         "its peak is not known here"
         if peak is None
         else f"{achieved / peak:.0%} of {peak:.0f}, its dense bf16 peak"
     )
-    print(
-        f"{name}: {counter.get_total_flops() / 1e12:.1f} TFLOP a step, {achieved:.1f} TFLOP/s,"
-        f" {of_peak}"
-    )
+    print(f"{name}: {flops / 1e12:.1f} TFLOP a step, {achieved:.1f} TFLOP/s, {of_peak}")
     return None if peak is None else achieved / peak
 
 
@@ -304,17 +336,7 @@ def benchmark(arguments: argparse.Namespace) -> int:
     )
     model, config = make_model(arguments.quick)
     run = make_run(model, config, accelerator)
-    clips, captions = (
-        make_clips(arguments.batch_size, model.sample_rate),
-        make_captions(arguments.batch_size),
-    )
-    pairs = enumerate(zip(clips, captions, strict=True))
-    batch = collate_pairs(
-        [
-            {"waveform": clip, "caption": caption, "clip": number, "pair": number}
-            for number, (clip, caption) in pairs
-        ]
-    )
+    batch = make_batch(arguments.batch_size, model.sample_rate)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     place = (
         f"{torch.get_num_threads()} threads; {hardware()}"
@@ -336,9 +358,7 @@ def benchmark(arguments: argparse.Namespace) -> int:
         print(f"error: the two ways differ by more than {TOLERANCE:.0e}", file=sys.stderr)
         return 1
 
-    optimizer = make_optimizer(model, config.optimizer)
-    for group in optimizer.param_groups:
-        group |= {"fused": False, "foreach": False}
+    optimizer = plain_optimizer(model, config)
     # On a GPU the state is not shared: the fused kernel counts its steps there, and the plain loop
     # would wait for each count.
     if arguments.device == "cpu":

@@ -65,6 +65,7 @@ def plain_matrix(model: DualEncoder, captions: list[str], split: NoiseSplit) -> 
         waveform, lengths = collate_clips(
             [split.waveforms[pair // CAPTIONS_A_CLIP] for pair in pairs]
         )
+        waveform = waveform.to(model.temperature.device)
         encoded, mask = plain.encode_audio(model, waveform, lengths)
         # A clip's frames come five times; plain keeps and scores one of them.
         kept = [place for place, pair in enumerate(pairs) if pair % CAPTIONS_A_CLIP == 0]

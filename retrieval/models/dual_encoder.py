@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-import torchaudio
 from huggingface_hub import ModelCard, PyTorchModelHubMixin, snapshot_download
 from safetensors import safe_open
 from torch import nn
@@ -39,7 +38,7 @@ from retrieval.models.record import ABOUT, TrainingRecord, read_record
 from retrieval.models.text import TextEncoder, load_tokenizer
 from retrieval.models.transformer_pooling import TransformerPooling
 from retrieval.models.weights import own_memory, read_weights, write_state
-from retrieval.models.windows import WindowGrid, resampled
+from retrieval.models.windows import WindowGrid, resample, resampled
 
 WEIGHTS = "model.safetensors"
 Autocast = Callable[[], AbstractContextManager]
@@ -287,12 +286,8 @@ class DualEncoder(nn.Module, PyTorchModelHubMixin):
         if windows.dtype == torch.int16:
             windows = windows.to(self.temperature.dtype).div_(32768)
         if self.sample_rate != self.audio_encoder.sample_rate:
-            # Window by window, so that no window contains its neighbours through the filter. In
-            # float32: in half precision noise at -50 dB would drown the quiet bins of the log-mel.
-            with torch.autocast(windows.device.type, enabled=False):
-                windows = torchaudio.functional.resample(
-                    windows, self.sample_rate, self.audio_encoder.sample_rate
-                )
+            # window by window, so that no window contains its neighbours through the filter
+            windows = resample(windows, self.sample_rate, self.audio_encoder.sample_rate)
         augment = self.augment_mel if self.training else None
         if self.audio_encoder.takes_lengths:
             valid = self._resampled(grid.window_lengths(lengths, most).flatten()[index.cpu()])

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torchaudio
 from torch import nn
 
 MOST_WINDOWS = 100_000  # of a clip; a config.json could ask for any number
@@ -18,6 +19,17 @@ def resampled(num_samples: Any, rate: int, new_rate: int) -> Any:
     """Return a number of samples, or a tensor of numbers, at another rate in Hz, rounded up."""
     # not -(-a // b): ONNX divides sizes towards zero
     return (num_samples * new_rate + rate - 1) // rate
+
+
+def resample(windows: torch.Tensor, rate: int, new_rate: int) -> torch.Tensor:
+    """Resample windows (..., S) in float32, whatever the precision around it.
+
+    In half precision noise at -50 dB would drown the quiet bins of the log-mel. cuDNN's
+    convolutions round float32 to the 10 bits of TF32 by default.
+    """
+    exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+    with torch.autocast(windows.device.type, enabled=False), exact:
+        return torchaudio.functional.resample(windows, rate, new_rate)
 
 
 @dataclass(frozen=True)

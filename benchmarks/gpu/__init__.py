@@ -1,0 +1,1 @@
+"""All measurements of a GPU by one command: see benchmarks/gpu/__main__.py."""
