@@ -231,9 +231,9 @@ def group(place: Place, count: int, backend: str) -> list[float]:
 def member(place: Place, rank: int, count: int, backend: str, port: int, answers: Any) -> None:
     """Take steps on this process's part of the batch; put the losses into `answers`."""
     import torch
-    import torch.distributed as dist
 
     from benchmarks.training_step import make_batch
+    from retrieval.base.exchange import dist
     from retrieval.training.loop import train_step
 
     torch.set_num_threads(1)

@@ -143,9 +143,7 @@ def test_every_step_is_there():
 def rehearsal(tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp("rehearsal")
     # not in this process, whose server for forks may be started, and has imported nothing
-    ended = run_module(
-        "benchmarks.gpu", "--rehearse", "--only", REHEARSED, "--output", str(folder)
-    )
+    ended = run_module("benchmarks.gpu", "--rehearse", "--only", REHEARSED, "--output", str(folder))
     logs = {path.name: path.read_text()[-500:] for path in (folder / "logs").iterdir()}
     assert ended.returncode == 0, (ended.stdout, ended.stderr, logs)
     assert states_of(folder) == dict.fromkeys(REHEARSED.split(","), "done")
