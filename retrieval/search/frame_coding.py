@@ -188,5 +188,12 @@ class FrameCoding:
 
     def decode(self, rows: np.ndarray, num_frames: int) -> torch.Tensor:
         """Decode an excerpt: M rows to T frames (T, D) of any float type."""
-        frames = FRAME_TYPES[self.frame_type].decode(rows)
-        return frames if self.averaging is None else self.averaging.spread(frames, num_frames)
+        return self.spread(self.decode_rows(rows), num_frames)
+
+    def decode_rows(self, rows: np.ndarray) -> torch.Tensor:
+        """Decode M rows to (M, D) of any float type."""
+        return FRAME_TYPES[self.frame_type].decode(rows)
+
+    def spread(self, numbers: torch.Tensor, num_frames: int) -> torch.Tensor:
+        """Give each of T frames the numbers of its row: (M, N) to (T, N)."""
+        return numbers if self.averaging is None else self.averaging.spread(numbers, num_frames)

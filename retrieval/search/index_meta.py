@@ -13,7 +13,20 @@ from retrieval.search.model_identity import ModelIdentity
 
 SCHEMA = 1
 # fields of IndexMeta that an index may lack: that of an older version, or None
-NEWER = {"reader", "frame_type", "averaging", "approximate", "unrelated_score"}
+NEWER = {"reader", "frame_type", "averaging", "approximate", "unrelated_score", "sizes"}
+
+
+class Sizes(BaseModel):
+    """Rows of the file of output sizes (storage.py) that are valid.
+
+    A program that does not know the file adds frames without sizes, and copies an index without
+    it. So the file is valid for its own generation only, and up to its own number of rows.
+    """
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    generation: NonNegativeInt
+    num_rows: NonNegativeInt
 
 
 class IndexMeta(BaseModel):
@@ -36,6 +49,13 @@ class IndexMeta(BaseModel):
     averaging: Averaging | None = None  # of frames; None: all are kept
     approximate: Facts | None = None  # of a large index
     unrelated_score: float | None = None  # see calibration.py; None: not measured
+    sizes: Sizes | None = None  # None: no frame has any
+
+    @property
+    def num_sizes(self) -> int:
+        """Number of frames, from the first on, whose rows in the file of sizes are valid."""
+        is_own = self.sizes is not None and self.sizes.generation == self.generation
+        return min(self.sizes.num_rows, self.num_frames) if is_own else 0
 
     @property
     def coding(self) -> FrameCoding:

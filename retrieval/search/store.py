@@ -68,6 +68,12 @@ class ClipStore(Protocol):
     def frames(self, clip: int) -> Tensor | None:
         """Return the frames (T, D) of a clip, of any float type; None without frames."""
 
+    def sizes(self, clip: int) -> Tensor | None:
+        """Return output sizes float32 (T, 2) of a clip's frames, as Writer.append got them.
+
+        None if they are not known; they can be computed from the frames.
+        """
+
     def num_frames(self, clips: np.ndarray) -> np.ndarray:
         """Return the number of frames int64 (K,) of each clip."""
 
@@ -151,12 +157,19 @@ class Writer(Protocol):
     def digests(self) -> dict[str, str]:
         """Return the sha256 of each file."""
 
-    def append(self, vectors: np.ndarray, frames: list[np.ndarray] | None) -> list[tuple]:
+    def append(
+        self,
+        vectors: np.ndarray,
+        frames: list[np.ndarray] | None,
+        sizes: Callable[[Tensor], Tensor] | None = None,
+    ) -> list[tuple]:
         """Write encoded excerpts.
 
         Args:
             vectors: float32 (b, D).
             frames: (T, D) of each excerpt, of any float type; None if the index holds none.
+            sizes: Computes output sizes float32 (M, 2) of frames (M, D) as the index holds them;
+                None: the index does without.
 
         Returns:
             Place of each excerpt, for `add_file`.

@@ -36,8 +36,9 @@ from retrieval.search.place import Place
 from retrieval.search.sentences import SENTENCES
 from retrieval.search.sound import Excerpt, Found, files_to_index, read_excerpts
 from retrieval.search.store import Store, Writer
+from retrieval.search.two_stage import OutputSizes
 
-Result = TypeVar("Result")
+Result, Item = TypeVar("Result"), TypeVar("Item")
 SHORTEST_HOP, SHORTEST_EXCERPT = 0.1, 0.2  # s
 # share of the index's files that a folder must hold to replace the indexed one
 LEAST_IN_COMMON = 0.5
@@ -46,7 +47,7 @@ SECONDS_BETWEEN_COMMITS = 10.0
 FRAMES = (*FRAME_TYPES, "none")
 GATE_QUERIES = 50  # sentences that measure the approximate search of a large index
 FILES_AHEAD = 4  # read by other threads while the model computes
-EXCERPTS_AHEAD = 8  # of each of these files; the rest of a long one is read when its turn comes
+EXCERPTS_AHEAD = 8  # of each of these files; the rest of a long one is read from its turn on
 
 
 @dataclass
@@ -386,6 +387,8 @@ class _Update:
         self.writer, self.folder, self.encoder = writer, folder, encoder
         self.changes, self.known = changes, known
         self.rate = encoder.model.sample_rate
+        pooling = encoder.model.pooling
+        self.sizes = OutputSizes.of(pooling) if pooling.keeps_frames else None
         self.digests = set(writer.digests().values())
         # excerpts that wait for a full batch, with the file that each belongs to
         self.waiting: list[tuple[_File, Excerpt]] = []
@@ -443,13 +446,18 @@ class _Update:
                 self.changes.moved += name != file.found.file
                 return
             self._open(file)  # the other file with this content has changed meanwhile
-        for excerpt in file.excerpts:
+        # A batch ahead, so that the model does not wait for the rest of a long file.
+        with closing(in_thread(file.excerpts, self.encoder.batch_size)) as excerpts:
+            self._add_excerpts(file, excerpts)
+        file.is_read = True
+        self._add_if_encoded(file)
+
+    def _add_excerpts(self, file: _File, excerpts: Iterator[Excerpt]) -> None:
+        for excerpt in excerpts:
             file.num_excerpts += 1
             file.num_samples = max(file.num_samples, excerpt.start + len(excerpt.samples))
             self.waiting.append((file, excerpt))
             self._encode(at_least=self.encoder.batch_size)
-        file.is_read = True
-        self._add_if_encoded(file)
 
     def _encode(self, at_least: int) -> None:
         """Encode batches while at least so many excerpts wait; commit from time to time."""
@@ -457,7 +465,7 @@ class _Update:
             size = self.encoder.batch_size
             batch, self.waiting = self.waiting[:size], self.waiting[size:]
             vectors, frames = self.encoder.encode([excerpt for _, excerpt in batch])
-            places = self.writer.append(vectors, frames)
+            places = self.writer.append(vectors, frames, self.sizes)
             for (file, excerpt), place in zip(batch, places, strict=True):
                 stop = excerpt.start + len(excerpt.samples)
                 file.places.append((excerpt.start / self.rate, stop / self.rate, *place))
@@ -491,5 +499,22 @@ def read_ahead(
                 if queue and (len(queue) > FILES_AHEAD or found is None):
                     first, future = queue.popleft()
                     yield first, future.result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def in_thread(items: Iterator[Item], num: int) -> Iterator[Item]:
+    """Yield `items` in order; another thread reads `num` of them ahead.
+
+    Errors of `items` are raised here, after the items before them. Close it: it waits for the item
+    that is being read.
+    """
+    end = object()
+    with ThreadPoolExecutor(1) as pool:
+        queue = deque(pool.submit(next, items, end) for _ in range(num))
+        try:
+            while (item := queue.popleft().result()) is not end:
+                queue.append(pool.submit(next, items, end))
+                yield item
         finally:
             pool.shutdown(wait=True, cancel_futures=True)

@@ -669,6 +669,14 @@ def test_channels_that_cancel_in_a_file_that_does_not_fit(tmp_path, monkeypatch)
     assert not one and len(samples) == 3 * RATE
 
 
+@pytest.mark.parametrize("channels", [2, 3])
+def test_the_mean_of_channels_is_numpys_to_the_bit(tmp_path, channels):
+    wave = np.random.default_rng(channels).uniform(-1, 1, (RATE, channels)).astype(np.float32)
+    soundfile.write(tmp_path / "a.wav", wave, RATE, subtype="FLOAT")
+    one, samples = took_one(tmp_path / "a.wav")
+    assert not one and np.array_equal(samples, wave.mean(axis=1))
+
+
 def test_many_channels_of_which_one_sounds_are_averaged(tmp_path):
     wave = np.zeros((RATE, 8), np.float32)
     wave[:, 5] = chirp(1.0)[:, 0]

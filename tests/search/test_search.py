@@ -510,6 +510,7 @@ def test_what_is_gone_leaves_the_disk(own, models, tmp_path, encoded):
     index.add()
     assert encoded == [] and sorted(file.name for file in path.glob("*-*.f*")) == [
         "frames-1.f16",
+        "sizes-1.f32",
         "vectors-1.f32",
     ]
     assert (path / "frames-1.f16").stat().st_size < size / 2
@@ -951,7 +952,11 @@ def test_a_kill_while_the_index_is_written_anew(own, models, tmp_path):
     process.join(PATIENCE)
     assert process.exitcode == -signal.SIGKILL and (path / "vectors-1.f32").exists()
     index = AudioIndex.build(own, models / "tap", path)
-    assert sorted(file.name for file in path.glob("*-*.f*")) == ["frames-1.f16", "vectors-1.f32"]
+    assert sorted(file.name for file in path.glob("*-*.f*")) == [
+        "frames-1.f16",
+        "sizes-1.f32",
+        "vectors-1.f32",
+    ]
     check_equal(index, AudioIndex.build(own, models / "tap", tmp_path / "fresh"))
 
 

@@ -272,6 +272,10 @@ class DatabaseStore:
             ((_, place),) = self._placed([clip])
             return self.meta.coding.decode(self._frames[clip], place.count)
 
+    def sizes(self, clip: int) -> Tensor | None:
+        """Return None: output sizes are not kept, see DatabaseWriter.append."""
+        return None
+
     def _fetch(self, clip: int) -> None:
         """Read the frames of a clip, and of those announced after it, side by side."""
         position = self._announced.get(clip)

@@ -20,6 +20,7 @@ import numpy as np
 import psycopg
 from pgvector import Vector
 from psycopg import errors
+from torch import Tensor
 
 from retrieval.base.errors import UserError
 from retrieval.search.cluster.address import Address, Share, share_number
@@ -164,13 +165,17 @@ class DatabaseWriter:
         return dict(self._rows("SELECT file, sha256 FROM files"))
 
     def append(
-        self, vectors: np.ndarray, frames: list[np.ndarray] | None
+        self,
+        vectors: np.ndarray,
+        frames: list[np.ndarray] | None,
+        sizes: Callable[[Tensor], Tensor] | None = None,
     ) -> list[tuple[int | None, int, int, np.ndarray]]:
         """Start to write the frames of encoded excerpts, as one object.
 
         Args:
             vectors: float32 (b, D).
             frames: (T, D) of each excerpt, of any float type; None if the index holds none.
+            sizes: Not used: a further request for each answer would take as long as it saves.
 
         Returns:
             Object, first frame, number of frames and vector of each excerpt.

@@ -132,6 +132,10 @@ class IndexedClips:
         first = self._first_frames[clip]
         return self._frames[first : first + self._num_frames[clip]]
 
+    def sizes(self, clip: int) -> Tensor | None:
+        """Return None: output sizes are not known."""
+        return None
+
     def num_frames(self, clips: np.ndarray) -> np.ndarray:
         return self._num_frames[clips]
 

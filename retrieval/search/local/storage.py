@@ -8,6 +8,9 @@
                             with --frames none, or if the model has one vector a window
     INDEX/frames-G.i8       the same with --frames int8; both may hold averages of frames
                             (frame_coding.py)
+    INDEX/sizes-G.f32       float32 (frames of all rows, 2), with TAP: the deviation of each frame's
+                            value and the length of its output (two_stage.py), from which a query
+                            finds moments. Zeros, or no row: not known, a query computes them
     INDEX/approximate-N.faiss  of a large index: the vectors in few bits, for a faster search
                             (approximate.py); `meta` names it
     INDEX/catalogue.npz     the tables of a large index as arrays, to open it faster (catalogue.py)
@@ -67,6 +70,7 @@ class Contents:
         unreadable: (file, reason) of the files that were left out.
         vectors: float32 (rows, D), mapped.
         frames: Rows of meta.coding, mapped, or None.
+        sizes: Output sizes float32 (frames, 2) of the first frames, mapped.
         columns: Kind of each column of metadata.
     """
 
@@ -75,6 +79,7 @@ class Contents:
     unreadable: list[tuple[str, str]]
     vectors: np.ndarray
     frames: np.ndarray | None
+    sizes: np.ndarray
     columns: dict[str, Kind]
 
 
@@ -103,6 +108,7 @@ def _read_state(folder: Path) -> Contents:
         database.execute("BEGIN")
         meta = read_meta(database, folder)
         vectors, frames = mapped(folder, meta)
+        sizes = mapped_sizes(folder, meta)
         stamp = stamp_of(database, meta.generation)
         catalogue = stamp and Catalogue.load(folder, stamp)
         if catalogue is None:
@@ -118,7 +124,7 @@ def _read_state(folder: Path) -> Contents:
     sample = vectors[:: max(1, len(vectors) // ROWS_CHECKED)]
     if is_wrong.any() or not np.isfinite(sample).all():
         raise damaged(folder, "its vectors are not those that were written")
-    return Contents(meta, catalogue, unreadable, vectors, frames, columns)
+    return Contents(meta, catalogue, unreadable, vectors, frames, sizes, columns)
 
 
 def read_index_meta(folder: Path) -> IndexMeta:
@@ -137,6 +143,22 @@ def mapped(folder: Path, meta: IndexMeta) -> tuple[np.ndarray, np.ndarray | None
         # Copy on write: torch.from_numpy wants an array that may be written to.
         arrays.append(np.memmap(path, row, "c", shape=(count,)) if count else np.zeros(0, row))
     return arrays[0], arrays[1] if len(arrays) > 1 else None
+
+
+def mapped_sizes(folder: Path, meta: IndexMeta) -> np.ndarray:
+    """Map the output sizes float32 (rows, 2) of the first meta.num_sizes frames.
+
+    A file that is absent or too short has none: they can be computed again.
+    """
+    path, shape = sizes_file(folder, meta), (meta.num_sizes, 2)
+    row = np.dtype((np.float32, shape[1:]))
+    if not shape[0] or not path.is_file() or path.stat().st_size < shape[0] * row.itemsize:
+        return np.zeros((0, 2), np.float32)
+    return np.memmap(path, np.float32, "c", shape=shape)
+
+
+def sizes_file(folder: Path, meta: IndexMeta) -> Path:
+    return folder / f"sizes-{meta.generation}.f32"
 
 
 def rows_of_files(meta: IndexMeta) -> list[tuple[np.dtype, int]]:

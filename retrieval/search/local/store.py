@@ -36,7 +36,7 @@ class LocalStore(IndexedClips):
     def __init__(self, path: Path):
         contents, self._approximate = _opened(path)
         table = self._catalogue = contents.catalogue
-        self._coded_frames = contents.frames
+        self._coded_frames, self._sizes = contents.frames, contents.sizes
         super().__init__(contents.vectors, None, table.first_frames, table.num_frames, table.rows)
         self.path, self.columns = path, contents.columns
         self.meta, self.unreadable = contents.meta, contents.unreadable
@@ -63,6 +63,15 @@ class LocalStore(IndexedClips):
         return coding.decode(
             self._coded_frames[first : first + coding.num_rows(num_frames)], num_frames
         )
+
+    def sizes(self, clip: int) -> torch.Tensor | None:
+        """Return output sizes float32 (T, 2) of a clip's frames; None: not known."""
+        coding, num_frames = self.meta.coding, int(self._num_frames[clip])
+        first = int(self._first_frames[clip])
+        own = self._sizes[first : first + coding.num_rows(num_frames)]
+        if len(own) < coding.num_rows(num_frames) or not own.all():
+            return None
+        return coding.spread(torch.from_numpy(own), num_frames)
 
     @cached_property
     def folders(self) -> list[str]:

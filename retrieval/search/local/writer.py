@@ -8,15 +8,16 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
+from torch import Tensor
 
 from retrieval.base.errors import UserError
 from retrieval.base.files import atomic_writer, disk_errors
 from retrieval.base.locks import LOCK, take_lock
 from retrieval.search.cluster.address import Share
-from retrieval.search.index_meta import IndexMeta
+from retrieval.search.index_meta import IndexMeta, Sizes
 from retrieval.search.local.approximate import FILES, updated
 from retrieval.search.local.catalogue import CATALOGUE, COUNTER, update_saved
 from retrieval.search.local.metadata import (
@@ -30,14 +31,17 @@ from retrieval.search.local.storage import (
     array_files,
     connect,
     mapped,
+    mapped_sizes,
     read_meta,
     rows_of_files,
+    sizes_file,
     write_meta,
 )
 from retrieval.search.metadata import Metadata
 from retrieval.search.sound import Found
 
 UNREADABLE, FAST_TEXT = "unreadable.csv", "fast_text"
+BYTES_OF_SIZES = 8  # of the two numbers of a frame
 MOST_DEAD = 0.5  # share of rows of removed files; above it the index is copied without them
 
 
@@ -54,8 +58,8 @@ def check_target(folder: Path) -> None:
     """Raise UserError if `folder` is a file, or a folder with files that no index has."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--index {folder} is a file; give a folder")
-    starts = (DATABASE, "vectors-", "frames-", FAST_TEXT, f".{FAST_TEXT}", f".{UNREADABLE}")
-    starts += (CATALOGUE, f".{CATALOGUE}", "approximate-", ".approximate-")
+    starts = (DATABASE, "vectors-", "frames-", "sizes-", FAST_TEXT, f".{FAST_TEXT}")
+    starts += (f".{UNREADABLE}", CATALOGUE, f".{CATALOGUE}", "approximate-", ".approximate-")
     if folder.is_dir() and not (folder / DATABASE).exists():
         for path in folder.iterdir():
             if not path.name.startswith(starts) and path.name not in (UNREADABLE, LOCK):
@@ -92,6 +96,7 @@ class IndexWriter:
                 )
             file.truncate(size)  # without the rows that a killed writer appended
             file.seek(0, os.SEEK_END)
+        self._sizes: BinaryIO | None = None  # opened at the first sizes
         self._pending: list[tuple[str, tuple[Any, ...]]] = []
         self._num_columns = len(read_columns(self.database))  # of metadata
 
@@ -108,7 +113,7 @@ class IndexWriter:
                 shutil.rmtree(folder / FAST_TEXT, ignore_errors=True)
                 _create(folder, meta)
             writer = cls(folder, stack.enter_context(connect(folder)))
-            stack.callback(lambda: [file.close() for file in writer._arrays])
+            stack.callback(writer._close)
             writer._remove_other_generations()
             yield writer
 
@@ -131,13 +136,17 @@ class IndexWriter:
         return dict(self.database.execute("SELECT file, sha256 FROM files"))
 
     def append(
-        self, vectors: np.ndarray, frames: list[np.ndarray] | None
+        self,
+        vectors: np.ndarray,
+        frames: list[np.ndarray] | None,
+        sizes: Callable[[Tensor], Tensor] | None = None,
     ) -> list[tuple[int, int, int]]:
         """Append encoded excerpts.
 
         Args:
             vectors: float32 (b, D).
             frames: (T, D) of each excerpt, of any float type; None if the index holds none.
+            sizes: See Writer.append.
 
         Returns:
             Row, first row of the frames, and number of frames of each excerpt.
@@ -146,8 +155,31 @@ class IndexWriter:
         for number, vector in enumerate(vectors):
             rows = None if frames is None else coding.encode(frames[number])
             num_frames = 0 if frames is None else len(frames[number])
+            if rows is not None and sizes is not None:
+                self._append_sizes(sizes(coding.decode_rows(rows)).numpy())
             places.append((*self._append_rows(vector, rows), num_frames))
         return places
+
+    def _append_sizes(self, sizes: np.ndarray) -> None:
+        """Write the output sizes (M, 2) of the frames that are appended next."""
+        if self._sizes is None:
+            path = sizes_file(self.folder, self.meta)
+            path.touch()
+            self._sizes = open(path, "rb+")
+            self._sizes.truncate(BYTES_OF_SIZES * len(mapped_sizes(self.folder, self.meta)))
+        self._pad_sizes()
+        self._sizes.write(np.ascontiguousarray(sizes, np.float32))
+
+    def _pad_sizes(self) -> None:
+        """Let zeros stand for frames without sizes, such as those of an older version."""
+        self._sizes.flush()
+        self._sizes.truncate(BYTES_OF_SIZES * self.meta.num_frames)
+        self._sizes.seek(0, os.SEEK_END)
+
+    def _close(self) -> None:
+        for file in (*self._arrays, self._sizes):
+            if file is not None:
+                file.close()
 
     def _append_rows(self, vector: np.ndarray, frames: np.ndarray | None) -> tuple[int, int]:
         """Append a vector (D,) and its rows of frames; return the places of both."""
@@ -245,7 +277,13 @@ class IndexWriter:
         changes: of fields of `meta`.
         """
         self.meta = self.meta.model_copy(update=changes)
-        for file in self._arrays:
+        files = list(self._arrays)
+        if self._sizes is not None:
+            self._pad_sizes()
+            facts = Sizes(generation=self.meta.generation, num_rows=self.meta.num_frames)
+            self.meta = self.meta.model_copy(update={"sizes": facts})
+            files.append(self._sizes)
+        for file in files:
             file.flush()
             os.fsync(file.fileno())
         self.database.execute("BEGIN IMMEDIATE")
@@ -292,10 +330,12 @@ class IndexWriter:
         query = "SELECT DISTINCT row, first_frame, num_frames FROM excerpts ORDER BY row"
         places = self.database.execute(query).fetchall()
         vectors, frames = mapped(self.folder, self.meta)
-        for file in self._arrays:
-            file.close()
+        sizes = mapped_sizes(self.folder, self.meta)
+        self._close()
+        self._sizes = None
         generation = self.meta.generation + 1
         empty = {"generation": generation, "num_rows": 0, "num_frames": 0, "approximate": None}
+        empty["sizes"] = None
         self.meta = self.meta.model_copy(update=empty)
         self._arrays = [open(path, "wb+") for path in array_files(self.folder, self.meta)]
         # Negative numbers first, so that an old and a new one are never the same.
@@ -303,18 +343,20 @@ class IndexWriter:
         for row, first, num_frames in places:
             stop = first + self.meta.coding.num_rows(num_frames)
             own = None if frames is None else frames[first:stop]
+            if stop <= len(sizes):
+                self._append_sizes(sizes[first:stop])
             new_row, new_first = self._append_rows(vectors[row], own)
             self._pending.append((update, (-1 - new_row, new_first, row)))
         self._pending.append(("UPDATE excerpts SET row = -1 - row", ()))
         self.commit()
-        del vectors, frames  # Windows removes no file that is mapped
+        del vectors, frames, sizes  # Windows removes no file that is mapped
         self._remove_other_generations()
 
     def _remove_other_generations(self) -> None:
-        own = array_files(self.folder, self.meta)
+        own = [*array_files(self.folder, self.meta), sizes_file(self.folder, self.meta)]
         if self.meta.approximate is not None:
             own.append(self.folder / self.meta.approximate.file)
-        patterns = ("vectors-*.f32", "frames-*", FILES, f".{FILES}.*.tmp")
+        patterns = ("vectors-*.f32", "frames-*", "sizes-*.f32", FILES, f".{FILES}.*.tmp")
         for path in chain.from_iterable(self.folder.glob(pattern) for pattern in patterns):
             if path not in own:
                 # On Windows an open index keeps its files: a later writer removes them.
