@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from retrieval.base.errors import UserError, one_line
-from retrieval.base.processes import environment_of, has_terminal
+from retrieval.base.processes import environment_of, has_terminal, keep_freed_memory
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -125,6 +125,8 @@ def make_accelerator(
     num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     launch = read_launch(os.environ, num_processes, num_gpus, cpu)
     precision = choose_precision(mixed_precision, launch.on_cpu)
+    if launch.on_cpu or not num_gpus:
+        keep_freed_memory()
     if launch.rank == 0:
         for warning in ignored_settings(os.environ, precision):
             print(f"warning: {warning}", file=sys.stderr)
