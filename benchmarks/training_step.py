@@ -1,9 +1,11 @@
 """A training step at full size against the plain way: the same loss and gradients, in less time.
 
     # CPU, batch 4, some minutes; exits with 1 below 1.3x
-    python -m benchmarks.training_step
+    python -m benchmarks.training_step [--precision bf16]
     # exits with 1 below 2x, or below 45 % of the GPU's dense bf16 peak
     python -m benchmarks.training_step --device cuda --precision bf16 --batch-size 16
+    # where the time of a step of ours goes
+    python -m benchmarks.training_step --profile [--precision bf16]
     # tiny sizes, figures are not judged
     python -m benchmarks.training_step --quick
 
@@ -13,20 +15,32 @@ padded batch in memory, under captions of 8 to 19 words.
 
 Ours is retrieval.training.train_step with the optimizer of a run (fused AdamW); --compile sets
 train.compile=true. Plain is benchmarks/plain.py on the same weights, and AdamW parameter by
-parameter. They alternate in one process, after a step of each to warm up. `text` is both passes of
-our text encoder: batches of captions with similar lengths could save a part of it. First, without
-dropout, losses must agree to 1e-4 (absolute) and gradients to 1e-4 (of the largest). The learning
-rate is 0, the first of the warm-up, so that weights stay the same.
+parameter. Both compute in --precision. First, without dropout and in float32, losses must agree to
+1e-4 (absolute) and gradients to 1e-4 (of the largest). The learning rate is 0, the first of the
+warm-up, so that weights stay the same.
+
+On a CPU the two ways run in processes of their own, in turns, since a run of ours keeps the memory
+that it frees (retrieval.base.processes.keep_freed_memory); the first two steps of a process do not
+count. On a GPU, and with --quick, they alternate in one process. `text` is both passes of our text
+encoder: batches
+of captions with similar lengths could save a part of it.
+
+--profile divides one step among families of operators (benchmarks/step_trace.py), and prints its
+share of the fastest matrix product of this machine in this precision.
 """
 
 import argparse
+import json
 import statistics
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -37,6 +51,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import plain
 from benchmarks.full_size import CAPTION_WORDS, WORDS, hardware
+from benchmarks.step_trace import read, save_trace
 from benchmarks.timing import alternate, is_too_slow
 from retrieval.base.command import run_main
 from retrieval.base.errors import OneLineParser, UserError
@@ -56,6 +71,9 @@ SECONDS = (15.0, 30.0)  # shortest and longest clip of Clotho
 LEAST_RATIO = {"cpu": 1.3, "cuda": 2.0}
 LEAST_SHARE = 0.45  # of the GPU's peak
 TOLERANCE = 1e-4
+NUM_WARM = 2  # steps of a process that do not count
+ROUNDS = 2  # processes of each way
+PRODUCT_SIZE = 4096
 # Dense bf16 with float32 sums, TFLOP/s, from the data sheets; some of them print the double, with
 # sparsity. The first name that the GPU's name contains counts.
 PEAKS = {
@@ -244,11 +262,12 @@ def differences(run: Run, batch: dict[str, Any]) -> tuple[float, float]:
 
 
 def until_done(way: Callable[[], Any]) -> Callable[[], Any]:
-    """Wrap `way` to wait until the GPU has finished its work."""
+    """Wrap `way` to wait until a GPU has finished its work."""
 
     def waiting() -> Any:
         result = way()
-        torch.cuda.synchronize()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         return result
 
     return waiting
@@ -309,12 +328,14 @@ def main(argv: list[str] | None = None) -> int:
         "--precision",
         choices=("no", "bf16"),
         default="no",
-        help="bf16 needs a GPU (default: no, which is float32)",
+        help="of both ways (default: no, which is float32)",
     )
     parser.add_argument("--compile", action="store_true", help="ours with train.compile=true")
     parser.add_argument(
         "--repeats", type=int, default=5, help="timed steps of each way (default: 5)"
     )
+    parser.add_argument("--profile", action="store_true", help="where the time of a step goes")
+    parser.add_argument("--way", choices=("ours", "plain", "text"), help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     for name, least in (("batch_size", 2), ("repeats", 1)):
         if getattr(arguments, name) < least:
@@ -325,19 +346,25 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(
             "--device cuda needs a GPU, and none is visible here; leave it out for the CPU"
         )
-    if arguments.device == "cpu" and arguments.precision == "bf16":
-        raise UserError("--precision bf16 is for a GPU; add --device cuda, or leave it out")
+    if arguments.profile:
+        return profile_step(arguments)
+    if arguments.way:
+        return time_way(arguments)
     return benchmark(arguments)
 
 
-def benchmark(arguments: argparse.Namespace) -> int:
+def prepared(arguments: argparse.Namespace) -> tuple[Run, dict[str, Any]]:
+    """Return a run and its batch."""
     accelerator = make_accelerator(
         arguments.precision, cpu=arguments.device == "cpu", several=False
     )
     model, config = make_model(arguments.quick)
     run = make_run(model, config, accelerator)
-    batch = make_batch(arguments.batch_size, model.sample_rate)
-    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    return run, make_batch(arguments.batch_size, model.sample_rate)
+
+
+def describe(run: Run, arguments: argparse.Namespace) -> None:
+    num_parameters = sum(parameter.numel() for parameter in run.model.parameters())
     place = (
         f"{torch.get_num_threads()} threads; {hardware()}"
         if arguments.device == "cpu"
@@ -349,6 +376,108 @@ def benchmark(arguments: argparse.Namespace) -> int:
         flush=True,
     )
 
+
+def profile_step(arguments: argparse.Namespace) -> int:
+    """Print where the time of a step of ours goes."""
+    run, batch = prepared(arguments)
+    set_up_blocks(run.model, TrainConfig(compile=arguments.compile), run.accelerator.device)
+    describe(run, arguments)
+    step = until_done(lambda: train_step(run, batch))
+    for _ in range(NUM_WARM):
+        step()
+    seconds, _ = alternate({"ours": step}, arguments.repeats)
+    median = statistics.median(seconds["ours"])
+    print(f"a step takes {median:.2f} s (median of {arguments.repeats})")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "step.json.gz")
+        save_trace(run, batch, path)
+        rows = read(path)
+    print(f"{'':22}{'seconds':>9}{'share':>8}{'backward':>10}  most time in")
+    for row in rows:
+        backward = f"{row['backward ms'] / 1000:10.3f}" if "backward ms" in row else " " * 10
+        print(
+            f"{row['family']:22}{row['ms'] / 1000:9.3f}{row['of the step']:8.1%}{backward}"
+            f"  {row['most time in']}"
+        )
+    achieved, peak = step_flops(run, batch) / median, fastest_product(arguments)
+    print(
+        f"{achieved / 1e9:.0f} GFLOP/s, {achieved / peak:.0%} of {peak / 1e9:.0f}, the fastest"
+        f" product of two {PRODUCT_SIZE} x {PRODUCT_SIZE} matrices"
+    )
+    return 0
+
+
+def fastest_product(arguments: argparse.Namespace) -> float:
+    """Return the FLOP/s of the fastest of ten matrix products, in this precision."""
+    dtype = torch.bfloat16 if arguments.precision == "bf16" else torch.float32
+    size = PRODUCT_SIZE // 16 if arguments.quick else PRODUCT_SIZE
+    left, right = (torch.randn(size, size, device=arguments.device).to(dtype) for _ in range(2))
+    seconds, _ = alternate({"product": until_done(lambda: left @ right)}, 10)
+    return 2 * size**3 / min(seconds["product"])
+
+
+def time_way(arguments: argparse.Namespace) -> int:
+    """Print the seconds of steps of one way as JSON; runs in a process of its own, on a CPU."""
+    # Other trainers do not keep freed memory.
+    usual = mock.patch("retrieval.base.launch.keep_freed_memory")
+    with usual if arguments.way == "plain" else nullcontext():
+        run, batch = prepared(arguments)
+    way = ways_of(run, batch, plain_optimizer(run.model, run.config))[arguments.way]
+    set_up_blocks(run.model, TrainConfig(compile=arguments.compile), run.accelerator.device)
+    for _ in range(NUM_WARM):
+        way()
+    seconds, _ = alternate({arguments.way: way}, arguments.repeats)
+    print(json.dumps(seconds[arguments.way]))
+    return 0
+
+
+def ways_of(
+    run: Run, batch: dict[str, Any], optimizer: torch.optim.Optimizer
+) -> dict[str, Callable[[], Any]]:
+    return {
+        "ours": lambda: train_step(run, batch),
+        "plain": lambda: plain_step(run, optimizer, batch),
+        "text": lambda: text_step(run, batch),
+    }
+
+
+def seconds_in_turns(arguments: argparse.Namespace) -> dict[str, list[float]]:
+    """Time the ways on a CPU, each in processes of its own, one after the other."""
+    seconds: dict[str, list[float]] = {"ours": [], "plain": [], "text": []}
+    for number in range(ROUNDS):
+        for way, of_way in seconds.items():
+            if way == "text" and number:
+                continue
+            command = [sys.executable, "-m", "benchmarks.training_step", "--way", way]
+            command += ["--compile"] * arguments.compile
+            for name in ("precision", "batch_size", "repeats"):
+                command += [f"--{name.replace('_', '-')}", str(getattr(arguments, name))]
+            ended = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+            if ended.returncode:
+                raise UserError(
+                    f"the process of {way} ended with exit code {ended.returncode}; its message is"
+                    " above, or else the memory ran out"
+                )
+            of_way += json.loads(ended.stdout.splitlines()[-1])
+    return seconds
+
+
+def seconds_here(
+    arguments: argparse.Namespace, run: Run, batch: dict[str, Any]
+) -> dict[str, list[float]]:
+    """Time the ways in turns in this process."""
+    # Plain has a state of its own: the fused kernel counts its steps on the GPU, and the plain
+    # loop would wait for each count.
+    ways = ways_of(run, batch, plain_optimizer(run.model, run.config))
+    set_up_blocks(run.model, TrainConfig(compile=arguments.compile), run.accelerator.device)
+    ways = {name: until_done(way) for name, way in ways.items()}
+    alternate(ways, 1)  # to warm up
+    return alternate(ways, arguments.repeats)[0]
+
+
+def benchmark(arguments: argparse.Namespace) -> int:
+    run, batch = prepared(arguments)
+    describe(run, arguments)
     of_loss, of_gradients = differences(run, batch)
     print(
         f"without dropout: losses differ by {of_loss:.1e}, gradients by {of_gradients:.1e}",
@@ -357,31 +486,16 @@ def benchmark(arguments: argparse.Namespace) -> int:
     if not max(of_loss, of_gradients) <= TOLERANCE:
         print(f"error: the two ways differ by more than {TOLERANCE:.0e}", file=sys.stderr)
         return 1
-
-    optimizer = plain_optimizer(model, config)
-    # On a GPU the state is not shared: the fused kernel counts its steps there, and the plain loop
-    # would wait for each count.
-    if arguments.device == "cpu":
-        optimizer.state = run.optimizer.optimizer.state  # one copy of the moments: 3.5 GB less
-    ways = {
-        "ours": lambda: train_step(run, batch),
-        "plain": lambda: plain_step(run, optimizer, batch),
-    }
-    ways["text"] = lambda: text_step(run, batch)
-    set_up_blocks(model, TrainConfig(compile=arguments.compile), accelerator.device)
-    if arguments.device == "cuda":
-        ways = {name: until_done(way) for name, way in ways.items()}
-    alternate(ways, 1)  # to warm up
-    seconds, _ = alternate(ways, arguments.repeats)
+    if arguments.device == "cpu" and not arguments.quick:
+        del run, batch  # the processes that follow need the memory
+        ratio = report(seconds_in_turns(arguments))
+        return int(is_too_slow(ratio, LEAST_RATIO["cpu"]))
+    seconds = seconds_here(arguments, run, batch)
     ratio = report(seconds)
-    share = (
-        share_of_peak(run, batch, statistics.median(seconds["ours"]))
-        if arguments.device == "cuda"
-        else None
-    )
     if arguments.quick:
         return 0
-    too_slow = is_too_slow(ratio, LEAST_RATIO[arguments.device])
+    share = share_of_peak(run, batch, statistics.median(seconds["ours"]))
+    too_slow = is_too_slow(ratio, LEAST_RATIO["cuda"])
     if share is not None and share < LEAST_SHARE:
         print(f"error: {share:.0%} of the peak is below {LEAST_SHARE:.0%}", file=sys.stderr)
     return int(too_slow or (share is not None and share < LEAST_SHARE))

@@ -1,6 +1,5 @@
 """The command that measures a GPU: its order, limits and files; some steps rehearsed on the CPU."""
 
-import gzip
 import json
 import math
 import os
@@ -13,6 +12,7 @@ import pytest
 import torch
 
 import benchmarks.gpu.__main__ as gpu
+from benchmarks import step_trace
 from benchmarks.gpu import trace
 from benchmarks.gpu.report import MARKDOWN, RESULTS
 from benchmarks.gpu.steps import STEPS
@@ -175,62 +175,8 @@ def test_figures_are_finite_and_come_from_their_own_seconds(rehearsal):
 @pytest.mark.slow
 def test_the_saved_trace_is_read(rehearsal):
     path = rehearsal["folder"] / trace.FILE
-    rows = {row["family"]: row for row in trace.read(path)}
+    rows = {row["family"]: row for row in step_trace.read(path)}
     assert rows == {row["family"]: row for row in rehearsal["trace"]["rows"]}
     parts = sum(row["ms"] for name, row in rows.items() if name != "whole step")
     assert parts == pytest.approx(rows["whole step"]["ms"], rel=0.05)
     assert rows["matrix products"]["events"] > 50 and rows["attention"]["events"] > 0
-
-
-# --- traces ---
-
-
-def write_trace(path: Path, events: list[dict]) -> Path:
-    step = {"name": trace.STEP, "cat": "user_annotation", "ts": 100.0, "dur": 100.0}
-    content = [{"ph": "X", "tid": 1} | event for event in [step, *events]]
-    with gzip.open(path, "wt") as file:
-        json.dump({"traceEvents": [*content, {"ph": "M", "name": "no event"}]}, file)
-    return path
-
-
-def test_kernels_of_a_gpu_count_and_their_gaps_are_waiting(tmp_path):
-    kernels = [
-        ("void cutlass::Kernel2<gemm>", "kernel", 110.0, 30.0),
-        ("flash_fwd_kernel", "kernel", 130.0, 20.0),  # 10 beside the product
-        ("Memcpy HtoD", "gpu_memcpy", 160.0, 10.0),
-        ("void gemm_before_the_step", "kernel", 10.0, 50.0),
-    ]
-    events = [
-        {"name": name, "cat": kind, "ts": start, "dur": duration, "tid": 7}
-        for name, kind, start, duration in kernels
-    ]
-    events.append({"name": "aten::mm", "cat": "cpu_op", "ts": 101.0, "dur": 90.0})
-    rows = {row["family"]: row for row in trace.read(write_trace(tmp_path / "t.gz", events))}
-    milliseconds = {family: row["ms"] for family, row in rows.items()}
-    assert milliseconds == pytest.approx(
-        {
-            **{"matrix products": 0.03, "attention": 0.02, "copies": 0.01},
-            **{"waiting": 0.05, "whole step": 0.1},
-        }
-    )
-
-
-def test_without_kernels_each_operator_counts_without_those_that_it_calls(tmp_path):
-    operators = [
-        ("aten::linear", 100.0, 50.0, 1),
-        ("aten::addmm", 110.0, 30.0, 1),
-        ("aten::copy_", 115.0, 5.0, 1),
-        ("aten::layer_norm", 150.0, 10.0, 1),
-        ("aten::_fused_adamw_", 105.0, 20.0, 2),  # another thread
-    ]
-    events = [
-        {"name": name, "cat": "cpu_op", "ts": start, "dur": duration, "tid": thread}
-        for name, start, duration, thread in operators
-    ]
-    rows = {row["family"]: row for row in trace.read(write_trace(tmp_path / "t.gz", events))}
-    assert {family: row["ms"] for family, row in rows.items()} == pytest.approx(
-        {
-            **{"matrix products": 0.045, "copies": 0.005, "norms and elementwise": 0.01},
-            **{"optimizer": 0.02, "waiting": 0.04, "whole step": 0.1},
-        }
-    )
