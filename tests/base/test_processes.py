@@ -14,9 +14,9 @@ from retrieval.base.processes import keep_freed_memory
 if sys.argv[1] == "kept":
     keep_freed_memory()
 faults = []
-for _ in range(4):
+for _ in range(12):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.empty(64 * 2**20, dtype=torch.uint8).fill_(1)
+    torch.empty(16 * 2**20, dtype=torch.uint8).fill_(1)
     faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 print(faults[-1])
 """
