@@ -1,7 +1,7 @@
 """A validation pass at full size against the plain way: the same scores, several times faster.
 
     # CPU, 8 clips x 40 captions, some minutes; exits with 1 below 5x
-    python -m benchmarks.validation_pass
+    python -m benchmarks.validation_pass [--precision bf16]
     # tiny sizes, the ratio is not judged
     python -m benchmarks.validation_pass --quick
 
@@ -12,11 +12,16 @@ pairs as a training epoch does, 16 per batch, so that it encodes each clip five 
 windows (benchmarks/plain.py). Then it scores all captions clip by clip with TAP's formula. Both
 alternate in one process, after a pass of ours to warm up; scores must agree to 1e-5. On all 1,045
 clips scoring takes a larger share of the time: each caption meets each clip.
+
+With --precision bf16 ours computes a third way, by autocast, as evaluate.py --mixed-precision bf16
+does. Scores then differ by up to 0.01 or so: this way is not judged.
 """
 
 import argparse
+import statistics
 import sys
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -92,6 +97,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--repeats", type=int, default=1, help="timed passes of each way (default: 1)"
     )
+    parser.add_argument(
+        "--precision",
+        choices=("no", "bf16"),
+        default="no",
+        help="bf16: time ours in bf16 too (default: no)",
+    )
     arguments = parser.parse_args(argv)
     for name in ("num_clips", "repeats"):
         if getattr(arguments, name) < 1:
@@ -115,11 +126,19 @@ def main(argv: list[str] | None = None) -> int:
         "ours": lambda: similarity_matrix(model, captions, split, **sizes),
         "plain": lambda: plain_matrix(model, captions, split),
     }
+    if arguments.precision == "bf16":
+        autocast = partial(torch.autocast, "cpu", torch.bfloat16)
+        ways["bf16"] = lambda: similarity_matrix(model, captions, split, **sizes, autocast=autocast)
+        ways["bf16"]()
     ways["ours"]()
     seconds, scores = alternate(ways, arguments.repeats)
     difference = (scores["ours"] - scores["plain"]).abs().max().item()
     print(f"largest difference of a score {difference:.1e}")
     ratio = report(seconds)
+    if "bf16" in ways:
+        of_bf16 = (scores["bf16"] - scores["plain"]).abs().max().item()
+        quicker = statistics.median(seconds["plain"]) / statistics.median(seconds["bf16"])
+        print(f"ratio of bf16 {quicker:.2f}, scores differ by up to {of_bf16:.1e}")
     if not difference <= TOLERANCE:
         print(f"error: scores differ by more than {TOLERANCE:.0e}", file=sys.stderr)
         return 1

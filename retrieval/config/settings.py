@@ -573,6 +573,13 @@ class EvaluationConfig(Section):
 
     audio_batch_size: int = Field(16, ge=1, description="clips encoded at once")
     text_batch_size: int = Field(256, ge=1, description="captions encoded at once")
+    bf16_validation: bool = Field(
+        False,
+        description=(
+            "scores of validation in bf16, for processors with fast bf16 products; they differ by"
+            " up to 0.001. The final scores and evaluate.py stay in float32"
+        ),
+    )
     num_pictures: int = Field(
         4,
         ge=0,

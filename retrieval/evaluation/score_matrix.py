@@ -37,6 +37,7 @@ def similarity_matrix(
     text_batch_size: int = 256,
     num_workers: int = 0,
     autocast: Autocast = nullcontext,
+    bf16_scores: bool = False,
 ) -> torch.Tensor:
     """Score all captions against all clips of a split.
 
@@ -50,6 +51,7 @@ def similarity_matrix(
         text_batch_size: Captions encoded at once.
         num_workers: Processes that read clips; 0 reads in this one.
         autocast: Context of the encoders. Scores are computed in float32.
+        bf16_scores: Compute scores in bf16 too.
 
     Returns:
         Cosine similarities, float32 (N, B) on the CPU, on every process.
@@ -65,6 +67,7 @@ def similarity_matrix(
         text_batch_size=text_batch_size,
         num_workers=num_workers,
         autocast=autocast,
+        bf16_scores=bf16_scores,
     )
     return join_columns(columns, captions, split)
 
@@ -89,6 +92,7 @@ def score_columns(
     text_batch_size: int,
     num_workers: int,
     autocast: Autocast,
+    bf16_scores: bool = False,
 ) -> Iterator[Columns]:
     """Yield the columns of `similarity_matrix` as they are made, on every process.
 
@@ -127,7 +131,8 @@ def score_columns(
                 with autocast():
                     frames, mask = encode(stored, lengths)  # (b, T, D), (b, T)
                 # All texts in one call: a pooling prepares the frames once per call.
-                block = model.score(texts, frames.float(), mask)  # (n, b)
+                with torch.autocast(device.type, torch.bfloat16, enabled=bf16_scores):
+                    block = model.score(texts, frames.float(), mask).float()  # (n, b)
             scores = gather_columns(block).cpu()[rows]  # (N, b of all processes)
             check_not_nan(scores, f" on split {split.name!r}")
             columns = [clip for clips in shares for clip in clips[first : first + audio_batch_size]]

@@ -258,6 +258,7 @@ def evaluate_model(
         text_batch_size=settings.text_batch_size,
         num_workers=usable_workers(run.config.data.num_workers),
         autocast=run.accelerator.autocast,
+        bf16_scores=settings.bf16_validation and split is run.validation,
     )
 
 

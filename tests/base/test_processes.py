@@ -16,7 +16,7 @@ if sys.argv[1] == "kept":
 faults = []
 for _ in range(12):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.empty(16 * 2**20, dtype=torch.uint8).fill_(1)
+    torch.empty(64 * 2**20, dtype=torch.uint8).fill_(1)
     faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 print(faults[-1])
 """

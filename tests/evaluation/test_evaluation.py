@@ -22,6 +22,7 @@ from retrieval.evaluation.result import (
     retrieval_metrics,
 )
 from retrieval.evaluation.score_matrix import similarity_matrix
+from retrieval.models.pooling import TextAwareAttentionPooling
 from tests.conftest import PATIENCE, SCORING_RECORD
 
 RATE, DIM = 10, 4
@@ -175,6 +176,23 @@ def test_training_goes_on_as_if_nothing_had_happened():
     with pytest.raises(ZeroDivisionError):
         similarity_matrix(model, all_captions(split), split)
     assert model.training and torch.is_grad_enabled()
+
+
+def test_scores_in_bf16_are_close_and_the_encoders_stay_in_float32():
+    torch.manual_seed(0)
+    pooling = TextAwareAttentionPooling(dim=DIM, attention_dim=8).eval()
+    split, model, seen = FakeSplit(), FakeModel(), []
+
+    def score(text, frames, mask):
+        seen.append((torch.is_autocast_enabled("cpu"), frames.dtype))
+        return pooling.score(text, frames, mask)
+
+    model.score = score
+    exact = similarity_matrix(model, all_captions(split), split)
+    scores = similarity_matrix(model, all_captions(split), split, bf16_scores=True)
+    assert seen == [(False, torch.float32)] + [(True, torch.float32)]
+    assert scores.dtype == torch.float32
+    assert 0 < (scores - exact).abs().max() < 0.02
 
 
 def test_encoders_run_under_autocast_and_scores_do_not():

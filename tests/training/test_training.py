@@ -76,6 +76,20 @@ def test_a_run_leaves_config_models_and_metrics_and_no_state(finished):
     }
 
 
+def test_only_validation_scores_in_bf16(tiny, tmp_path, monkeypatch):
+    seen, usual = [], loop.evaluate_split
+
+    def evaluate(model, split, **settings):
+        seen.append((split.name, settings["bf16_scores"]))
+        return usual(model, split, **settings)
+
+    monkeypatch.setattr(loop, "evaluate_split", evaluate)
+    loop.train(
+        configure(tiny, tmp_path / "run", "evaluation.bf16_validation=true", "train.epochs=1")
+    )
+    assert set(seen) == {("validation", True), ("evaluation", False)}
+
+
 def test_tensorboard_holds_what_the_readme_promises(finished):
     events = read_events(finished)
     groups = ("audio_encoder", "text_encoder", "audio_projection", "text_projection", "pooling")
