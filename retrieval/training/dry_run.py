@@ -1,5 +1,6 @@
 """Description of a run without weights: settings, parameters, steps, an estimate of memory."""
 
+import time
 from pathlib import Path
 
 import yaml
@@ -18,6 +19,7 @@ from retrieval.training.step_memory import step_memory
 
 CLOTHO_PAIRS = 19_195  # 3,839 development clips, five captions each
 GIB = 2**30
+PRODUCT_SIZE = 1024
 
 
 def describe(config: Config) -> str:
@@ -42,6 +44,7 @@ def describe(config: Config) -> str:
         lines.append(f"{'fixed':<18} {num_fixed:>13,}")
     lines += [f"{'all':<18} {total:>13,}", "", _steps(config)]
     lines.append(_memory(config, model))
+    lines += _bf16_on_cpu(config)
     lines += [f"warning: {warning}" for warning in warnings_of(config)]
     lines += [f"missing: {file}" for file in missing_files(config)]
     return "\n".join(lines)
@@ -105,3 +108,23 @@ def _memory(config: Config, model: DualEncoder) -> str:
         f" {(memory.peak - memory.kept) / GIB:.1f} GiB activations and gradients at their most;"
         " the measured peak is the curve train/memory_gib"
     )
+
+
+def _bf16_on_cpu(config: Config) -> list[str]:
+    """Measure whether bf16 pays on this CPU; empty where a GPU or another precision is used."""
+    import torch
+
+    if torch.cuda.is_available() or config.train.mixed_precision not in ("auto", "no"):
+        return []
+    fastest = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        left, right = (torch.randn(PRODUCT_SIZE, PRODUCT_SIZE).to(dtype) for _ in range(2))
+        seconds = []
+        for _ in range(5):
+            start = time.perf_counter()
+            left @ right
+            seconds.append(time.perf_counter() - start)
+        fastest[dtype] = min(seconds)
+    ratio = fastest[torch.float32] / fastest[torch.bfloat16]
+    advice = "train.mixed_precision=bf16 uses it" if ratio > 1 else "stay with float32"
+    return [f"bf16 matrix products on this CPU: {ratio:.1f} times as fast as float32; {advice}"]

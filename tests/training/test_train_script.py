@@ -75,6 +75,15 @@ def test_dry_run_of_the_published_tap_experiment(capsys):
     assert f"at batch 16 ({16 if torch.cuda.is_available() else 32} bit on this machine)," in text
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
+def test_dry_run_measures_bf16_on_a_cpu(capsys):
+    speed = r"bf16 matrix products on this CPU: (\d+\.\d) times as fast as float32; (.+)"
+    found = re.search(speed, dry_run(capsys, "--config", TAP))
+    # 1.0 may be either side
+    assert float(found[1]) == 1 or ("bf16" in found[2]) == (float(found[1]) > 1)
+    assert not re.search(speed, dry_run(capsys, "--config", TAP, "train.mixed_precision=bf16"))
+
+
 def test_dry_run_prints_the_resolved_settings(capsys):
     text = dry_run(capsys, "--config", TAP, "train.epochs=3", "optimizer.lr.pooling=1e-3")
     printed = yaml.safe_load(text[: text.index("group ")])
