@@ -1,9 +1,9 @@
-# make demo | app | lint | test | install | clean
+# make demo | app | reproduce | lint | test | install | clean
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo app lint test chromium clean
+.PHONY: install demo app reproduce lint test chromium clean
 
 install: $(VENV)/.installed
 
@@ -55,6 +55,11 @@ PORT ?= 7860
 app: install
 	@test -f $(SAMPLE)/index/index.sqlite || $(MAKE) demo
 	$(BIN)/python -m retrieval.app --index $(SAMPLE)/index --port $(PORT)
+
+# The thesis's experiments on Clotho, from the downloads to docs/results.md: make reproduce ARGS="--experiments tap"
+ARGS ?=
+reproduce: install
+	@$(BIN)/python -m benchmarks.reproduce $(ARGS)
 
 lint: install
 	$(BIN)/ruff check .

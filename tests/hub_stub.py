@@ -278,7 +278,7 @@ class _Handler(BaseHTTPRequestHandler):
         )
 
 
-REPO = r"([\w.\-]+/[\w.\-]+)"
+REPO = r"([\w.\-]+(?:/[\w.\-]+)?)"  # user/name, and old names such as roberta-large
 ROUTES = (
     ("GET", "/?", _Handler.root),
     ("POST", "/api/repos/create", _Handler.create),

@@ -32,13 +32,19 @@ PROTECTED = "it is protected by a password; Clotho's own archives are not"
 TEMPORARY_STATUS = (408, 425, 429, 500, 502, 503, 504)
 
 
-def fetch_file(url: str, path: Path, md5: str) -> None:
+def fetch_file(url: str, path: Path, md5: str | None) -> None:
     """Download `url` to `path`, unless a file with this md5 is there.
 
     A file with another md5 is kept as NAME.old. Raises UserError.
+
+    Args:
+        url: Its server should know ranges, to go on where a download broke off.
+        path: File to write.
+        md5: None if none is published: then any file at `path` is taken as it is, and a download
+            has the length that the server tells.
     """
     if path.exists():
-        if file_md5(path) == md5:
+        if md5 is None or file_md5(path) == md5:
             print(f"{path.name}: already there")
             return
         path.replace(path.with_name(f"{path.name}.old"))
@@ -49,7 +55,7 @@ def fetch_file(url: str, path: Path, md5: str) -> None:
     resumed = part.exists()
     with disk_errors(path.parent, FINISHED_PARTS_ARE_KEPT):
         _download(url, part)
-        found = file_md5(part)
+        found = md5 and file_md5(part)
         if found != md5 and resumed:  # the beginning may come from another file
             part.unlink()
             _download(url, part)

@@ -31,7 +31,8 @@ def begin() -> None:
     elif file := getattr(sys.modules.get("__main__"), "__file__", None):
         path = Path(file).resolve()
         is_script = path in (ROOT / "train.py", ROOT / "evaluate.py")
-        is_command = is_script or path.parent in (ROOT / "data_prep", ROOT / "benchmarks")
+        is_command = is_script or path.parent == ROOT / "data_prep"
+        is_command |= ROOT / "benchmarks" in path.parents
     if is_command:
         _fill_closed_streams()
         interrupts.watch_start()

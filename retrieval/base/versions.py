@@ -12,6 +12,8 @@ from typing import Any
 
 from retrieval.base.extras import DISTRIBUTION
 
+# benchmarks.reproduce writes them between two trainings.
+RESULTS = ":(exclude)docs/results.*"
 LIBRARIES = ("torch", "torchaudio", "accelerate", "transformers", "datasets", "evaluate", "numpy")
 
 
@@ -36,14 +38,16 @@ def git_commit() -> str | None:
     """Return the commit of this package.
 
     Returns:
-        The commit of the source tree, with `-dirty` if it has changes, or the one that pip
-        installed the package from; None if neither is known. A repository around the package, such
-        as one that holds the environment in `.venv`, is ignored.
+        The commit of the source tree, with `-dirty` if it has changes beside docs/results.*, or
+        the one that pip installed the package from; None if neither is known. A repository around
+        the package, such as one that holds the environment in `.venv`, is ignored.
     """
     root = Path(__file__).resolve().parents[2]
     try:
         if Path(_git(root, "rev-parse", "--show-toplevel")).resolve() == root:
-            return _git(root, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+            commit = _git(root, "describe", "--always", "--abbrev=40", "--exclude=*")
+            changed = ("status", "--porcelain", "--untracked-files=no", "--", ".", RESULTS)
+            return f"{commit}-dirty" if _git(root, *changed) else commit
     except (OSError, subprocess.SubprocessError):
         pass  # not in git, or git is not installed
     for installed in distributions(name=DISTRIBUTION, path=[str(root)]):

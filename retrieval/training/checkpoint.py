@@ -25,28 +25,12 @@ from retrieval.base.files import atomic_writer, disk_errors, write_json
 from retrieval.base.folders import recover_folder, swap_folder, whole_folder
 from retrieval.base.locks import LOCK, take_lock
 from retrieval.base.versions import environment
-from retrieval.config import Config, config_differences, read_config
+from retrieval.config import Config
 from retrieval.models.dual_encoder import WEIGHTS, DualEncoder
 from retrieval.models.record import TrainingRecord
 from retrieval.models.weights import read_weights, write_weights
-from retrieval.training.states import latest_state
+from retrieval.training.states import changed_settings, latest_state
 
-# Settings that may change when a run is resumed: they do not change the numbers of the training.
-# Progress compares the contents of caches and teachers.
-HARMLESS = (
-    "data.cache",
-    "data.frame_cache",
-    "data.num_workers",
-    "train.caches",
-    "loss.teachers",
-    "train.output",
-    "train.max_steps",
-    "train.patience",
-    "train.save_every_steps",
-    "train.log_every_steps",
-    "train.tracker",
-    "evaluation.",
-)
 RESUME = "and continue with --resume: the newest state and model are kept"
 
 
@@ -133,12 +117,10 @@ def check_run(run: Path, config: Config, resume: bool, overwrite: bool) -> None:
 
 def check_unchanged(run: Path, config: Config) -> None:
     """Raise a UserError that names every setting in which `run` and `config` differ."""
-    differences = config_differences(read_config(run), config)
-    changed = "; ".join(line for line in differences if not line.startswith(HARMLESS))
-    if changed:
+    if changed := changed_settings(run, config):
         raise UserError(
-            f"--resume with a changed configuration: {changed}; undo that, or start a new run with"
-            " train.output=..."
+            f"--resume with a changed configuration: {'; '.join(changed)}; undo that, or start a"
+            " new run with train.output=..."
         )
 
 

@@ -1,8 +1,26 @@
-"""Find the saved states of a run. Light to import."""
+"""Find the saved states of a run, and settings that keep it from going on. Light to import."""
 
 from pathlib import Path
 
 from retrieval.base.access import check_readable
+from retrieval.config import Config, config_differences, read_config
+
+# Settings that may change when a run is resumed: they do not change the numbers of the training.
+# Progress compares the contents of caches and teachers.
+HARMLESS = (
+    "data.cache",
+    "data.frame_cache",
+    "data.num_workers",
+    "train.caches",
+    "loss.teachers",
+    "train.output",
+    "train.max_steps",
+    "train.patience",
+    "train.save_every_steps",
+    "train.log_every_steps",
+    "train.tracker",
+    "evaluation.",
+)
 
 
 def latest_state(run: Path) -> Path | None:
@@ -20,3 +38,13 @@ def latest_state(run: Path) -> Path | None:
     if newest is not None:
         check_readable(newest, "saved state")
     return newest
+
+
+def changed_settings(run: Path, config: Config) -> list[str]:
+    """Return a line for each setting that differs from the run's own and keeps it from going on.
+
+    Raises:
+        UserError: RUN/config.yaml cannot be read.
+    """
+    differences = config_differences(read_config(run), config)
+    return [line for line in differences if not line.startswith(HARMLESS)]

@@ -62,6 +62,13 @@ def test_a_source_tree_records_its_commit(repository):
     git(repository, "commit", "-m", "second")
     commit = git(repository, "rev-parse", "HEAD")
     assert recorded(repository) == commit
+    (repository / "docs").mkdir()
+    (repository / "docs" / "results.md").write_text("no run yet")
+    git(repository, "add", "docs")
+    git(repository, "commit", "-m", "third")
+    commit = git(repository, "rev-parse", "HEAD")
+    (repository / "docs" / "results.md").write_text("of benchmarks.reproduce")
+    assert recorded(repository) == commit
     (repository / "file").write_text("changed")
     assert recorded(repository) == f"{commit}-dirty"
 

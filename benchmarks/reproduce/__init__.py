@@ -1,0 +1,1 @@
+"""Reproduce published experiments on Clotho by one command; see __main__.py."""

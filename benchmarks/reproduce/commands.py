@@ -1,0 +1,71 @@
+"""Run the project's own commands: the user sees their usual output."""
+
+import ctypes
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from retrieval.base.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+INTERRUPTED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+
+
+def script(name: str) -> list[str]:
+    """Return the start of the command of a script of the repository, such as train.py."""
+    return [sys.executable, os.path.relpath(ROOT / name)]
+
+
+def run(words: list[str], environment: dict[str, str]) -> None:
+    """Run a command to its end.
+
+    It is a session of its own, so that Ctrl-C on the terminal reaches this process only, which
+    passes each one on once: a training saves its state after the first.
+
+    Args:
+        words: The command.
+        environment: Variables beside those of this process.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C came, and the command has ended.
+        SystemExit: The command failed and said why.
+        UserError: A signal killed it.
+    """
+    shown = [f"{name}={value}" for name, value in environment.items()]
+    shown += ["python", *words[1:]] if words[0] == sys.executable else words
+    print(f"$ {shlex.join(shown)}", flush=True)
+    interrupted = False
+    with subprocess.Popen(
+        words,
+        env=os.environ | environment,
+        start_new_session=True,
+        preexec_fn=_end_with_parent(),
+    ) as process:
+        while True:
+            try:
+                code = process.wait()
+                break
+            except KeyboardInterrupt:
+                interrupted = True
+                os.killpg(process.pid, signal.SIGINT)
+    if interrupted or code in INTERRUPTED:
+        raise KeyboardInterrupt
+    if code < 0:
+        raise UserError(
+            f"{words[1]} was killed by signal {-code} ({signal.Signals(-code).name}); if the memory"
+            " ran out, give it less to do; the same command goes on from here"
+        )
+    if code:
+        raise SystemExit(code)
+
+
+def _end_with_parent() -> Callable[[], None] | None:
+    """Return a function for a new process that lets it get SIGTERM when this one dies (Linux)."""
+    if sys.platform != "linux":
+        return None
+    library, pr_set_pdeathsig = ctypes.CDLL(None), 1
+    return lambda: library.prctl(pr_set_pdeathsig, signal.SIGTERM)
