@@ -35,6 +35,14 @@ from retrieval.base.versions import git_commit
 
 OUTPUT = Path("runs") / "gpu"
 ROWS = "rows.jsonl"  # of a step, in its folder
+# Of the processes of the steps; libraries read it when they are imported. A killed step leaves
+# semaphores, which are removed at the end: no warning.
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "TQDM_DISABLE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "PYTHONWARNINGS": "ignore::UserWarning:multiprocessing.resource_tracker",
+}
 REHEARSAL_SECONDS = 60.0  # limit of a step
 LEAST_SECONDS = 15.0  # a step that has less is not started
 # Imported once, for all steps. None of them may touch the GPU when it is imported.
@@ -202,8 +210,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parse(argv)
-    # a killed step leaves semaphores; they are removed at the end
-    os.environ["PYTHONWARNINGS"] = "ignore::UserWarning:multiprocessing.resource_tracker"
+    os.environ |= ENVIRONMENT
     if arguments.step:
         function, folder, output, seconds, rows, log = arguments.step
         place = Place("cuda", False, Path(folder), Path(output), float(seconds))

@@ -1,6 +1,7 @@
 """The process of one step of benchmarks.gpu."""
 
 import json
+import multiprocessing
 import os
 import sys
 import traceback
@@ -19,12 +20,12 @@ from retrieval.base.processes import end_with_parent
 def run_step(function: str, place: Place, rows: Path, log: Path) -> None:
     """Write the rows of a step to `rows`, a JSON line each, and how it ended to the last line."""
     os.setsid()  # so that its own processes can be ended with it
-    end_with_parent()
+    if multiprocessing.parent_process() is not None:  # None if Python was started anew
+        end_with_parent()
     with open(log, "w") as file:
         for number in (1, 2):
             os.dup2(file.fileno(), number)
     os.chdir(ROOT)
-    os.environ |= {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false"}
     if not place.is_gpu:
         os.environ |= {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
     with open(rows, "w") as file:

@@ -30,7 +30,7 @@ def fp16(place: Place) -> Iterator[dict[str, Any]]:
     from benchmarks.training_step import make_batch, our_loss
     from retrieval.training.loop import train_step
 
-    run = without_dropout(place, "fp16")
+    run = without_dropout(place, "fp16", quick=place.rehearse)
     batch = make_batch(2 if place.rehearse else 16, run.model.sample_rate)
     our_loss(run, batch).backward()  # in float32
     expected = norm_of(run)
@@ -138,7 +138,10 @@ def resume(place: Place) -> Iterator[dict[str, Any]]:
 
 
 def processes(place: Place) -> Iterator[dict[str, Any]]:
-    """Compare losses of one process with two on one device (gloo), and with a group of one."""
+    """Compare losses of one process with two on one device (gloo), and with a group of one.
+
+    The model is tiny, also on a GPU: what is tried is the exchange.
+    """
     alone = group(place, 1, "none")
     yield {"processes": 1, "exchange": "none", "losses": listed(alone), "largest difference": 0.0}
     for count, backend in ((2, "gloo"), (1, "nccl" if place.is_gpu else "gloo")):
@@ -156,12 +159,12 @@ def processes(place: Place) -> Iterator[dict[str, Any]]:
 # --- parts ---
 
 
-def without_dropout(place: Place, precision: str) -> Any:
+def without_dropout(place: Place, precision: str, quick: bool) -> Any:
     """Make a run of tap.yaml that clips, with a full learning rate and no dropout."""
     from benchmarks.training_step import make_model, make_run
     from retrieval.base.launch import make_accelerator
 
-    model, config = make_model(place.rehearse)
+    model, config = make_model(quick)
     schedule = config.optimizer.schedule.model_copy(update=NO_WARMUP)
     own = {"max_grad_norm": CLIP, "schedule": schedule}
     config = config.model_copy(update={"optimizer": config.optimizer.model_copy(update=own)})
@@ -219,8 +222,11 @@ def group(place: Place, count: int, backend: str) -> list[float]:
     ]
     for process in members:
         process.start()
-    for process in members:
-        process.join()
+    while any(process.is_alive() for process in members):
+        time.sleep(0.02)
+        if any(process.exitcode for process in members):  # the others would wait for it
+            for process in members:
+                process.kill()
     codes = [process.exitcode for process in members]
     assert codes == [0] * count, f"exit codes {codes}; see the log"
     results = [answers.get() for _ in members]
@@ -244,7 +250,7 @@ def member(place: Place, rank: int, count: int, backend: str, port: int, answers
     if backend != "none":
         address = f"tcp://127.0.0.1:{port}"
         dist.init_process_group(backend, init_method=address, rank=rank, world_size=count)
-    run = without_dropout(place, "no")
+    run = without_dropout(place, "no", quick=True)
     if backend != "none" and count == 1:
         run.wrapped = torch.nn.parallel.DistributedDataParallel(run.wrapped)
     num_pairs = 4 if place.rehearse else 8

@@ -128,6 +128,14 @@ def test_mistakes_are_one_line(own_steps, monkeypatch, tmp_path):
     assert "results of a GPU" in mistake(gpu.main, "--rehearse", "--output", str(tmp_path))
 
 
+def test_a_step_starts_anew_where_a_fork_cannot_use_the_gpu(tmp_path):
+    """As child.forked_step starts it where CUDA was initialised before the fork."""
+    rows, log = tmp_path / gpu.ROWS, tmp_path / "log"
+    words = [gpu_steps.step(gpu_steps.works).function, tmp_path, tmp_path, 60, rows, log]
+    assert run_module("benchmarks.gpu", "--step", *map(str, words)).returncode == 0
+    assert gpu.read_rows(rows)["state"] == "done" and log.read_text() == "printed by the step\n"
+
+
 def test_every_step_is_there():
     from importlib import import_module
 
