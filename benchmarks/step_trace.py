@@ -47,6 +47,8 @@ def save_trace(run: Run, batch: dict[str, Any], path: Path) -> None:
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu
     if on_gpu:
         torch.cuda.synchronize()
+        with profile(activities=activities):  # the first one starts the driver's tools
+            torch.ones(1, device="cuda").sum().item()
     with profile(activities=activities) as profiler, record_function(STEP):
         train_step(run, batch)
         if on_gpu:

@@ -107,11 +107,7 @@ def make_model(quick: bool, name: str = "tap") -> tuple[DualEncoder, Config]:
     """Make the model of a file in configs/ with random weights, or a tiny one; it knows WORDS."""
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
-        make_tokenizer().save_pretrained(folder)
-        sizes = QUICK_TEXT if quick else {}
-        transformers.AutoConfig.for_model(
-            **KNOWN_ARCHITECTURES["roberta-large"] | sizes
-        ).save_pretrained(folder)
+        write_text_config(folder, QUICK_TEXT if quick else {})
         settings = [
             f"text_encoder.name={folder}",
             "text_encoder.pretrained=false",
@@ -121,6 +117,13 @@ def make_model(quick: bool, name: str = "tap") -> tuple[DualEncoder, Config]:
             ROOT / "configs" / f"{name}.yaml", settings + (QUICK_AUDIO if quick else [])
         )
         return build_model(config), config
+
+
+def write_text_config(folder: str | Path, sizes: dict[str, Any]) -> None:
+    """Write the tokenizer of WORDS, and the config.json of roberta-large with other `sizes`."""
+    make_tokenizer().save_pretrained(folder)
+    architecture = KNOWN_ARCHITECTURES["roberta-large"] | sizes
+    transformers.AutoConfig.for_model(**architecture).save_pretrained(folder)
 
 
 def make_tokenizer() -> transformers.PreTrainedTokenizerFast:

@@ -77,13 +77,8 @@ def resume(place: Place) -> Iterator[dict[str, Any]]:
     """Kill the real command with SIGKILL, resume it, and compare with an undisturbed run."""
     from safetensors.torch import load_file
 
-    from benchmarks.full_size import (
-        QUICK,
-        run_script,
-        write_atst_checkpoint,
-        write_corpus,
-        write_text_model,
-    )
+    from benchmarks.full_size import QUICK, run_script, write_corpus
+    from benchmarks.training_step import QUICK_TEXT, write_text_config
     from retrieval.models.dual_encoder import WEIGHTS
     from retrieval.training.states import latest_state
 
@@ -91,14 +86,13 @@ def resume(place: Place) -> Iterator[dict[str, Any]]:
     write_corpus(folder / "corpus", {"development": 12, "validation": 4}, QUICK.seconds)
     splits = ("development", "validation")
     run_script("build_clotho.py", "--root", folder / "corpus", "--splits", *splits)
-    captions = folder / "corpus" / "clotho_captions_development.csv"
-    write_text_model(folder / "text_model", captions, QUICK.text)
-    write_atst_checkpoint(folder / "atst.ckpt", QUICK.atst)
+    write_text_config(folder / "text_model", QUICK_TEXT)
     settings = {
         "data.cache": folder / "corpus" / "cache",
         "data.num_workers": 0,
         "text_encoder.name": folder / "text_model",
-        "audio_encoder.checkpoint": folder / "atst.ckpt",
+        "text_encoder.pretrained": "false",
+        "audio_encoder.checkpoint": "null",
         "train.batch_size": 8,
         "train.epochs": 3 if place.rehearse else 5,
         "train.save_every_steps": 2,

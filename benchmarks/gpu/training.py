@@ -59,7 +59,7 @@ def compiled(place: Place) -> Iterator[dict[str, Any]]:
             release(run)
     usual = torch.nn.Module.compile
     # a rehearsal traces the blocks, but has no minute for a compiler
-    without_compiler = partialmethod(usual, backend="aot_eager") if place.rehearse else usual
+    without_compiler = partialmethod(usual, backend="eager") if place.rehearse else usual
     with mock.patch.object(torch.nn.Module, "compile", without_compiler):
         set_up_blocks(run.model, TrainConfig(compile=True), run.accelerator.device)
     peak = matrix_peak(place)
