@@ -1,5 +1,5 @@
 """A stand-in for the Hugging Face hub: what huggingface_hub asks when it makes a repository,
-uploads a folder and downloads it again, from any revision.
+uploads a folder and downloads it again, from any revision, and what `datasets` asks to read one.
 """
 
 import base64
@@ -68,7 +68,8 @@ def running_hub() -> Iterator[Hub]:
     handler = type("Handler", (_Handler,), {"hub": hub})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     hub.address = f"http://127.0.0.1:{server.server_port}"
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    # 0.01 s: how soon it ends
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     try:
         yield hub
     finally:
@@ -143,6 +144,7 @@ class _Handler(BaseHTTPRequestHandler):
                     and not path.startswith("/lfs/")
                     and token != WRITER
                     and "validate" not in path
+                    and "paths-info" not in path
                 ):
                     return self.refuse(403)
                 return function(self, body, *match.groups())
@@ -238,26 +240,36 @@ class _Handler(BaseHTTPRequestHandler):
                 "modelId": repo,
                 "sha": self.hub.sha(repo, revision),
                 "private": False,
+                "gated": "manual" if repo in self.hub.gated else False,
                 "tags": [],
                 "siblings": files,
             }
         )
 
-    def tree(self, _body: bytes, repo: str, revision: str) -> None:
+    def may_read(self, _body: bytes, repo: str) -> None:
+        if repo in self.hub.gated:
+            return self.refuse(403, X_Error_Code="GatedRepo")
+        return self.answer(b"")
+
+    def tree(self, _body: bytes, repo: str, revision: str, below: str | None = None) -> None:
         files = self.hub.files(repo, revision)
         if files is None:
             return self.refuse(404, X_Error_Code=self.absent(repo))
-        return self.answer(
-            [
-                {
-                    "type": "file",
-                    "path": path,
-                    "size": len(content),
-                    "oid": hashlib.sha1(content).hexdigest(),
-                }
-                for path, content in files.items()
-            ]
-        )
+        prefix, entries = f"{below}/" if below else "", {}
+        is_recursive = "recursive=true" in self.path.lower()
+        for path, content in files.items():
+            if not path.startswith(prefix):
+                continue
+            first, slash, _ = path.removeprefix(prefix).partition("/")
+            if slash:
+                folder = {"type": "directory", "path": prefix + first, "oid": "0" * 40, "size": 0}
+                entries[prefix + first] = folder
+            if is_recursive or not slash:
+                entries[path] = _entry(path, content)
+        return self.answer([*entries.values()])
+
+    def paths_info(self, _body: bytes, repo: str, revision: str) -> None:
+        self.answer([_entry(*item) for item in self.hub.files(repo, revision).items()])
 
     def file(self, _body: bytes, repo: str, revision: str, path: str) -> None:
         if repo in self.hub.gated:
@@ -271,14 +283,25 @@ class _Handler(BaseHTTPRequestHandler):
             return self.refuse(
                 404, X_Error_Code="EntryNotFound" if repo in self.hub.repos else "RepoNotFound"
             )
-        return self.answer(
-            content,
-            ETag=f'"{hashlib.sha1(content).hexdigest()}"',
-            X_Repo_Commit=self.hub.sha(repo, revision),
-        )
+        headers = {
+            "ETag": f'"{hashlib.sha1(content).hexdigest()}"',
+            "X-Repo-Commit": self.hub.sha(repo, revision),
+            "Accept-Ranges": "bytes",
+        }
+        if asked := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
+            first, last = int(asked[1]), min(len(content) - 1, int(asked[2] or len(content)))
+            headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
+            return self.answer(content[first : last + 1], 206, **headers)
+        return self.answer(content, **headers)
+
+
+def _entry(path: str, content: bytes) -> dict[str, str | int]:
+    oid = hashlib.sha1(content).hexdigest()
+    return {"type": "file", "path": path, "size": len(content), "oid": oid}
 
 
 REPO = r"([\w.\-]+(?:/[\w.\-]+)?)"  # user/name, and old names such as roberta-large
+KIND = "(?:models|datasets)"
 ROUTES = (
     ("GET", "/?", _Handler.root),
     ("POST", "/api/repos/create", _Handler.create),
@@ -287,7 +310,9 @@ ROUTES = (
     ("POST", rf"/{REPO}\.git/info/lfs/objects/batch", _Handler.batch),
     ("PUT", r"/lfs/(\w+)", _Handler.store),
     ("POST", rf"/api/models/{REPO}/commit/main", _Handler.commit),
-    ("GET", rf"/api/models/{REPO}(?:/revision/(\w+))?", _Handler.info),
-    ("GET", rf"/api/models/{REPO}/tree/(\w+)", _Handler.tree),
-    ("GET", rf"/{REPO}/resolve/(\w+)/(.+)", _Handler.file),
+    ("GET", rf"/api/{KIND}/{REPO}(?:/revision/(\w+))?", _Handler.info),
+    ("GET", rf"/api/{KIND}/{REPO}/auth-check", _Handler.may_read),
+    ("GET", rf"/api/{KIND}/{REPO}/tree/(\w+)(?:/(.+))?", _Handler.tree),
+    ("POST", rf"/api/{KIND}/{REPO}/paths-info/(\w+)", _Handler.paths_info),
+    ("GET", rf"/(?:datasets/)?{REPO}/resolve/(\w+)/(.+)", _Handler.file),
 )

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+import tracemalloc
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -29,9 +30,11 @@ import soundfile
 
 from data_prep import build_hub
 from data_prep.cache import stream
+from data_prep.corpora.hub_dataset import open_dataset
 from retrieval.data import open_cache
 from tests.conftest import ROOT, wait_for
 from tests.corpora import assert_refused, read_info, reasons, run_build, write_csv
+from tests.hub_stub import running_hub
 
 RATE = 16_000
 SOUND = datasets.Audio(decode=False)
@@ -260,6 +263,34 @@ def test_every_format_gives_the_same_clips(tmp_path):
         arrow_files(tmp_path / f"cache_{name}") for name in ("parquet", "tar", "folder", "saved")
     ]
     assert made[0] and all(files == made[0] for files in made)
+
+
+def test_few_rows_are_in_memory(tmp_path):
+    """Of a Parquet file with one row group of 64 MB in pages of 1 MB, and of a tar of 50 MB."""
+    pool, sound = pa.default_memory_pool(), bytes(2**17)
+    table = pa.table({"audio": [sound] * 512, "caption": ["Caption."] * 512})
+    (tmp_path / "parquet").mkdir()
+    path = tmp_path / "parquet" / "train.parquet"
+    options = {"compression": "none", "use_dictionary": False, "write_batch_size": 8}
+    pq.write_table(table, path, row_group_size=512, **options)
+    del table
+    dataset, _ = open_dataset(str(path.parent))
+    before, peak = pool.bytes_allocated(), 0
+    for _ in dataset.rows("train", None):
+        peak = max(peak, pool.bytes_allocated() - before)
+    assert peak < 24e6
+    whole = pq.ParquetFile(path).read_row_group(0)  # negative control
+    assert pool.bytes_allocated() - before > 64e6 and whole.num_rows == 512
+    sounds = [(f"{number}.wav", sound) for number in range(400)]
+    write_tar(tmp_path / "tar" / "train.tar", sounds)
+    dataset, _ = open_dataset(str(tmp_path / "tar"))
+    tracemalloc.start()
+    try:
+        num_rows = sum(1 for _ in dataset.rows("train", None))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert num_rows == 400 and peak < 16e6
 
 
 # ---- columns, splits, ids
@@ -957,24 +988,17 @@ class Server(ThreadingHTTPServer):
         """A client that ends is no error."""
 
 
-@contextlib.contextmanager
-def serving(kind):
-    """A handler class of its own, with `files` and the address of its server."""
-    handler = type("Handler", (kind,), {"files": {}, "num_breaks": 0})
-    with Server(("127.0.0.1", 0), handler) as running:
-        threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True).start()
-        handler.address = f"http://127.0.0.1:{running.server_port}"
-        yield handler
-        running.shutdown()
-
-
 @pytest.fixture
 def server(monkeypatch):
     monkeypatch.setattr(datasets.config, "STREAMING_READ_RETRY_INTERVAL", 0.01)
     monkeypatch.setattr(datasets.config, "STREAMING_READ_MAX_RETRIES", 4)
     monkeypatch.setattr(datasets.config, "STREAMING_OPEN_RETRY_INTERVAL", 0.01)
-    with serving(Files) as handler:
+    handler = type("Handler", (Files,), {"files": {}, "num_breaks": 0})
+    with Server(("127.0.0.1", 0), handler) as running:
+        threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True).start()
+        handler.address = f"http://127.0.0.1:{running.server_port}"
         yield handler
+        running.shutdown()
 
 
 @pytest.mark.parametrize("kind", ["parquet", "webdataset"])
@@ -1028,92 +1052,10 @@ def test_a_file_that_is_not_on_the_server(tmp_path, server, capsys):
 # ---- the hub
 
 
-class Hub(Files):
-    """Answers of the Hugging Face hub for the dataset me/corpus."""
-
-    gated = False
-
-    def do_GET(self):
-        path = self.path.partition("?")[0]
-        if (
-            self.gated
-            and "me/corpus" in path
-            and "/api/" not in path
-            or path.endswith("auth-check")
-        ):
-            return self.refuse(403 if self.gated else 200, "GatedRepo")
-        if "me/corpus" not in path:
-            return self.refuse(404, "RepoNotFound")
-        if found := re.search(r"/resolve/\w+/(.+)", path):
-            if found[1] not in self.files:
-                return self.refuse(404, "EntryNotFound")
-            self.path = found[1]
-            return super().do_GET()
-        if path.startswith("/api/datasets/me/corpus/tree/"):
-            below = path.partition("/tree/")[2].partition("/")[2]
-            return self.answer(
-                self.entries(f"{below}/" if below else "", "recursive=true" in self.path.lower())
-            )
-        if path.endswith("/paths-info/" + SHA):
-            return self.answer([self.entry(name) for name in self.files])
-        if re.fullmatch(r"/api/datasets/me/corpus(/revision/\w+)?", path):
-            if path.endswith("/nowhere"):
-                return self.refuse(404, "RevisionNotFound")
-            siblings = [{"rfilename": name} for name in self.files]
-            info = {"_id": "1", "id": "me/corpus", "sha": SHA, "private": False, "tags": []}
-            gate = {"gated": "manual" if self.gated else False}
-            return self.answer(info | gate | {"siblings": siblings})
-        return self.refuse(404, "EntryNotFound")
-
-    def do_POST(self):
-        self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        self.do_GET()
-
-    do_HEAD = do_GET
-
-    def entry(self, name):
-        content = self.files[name]
-        oid = hashlib.sha1(content).hexdigest()
-        return {"type": "file", "path": name, "size": len(content), "oid": oid}
-
-    def entries(self, below, is_recursive):
-        entries = {}
-        for name in self.files:
-            if name.startswith(below):
-                first, slash, _ = name[len(below) :].partition("/")
-                if slash:
-                    folder = {"type": "directory", "path": below + first, "oid": SHA, "size": 0}
-                    entries[below + first] = folder
-                if is_recursive or not slash:
-                    entries[name] = self.entry(name)
-        return [*entries.values()]
-
-    def answer(self, content, status=200, **headers):
-        body = json.dumps(content).encode()
-        self.send_response(status)
-        for name, value in ({"Content-Length": str(len(body))} | headers).items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def refuse(self, status, code):
-        self.answer(
-            {"error": "refused"}, status, **({"X_Error_Code": code} if status > 399 else {})
-        )
-
-    def end_headers(self):
-        self.send_header("X-Repo-Commit", SHA)
-        super().end_headers()
-
-
-SHA = "0123456789abcdef0123456789abcdef01234567"
-
-
 @pytest.fixture
 def hub():
-    with serving(Hub) as handler:
-        yield handler
+    with running_hub() as running:
+        yield running
 
 
 def build_from_hub(tmp_path, address, *arguments):
@@ -1132,13 +1074,14 @@ def test_a_dataset_on_the_hub(tmp_path, hub):
     path = write_parquet(
         tmp_path / "local" / "data" / "train-00000-of-00001.parquet", rows_of([3, 4])
     )
-    hub.files = {"data/train-00000-of-00001.parquet": path.read_bytes(), "README.md": b"# Corpus"}
+    files = {"data/train-00000-of-00001.parquet": path.read_bytes(), "README.md": b"# Corpus"}
+    hub.repos["me/corpus"] = files
     options = ("--dataset", "me/corpus", "--output")
     for way in ((), ("--streaming",)):
         done = build_from_hub(tmp_path, hub.address, *options, f"cache{len(way)}", *way)
         assert (done.returncode, done.stderr) == (0, ""), done.stderr
         assert_holds(tmp_path / f"cache{len(way)}", [3, 4])
-        assert f"me/corpus@{SHA[:7]}" in done.stdout
+        assert f"me/corpus@{hub.sha('me/corpus')[:7]}" in done.stdout
     assert arrow_files(tmp_path / "cache0") == arrow_files(tmp_path / "cache1")
 
 
@@ -1152,7 +1095,8 @@ def test_a_dataset_on_the_hub(tmp_path, hub):
     ],
 )
 def test_the_hub_refuses(tmp_path, hub, arguments, expected):
-    hub.files, hub.gated = {"train.parquet": b"PAR1"}, expected == "is gated"
+    hub.repos["me/corpus"] = {"train.parquet": b"PAR1"}
+    hub.gated |= {"me/corpus"} if expected == "is gated" else set()
     address = "http://127.0.0.1:9" if expected == "out of reach" else hub.address
     done = build_from_hub(tmp_path, address, *arguments, "--output", "cache")
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
