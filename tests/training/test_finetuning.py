@@ -36,6 +36,12 @@ SIZES = {
     "pe_a_frame": ["dim=16", "pooling.attention_dim=16"]
     + [f"audio_encoder.{name}_seconds={SECONDS}" for name in ("window", "hop")],
 }
+SIZES["pe_audio"] = SIZES["pe_a_frame"]
+# PE-Audio with its own pooling: both models, by the configuration of one
+KEPT = {
+    "pe_a_frame": ["pooling.name=average", "pooling.similarity=dot"],
+    "pe_audio": ["pooling.name=average", "pooling.similarity=dot", "audio_encoder.readout=pooled"],
+}
 LEARNING = ["audio_encoder.frozen=false", "text_encoder.frozen=false", "data.frame_cache=null"]
 NO_DROPOUT = ["text_encoder.dropout=0", "pooling.attention_dropout=0"]
 BATCH_SIZE = 8
@@ -54,9 +60,11 @@ def pretrained(tmp_path_factory) -> dict[str, Path]:
     return folders
 
 
-def overrides(tiny: Path, pretrained: dict[str, Path], name: str, output: Path) -> list[str]:
+def overrides(
+    tiny: Path, pretrained: dict[str, Path], name: str, output: Path, family: str = ""
+) -> list[str]:
     """Settings with which a config of the project runs on small models and sounds."""
-    family = (FAMILIES | {MOMENTS: "pe_a_frame"})[name]
+    family = family or (FAMILIES | {MOMENTS: "pe_a_frame"})[name]
     folder = pretrained[family]
     names = ("audio_encoder.checkpoint", "text_encoder.name", "train.init_from")
     return [
@@ -99,6 +107,31 @@ def test_a_config_starts_at_the_published_score_and_learns(tiny, pretrained, tmp
     expected |= {"pooling"} if "tap" in name else set()
     expected |= {"audio_encoder", "text_encoder"} if name == "clotho_clap" else set()
     assert moved - {"temperature"} == expected
+
+
+@pytest.mark.parametrize("family", KEPT)
+def test_pe_audio_keeps_its_own_pooling(tiny, pretrained, tmp_path, family):
+    name = "finetune_pe_frame_tap"
+    settings = overrides(tiny, pretrained, name, tmp_path / "run", family) + KEPT[family]
+    assert train_script.main(["--config", str(CONFIGS / f"{name}.yaml"), *settings]) == 0
+    history = [json.loads(line) for line in (tmp_path / "run/history.jsonl").open()]
+    split = open_cache(tiny / "cache").split("validation")
+    model = load_pretrained(pretrained[family])
+    model.hear_at(split.sample_rate)
+    scored = evaluate_split(model, split, audio_batch_size=4, text_batch_size=8)
+    for metric, value in scored.metrics["text_to_audio"].items():
+        assert history[0][f"validation/text_to_audio/{metric}"] == pytest.approx(value, abs=1e-6)
+    trained, start = (
+        found.state_dict() for found in (DualEncoder.from_pretrained(tmp_path / "run/last"), model)
+    )
+    moved = {
+        key.partition(".")[0] for key, own in trained.items() if not torch.equal(own, start[key])
+    }
+    assert moved - {"temperature"} == {"audio_projection", "text_projection"}
+    made = {"family": family}
+    whole = first_step(tiny, pretrained, name, tmp_path / "whole", *KEPT[family], **made)
+    parts = [*KEPT[family], "train.micro_batch_size=3"]
+    assert_equal(first_step(tiny, pretrained, name, tmp_path / "parts", *parts, **made), whole)
 
 
 def test_a_head_on_pe_a_frame_leaves_its_own_rule_as_it_was(tiny, pretrained, tmp_path):
@@ -155,9 +188,16 @@ def test_tap_on_pooled_vectors_is_warned_of(tiny, pretrained, tmp_path):
 # --- the whole batch, in parts and on many processes ---
 
 
-def first_step(tiny: Path, pretrained: dict[str, Path], name: str, output: Path, *more: str):
+def first_step(
+    tiny: Path,
+    pretrained: dict[str, Path],
+    name: str,
+    output: Path,
+    *more: str,
+    family: str = "",
+):
     """Loss and gradients of a step with all weights learning, in float64."""
-    settings = overrides(tiny, pretrained, name, output) + LEARNING + NO_DROPOUT
+    settings = overrides(tiny, pretrained, name, output, family) + LEARNING + NO_DROPOUT
     path = CONFIGS / f"{name}.yaml"
     run = many_processes.start(tiny, output, [*settings, *more], torch.float64, path)
     result = many_processes.step(run, 0)
