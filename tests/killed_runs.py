@@ -1,11 +1,11 @@
 """Kill a tiny training run with SIGKILL at many places, resume it, and report whether anything
 differs from an undisturbed run.
 
-    python tests/killed_runs.py CONFIG FOLDER [section.key=value ...]
+    python tests/killed_runs.py CONFIG FOLDER
 
 Every run is a forked child of this process, so that a place costs a second and not the import of
 torch. One thread: a fork after threads have worked would hang. Prints one JSON line a place:
-{"place", "killed", "same_losses", "same_weights", "same_results"}. With overrides, a few places.
+{"place", "killed", "same_losses", "same_weights", "same_results"}. With OVERRIDES, a few places.
 """
 
 import csv
@@ -28,18 +28,26 @@ PLACES = [
     *("step 1", "step 2", "step 3", "step 7", "step 12"),
     *("state 8", "model 1", "model 4", "validation 1", "test split"),
 ]
+OVERRIDES = ("train.ema_decay=0.3", "train.validate_first=true", "train.patience=9")
 FEW_PLACES = ["step 9", "validation 3"]  # with train.validate_first: that of epoch 2
 
 
-def main(config_path: str, folder: Path, overrides: tuple[str, ...]) -> None:
+def main(config_path: str, folder: Path) -> None:
     torch.set_num_threads(1)
+    for overrides, places in (((), PLACES), (OVERRIDES, FEW_PLACES)):
+        below = folder / ("overrides" if overrides else "default")
+        below.mkdir()
+        report(config_path, below, overrides, places)
+
+
+def report(config_path: str, folder: Path, overrides: tuple[str, ...], places: list[str]) -> None:
     reference = folder / "reference"
     assert run(config_path, reference, overrides=overrides) == 0
     losses, weights, results = (
         read(reference) for read in (read_losses, read_weights, read_results)
     )
     assert sorted(losses) == list(range(1, 13))
-    for place in FEW_PLACES if overrides else PLACES:
+    for place in places:
         disturbed = folder / place.replace(" ", "-")
         killed = run(config_path, disturbed, place, overrides=overrides) == signal.SIGKILL
         if killed and latest_state(disturbed) is None:
@@ -50,14 +58,14 @@ def main(config_path: str, folder: Path, overrides: tuple[str, ...]) -> None:
             workers = ("data.num_workers=1",) if place == "step 3" else ()
             resumed = run(config_path, disturbed, resume=True, overrides=(*overrides, *workers))
         assert resumed == 0, place
-        report = {
+        found = {
             "place": place,
             "killed": killed,
             "same_losses": read_losses(disturbed) == losses,
             "same_weights": read_weights(disturbed) == weights,
             "same_results": read_results(disturbed) == results,
         }
-        print(json.dumps(report), flush=True)
+        print(json.dumps(found), flush=True)
         shutil.rmtree(disturbed)
 
 
@@ -162,4 +170,4 @@ def read_results(run_folder: Path) -> tuple[str, list[dict], list[dict]]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), tuple(sys.argv[3:]))
+    main(sys.argv[1], Path(sys.argv[2]))

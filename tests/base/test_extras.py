@@ -1,5 +1,6 @@
 """A command that needs a package of an extra says how to install it; a training goes on."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,75 +12,106 @@ from retrieval.base.extras import needs_extra
 from tests.conftest import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]
-# Runs a module or a script as a command, in a Python without the packages of the first argument.
-BLOCKED = """
-import runpy, sys
-sys.modules.update(dict.fromkeys(sys.argv[1].split(",")))
-sys.argv = sys.argv[2:]
-if sys.argv[0].endswith(".py"):
-    runpy.run_path(sys.argv[0], run_name="__main__")
-else:
-    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+# Runs modules and scripts as commands, each in a fork of this Python, in which the packages that it
+# lists are not to be had. What takes seconds to import, and is in no extra, is imported once.
+COMMANDS = """
+import json, os, runpy, sys
+import accelerate, datasets, torchaudio, transformers.modeling_utils
+for number, (packages, command) in enumerate(json.loads(sys.argv[1])):
+    child = os.fork()
+    if child:
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        open(f"{sys.argv[2]}/{number}.code", "w").write(str(code))
+        continue
+    for descriptor, name in ((1, "out"), (2, "err")):
+        file = os.open(f"{sys.argv[2]}/{number}.{name}", os.O_WRONLY | os.O_CREAT)
+        os.dup2(file, descriptor)
+    sys.modules.update(dict.fromkeys(packages))
+    sys.argv = command
+    if command[0].endswith(".py"):
+        runpy.run_path(command[0], run_name="__main__")
+    else:
+        runpy.run_module(command[0], run_name="__main__", alter_sys=True)
+    break
 """
-
-
-def run_without(packages: str, *command: object) -> subprocess.CompletedProcess[str]:
-    arguments = [sys.executable, "-c", BLOCKED, packages, *map(str, command)]
-    return subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
+MISSING = {
+    "faiss": ("search", ("retrieval.search", "query", "a dog", "--index", "{run}")),
+    "gradio": ("search", ("retrieval.app", "--index", "{run}", "--port", "0")),
+    "onnxruntime": ("export", ("retrieval.export", *"--onnx --output {out}".split())),
+    "onnxscript": ("export", ("retrieval.export", *"--onnx --output {out}".split())),
+    "jinja2": ("tracking", ("evaluate.py", "--report", "{out}")),
+}
+ALL = "faiss gradio uvicorn matplotlib onnx onnxruntime tensorboard".split()
+MODULES = ("search", "app", "export")
 
 
 @pytest.fixture(scope="module")
-def run_folder(tiny, tmp_path_factory) -> Path:
-    """A run of one step, without TensorBoard."""
-    folder = tmp_path_factory.mktemp("run") / "run"
-    settings = (f"train.output={folder}", "train.max_steps=1")
-    trained = run_without(
-        "tensorboard", "train.py", "--config", tiny / "tiny.yaml", "--quiet", *settings
+def ended(tiny, tmp_path_factory) -> dict[str, subprocess.CompletedProcess[str]]:
+    """How each command ended: a training of one step without TensorBoard, and then those that have
+    its run folder, by their name or the package that they lack.
+    """
+    folder = tmp_path_factory.mktemp("commands")
+    places = {"run": folder / "run", "out": folder / "out"}
+    train = ["train.py", "--config", tiny / "tiny.yaml", "--quiet", "train.max_steps=1"]
+    commands = {"train": (["tensorboard"], [*train, "train.output={run}"])}
+    for package, (_, command) in MISSING.items():
+        model = ["--checkpoint", "{run}/best"]
+        has_model = command[0] in ("retrieval.export", "evaluate.py")
+        commands[package] = ([package], [*command, *(model if has_model else [])])
+    for module in MODULES:
+        commands[module] = (ALL, [f"retrieval.{module}", "--help"])
+    export = ["retrieval.export", "--checkpoint", "{run}/best", "--cache", tiny / "cache"]
+    commands["parquet"] = (["onnxruntime"], [*export, "--parquet", folder / "vectors.parquet"])
+    given = [
+        (packages, [str(word).format(**places) for word in command])
+        for packages, command in commands.values()
+    ]
+    subprocess.run(
+        [sys.executable, "-c", COMMANDS, json.dumps(given), folder],
+        cwd=ROOT,
+        check=True,
+        timeout=PATIENCE,
     )
+
+    def read(number: int, name: str) -> str:
+        return (folder / f"{number}.{name}").read_text()
+
+    return {
+        name: subprocess.CompletedProcess(
+            given[number][1], int(read(number, "code")), read(number, "out"), read(number, "err")
+        )
+        for number, name in enumerate(commands)
+    }
+
+
+def test_a_run_without_tensorboard_trains(ended):
+    trained = ended["train"]
     assert trained.returncode == 0, trained.stderr
     (note,) = [line for line in trained.stderr.splitlines() if "tensorboard" in line]
     assert 'pip install "text-to-audio-retrieval[tracking]"' in note
-    return folder
+    folder = Path(trained.args[-1].partition("=")[2])
+    assert (folder / "metrics.json").is_file() and (folder / "best").is_dir()
+    assert not list(folder.glob("events.*"))
 
 
-def test_a_run_without_tensorboard_trains(run_folder):
-    assert (run_folder / "metrics.json").is_file() and (run_folder / "best").is_dir()
-    assert not list(run_folder.glob("events.*"))
-
-
-@pytest.mark.parametrize(
-    ("package", "extra", "command"),
-    [
-        ("faiss", "search", ("retrieval.search", "query", "a dog", "--index", "{run}")),
-        ("gradio", "search", ("retrieval.app", "--index", "{run}", "--port", "0")),
-        ("onnxruntime", "export", ("retrieval.export", *"--onnx --output {out}".split())),
-        ("onnxscript", "export", ("retrieval.export", *"--onnx --output {out}".split())),
-        ("jinja2", "tracking", ("evaluate.py", "--report", "{out}")),
-    ],
-)
-def test_one_line_says_what_to_install(run_folder, tmp_path, package, extra, command):
-    name, *options = command
-    if name in ("retrieval.export", "evaluate.py"):
-        options += ["--checkpoint", "{run}/best"]
-    places = {"run": run_folder, "out": tmp_path / "out"}
-    failed = run_without(package, name, *(option.format(**places) for option in options))
+@pytest.mark.parametrize("package", MISSING)
+def test_one_line_says_what_to_install(ended, package):
+    failed, (extra, command) = ended[package], MISSING[package]
     assert failed.returncode == 2, failed.stderr
     (line,) = failed.stderr.splitlines()
     assert package in line and f'pip install "text-to-audio-retrieval[{extra}]"' in line
-    assert not (tmp_path / "out").exists()
+    if "{out}" in command:
+        assert not Path(failed.args[command.index("{out}")]).exists()
 
 
-@pytest.mark.parametrize("module", ["search", "app", "export"])
-def test_help_needs_no_extra(module):
-    packages = "faiss,gradio,uvicorn,matplotlib,onnx,onnxruntime,tensorboard"
-    assert run_without(packages, f"retrieval.{module}", "--help").returncode == 0
+@pytest.mark.parametrize("module", MODULES)
+def test_help_needs_no_extra(ended, module):
+    assert ended[module].returncode == 0
 
 
-def test_parquet_needs_no_extra(run_folder, tiny, tmp_path):
-    options = ("--checkpoint", run_folder / "best", "--cache", tiny / "cache")
-    file = tmp_path / "vectors.parquet"
-    exported = run_without("onnxruntime", "retrieval.export", *options, "--parquet", file)
-    assert exported.returncode == 0 and file.is_file(), exported.stderr
+def test_parquet_needs_no_extra(ended):
+    exported = ended["parquet"]
+    assert exported.returncode == 0 and Path(exported.args[-1]).is_file(), exported.stderr
 
 
 def test_a_missing_module_of_the_project_is_no_missing_extra():

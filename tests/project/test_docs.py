@@ -658,6 +658,12 @@ def folder(inputs, tmp_path) -> Path:
     return shutil.copytree(inputs, tmp_path / "folder")
 
 
+@pytest.fixture(scope="module")
+def spare(inputs, tmp_path_factory) -> Path:
+    """A copy of the inputs for commands and pages that are wrong, which change nothing."""
+    return shutil.copytree(inputs, tmp_path_factory.mktemp("spare") / "folder")
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_a_page_does_what_it_says(page: Path, folder: Path):
     assert "\n".join(wrong_with(page.read_text(encoding="utf-8"), page, folder)) == ""
@@ -730,9 +736,9 @@ NEGATIVE_CONTROLS = {
 
 
 @pytest.mark.parametrize("command", NEGATIVE_CONTROLS)
-def test_negative_control_a_wrong_command_is_seen(command: str, folder: Path):
+def test_negative_control_a_wrong_command_is_seen(command: str, spare: Path):
     for text in (f"Text.\n\n```sh\n{command}\n```\n", f"Text.\n\n    {command}\n\nMore.\n"):
-        (found,) = wrong_with(text, ROOT / "README.md", folder)
+        (found,) = wrong_with(text, ROOT / "README.md", spare)
         assert NEGATIVE_CONTROLS[command] in found and found.startswith("line 3")
 
 
@@ -755,8 +761,8 @@ def test_negative_control_a_wrong_command_is_seen(command: str, folder: Path):
         ("```python\nfrom retrieval.search import Absent\n```", "Absent"),
     ],
 )
-def test_negative_control_a_wrong_page_is_seen(text: str, expected: str, folder: Path):
-    (found,) = wrong_with(text, ROOT / "README.md", folder)
+def test_negative_control_a_wrong_page_is_seen(text: str, expected: str, spare: Path):
+    (found,) = wrong_with(text, ROOT / "README.md", spare)
     assert expected in found
 
 

@@ -531,7 +531,7 @@ def test_settings_without_end_are_cut(tmp_path: Path):
 class Wide:
     """Pickled as a call with very many arguments."""
 
-    arguments = (1,) * 200_000
+    arguments = (1,) * 20_000
 
     def __reduce__(self):
         return Wide, self.arguments
