@@ -199,8 +199,8 @@ def build(arguments: argparse.Namespace) -> None:
     if DEVELOPMENT in splits and VALIDATION not in splits:
         print(
             "note: train.py needs a validation split, and the dataset has none: give one of its"
-            " splits that name, such as --split development=train validation=test, or deal the"
-            " clips out, such as --fractions 0.8 0.1 0.1",
+            " splits that name, such as --split development=train validation=test, or divide"
+            " the clips, such as --fractions 0.8 0.1 0.1",
             flush=True,
         )
     for kind, column in columns.external.items():

@@ -88,18 +88,18 @@ def check_options(arguments: argparse.Namespace) -> None:
 
 
 def add_fractions(parser: argparse._ActionsContainer) -> None:
-    """Add --fractions to a parser, or to a group of options of which one may be given."""
+    """Add --fractions to a parser, or to a group of options that exclude each other."""
     parser.add_argument(
         "--fractions",
         type=float,
         nargs=3,
         metavar=tuple(split.upper() for split in SPLITS),
-        help="deal the clips out at random: shares that add up to 1",
+        help="divide the clips at random among the splits: shares that add up to 1",
     )
 
 
 def check_fractions(fractions: list[float] | None, seed: int | None) -> None:
-    """Raise UserError for shares that do not add up to 1, and for a seed without shares."""
+    """Raise UserError if the shares do not add up to 1, or if a seed comes without shares."""
     if fractions and not (min(fractions) >= 0 and abs(sum(fractions) - 1) <= 1e-6):  # nor NaN
         given = " ".join(f"{share:g}" for share in fractions)
         raise UserError(f"--fractions {given}: expected three shares of 0 or more that add up to 1")

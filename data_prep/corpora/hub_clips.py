@@ -3,8 +3,8 @@
 A row is a clip with one or several captions. With id columns, rows of one id are one clip; their
 sounds must be the same. Validation and evaluation are read before development: a clip of
 development is left out if its Freesound or YouTube id is also in validation or evaluation, or in
-the lists of the --exclude options. With --fractions the clips of development are dealt out to the
-splits: the dataset is read once for each of them.
+the lists of the --exclude options. --fractions divides the clips of development among the splits;
+the dataset is then read once for each split.
 """
 
 import json
@@ -139,7 +139,7 @@ def _find_audio(name: str, kinds: dict[str, str], there: str) -> str:
     if not found:
         hint = ""
         if "text" in kinds.values():
-            hint = "; give a column that names files of the dataset as --audio-column"
+            hint = "; if a column names files of the dataset, give it as --audio-column"
         raise UserError(f"{name} has no column of sounds: {there}{hint}")
     raise UserError(
         f"{name} has several columns of sounds, choose one with --audio-column: {there}"
@@ -168,23 +168,28 @@ def _number_in(column: str) -> int:
 
 @dataclass(frozen=True)
 class Deal:
-    """How the clips of development are dealt out at random.
+    """Random division of the clips of development among the splits, by --fractions.
 
-    A clip's split follows from its id, or from its sound if there are no id columns, so that equal
-    sounds are in one split. It does not depend on the other clips, and the shares are met roughly.
+    The id of a clip decides its split. Without id columns its sound does, so that equal sounds are
+    in one split. Other clips have no influence, so the shares are met roughly.
     """
 
     shares: dict[str, float]  # of all SPLITS, their sum is 1
     seed: int
 
     def splits(self, name: str, found: dict[str, list[str]]) -> dict[str, list[str]]:
-        """Return the dataset's splits of each split, for those that they are without a deal.
+        """Return the dataset's splits from which each of our splits takes its clips.
 
-        Raises UserError if there is nothing to deal out, or a split has clips of its own.
+        Args:
+            name: Name of the dataset, for errors.
+            found: The dataset's splits of each of our splits, as without --fractions.
+
+        Raises:
+            UserError: There is no development split, or a split with a share has its own clips.
         """
         if DEVELOPMENT not in found:
             raise UserError(
-                f"--fractions: no split of {name} becomes development: say which with --split"
+                f"--fractions: no split of {name} becomes development: choose one with --split"
             )
         for split, share in self.shares.items():
             if share and split != DEVELOPMENT and split in found:
@@ -204,7 +209,7 @@ class Deal:
             end += share
             if place < end:
                 return split
-        return max(self.shares, key=self.shares.get)  # the sum is 1 but for rounding
+        return max(self.shares, key=self.shares.get)  # rounding: the sum may be just below 1
 
 
 class HubClips:
@@ -228,7 +233,7 @@ class HubClips:
     def digest(self) -> str:
         columns = [getattr(self.columns, name) for name in self.columns.__dataclass_fields__]
         content = [self.dataset.origin, self.theirs, columns, self.exclusions.digest()]
-        # without a deal as before, so that caches of earlier versions stay valid
+        # nothing is added without --fractions, so that caches of earlier versions stay valid
         return json.dumps(content + ([asdict(self.deal)] if self.deal else []))
 
     def events(
@@ -329,7 +334,7 @@ class HubClips:
         return self.deal is not None and self.deal.shares[split] > 0
 
     def _identity(self, sound: bytes | Path, digest: str, key: str) -> str:
-        """Return what equal sounds have in common, on any machine; the key if there is none."""
+        """Return a text that is equal for equal sounds, on any machine; the key without a sound."""
         if isinstance(sound, Path):
             return os.path.relpath(sound, self.dataset.root)
         return digest or key

@@ -105,7 +105,7 @@ class HubDataset:
 
         Raises UserError, also for a connection that breaks off again and again.
         """
-        # a copy: with --fractions a split is read again, and each reading has a place of its own
+        # a copy: --fractions reads a split several times, and each reading keeps its own place
         rows, num_rows = copy.deepcopy(self._splits[split]), place["row"] if place else 0
         if place and place["version"] == _version(rows):
             rows.load_state_dict(place["state"])
@@ -363,7 +363,7 @@ def _streamed(
             rows = builder.as_streaming_dataset()
     except UserError:
         raise
-    except StopIteration:  # of JSON without a line
+    except StopIteration:  # raised for a JSON file without lines
         raise UserError(f"{name} cannot be opened: its first file is empty") from None
     except Exception as error:
         raise UserError(f"{name} cannot be opened ({one_line(error, longest=300)})") from None
@@ -551,7 +551,7 @@ def _parquet_rows(
 
 @contextmanager
 def _open_parquet(path: str) -> Iterator[pq.ParquetFile]:
-    # pre_buffer would read a whole row group, which may have gigabytes; checksums: if it has them
+    # pre_buffer would read a whole row group, maybe gigabytes; checksums count if the file has any
     options = {"pre_buffer": False, "page_checksum_verification": True}
     with (
         xopen(path, "rb") as opened,
@@ -601,10 +601,10 @@ def _tar_samples(path: str) -> Iterator[dict[str, Any]]:
 
 
 def _decompressed(file: BinaryIO) -> BinaryIO:
-    """Return the content of a file compressed by gzip, bzip2 or xz; any other file as it is.
+    """Decompress a file of gzip, bzip2 or xz; return any other file as it is.
 
-    Reading raises EOFError where a compressed file is cut off. Python's tarfile, which decompresses
-    as well, takes that for the end.
+    Reading raises EOFError if a compressed file is cut off. tarfile could decompress too, but would
+    take the cut for the end of the archive.
     """
     buffered = io.BufferedReader(_Unseekable(file), BUFFER_BYTES)
     first = buffered.peek(max(map(len, DECOMPRESSORS)))
@@ -615,7 +615,7 @@ def _decompressed(file: BinaryIO) -> BinaryIO:
 
 
 class _Unseekable(io.RawIOBase):
-    """Bytes from first to last, of a file on the disk or over the network."""
+    """Read a local or remote file from its first byte to its last, without seeking."""
 
     def __init__(self, file: BinaryIO):
         self._file = file

@@ -32,11 +32,12 @@ def peak_memory() -> int:
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep the memory that it frees, for its next allocation (glibc only).
+    """Keep freed memory in this process for its next allocations (glibc only).
 
-    By default glibc gives large blocks back at once, and Linux zeroes every page that it hands out
-    again. A training step on a CPU frees and takes some gigabytes: with configs/tap.yaml 13 % of a
-    step (benchmarks/README.md). The peak stays about the same; memory in between is not given back.
+    By default glibc returns large blocks to Linux at once, and Linux fills each page with zeros
+    when it hands it out again. A training step on a CPU frees and allocates gigabytes: with
+    configs/tap.yaml this took 12 to 13 % of the step. The peak stays about the same, but other
+    programs get the memory only when this process ends.
     """
     try:
         libc = ctypes.CDLL(None)

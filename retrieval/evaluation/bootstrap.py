@@ -1,4 +1,4 @@
-"""Bootstrap over clips: how sure are a system's metrics, and is one system better than another?
+"""Bootstrap over clips: how certain are metrics, and is one system better than another?
 
 The captions of one clip resemble each other, so queries are not independent: clips are drawn with
 replacement, and each brings all its queries. Two systems are scored on the same draws. The
@@ -118,7 +118,7 @@ def bootstrap_intervals(
     """Return the means of one system's metrics with their intervals.
 
     Args:
-        values: (Q, M), metrics of each query; of several runs their mean.
+        values: (Q, M), metrics of each query; for several runs, their mean.
         clips: Q clips, equal for queries that are drawn together.
         num_resamples: R.
         confidence: Coverage of the interval.
@@ -141,7 +141,7 @@ def bootstrap_intervals(
 
 
 def _percentiles(means: np.ndarray, confidence: float) -> np.ndarray:
-    """Return the ends of the interval of resampled means (R, M): (2, M)."""
+    """Return both ends (2, M) of the interval of resampled means (R, M)."""
     tail = 100 * (1 - confidence) / 2
     return np.percentile(means, [tail, 100 - tail], axis=0)
 

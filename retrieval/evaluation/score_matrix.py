@@ -50,8 +50,8 @@ def similarity_matrix(
         audio_batch_size: Clips encoded at once.
         text_batch_size: Captions encoded at once.
         num_workers: Processes that read clips; 0 reads in this one.
-        autocast: Context of the encoders. Scores are computed in float32.
-        bf16_scores: Compute scores in bf16 too.
+        autocast: Context of the encoders only.
+        bf16_scores: Compute scores in bf16; False: in float32.
 
     Returns:
         Cosine similarities, float32 (N, B) on the CPU, on every process.

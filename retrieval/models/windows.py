@@ -22,10 +22,10 @@ def resampled(num_samples: Any, rate: int, new_rate: int) -> Any:
 
 
 def resample(windows: torch.Tensor, rate: int, new_rate: int) -> torch.Tensor:
-    """Resample windows (..., S) in float32, whatever the precision around it.
+    """Resample windows (..., S) in float32, also under autocast.
 
-    In half precision noise at -50 dB would drown the quiet bins of the log-mel. cuDNN's
-    convolutions round float32 to the 10 bits of TF32 by default.
+    In half precision the rounding noise, at -50 dB, would cover the quiet bins of the log-mel.
+    TF32, cuDNN's default, is off: it rounds float32 to 10 bits.
     """
     exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
     with torch.autocast(windows.device.type, enabled=False), exact:

@@ -195,5 +195,5 @@ class FrameCoding:
         return FRAME_TYPES[self.frame_type].decode(rows)
 
     def spread(self, numbers: torch.Tensor, num_frames: int) -> torch.Tensor:
-        """Give each of T frames the numbers of its row: (M, N) to (T, N)."""
+        """Repeat the numbers of each row for all its frames: (M, N) to (T, N)."""
         return numbers if self.averaging is None else self.averaging.spread(numbers, num_frames)

@@ -17,10 +17,10 @@ NEWER = {"reader", "frame_type", "averaging", "approximate", "unrelated_score", 
 
 
 class Sizes(BaseModel):
-    """Rows of the file of output sizes (storage.py) that are valid.
+    """Which rows of the file of output sizes (storage.py) are valid.
 
-    A program that does not know the file adds frames without sizes, and copies an index without
-    it. So the file is valid for its own generation only, and up to its own number of rows.
+    Older versions do not know the file: they add frames without sizes, and leave the file out when
+    they copy an index. So its rows count only in this generation, and only up to `num_rows`.
     """
 
     model_config = ConfigDict(strict=True, frozen=True)
@@ -49,11 +49,11 @@ class IndexMeta(BaseModel):
     averaging: Averaging | None = None  # of frames; None: all are kept
     approximate: Facts | None = None  # of a large index
     unrelated_score: float | None = None  # see calibration.py; None: not measured
-    sizes: Sizes | None = None  # None: no frame has any
+    sizes: Sizes | None = None  # None: not stored
 
     @property
     def num_sizes(self) -> int:
-        """Number of frames, from the first on, whose rows in the file of sizes are valid."""
+        """Number of valid rows in the file of output sizes; they belong to the first frames."""
         is_own = self.sizes is not None and self.sizes.generation == self.generation
         return min(self.sizes.num_rows, self.num_frames) if is_own else 0
 

@@ -69,9 +69,9 @@ class ClipStore(Protocol):
         """Return the frames (T, D) of a clip, of any float type; None without frames."""
 
     def sizes(self, clip: int) -> Tensor | None:
-        """Return output sizes float32 (T, 2) of a clip's frames, as Writer.append got them.
+        """Return output sizes float32 (T, 2) of a clip's frames.
 
-        None if they are not known; they can be computed from the frames.
+        None if the index does not store them; two_stage.OutputSizes computes them from the frames.
         """
 
     def num_frames(self, clips: np.ndarray) -> np.ndarray:
@@ -168,8 +168,8 @@ class Writer(Protocol):
         Args:
             vectors: float32 (b, D).
             frames: (T, D) of each excerpt, of any float type; None if the index holds none.
-            sizes: Computes output sizes float32 (M, 2) of frames (M, D) as the index holds them;
-                None: the index does without.
+            sizes: Function from stored frames (M, D) to their output sizes float32 (M, 2); None:
+                the model needs none.
 
         Returns:
             Place of each excerpt, for `add_file`.

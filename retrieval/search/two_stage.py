@@ -26,17 +26,17 @@ from retrieval.search.local.clips import unit
 from retrieval.search.store import ClipStore
 
 MOST_SIZES_KEPT = 2**23  # frames, of 8 bytes
-# PyTorch shares the conversion of more numbers among threads, which wait for each other at every
-# clip: 100 clips took 19 ms in place of 16 on two cores.
+# PyTorch converts more numbers than this in several threads, which wait for each other at every
+# clip: on two cores 100 clips took 19 ms in place of 16.
 NUMBERS_OF_ONE_THREAD = 2**15 - 1
 
 
 @dataclass(frozen=True)
 class OutputSizes:
-    """Computes two numbers of each frame that TAP's contributions need, and no text changes.
+    """Two numbers of each frame for TAP's contributions; they do not depend on the text.
 
-    They are the standard deviation of the frame's value, and the length of TAP's output with all
-    weight on this frame. They cost D D multiplications a frame, so an index keeps them.
+    They are the standard deviation of the frame's value, and the length of TAP's output if this
+    frame has all the weight. They take D D multiplications a frame, so an index stores them.
 
     Attributes:
         norm: Of a pooling with keeps_frames.
@@ -233,10 +233,7 @@ class TwoStage:
         return [(self._keys(clip) @ query).softmax(dim=0).cpu().numpy() for clip in clips]
 
     def _sizes_of(self, clip: int, keys: Tensor) -> Tensor:
-        """Return OutputSizes (T, 2) of a clip.
-
-        If the index does not have them, they are kept for the next query that finds the clip.
-        """
+        """Return the output sizes (T, 2) of a clip: from the index, or computed and remembered."""
         known = self.clips.sizes(clip)
         if known is None and clip not in self._sizes:
             if self._num_sizes > MOST_SIZES_KEPT:

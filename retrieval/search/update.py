@@ -446,7 +446,7 @@ class _Update:
                 self.changes.moved += name != file.found.file
                 return
             self._open(file)  # the other file with this content has changed meanwhile
-        # A batch ahead, so that the model does not wait for the rest of a long file.
+        # Read a batch ahead: the model then does not wait for the rest of a long file.
         with closing(in_thread(file.excerpts, self.encoder.batch_size)) as excerpts:
             self._add_excerpts(file, excerpts)
         file.is_read = True
@@ -504,10 +504,10 @@ def read_ahead(
 
 
 def in_thread(items: Iterator[Item], num: int) -> Iterator[Item]:
-    """Yield `items` in order; another thread reads `num` of them ahead.
+    """Yield `items` in order, while another thread reads up to `num` of them ahead.
 
-    Errors of `items` are raised here, after the items before them. Close it: it waits for the item
-    that is being read.
+    An error of `items` is raised here, after the items before it. Close the iterator if it is not
+    read to its end: closing waits for the item in work.
     """
     end = object()
     with ThreadPoolExecutor(1) as pool:

@@ -88,7 +88,7 @@ def missing_files(config: Config) -> list[str]:
 
 
 def _memory(config: Config, model: DualEncoder) -> str:
-    """Estimate the memory of one process; `model` has no use afterwards."""
+    """Estimate the memory of one process; `model` cannot be used afterwards."""
     import torch
 
     is_auto = config.train.mixed_precision == "auto"
@@ -99,19 +99,19 @@ def _memory(config: Config, model: DualEncoder) -> str:
     on_gpu = torch.cuda.is_available() or precision != "no"
     try:
         memory = step_memory(config, model, precision, on_gpu=on_gpu)
-    except Exception as error:  # an encoder of somebody else may need numbers, which are not there
-        return f"memory {size}: not known, the model runs with weights only ({one_line(error)})"
+    except Exception as error:  # an encoder from another package may need values
+        return f"memory {size}: unknown, this model cannot run without weights ({one_line(error)})"
     kept = "weights, their average" if config.train.ema_decay is not None else "weights"
     return (
         f"memory, estimated, one process: {memory.peak / GIB:.1f} GiB {size}, of it"
         f" {memory.kept / GIB:.1f} GiB {kept} and AdamW,"
-        f" {(memory.peak - memory.kept) / GIB:.1f} GiB activations and gradients at their most;"
+        f" {(memory.peak - memory.kept) / GIB:.1f} GiB activations and gradients;"
         " the measured peak is the curve train/memory_gib"
     )
 
 
 def _bf16_on_cpu(config: Config) -> list[str]:
-    """Measure whether bf16 pays on this CPU; empty where a GPU or another precision is used."""
+    """Measure whether this CPU is faster in bf16; empty with a GPU or a chosen precision."""
     import torch
 
     if torch.cuda.is_available() or config.train.mixed_precision not in ("auto", "no"):

@@ -1,8 +1,9 @@
-"""Memory of a training step, without weights and without the device.
+"""Estimate the memory of a training step, without weights and without a GPU.
 
-The step's own modules run forwards and backwards on fake tensors (torch._subclasses.fake_tensor):
-they have shapes, types and lifetimes, but no numbers. The bytes of those that live at one time are
-counted, as the CUDA allocator counts them. What a kernel allocates for itself is not seen.
+The modules of the step run forwards and backwards on fake tensors (torch._subclasses.fake_tensor),
+which have shapes, types and lifetimes, but no values. The estimate adds up the bytes of all tensors
+that exist at the same time, rounded as the CUDA allocator rounds them. It does not include memory
+that a kernel allocates for itself.
 
 Letters: B pairs, M windows with sound of all clips, S samples, T frames, L tokens, D dimensions,
 F = feature_dim.
@@ -38,12 +39,12 @@ FLOAT32_ON_GPU = (
 
 @dataclass(frozen=True)
 class StepMemory:
-    """Bytes of one process.
+    """Memory of one process, in bytes.
 
     Args:
-        kept: Weights, their average and AdamW's moments, which outlive a step.
-        activations: Most bytes of everything else before a gradient of a weight exists.
-        peak: Most bytes of everything in a step.
+        kept: Weights, their average and AdamW's moments, which stay between steps.
+        activations: Peak of everything else before the first gradient of a weight.
+        peak: Peak of everything in a step.
     """
 
     kept: int
@@ -64,14 +65,14 @@ def step_memory(
 
     Args:
         config: Settings of the run.
-        model: Of build_model_without_weights; it has no use afterwards.
+        model: Of build_model_without_weights; it cannot be used afterwards.
         precision: `no`, `bf16` or `fp16`.
-        on_gpu: Count what CUDA's kernels keep (fused attention, types of autocast).
-        num_windows: M, encoded windows of the batch; None: every clip has the full length.
+        on_gpu: Count the tensors that CUDA's kernels keep (fused attention, types of autocast).
+        num_windows: M, windows of the batch to encode; None: every clip has the full length.
         num_tokens: L, tokens of the longest caption; None: text_encoder.max_tokens.
 
     Raises:
-        Exception: A module needs numbers, such as one of somebody else's model.
+        Exception: A module needs values; one from another package may.
     """
     if config.train.activation_checkpointing:
         model.checkpoint_activations()
@@ -80,9 +81,10 @@ def step_memory(
     sizes = _Sizes(num_windows or whole, num_tokens or config.text_encoder.max_tokens)
     with (
         FakeTensorMode(),
-        mock.patch.object(torch.compiler, "is_exporting", lambda: True),  # no loops, no numpy
-        mock.patch.object(torch, "get_rng_state", lambda: None),  # of checkpoints: fake tensors
-        mock.patch.object(torch, "set_rng_state", lambda _state: None),  # have no numbers
+        mock.patch.object(torch.compiler, "is_exporting", lambda: True),  # no loops, no NumPy
+        # called by checkpoints; fake tensors have no values
+        mock.patch.object(torch, "get_rng_state", lambda: None),
+        mock.patch.object(torch, "set_rng_state", lambda _state: None),
         mock.patch.object(torch, "randint", _lowest(torch.randint)),
         _Live() as live,
         _kernels_of_cuda() if on_gpu else nullcontext(),
@@ -121,9 +123,9 @@ def _parts(
     sizes: _Sizes,
     autocast: Callable[[], AbstractContextManager],
 ) -> None:
-    """Take the step of retrieval.training.micro_batches, with two parts for all of them.
+    """Run the step of retrieval.training.micro_batches, with two of its parts.
 
-    The second part meets the gradients that the first one left.
+    More parts would not raise the peak: from the second on, all gradients exist already.
     """
     batch = config.train.batch_size
     part = sizes.of_part(size, batch)
@@ -173,7 +175,7 @@ def _encoded(
 
 
 def _audio_features(config: Config, model: DualEncoder, batch: int, num_windows: int) -> Tensor:
-    """Return (B, T, F) of a frame cache, or of the encoder."""
+    """Return features (B, T, F), of a frame cache or of the encoder."""
     grid, encoder = model.windows, model.audio_encoder
     if config.data.frame_cache is not None:
         return torch.empty(batch, grid.num_frames, encoder.feature_dim)
@@ -190,7 +192,7 @@ def _audio_features(config: Config, model: DualEncoder, batch: int, num_windows:
 
 
 def _lowest(randint: Callable) -> Callable:
-    """Let augmentation draw its single numbers, which no fake tensor has: always the lowest."""
+    """Replace torch.randint for single numbers, which augmentation draws, by the lowest number."""
 
     def called(*bounds_and_size: Any, **kwargs: Any) -> Any:
         *bounds, size = bounds_and_size
@@ -208,7 +210,7 @@ def _score(
     mask: Tensor,
     autocast: Callable[[], AbstractContextManager],
 ) -> Tensor:
-    """Return a scalar with the graph of a loss; what a loss itself keeps is small."""
+    """Return a scalar with the graph of the scores; the loss itself would add little."""
     with autocast():
         compare = model.score if model.moment_head is None else model.moment_logits
         return compare(text, frames, mask).float().sum()
@@ -221,7 +223,7 @@ def _autocast(precision: str) -> Callable[[], AbstractContextManager]:
 
 
 class _Live(TorchDispatchMode):
-    """Counts the bytes of the storages that live; each is counted once."""
+    """Counts the bytes of all existing storages, each of them once."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -230,7 +232,7 @@ class _Live(TorchDispatchMode):
         self._weights: list[Tensor] = []
 
     def own(self, weights: list[Tensor]) -> None:
-        """Watch the gradients of these weights."""
+        """Set the weights whose first gradient ends `peak_without_gradients`."""
         self._weights = weights
 
     def __torch_dispatch__(
@@ -260,10 +262,10 @@ class _Live(TorchDispatchMode):
 
 @contextmanager
 def _kernels_of_cuda() -> Iterator[None]:
-    """Let fake tensors of the CPU keep what a GPU's kernels keep for the backward pass.
+    """Let functions of the CPU keep the same tensors for the backward pass as CUDA's kernels.
 
-    Functions are replaced: a TorchFunctionMode is off in backward passes, where checkpoints run
-    again.
+    It replaces functions of PyTorch. A TorchFunctionMode would not work: it is off in backward
+    passes, where checkpointed blocks run again.
     """
     with ExitStack() as stack:
 
@@ -300,9 +302,9 @@ def _fused_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """Call FlashAttention, or the memory-efficient kernel for masks and float32, on (N, H, L, F).
+    """Call FlashAttention on (N, H, L, F), or with a mask or float32 the memory-efficient kernel.
 
-    They keep queries, keys, values, outputs and a number a row.
+    Both keep queries, keys, values, outputs and one number a row.
     """
     if enable_gqa:
         repeats = query.shape[1] // key.shape[1]

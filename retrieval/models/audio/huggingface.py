@@ -636,7 +636,7 @@ def huggingface_arguments(name: str) -> dict[str, dict[str, Any]]:
         extractor = AutoFeatureExtractor.from_pretrained(name, **settings)
     except Exception as error:
         raise unreachable("audio encoder", name, error) from None
-    for setting in ("sampling_rate", "hop_length"):  # the latter: not of all
+    for setting in ("sampling_rate", "hop_length"):  # some have no hop_length
         value = getattr(extractor, setting, 1)
         if not isinstance(value, int) or value < 1:
             raise UserError(

@@ -273,7 +273,7 @@ class DatabaseStore:
             return self.meta.coding.decode(self._frames[clip], place.count)
 
     def sizes(self, clip: int) -> Tensor | None:
-        """Return None: output sizes are not kept, see DatabaseWriter.append."""
+        """Return None: a database stores no output sizes (DatabaseWriter.append says why)."""
         return None
 
     def _fetch(self, clip: int) -> None:

@@ -175,7 +175,8 @@ class DatabaseWriter:
         Args:
             vectors: float32 (b, D).
             frames: (T, D) of each excerpt, of any float type; None if the index holds none.
-            sizes: Not used: a further request for each answer would take as long as it saves.
+            sizes: Not used: to fetch them, each answer would need one more request, which takes as
+                long as to compute them.
 
         Returns:
             Object, first frame, number of frames and vector of each excerpt.

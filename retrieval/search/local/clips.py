@@ -133,7 +133,7 @@ class IndexedClips:
         return self._frames[first : first + self._num_frames[clip]]
 
     def sizes(self, clip: int) -> Tensor | None:
-        """Return None: output sizes are not known."""
+        """Return None: output sizes are not stored here."""
         return None
 
     def num_frames(self, clips: np.ndarray) -> np.ndarray:

@@ -8,9 +8,9 @@
                             with --frames none, or if the model has one vector a window
     INDEX/frames-G.i8       the same with --frames int8; both may hold averages of frames
                             (frame_coding.py)
-    INDEX/sizes-G.f32       float32 (frames of all rows, 2), with TAP: the deviation of each frame's
-                            value and the length of its output (two_stage.py), from which a query
-                            finds moments. Zeros, or no row: not known, a query computes them
+    INDEX/sizes-G.f32       float32 (frames of all rows, 2), with TAP: output sizes of each frame
+                            (OutputSizes in two_stage.py), which a query needs to find moments. It
+                            computes them for frames with zeros here, or without a row
     INDEX/approximate-N.faiss  of a large index: the vectors in few bits, for a faster search
                             (approximate.py); `meta` names it
     INDEX/catalogue.npz     the tables of a large index as arrays, to open it faster (catalogue.py)
@@ -148,7 +148,7 @@ def mapped(folder: Path, meta: IndexMeta) -> tuple[np.ndarray, np.ndarray | None
 def mapped_sizes(folder: Path, meta: IndexMeta) -> np.ndarray:
     """Map the output sizes float32 (rows, 2) of the first meta.num_sizes frames.
 
-    A file that is absent or too short has none: they can be computed again.
+    Empty if the file is absent or too short: queries then compute the sizes.
     """
     path, shape = sizes_file(folder, meta), (meta.num_sizes, 2)
     row = np.dtype((np.float32, shape[1:]))

@@ -65,7 +65,7 @@ class LocalStore(IndexedClips):
         )
 
     def sizes(self, clip: int) -> torch.Tensor | None:
-        """Return output sizes float32 (T, 2) of a clip's frames; None: not known."""
+        """Return output sizes float32 (T, 2) of a clip's frames; None if they are not stored."""
         coding, num_frames = self.meta.coding, int(self._num_frames[clip])
         first = int(self._first_frames[clip])
         own = self._sizes[first : first + coding.num_rows(num_frames)]

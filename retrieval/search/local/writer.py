@@ -41,7 +41,7 @@ from retrieval.search.metadata import Metadata
 from retrieval.search.sound import Found
 
 UNREADABLE, FAST_TEXT = "unreadable.csv", "fast_text"
-BYTES_OF_SIZES = 8  # of the two numbers of a frame
+BYTES_OF_SIZES = 8  # a frame: two float32
 MOST_DEAD = 0.5  # share of rows of removed files; above it the index is copied without them
 
 
@@ -171,7 +171,7 @@ class IndexWriter:
         self._sizes.write(np.ascontiguousarray(sizes, np.float32))
 
     def _pad_sizes(self) -> None:
-        """Let zeros stand for frames without sizes, such as those of an older version."""
+        """Write zeros for frames without sizes, such as those that an older version added."""
         self._sizes.flush()
         self._sizes.truncate(BYTES_OF_SIZES * self.meta.num_frames)
         self._sizes.seek(0, os.SEEK_END)
