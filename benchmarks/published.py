@@ -1,7 +1,7 @@
 """Published scores on ClothoV2, evaluation split, text to audio, in percent; single seeds.
 
-The README's table and the headers of configs/ are compared with these by
-tests/benchmarks/test_published.py.
+tests/benchmarks/test_published.py compares the README's table and the headers of configs/ with
+these scores.
 """
 
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ SALSA = "salsa"
 
 @dataclass(frozen=True)
 class Published:
-    """Scores of one experiment, as they were printed.
+    """Published scores of one experiment.
 
     Args:
         source: THESIS, EARLIER_README (both timoniko/PR-Text-To-Audio-Retrieval, one RTX 4090) or
             SALSA (OptimusPrimus/salsa).
-        scores: Percent by metric, as text: the number of digits is that of the source.
-        scored: The weights that were scored: "last", of the last epoch; empty if the source does
-            not say it.
+        scores: Percent by metric, as text with the source's number of digits.
+        scored: Which weights were scored: "last" for the last epoch, empty if the source does not
+            say it.
     """
 
     source: str
@@ -37,8 +37,8 @@ def _published(source: str, *scores: str) -> Published:
     return Published(source, dict(zip(names, scores, strict=True)), scored)
 
 
-# By the configuration in configs/. salsa's last line is that of its checkpoint passt_roberta.ckpt,
-# trained on Clotho, AudioCaps and WavCaps.
+# By the name of the file in configs/. all_stage1 is salsa's checkpoint passt_roberta.ckpt, trained
+# on Clotho, AudioCaps and WavCaps.
 PUBLISHED = {
     "baseline": _published(THESIS, "27.685", "16.861", "41.780", "56.612"),
     "low_lr": _published(THESIS, "30.103", "18.526", "46.010", "59.694"),

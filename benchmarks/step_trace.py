@@ -1,4 +1,4 @@
-"""Profile a training step: seconds by families of operators, of forward and backward, and waiting.
+"""Profile a training step: time by families of operators, in both passes, and waiting.
 
     python -m benchmarks.training_step --profile [--precision bf16]
 
@@ -19,8 +19,8 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from retrieval.training.loop import train_step
 from retrieval.training.setup import Run
 
-STEP = "training step"  # the range in the trace that is read
-# The first family whose pattern is in the name of a kernel (GPU) or operator (CPU) counts.
+STEP = "training step"  # name of the range in the trace
+# A kernel (GPU) or operator (CPU) belongs to the first family whose pattern is in its name.
 FAMILIES = {
     "attention": r"flash|fmha|attention|sdpa|efficient_attn",
     "matrix products": (
@@ -41,7 +41,7 @@ BACKWARD = "autograd::engine::evaluate_function"
 
 
 def save_trace(run: Run, batch: dict[str, Any], path: Path) -> None:
-    """Profile a step, after one that was not; write the trace, gzipped JSON, to `path`."""
+    """Profile a step, after one without profiling; write the trace, gzipped JSON, to `path`."""
     on_gpu = run.accelerator.device.type == "cuda"
     train_step(run, batch)
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu
@@ -57,11 +57,11 @@ def save_trace(run: Run, batch: dict[str, Any], path: Path) -> None:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """Return rows of family, ms, share of the step, and the number and longest of its events.
+    """Return a row for each family: ms, share of the step, number of events, most expensive name.
 
-    With kernels of a GPU in the trace their times count, and `waiting` is the time in which none
-    of them ran; else the operators' own times on the CPU, without the operators that they call, and
-    the part of them in the backward pass.
+    On a GPU the times are those of kernels, and `waiting` is the time without any kernel. On a CPU
+    they are the operators' own times, without the operators that they call, and each row also has
+    the part in the backward pass.
     """
     with gzip.open(path, "rt") as file:
         events = [event for event in json.load(file)["traceEvents"] if event.get("ph") == "X"]
@@ -117,9 +117,9 @@ def family_of(name: str) -> str:
 
 
 def own_times(events: list[dict[str, Any]]) -> list[tuple[str, float, bool]]:
-    """Return the name, own microseconds and pass of each operator of a thread.
+    """Return (name, own microseconds, whether in the backward pass) of each operator.
 
-    Its own time is without the operators that it calls. True: it ran in the backward pass.
+    An operator's own time is without the operators that it calls.
     """
     result: list[tuple[str, float, bool]] = []
     by_thread: dict[Any, list[dict[str, Any]]] = defaultdict(list)

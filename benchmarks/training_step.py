@@ -1,10 +1,10 @@
-"""A training step at full size against the plain way: the same loss and gradients, in less time.
+"""Time a training step at full size against a plain implementation; results must agree.
 
     # CPU, batch 4, some minutes; exits with 1 below 1.3x
     python -m benchmarks.training_step [--precision bf16]
     # exits with 1 below 2x, or below 45 % of the GPU's dense bf16 peak
     python -m benchmarks.training_step --device cuda --precision bf16 --batch-size 16
-    # where the time of a step of ours goes
+    # where the time of our step goes
     python -m benchmarks.training_step --profile [--precision bf16]
     # tiny sizes, figures are not judged
     python -m benchmarks.training_step --quick
@@ -16,17 +16,16 @@ padded batch in memory, under captions of 8 to 19 words.
 Ours is retrieval.training.train_step with the optimizer of a run (fused AdamW); --compile sets
 train.compile=true. Plain is benchmarks/plain.py on the same weights, and AdamW parameter by
 parameter. Both compute in --precision. First, without dropout and in float32, losses must agree to
-1e-4 (absolute) and gradients to 1e-4 (of the largest). The learning rate is 0, the first of the
-warm-up, so that weights stay the same.
+1e-4 (absolute) and gradients to 1e-4 (of the largest). The learning rate is 0, as at the start of
+the warm-up, so that weights stay the same.
 
-On a CPU the two ways run in processes of their own, in turns, since a run of ours keeps the memory
-that it frees (retrieval.base.processes.keep_freed_memory); the first two steps of a process do not
-count. On a GPU, and with --quick, they alternate in one process. `text` is both passes of our text
-encoder: batches
-of captions with similar lengths could save a part of it.
+On a CPU each way runs in processes of its own, in turns, because our runs keep freed memory
+(retrieval.base.processes.keep_freed_memory); the first two steps of a process do not count. On a
+GPU, and with --quick, both alternate in one process. The line `text` times the forward and the
+backward pass of our text encoder: batches of captions with similar lengths could save a part of it.
 
---profile divides one step among families of operators (benchmarks/step_trace.py), and prints its
-share of the fastest matrix product of this machine in this precision.
+--profile prints the time of one step by families of operators (benchmarks/step_trace.py), and its
+speed as a share of this machine's fastest matrix product in this precision.
 """
 
 import argparse
@@ -84,8 +83,8 @@ PEAKS = {
     "A100": 312.0,
     "RTX 4090": 165.2,
 }
-# With the usual 0.02 so small a model gives all captions the same vector, and gradients are
-# rounding errors.
+# initializer_range: with the usual 0.02 such a small model gives all captions the same vector, and
+# gradients are rounding errors.
 QUICK_TEXT = {
     "vocab_size": 64,
     "hidden_size": 16,
@@ -104,7 +103,7 @@ QUICK_AUDIO = [
 
 
 def make_model(quick: bool, name: str = "tap") -> tuple[DualEncoder, Config]:
-    """Make the model of a file in configs/ with random weights, or a tiny one; it knows WORDS."""
+    """Make the model of a file in configs/, or a tiny one; random weights, a tokenizer of WORDS."""
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         write_text_config(folder, QUICK_TEXT if quick else {})
@@ -120,7 +119,7 @@ def make_model(quick: bool, name: str = "tap") -> tuple[DualEncoder, Config]:
 
 
 def write_text_config(folder: str | Path, sizes: dict[str, Any]) -> None:
-    """Write the tokenizer of WORDS, and the config.json of roberta-large with other `sizes`."""
+    """Write a tokenizer of WORDS, and roberta-large's config.json with other `sizes`."""
     make_tokenizer().save_pretrained(folder)
     architecture = KNOWN_ARCHITECTURES["roberta-large"] | sizes
     transformers.AutoConfig.for_model(**architecture).save_pretrained(folder)
@@ -185,7 +184,7 @@ def make_run(model: DualEncoder, config: Config, accelerator: Accelerator) -> Ru
 
 
 def plain_optimizer(model: DualEncoder, config: Config) -> torch.optim.AdamW:
-    """AdamW, parameter by parameter."""
+    """Make an AdamW that updates one parameter after the other."""
     optimizer = make_optimizer(model, config.optimizer)
     for group in optimizer.param_groups:
         group |= {"fused": False, "foreach": False}
@@ -289,7 +288,7 @@ def report(seconds: dict[str, list[float]]) -> float:
 
 
 def step_flops(run: Run, batch: dict[str, Any]) -> int:
-    """Count the floating-point operations of a step of ours, by matrix products and attention."""
+    """Count the floating-point operations of our step, in matrix products and attention."""
     with FlopCounterMode(display=False) as counter:
         train_step(run, batch)
     return counter.get_total_flops()
@@ -302,7 +301,7 @@ def data_sheet_peak() -> float | None:
 
 
 def share_of_peak(run: Run, batch: dict[str, Any], seconds: float) -> float | None:
-    """Print the TFLOP/s of a step of ours.
+    """Print the TFLOP/s of our step.
 
     Returns their share of the GPU's dense bf16 peak, or None for a GPU that PEAKS does not name.
     """
@@ -331,13 +330,13 @@ def main(argv: list[str] | None = None) -> int:
         "--precision",
         choices=("no", "bf16"),
         default="no",
-        help="of both ways (default: no, which is float32)",
+        help="precision of both ways (default: no, which is float32)",
     )
-    parser.add_argument("--compile", action="store_true", help="ours with train.compile=true")
+    parser.add_argument("--compile", action="store_true", help="run ours with train.compile=true")
     parser.add_argument(
         "--repeats", type=int, default=5, help="timed steps of each way (default: 5)"
     )
-    parser.add_argument("--profile", action="store_true", help="where the time of a step goes")
+    parser.add_argument("--profile", action="store_true", help="print where a step's time goes")
     parser.add_argument("--way", choices=("ours", "plain", "text"), help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     for name, least in (("batch_size", 2), ("repeats", 1)):
@@ -381,7 +380,7 @@ def describe(run: Run, arguments: argparse.Namespace) -> None:
 
 
 def profile_step(arguments: argparse.Namespace) -> int:
-    """Print where the time of a step of ours goes."""
+    """Print where the time of our step goes."""
     run, batch = prepared(arguments)
     set_up_blocks(run.model, TrainConfig(compile=arguments.compile), run.accelerator.device)
     describe(run, arguments)
@@ -420,8 +419,8 @@ def fastest_product(arguments: argparse.Namespace) -> float:
 
 
 def time_way(arguments: argparse.Namespace) -> int:
-    """Print the seconds of steps of one way as JSON; runs in a process of its own, on a CPU."""
-    # Other trainers do not keep freed memory.
+    """Print the seconds of one way's steps as JSON; for a process of its own, on a CPU."""
+    # The plain way is to use memory as other trainers do, which do not keep freed memory.
     usual = mock.patch("retrieval.base.launch.keep_freed_memory")
     with usual if arguments.way == "plain" else nullcontext():
         run, batch = prepared(arguments)
@@ -445,7 +444,7 @@ def ways_of(
 
 
 def seconds_in_turns(arguments: argparse.Namespace) -> dict[str, list[float]]:
-    """Time the ways on a CPU, each in processes of its own, one after the other."""
+    """Time each way on a CPU, in processes of its own, in turns."""
     seconds: dict[str, list[float]] = {"ours": [], "plain": [], "text": []}
     for number in range(ROUNDS):
         for way, of_way in seconds.items():
@@ -469,8 +468,8 @@ def seconds_here(
     arguments: argparse.Namespace, run: Run, batch: dict[str, Any]
 ) -> dict[str, list[float]]:
     """Time the ways in turns in this process."""
-    # Plain has a state of its own: the fused kernel counts its steps on the GPU, and the plain
-    # loop would wait for each count.
+    # Plain has its own optimizer: the fused kernel counts steps on the GPU, and the plain loop
+    # would wait for each count.
     ways = ways_of(run, batch, plain_optimizer(run.model, run.config))
     set_up_blocks(run.model, TrainConfig(compile=arguments.compile), run.accelerator.device)
     ways = {name: until_done(way) for name, way in ways.items()}

@@ -13,8 +13,8 @@ windows (benchmarks/plain.py). Then it scores all captions clip by clip with TAP
 alternate in one process, after a pass of ours to warm up; scores must agree to 1e-5. On all 1,045
 clips scoring takes a larger share of the time: each caption meets each clip.
 
-With --precision bf16 ours computes a third way, by autocast, as evaluate.py --mixed-precision bf16
-does. Scores then differ by up to 0.01 or so: this way is not judged.
+--precision bf16 adds a third way: ours with encoders in bf16, as in evaluate.py --mixed-precision
+bf16. Its scores differ more, and are not judged.
 """
 
 import argparse
@@ -101,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
         "--precision",
         choices=("no", "bf16"),
         default="no",
-        help="bf16: time ours in bf16 too (default: no)",
+        help="bf16: also time ours with encoders in bf16 (default: no)",
     )
     arguments = parser.parse_args(argv)
     for name in ("num_clips", "repeats"):

@@ -1,1 +1,1 @@
-"""All measurements of a GPU by one command: see benchmarks/gpu/__main__.py."""
+"""All measurements that need a GPU, by one command: see benchmarks/gpu/__main__.py."""

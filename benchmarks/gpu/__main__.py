@@ -1,14 +1,14 @@
-"""All that is to be measured on a GPU, in the order of its worth, within some minutes.
+"""Make all measurements that need a GPU, the most important first, within some minutes.
 
     python -m benchmarks.gpu [--minutes 8] [--output runs/gpu]
     python -m benchmarks.gpu --rehearse            # on a CPU, tiny sizes: shows that each step runs
-    python -m benchmarks.gpu --only tap,trace      # these steps, anew
+    python -m benchmarks.gpu --only tap,trace      # measure these steps again
 
-Each step (benchmarks/gpu/steps.py) has a process and a time limit of its own: an error, a crash or
-a hang of one loses nothing of the others. Results are in OUTPUT/results.json and OUTPUT/results.md,
-written after each step, and printed by each process to OUTPUT/logs. The same command goes on where
-it was interrupted: steps that are done at the same commit, on the same card and with the same
-PyTorch are kept. --only measures them anew.
+Each step (benchmarks/gpu/steps.py) runs in its own process, with its own time limit: an error, a
+crash or a hang of one step does not affect the others. The command writes results to
+OUTPUT/results.json and OUTPUT/results.md after each step, and the output of each process to
+OUTPUT/logs. After an interruption run it again: it keeps the steps that were finished with the same
+commit, card and PyTorch version. --only measures them again.
 
 Nothing is downloaded: weights are random, sounds are noise. The exit code is 1 if a step failed.
 """
@@ -35,8 +35,8 @@ from retrieval.base.versions import git_commit
 
 OUTPUT = Path("runs") / "gpu"
 ROWS = "rows.jsonl"  # of a step, in its folder
-# Of the processes of the steps; libraries read it when they are imported. A killed step leaves
-# semaphores, which are removed at the end: no warning.
+# For the processes of the steps; libraries read it when they are imported. A killed step leaves
+# semaphores, which Python removes at the end; its warning is off.
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "TQDM_DISABLE": "1",
@@ -44,7 +44,7 @@ ENVIRONMENT = {
     "PYTHONWARNINGS": "ignore::UserWarning:multiprocessing.resource_tracker",
 }
 REHEARSAL_SECONDS = 60.0  # limit of a step
-LEAST_SECONDS = 15.0  # a step that has less is not started
+LEAST_SECONDS = 15.0  # a step with less time is not started
 # Imported once, for all steps. None of them may touch the GPU when it is imported.
 PRELOAD = ["retrieval.training.loop", "benchmarks.training_step", "benchmarks.gpu.child"]
 
@@ -87,7 +87,7 @@ def read_rows(path: Path) -> dict[str, Any]:
 
 
 def end(process: Any) -> None:
-    """End a step's process, and those that it started."""
+    """Kill a step's process and the processes that it started."""
     if process.pid is not None:
         try:
             os.killpg(process.pid, signal.SIGKILL)
@@ -97,7 +97,7 @@ def end(process: Any) -> None:
 
 
 def describe_place(rehearse: bool) -> dict[str, Any]:
-    """Describe what results depend on. Raises UserError without a GPU."""
+    """Describe machine and versions, on which results depend. Raises UserError without a GPU."""
     import torch
 
     if not rehearse and not torch.cuda.is_available():
@@ -116,7 +116,7 @@ def describe_place(rehearse: bool) -> dict[str, Any]:
 
 
 def kept_steps(folder: Path, place: dict[str, Any]) -> dict[str, Any]:
-    """Return the results in `folder` of steps that are done at this place."""
+    """Return the results in `folder` of finished steps from this machine, commit and PyTorch."""
     path = folder / RESULTS
     if not path.exists():
         return {}
@@ -124,7 +124,7 @@ def kept_steps(folder: Path, place: dict[str, Any]) -> dict[str, Any]:
         results = read_json(path)
         if results["place"]["rehearsal"] != place["rehearsal"]:
             kind = "a rehearsal" if results["place"]["rehearsal"] else "a GPU"
-            raise UserError(f"{path} has results of {kind}; give another folder by --output")
+            raise UserError(f"{path} has results of {kind}; give another folder as --output")
         steps = results["steps"]
         is_same = all(results["place"][key] == place[key] for key in ("card", "torch", "commit"))
     except (KeyError, TypeError, OSError, ValueError) as error:
@@ -132,13 +132,13 @@ def kept_steps(folder: Path, place: dict[str, Any]) -> dict[str, Any]:
             raise
         raise UserError(
             f"{path} is no result of this command ({one_line(error)}); delete it, or give another"
-            " folder by --output"
+            " folder as --output"
         ) from None
     return {name: step for name, step in steps.items() if is_same and step["state"] == DONE}
 
 
 def chosen_steps(only: str | None) -> list[str]:
-    """Return the names of --only in order of worth. Raises UserError."""
+    """Return the steps of --only, in the order of STEPS. Raises UserError."""
     if only is None:
         return list(STEPS)
     names = [name.strip() for name in only.split(",")]
@@ -148,7 +148,7 @@ def chosen_steps(only: str | None) -> list[str]:
 
 
 def run_steps(arguments: argparse.Namespace, folder: Path) -> bool:
-    """Run all steps that are asked for. Returns False if one failed."""
+    """Run the chosen steps. Returns False if one failed."""
     place = describe_place(arguments.rehearse)
     kept = kept_steps(folder, place)
     names = chosen_steps(arguments.only)
@@ -191,10 +191,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--minutes", type=float, default=8.0, help="for all steps together (default: 8)"
+        "--minutes", type=float, default=8.0, help="time limit of all steps together (default: 8)"
     )
-    parser.add_argument("--rehearse", action="store_true", help="tiny sizes on the CPU")
-    parser.add_argument("--only", metavar="NAME,...", help=f"these steps, anew: {', '.join(STEPS)}")
+    parser.add_argument("--rehearse", action="store_true", help="try all steps on the CPU, tiny")
+    parser.add_argument(
+        "--only", metavar="NAME,...", help=f"measure these steps again: {', '.join(STEPS)}"
+    )
     parser.add_argument(
         "--output",
         type=Path,

@@ -18,8 +18,8 @@ from retrieval.base.processes import end_with_parent
 
 
 def run_step(function: str, place: Place, rows: Path, log: Path) -> None:
-    """Write the rows of a step to `rows`, a JSON line each, and how it ended to the last line."""
-    os.setsid()  # so that its own processes can be ended with it
+    """Write each row of a step as a JSON line to `rows`; the last line says how it ended."""
+    os.setsid()  # so that processes which the step starts end with it
     if multiprocessing.parent_process() is not None:  # None if Python was started anew
         end_with_parent()
     with open(log, "w") as file:
@@ -53,7 +53,7 @@ def run_step(function: str, place: Place, rows: Path, log: Path) -> None:
 
 
 def forked_step(function: str, place: Place, rows: Path, log: Path) -> None:
-    """Run a step in a fork of the server; start Python anew if CUDA was initialised there."""
+    """Run a step in this fork of the server; start a new Python if the server initialised CUDA."""
     if place.is_gpu and cuda_was_initialised():
         words = [function, place.folder, place.output, place.seconds, rows, log]
         command = [sys.executable, "-m", "benchmarks.gpu", "--step", *map(str, words)]
@@ -63,7 +63,7 @@ def forked_step(function: str, place: Place, rows: Path, log: Path) -> None:
 
 
 def cuda_was_initialised() -> bool:
-    """Return True if CUDA was initialised before this process was forked: it cannot use it then."""
+    """Return True if CUDA was initialised before the fork: this process then cannot use it."""
     import torch
 
     return torch.cuda._is_in_bad_fork()

@@ -16,9 +16,9 @@ from tests.golden import formulas
 
 GOLDEN = ROOT / "tests" / "golden"
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# Largest accepted difference. Frames have unit variance, scores are cosines, gradients are relative
-# to the norm of each. Twice or more of what a CPU gives. A spectrogram and a resampled sound are
-# float32 in every precision.
+# Largest accepted difference: at least twice that on a CPU. Frames have unit variance, scores are
+# cosines, and each gradient is relative to its norm. Spectrograms and resampled sounds are float32
+# in every precision.
 MOST = {
     "resampled": dict.fromkeys(DTYPES, 1e-5),
     "log-mel": dict.fromkeys(DTYPES, 1e-4),
@@ -26,7 +26,7 @@ MOST = {
     "scores": {"float32": 1e-5, "bf16": 0.02, "fp16": 0.003},
     "gradients": {"float32": 1e-4, "bf16": 0.2, "fp16": 0.05},
 }
-# As tests/models compute them.
+# As in tests/models.
 ENCODER_SCALES = {"S": {"scale": 0.02}, "Q": {"scale": 0.15, "ln_scale": 0.1}}
 POOLING_SCALES = {"S": {"scale": 0.02}, "Q": {"scale": 0.2, "ln_scale": 0.1}}
 POOLING_NAMES = {"w_q": "query", "w_k": "key", "w_v": "value", "w_0": "output"}
@@ -51,7 +51,7 @@ def parity(place: Place) -> Iterator[dict[str, Any]]:
 
 
 def differences(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, str, float]]:
-    """Yield what was compared, with which weights, and the largest difference to the reference."""
+    """Yield the compared quantity, the case of weights, and the largest difference."""
 
     def computed(work: Callable[[], torch.Tensor]) -> np.ndarray:
         with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):

@@ -1,4 +1,4 @@
-"""Results of benchmarks.gpu: one JSON file, and a Markdown file made of it."""
+"""Results of benchmarks.gpu: a JSON file, and a Markdown file made from it."""
 
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,14 @@ DONE = "done"
 
 
 def save(folder: Path, results: dict[str, Any], steps: dict[str, Step]) -> None:
-    """Write both files; each replaces its former content in one step. Raises UserError."""
+    """Write both files, each atomically. Raises UserError."""
     write_json(folder / RESULTS, results)
     with atomic_writer(folder / MARKDOWN) as file:
         file.write(markdown(results, steps))
 
 
 def markdown(results: dict[str, Any], steps: dict[str, Step] = STEPS) -> str:
-    """Return the tables of all steps, and the steps without a result with their reason."""
+    """Return the tables of all steps; a step without a result has its reason."""
     place = results["place"]
     lines = ["# Measured on a GPU", ""]
     if place["rehearsal"]:

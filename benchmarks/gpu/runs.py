@@ -134,7 +134,7 @@ def resume(place: Place) -> Iterator[dict[str, Any]]:
 def processes(place: Place) -> Iterator[dict[str, Any]]:
     """Compare losses of one process with two on one device (gloo), and with a group of one.
 
-    The model is tiny, also on a GPU: what is tried is the exchange.
+    The model is tiny, also on a GPU: this step tests the exchange between processes.
     """
     alone = group(place, 1, "none")
     yield {"processes": 1, "exchange": "none", "losses": listed(alone), "largest difference": 0.0}

@@ -1,7 +1,8 @@
-"""The steps of benchmarks.gpu: what each one measures, its place in the order, its time.
+"""The steps of benchmarks.gpu, in their order, with their time limits.
 
-A step is a generator of rows, in a module of this folder. It gets a Place, and yields one dict of
-numbers and words after another; the first keys name the row. What it needs is imported within it.
+A step is a generator function in a module of this folder. It gets a Place and yields rows: dicts of
+numbers and words, whose first keys name the row. It imports packages inside the function, so that a
+missing one affects no other step.
 """
 
 from dataclasses import dataclass
@@ -50,7 +51,7 @@ class Step:
     seconds: float
 
 
-# In the order of their worth: where time runs out, the last ones are left out.
+# The most important first: if time runs out, the last ones are not run.
 STEPS = {
     "parity": Step("Golden numbers in float32, bf16 and fp16", "benchmarks.gpu.parity:parity", 45),
     "tap": Step(

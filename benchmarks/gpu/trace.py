@@ -1,4 +1,4 @@
-"""One saved trace of a training step, read: seconds by families of operators, and waiting."""
+"""Trace of a training step: time by families of operators, and waiting."""
 
 from collections.abc import Iterator
 from typing import Any

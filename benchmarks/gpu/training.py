@@ -1,7 +1,8 @@
-"""Training steps: seconds against the plain way, TFLOP/s, memory against the dry run's estimate.
+"""Training steps: time against the plain way, TFLOP/s, memory against the dry run's estimate.
 
-Batches grow in one process. The memory is what PyTorch allocates (torch.cuda.max_memory_allocated,
-counted anew for each batch), which does not depend on what earlier batches left in its cache.
+One process measures all batches, from small to large. Memory is that of PyTorch's tensors
+(torch.cuda.max_memory_allocated, reset for each batch), so that the cache of earlier batches does
+not count.
 """
 
 import gc
@@ -50,7 +51,7 @@ def baseline(place: Place) -> Iterator[dict[str, Any]]:
 
 
 def compiled(place: Place) -> Iterator[dict[str, Any]]:
-    """Measure ours with train.compile=true; the seconds of the first step are those to compile."""
+    """Measure ours with train.compile=true; the first step includes the time to compile."""
     batches = QUICK_BATCHES[:1] if place.rehearse else BATCHES[::2]
     run, flops = start(place, *make_model(place.rehearse, "tap")), {}
     with suppress(torch.cuda.OutOfMemoryError):
@@ -116,7 +117,7 @@ def savings(place: Place) -> Iterator[dict[str, Any]]:
 
 
 def against_plain(place: Place, name: str) -> Iterator[dict[str, Any]]:
-    """Compare with the plain way at each batch that fits, after a check that both agree."""
+    """Check that both ways agree, then compare their times at each batch that fits."""
     run = start(place, *make_model(place.rehearse, name))
     batches = QUICK_BATCHES if place.rehearse else BATCHES
     agree = {"difference of losses": None, "of gradients": None}
@@ -134,7 +135,7 @@ def against_plain(place: Place, name: str) -> Iterator[dict[str, Any]]:
 
 
 def ours_by_batch(place: Place, run: Run, batches: tuple[int, ...]) -> Iterator[dict[str, Any]]:
-    """Measure our step at each batch, up to the first that does not fit."""
+    """Measure our step at each batch, until one does not fit."""
     peak = matrix_peak(place)
     for size in batches:
         batch = make_batch(size, run.model.sample_rate)
@@ -175,7 +176,7 @@ def start(place: Place, model: DualEncoder, config: Config) -> Run:
 def seconds_of(
     place: Place, work: Callable[[], Any], num_warm: int = NUM_WARM, num_timed: int = NUM_TIMED
 ) -> list[float]:
-    """Time `work` after some calls to warm up; the peak of memory is counted from the last of them.
+    """Time `work` after calls to warm up; the memory peak is reset after them.
 
     The clock stops when the GPU has finished.
     """
@@ -223,7 +224,7 @@ def matrix_peak(place: Place) -> float:
 def memory_row(
     place: Place, run: Run, batch: dict[str, Any], settings: dict[str, Any]
 ) -> dict[str, float | None]:
-    """Return the peak since seconds_of reset it, and the dry run's estimate for this batch."""
+    """Return the peak since seconds_of reset it, and the estimate for this batch."""
     peak = torch.cuda.max_memory_allocated() if place.is_gpu else peak_memory()
     estimate = estimated(run, batch, settings)
     return {
@@ -235,7 +236,7 @@ def memory_row(
 
 
 def estimated(run: Run, batch: dict[str, Any], settings: dict[str, Any]) -> int:
-    """Return the bytes that --dry-run's way gives for the windows and tokens of this batch."""
+    """Estimate bytes as --dry-run does, for the windows and tokens of this batch."""
     model, grid = run.model, run.model.windows
     num_valid = grid.num_valid_frames(batch["lengths"])
     num_windows = int((-(-num_valid // grid.frames_per_window)).sum())
@@ -254,7 +255,7 @@ def estimated(run: Run, batch: dict[str, Any], settings: dict[str, Any]) -> int:
 
 
 def release(run: Run) -> None:
-    """Free gradients and PyTorch's cache, so that the next batch begins as the first."""
+    """Free gradients and PyTorch's cache, so that the next batch starts like the first."""
     run.optimizer.zero_grad()
     gc.collect()
     if torch.cuda.is_available():

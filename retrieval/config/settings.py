@@ -576,8 +576,8 @@ class EvaluationConfig(Section):
     bf16_validation: bool = Field(
         False,
         description=(
-            "compute validation scores in bf16: faster on processors with fast bf16 products; scores"
-            " differ by up to 0.001. Final scores and evaluate.py stay in float32"
+            "compute validation scores in bf16: faster on processors with fast bf16 products;"
+            " scores differ by up to 0.001. Final scores and evaluate.py stay in float32"
         ),
     )
     num_pictures: int = Field(
