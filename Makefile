@@ -56,7 +56,7 @@ app: install
 	@test -f $(SAMPLE)/index/index.sqlite || $(MAKE) demo
 	$(BIN)/python -m retrieval.app --index $(SAMPLE)/index --port $(PORT)
 
-# The thesis's experiments on Clotho, from the downloads to docs/results.md: make reproduce ARGS="--experiments tap"
+# Reproduce the thesis's experiments on Clotho, with options: make reproduce ARGS="--experiments tap"
 ARGS ?=
 reproduce: install
 	@$(BIN)/python -m benchmarks.reproduce $(ARGS)

@@ -1,17 +1,17 @@
-"""From nothing to published against measured scores on Clotho: the thesis's experiments.
+"""Reproduce the thesis's experiments on Clotho, from the downloads to the table of scores.
 
     python -m benchmarks.reproduce                                # or: make reproduce
-    python -m benchmarks.reproduce --dry-run                      # checks, and what would be done
+    python -m benchmarks.reproduce --dry-run                      # only check, and list the steps
     python -m benchmarks.reproduce --experiments tap --seeds 3    # the published seed and two more
     python -m benchmarks.reproduce --experiments passt,passt_tap --seeds 7,8
 
 Checks disk, memory and GPU first. Then it runs the commands of docs/clotho.md: it downloads Clotho
 and the weights, builds the cache, trains, scores the last and the best epoch of each run, prints
-both beside the published scores, and writes docs/results.md. Steps that are done are not done
-again. Stop it with Ctrl-C at any time, and start it again with the same command: it goes on where
-it stopped, a training from its last step.
+both beside the published scores, and writes docs/results.md. You can stop it with Ctrl-C at any
+time. The same command starts it again: it skips finished steps and resumes a training at its last
+step.
 
-ATST-Frame's weights must be fetched in the browser: a line says from where.
+Download ATST-Frame's weights in the browser; the command prints their address.
 """
 
 import argparse
@@ -66,8 +66,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add(
         "--seeds",
         default="1",
-        help="how many runs of each, from the published seed on; or the seeds themselves, with a"
-        " comma: 7,8 or 7, (default: 1)",
+        help="number of runs of each experiment, counted up from the published seed; or a list of"
+        " seeds with a comma, such as 7,8 or 7, (default: 1)",
     )
     add("--root", type=Path, default=Path("data/clotho_v2"), help="Clotho's folder")
     add("--weights", type=Path, default=Path("weights"), help="folder of weight files")
@@ -75,13 +75,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--text-encoder",
         type=Path,
         metavar="DIR",
-        help="roberta-large as a folder (default: WEIGHTS/roberta-large, or the hub)",
+        help="folder of roberta-large (default: roberta-large in --weights, else from the hub)",
     )
     add(
         "--output",
         type=Path,
         default=Path("runs/reproduce"),
-        help="folder of the run folders (default: runs/reproduce)",
+        help="folder for all runs (default: runs/reproduce)",
     )
     add(
         "--results",
@@ -96,14 +96,14 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         action="extend",
         default=[],
         metavar="section.key=value",
-        help="settings of train.py; those that change the experiment mark its row as altered",
+        help="settings of train.py; if one changes the experiment, its row is marked as altered",
     )
     add("--num-processes", type=int, default=1, help="GPUs to train on (default: 1)")
-    add("--cpu", action="store_true", help="train without a GPU: days")
-    add("--unchecked", action="store_true", help="go on where disk, memory or GPU seem too small")
-    add("--base-url", help="a mirror of Clotho, as of data_prep/build_clotho.py")
+    add("--cpu", action="store_true", help="train without a GPU, which takes days")
+    add("--unchecked", action="store_true", help="continue if disk, memory or GPU seem too small")
+    add("--base-url", help="a mirror of Clotho, as in data_prep/build_clotho.py")
     add("--checksums", type=Path, help="md5sum file of that mirror")
-    add("--dry-run", action="store_true", help="check, say what would be done, and end")
+    add("--dry-run", action="store_true", help="only check, and list the steps")
     arguments = parser.parse_args(argv)
     if arguments.num_processes < 1:
         parser.error(f"--num-processes {arguments.num_processes}: 1 or more")
@@ -139,7 +139,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def plan(arguments: argparse.Namespace) -> list[Training]:
-    """Return the runs that the options name. Raises UserError."""
+    """Return the runs that the options ask for. Raises UserError."""
 
     def places(config: Config) -> dict[str, Path]:
         audio = AUDIO_WEIGHTS[config.audio_encoder.name]
@@ -166,7 +166,7 @@ def state_of(training: Training) -> str:
 
 
 def environment_of(arguments: argparse.Namespace) -> dict[str, str]:
-    """Return the variables of the commands."""
+    """Return the environment variables of the commands."""
     if not arguments.cpu:
         return {}
     several = {"ACCELERATE_USE_CPU": "true"} if arguments.num_processes > 1 else {}
@@ -174,14 +174,14 @@ def environment_of(arguments: argparse.Namespace) -> dict[str, str]:
 
 
 def check_machine(arguments: argparse.Namespace, untrained: Sequence[Training]) -> list[Gpu]:
-    """Print what is needed, and what there is, of GPU, weights, disk and memory.
+    """Print the required and the available GPU, disk and memory; check the weights.
 
     Returns:
-        The GPUs to train on, none on a CPU.
+        The GPUs to train on; empty on a CPU.
 
     Raises:
-        UserError: Something is missing; with --unchecked it is a warning, but for weights that a
-            person has to fetch.
+        UserError: Something is missing. With --unchecked this is a warning, except for weights that
+            a person must download.
     """
     gpus: list[Gpu] = [] if arguments.cpu else visible_gpus()[: arguments.num_processes]
     check = partial(_check, unchecked=arguments.unchecked)
@@ -206,12 +206,12 @@ def _check(line: Callable[[], str], unchecked: bool) -> None:
         print(line(), flush=True)
     except UserError as error:
         if not unchecked:
-            raise UserError(f"{error}; --unchecked goes on all the same") from None
+            raise UserError(f"{error}; --unchecked continues anyway") from None
         print(f"warning: {error}", flush=True)
 
 
 def provide_weights(arguments: argparse.Namespace, untrained: Sequence[Training]) -> None:
-    """Fetch the weights of the runs to come, and load them once. Raises UserError."""
+    """Download the weights of the untrained runs, and load them once. Raises UserError."""
     encoders = {training.config.audio_encoder.name: training.config for training in untrained}
     for name, config in encoders.items():
         AUDIO_WEIGHTS[name].provide(arguments.weights)
@@ -237,7 +237,7 @@ def build_cache(arguments: argparse.Namespace, config: Config, environment: dict
 def train(
     training: Training, num_processes: int, gpus: Sequence[Gpu], environment: dict[str, str]
 ) -> None:
-    """Train, or go on with an interrupted training."""
+    """Train, or resume an interrupted training."""
     record, start = TrainingRecord.read(training.record), training.how_to_start()
     processor = hardware()
     if gpus:
@@ -260,7 +260,7 @@ def train(
 
 
 def make_row(training: Training) -> page.Row:
-    """Collect what the page of results says of a run."""
+    """Collect the row of a run for the page of results."""
     about = read_json(training.folder / "environment.json")
     record = TrainingRecord.read(training.record)
     words = ["--experiments", training.experiment]

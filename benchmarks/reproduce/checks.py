@@ -1,4 +1,4 @@
-"""Disk, memory and GPU, before anything starts."""
+"""Check disk, memory and GPU before anything starts."""
 
 import os
 import shutil
@@ -27,7 +27,7 @@ CPU_DAYS = 8
 
 @dataclass(frozen=True)
 class DiskNeed:
-    """Room that is needed on the disk of a folder."""
+    """Disk space that a folder needs."""
 
     what: str
     folder: Path
@@ -36,7 +36,7 @@ class DiskNeed:
 
 @dataclass(frozen=True)
 class ModelSize:
-    """What a training needs, by its shapes."""
+    """Parameters and memory of a training, computed from shapes."""
 
     num_parameters: int
     step_bytes: float  # of a process, on its GPU or its CPU
@@ -63,7 +63,7 @@ def model_size(config: Config, num_processes: int, on_gpu: bool) -> ModelSize:
 def disk_needs(
     trainings: Sequence[Training], num_parameters: int, root: Path, output: Path
 ) -> list[DiskNeed]:
-    """List what is still to be written.
+    """List the disk space of everything that is not written yet.
 
     Args:
         trainings: Runs that are not finished.
@@ -99,7 +99,7 @@ def disk_needs(
 
 
 def check_disk(needs: Sequence[DiskNeed]) -> str:
-    """Return a line about the room on each disk. Raises UserError where it is too small."""
+    """Return a line about the free space of each disk. Raises UserError if one has too little."""
     by_disk: dict[int, list[DiskNeed]] = defaultdict(list)
     for need in needs:
         by_disk[os.stat(existing(need.folder)).st_dev].append(need)
@@ -118,7 +118,7 @@ def check_disk(needs: Sequence[DiskNeed]) -> str:
 
 
 def check_memory(need_bytes: float) -> str:
-    """Return a line about this machine's memory. Raises UserError where it is too small."""
+    """Return a line about this machine's memory. Raises UserError if it is too small."""
     free = available_memory()
     if free < need_bytes:
         raise UserError(
@@ -157,7 +157,7 @@ def check_gpu_memory(gpu: Gpu, need_bytes: float) -> str:
 
 
 def available_memory() -> float:
-    """Return the memory that programs may still take, in bytes; infinite where it is unknown."""
+    """Return the available memory in bytes; infinite if it is unknown."""
     free = float("inf")
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():

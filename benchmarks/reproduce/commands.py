@@ -23,12 +23,12 @@ def script(name: str) -> list[str]:
 def run(words: list[str], environment: dict[str, str]) -> None:
     """Run a command to its end.
 
-    It is a session of its own, so that Ctrl-C on the terminal reaches this process only, which
-    passes each one on once: a training saves its state after the first.
+    The command runs in its own session, so that Ctrl-C in the terminal reaches only this process.
+    It passes each Ctrl-C on once: after the first one a training saves its state.
 
     Args:
         words: The command.
-        environment: Variables beside those of this process.
+        environment: Variables in addition to those of this process.
 
     Raises:
         KeyboardInterrupt: Ctrl-C came, and the command has ended.
@@ -57,14 +57,14 @@ def run(words: list[str], environment: dict[str, str]) -> None:
     if code < 0:
         raise UserError(
             f"{words[1]} was killed by signal {-code} ({signal.Signals(-code).name}); if the memory"
-            " ran out, give it less to do; the same command goes on from here"
+            " ran out, end other programs; the same command continues from here"
         )
     if code:
         raise SystemExit(code)
 
 
 def _end_with_parent() -> Callable[[], None] | None:
-    """Return a function for a new process that lets it get SIGTERM when this one dies (Linux)."""
+    """Return a function that a new process calls, to get SIGTERM when this one dies (Linux)."""
     if sys.platform != "linux":
         return None
     library, pr_set_pdeathsig = ctypes.CDLL(None), 1

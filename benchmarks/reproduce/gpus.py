@@ -2,7 +2,7 @@
 
     python -m benchmarks.reproduce.gpus    # prints them as JSON
 
-A process of its own asks PyTorch: a CUDA context would hold memory of a GPU for days.
+A separate process asks PyTorch: in this one the CUDA context would hold GPU memory for days.
 """
 
 import ctypes
@@ -39,7 +39,7 @@ def main() -> int:
 
 
 def visible_gpus() -> list[Gpu]:
-    """Ask PyTorch in a process of its own. Raises UserError if it fails."""
+    """Ask PyTorch in a separate process. Raises UserError if it fails."""
     command = [sys.executable, "-m", "benchmarks.reproduce.gpus"]
     asked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if asked.returncode:
@@ -49,10 +49,9 @@ def visible_gpus() -> list[Gpu]:
 
 
 def energy_joules(gpus: Sequence[Gpu]) -> float | None:
-    """Return the energy of these GPUs since their driver was loaded.
+    """Return the energy that these GPUs have used since their driver was loaded.
 
-    NVML counts it for each whole GPU from Volta on, also what other programs use; None where it
-    does not.
+    NVML counts it on GPUs from Volta on, for all programs together. None if it does not.
     """
     try:
         nvml = ctypes.CDLL("libnvidia-ml.so.1")

@@ -1,4 +1,4 @@
-"""Measured scores of runs: with intervals, as lines for the terminal, beside the published ones."""
+"""Measured scores with their intervals, printed beside the published ones."""
 
 import functools
 import statistics
@@ -22,8 +22,8 @@ Scores = dict[str, Interval]  # fractions by metric
 def measure(trainings: tuple[Training, ...], weights: str) -> Scores:
     """Return the metrics of one run, or the means of several seeds.
 
-    The interval is that of a bootstrap over the evaluation clips. A query counts with its mean over
-    the runs. Raises UserError if results cannot be read.
+    Intervals come from a bootstrap over the evaluation clips; with several runs, from each query's
+    mean over the runs. Raises UserError if results cannot be read.
     """
     values, clips = [], []
     for training in trainings:

@@ -1,4 +1,4 @@
-"""docs/results.md: the tables between its markers, made from docs/results.json beside it."""
+"""Write the tables of docs/results.md, between its markers, from docs/results.json."""
 
 import re
 import statistics
@@ -12,12 +12,12 @@ from retrieval.base.files import atomic_writer, check_outputs, read_json, write_
 
 BEGIN, END = "<!-- written by python -m benchmarks.reproduce -->", "<!-- end -->"
 NEW_PAGE = f"# Measured results\n\n{BEGIN}\n{END}\n"
-KEY = ("experiment", "seed", "commit", "changed")  # of a run; a later one replaces it
+KEY = ("experiment", "seed", "commit", "changed")  # a later run with the same key replaces a row
 Row = dict[str, Any]  # of one run, as make_row gives it
 
 
 def read_rows(page: Path) -> list[Row]:
-    """Read the runs beside the page; none if the file is absent. Raises UserError."""
+    """Read the rows of page.json; empty if the file is absent. Raises UserError."""
     path = page.with_suffix(".json")
     if not path.exists():
         return []
@@ -39,7 +39,7 @@ def check(page: Path) -> None:
 
 
 def add_row(page: Path, row: Row) -> None:
-    """Write a run into the page; nothing is written where nothing has changed. Raises UserError."""
+    """Add a run to the page and its rows; write only what has changed. Raises UserError."""
     before, after = _parts(page)
     old = read_rows(page)
     rows = with_row(old, row)
@@ -65,7 +65,7 @@ def _parts(page: Path) -> tuple[str, str]:
 
 
 def with_row(rows: list[Row], row: Row) -> list[Row]:
-    """Return `rows` with the row in the place of that with the same KEY, or at the end."""
+    """Return `rows` with `row` instead of the one with the same KEY, or at the end."""
     keys = [[other[name] for name in KEY] for other in rows]
     key = [row[name] for name in KEY]
     if key not in keys:
@@ -111,7 +111,7 @@ def render(rows: list[Row]) -> str:
 
 
 def _means(experiment: str, rows: list[Row]) -> list[list[str]]:
-    """Make a line for the mean over seeds of each commit with several."""
+    """Make rows with the mean over seeds, for each commit with several of them."""
     by_version: dict[tuple, list[Row]] = {}
     for row in rows:
         by_version.setdefault((row["commit"], *row["changed"]), []).append(row)
@@ -147,7 +147,7 @@ def _energy(row: Row) -> str:
 
 
 def _command(row: Row) -> str:
-    """Return the command as code, and what makes it another experiment."""
+    """Return the command as code, with a note if the run is altered."""
     clips = [text for text in row["changed"] if text.startswith("clips: ")]
     num_settings = len(row["changed"]) - len(clips)
     changed = [counted(num_settings, "changed setting")] * bool(num_settings)

@@ -1,4 +1,4 @@
-"""Which trainings: experiments, seeds, folders and settings."""
+"""List the trainings: experiments, seeds, folders and settings."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from retrieval.training.states import changed_settings, latest_state
 
 ROOT = Path(__file__).resolve().parents[2]
 DEFAULT = ("tap", "low_lr", "baseline")
-# The published experiments that need no more than Clotho and weight files.
+# The published experiments that need only Clotho and weight files.
 EXPERIMENTS = (*DEFAULT, "passt", "passt_tap", "passt_stage1")
 NEEDS_MORE = {
     "passt_tap_captions": "captions by a language model",
@@ -29,7 +29,7 @@ OPTION_OF = {
     "audio_encoder.checkpoint": "--weights",
     "text_encoder.name": "--text-encoder",
 }
-# Settings for speed and memory, which leave the experiment what it is.
+# Settings for speed and memory that do not change the experiment.
 SAME_EXPERIMENT = (
     "data.num_workers",
     "train.activation_checkpointing",
@@ -51,7 +51,7 @@ class Training:
         seed: The published one, or another.
         folder: Run folder.
         settings: Overrides of train.py.
-        changed: Those of --set that make it another experiment.
+        changed: The settings of --set that change the experiment.
         is_published_seed: True for the seed of the configuration.
         config: The resolved settings.
     """
@@ -88,7 +88,7 @@ class Training:
         return [name for name, paths in files.items() if not all(map(Path.is_file, paths))]
 
     def check_folder(self) -> None:
-        """Raise UserError if the run folder holds a run of other settings."""
+        """Raise UserError if the run folder holds a run with other settings."""
         if not (self.folder / "config.yaml").exists():
             return
         cache = Path(read_config(self.folder).data.cache)
@@ -108,7 +108,7 @@ class Training:
             )
 
     def how_to_start(self) -> list[str]:
-        """Return the option of train.py: go on, start anew, or none."""
+        """Return the option of train.py: --resume, --overwrite or none."""
         if latest_state(self.folder) is not None:
             return ["--resume"]
         # interrupted before its first state
@@ -125,7 +125,7 @@ def parse_experiments(text: str) -> list[str]:
             )
         if name not in EXPERIMENTS:
             raise UserError(
-                f"--experiments {name!r} is not one of them: choose among {', '.join(EXPERIMENTS)}"
+                f"--experiments {name!r} is no experiment: choose among {', '.join(EXPERIMENTS)}"
             )
     if len(set(names)) < len(names):
         raise UserError(f"--experiments {text} names one twice: leave it out once")
@@ -144,7 +144,8 @@ def parse_seeds(text: str) -> int | list[int]:
     if "," not in text:
         if not 1 <= seeds[0] <= 100:
             raise UserError(
-                f"--seeds {text}: 1 to 100 runs of each experiment; one seed itself is {text},"
+                f"--seeds {text}: give 1 to 100 runs of each experiment; for the seed {text} add a"
+                " comma"
             )
         return seeds[0]
     if len(set(seeds)) < len(seeds):
@@ -163,9 +164,9 @@ def plan_trainings(
 
     Args:
         experiments: Names among EXPERIMENTS.
-        seeds: How many, counted up from the published one of each; or the seeds.
+        seeds: Their number, counted up from the published seed; or a list of seeds.
         overrides: section.key=value of --set.
-        places: From a configuration to the settings of OPTION_OF whose files are elsewhere.
+        places: Returns the settings for cache and weight files, for a configuration.
         output: Folder of the run folders.
 
     Raises:

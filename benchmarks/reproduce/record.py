@@ -17,15 +17,15 @@ FIELDS = ("weights", "processor", "clips", "sessions")
 
 @dataclass
 class TrainingRecord:
-    """What a run took, over all its sessions.
+    """Hours and energy of a run, over all its sessions.
 
     Args:
         path: JSON file.
         weights: Files and hub models that the training started from, with their digests.
         processor: Name of the GPUs, or of the CPU.
         clips: Their number in each split.
-        sessions: Of each call of train.py: started, seconds and joules; None where it was killed,
-            or where the driver does not count joules.
+        sessions: Start, seconds and joules of each call of train.py. Seconds and joules are None if
+            it was killed; joules also if the driver does not count them.
     """
 
     path: Path
@@ -81,6 +81,6 @@ class TrainingRecord:
 
     @property
     def kilowatt_hours(self) -> float | None:
-        """None if the driver did not tell it in every session."""
+        """Energy of all sessions; None if the driver did not count it in each of them."""
         joules = [one["joules"] for one in self.sessions]
         return sum(joules) / 3.6e6 if joules and None not in joules else None

@@ -1,4 +1,4 @@
-"""Weight files of the encoders: where they are, their download, their digests, do they load?"""
+"""Find, download, check and describe the weight files of the encoders."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +18,12 @@ PASST_URL = (
 
 @dataclass(frozen=True)
 class AudioWeights:
-    """An official file, for which no checksum is published (docs/clotho.md).
+    """An official file; its authors publish no checksum (docs/clotho.md).
 
     Args:
         names: File names, the one of the configurations first.
         url: Address of the file, or of the page in the browser.
-        by_hand: The page asks a person.
+        by_hand: True if a person must download it in the browser.
         gigabytes: Size, as docs/clotho.md has it.
     """
 
@@ -33,12 +33,12 @@ class AudioWeights:
     gigabytes: float
 
     def place(self, folder: Path) -> Path:
-        """Return the file in `folder` under one of its names, or where it belongs."""
+        """Return the file in `folder` under one of its names, else the path to download to."""
         places = [folder / name for name in self.names]
         return next((place for place in places if place.is_file()), places[0])
 
     def check(self, folder: Path) -> None:
-        """Raise UserError if a person has to fetch the file first."""
+        """Raise UserError if a person must download the file first."""
         if self.by_hand and not self.place(folder).is_file():
             name = self.names[-1]
             raise UserError(
@@ -71,9 +71,9 @@ def text_encoder_place(config: Config, given: Path | None, folder: Path) -> Path
     """Return the folder of the text encoder, or its hub name.
 
     Args:
-        config: Of the experiment.
-        given: Of --text-encoder.
-        folder: Of --weights; a folder in it with the encoder's name is taken.
+        config: Configuration of the experiment.
+        given: Folder of --text-encoder, which comes first.
+        folder: Folder of --weights; a folder in it with the encoder's name comes next.
     """
     local = folder / config.text_encoder.name
     return given or (local if local.is_dir() else Path(config.text_encoder.name))
