@@ -19,7 +19,9 @@ ROBERTA_GB = 1.42  # model.safetensors of roberta-large, as the hub says
 WEIGHT_BYTES = 4  # float32
 STATE_BYTES = 3 * WEIGHT_BYTES  # weights and AdamW's two moments
 GIB = 2**30
-LOADING_BYTES = 2 * GIB  # of a process beside the weights
+# Of a process beside the weights. Loading tap.yaml's model took 3.7 GiB in all, 3.4 GiB are twice
+# its weights (2 cores of an AMD EPYC, random weights); CUDA's libraries come on top.
+LOADING_BYTES = 2 * GIB
 # 7.3 s for a batch of 4 on 2 cores (benchmarks/README.md), so 29 s for one of 16; 1,200 steps in
 # each of 20 epochs
 CPU_DAYS = 8
