@@ -13,10 +13,10 @@ its own (or two), so that its largest resident set counts for this point only. B
 reach from the fastest to the slowest.
 
 Bytes are counted in a real step of two processes, whose calls of collectives are replaced by
-counting ones; exits with 1 if they differ from the formula in benchmarks/traffic.py. The same
-formula then gives the bytes of configs/tap.yaml on 8 nodes. A gather counts with the size of its
-result, a sum with the size of its tensor; a node sends the share of a ring, with NCCL and with
-gloo.
+counting ones; exits with 1 if they differ from the formula in benchmarks/traffic.py. A gather
+counts with the size of its result, a sum with the size of its tensor. The bytes that a process
+sends are read from the loopback interface, which other programs should not use meanwhile.
+benchmarks/costs computes from the formula what more GPUs would send.
 
 Letters: C clips.
 """
@@ -40,12 +40,20 @@ from typing import Any
 from benchmarks.full_size import ROOT, hardware, run_script, write_corpus
 from benchmarks.pictures import check_picture
 from benchmarks.timing import alternate
-from benchmarks.traffic import average_in_python, count_bytes, formula, num_trained, report_bytes
+from benchmarks.traffic import (
+    average_in_python,
+    count_bytes,
+    formula,
+    loopback_bytes,
+    num_trained,
+    report_bytes,
+)
 from retrieval.base.command import run_main
 from retrieval.base.errors import OneLineParser, UserError, one_line
 from retrieval.base.processes import peak_memory, usable_cores
 
 NUM_CLIPS = 20  # in the corpus; scoring repeats them
+WIRE_STEPS = 3  # whose bytes on the network are read
 
 
 @dataclass(frozen=True)
@@ -106,6 +114,7 @@ class Point:
     counted: dict[str, int] | None = None
     expected: dict[str, int] | None = None  # the same by the formula
     num_buffer_bytes: int = 0  # per forward pass, if DDP broadcast buffers
+    wire: float = 0.0  # bytes that a process sends in a step, headers included
 
 
 Curves = dict[str, dict[int, Point]]  # curve -> x -> point
@@ -116,7 +125,7 @@ Curves = dict[str, dict[int, Point]]  # curve -> x -> point
 
 def train_point(overrides: tuple[str, ...], repeats: int) -> Point:
     """Time steps on one batch, after one to warm up."""
-    from retrieval.base.exchange import world_size
+    from retrieval.base.exchange import any_process, world_size
     from retrieval.config import load_config
     from retrieval.training.loop import train_step
     from retrieval.training.setup import prepare
@@ -136,6 +145,16 @@ def train_point(overrides: tuple[str, ...], repeats: int) -> Point:
             world_size(), config.train.batch_size, config.dim, num_trained(run.model)
         )
         point |= {"counted": count_bytes(run, batch), "expected": expected}
+
+        def step() -> None:
+            train_step(run, batch)
+            any_process(False, run.accelerator.device)
+
+        step()  # all processes have ended their first one
+        before = loopback_bytes()
+        for _ in range(WIRE_STEPS):
+            step()
+        point["wire"] = (loopback_bytes() - before) / WIRE_STEPS / world_size()
         run.wrapped.broadcast_buffers = True  # shows that the count would include buffers
         point["num_buffer_bytes"] = count_bytes(run, batch).get("buffers", 0)
     run.tracker.close()
@@ -243,7 +262,26 @@ def at_place(
         os._exit(1)
 
 
-def measure(folder: Path, sizes: Sizes, threads: int) -> Curves:
+def write_inputs(folder: Path, sizes: Sizes) -> None:
+    """Write a cache of noise and a text encoder."""
+    longest = max(sizes.windows) * sizes.window_seconds
+    write_corpus(folder / "corpus", {"development": NUM_CLIPS, "validation": 2}, (longest, longest))
+    run_script(
+        "build_clotho.py", "--root", folder / "corpus", "--splits", "development", "validation"
+    )
+    captions = folder / "corpus" / "clotho_captions_development.csv"
+    run_script(
+        "make_text_encoder.py",
+        "--captions",
+        captions,
+        "--output",
+        folder / "text_encoder",
+        *sizes.text,
+    )
+
+
+def overrides_of(folder: Path, sizes: Sizes) -> tuple[str, ...]:
+    """Return settings of all points, for the inputs of `write_inputs`."""
     settings = {
         "data.cache": folder / "corpus" / "cache",
         "text_encoder.name": folder / "text_encoder",
@@ -259,7 +297,17 @@ def measure(folder: Path, sizes: Sizes, threads: int) -> Curves:
         "text_encoder.pretrained=false",
         "audio_encoder.checkpoint=null",
     )
-    common += ("train.mixed_precision=no", *sizes.model)
+    return (*common, "train.mixed_precision=no", *sizes.model)
+
+
+def set_environment() -> None:
+    """Set what the processes of points inherit."""
+    # tqdm reads it once, when it is imported
+    os.environ |= {"ACCELERATE_USE_CPU": "true", "TQDM_DISABLE": "1"}
+
+
+def measure(folder: Path, sizes: Sizes, threads: int) -> Curves:
+    common = overrides_of(folder, sizes)
 
     def step(batch_size: int, num_windows: int, num_processes: int = 1) -> Point:
         overrides = (
@@ -292,8 +340,7 @@ def measure(folder: Path, sizes: Sizes, threads: int) -> Curves:
             "mean": {copies * NUM_CLIPS: scoring(copies, "mean") for copies in sizes.copies},
         }
 
-    # for all processes; tqdm reads it once, when it is imported
-    os.environ |= {"ACCELERATE_USE_CPU": "true", "TQDM_DISABLE": "1"}
+    set_environment()
     scoring(1, "tap", "encoding")  # fills the cache; its memory is not counted
     return merged([one_round() for _ in range(sizes.rounds)])
 
@@ -416,22 +463,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="growth_") as name:
         folder = Path(name)
         output = folder / "growth.png" if arguments.quick else arguments.output
-        longest = max(sizes.windows) * sizes.window_seconds
-        write_corpus(
-            folder / "corpus", {"development": NUM_CLIPS, "validation": 2}, (longest, longest)
-        )
-        run_script(
-            "build_clotho.py", "--root", folder / "corpus", "--splits", "development", "validation"
-        )
-        captions = folder / "corpus" / "clotho_captions_development.csv"
-        run_script(
-            "make_text_encoder.py",
-            "--captions",
-            captions,
-            "--output",
-            folder / "text_encoder",
-            *sizes.text,
-        )
+        write_inputs(folder, sizes)
         print(f"{hardware()}, {arguments.threads} thread(s), float32", flush=True)
         curves = measure(folder, sizes, arguments.threads)
         draw(curves, sizes, arguments.threads, output)

@@ -96,13 +96,8 @@ def milvus(vectors: np.ndarray, groups: np.ndarray) -> Iterator[Search]:
         yield search
 
 
-def main() -> int:
-    parser = OneLineParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("engine", choices=["postgresql", "milvus"])
-    parser.add_argument("--rows", type=int, default=100_000)
-    arguments = parser.parse_args()
+def search_times(engine: str, num_rows: int) -> dict[str, float]:
+    """Search among all rows, and with a filter; print and return the median times in ms."""
     random = np.random.default_rng(0)
     base = random.standard_normal((64, DIM), dtype=np.float32)
 
@@ -111,9 +106,10 @@ def main() -> int:
         own += noise * random.standard_normal((count, DIM), dtype=np.float32)
         return own / np.linalg.norm(own, axis=1, keepdims=True)
 
-    vectors, queries = near_base(arguments.rows, 2.4), near_base(QUERIES, 0.0)
-    groups = random.integers(0, GROUPS, arguments.rows)
-    opened = {"postgresql": postgresql, "milvus": milvus}[arguments.engine]
+    vectors, queries = near_base(num_rows, 2.4), near_base(QUERIES, 0.0)
+    groups = random.integers(0, GROUPS, num_rows)
+    opened = {"postgresql": postgresql, "milvus": milvus}[engine]
+    medians = {}
     with opened(vectors, groups) as search:
         for is_filtered in (False, True):
             search(queries[0], is_filtered)
@@ -122,16 +118,28 @@ def main() -> int:
             for query in queries:
                 started = time.perf_counter()
                 rows, scores = search(query, is_filtered)
-                times.append(time.perf_counter() - started)
+                times.append(1000 * (time.perf_counter() - started))
                 products = vectors[allowed] @ query
                 order = np.argsort(-products, kind="stable")[:NUM]
                 num_other += set(rows) != set(allowed[order].tolist())
                 difference = max(difference, float(np.abs(products[order] - scores).max()))
             name = "with a filter" if is_filtered else "all rows"
+            medians[name] = statistics.median(times)
             print(
-                f"{name}: {1000 * statistics.median(times):.1f} ms; other answers than numpy:"
-                f" {num_other} of {QUERIES}; largest difference of a score: {difference:.1e}"
+                f"{name}: {medians[name]:.1f} ms; other answers than numpy: {num_other} of"
+                f" {QUERIES}; largest difference of a score: {difference:.1e}"
             )
+    return medians
+
+
+def main() -> int:
+    parser = OneLineParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("engine", choices=["postgresql", "milvus"])
+    parser.add_argument("--rows", type=int, default=100_000)
+    arguments = parser.parse_args()
+    search_times(arguments.engine, arguments.rows)
     return 0
 
 

@@ -20,9 +20,12 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from retrieval.search.model_identity import ModelIdentity
 
 SIZES = (10_000, 300_000, 1_000_000)
 ROUNDS = 3
@@ -55,24 +58,61 @@ def queries_of(num: int, dim: int) -> np.ndarray:
     return np.concatenate(list(vectors_of(num, dim, seed=2)))
 
 
-def write_index(path: Path, num: int, dim: int) -> float:
-    """Write an index; return the seconds that the files derived from it took."""
+def write_index(
+    path: Path,
+    num: int,
+    dim: int,
+    model: "ModelIdentity | None" = None,
+    seconds: float = 1.0,
+    frames: list[np.ndarray] | None = None,
+) -> float:
+    """Write an index, or extend it; return the seconds that the files derived from it took.
+
+    Args:
+        path: Folder of the index.
+        num: Number of its excerpts, 10 a file.
+        dim: D.
+        model: Model that a query loads; None: none, for a store without queries.
+        seconds: Length of an excerpt.
+        frames: (T, D) float16 of the first excerpts, a multiple of 10; the others refer to the same
+            rows of the file, so that the frames of a large index take little disk. None: an index
+            without frames.
+    """
     from retrieval.search.index_meta import IndexMeta
     from retrieval.search.local.writer import IndexWriter, locked
     from retrieval.search.model_identity import ModelIdentity
     from retrieval.search.sound import Found
 
-    model, lengths = ModelIdentity(path="none", files={}), {"hop_seconds": 1.0, "clip_seconds": 1.0}
-    meta = IndexMeta(folder=str(path), model=model, dim=dim, has_frames=False, **lengths)
+    model = model or ModelIdentity(path="none", files={})
+    meta = IndexMeta(
+        folder=str(path),
+        model=model,
+        hop_seconds=seconds,
+        clip_seconds=seconds,
+        dim=dim,
+        has_frames=frames is not None,
+    )
     with locked(path), IndexWriter.opened(path, meta, overwrite=False) as writer:
-        number = 0
+        done, row, kept = writer.meta.num_rows, 0, []
         for block in vectors_of(num, dim, seed=1):
             for first in range(0, len(block), EXCERPTS_OF_FILE):
-                places = writer.append(block[first : first + EXCERPTS_OF_FILE], None)
-                excerpts = [(start, start + 1.0, *place) for start, place in enumerate(places)]
+                vectors = block[first : first + EXCERPTS_OF_FILE]
+                row += len(vectors)
+                if row <= done:
+                    continue
+                own = None if frames is None else frames[row - len(vectors) : row] or None
+                places = writer.append(vectors, own)
+                if own is not None:
+                    kept += [place[1:] for place in places]
+                elif frames is not None:
+                    places = [(number, *kept[number % len(kept)]) for number, _, _ in places]
+                excerpts = [
+                    (start * seconds, (start + 1) * seconds, *place)
+                    for start, place in enumerate(places)
+                ]
+                number = row // EXCERPTS_OF_FILE
                 found = Found(f"{number % 1000:03}/{number:07}.wav", 0, 0)
-                writer.add_file(found, str(number), float(len(places)), excerpts)
-                number += 1
+                writer.add_file(found, str(number), seconds * len(places), excerpts)
             writer.commit()
         writer.commit(complete=True)
         start = time.perf_counter()

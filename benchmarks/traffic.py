@@ -1,6 +1,6 @@
-"""Bytes of a training step over the network: counted, by a formula, and by it at full size.
+"""Bytes of a training step over the network: counted in a real step, and by a formula.
 
-Part of benchmarks/growth.py.
+Part of benchmarks/growth.py and benchmarks/costs, which computes from it what more GPUs would send.
 
 Letters: P processes, N pairs of the batch of all processes, D dimensions.
 """
@@ -8,11 +8,9 @@ Letters: P processes, N pairs of the batch of all processes, D dimensions.
 import contextlib
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from benchmarks.full_size import ROOT
-
-NUM_NODES, PAIRS_A_NODE = 8, 16
 SUMMED = ("gradient of texts", "gradients of parameters", "stop vote")
 
 
@@ -31,6 +29,22 @@ def formula(num_processes: int, num_pairs: int, dim: int, num_parameters: int) -
         "gradients of parameters": num_parameters * 4,
         "stop vote": 8,
     }
+
+
+def sent(bytes_of: dict[str, int], num_processes: int) -> dict[str, float]:
+    """Compute the bytes that each process sends, by a formula's sizes of tensors.
+
+    In a ring, of NCCL as of gloo, a gathered tensor passes each process but for its own part; a sum
+    goes round twice, once to be added up and once to be handed out.
+    """
+    share = (num_processes - 1) / num_processes
+    return {name: size * share * (2 if name in SUMMED else 1) for name, size in bytes_of.items()}
+
+
+def loopback_bytes() -> int:
+    """Return the bytes that went through this machine's loopback interface so far (Linux)."""
+    lines = Path("/proc/net/dev").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.strip().startswith("lo:"))
 
 
 def count_bytes(run: Any, batch: dict[str, Any]) -> dict[str, int]:
@@ -104,7 +118,7 @@ def counting(run: Any) -> Iterator[Counter]:
 
 
 def report_bytes(points: dict[int, Any]) -> bool:
-    """Print the counted bytes, the formula, and the formula for configs/tap.yaml on 8 nodes.
+    """Print the counted bytes and the formula.
 
     `points` are growth.Point by batch size. Returns True if counts and formula agree.
     """
@@ -121,34 +135,6 @@ def report_bytes(points: dict[int, Any]) -> bool:
         f" ({point.num_buffer_bytes:,} a forward pass if DDP broadcast them)"
     )
     print(f"    {'equal' if agree else 'DIFFERENT'} for batches of {', '.join(map(str, points))}")
-    report_full_size()
+    expected = sum(sent(point.expected, 2).values())
+    print(f"    a process sent {point.wire:,.0f}, headers included; by the ring {expected:,.0f}")
     return agree
-
-
-def report_full_size() -> None:
-    from retrieval.config import load_config
-    from retrieval.models.build import build_model_without_weights
-
-    config = load_config(ROOT / "configs" / "tap.yaml")
-    model = build_model_without_weights(config)
-    num_pairs, num_frames = NUM_NODES * PAIRS_A_NODE, model.windows.num_frames
-    count = num_trained(model)
-    bytes_of = formula(NUM_NODES, num_pairs, config.dim, count)
-    frames = num_pairs * num_frames * config.dim * 4
-    # A ring carries this share of a result past each node; a sum goes round twice.
-    share = (NUM_NODES - 1) / NUM_NODES
-    print(
-        f"\nconfigs/tap.yaml on {NUM_NODES} nodes of one GPU, batch {num_pairs}, {count:,} trained"
-        " parameters, computed from the counted bytes:"
-    )
-    print(f"    {'MB a step':40s}{'the tensor':>14}{'a node sends':>14}")
-    rows = {
-        name: (size, size * share * (2 if name in SUMMED else 1)) for name, size in bytes_of.items()
-    }
-    exchange = [row for name, row in rows.items() if name != "gradients of parameters"]
-    rows |= {"all but the gradients of parameters": tuple(map(sum, zip(*exchange)))}
-    rows |= {"all": tuple(map(sum, zip(*(rows[name] for name in bytes_of))))}
-    rows |= {f"not sent: frames, {num_frames} x {config.dim} a clip": (frames, frames * share)}
-    rows |= {"not sent: their gradient, summed": (frames, 2 * frames * share)}
-    for name, (tensor, sent) in rows.items():
-        print(f"    {name:40s}{tensor / 1e6:14,.4f}{sent / 1e6:14,.4f}")
