@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.pretrained_search import write_model
+from benchmarks.search_profile import write_clap
 from data_prep.make_sample_corpus import main as make_sample_corpus
 from data_prep.sample_corpus.events import EVENTS
 from retrieval.base.command import run_main
@@ -225,7 +225,7 @@ def main() -> int:
         checkpoints = arguments.checkpoint
         if arguments.quick:
             checkpoints = [folder / "clap"]
-            write_model(checkpoints[0], quick=True)
+            write_clap(checkpoints[0], quick=True)
         for number, checkpoint in enumerate(checkpoints):
             measure(checkpoint, folder / "corpus", folder / f"index {number}", arguments.quick)
     return 0

@@ -26,6 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,17 +46,20 @@ FILES_AT_ONCE = 256
 
 
 def write_index(path: Path, checkpoint: Path, num_clips: int) -> None:
-    """Write an index of clips without files."""
+    """Write an index of clips without files, with frames if the model has some."""
     import torch
 
-    from retrieval.models.dual_encoder import DualEncoder
+    from retrieval.models.pretrained import load_pretrained
     from retrieval.search.index_meta import IndexMeta
     from retrieval.search.local.writer import IndexWriter, locked
     from retrieval.search.model_identity import ModelIdentity
     from retrieval.search.sound import Found
+    from retrieval.search.two_stage import OutputSizes
+    from retrieval.search.update import keeps_frames
 
-    model = DualEncoder.from_pretrained(checkpoint)
-    dim, clip_seconds = model.dim, model.clip_seconds
+    model = load_pretrained(checkpoint)
+    has_frames, pooling = keeps_frames(model, None, None), model.pooling
+    dim, clip_seconds = model.dim, min(model.clip_seconds, pooling.longest_excerpt)
     rng = np.random.default_rng(0)
     lengths = rng.uniform(clip_seconds / 2, clip_seconds, num_clips)  # s
     num_frames = model.windows.num_valid_frames(
@@ -64,15 +68,19 @@ def write_index(path: Path, checkpoint: Path, num_clips: int) -> None:
     shape = (num_frames.max(), dim)
     distinct = [
         rng.standard_normal(shape, dtype=np.float32).astype(np.float16)
-        for _ in range(DISTINCT_CLIPS)
+        for _ in range(DISTINCT_CLIPS if has_frames else 0)
     ]
+    sizes = []
+    if pooling.keeps_frames:
+        compute = OutputSizes.of(pooling)
+        sizes = [compute(torch.from_numpy(own)) for own in distinct]
     meta = IndexMeta(
         folder=str(path),
         model=ModelIdentity.of(checkpoint.resolve()),
         hop_seconds=1.0,
         clip_seconds=clip_seconds,
         dim=dim,
-        has_frames=True,
+        has_frames=has_frames,
     )
     with (
         locked(path),
@@ -81,14 +89,23 @@ def write_index(path: Path, checkpoint: Path, num_clips: int) -> None:
     ):
         for clip in range(num_clips):
             vector = rng.standard_normal((1, dim), dtype=np.float32)
-            frames = distinct[clip % DISTINCT_CLIPS][: num_frames[clip]]
-            (place,) = writer.append(vector / np.linalg.norm(vector), [frames])
+            frames, sizes_of = None, None
+            if has_frames:
+                frames = [distinct[clip % DISTINCT_CLIPS][: num_frames[clip]]]
+            if sizes:
+                sizes_of = partial(_first_of, sizes[clip % DISTINCT_CLIPS])
+            (place,) = writer.append(vector / np.linalg.norm(vector), frames, sizes_of)
             found, excerpt = Found(f"{clip:06}.wav", 0, 0), (0.0, lengths[clip], *place)
             writer.add_file(found, str(clip), lengths[clip], [excerpt])
             progress.update()
             if clip % FILES_AT_ONCE == 0:
                 writer.commit()
         writer.commit(complete=True)
+
+
+def _first_of(sizes: Any, frames: Any) -> Any:
+    """Return known output sizes in place of computing those of `frames` again."""
+    return sizes[: len(frames)]
 
 
 def milliseconds(seconds: list[float]) -> str:

@@ -164,7 +164,7 @@ def search(place: Place) -> Iterator[dict[str, Any]]:
     import torch
 
     from benchmarks.gpu.training import seconds_of
-    from benchmarks.pretrained_search import write_recordings
+    from benchmarks.search_profile import write_recordings
     from benchmarks.training_step import make_captions, make_model
     from retrieval.search import AudioIndex
 

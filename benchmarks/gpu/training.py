@@ -74,11 +74,11 @@ def compiled(place: Place) -> Iterator[dict[str, Any]]:
 
 def pretrained(place: Place) -> Iterator[dict[str, Any]]:
     """Measure CLAP in the sizes of laion/clap-htsat-unfused, all weights trained."""
-    from benchmarks.pretrained_search import write_model
+    from benchmarks.search_profile import write_clap
     from retrieval.config import load_config
     from retrieval.models.build import build_model
 
-    write_model(place.folder / "clap", place.rehearse)
+    write_clap(place.folder / "clap", place.rehearse)
     names = ("audio_encoder.checkpoint", "text_encoder.name", "train.init_from")
     settings = [f"{name}={place.folder / 'clap'}" for name in names]
     settings += ["data.frame_cache=null"]
