@@ -58,15 +58,11 @@ SECONDS_TO_OPEN = 600
 
 def prepared_model(folder: Path, name: str, quick: bool) -> Path:
     """Return the folder of a model with random weights, made at the first time."""
-    from benchmarks.pretrained_search import write_model
-    from benchmarks.training_step import make_model
+    from benchmarks.search_profile import write_model
 
     path = folder / f"model-{name}"
     if not (path / "config.json").is_file():
-        if name == "clap":
-            write_model(path, quick)
-        else:
-            make_model(quick)[0].save_pretrained(path)
+        write_model(path, name, quick)
     return path
 
 

@@ -8,10 +8,6 @@ On a CPU, threads without work spin for a moment and then sleep (GOMP_SPINCOUNT)
 spin on, which is 1.2 times faster on otherwise idle cores, and ten times slower beside other
 programs. torch reads the variable when it is loaded; a value that the user has set stays.
 
-Tensors of 2 MB and more lie in huge pages (THP_MEM_ALLOC_ENABLE), where Linux gives them to
-programs that ask. A batch of 24 windows through ATST-Frame had 7,000 page faults an excerpt in
-place of 84,000, and took 6 % less time.
-
 In a process of one of the project's commands, Ctrl-C prints one line from here on: see
 retrieval/base/interrupts.py.
 """
@@ -31,7 +27,6 @@ begin()
 
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 class _HuggingFaceEvaluate:

@@ -103,7 +103,7 @@ def indexing(folder: Path, name: str, quick: bool) -> dict[str, Any]:
 
     The processor time of all threads, which other programs on the machine change less.
     """
-    from benchmarks.pretrained_search import write_recordings
+    from benchmarks.search_profile import write_recordings
     from retrieval.search import AudioIndex, update
     from retrieval.search.local.storage import array_files
 

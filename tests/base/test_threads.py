@@ -31,27 +31,3 @@ def test_waiting_threads_soon_sleep_unless_the_user_says_otherwise(given, expect
         check=True,
     )
     assert result.stdout.strip() == expected
-
-
-@pytest.mark.skipif(
-    not Path("/sys/kernel/mm/transparent_hugepage").is_dir(), reason="the system has none"
-)
-@pytest.mark.parametrize("given", [None, "0"], ids=["none", "the user's"])
-def test_large_tensors_ask_for_huge_pages_unless_the_user_says_otherwise(given):
-    show = (
-        "import retrieval, torch; x = torch.ones(2**24);"  # 64 MB
-        " print('hg' in open('/proc/self/smaps').read().split())"  # advised: MADV_HUGEPAGE
-    )
-    environment = dict(os.environ)
-    environment.pop("THP_MEM_ALLOC_ENABLE", None)
-    if given is not None:
-        environment["THP_MEM_ALLOC_ENABLE"] = given
-    result = subprocess.run(
-        [sys.executable, "-c", show],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert result.stdout.strip() == str(given is None)

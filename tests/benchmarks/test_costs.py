@@ -13,7 +13,7 @@ import pytest
 from benchmarks import search_growth, search_load
 from benchmarks.costs import __main__ as costs
 from benchmarks.costs import laws, measure, tables
-from benchmarks.pretrained_search import write_recordings
+from benchmarks.search_profile import write_recordings
 from benchmarks.traffic import formula, sent
 from retrieval.base.files import read_json
 from retrieval.search import AudioIndex

@@ -16,14 +16,14 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from retrieval.base.errors import UserError
-from retrieval.config import load_config
+from retrieval.config import load_config, read_config
 from retrieval.data import PairDataset, collate_pairs, open_cache
 from retrieval.evaluation.score_matrix import similarity_matrix
 from retrieval.models import frame_cache
 from retrieval.models.build import build_model
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.text import TextEncoder
-from retrieval.training import checkpoint, loop
+from retrieval.training import loop
 from tests.conftest import PATIENCE, write_cache
 
 SETTINGS = {"batch_size": 3, "num_workers": 0}
@@ -406,7 +406,7 @@ def test_a_run_starts_from_the_weights_of_another(tiny, tmp_path):
         *[f"optimizer.lr.{part}=0" for part in LR],
     )
     assert all(torch.equal(second[name], value) for name, value in first.items())
-    assert checkpoint.read_config(tmp_path / "second").train.init_from == f"{tmp_path}/first/last"
+    assert read_config(tmp_path / "second").train.init_from == f"{tmp_path}/first/last"
 
 
 def test_a_start_of_another_architecture_is_refused(tiny, tmp_path):

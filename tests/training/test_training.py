@@ -22,9 +22,9 @@ from retrieval import losses
 from retrieval.base import stopping
 from retrieval.base.errors import UserError
 from retrieval.base.locks import LOCK
-from retrieval.config import load_config
+from retrieval.config import load_config, read_config
 from retrieval.models.dual_encoder import DualEncoder
-from retrieval.training import checkpoint, loop, setup
+from retrieval.training import loop, setup
 from retrieval.training.optim import learning_rate
 from retrieval.training.states import latest_state
 from tests.conftest import PATIENCE, digests, run_here, wait_for, write_cache
@@ -67,7 +67,7 @@ def test_a_run_leaves_config_models_and_metrics_and_no_state(finished):
     final = json.loads((finished / "metrics.json").read_text())
     assert set(final) == {"best_epoch", "validation_mAP@10", "best", "last", "chance"}
     assert set(final["best"]["text_to_audio"]) == {"mAP@10", "R@1", "R@5", "R@10"}
-    assert checkpoint.read_config(finished).train.output == str(finished)
+    assert read_config(finished).train.output == str(finished)
     assert set(json.loads((finished / "environment.json").read_text())) >= {
         "command",
         "git_commit",
@@ -108,7 +108,7 @@ def test_tensorboard_holds_what_the_readme_promises(finished):
 
 
 def test_learning_rates_follow_the_schedule_at_every_step(finished):
-    settings = checkpoint.read_config(finished).optimizer
+    settings = read_config(finished).optimizer
     for step, point in enumerate(read_events(finished).Scalars("lr/pooling")):
         assert point.value == pytest.approx(
             learning_rate(step / 6, settings.lr.pooling, **settings.schedule.model_dump()), rel=1e-6
