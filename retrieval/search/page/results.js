@@ -53,7 +53,8 @@ function playStretch(card, from, to) {
 
 function stopAtEnd(audio) {
     const stretch = stretches.get(audio);
-    if (!stretch || audio.currentTime < stretch.to) return;
+    // A jump is not the end: its "seeking" event may come after this picture.
+    if (!stretch || audio.seeking || audio.currentTime < stretch.to) return;
     audio.pause();
     audio.currentTime = stretch.to;
     leaveStretch(audio);
