@@ -140,7 +140,10 @@ def test_null_takes_an_optional_setting_back(empty: Path, name: str):
         ("poolin.name=tap", "did you mean pooling?"),
         ("batch_size=4", "did you mean train.batch_size?"),
         ("train.rampdown_stop=4", "did you mean optimizer.schedule.rampdown_stop?"),
-        ("evaluation.zzz=1", "evaluation holds: audio_batch_size, text_batch_size, num_pictures"),
+        (
+            "evaluation.zzz=1",
+            "evaluation holds: audio_batch_size, text_batch_size, bf16_validation, num_pictures",
+        ),
         ("zzz=1", "the top level holds: seed, dim, data"),
     ],
 )
