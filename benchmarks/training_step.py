@@ -55,6 +55,7 @@ from benchmarks.timing import alternate, is_too_slow
 from retrieval.base.command import run_main
 from retrieval.base.errors import OneLineParser, UserError
 from retrieval.base.launch import make_accelerator
+from retrieval.base.matrix_products import fastest_product
 from retrieval.config import Config, TrainConfig, load_config
 from retrieval.data import collate_pairs
 from retrieval.models.build import build_model
@@ -401,21 +402,15 @@ def profile_step(arguments: argparse.Namespace) -> int:
             f"{row['family']:22}{row['ms'] / 1000:9.3f}{row['of the step']:8.1%}{backward}"
             f"  {row['most time in']}"
         )
-    achieved, peak = step_flops(run, batch) / median, fastest_product(arguments)
-    print(
-        f"{achieved / 1e9:.0f} GFLOP/s, {achieved / peak:.0%} of {peak / 1e9:.0f}, the fastest"
-        f" product of two {PRODUCT_SIZE} x {PRODUCT_SIZE} matrices"
-    )
-    return 0
-
-
-def fastest_product(arguments: argparse.Namespace) -> float:
-    """Return the FLOP/s of the fastest of ten matrix products, in this precision."""
     dtype = torch.bfloat16 if arguments.precision == "bf16" else torch.float32
     size = PRODUCT_SIZE // 16 if arguments.quick else PRODUCT_SIZE
-    left, right = (torch.randn(size, size, device=arguments.device).to(dtype) for _ in range(2))
-    seconds, _ = alternate({"product": until_done(lambda: left @ right)}, 10)
-    return 2 * size**3 / min(seconds["product"])
+    peak = fastest_product(dtype, size, arguments.device)
+    achieved = step_flops(run, batch) / median
+    print(
+        f"{achieved / 1e9:.0f} GFLOP/s, {achieved / peak:.0%} of {peak / 1e9:.0f}, the fastest"
+        f" product of two {size} x {size} matrices"
+    )
+    return 0
 
 
 def time_way(arguments: argparse.Namespace) -> int:

@@ -29,6 +29,7 @@ from benchmarks.training_step import (
     step_flops,
 )
 from retrieval.base.launch import make_accelerator
+from retrieval.base.matrix_products import fastest_product
 from retrieval.base.processes import peak_memory
 from retrieval.config import Config, TrainConfig
 from retrieval.models.dual_encoder import DualEncoder
@@ -214,11 +215,7 @@ def speed(seconds: list[float], flops: int, peak: float, num_pairs: int) -> dict
 
 def matrix_peak(place: Place) -> float:
     """Return the TFLOP/s of a large matrix product of random bf16 numbers, the fastest of 10."""
-    size = 256 if place.rehearse else 8192
-    left, right = (
-        torch.randn(size, size, device=place.device, dtype=torch.bfloat16) for _ in range(2)
-    )
-    return 2 * size**3 / min(seconds_of(place, lambda: left @ right)) / 1e12
+    return fastest_product(torch.bfloat16, 256 if place.rehearse else 8192, place.device) / 1e12
 
 
 def memory_row(

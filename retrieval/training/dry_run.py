@@ -1,6 +1,5 @@
 """Description of a run without weights: settings, parameters, steps, an estimate of memory."""
 
-import time
 from pathlib import Path
 
 import yaml
@@ -8,6 +7,7 @@ import yaml
 from retrieval.base.checkpoints import hub_name
 from retrieval.base.errors import UserError, one_line
 from retrieval.base.launch import choose_precision
+from retrieval.base.matrix_products import fastest_product
 from retrieval.config import Config
 from retrieval.data import EpochBatches, check_batch_size, num_steps_per_epoch
 from retrieval.models.build import build_model_without_weights, warnings_of
@@ -116,15 +116,9 @@ def _bf16_on_cpu(config: Config) -> list[str]:
 
     if torch.cuda.is_available() or config.train.mixed_precision not in ("auto", "no"):
         return []
-    fastest = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        left, right = (torch.randn(PRODUCT_SIZE, PRODUCT_SIZE).to(dtype) for _ in range(2))
-        seconds = []
-        for _ in range(5):
-            start = time.perf_counter()
-            left @ right
-            seconds.append(time.perf_counter() - start)
-        fastest[dtype] = min(seconds)
-    ratio = fastest[torch.float32] / fastest[torch.bfloat16]
+    bf16, float32 = (
+        fastest_product(dtype, PRODUCT_SIZE, repeats=5) for dtype in (torch.bfloat16, torch.float32)
+    )
+    ratio = bf16 / float32
     advice = "train.mixed_precision=bf16 uses it" if ratio > 1 else "stay with float32"
     return [f"bf16 matrix products on this CPU: {ratio:.1f} times as fast as float32; {advice}"]
