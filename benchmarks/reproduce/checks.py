@@ -12,6 +12,7 @@ from benchmarks.reproduce.plan import Training
 from benchmarks.reproduce.weights import AUDIO_WEIGHTS, downloaded_revision
 from data_prep.corpora.clotho_download import ARCHIVES_GB, WAV_GB
 from retrieval.base.errors import UserError, counted
+from retrieval.base.files import nearest_existing
 from retrieval.config import Config
 
 CACHE_GB = 9.0  # of Clotho: 32 kHz, 16 bit
@@ -104,10 +105,10 @@ def check_disk(needs: Sequence[DiskNeed]) -> str:
     """Return a line about the free space of each disk. Raises UserError if one has too little."""
     by_disk: dict[int, list[DiskNeed]] = defaultdict(list)
     for need in needs:
-        by_disk[os.stat(existing(need.folder)).st_dev].append(need)
+        by_disk[os.stat(nearest_existing(need.folder)).st_dev].append(need)
     lines = []
     for disk in by_disk.values():
-        free = shutil.disk_usage(existing(disk[0].folder)).free / 1e9
+        free = shutil.disk_usage(nearest_existing(disk[0].folder)).free / 1e9
         parts = [f"{need.what} {need.gigabytes:.1f} GB in {need.folder}" for need in disk]
         total = sum(need.gigabytes for need in disk)
         if free < total:
@@ -169,12 +170,6 @@ def available_memory() -> float:
     if limit.exists() and (text := limit.read_text().strip()).isdecimal():  # a container's
         free = min(free, float(text))
     return free
-
-
-def existing(folder: Path) -> Path:
-    """Return `folder`, or the nearest folder above it that exists."""
-    whole = folder.absolute()
-    return next(place for place in (whole, *whole.parents) if place.exists())
 
 
 def size_gb(folder: Path) -> float:

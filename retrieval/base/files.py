@@ -140,8 +140,12 @@ def check_writable(folder: Path) -> None:
     Leaves nothing behind.
     """
     with disk_errors(folder, ANOTHER_FOLDER):
-        nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-        tempfile.TemporaryFile(dir=nearest).close()
+        tempfile.TemporaryFile(dir=nearest_existing(folder)).close()
+
+
+def nearest_existing(path: Path) -> Path:
+    """Return `path`, or the nearest folder above it that exists."""
+    return next(place for place in (path, *path.absolute().parents) if place.exists())
 
 
 def sha256_of(path: Path) -> str:

@@ -27,7 +27,13 @@ from accelerate import Accelerator
 
 from retrieval.base.access import check_readable
 from retrieval.base.errors import UserError, one_line
-from retrieval.base.files import allocate, atomic_path, check_writable, disk_errors
+from retrieval.base.files import (
+    allocate,
+    atomic_path,
+    check_writable,
+    disk_errors,
+    nearest_existing,
+)
 from retrieval.base.folders import MADE_FROM, swap_folder
 from retrieval.base.locks import locked
 from retrieval.base.progress import bar
@@ -225,7 +231,7 @@ def _provide(
     if accelerator.is_local_main_process and not final.exists():
         partial = final.with_name(f"{final.name}.partial")
         check_writable(partial)
-        free = shutil.disk_usage(next(p for p in partial.absolute().parents if p.exists())).free
+        free = shutil.disk_usage(nearest_existing(partial.absolute().parent)).free
         num_bytes = shape[0] * width * np.dtype(dtype).itemsize
         if num_bytes > free and not partial.exists():
             raise UserError(

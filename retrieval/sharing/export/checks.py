@@ -6,7 +6,7 @@ from pathlib import Path
 
 from retrieval.base.checkpoints import weight_files
 from retrieval.base.errors import UserError
-from retrieval.base.files import check_writable, sha256_of
+from retrieval.base.files import check_writable, nearest_existing, sha256_of
 
 ABOUT = "export.json"  # marks a folder of ONNX graphs
 
@@ -50,8 +50,7 @@ def check_file(path: Path, overwrite: bool) -> None:
 
 def check_room(output: Path, num_bytes: float) -> None:
     """Raise UserError if the disk of `output` has less than `num_bytes` left."""
-    existing = next(folder for folder in output.absolute().parents if folder.exists())
-    free = shutil.disk_usage(existing).free
+    free = shutil.disk_usage(nearest_existing(output.absolute().parent)).free
     if num_bytes > free:
         raise UserError(
             f"{output} takes {num_bytes / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are left there:"
