@@ -1,15 +1,14 @@
 """Run the project's own commands: the user sees their usual output."""
 
-import ctypes
 import os
 import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from retrieval.base.errors import UserError
+from retrieval.base.processes import terminating_with_parent
 
 ROOT = Path(__file__).resolve().parents[2]
 INTERRUPTED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
@@ -43,7 +42,7 @@ def run(words: list[str], environment: dict[str, str]) -> None:
         words,
         env=os.environ | environment,
         start_new_session=True,
-        preexec_fn=_end_with_parent(),
+        preexec_fn=terminating_with_parent(),
     ) as process:
         while True:
             try:
@@ -61,11 +60,3 @@ def run(words: list[str], environment: dict[str, str]) -> None:
         )
     if code:
         raise SystemExit(code)
-
-
-def _end_with_parent() -> Callable[[], None] | None:
-    """Return a function that a new process calls, to get SIGTERM when this one dies (Linux)."""
-    if sys.platform != "linux":
-        return None
-    library, pr_set_pdeathsig = ctypes.CDLL(None), 1
-    return lambda: library.prctl(pr_set_pdeathsig, signal.SIGTERM)

@@ -3,8 +3,10 @@
 import ctypes
 import multiprocessing
 import os
+import signal
 import sys
 import threading
+from collections.abc import Callable
 from multiprocessing.connection import wait
 from pathlib import Path
 
@@ -14,6 +16,7 @@ except ImportError:  # Windows
     resource = None
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 
 
 def usable_cores() -> int:
@@ -55,6 +58,14 @@ def end_with_parent() -> None:
     """
     sentinel = multiprocessing.parent_process().sentinel
     threading.Thread(target=lambda: (wait([sentinel]), os._exit(1)), daemon=True).start()
+
+
+def terminating_with_parent() -> Callable[[], None] | None:
+    """Return a function with which a process asks for SIGTERM when its parent dies; Linux only."""
+    if sys.platform != "linux":
+        return None
+    library = ctypes.CDLL(None)
+    return lambda: library.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def words_of(process: int) -> list[str]:

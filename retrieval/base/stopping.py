@@ -1,6 +1,5 @@
 """Ctrl-C, SIGTERM and the death of the launcher: training saves its state and stops."""
 
-import ctypes
 import os
 import shlex
 import signal
@@ -12,7 +11,12 @@ from pathlib import Path
 from types import FrameType
 
 from retrieval.base.interrupts import DROPS_EXCEPTIONS, callers, interrupt
-from retrieval.base.processes import environment_of, parent_of, words_of
+from retrieval.base.processes import (
+    environment_of,
+    parent_of,
+    terminating_with_parent,
+    words_of,
+)
 
 # accelerate launch and torchrun set these for the processes that they start
 LAUNCHERS = {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"}
@@ -98,10 +102,9 @@ def stop_on_signals() -> Iterator[StopRequest]:
         return
     stop = StopRequest()
     before = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
-    if LAUNCHERS & os.environ.keys() and sys.platform == "linux":
+    if LAUNCHERS & os.environ.keys() and (terminate := terminating_with_parent()):
         # A killed launcher does not pass SIGTERM on: the training would run on unseen.
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+        terminate()
     try:
         yield stop
     finally:
