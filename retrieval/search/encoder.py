@@ -13,8 +13,8 @@ from retrieval.base.errors import UserError
 from retrieval.models.dual_encoder import Autocast, DualEncoder, eval_mode
 from retrieval.search.sound import Excerpt
 
-# Of one tensor on a CPU. glibc maps a larger one anew each time, page by page: ATST-Frame took
-# 13 % longer with 24 windows at once than with 6.
+# Of one tensor on a CPU. Unless freed memory is kept (retrieval.base.processes), glibc maps a
+# larger one anew each time: ATST-Frame took 13 % longer with 24 windows at once than with 6.
 MOST_BYTES = 2**25
 
 

@@ -130,6 +130,18 @@ class Store(ClipStore, Protocol):
         """Count the values to filter by, at most so many of a column."""
 
 
+def renamed(digests: dict[str, str], recognised: list[tuple[Found, str]]) -> list[str]:
+    """Return the files of an index whose content now has other names; for Writer.move_folder.
+
+    Args:
+        digests: sha256 of each file of the index.
+        recognised: Files of the new folder with content that is in the index, with their sha256.
+    """
+    names = {found.file for found, _ in recognised}
+    contents = {sha256 for _, sha256 in recognised}
+    return [file for file, sha256 in digests.items() if sha256 in contents and file not in names]
+
+
 class Writer(Protocol):
     """Index opened for an update, by the one process that updates it or a share of it.
 

@@ -37,6 +37,7 @@ from retrieval.search.cluster.metadata import copy_metadata, replace_metadata
 from retrieval.search.index_meta import IndexMeta, meta_rows
 from retrieval.search.metadata import Metadata
 from retrieval.search.sound import Found
+from retrieval.search.store import renamed
 
 GOES_ON = "; then run the command again: it goes on from here"
 UPLOADS = 4  # of frames, side by side
@@ -199,14 +200,7 @@ class DatabaseWriter:
     def add_file(
         self, found: Found, sha256: str, seconds: float, excerpts: list[tuple[Any, ...]]
     ) -> None:
-        """Add a file, or replace the one of the same name.
-
-        Args:
-            found: Name, size and time.
-            sha256: Of its content.
-            seconds: Its length.
-            excerpts: Of each excerpt start and stop in s, and the place that `append` returned.
-        """
+        """Add a file, or replace the one of the same name; see IndexWriter.add_file."""
         row = _file_row(found, sha256, seconds, len(excerpts))
         self._pending[found.file] = _Change(row, excerpts)
 
@@ -230,14 +224,11 @@ class DatabaseWriter:
     def move_folder(self, folder: Path, recognised: list[tuple[Found, str]]) -> None:
         """Make this the index of `folder`, in one transaction; see IndexWriter.move_folder."""
         digests = self.digests()
-        names = {found.file for found, _ in recognised}
-        contents = {sha256 for _, sha256 in recognised}
         self._is_moved = True
         for found, sha256 in recognised:
             self.add_known(found, sha256)
-        for file, sha256 in digests.items():
-            if sha256 in contents and file not in names:
-                self.remove(file)  # its content now has another name
+        for file in renamed(digests, recognised):
+            self.remove(file)
         self.commit(folder=str(folder.resolve()), complete=False)
 
     def add_unreadable(self, file: str, reason: str, found: Found | None = None) -> None:

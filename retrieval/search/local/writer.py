@@ -39,6 +39,7 @@ from retrieval.search.local.storage import (
 )
 from retrieval.search.metadata import Metadata
 from retrieval.search.sound import Found
+from retrieval.search.store import renamed
 
 UNREADABLE, FAST_TEXT = "unreadable.csv", "fast_text"
 BYTES_OF_SIZES = 8  # a frame: two float32
@@ -246,8 +247,6 @@ class IndexWriter:
             recognised: Its files with content that is in the index, with their sha256.
         """
         digests = self.digests()
-        names = {found.file for found, _ in recognised}
-        contents = {sha256 for _, sha256 in recognised}
         self._pending += [("UPDATE files SET mtime_ns = NULL", ()), ("DELETE FROM unreadable", ())]
         update = "UPDATE files SET mtime_ns = ? WHERE file = ?"
         for found, sha256 in recognised:
@@ -255,9 +254,8 @@ class IndexWriter:
                 self._pending.append((update, (found.mtime_ns, found.file)))
             else:
                 self.add_known(found, sha256)
-        for file, sha256 in digests.items():
-            if sha256 in contents and file not in names:
-                self.remove(file)  # its content now has another name
+        for file in renamed(digests, recognised):
+            self.remove(file)
         self.commit(folder=str(folder.resolve()), complete=False)
 
     def add_unreadable(self, file: str, reason: str, found: Found | None = None) -> None:
