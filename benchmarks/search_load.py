@@ -41,7 +41,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.full_size import ROOT, hardware, work_folder
-from benchmarks.search_growth import write_index
+from benchmarks.search_growth import memory, write_index
 from retrieval.base.command import run_main
 from retrieval.base.errors import OneLineParser, UserError
 from retrieval.base.processes import usable_cores
@@ -103,14 +103,6 @@ def sentences() -> Iterator[str]:
         yield " ".join(rng.choice(WORDS, rng.integers(*CAPTION_WORDS)))
 
 
-def memory() -> dict[str, int]:
-    """Return bytes of this process: its own, and those of mapped files, which processes share."""
-    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]
-    kilobytes = {name: int(value.split()[0]) for name, value in (line.split(":") for line in lines)}
-    own = kilobytes["Anonymous"]
-    return {"own": 1024 * own, "mapped": 1024 * (kilobytes["Rss"] - own)}
-
-
 def asking(
     ask: Callable[[str], Any], begin: Callable[[], Any], seconds: float
 ) -> list[dict[str, Any]]:
@@ -145,7 +137,9 @@ def process(
     set_quiet(True)
     index = AudioIndex.open(path, fast_text=fast_text)
     rounds = asking(index.search, begin.wait, seconds)
-    results.put({"rounds": rounds} | memory())
+    of = memory()
+    # processes share mapped files
+    results.put({"rounds": rounds, "own": of["own"], "mapped": of["resident"] - of["own"]})
 
 
 def by_processes(path: Path, num: int, seconds: float, fast_text: bool = True) -> dict[str, Any]:

@@ -32,8 +32,10 @@ from unittest import mock
 
 import numpy as np
 
+from benchmarks.markdown import table
 from retrieval.base.command import run_main
 from retrieval.base.errors import OneLineParser, UserError
+from retrieval.base.matrix_products import fastest_product
 from retrieval.base.progress import set_quiet, silence_transformers
 
 MODELS, PARTS = ("tap", "mean", "clap"), ("index", "query")
@@ -169,17 +171,17 @@ def profiled(
     return list(calls.values()), operators
 
 
-def table(seconds: dict[str, Counter[str]], unit: float, name: str) -> str:
+def stage_table(seconds: dict[str, Counter[str]], unit: float, name: str) -> str:
     """Return a Markdown table of stages; unit: number to multiply seconds by."""
     whole = sum(kinds.total() for kinds in seconds.values())
-    lines = [f"| {name} | all | share | {' | '.join(KINDS)} |", "| --- " * 6 + "|"]
+    lines = []
     rows = sorted(seconds.items(), key=lambda row: -row[1].total())
     sums: Counter[str] = sum((kinds for _, kinds in rows), Counter())
     for stage, kinds in [*rows, ("**all**", sums)]:
-        cells = " | ".join(f"{unit * kinds[kind]:.1f}" for kind in KINDS)
-        share = 100 * kinds.total() / whole
-        lines.append(f"| {stage} | {unit * kinds.total():.1f} | {share:.1f} % | {cells} |")
-    return "\n".join(lines)
+        share = f"{100 * kinds.total() / whole:.1f} %"
+        cells = [f"{unit * kinds[kind]:.1f}" for kind in KINDS]
+        lines.append([stage, f"{unit * kinds.total():.1f}", share, *cells])
+    return table([name, "all", "share", *KINDS], lines)
 
 
 def processor_seconds() -> tuple[float, float]:
@@ -191,20 +193,6 @@ def processor_seconds() -> tuple[float, float]:
         fields = Path(f"/proc/{decoder._process.pid}/stat").read_text().rpartition(")")[2].split()
         decoders += int(fields[11]) + int(fields[12])  # user and system
     return time.process_time(), decoders / tick
-
-
-def product_peak(precision: str) -> float:
-    """Return the FLOP/s of a product of 2048 x 2048 matrices, best of 5."""
-    import torch
-
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    first, second = (torch.randn(2048, 2048).to(dtype) for _ in range(2))
-    took = []
-    for _ in range(6):
-        start = time.perf_counter()
-        first @ second
-        took.append(time.perf_counter() - start)
-    return 2 * 2048**3 / min(took[1:])
 
 
 def profile_index(folder: Path, arguments: argparse.Namespace) -> None:
@@ -258,13 +246,14 @@ def profile_index(folder: Path, arguments: argparse.Namespace) -> None:
         f" {wall:.0f} s, of processor time {own:.0f} s and in decoders {decoders:.0f} s; with the"
         f" profiler {profiler:.0f} s"
     )
-    print(table(found, 1 / hours, "s for an hour"))
+    print(stage_table(found, 1 / hours, "s for an hour"))
     most = ", ".join(f"{name} {own / hours:.1f}" for name, own in operators.most_common(8))
     print(f"operators, s: {most}")
     samples = torch.zeros(1, round(model.sample_rate * excerpt_seconds(model)))
     with FlopCounterMode(display=False) as flops, torch.no_grad():
         model.encode_audio(samples, torch.tensor([samples.shape[1]]))
-    excerpt, peak = flops.get_total_flops() / 1e9, product_peak(precision) / 1e9
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    excerpt, peak = flops.get_total_flops() / 1e9, fastest_product(dtype, 2048, repeats=6) / 1e9
     seconds = excerpt / peak * 7200 / excerpt_seconds(model)  # they overlap by half
     print(
         f"an excerpt: {excerpt:.0f} GFLOP; the products of an hour: {seconds:.0f} s at the peak of"
@@ -318,7 +307,7 @@ def profile_queries(folder: Path, arguments: argparse.Namespace) -> None:
             for stage, kinds in call.items():
                 for kind, seconds in kinds.items():
                     mean[stage][kind] += seconds / (len(calls) - NUM_WARM)
-        print(table(mean, 1000, "ms of a query, mean"))
+        print(stage_table(mean, 1000, "ms of a query, mean"))
 
 
 def main() -> int:

@@ -7,6 +7,7 @@ from typing import Any
 
 from benchmarks.costs import laws
 from benchmarks.costs.laws import Index
+from benchmarks.markdown import table
 from retrieval.search.index import CANDIDATES
 from retrieval.search.local.approximate import NEAREST, TRIES
 
@@ -60,12 +61,12 @@ class Inputs:
 
 def markdown(header: Sequence[str], rows: Iterable[tuple[str, Sequence[Cell]]]) -> str:
     """Return a table; the first column of a row is text, the others are cells."""
-    lines = [f"| {' | '.join(header)} |", f"| {' | '.join(['---'] * len(header))} |"]
+    texts = []
     for name, cells in rows:
         if len(cells) != len(header) - 1:
             raise ValueError(f"{name}: {len(cells)} cells under {len(header) - 1} names")
-        lines.append(f"| {name} | {' | '.join(map(str, cells))} |")
-    return "\n".join(lines)
+        texts.append([name, *map(str, cells)])
+    return table(header, texts)
 
 
 def number(value: float) -> str:

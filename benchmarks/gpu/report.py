@@ -1,9 +1,11 @@
 """Results of benchmarks.gpu: a JSON file, and a Markdown file made from it."""
 
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.steps import STEPS, Step
+from benchmarks.markdown import table
 from retrieval.base.files import atomic_writer, write_json
 
 RESULTS, MARKDOWN = "results.json", "results.md"
@@ -44,12 +46,9 @@ def markdown(results: dict[str, Any], steps: dict[str, Step] = STEPS) -> str:
 def _tables(rows: list[dict[str, Any]]) -> list[str]:
     """Return a table for each run of rows with the same keys."""
     lines: list[str] = []
-    for before, row in zip([None, *rows], rows):
-        if before is None or list(before) != list(row):
-            lines += [""] if before is not None else []
-            lines.append(f"| {' | '.join(row)} |")
-            lines.append(f"|{' --- |' * len(row)}")
-        lines.append(f"| {' | '.join(map(_cell, row.values()))} |")
+    for names, group in groupby(rows, key=list):
+        lines += [""] if lines else []
+        lines.append(table(names, [list(map(_cell, row.values())) for row in group]))
     return lines
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.compare_runs import NAMES
+from benchmarks.markdown import table
 from benchmarks.published import PUBLISHED
 from retrieval.base.errors import UserError, counted, one_line
 from retrieval.base.files import atomic_writer, check_outputs, read_json, write_json
@@ -103,9 +104,9 @@ def render(rows: list[Row]) -> str:
     commands = [[str(number), _command(row)] for number, row in numbered]
     intro = "%, text to audio, evaluation split; [95 % interval of a bootstrap over the clips]:"
     tables = [
-        _table(["experiment", "run", "weights", *NAMES], scores),
-        _table("run,experiment,seed,commit,processor,hours,energy,day".split(","), runs),
-        _table(["run", "command"], commands),
+        table(["experiment", "run", "weights", *NAMES], scores),
+        table("run,experiment,seed,commit,processor,hours,energy,day".split(","), runs),
+        table(["run", "command"], commands),
     ]
     return "\n\n".join([intro, *tables])
 
@@ -154,8 +155,3 @@ def _command(row: Row) -> str:
     changed += ["other clips"] * bool(clips)
     note = f"; {', '.join(changed)}: results.json" if changed else ""
     return f"`{row['command']}`{note}"
-
-
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
