@@ -13,10 +13,6 @@ from retrieval.base.errors import UserError
 from retrieval.models.dual_encoder import Autocast, DualEncoder, eval_mode
 from retrieval.search.sound import Excerpt
 
-# Of one tensor on a CPU. Unless freed memory is kept (retrieval.base.processes), glibc maps a
-# larger one anew each time: ATST-Frame took 13 % longer with 24 windows at once than with 6.
-MOST_BYTES = 2**25
-
 
 @dataclass
 class ExcerptEncoder:
@@ -25,7 +21,7 @@ class ExcerptEncoder:
     Attributes:
         model: The model.
         autocast: Context of the encoder.
-        batch_size: Excerpts encoded at once; on a CPU perhaps fewer.
+        batch_size: Excerpts encoded at once.
         with_frames: Return frames too.
     """
 
@@ -47,10 +43,9 @@ class ExcerptEncoder:
             UserError: A number overflows in this precision.
         """
         pooling, vectors, keys, num_frames = self.model.pooling, [], [], []
-        batch_size = self._at_once()
         with eval_mode(self.model):
-            for first in range(0, len(excerpts), batch_size):
-                waveform, lengths = collate(excerpts[first : first + batch_size])
+            for first in range(0, len(excerpts), self.batch_size):
+                waveform, lengths = collate(excerpts[first : first + self.batch_size])
                 waveform = waveform.to(self.model.temperature.device, non_blocking=True)
                 with self.autocast():
                     features, valid = self.model.audio_features(waveform, lengths)
@@ -74,17 +69,6 @@ class ExcerptEncoder:
             )
         split = [own.numpy() for own in torch.cat(keys).split(num_frames)] if keys else None
         return torch.cat(vectors).numpy(), split
-
-    def _at_once(self) -> int:
-        """Return the number of excerpts to encode at once: batch_size, on a CPU perhaps fewer."""
-        model = self.model
-        if model.temperature.device.type != "cpu":
-            return self.batch_size
-        # The widest tensor of a transformer is in its MLP: 4 times the numbers of its frames. Where
-        # one frame is made of many tokens, batches stay as they are: CLAP is faster with 16
-        # windows at once than with 4.
-        num_bytes = 16 * model.windows.num_frames * model.audio_encoder.feature_dim  # an excerpt
-        return max(1, min(self.batch_size, MOST_BYTES // num_bytes))
 
 
 def collate(excerpts: list[Excerpt]) -> tuple[torch.Tensor, torch.Tensor]:
