@@ -11,8 +11,10 @@ file, in one process. Ours is the real `data_prep/build_clotho.py`, with 1 and w
 
 Memory is the sum of the peaks of all processes of a build. Plain memory grows with the split and
 ours does not. So the memory for the 3,839 clips of Clotho's development split is computed from the
-growth between two sizes, and judged; the measured ratio is printed. Speed is judged by the CPU time
-that a clip adds, which other programs on the machine hardly change.
+growth between two sizes, and judged; the measured ratio is printed. Speed is judged by what a clip
+adds, since each build starts Python and imports libraries once: with one process its CPU time,
+which other programs on the machine hardly change; with two processes its time, because two cores
+that share caches take more CPU time for the same work.
 """
 
 import argparse
@@ -32,6 +34,7 @@ from retrieval.data import open_cache
 
 NUM_CLIPS_OF_CLOTHO = 3839  # development split
 LEAST_SPEED_RATIO, LEAST_MEMORY_RATIO = 1.0, 10.0
+OURS = {1: "ours, one process", 2: "ours, two processes"}
 
 
 def _files(root: Path) -> list[Path]:
@@ -57,10 +60,8 @@ def measure(folder: Path, num_clips: int) -> dict[str, Cost]:
     files = [str(root / "evaluation"), str(hdf5_path)]
     plain = [sys.executable, "benchmarks/plain_build.py", *files, str(CACHE_RATE)]
     results = {"plain": watched(plain)}
-    for num_proc in (1, 2):
-        results[f"ours, {num_proc} process(es)"] = build(
-            root, folder / f"cache{num_proc}", num_proc
-        )
+    for num_proc, way in OURS.items():
+        results[way] = build(root, folder / f"cache{num_proc}", num_proc)
     for way, cost in results.items():
         cpu = f"{cost.cpu_seconds:6.1f} s of CPU, {cost.cpu_seconds / hours:5.1f} s a clip-hour"
         print(
@@ -91,17 +92,23 @@ def judge(sizes: tuple[int, int], small: dict[str, Cost], large: dict[str, Cost]
     good = True
     for way in list(large)[1:]:
         speed = large["plain"].seconds / large[way].seconds
-        # Of the additional clips: each build starts Python and imports libraries once.
+        additional = (large["plain"].seconds - small["plain"].seconds) / (
+            large[way].seconds - small[way].seconds
+        )
         cpu = (large["plain"].cpu_seconds - small["plain"].cpu_seconds) / (
             large[way].cpu_seconds - small[way].cpu_seconds
         )
         memory, whole = large["plain"].peak / large[way].peak, clotho["plain"] / clotho[way]
-        times = f"{speed:.2f}x as fast, {cpu:.2f}x by the CPU time a clip"
+        times = (
+            f"{speed:.2f}x as fast, {additional:.2f}x by the time and {cpu:.2f}x by the CPU time"
+            " that a clip adds"
+        )
         print(
             f"{way}: {times}; 1/{memory:.1f} of the memory, 1/{whole:.1f} for"
             f" {NUM_CLIPS_OF_CLOTHO:,} clips (computed)"
         )
-        good = good and cpu >= LEAST_SPEED_RATIO and whole >= LEAST_MEMORY_RATIO
+        judged = cpu if way == OURS[1] else additional
+        good = good and judged >= LEAST_SPEED_RATIO and whole >= LEAST_MEMORY_RATIO
     return good
 
 
