@@ -1,6 +1,6 @@
-"""Seconds and peak memory of building the cache, against the ancestor's way.
+"""Seconds and peak memory of building the cache, against a plain build.
 
-    # 3 minutes, 3 GB in the temporary folder, 2 GB of memory; exits with 1 below 1x and a tenth
+    # 1 minute, 3 GB on disk, 2 GB of memory; exits with 1 if slower or above a tenth of the memory
     python -m benchmarks.cache_build
     # small numbers, not judged: shows that it runs and that both hold the same samples
     python -m benchmarks.cache_build --quick
@@ -11,10 +11,10 @@ file, in one process. Ours is the real `data_prep/build_clotho.py`, with 1 and w
 
 Memory is the sum of the peaks of all processes of a build. Plain memory grows with the split and
 ours does not. So the memory for the 3,839 clips of Clotho's development split is computed from the
-growth between two sizes, and judged; the measured ratio is printed. Speed is judged by what a clip
-adds, since each build starts Python and imports libraries once: with one process its CPU time,
-which other programs on the machine hardly change; with two processes its time, because two cores
-that share caches take more CPU time for the same work.
+growth between two sizes, and judged; the measured ratio is printed. Speed is judged by the time
+that each further clip takes, so that the start of Python does not count: with one process CPU time,
+which other programs hardly change; with two processes elapsed time, because two cores that share
+caches take more CPU time for the same work.
 """
 
 import argparse

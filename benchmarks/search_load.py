@@ -106,9 +106,9 @@ def sentences() -> Iterator[str]:
 def asking(
     ask: Callable[[str], Any], begin: Callable[[], Any], seconds: float
 ) -> list[dict[str, Any]]:
-    """Ask in ROUNDS; return of each the seconds of every answer, and of all.
+    """Ask for ROUNDS rounds; return the seconds of each answer and of each round.
 
-    Those that ask side by side begin each round together, by `begin`.
+    `begin` blocks until all who ask side by side are ready for the round.
     """
     words, rounds = sentences(), []
     for _ in range(NUM_WARM):
@@ -269,7 +269,8 @@ def main() -> int:
     add("--model", choices=MODELS, default="clap", help="default: clap")
     add("--clips", type=int, nargs="+", help="excerpts in the index (default: 10000 1000000)")
     add("--seconds", type=float, help="of each way (default: 8)")
-    add("--processes", type=int, help="of `several` (default: one a core, at least 2)")
+    several = "processes, or servers, side by side (default: one a core, at least 2)"
+    add("--processes", type=int, help=several)
     add("--work", type=Path, help="folder that keeps models and indexes (default: none is kept)")
     add("--prepare", action="store_true", help="only make models and indexes")
     add("--quick", action="store_true", help="tiny model, 300 excerpts, 0.3 s")

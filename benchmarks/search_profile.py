@@ -1,4 +1,4 @@
-"""Profile search at full size: where the time to index an hour, and that of a query, goes.
+"""Profile search at full size: time by stage, to index an hour and of a query.
 
     python -m benchmarks.search_profile [--model tap|mean|clap] [--minutes 8] [--work DIR]
     python -m benchmarks.search_profile --part query [--clips 10000]

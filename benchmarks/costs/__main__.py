@@ -9,7 +9,7 @@
 Tables join measurements (measured.json beside this file: each part with its machine, commit and
 command) and formulas (laws.py). Figures in *italics* are computed. --measure replaces parts of the
 file; without PART all of them. DIR keeps models and indexes for the next run; all parts take some
-15 minutes on two cores and at most 11 GB, one part of queries 7 GB.
+15 minutes on two cores and at most 11 GB of disk, one part of queries 7 GB.
 """
 
 import argparse
@@ -48,7 +48,7 @@ for _name in DIMS:
         PARTS[f"queries {_name} {_num}"] = lambda folder, quick, name=_name, num=_num: (
             measure.queries(folder, name, 300 if quick else num, quick)
         )
-# Without them the largest measured index is continued by the laws.
+# Without them formulas continue from the largest measured index.
 OPTIONAL = {f"queries {name} {QUERY_SIZES[-1]}" for name in DIMS}
 PARTS["database"] = lambda _, quick: measure.database(quick)
 
@@ -146,7 +146,8 @@ def main() -> int:
     add("--excerpts", type=int, nargs="+", default=default.excerpts, help="of an index")
     add("--price", type=float, default=default.price, help="USD for a GB and month")
     add("--write", action="store_true", help="write the tables into docs/costs.md")
-    add("--measure", nargs="*", choices=PARTS, metavar="PART", help=f"{', '.join(PARTS)}")
+    parts = f"parts (default: all): {', '.join(PARTS)}"
+    add("--measure", nargs="*", choices=PARTS, metavar="PART", help=parts)
     add("--work", type=Path, help="folder that keeps models and indexes (default: none is kept)")
     add("--quick", action="store_true", help="with --measure: tiny sizes; nothing is kept")
     arguments = parser.parse_args()

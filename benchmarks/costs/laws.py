@@ -1,4 +1,4 @@
-"""Formulas and laws that continue measurements to sizes that no machine here holds.
+"""Formulas that continue measurements to sizes that no machine here holds.
 
 Letters: B excerpts, D dimensions, T frames of an excerpt, P processes (GPUs), N pairs of the batch
 of all processes.

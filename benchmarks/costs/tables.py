@@ -1,4 +1,4 @@
-"""Tables of docs/costs.md from measurements and laws. Computed cells are in italics."""
+"""Tables of docs/costs.md from measurements and formulas. Computed cells are in italics."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -126,11 +126,11 @@ def training(record: dict[str, Any], inputs: Inputs) -> str:
 
     rows = [
         row("pairs in the batch", lambda _, step: step.num_pairs, count),
-        row("texts, all to all", lambda _, step: step.tensors["texts"]),
-        row("their gradient, summed", lambda _, step: step.tensors["gradient of texts"]),
-        row("score columns, all to all", lambda _, step: step.tensors["score columns"]),
+        row("texts, all-gather", lambda _, step: step.tensors["texts"]),
+        row("their gradient, all-reduce", lambda _, step: step.tensors["gradient of texts"]),
+        row("score columns, all-gather", lambda _, step: step.tensors["score columns"]),
         row(
-            "gradients of parameters, summed",
+            "gradients of parameters, all-reduce",
             lambda _, step: step.tensors["gradients of parameters"],
         ),
         row("**a GPU sends**", lambda _, step: sum(step.sent.values())),
@@ -212,7 +212,7 @@ def core_seconds(record: dict[str, Any], index: Index, num: float) -> float:
 
 
 def queries(records: dict[str, Any], indexes: dict[str, Index], inputs: Inputs) -> str:
-    """Queries per second by way, model and number of excerpts; where not measured, by law."""
+    """Queries per second by way, model and number of excerpts; where not measured, computed."""
 
     def row(title: str, value: Any, write: Any) -> tuple[str, list[Cell]]:
         cells = []
@@ -321,8 +321,8 @@ def limits(
         ),
         row("vectors that a query reads one by one", single_reads, count),
         row("frames that a query reads, float16", frames_read, size),
-        row(f"parts of which a core searches one in {PART_MS} ms", parts, count),
-        row("PostgreSQL: cores that answer in 1 s", in_database, number),
+        row(f"parts, each searched by one core in {PART_MS} ms", parts, count),
+        row("PostgreSQL: cores for an answer in 1 s", in_database, number),
     ]
     return markdown(header, rows)
 
@@ -332,7 +332,7 @@ def limits(
 
 @dataclass(frozen=True)
 class Check:
-    """A law that was made without a measurement, and this measurement.
+    """A formula, and a measurement that it was not fitted to.
 
     Attributes:
         name: What was measured.

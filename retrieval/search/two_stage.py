@@ -26,9 +26,6 @@ from retrieval.search.local.clips import unit
 from retrieval.search.store import ClipStore
 
 MOST_SIZES_KEPT = 2**23  # frames, of 8 bytes
-# PyTorch converts more numbers than this in several threads, which wait for each other at every
-# clip: 100 clips took 19 ms in place of 16, on two cores beside another program.
-NUMBERS_OF_ONE_THREAD = 2**15 - 1
 
 
 @dataclass(frozen=True)
@@ -260,10 +257,4 @@ class TwoStage:
             return frames
         if len(self._buffer) < len(frames):
             self._buffer = self._buffer.new_empty(frames.shape)
-        keys = self._buffer[: len(frames)]
-        if keys.device.type != "cpu":
-            return keys.copy_(frames)
-        num_rows = max(1, NUMBERS_OF_ONE_THREAD // frames.shape[1])
-        for own, part in zip(keys.split(num_rows), frames.split(num_rows), strict=True):
-            own.copy_(part)
-        return keys
+        return self._buffer[: len(frames)].copy_(frames)

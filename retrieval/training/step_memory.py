@@ -72,7 +72,7 @@ def step_memory(
         num_tokens: L, tokens of the longest caption; None: text_encoder.max_tokens.
 
     Raises:
-        Exception: A module needs values; one from another package may.
+        Exception: A module reads values of tensors, as one from another package may.
     """
     if config.train.activation_checkpointing:
         model.checkpoint_activations()
@@ -302,9 +302,10 @@ def _fused_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """Call FlashAttention on (N, H, L, F), or with a mask or float32 the memory-efficient kernel.
+    """Call FlashAttention, or with a mask or float32 the memory-efficient kernel.
 
-    Both keep queries, keys, values, outputs and one number a row.
+    Both keep queries, keys, values, outputs and one number a row. Shapes are (sequences, heads,
+    length, size of a head).
     """
     if enable_gqa:
         repeats = query.shape[1] // key.shape[1]
