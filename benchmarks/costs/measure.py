@@ -199,7 +199,11 @@ def database(quick: bool) -> dict[str, Any]:
     from benchmarks.search_engines import DIM, search_times
 
     rows = (1_000, 2_000) if quick else DATABASE_ROWS
+    rounds = [
+        [search_times("postgresql", num)["all rows"] for num in rows] for _ in range(ROUNDS)
+    ]  # the faster one counts: other programs can only slow it
     points = [
-        {"rows": num, "search_ms": search_times("postgresql", num)["all rows"]} for num in rows
+        {"rows": num, "search_ms": min(times)}
+        for num, times in zip(rows, zip(*rounds, strict=True), strict=True)
     ]
     return {"dim": DIM, "cores": usable_cores(), "points": points}
