@@ -17,23 +17,13 @@ from transformers import (
     PeAudioProcessor,
 )
 
+from benchmarks.search_profile import QUICK_AUDIO
+
 RATE = 16_000  # Hz
 WORDS = "a dog barks loudly Rain rain falls and then the wind blows . , cat A thunder".split()
 SMALL = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-CLAP_AUDIO = {
-    "spec_size": 64,
-    "num_mel_bins": 16,
-    "patch_size": 4,
-    "patch_stride": [4, 4],
-    "window_size": 4,
-    "depths": [1, 1],
-    "num_attention_heads": [2, 2],
-    "patch_embeds_hidden_size": 8,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "aff_block_r": 1,
-}
+CLAP_AUDIO = QUICK_AUDIO | {"aff_block_r": 1}  # of the path of CLAP with fusion
 PE_TEXT = {
     "model_type": "modernbert",
     "vocab_size": 60,
