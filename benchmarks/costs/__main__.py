@@ -18,6 +18,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from benchmarks.costs.laws import Index
 from benchmarks.costs.tables import DIMS, Inputs
 from benchmarks.full_size import ROOT, hardware, work_folder
 from retrieval.base.command import run_main
-from retrieval.base.errors import OneLineParser, UserError
+from retrieval.base.errors import OneLineParser, UserError, one_line
 from retrieval.base.files import atomic_path, read_json
 from retrieval.base.progress import set_quiet, silence_transformers
 
@@ -34,6 +35,7 @@ MEASURED = Path(__file__).with_name("measured.json")
 DOCUMENT = ROOT / "docs" / "costs.md"
 BEGIN, END = "<!-- table: {} -->", "<!-- end of table -->"
 QUERY_SIZES = (10_000, 1_000_000)
+LARGEST = 1e15  # of a given number; a float still counts every one
 
 Part = Callable[[Path, bool], dict[str, Any]]
 PARTS: dict[str, Part] = {
@@ -82,14 +84,39 @@ def loads_of(parts: dict[str, Any]) -> dict[str, dict[str, Any]]:
     }
 
 
+def read_measured() -> dict[str, Any]:
+    """Read the measurements. Raises UserError for a damaged file."""
+    try:
+        found = read_json(MEASURED)
+        if not isinstance(found, dict):
+            raise TypeError(f"{type(found).__name__} in place of parts by name")
+    except (OSError, ValueError, TypeError) as error:
+        raise unusable(error) from None
+    return found
+
+
+def unusable(error: Exception) -> UserError:
+    return UserError(
+        f"{MEASURED} cannot be used ({one_line(error)}): put it back by git checkout, or delete it"
+        " and --measure again"
+    )
+
+
 def with_tables(text: str, made: dict[str, str]) -> str:
-    """Return a document with the tables between its marks. Raises UserError without a mark."""
+    """Return a document with the tables between its marks.
+
+    Raises UserError for a mark that is missing or there twice: a copy of the table would grow old.
+    """
     for name, table in made.items():
-        before, found, rest = text.partition(BEGIN.format(name) + "\n")
-        _, ended, after = rest.partition(END)
-        if not (found and ended):
-            raise UserError(f"{DOCUMENT.name}: the marks of table {name} are missing")
-        text = f"{before}{found}\n{table}\n\n{ended}{after}"
+        begin = BEGIN.format(name) + "\n"
+        before, _, rest = text.partition(begin)
+        inner, ended, after = rest.partition(END)
+        if text.count(begin) != 1 or not ended or BEGIN.partition("{")[0] in inner:
+            raise UserError(
+                f"{DOCUMENT}: table {name} needs the line {begin.strip()} once, and {END} after it:"
+                " correct them, or put the file back by git checkout"
+            )
+        text = f"{before}{begin}\n{table}\n\n{ended}{after}"
     return text
 
 
@@ -97,7 +124,7 @@ def measured_parts(names: list[str], work: Path | None, quick: bool) -> dict[str
     """Measure parts; the file of measurements has each as soon as it is measured."""
     from retrieval.base.versions import git_commit
 
-    found = {} if quick or not MEASURED.exists() else read_json(MEASURED)
+    found = {} if quick or not MEASURED.exists() else read_measured()
     commit = git_commit()  # before the file changes
     with tempfile.TemporaryDirectory(prefix="costs_") as temporary:
         folder = work_folder(work or Path(temporary))
@@ -115,6 +142,8 @@ def measured_parts(names: list[str], work: Path | None, quick: bool) -> dict[str
                 "measured": part,
             }
             if not quick:
+                if MEASURED.exists():  # other parts may have been measured meanwhile
+                    found = read_measured() | {name: found[name]}
                 write(found)
     return found
 
@@ -131,6 +160,16 @@ def write(found: dict[str, Any]) -> None:
     in_order = {name: found[name] for name in PARTS if name in found}
     with atomic_path(MEASURED) as path:
         path.write_text(json.dumps(in_order, indent=1) + "\n", encoding="utf-8")
+
+
+def check_numbers(inputs: Inputs) -> None:
+    """Raise UserError for a number that tables cannot have."""
+    for name, given in asdict(inputs).items():
+        for value in given if isinstance(given, tuple) else [given]:
+            is_free = name == "price" and value == 0
+            if not (is_free or 0 < value <= LARGEST):  # as with NaN
+                least = "0 or more" if name == "price" else "above 0"
+                raise UserError(f"--{name} {value}: must be {least}, and at most {LARGEST:g}")
 
 
 def main() -> int:
@@ -158,31 +197,40 @@ def main() -> int:
         excerpts=tuple(arguments.excerpts),
         price=arguments.price,
     )
-    for name in ("gpus", "hours", "excerpts"):
-        if min(getattr(inputs, name)) <= 0:
-            raise UserError(f"--{name} {min(getattr(inputs, name)):g}: must be above 0")
-    if inputs.pairs < 1 or inputs.price < 0:
-        raise UserError("--pairs must be 1 or more, and --price 0 or more")
+    check_numbers(inputs)
     if arguments.write and inputs != default:
         raise UserError("--write takes no other inputs: docs/costs.md has the default ones")
     if arguments.quick and arguments.measure is None:
         raise UserError("--quick is for --measure; tables take no time")
+    if arguments.quick and arguments.write:
+        raise UserError("--write takes no --quick: its measurements are not kept")
     if arguments.measure is not None:
         os.environ["HF_HUB_OFFLINE"] = "1"
         silence_transformers()
         set_quiet(True)
         names = arguments.measure or list(PARTS)
         found = measured_parts(names, arguments.work, arguments.quick)
+        if arguments.quick:
+            return 0
     else:
-        found = read_json(MEASURED)
+        found = read_measured()
     if missing := PARTS.keys() - found.keys() - OPTIONAL:
-        print(f"no tables: not measured yet are {', '.join(sorted(missing))}")
+        line = f"no tables: not measured yet are {', '.join(sorted(missing))}"
+        if arguments.write or arguments.measure is None:
+            raise UserError(f"{line}; --measure measures them")
+        print(line)
         return 0
-    if arguments.quick:
-        return 0
-    made = all_tables(found, inputs)
+    try:
+        made = all_tables(found, inputs)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise unusable(error) from None
     if arguments.write:
-        text = with_tables(DOCUMENT.read_text(encoding="utf-8"), made)
+        try:
+            text = with_tables(DOCUMENT.read_text(encoding="utf-8"), made)
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{DOCUMENT} is not UTF-8 (byte {error.start}): put it back by git checkout"
+            ) from None
         with atomic_path(DOCUMENT) as path:
             path.write_text(text, encoding="utf-8")
     else:

@@ -1,6 +1,7 @@
 """Laws of benchmarks.costs against small real files and slow references; docs are current."""
 
 import dataclasses
+import json
 import queue
 import re
 import threading
@@ -250,9 +251,15 @@ def test_tables_are_printed_for_own_inputs(measured):
     [
         (["--gpus", "0"], "--gpus 0"),
         (["--hours", "-1"], "--hours -1"),
-        (["--price", "-1"], "--price"),
+        (["--hours", "1", "nan"], "--hours nan"),
+        (["--hours", "inf"], "--hours inf"),
+        (["--excerpts", f"1{'0' * 400}"], "--excerpts"),
+        (["--pairs", "0"], "--pairs 0"),
+        (["--price", "-1"], "--price -1"),
+        (["--price", "nan"], "--price nan"),
         (["--write", "--price", "1"], "--write"),
         (["--quick"], "--quick"),
+        (["--measure", "--quick", "--write"], "--write"),
         (["--measure", "absent"], "absent"),
         (["--measure", "--work", "absent"], "--work"),
     ],
@@ -260,6 +267,60 @@ def test_tables_are_printed_for_own_inputs(measured):
 def test_mistakes_are_one_line(arguments, culprit):
     message = mistake(costs.main, *arguments)
     assert culprit in message and message.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "culprit"),
+    [
+        ("", "JSONDecodeError"),
+        ("[]", "list"),
+        ("{}", "not measured yet are database"),
+        ({"training": 3}, "TypeError"),
+        ({"training": {"measured": {}}}, "KeyError: 'dim'"),
+    ],
+)
+@pytest.mark.parametrize("words", [[], ["--write"]])
+def test_damaged_measurements_are_one_line(
+    content, culprit, words, measured, tmp_path, monkeypatch
+):
+    path = tmp_path / "measured.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(measured | content))
+    monkeypatch.setattr(costs, "MEASURED", path)
+    message = mistake(costs.main, *words)
+    assert culprit in message and "--measure" in message and message.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda text, mark: text.replace(mark, ""),
+        lambda text, mark: text.replace(mark, mark * 2),
+        lambda text, mark: text + text,
+        lambda text, mark: text.replace(costs.END, "", 1),
+    ],
+)
+def test_marks_of_a_document_are_there_once(spoil, tmp_path, monkeypatch):
+    document = tmp_path / "costs.md"
+    mark = costs.BEGIN.format("training") + "\n"
+    text = spoil(costs.DOCUMENT.read_text(encoding="utf-8"), mark)
+    document.write_text(text, encoding="utf-8")
+    monkeypatch.setattr(costs, "DOCUMENT", document)
+    message = mistake(costs.main, "--write")
+    assert "table training" in message and "costs.md" in message
+    assert document.read_text(encoding="utf-8") == text
+
+
+def test_parts_that_another_run_measured_meanwhile_stay(tmp_path, monkeypatch):
+    monkeypatch.setattr(costs, "MEASURED", tmp_path / "measured.json")
+
+    def part(folder: Path, quick: bool) -> dict:
+        costs.write({"database": "of another run"})
+        return {}
+
+    monkeypatch.setitem(costs.PARTS, "training", part)
+    found = costs.measured_parts(["training"], tmp_path, quick=False)
+    assert found["database"] == "of another run" and found["training"]["measured"] == {}
+    assert read_json(costs.MEASURED) == found
 
 
 @pytest.mark.parametrize(
