@@ -46,7 +46,7 @@ from benchmarks.reproduce.weights import (
 )
 from retrieval.base.command import run_main
 from retrieval.base.errors import OneLineParser, UserError
-from retrieval.base.files import read_json
+from retrieval.base.files import check_writable, read_json
 from retrieval.config import Config
 
 
@@ -107,6 +107,14 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if arguments.num_processes < 1:
         parser.error(f"--num-processes {arguments.num_processes}: 1 or more")
+    if "," in str(arguments.output):  # separates the folders that compare_runs gets
+        parser.error(f"--output {arguments.output}: choose a folder without a comma")
+    if arguments.text_encoder and not arguments.text_encoder.is_dir():
+        parser.error(
+            f"--text-encoder {arguments.text_encoder} is not a folder: without it the hub is asked"
+        )
+    if arguments.checksums and not arguments.checksums.is_file():
+        parser.error(f"--checksums {arguments.checksums} is not a file: give that of the mirror")
     return arguments
 
 
@@ -183,6 +191,11 @@ def check_machine(arguments: argparse.Namespace, untrained: Sequence[Training]) 
         UserError: Something is missing. With --unchecked this is a warning, except for weights that
             a person must download.
     """
+    check_writable(arguments.output)
+    if (arguments.root / "cache" / "cache.json").is_file():
+        clips_of_cache(arguments.root / "cache")
+    else:
+        check_writable(arguments.root)
     gpus: list[Gpu] = [] if arguments.cpu else visible_gpus()[: arguments.num_processes]
     check = partial(_check, unchecked=arguments.unchecked)
     if not arguments.cpu:

@@ -10,6 +10,7 @@ import numpy as np
 from benchmarks.compare_runs import NAMES, read_metrics, read_queries
 from benchmarks.published import PUBLISHED
 from benchmarks.reproduce.plan import WEIGHTS, Training
+from retrieval.base.errors import UserError, one_line
 from retrieval.base.files import read_json
 from retrieval.evaluation.bootstrap import Interval, bootstrap_intervals, query_metrics
 
@@ -35,9 +36,16 @@ def measure(trainings: tuple[Training, ...], weights: str) -> Scores:
 
 
 def clips_of_cache(cache: Path) -> dict[str, int]:
-    """Return the number of clips of each split."""
-    splits = read_json(cache / "cache.json")["splits"]
-    return {name: split["num_clips"] for name, split in splits.items()}
+    """Return the number of clips of each split. Raises UserError for a damaged file."""
+    path = cache / "cache.json"
+    try:
+        splits = read_json(path)["splits"]
+        return {name: split["num_clips"] for name, split in splits.items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path} cannot be read ({one_line(error)}): delete {cache}, and the same command"
+            " builds it again"
+        ) from None
 
 
 def other_corpus(clips: dict[str, int]) -> list[str]:

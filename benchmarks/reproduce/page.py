@@ -24,8 +24,10 @@ def read_rows(page: Path) -> list[Row]:
         return []
     try:
         rows = read_json(path)["runs"]
+        if not isinstance(rows, list):
+            raise TypeError(f"runs is no list, but {type(rows).__name__}")
         render(rows)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} cannot be read ({one_line(error)}): put it back from a copy, or delete it"
         ) from None
@@ -34,6 +36,13 @@ def read_rows(page: Path) -> list[Row]:
 
 def check(page: Path) -> None:
     """Raise UserError if the page or its rows cannot be read, or not be written."""
+    if not page.name or page.is_dir():
+        raise UserError(f"--results {page} is a folder: give a file, such as {page / 'results.md'}")
+    if page.suffix == ".json":
+        raise UserError(
+            f"--results {page}: the rows go to that file; give the page a name such as"
+            f" {page.with_suffix('.md')}"
+        )
     read_rows(page)
     _parts(page)
     check_outputs([page, page.with_suffix(".json")])
@@ -54,7 +63,13 @@ def add_row(page: Path, row: Row) -> None:
 
 def _parts(page: Path) -> tuple[str, str]:
     """Return the text before and after the tables. Raises UserError for a page without markers."""
-    text = page.read_text(encoding="utf-8") if page.exists() else NEW_PAGE
+    try:
+        text = page.read_text(encoding="utf-8") if page.exists() else NEW_PAGE
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{page} is not UTF-8 (byte {error.start}): save it as UTF-8, or give another file by"
+            " --results"
+        ) from None
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):

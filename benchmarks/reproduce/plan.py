@@ -88,7 +88,9 @@ class Training:
         return [name for name, paths in files.items() if not all(map(Path.is_file, paths))]
 
     def check_folder(self) -> None:
-        """Raise UserError if the run folder holds a run with other settings."""
+        """Raise UserError if the run folder holds a run with other settings, or is a file."""
+        if self.folder.exists() and not self.folder.is_dir():
+            raise UserError(f"{self.folder} is not a folder: move it, or give another --output")
         if not (self.folder / "config.yaml").exists():
             return
         cache = Path(read_config(self.folder).data.cache)

@@ -56,6 +56,13 @@ def test_what_the_user_did_is_one_line(raised, message, code):
     assert (result.stderr, result.returncode) == (message, code)
 
 
+def test_a_wrong_option_is_one_line():
+    parse = 'OneLineParser(prog="x").parse_args(["a\\nb\\x1b"])'
+    result = run(f"run_main(lambda: {parse})")
+    said = "error: unrecognized arguments: a\\nb\\x1b (see x --help)\n"
+    assert (result.stderr, result.returncode) == (said, 2)
+
+
 def test_a_fault_of_the_program_shows_where():
     result = run('def main():\n    raise RuntimeError("broken")\nrun_main(main)')
     assert "Traceback" in result.stderr and result.returncode == 1

@@ -342,10 +342,36 @@ def test_what_is_on_the_disk_is_not_needed_again(tmp_path):
         (["--set", "data.cache=x"], "--root"),
         (["--set", "train.epoch=7"], "train.epochs"),
         (["--num-processes", "0"], "--num-processes 0"),
+        (["--output", "runs/a,b"], "comma"),
+        (["--text-encoder", "absent"], "--text-encoder absent"),
+        (["--checksums", "absent"], "--checksums absent"),
+        (["--results", ""], "--results"),
+        (["--results", "docs"], "--results docs"),
+        (["--results", "results.json"], "results.md"),
     ],
 )
 def test_mistakes_are_one_line(options, culprit):
     assert culprit in refused(*options)
+
+
+@pytest.mark.parametrize("option", ["--output", "--root"])
+def test_a_file_in_place_of_a_folder_is_refused_at_once(option, tmp_path, with_card):
+    (tmp_path / "file").touch()
+    places = {"--output": str(tmp_path / "runs"), "--root": str(tmp_path / "clotho")}
+    places |= {option: str(tmp_path / "file" / "folder"), "--results": str(tmp_path / "page.md")}
+    line = refused("--dry-run", *(word for place in places.items() for word in place))
+    assert str(tmp_path / "file") in line
+
+
+def test_a_run_folder_that_is_a_file_and_a_damaged_cache_are_refused_at_once(tmp_path, with_card):
+    words = ["--output", str(tmp_path), "--root", str(tmp_path / "clotho"), "--dry-run"]
+    words += ["--results", str(tmp_path / "page.md")]
+    (tmp_path / "tap_124").touch()
+    assert f"{tmp_path / 'tap_124'} is not a folder" in refused(*words)
+    (tmp_path / "tap_124").unlink()
+    (tmp_path / "clotho" / "cache").mkdir(parents=True)
+    (tmp_path / "clotho" / "cache" / "cache.json").touch()
+    assert "cache.json" in refused(*words)
 
 
 def test_seeds_are_a_number_or_a_list():
@@ -553,9 +579,13 @@ def test_text_around_the_tables_stays_and_markers_are_needed(tmp_path):
     path.write_text("# Mine\n")
     with pytest.raises(UserError, match=r"results\.md"):
         page.check(path)
-    path.with_suffix(".json").write_text('{"runs": [{}]}')
-    with pytest.raises(UserError, match=r"results\.json"):
+    path.write_bytes(b"\xe9")
+    with pytest.raises(UserError, match=r"results\.md is not UTF-8"):
         page.check(path)
+    for damaged in ('{"runs": [{}]}', '{"runs": null}', '{"runs": {}}', "[]"):
+        path.with_suffix(".json").write_text(damaged)
+        with pytest.raises(UserError, match=r"results\.json"):
+            page.check(path)
 
 
 def test_the_page_of_the_project_is_made_from_its_rows():
