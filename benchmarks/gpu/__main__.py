@@ -26,11 +26,11 @@ from typing import Any
 
 from benchmarks.full_size import hardware
 from benchmarks.gpu.child import forked_step, run_step
-from benchmarks.gpu.report import DONE, MARKDOWN, RESULTS, save
+from benchmarks.gpu.report import DONE, MARKDOWN, RESULTS, markdown, save
 from benchmarks.gpu.steps import STEPS, Place, Step
 from retrieval.base.command import run_main
 from retrieval.base.errors import OneLineParser, UserError, one_line
-from retrieval.base.files import check_writable, read_json
+from retrieval.base.files import check_outputs, check_writable, read_json
 from retrieval.base.versions import git_commit
 
 OUTPUT = Path("runs") / "gpu"
@@ -125,16 +125,21 @@ def kept_steps(folder: Path, place: dict[str, Any]) -> dict[str, Any]:
         if results["place"]["rehearsal"] != place["rehearsal"]:
             kind = "a rehearsal" if results["place"]["rehearsal"] else "a GPU"
             raise UserError(f"{path} has results of {kind}; give another folder as --output")
-        steps = results["steps"]
         is_same = all(results["place"][key] == place[key] for key in ("card", "torch", "commit"))
-    except (KeyError, TypeError, OSError, ValueError) as error:
+        kept = {
+            name: step
+            for name, step in results["steps"].items()
+            if is_same and step["state"] == DONE
+        }
+        markdown({"command": "", "place": place, "steps": kept}, STEPS)  # as it will be written
+    except (LookupError, TypeError, AttributeError, OSError, ValueError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(
             f"{path} is no result of this command ({one_line(error)}); delete it, or give another"
             " folder as --output"
         ) from None
-    return {name: step for name, step in steps.items() if is_same and step["state"] == DONE}
+    return kept
 
 
 def chosen_steps(only: str | None) -> list[str]:
@@ -152,7 +157,10 @@ def run_steps(arguments: argparse.Namespace, folder: Path) -> bool:
     place = describe_place(arguments.rehearse)
     kept = kept_steps(folder, place)
     names = chosen_steps(arguments.only)
+    check_outputs([folder / RESULTS, folder / MARKDOWN])
     logs = folder / "logs"
+    if logs.exists() and not logs.is_dir():
+        raise UserError(f"{logs} is not a folder; delete it, or give another folder as --output")
     logs.mkdir(parents=True, exist_ok=True)
     words = ["python", "-m", "benchmarks.gpu", *arguments.words]
     results: dict[str, Any] = {"command": " ".join(words), "place": place, "steps": kept}

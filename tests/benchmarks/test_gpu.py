@@ -128,6 +128,22 @@ def test_mistakes_are_one_line(own_steps, monkeypatch, tmp_path):
     assert "results of a GPU" in mistake(gpu.main, "--rehearse", "--output", str(tmp_path))
 
 
+def test_damaged_results_and_names_that_are_taken_are_refused_at_once(own_steps, tmp_path):
+    own_steps(gpu_steps.works)
+    words = ("--rehearse", "--output", str(tmp_path))
+    damaged = [3, {}, {"state": "done", "rows": 3}, {"state": "done", "rows": [3]}]
+    for steps in [[], *({"works": step} for step in damaged)]:
+        content = {"place": gpu.describe_place(rehearse=True), "steps": steps}
+        (tmp_path / RESULTS).write_text(json.dumps(content))
+        assert RESULTS in mistake(gpu.main, *words)
+    (tmp_path / RESULTS).unlink()
+    (tmp_path / "logs").touch()
+    assert "logs is not a folder" in mistake(gpu.main, *words)
+    (tmp_path / "logs").unlink()
+    (tmp_path / MARKDOWN).mkdir()
+    assert MARKDOWN in mistake(gpu.main, *words)
+
+
 def test_a_step_starts_anew_where_a_fork_cannot_use_the_gpu(tmp_path):
     """As child.forked_step starts it where CUDA was initialised before the fork."""
     rows, log = tmp_path / gpu.ROWS, tmp_path / "log"
