@@ -163,7 +163,7 @@ def run_steps(arguments: argparse.Namespace, folder: Path) -> bool:
         raise UserError(f"{logs} is not a folder; delete it, or give another folder as --output")
     logs.mkdir(parents=True, exist_ok=True)
     words = ["python", "-m", "benchmarks.gpu", *arguments.words]
-    results: dict[str, Any] = {"command": " ".join(words), "place": place, "steps": kept}
+    results: dict[str, Any] = {"command": " ".join(words), "place": place, "steps": dict(kept)}
     deadline = time.perf_counter() + 60 * arguments.minutes
     print(f"{place['card']}; {place['machine']}; results in {folder / MARKDOWN}", flush=True)
     for name in names:
@@ -172,6 +172,9 @@ def run_steps(arguments: argparse.Namespace, folder: Path) -> bool:
             continue
         left = deadline - time.perf_counter()
         limit = min(left, REHEARSAL_SECONDS if arguments.rehearse else STEPS[name].seconds)
+        if left < LEAST_SECONDS and name in kept:
+            print(f"{name:12s} no time left; its figures of before stay", flush=True)
+            continue
         if left < LEAST_SECONDS:
             result = {"state": "not run", "why": "no time left", "rows": []}
         else:
@@ -183,6 +186,7 @@ def run_steps(arguments: argparse.Namespace, folder: Path) -> bool:
                     result = measure(STEPS[name], own, logs, name)
                 except BaseException:
                     results["steps"][name] |= {"rows": read_rows(own.folder / ROWS)["rows"]}
+                    results["steps"] |= {name: kept[name]} if name in kept else {}
                     save(folder, results, STEPS)
                     raise
         results["steps"][name] = result

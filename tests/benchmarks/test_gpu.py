@@ -98,6 +98,17 @@ def test_an_interrupted_command_goes_on(own_steps, monkeypatch, tmp_path):
     run("--rehearse", "--output", str(folder), "--only", "works")  # anew
     again = results_of(folder)["steps"]["works"]
     assert again["state"] == "done" and (folder / "logs" / "works.log").exists()
+    run("--rehearse", "--output", str(folder), "--only", "works", "--minutes", "0.1")
+    assert results_of(folder)["steps"]["works"] == again  # no time to measure it anew
+
+    def interrupted_at_once(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gpu, "measure", interrupted_at_once)
+    with pytest.raises(KeyboardInterrupt):
+        gpu.main(["--rehearse", "--output", str(folder), "--only", "works"])
+    assert results_of(folder)["steps"]["works"] == again
+    monkeypatch.setattr(gpu, "measure", measure)
     monkeypatch.setattr(gpu, "git_commit", lambda: "another commit")
     own_steps(gpu_steps.works)
     run("--rehearse", "--output", str(folder), "--minutes", "0.1")
