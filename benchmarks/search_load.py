@@ -23,9 +23,12 @@ index of a million excerpts has 1.5 TB of frames, which a query reads from its d
 
 import argparse
 import json
+import math
 import multiprocessing
 import os
+import queue
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -33,7 +36,7 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -44,16 +47,18 @@ from benchmarks.full_size import ROOT, hardware, work_folder
 from benchmarks.search_growth import memory, write_index
 from retrieval.base.command import run_main
 from retrieval.base.errors import OneLineParser, UserError
-from retrieval.base.processes import usable_cores
+from retrieval.base.processes import end_with_parent, terminating_with_parent, usable_cores
 from retrieval.base.progress import set_quiet, silence_transformers
 
 MODELS = {"tap": 30.0, "clap": 10.0}  # seconds of an excerpt
+DIMS = {"tap": 1024, "clap": 512}
 SIZES = (10_000, 1_000_000)
 CLIENTS = 4  # of a server
 NUM_WARM = 3  # queries of each process, not counted
 ROUNDS = 3
 FRAMES_OF = 200  # excerpts
 SECONDS_TO_OPEN = 600
+MOST_A_CORE = 16  # processes; each has some 0.5 GB of its own
 
 
 def prepared_model(folder: Path, name: str, quick: bool) -> Path:
@@ -94,6 +99,18 @@ def prepared_index(folder: Path, name: str, num_clips: int, quick: bool) -> Path
     return path
 
 
+def check_disk(folder: Path, name: str, sizes: Iterable[int]) -> None:
+    """Raise UserError if the vectors of indexes that are not there yet do not fit on the disk."""
+    new = [num for num in sizes if not (folder / f"index-{name}-{num}").is_dir()]
+    needed = 4e-9 * DIMS[name] * sum(new)
+    free = shutil.disk_usage(folder).free / 1e9
+    if free < needed:
+        raise UserError(
+            f"--clips {' '.join(map(str, new))}: vectors of {needed:,.1f} GB, and {folder} has"
+            f" {free:.1f} GB free; take fewer, or another --work folder"
+        )
+
+
 def sentences() -> Iterator[str]:
     """Yield sentences without end, of the length that captions have."""
     from benchmarks.full_size import CAPTION_WORDS, WORDS
@@ -116,7 +133,7 @@ def asking(
     for _ in range(ROUNDS):
         begin()
         start, took = time.perf_counter(), []
-        while time.perf_counter() - start < seconds / ROUNDS:
+        while not took or time.perf_counter() - start < seconds / ROUNDS:
             asked = time.perf_counter()
             ask(next(words))
             took.append(time.perf_counter() - asked)
@@ -128,6 +145,9 @@ def process(
     path: Path, seconds: float, begin: Any, results: Any, fast_text: bool, threads: int
 ) -> None:
     """Open an index and ask; runs in a process of its own."""
+    if multiprocessing.parent_process() is not None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets Ctrl-C too, and ends this
+        end_with_parent()
     import torch
 
     from retrieval.search import AudioIndex
@@ -154,16 +174,35 @@ def by_processes(path: Path, num: int, seconds: float, fast_text: bool = True) -
     try:
         for one in running:
             one.start()
-        found = [results.get(timeout=SECONDS_TO_OPEN + seconds) for _ in running]
-    finally:
+        found = [answer_of(results, running, SECONDS_TO_OPEN + seconds) for _ in running]
         for one in running:
             one.join(5)
-            one.kill()
+    finally:
+        for one in running:
+            if one.pid is not None:  # it was started
+                one.kill()
+                one.join()
         os.environ.pop("OMP_NUM_THREADS")
         if before is not None:
             os.environ["OMP_NUM_THREADS"] = before
     largest = {name: max(one[name] for one in found) for name in ("own", "mapped")}
     return best_round([one["rounds"] for one in found]) | largest
+
+
+def answer_of(results: Any, running: list[Any], seconds: float) -> Any:
+    """Wait for one answer. Raises UserError if a process failed: the others wait for it."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        failed = [one.exitcode for one in running if one.exitcode]
+        try:
+            return results.get(timeout=0.5)
+        except queue.Empty:
+            if failed:
+                raise UserError(
+                    f"a process ended with exit code {failed[0]}; its message is above, or else the"
+                    " memory ran out: fewer --processes need less"
+                ) from None
+    raise UserError(f"no answer in {seconds:.0f} s: take fewer --processes, or more --seconds")
 
 
 @contextmanager
@@ -173,7 +212,12 @@ def served(path: Path, threads: int) -> Iterator[str]:
     command += ["--port", "0", "--no-password"]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     with subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=terminating_with_parent(),
     ) as server:
         try:
             line = next((line for line in server.stdout if line.startswith("search page: ")), None)
@@ -276,10 +320,14 @@ def main() -> int:
     add("--quick", action="store_true", help="tiny model, 300 excerpts, 0.3 s")
     arguments = parser.parse_args()
     sizes = arguments.clips or ((300,) if arguments.quick else SIZES)
-    seconds = arguments.seconds or (0.3 if arguments.quick else 8.0)
-    processes = arguments.processes or max(2, usable_cores())
-    if min(sizes) < 1 or seconds <= 0 or processes < 1:
-        raise UserError("--clips, --seconds and --processes must be above 0")
+    seconds, processes = arguments.seconds, arguments.processes
+    seconds = (0.3 if arguments.quick else 8.0) if seconds is None else seconds
+    processes = max(2, usable_cores()) if processes is None else processes
+    for name, value in (("clips", min(sizes)), ("seconds", seconds), ("processes", processes)):
+        if not 0 < value < math.inf:
+            raise UserError(f"--{name} {value}: must be above 0")
+    if processes > (most := MOST_A_CORE * usable_cores()):
+        raise UserError(f"--processes {processes}: at most {most} here, {MOST_A_CORE} a core")
     if arguments.prepare and arguments.work is None:
         raise UserError("--prepare makes models and indexes for a later run: name a --work folder")
     os.environ |= {"HF_HUB_OFFLINE": "1"}
@@ -287,6 +335,7 @@ def main() -> int:
     set_quiet(True)
     with tempfile.TemporaryDirectory(prefix="search_load_") as temporary:
         folder = work_folder(arguments.work or Path(temporary))
+        check_disk(folder, arguments.model, sizes)
         paths = {
             size: prepared_index(folder, arguments.model, size, arguments.quick) for size in sizes
         }

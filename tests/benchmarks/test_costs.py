@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import multiprocessing
 import queue
 import re
 import threading
@@ -16,6 +17,7 @@ from benchmarks.costs import __main__ as costs
 from benchmarks.costs import laws, measure, tables
 from benchmarks.search_profile import write_recordings
 from benchmarks.traffic import formula, sent
+from retrieval.base.errors import UserError
 from retrieval.base.files import read_json
 from retrieval.search import AudioIndex
 from retrieval.search.local import approximate
@@ -224,6 +226,12 @@ def test_clients_ask_the_servers(small, monkeypatch):
     assert found["queries"] >= 2 and 0 < found["median_ms"] <= found["p95_ms"]
 
 
+def test_a_process_that_fails_is_told_at_once(tmp_path):
+    with pytest.raises(UserError, match="exit code 1"):
+        search_load.by_processes(tmp_path / "absent", 2, 0.1)
+    assert not multiprocessing.active_children()
+
+
 def test_rates_of_several_are_added_and_the_fastest_round_counts():
     one, other = ({"took": [took] * num, "in_all": 1.0} for took, num in ((0.1, 10), (0.2, 5)))
     slow = {"took": [0.5], "in_all": 1.0}
@@ -325,7 +333,17 @@ def test_parts_that_another_run_measured_meanwhile_stay(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("arguments", "culprit"),
-    [(["--clips", "0"], "--clips"), (["--prepare"], "--work"), (["--work", "absent"], "--work")],
+    [
+        (["--clips", "0"], "--clips 0"),
+        (["--clips", "1000000000000"], "--clips 1000000000000"),
+        (["--seconds", "0"], "--seconds 0"),
+        (["--seconds", "nan"], "--seconds nan"),
+        (["--seconds", "inf"], "--seconds inf"),
+        (["--processes", "0"], "--processes 0"),
+        (["--processes", "100000"], "--processes 100000"),
+        (["--prepare"], "--work"),
+        (["--work", "absent"], "--work"),
+    ],
 )
 def test_mistakes_of_the_load(arguments, culprit):
     assert culprit in mistake(search_load.main, *arguments)
