@@ -47,6 +47,7 @@ from benchmarks.full_size import ROOT, hardware, work_folder
 from benchmarks.search_growth import memory, write_index
 from retrieval.base.command import run_main
 from retrieval.base.errors import OneLineParser, UserError
+from retrieval.base.interrupts import watch_sigterm
 from retrieval.base.processes import end_with_parent, terminating_with_parent, usable_cores
 from retrieval.base.progress import set_quiet, silence_transformers
 
@@ -349,4 +350,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    watch_sigterm()
     run_main(main)

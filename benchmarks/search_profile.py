@@ -35,6 +35,7 @@ import numpy as np
 from benchmarks.markdown import table
 from retrieval.base.command import run_main
 from retrieval.base.errors import OneLineParser, UserError
+from retrieval.base.interrupts import watch_sigterm
 from retrieval.base.matrix_products import fastest_product
 from retrieval.base.progress import set_quiet, silence_transformers
 
@@ -355,4 +356,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    watch_sigterm()
     run_main(main)

@@ -29,6 +29,7 @@ from benchmarks.full_size import ROOT, hardware, work_folder
 from retrieval.base.command import run_main
 from retrieval.base.errors import OneLineParser, UserError, one_line
 from retrieval.base.files import atomic_path, read_json
+from retrieval.base.interrupts import watch_sigterm
 from retrieval.base.progress import set_quiet, silence_transformers
 
 MEASURED = Path(__file__).with_name("measured.json")
@@ -239,4 +240,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    watch_sigterm()
     run_main(main)

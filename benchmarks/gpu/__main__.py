@@ -31,6 +31,7 @@ from benchmarks.gpu.steps import STEPS, Place, Step
 from retrieval.base.command import run_main
 from retrieval.base.errors import OneLineParser, UserError, one_line
 from retrieval.base.files import check_outputs, check_writable, read_json
+from retrieval.base.interrupts import watch_sigterm
 from retrieval.base.versions import git_commit
 
 OUTPUT = Path("runs") / "gpu"
@@ -238,4 +239,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    watch_sigterm()
     run_main(main)

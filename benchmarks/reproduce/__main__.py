@@ -47,6 +47,7 @@ from benchmarks.reproduce.weights import (
 from retrieval.base.command import run_main
 from retrieval.base.errors import OneLineParser, UserError
 from retrieval.base.files import check_writable, read_json
+from retrieval.base.interrupts import watch_sigterm
 from retrieval.config import Config
 
 
@@ -315,6 +316,7 @@ def report(trainings: Sequence[Training]) -> None:
 
 
 if __name__ == "__main__":
+    watch_sigterm()
     run_main(
         main,
         interrupted="interrupted; go on with the same command: "

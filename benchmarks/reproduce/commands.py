@@ -5,9 +5,11 @@ import shlex
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from retrieval.base.errors import UserError
+from retrieval.base.interrupts import Terminated
 from retrieval.base.processes import terminating_with_parent
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,14 +25,16 @@ def run(words: list[str], environment: dict[str, str]) -> None:
     """Run a command to its end.
 
     The command runs in its own session, so that Ctrl-C in the terminal reaches only this process.
-    It passes each Ctrl-C on once: after the first one a training saves its state.
+    It passes each Ctrl-C on once: after the first one a training saves its state. SIGTERM stays
+    SIGTERM: a scheduler sends it to all processes, and a Ctrl-C as the second signal would end the
+    training before it has saved.
 
     Args:
         words: The command.
         environment: Variables in addition to those of this process.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C came, and the command has ended.
+        KeyboardInterrupt: Ctrl-C or SIGTERM came, and the command has ended.
         SystemExit: The command failed and said why.
         UserError: A signal killed it.
     """
@@ -48,9 +52,11 @@ def run(words: list[str], environment: dict[str, str]) -> None:
             try:
                 code = process.wait()
                 break
-            except KeyboardInterrupt:
+            except KeyboardInterrupt as stop:
                 interrupted = True
-                os.killpg(process.pid, signal.SIGINT)
+                is_term = isinstance(stop, Terminated)
+                with suppress(ProcessLookupError):  # it has ended meanwhile
+                    os.killpg(process.pid, signal.SIGTERM if is_term else signal.SIGINT)
     if interrupted or code in INTERRUPTED:
         raise KeyboardInterrupt
     if code < 0:

@@ -81,6 +81,26 @@ def _on_ctrl_c(signum: int, frame: FrameType | None) -> None:
         os._exit(EXIT_CODE)
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came; to a command it is as Ctrl-C."""
+
+
+def watch_sigterm() -> None:
+    """Let SIGTERM end this process as Ctrl-C does, so that temporary files go and work is noted.
+
+    Does nothing if other code handles the signal.
+    """
+    process = os.getpid()
+
+    def on_sigterm(signum: int, frame: FrameType | None) -> None:
+        if os.getpid() != process or _phase != "running":  # a fork inherits this function
+            os._exit(128 + signum)
+        interrupt(frame, Terminated())
+
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, on_sigterm)
+
+
 def callers(frame: FrameType | None) -> Iterator[FrameType]:
     """Yield `frame` and the frames that called it, from the inside out."""
     while frame is not None:

@@ -422,6 +422,43 @@ def test_a_command_that_fails_or_is_killed(capfd):
     assert capfd.readouterr().out.endswith("given\n")
 
 
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_reaches_the_command_as_it_came(signum, tmp_path):
+    """SIGTERM as Ctrl-C: the command ends first, then every `finally` here, and one line."""
+    wait = f"""
+import signal, sys, time
+from pathlib import Path
+def handle(number, frame):
+    Path({str(tmp_path / "got")!r}).write_text(str(number))
+    sys.exit(1)
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, handle)
+Path({str(tmp_path / "started")!r}).touch()
+time.sleep(600)
+"""
+    code = f"""
+import sys
+from benchmarks.reproduce import commands
+from retrieval.base.command import run_main
+from retrieval.base.interrupts import watch_sigterm
+def main():
+    try:
+        commands.run([sys.executable, "-c", {wait!r}], {{}})
+    finally:
+        print("finally")
+watch_sigterm()
+run_main(main, interrupted="interrupted; go on")
+"""
+    command = [sys.executable, "-c", code]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True) as process:
+        wait_for(lambda: (tmp_path / "started").exists(), process)
+        process.send_signal(signum)
+        output, said = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, said) == (130, "interrupted; go on\n")
+    assert output.endswith("finally\n") and (tmp_path / "got").read_text() == str(int(signum))
+
+
 def test_a_command_ends_with_a_killed_parent(tmp_path):
     child = f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))\n"
     script = f"""
