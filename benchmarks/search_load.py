@@ -38,6 +38,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ import numpy as np
 from benchmarks.full_size import ROOT, hardware, work_folder
 from benchmarks.search_growth import memory, write_index
 from retrieval.base.command import run_main
-from retrieval.base.errors import OneLineParser, UserError
+from retrieval.base.errors import OneLineParser, UserError, one_line
 from retrieval.base.interrupts import watch_sigterm
 from retrieval.base.processes import end_with_parent, terminating_with_parent, usable_cores
 from retrieval.base.progress import set_quiet, silence_transformers
@@ -235,6 +236,7 @@ def by_servers(path: Path, num: int, num_clients: int, seconds: float) -> dict[s
     with ExitStack() as stack:
         addresses = [stack.enter_context(served(path, threads)) for _ in range(num)]
         begin, found = threading.Barrier(num * num_clients), []
+        faults: list[Exception] = []
 
         def client(address: str) -> None:
             def ask(sentence: str) -> Any:
@@ -246,7 +248,11 @@ def by_servers(path: Path, num: int, num_clients: int, seconds: float) -> dict[s
                 with urllib.request.urlopen(request, timeout=SECONDS_TO_OPEN) as answer:
                     return json.load(answer)
 
-            found.append(asking(ask, begin.wait, seconds))
+            try:
+                found.append(asking(ask, begin.wait, seconds))
+            except (OSError, ValueError, HTTPException, threading.BrokenBarrierError) as error:
+                faults.append(error)
+                begin.abort()  # the others would wait for this one
 
         clients = [
             threading.Thread(target=client, args=(address,))
@@ -257,8 +263,11 @@ def by_servers(path: Path, num: int, num_clients: int, seconds: float) -> dict[s
             one.start()
         for one in clients:
             one.join()
-    if len(found) < len(clients):
-        raise UserError("a server did not answer; the reason is above")
+    if faults:
+        raise UserError(
+            f"a server did not answer ({one_line(faults[0])}); if the memory ran out, take fewer"
+            " --processes"
+        )
     return best_round(found)
 
 

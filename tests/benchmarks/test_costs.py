@@ -232,6 +232,15 @@ def test_a_process_that_fails_is_told_at_once(tmp_path):
     assert not multiprocessing.active_children()
 
 
+def test_a_server_that_fails_is_told_at_once(small, monkeypatch):
+    """Of two servers one is not there: the clients of the other do not wait for its clients."""
+    with served(AudioIndex.open(small)) as address:
+        addresses = iter([address, "http://127.0.0.1:9"])
+        monkeypatch.setattr(search_load, "served", lambda *_: nullcontext(next(addresses)))
+        with pytest.raises(UserError, match="a server did not answer .*refused"):
+            search_load.by_servers(small, 2, 2, 0.2)
+
+
 def test_rates_of_several_are_added_and_the_fastest_round_counts():
     one, other = ({"took": [took] * num, "in_all": 1.0} for took, num in ((0.1, 10), (0.2, 5)))
     slow = {"took": [0.5], "in_all": 1.0}
