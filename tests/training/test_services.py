@@ -8,6 +8,7 @@ import os
 import signal
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_args
 from unittest import mock
@@ -48,7 +49,8 @@ def no_service_is_known(monkeypatch, tmp_path_factory):
     wandb = pytest.importorskip("wandb")
     wandb.teardown()
     yield
-    wandb.teardown()
+    with suppress(SystemExit):  # 128 if its service still waited for a server, on a busy machine
+        wandb.teardown()
 
 
 @pytest.fixture(scope="module")
