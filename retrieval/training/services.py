@@ -9,6 +9,7 @@ which a resumed run goes on.
 import importlib.util
 import os
 import re
+import ssl
 import sys
 import urllib.error
 import urllib.request
@@ -59,7 +60,8 @@ def check_services(names: list[str]) -> None:
     for name, variable in servers.items():
         address = os.environ.get(variable, "")
         if name in names and address.startswith(("http://", "https://")):
-            _check_answers(name, variable, address)
+            remedy = "start the server, or unset the variable to write on this machine"
+            _check_answers(name, variable, address, remedy)
 
 
 class Service:
@@ -225,9 +227,12 @@ def _forget_local_mlflow() -> None:
 def _check_wandb() -> None:
     import wandb
 
-    if wandb.setup().settings.mode in ("offline", "dryrun", "disabled"):
+    settings = wandb.setup().settings
+    if settings.mode in ("offline", "dryrun", "disabled"):
         return
     offline = "set WANDB_MODE=offline, and run `wandb sync` later"
+    # wandb 0.31 may wait for ever at its end if it has given up a request before.
+    _check_answers("wandb", "WANDB_BASE_URL", settings.base_url, offline)
     try:
         is_logged_in = wandb.login(prompt=False, verify=True)
     except Exception as error:
@@ -241,14 +246,20 @@ def _check_wandb() -> None:
         )
 
 
-def _check_answers(name: str, variable: str, address: str) -> None:
-    """Raise UserError if no server answers at `address`; any HTTP status is an answer."""
+def _check_answers(name: str, variable: str, address: str, remedy: str) -> None:
+    """Raise UserError if no server answers at `address`.
+
+    Any HTTP status is an answer, and so is a certificate that Python does not know: the service's
+    own package may know it.
+    """
     try:
         urllib.request.urlopen(address, timeout=SECONDS_TO_ANSWER).close()
     except urllib.error.HTTPError:
         return
     except OSError as error:
+        if isinstance(getattr(error, "reason", error), ssl.SSLError):
+            return
         raise UserError(
-            f"train.tracker={name}: {variable}={address} does not answer ({one_line(error)}); start"
-            " the server, or unset the variable to write on this machine"
+            f"train.tracker={name}: {variable}={address} does not answer ({one_line(error)});"
+            f" {remedy}"
         ) from None

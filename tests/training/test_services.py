@@ -6,9 +6,11 @@ Also logins, packages and servers that are missing.
 import json
 import os
 import signal
+import socket
 import struct
+import threading
 from collections.abc import Iterator
-from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, get_args
 from unittest import mock
@@ -49,8 +51,7 @@ def no_service_is_known(monkeypatch, tmp_path_factory):
     wandb = pytest.importorskip("wandb")
     wandb.teardown()
     yield
-    with suppress(SystemExit):  # 128 if its service still waited for a server, on a busy machine
-        wandb.teardown()
+    wandb.teardown()
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +221,8 @@ def test_a_folder_of_the_name_is_no_package(tmp_path, monkeypatch):
     assert "sqlalchemyx is not installed" in user_error(check_services, ["mlflow"])
 
 
-def test_wandb_without_a_login_asks_no_question(tiny, tmp_path, monkeypatch):
+def test_wandb_without_a_login_asks_no_question(tiny, tmp_path, monkeypatch, refusing_server):
+    monkeypatch.setenv("WANDB_BASE_URL", refusing_server)
     monkeypatch.setattr("wandb.errors.term.can_use_terminput", lambda: True)
     monkeypatch.setattr("builtins.input", lambda *_: 1 / 0)
     monkeypatch.setattr("getpass.getpass", lambda *_: 1 / 0)
@@ -229,11 +231,53 @@ def test_wandb_without_a_login_asks_no_question(tiny, tmp_path, monkeypatch):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_wandb_server_that_does_not_answer(monkeypatch):
-    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
-    monkeypatch.setenv("WANDB_HTTP_TIMEOUT", "1")
-    assert "127.0.0.1:9" in user_error(check_services, ["wandb"])
+@pytest.fixture
+def refusing_server():
+    """Address of a server that knows nobody."""
+
+    class Refuses(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_error(401)
+
+        do_POST = do_GET
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refuses) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.fixture
+def wandb_at(monkeypatch):
+    """Function that gives wandb a key and the address of a server."""
+
+    def give(address: str) -> None:
+        monkeypatch.setenv("WANDB_BASE_URL", address)
+        monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+
+    return give
+
+
+def test_a_wandb_server_that_does_not_answer(wandb_at):
+    wandb_at("http://127.0.0.1:9")
+    said = user_error(check_services, ["wandb"])
+    assert "WANDB_BASE_URL=http://127.0.0.1:9 does not answer" in said and "offline" in said
+
+
+def test_a_server_that_accepts_and_says_nothing(wandb_at, monkeypatch):
+    monkeypatch.setattr(services, "SECONDS_TO_ANSWER", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        wandb_at(f"http://127.0.0.1:{server.getsockname()[1]}")
+        assert "does not answer" in user_error(check_services, ["wandb"])
+
+
+def test_a_wandb_server_that_does_not_know_the_key(wandb_at, refusing_server):
+    wandb_at(refusing_server)
+    said = user_error(check_services, ["wandb"])
+    assert "wandb login" in said and "does not answer" not in said
 
 
 @pytest.mark.parametrize(
