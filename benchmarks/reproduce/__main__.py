@@ -127,6 +127,9 @@ def main(argv: list[str] | None = None) -> int:
     for training in trainings:
         training.check_folder()
         print(f"{training.name}, {training.folder}: {state_of(training)}", flush=True)
+    is_built = (arguments.root / "cache" / "cache.json").is_file()
+    if not is_built and any(training.unscored for training in trainings):
+        print(f"Clotho, {arguments.root}: to be downloaded and built", flush=True)
     gpus = check_machine(arguments, untrained) if untrained else []
     if arguments.dry_run:
         return 0
@@ -189,8 +192,8 @@ def check_machine(arguments: argparse.Namespace, untrained: Sequence[Training]) 
         The GPUs to train on; empty on a CPU.
 
     Raises:
-        UserError: Something is missing. With --unchecked this is a warning, except for weights that
-            a person must download.
+        UserError: Something is missing; if several things are, the others are printed before. With
+            --unchecked this is a warning, except for weights that a person must download.
     """
     check_writable(arguments.output)
     if (arguments.root / "cache" / "cache.json").is_file():
@@ -198,11 +201,15 @@ def check_machine(arguments: argparse.Namespace, untrained: Sequence[Training]) 
     else:
         check_writable(arguments.root)
     gpus: list[Gpu] = [] if arguments.cpu else visible_gpus()[: arguments.num_processes]
-    check = partial(_check, unchecked=arguments.unchecked)
+    problems: list[UserError] = []
+    check = partial(_check, unchecked=arguments.unchecked, problems=problems)
     if not arguments.cpu:
         check(lambda: checks.check_gpus(gpus, arguments.num_processes))
     for name in {training.config.audio_encoder.name for training in untrained}:
-        AUDIO_WEIGHTS[name].check(arguments.weights)
+        try:
+            AUDIO_WEIGHTS[name].check(arguments.weights)
+        except UserError as error:
+            problems.append(error)
     # one of each experiment: seeds need the same
     configs = {training.experiment: training.config for training in untrained}.values()
     sizes = [checks.model_size(one, arguments.num_processes, bool(gpus)) for one in configs]
@@ -212,16 +219,21 @@ def check_machine(arguments: argparse.Namespace, untrained: Sequence[Training]) 
     check(lambda: checks.check_memory(largest.host_bytes * arguments.num_processes))
     for gpu in gpus:
         check(lambda gpu=gpu: checks.check_gpu_memory(gpu, largest.step_bytes))
+    for problem in problems[:-1]:
+        print(f"error: {problem}", file=sys.stderr, flush=True)
+    if problems:
+        raise problems[-1]
     return gpus
 
 
-def _check(line: Callable[[], str], unchecked: bool) -> None:
+def _check(line: Callable[[], str], unchecked: bool, problems: list[UserError]) -> None:
     try:
         print(line(), flush=True)
     except UserError as error:
-        if not unchecked:
-            raise UserError(f"{error}; --unchecked continues anyway") from None
-        print(f"warning: {error}", flush=True)
+        if unchecked:
+            print(f"warning: {error}", flush=True)
+        else:
+            problems.append(UserError(f"{error}; --unchecked continues anyway"))
 
 
 def provide_weights(arguments: argparse.Namespace, untrained: Sequence[Training]) -> None:

@@ -23,9 +23,9 @@ GIB = 2**30
 # Of a process beside the weights. Loading tap.yaml's model took 3.7 GiB in all, 3.4 GiB are twice
 # its weights (2 cores of an AMD EPYC, random weights); CUDA's libraries come on top.
 LOADING_BYTES = 2 * GIB
-# 7.3 s for a batch of 4 on 2 cores (benchmarks/README.md), so 29 s for one of 16; 1,200 steps in
-# each of 20 epochs
-CPU_DAYS = 8
+# 7.3 to 10.5 s for a batch of 4 on 2 cores (benchmarks/README.md), so 29 to 42 s for one of 16;
+# 1,200 steps in each of 20 epochs
+CPU_DAYS = "8 to 12"
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def check_gpus(gpus: Sequence[Gpu], num_processes: int) -> str:
     """Return a line with the GPUs. Raises UserError if there are too few."""
     if not gpus:
         raise UserError(
-            f"PyTorch sees no GPU here, and on a CPU of 2 cores an experiment takes some {CPU_DAYS}"
+            f"PyTorch sees no GPU here, and on a CPU of 2 cores an experiment takes {CPU_DAYS}"
             " days (computed from benchmarks/README.md): start this on a machine with an NVIDIA"
             " GPU, or give --cpu"
         )

@@ -214,11 +214,12 @@ def test_a_corrupted_archive_is_one_line_and_no_training(downloads, here, tmp_pa
 
 
 def refused(*options: str) -> str:
-    """The line of a command that ends with exit code 2."""
+    """The errors of a command that ends with exit code 2, a line each."""
     ended = run_main(*options)
     assert ended.returncode == 2, ended
-    (line,) = ended.stderr.splitlines()
-    return line
+    lines = [line for line in ended.stderr.splitlines() if "out of reach" not in line]  # the hub
+    assert lines and all(line.startswith("error: ") for line in lines), ended
+    return "\n".join(lines)
 
 
 @pytest.fixture
@@ -234,7 +235,7 @@ def tiny_weights(folder: Path) -> Path:
 
 def test_no_gpu_is_refused_with_the_days_and_the_remedy(tmp_path, monkeypatch):
     monkeypatch.setattr(reproduce, "visible_gpus", list)
-    output = ("--output", str(tmp_path / "runs"))
+    output = ("--output", str(tmp_path / "runs"), "--experiments", "tap")
     line = refused(*output)
     assert "no GPU" in line and "days" in line and "--cpu" in line
     monkeypatch.setattr(reproduce, "visible_gpus", lambda: [CARD])
@@ -243,11 +244,12 @@ def test_no_gpu_is_refused_with_the_days_and_the_remedy(tmp_path, monkeypatch):
 
 
 def test_missing_weights_are_named_with_address_and_place(tmp_path, with_card):
-    line = refused("--weights", str(tmp_path / "w"), "--output", str(tmp_path / "runs"))
+    places = ("--weights", str(tmp_path / "w"), "--output", str(tmp_path / "runs"))
+    places += ("--experiments", "tap")
+    line = refused(*places)
     assert weights.ATST_PAGE in line and f"{tmp_path / 'w'}/" in line
     assert all(name in line for name in ("atstframe_base_as2M.ckpt", "atst_as2M.ckpt"))
     # even where the rest is not checked
-    places = ("--weights", str(tmp_path / "w"), "--output", str(tmp_path / "runs"))
     assert weights.ATST_PAGE in refused("--unchecked", *places)
 
 
@@ -286,6 +288,7 @@ def test_too_little_disk_memory_or_gpu_memory(tmp_path, with_card, monkeypatch):
     fine = run_main(*options)
     assert fine.returncode == 0, fine.stderr
     assert "NVIDIA Test Card" in fine.stdout and "Clotho 26.6 GB" in fine.stdout
+    assert f"Clotho, {tmp_path / 'clotho'}: to be downloaded and built" in fine.stdout
     # two models of 1.8 GB, two states of 5.4 GB, a model beside them
     assert "1 run 16.2 GB" in fine.stdout
 
@@ -295,6 +298,10 @@ def test_too_little_disk_memory_or_gpu_memory(tmp_path, with_card, monkeypatch):
     free.free = 10**12
     monkeypatch.setattr(checks, "available_memory", lambda: 2.0**30)
     assert "too little memory" in refused(*options)
+    free.free = 5 * 10**9
+    both = refused(*options).splitlines()
+    assert len(both) == 2 and "too little disk" in both[0] and "too little memory" in both[1]
+    free.free = 10**12
     monkeypatch.setattr(checks, "available_memory", lambda: 2.0**40)
     small = Gpu("Small", 4 * 2**30, "GPU-5")
     monkeypatch.setattr(reproduce, "visible_gpus", lambda: [small])
