@@ -16,6 +16,7 @@ import os
 import signal
 import sys
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.abc import MetaPathFinder
@@ -25,9 +26,12 @@ from typing import Any
 EXIT_CODE = 130
 INTERRUPTED = "interrupted"
 IMPORT = "<frozen importlib._bootstrap>"  # file name of the import system's frames
-# Finalisers and the hooks of a fork: Python prints an exception that a signal's handler raises
-# there, and drops it.
-DROPS_EXCEPTIONS = ("__del__", "_launch")
+# Finalisers, the hooks of a fork, and callbacks of weak references: Python prints an exception that
+# a signal's handler raises there, and drops it.
+DROPPING_NAMES = ("__del__", "_launch")
+DROPPING_FILES = tuple(
+    kind.__init__.__code__.co_filename for kind in (weakref.WeakKeyDictionary, weakref.WeakSet)
+)
 
 _is_command = False
 _phase = "ended"
@@ -108,18 +112,23 @@ def callers(frame: FrameType | None) -> Iterator[FrameType]:
         frame = frame.f_back
 
 
+def drops_exceptions(frame: FrameType) -> bool:
+    """Return True if Python may drop an exception that leaves this frame."""
+    return frame.f_code.co_name in DROPPING_NAMES or frame.f_code.co_filename in DROPPING_FILES
+
+
 def interrupt(frame: FrameType | None, exception: BaseException) -> None:
     """Raise `exception` from a signal handler at a place where it cannot be lost.
 
     Args:
         frame: The frame that the signal interrupted.
-        exception: Raised here. During an import or a finaliser it is raised in the code that they
-            return to; until then every further import raises it too.
+        exception: Raised here. During an import, or where Python would drop it, it is raised in the
+            code that these return to; until then every further import raises it too.
     """
     global _refusal
     receiver = None
     for caller in callers(frame):  # the outermost import or finaliser comes last
-        if caller.f_code.co_filename == IMPORT or caller.f_code.co_name in DROPS_EXCEPTIONS:
+        if caller.f_code.co_filename == IMPORT or drops_exceptions(caller):
             receiver = caller.f_back
     if receiver is None or _refusal is not None:  # the second Ctrl-C does not wait for the import
         raise exception

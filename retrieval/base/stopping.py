@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from retrieval.base.interrupts import DROPS_EXCEPTIONS, callers, interrupt
+from retrieval.base.interrupts import callers, drops_exceptions, interrupt
 from retrieval.base.processes import (
     environment_of,
     parent_of,
@@ -82,7 +82,7 @@ class StopRequest:
         if is_second and signum != signal.SIGINT:
             return
         self.signum = signum
-        would_be_lost = any(one.f_code.co_name in DROPS_EXCEPTIONS for one in callers(frame))
+        would_be_lost = any(drops_exceptions(one) for one in callers(frame))
         if (self.at_once or is_second) and not would_be_lost:
             interrupt(frame, Interrupted(signum))
         elif signum == signal.SIGINT and not (self.at_once or is_second):

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import weakref
 from pathlib import Path
 from types import ModuleType
 
@@ -188,6 +189,42 @@ def test_ctrl_c_within_an_import_arrives_behind_it(monkeypatch, tmp_path, name):
         assert interrupted_import(monkeypatch, tmp_path, LIBRARIES[name]) == ["finally"]
 
     assert exit_code_of(main) == 0
+
+
+def ctrl_c_in_a_callback(ran: list[str]) -> None:
+    """Raise SIGINT within the Python function by which weakref removes a value."""
+
+    class Key:
+        is_armed = False
+
+        def __hash__(self):
+            if self.is_armed:
+                signal.raise_signal(signal.SIGINT)
+            return 1
+
+    class Value:
+        pass
+
+    key, value = Key(), Value()
+    values = weakref.WeakValueDictionary({key: value})
+    key.is_armed = True
+    del value
+    ran.append("next statement")
+    key.is_armed = False
+    values.clear()
+
+
+def test_ctrl_c_within_the_callback_of_a_weak_reference_is_not_lost(monkeypatch):
+    ran: list[str] = []
+    dropped: list[type] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda about: dropped.append(about.exc_type))
+    with interrupts.watched(), pytest.raises(KeyboardInterrupt):
+        ctrl_c_in_a_callback(ran)
+    with stop_on_signals() as stop:  # a training stops after its step
+        ctrl_c_in_a_callback(ran)
+    assert ran == ["next statement"] and stop.signum == signal.SIGINT and dropped == []
+    ctrl_c_in_a_callback(ran)  # negative control: Python's own handler
+    assert dropped == [KeyboardInterrupt]
 
 
 def exit_code_of(main) -> int:
