@@ -121,8 +121,9 @@ def search_times(engine: str, num_rows: int) -> dict[str, float]:
             # afterwards, since numpy's threads wait actively for a while and slow the next search
             num_other, difference = 0, 0.0
             allowed = np.flatnonzero(groups == 3) if is_filtered else np.arange(len(vectors))
+            among = vectors[allowed]
             for query, (rows, scores) in zip(queries, found, strict=True):
-                products = vectors[allowed] @ query
+                products = among @ query
                 order = np.argsort(-products, kind="stable")[:NUM]
                 num_other += set(rows) != set(allowed[order].tolist())
                 difference = max(difference, float(np.abs(products[order] - scores).max()))

@@ -53,7 +53,7 @@ from retrieval.base.processes import end_with_parent, terminating_with_parent, u
 from retrieval.base.progress import set_quiet, silence_transformers
 
 MODELS = {"tap": 30.0, "clap": 10.0}  # seconds of an excerpt
-DIMS = {"tap": 1024, "clap": 512}
+DIMS = {"clap": 512, "tap": 1024}
 SIZES = (10_000, 1_000_000)
 CLIENTS = 4  # of a server
 NUM_WARM = 3  # queries of each process, not counted

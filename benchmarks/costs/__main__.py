@@ -24,8 +24,9 @@ from typing import Any
 
 from benchmarks.costs import measure, tables
 from benchmarks.costs.laws import Index
-from benchmarks.costs.tables import DIMS, Inputs
+from benchmarks.costs.tables import Inputs
 from benchmarks.full_size import ROOT, hardware, work_folder
+from benchmarks.search_load import DIMS, SIZES
 from retrieval.base.command import run_main
 from retrieval.base.errors import OneLineParser, UserError, one_line
 from retrieval.base.files import atomic_path, read_json
@@ -35,7 +36,6 @@ from retrieval.base.progress import set_quiet, silence_transformers
 MEASURED = Path(__file__).with_name("measured.json")
 DOCUMENT = ROOT / "docs" / "costs.md"
 BEGIN, END = "<!-- table: {} -->", "<!-- end of table -->"
-QUERY_SIZES = (10_000, 1_000_000)
 LARGEST = 1e15  # of a given number; a float still counts every one
 
 Part = Callable[[Path, bool], dict[str, Any]]
@@ -47,12 +47,12 @@ PARTS: dict[str, Part] = {
     "growth 1024": lambda folder, quick: measure.first_stage(folder, 1024, quick),
 }
 for _name in DIMS:
-    for _num in QUERY_SIZES:
+    for _num in SIZES:
         PARTS[f"queries {_name} {_num}"] = lambda folder, quick, name=_name, num=_num: (
             measure.queries(folder, name, 300 if quick else num, quick)
         )
 # Without them formulas continue from the largest measured index.
-OPTIONAL = {f"queries {name} {QUERY_SIZES[-1]}" for name in DIMS}
+OPTIONAL = {f"queries {name} {SIZES[-1]}" for name in DIMS}
 PARTS["database"] = lambda _, quick: measure.database(quick)
 
 
@@ -78,7 +78,7 @@ def loads_of(parts: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {
         name: {
             str(num): parts[f"queries {name} {num}"]
-            for num in QUERY_SIZES
+            for num in SIZES
             if f"queries {name} {num}" in parts
         }
         for name in DIMS

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import growth, search_growth, search_load
+from benchmarks.costs.tables import Inputs
 from benchmarks.traffic import num_trained, sent
 from retrieval.base.processes import usable_cores
 
-GPUS = (1, 8, 64)
-PAIRS_OF_GPU = 16
 PROCESSES = (2, 4)
 MINUTES = {"clap": (1, 3, 6), "tap": (1, 2, 4)}  # of recordings
 GROWTH = (100, 1_000, 10_000, 50_000, 100_000, 200_000, 500_000, 1_000_000)
@@ -88,7 +87,7 @@ def operations(quick: bool) -> dict[str, Any]:
         mask = torch.ones(frames.shape[:2], dtype=torch.bool)
         model.score(text, frames, mask).sum().backward()
 
-    numbers = [PAIRS_OF_GPU * num_gpus for num_gpus in GPUS]
+    numbers = [Inputs.pairs * num_gpus for num_gpus in Inputs.gpus]
     return {
         "dim": config.dim,
         "parameters": num_trained(model),

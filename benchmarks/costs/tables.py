@@ -8,6 +8,7 @@ from typing import Any
 from benchmarks.costs import laws
 from benchmarks.costs.laws import Index
 from benchmarks.markdown import table
+from benchmarks.search_load import DIMS
 from retrieval.search.index import CANDIDATES
 from retrieval.search.local.approximate import NEAREST, TRIES
 
@@ -16,7 +17,6 @@ GPUS_OF_NODE = 8
 GB, MB = 1e9, 1e6
 WEEK = 7 * 24 * 3600.0  # s
 PART_MS = 50  # first stage of one part of a divided collection
-DIMS = {"clap": 512, "tap": 1024}
 NAMES = {"clap": "CLAP", "tap": "TAP"}
 FRAME_TYPES = {"clap": ("none",), "tap": ("float16", "int8")}
 
@@ -108,17 +108,11 @@ def training(record: dict[str, Any], inputs: Inputs) -> str:
         gpus: laws.step(gpus, inputs.pairs, record["dim"], record["parameters"], record["frames"])
         for gpus in inputs.gpus
     }
-    exchange = (
-        "sizes",
-        "texts",
-        "score columns",
-        "clips and pairs",
-        "gradient of texts",
-        "stop vote",
-    )
-
     def row(name: str, value: Any, write: Any = size) -> tuple[str, list[Cell]]:
         return name, [computed(write(value(gpus, step))) for gpus, step in of.items()]
+
+    def for_loss(step: laws.Step) -> float:
+        return sum(step.sent.values()) - step.sent["gradients of parameters"]
 
     def to_nodes(gpus: int, step: laws.Step) -> float:
         # a ring through all GPUs leaves each node once
@@ -134,7 +128,7 @@ def training(record: dict[str, Any], inputs: Inputs) -> str:
             lambda _, step: step.tensors["gradients of parameters"],
         ),
         row("**a GPU sends**", lambda _, step: sum(step.sent.values())),
-        row("of it for the loss", lambda _, step: sum(step.sent[name] for name in exchange)),
+        row("of it for the loss", lambda _, step: for_loss(step)),
         row("a node of 8 GPUs sends to others", to_nodes),
         row("not sent: frames and their gradient", lambda _, step: step.not_sent),
     ]
@@ -375,10 +369,11 @@ def all_checks(parts: dict[str, Any], loads: dict[str, Any]) -> list[Check]:
                 duration,
             )
         )
-        disk = Index.of(dim, growth).disk(last["excerpts"], last["frames"], FRAME_TYPES[name][0])
+        index = Index.of(dim, growth)
+        disk = index.disk(last["excerpts"], last["frames"], FRAME_TYPES[name][0])
         found.append(Check(f"{minutes}: disk", "formula", last["bytes"], sum(disk.values()), size))
         found += growth_checks(dim, growth)
-        found += load_checks(NAMES[name], Index.of(dim, growth), loads[name])
+        found += load_checks(NAMES[name], index, loads[name])
     *others, last = parts["database"]["points"]
     law = laws.line([(point["rows"], point["search_ms"]) for point in others])
     name = f"PostgreSQL, {last['rows']:,} rows: a search"
