@@ -35,6 +35,7 @@ from typing import Any
 from retrieval.base.command import run_main
 from retrieval.base.errors import OneLineParser, UserError
 from retrieval.base.processes import usable_cores
+from retrieval.base.progress import set_quiet, silence_transformers
 
 ROOT = Path(__file__).resolve().parent.parent
 WAV_RATE = 44_100  # Hz, as in Clotho
@@ -236,6 +237,13 @@ def work_folder(given: Path | None) -> Path:
     if not work.is_dir():
         raise UserError(f"--work {work} is not a folder; make it, or leave --work out")
     return work
+
+
+def set_quiet_and_offline() -> None:
+    """Ask no hub, also in processes that are started later; show no bars of libraries."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    silence_transformers()
+    set_quiet(True)
 
 
 def main() -> int:

@@ -44,7 +44,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.full_size import ROOT, hardware, work_folder
+from benchmarks.full_size import ROOT, hardware, set_quiet_and_offline, work_folder
 from benchmarks.search_growth import memory, write_index
 from retrieval.base.command import run_main
 from retrieval.base.errors import OneLineParser, UserError, one_line
@@ -340,9 +340,7 @@ def main() -> int:
         raise UserError(f"--processes {processes}: at most {most} here, {MOST_A_CORE} a core")
     if arguments.prepare and arguments.work is None:
         raise UserError("--prepare makes models and indexes for a later run: name a --work folder")
-    os.environ |= {"HF_HUB_OFFLINE": "1"}
-    silence_transformers()
-    set_quiet(True)
+    set_quiet_and_offline()
     with tempfile.TemporaryDirectory(prefix="search_load_") as temporary:
         folder = work_folder(arguments.work or Path(temporary))
         check_disk(folder, arguments.model, sizes)

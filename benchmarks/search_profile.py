@@ -37,7 +37,6 @@ from retrieval.base.command import run_main
 from retrieval.base.errors import OneLineParser, UserError
 from retrieval.base.interrupts import watch_sigterm
 from retrieval.base.matrix_products import fastest_product
-from retrieval.base.progress import set_quiet, silence_transformers
 
 MODELS, PARTS = ("tap", "mean", "clap"), ("index", "query")
 BATCH = 16  # excerpts, as the command
@@ -331,11 +330,9 @@ def main() -> int:
             setattr(arguments, name, default)
         if getattr(arguments, name) < 1:
             raise UserError(f"--{name} {getattr(arguments, name)}: must be 1 or more")
-    from benchmarks.full_size import hardware, work_folder
+    from benchmarks.full_size import hardware, set_quiet_and_offline, work_folder
 
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    silence_transformers()
-    set_quiet(True)
+    set_quiet_and_offline()
     work = work_folder(arguments.work)
     parts = [arguments.part] if arguments.part else PARTS
     needed = 0.1 if arguments.quick else 4.0  # GB, models and recordings

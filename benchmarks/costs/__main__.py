@@ -25,13 +25,12 @@ from typing import Any
 from benchmarks.costs import measure, tables
 from benchmarks.costs.laws import Index
 from benchmarks.costs.tables import Inputs
-from benchmarks.full_size import ROOT, hardware, work_folder
+from benchmarks.full_size import ROOT, hardware, set_quiet_and_offline, work_folder
 from benchmarks.search_load import DIMS, SIZES
 from retrieval.base.command import run_main
 from retrieval.base.errors import OneLineParser, UserError, one_line
 from retrieval.base.files import atomic_path, read_json
 from retrieval.base.interrupts import watch_sigterm
-from retrieval.base.progress import set_quiet, silence_transformers
 
 MEASURED = Path(__file__).with_name("measured.json")
 DOCUMENT = ROOT / "docs" / "costs.md"
@@ -206,9 +205,7 @@ def main() -> int:
     if arguments.quick and arguments.write:
         raise UserError("--write takes no --quick: its measurements are not kept")
     if arguments.measure is not None:
-        os.environ["HF_HUB_OFFLINE"] = "1"
-        silence_transformers()
-        set_quiet(True)
+        set_quiet_and_offline()
         names = arguments.measure or list(PARTS)
         found = measured_parts(names, arguments.work, arguments.quick)
         if arguments.quick:

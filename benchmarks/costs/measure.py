@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from benchmarks import growth, search_growth, search_load
 from benchmarks.costs.tables import Inputs
@@ -115,8 +116,7 @@ def indexing(folder: Path, name: str, quick: bool) -> dict[str, Any]:
         return model
 
     points = []
-    update.load_model = timed_load
-    try:
+    with mock.patch.object(update, "load_model", timed_load):
         for minutes in (1, 2) if quick else MINUTES[name]:
             with tempfile.TemporaryDirectory(dir=folder) as temporary:
                 recordings, path = Path(temporary, "recordings"), Path(temporary, "index")
@@ -138,8 +138,6 @@ def indexing(folder: Path, name: str, quick: bool) -> dict[str, Any]:
                     }
                 )
                 print(f"{name}: {points[-1]}", flush=True)
-    finally:
-        update.load_model = load
     model = index.model
     return {
         "dim": meta.dim,

@@ -108,6 +108,7 @@ def training(record: dict[str, Any], inputs: Inputs) -> str:
         gpus: laws.step(gpus, inputs.pairs, record["dim"], record["parameters"], record["frames"])
         for gpus in inputs.gpus
     }
+
     def row(name: str, value: Any, write: Any = size) -> tuple[str, list[Cell]]:
         return name, [computed(write(value(gpus, step))) for gpus, step in of.items()]
 

@@ -127,8 +127,7 @@ def main(argv: list[str] | None = None) -> int:
     for training in trainings:
         training.check_folder()
         print(f"{training.name}, {training.folder}: {state_of(training)}", flush=True)
-    is_built = (arguments.root / "cache" / "cache.json").is_file()
-    if not is_built and any(training.unscored for training in trainings):
+    if not checks.is_built(arguments.root) and any(training.unscored for training in trainings):
         print(f"Clotho, {arguments.root}: to be downloaded and built", flush=True)
     gpus = check_machine(arguments, untrained) if untrained else []
     if arguments.dry_run:
@@ -196,7 +195,7 @@ def check_machine(arguments: argparse.Namespace, untrained: Sequence[Training]) 
             --unchecked this is a warning, except for weights that a person must download.
     """
     check_writable(arguments.output)
-    if (arguments.root / "cache" / "cache.json").is_file():
+    if checks.is_built(arguments.root):
         clips_of_cache(arguments.root / "cache")
     else:
         check_writable(arguments.root)
@@ -250,7 +249,7 @@ def provide_weights(arguments: argparse.Namespace, untrained: Sequence[Training]
 def build_cache(arguments: argparse.Namespace, config: Config, environment: dict[str, str]) -> None:
     """Download Clotho and build the cache, unless it is there."""
     cache = arguments.root / "cache"
-    if (cache / "cache.json").is_file():
+    if checks.is_built(arguments.root):
         print(f"cache: {cache} is there", flush=True)
         return
     words = ["--root", str(arguments.root), "--download"]

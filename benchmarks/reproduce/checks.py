@@ -63,6 +63,11 @@ def model_size(config: Config, num_processes: int, on_gpu: bool) -> ModelSize:
     return ModelSize(num_parameters, step_bytes, host_bytes)
 
 
+def is_built(root: Path) -> bool:
+    """Return True if the cache of Clotho's folder is complete."""
+    return (root / "cache" / "cache.json").is_file()
+
+
 def disk_needs(
     trainings: Sequence[Training], num_parameters: int, root: Path, output: Path
 ) -> list[DiskNeed]:
@@ -77,7 +82,7 @@ def disk_needs(
     from huggingface_hub.constants import HF_HUB_CACHE
 
     needs = []
-    if not (root / "cache" / "cache.json").is_file():
+    if not is_built(root):
         whole = ARCHIVES_GB + sum(WAV_GB.values()) + CACHE_GB
         needs.append(DiskNeed("Clotho", root, max(0.0, whole - size_gb(root))))
     configs = [training.config for training in trainings]
